@@ -1,0 +1,49 @@
+// Memory owned by one object on one device.
+#pragma once
+
+#include <initializer_list>
+#include <utility>
+
+#include "base/device.h"
+#include "base/tensor.h"
+
+namespace longcat {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Device& device, int64_t bytes) : device_(&device), data_(device.allocate(bytes)), bytes_(bytes) {}
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_) device_->free(data_, bytes_);
+  }
+
+  void* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+  // The start of the buffer under a dtype and shape.
+  Tensor tensor(DType dtype, std::initializer_list<int64_t> shape) const {
+    Tensor view(data_, dtype, shape);
+    LC_CHECK(view.num_bytes() <= bytes_, view.shape_string(), " in ", bytes_, " bytes");
+    return view;
+  }
+
+ private:
+  void swap(Buffer& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  Device* device_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace longcat

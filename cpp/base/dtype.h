@@ -1,0 +1,79 @@
+// Element types of tensors, and the conversions to and from float.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace longcat {
+
+enum class DType : uint8_t { f32, bf16, f16, f8_e4m3, i8, u8, i32, i64 };
+
+constexpr int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return 4;
+    case DType::bf16: return 2;
+    case DType::f16: return 2;
+    case DType::f8_e4m3: return 1;
+    case DType::i8: return 1;
+    case DType::u8: return 1;
+    case DType::i32: return 4;
+    case DType::i64: return 8;
+  }
+  return 0;
+}
+
+// Names as safetensors writes them.
+constexpr const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "F32";
+    case DType::bf16: return "BF16";
+    case DType::f16: return "F16";
+    case DType::f8_e4m3: return "F8_E4M3";
+    case DType::i8: return "I8";
+    case DType::u8: return "U8";
+    case DType::i32: return "I32";
+    case DType::i64: return "I64";
+  }
+  return "?";
+}
+
+// Upper half of an IEEE single.
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_float(float x) { return x; }
+
+// Round to nearest, ties to even; NaN stays NaN (the quiet bit is set so that a payload in the low half survives).
+inline bf16 to_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x0040u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// IEEE half, subnormals, infinities and NaN included.
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  const uint32_t exponent = (h >> 10) & 0x1fu, mantissa = h & 0x3ffu;
+  if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+  return sign ? -magnitude : magnitude;
+}
+
+// OCP 8-bit float with 4 exponent bits (bias 7), no infinities, NaN = S.1111.111; largest finite 448.
+inline float e4m3_to_float(uint8_t v) {
+  const uint32_t exponent = (v >> 3) & 0xfu, mantissa = v & 7u;
+  float magnitude;
+  if (exponent == 0xfu && mantissa == 7u) {
+    magnitude = std::bit_cast<float>(0x7fc00000u);
+  } else if (exponent != 0) {
+    magnitude = std::bit_cast<float>(((exponent + 120u) << 23) | (mantissa << 20));
+  } else {
+    magnitude = static_cast<float>(mantissa) * 0x1p-9f;
+  }
+  return (v & 0x80u) ? -magnitude : magnitude;
+}
+
+}  // namespace longcat

@@ -1,0 +1,30 @@
+// A file mapped read-only: the pages it holds are the operating system's cache, shared by all processes.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string_view>
+
+namespace longcat {
+
+class MappedFile {
+ public:
+  // Throws Error when `path` is not a readable, non-empty regular file. `where` opens the message: who asked and the
+  // file's name, fit to print ("[safetensors] model.safetensors").
+  MappedFile(const std::filesystem::path& path, std::string_view where);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace longcat

@@ -1,0 +1,75 @@
+// config.json of a LongCat-Flash checkpoint: the fields this runtime needs, checked.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/dtype.h"
+
+namespace longcat {
+
+// Hashed N-gram embedding: `emb_neighbor_num` = N orders 2..N, `emb_split_num` = K tables an order.
+struct NgramConfig {
+  int64_t table_rows = 0;        // m = int(ngram_vocab_size_ratio * vocab_size); table t holds m + 2t + 1 rows
+  int64_t emb_neighbor_num = 0;  // N: the longest N-gram, the current token included
+  int64_t emb_split_num = 0;     // K: tables per order
+
+  int64_t num_tables() const { return emb_split_num * (emb_neighbor_num - 1); }
+  int64_t rows_of(int64_t table) const { return table_rows + 2 * table + 1; }
+};
+
+// `rope_scaling` of type yarn.
+struct YarnConfig {
+  double factor = 1;
+  int64_t original_max_position_embeddings = 0;
+  double beta_fast = 32, beta_slow = 1;  // [rotations over the original context]
+  std::optional<double> mscale, mscale_all_dim;
+  std::optional<double> attention_factor;  // factor on cos and sin, when given
+  bool truncate = true;                    // round the ramp's ends outwards to whole dimensions
+
+  bool operator==(const YarnConfig&) const = default;
+};
+
+struct ModelConfig {
+  std::string architecture;  // LongcatFlashNgramForCausalLM or LongcatFlashForCausalLM
+
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t num_layers = 0;  // each holds 2 attentions, 2 dense FFNs and 1 MoE
+  int64_t num_attention_heads = 0;
+  int64_t q_lora_rank = 0, kv_lora_rank = 0;
+  int64_t qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
+  int64_t ffn_hidden_size = 0;
+  int64_t expert_ffn_hidden_size = 0;
+  int64_t n_routed_experts = 0, zero_expert_num = 0, moe_topk = 0;
+  double routed_scaling_factor = 1;
+  bool mla_scale_q_lora = true, mla_scale_kv_lora = true;
+  bool tie_word_embeddings = false;
+  double rms_norm_eps = 1e-5;
+  double rope_theta = 10000;
+  std::optional<YarnConfig> yarn;    // rope_scaling, null when absent
+  std::optional<NgramConfig> ngram;  // null: plain word embedding (LongCat-Flash-Chat)
+  int64_t max_position_embeddings = 0;
+  int64_t bos_token_id = 1, eos_token_id = 2;  // the N-gram segment boundary is this one id
+  DType torch_dtype = DType::bf16;
+  bool fp8_blocks = false;  // quantization_config: e4m3 weights with weight_scale_inv per 128 x 128 block
+
+  std::vector<std::string> warnings;  // fields that were found odd and how they were read
+
+  int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }  // one cached row
+  int64_t num_router_outputs() const { return n_routed_experts + zero_expert_num; }
+  int64_t num_sub_layers() const { return 2 * num_layers; }
+};
+
+// `text` is the JSON; `where` names it in messages. Throws Error: one line with field, found, expected, remedy.
+ModelConfig parse_model_config(std::string_view text, const std::string& where);
+
+// Reads `folder`/config.json (at most 1 MiB).
+ModelConfig load_model_config(const std::filesystem::path& folder);
+
+}  // namespace longcat

@@ -1,0 +1,76 @@
+// Checkpoints as memory-mapped safetensors: one file, or shards listed in model.safetensors.index.json.
+//
+// Nothing in a file is trusted: headers are checked whole before an offset is used, and a checkpoint that is damaged is
+// refused with one line that names the file, what was found, what was expected and the remedy.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/mapped_file.h"
+
+namespace longcat {
+
+constexpr int64_t kMaxHeaderBytes = 16 << 20;
+constexpr int64_t kMaxIndexBytes = 64 << 20;
+constexpr int64_t kMaxTensors = 200'000;  // of a file, of an index, and of a checkpoint
+constexpr int64_t kMaxShards = 10'000;
+constexpr int kMaxHeaderDepth = 8;
+constexpr int kMaxTensorDims = 8;
+
+// One entry of a safetensors header; begin and end are offsets from the end of the header [bytes].
+struct TensorEntry {
+  DType dtype{};
+  std::vector<int64_t> shape;
+  uint64_t begin = 0, end = 0;
+};
+
+// Checks everything before anything is used: length, depth, duplicate keys, dtype, shape product, size = shape x dtype,
+// and that the tensors tile the `data_bytes` after the header without overlap, gap or rest. `where` names the file in
+// messages. Throws Error.
+std::map<std::string, TensorEntry> parse_safetensors_header(std::string_view header_json, uint64_t data_bytes,
+                                                            const std::string& where);
+
+// model.safetensors.index.json: which shard holds which tensor.
+struct ShardIndex {
+  std::vector<std::string> shards;            // plain file names, in the order met
+  std::map<std::string, int32_t> weight_map;  // tensor name -> index into `shards`
+};
+
+// A shard name must be a plain *.safetensors file name: no index leads out of its folder. Throws Error.
+ShardIndex parse_safetensors_index(std::string_view text, const std::string& where);
+
+// A tensor of a checkpoint: read-only, in the mapped file, possibly not aligned to its dtype.
+struct StoredTensor {
+  DType dtype{};
+  std::vector<int64_t> shape;
+  const std::byte* data = nullptr;
+  uint64_t num_bytes = 0;
+  int32_t shard = 0;  // index into Checkpoint::shards()
+};
+
+class Checkpoint {
+ public:
+  // Maps every shard of `folder`. Throws Error.
+  explicit Checkpoint(const std::filesystem::path& folder);
+
+  const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
+  const StoredTensor* find(const std::string& name) const;  // nullptr when absent
+  const std::vector<MappedFile>& shards() const { return shards_; }
+  const std::filesystem::path& folder() const { return folder_; }
+
+ private:
+  void add_shard(const std::string& file_name);
+  void add_indexed_shards(const std::filesystem::path& index_path);
+
+  std::filesystem::path folder_;
+  std::vector<MappedFile> shards_;
+  std::map<std::string, StoredTensor> tensors_;
+};
+
+}  // namespace longcat

@@ -1,0 +1,53 @@
+// The CPU implementation of Ops: plain and readable. The bodies lie in one file an area: gemm.cpp, elementwise.cpp,
+// rope.cpp, attention.cpp, moe.cpp, ngram_embed.cpp, sample.cpp.
+#pragma once
+
+#include "base/thread_pool.h"
+#include "cpu/cpu_device.h"
+#include "ops/ops.h"
+
+namespace longcat {
+
+class CpuOps final : public Ops {
+ public:
+  explicit CpuOps(int num_threads) : pool_(num_threads) {}
+
+  Device& device() override { return device_; }
+  int num_threads() const override { return pool_.num_threads(); }
+
+  Weight prepare(const Weight& logical, Buffer& storage) override;
+
+  void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
+  void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection, float scale) override;
+
+  void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override;
+  void add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) override;
+  void add(Tensor x, Tensor y) override;
+  void add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) override;
+
+  void linear(Tensor out, Tensor x, const Weight& weight) override;
+  void linear_per_head(Tensor out, Tensor x, const Weight& weight) override;
+  void silu_mul(Tensor out, Tensor gate, Tensor up) override;
+
+  void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) override;
+  void rope(Tensor x, Tensor cos, Tensor sin) override;
+  void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                 const ForwardBatch& batch) override;
+  void mla_attention(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                     float scale) override;
+
+  void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
+                 int64_t n_routed_experts, float scaling_factor) override;
+  void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
+                   const ExpertWeights& experts) override;
+
+  void gather_rows(Tensor out, Tensor x, Tensor rows) override;
+  void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
+              Tensor block_tables) override;
+
+ private:
+  CpuDevice device_;
+  ThreadPool pool_;
+};
+
+}  // namespace longcat

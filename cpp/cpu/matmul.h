@@ -1,0 +1,25 @@
+// A block of rows of one weight times a list of rows of x: what linear, linear_per_head and the experts are made of.
+#pragma once
+
+#include "ops/weight.h"
+
+namespace longcat::cpu {
+
+// out[i * out_stride + r] = x[row i] . W[first_row + r] for r in [0, num_rows), i in [0, num_inputs).
+// Row i of x is x + i * x_stride, or x + row_idx[i] * x_stride when row_idx is not null. Strides in floats.
+struct MatmulBlock {
+  float* out;
+  int64_t out_stride;
+  const float* x;
+  int64_t x_stride;
+  const int32_t* row_idx;
+  int64_t num_inputs;
+  int64_t first_row, num_rows;
+};
+
+void matmul_block(const Weight& weight, const MatmulBlock& block);
+
+// out[0..in_features) = row `row` of the weight as floats.
+void read_row(float* out, const Weight& weight, int64_t row);
+
+}  // namespace longcat::cpu

@@ -1,0 +1,129 @@
+// Router and experts of the shortcut MoE. Identity ("zero") experts are picked like the others and never computed.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/cpu_ops.h"
+#include "cpu/matmul.h"
+#include "cpu/vec.h"
+
+namespace longcat {
+
+namespace {
+
+constexpr int64_t kRowGrain = 32;  // rows of an expert's weight a thread takes at once
+
+LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
+
+void softmax(float* x, int64_t n) {
+  const float max = *std::max_element(x, x + n);
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += x[i] = std::exp(x[i] - max);
+  for (int64_t i = 0; i < n; ++i) x[i] /= sum;
+}
+
+// The `topk` ids with the largest scores[id] + bias[id], ties to the lowest id, in ascending id.
+void select_top(int32_t* picks, int64_t topk, const float* scores, const float* bias, int64_t n) {
+  int64_t count = 0;
+  const auto key = [&](int32_t id) { return scores[id] + bias[id]; };
+  for (int32_t id = 0; id < n; ++id) {
+    if (count == topk && !(key(id) > key(picks[count - 1]))) continue;
+    if (count < topk) ++count;
+    int64_t place = count - 1;
+    for (; place > 0 && key(id) > key(picks[place - 1]); --place) picks[place] = picks[place - 1];
+    picks[place] = id;
+  }
+  std::sort(picks, picks + count);
+}
+
+// Counting sort of the routed picks by expert, tokens ascending within an expert.
+void permute(Routing& routing, int64_t n_routed_experts) {
+  const int64_t num_tokens = routing.expert_idx.size(0), topk = routing.expert_idx.size(1);
+  int32_t* offsets = routing.expert_offsets.data<int32_t>();
+  std::fill_n(offsets, n_routed_experts + 1, 0);
+  for (int64_t i = 0; i < num_tokens * topk; ++i)
+    if (const int32_t expert = routing.expert_idx.data<int32_t>()[i]; expert < n_routed_experts) ++offsets[expert + 1];
+  for (int64_t e = 0; e < n_routed_experts; ++e) offsets[e + 1] += offsets[e];
+
+  thread_local std::vector<int32_t> next;  // next free row of each expert
+  next.assign(offsets, offsets + n_routed_experts);
+  for (int64_t i = 0; i < num_tokens * topk; ++i) {
+    const int32_t expert = routing.expert_idx.data<int32_t>()[i];
+    const int32_t row = expert < n_routed_experts ? next[expert]++ : -1;
+    routing.permuted_rows.data<int32_t>()[i] = row;
+    if (row >= 0) routing.permuted_tokens.data<int32_t>()[row] = static_cast<int32_t>(i / topk);
+  }
+}
+
+// out[row] = x[row_idx[row]] W_e^T for the rows of every expert e.
+void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_idx, std::span<const Weight> weights,
+                    const std::vector<int32_t>& active, const int32_t* offsets) {
+  const int64_t out_features = weights.front().out_features;
+  const int64_t blocks = (out_features + kRowGrain - 1) / kRowGrain;
+  pool.parallel_for(static_cast<int64_t>(active.size()) * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t expert = active[i / blocks], first = offsets[expert];
+      const int64_t row = i % blocks * kRowGrain;
+      cpu::matmul_block(weights[expert],
+                        {.out = out.row<float>(first) + row, .out_stride = out.stride(0),
+                         .x = row_idx ? x.data<float>() : x.row<float>(first), .x_stride = x.stride(0),
+                         .row_idx = row_idx ? row_idx + first : nullptr, .num_inputs = offsets[expert + 1] - first,
+                         .first_row = row, .num_rows = std::min(kRowGrain, out_features - row)});
+    }
+  });
+}
+
+}  // namespace
+
+void CpuOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
+                       int64_t n_routed_experts, float scaling_factor) {
+  const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), num_outputs = classifier.out_features;
+  linear(scratch, x, classifier);
+  pool_.parallel_for(num_tokens, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* scores = scratch.row<float>(t);
+      int32_t* picks = routing.expert_idx.row<int32_t>(t);
+      softmax(scores, num_outputs);
+      select_top(picks, topk, scores, bias.data<float>(), num_outputs);
+      float identity = 0;
+      for (int64_t j = 0; j < topk; ++j) {
+        const float weight = scores[picks[j]] * scaling_factor;
+        routing.expert_weights.row<float>(t)[j] = weight;
+        if (picks[j] >= n_routed_experts) identity += weight;
+      }
+      routing.identity_weight.data<float>()[t] = identity;
+    }
+  });
+  permute(routing, n_routed_experts);
+}
+
+void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
+                         const ExpertWeights& experts) {
+  const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1);
+  const int32_t* offsets = routing.expert_offsets.data<int32_t>();
+  const int32_t* tokens = routing.permuted_tokens.data<int32_t>();
+  const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
+
+  thread_local std::vector<int32_t> active;  // experts with rows
+  active.clear();
+  for (int32_t e = 0; e < num_experts; ++e)
+    if (offsets[e + 1] > offsets[e]) active.push_back(e);
+  const int64_t num_rows = offsets[num_experts];
+
+  grouped_linear(pool_, hidden, x, tokens, experts.gate_proj, active, offsets);
+  grouped_linear(pool_, scratch, x, tokens, experts.up_proj, active, offsets);
+  silu_mul(hidden.first(num_rows), hidden.first(num_rows), scratch.first(num_rows));
+  grouped_linear(pool_, expert_out, hidden, nullptr, experts.down_proj, active, offsets);
+
+  pool_.parallel_for(num_tokens, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* y = out.row<float>(t);
+      std::fill_n(y, out.size(1), 0.0f);
+      for (int64_t j = 0; j < topk; ++j)
+        if (const int32_t row = routing.permuted_rows.row<int32_t>(t)[j]; row >= 0)
+          add_scaled(y, routing.expert_weights.row<float>(t)[j], expert_out.row<float>(row), out.size(1));
+    }
+  });
+}
+
+}  // namespace longcat

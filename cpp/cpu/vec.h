@@ -1,0 +1,72 @@
+// The two inner loops of the plain CPU backend: dot product and scaled addition, over f32 or bf16 rows.
+//
+// One accumulation order for every caller (invariance contract, ops.h): 64 partial sums, k ascending in steps of 64,
+// then a fixed tree. The compiler makes one clone an instruction set and picks one when the library is loaded, so the
+// bits depend on the machine, never on the batch.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/dtype.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define LC_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#else
+#define LC_CLONES
+#endif
+#define LC_INLINE inline __attribute__((always_inline))
+
+namespace longcat::vec {
+
+constexpr int kLanes = 16;
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+LC_INLINE f32x16 load(const float* p) {
+  f32x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+LC_INLINE f32x16 load(const bf16* p) {
+  u16x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  const u32x16 wide = __builtin_convertvector(v, u32x16) << 16;
+  f32x16 out;
+  std::memcpy(&out, &wide, sizeof(out));
+  return out;
+}
+
+LC_INLINE void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof(v)); }
+
+// sum_k a[k] * b[k].
+template <class T>
+LC_INLINE float dot(const float* a, const T* b, int64_t n) {
+  f32x16 acc0{}, acc1{}, acc2{}, acc3{};
+  int64_t k = 0;
+  for (; k + 4 * kLanes <= n; k += 4 * kLanes) {
+    acc0 += load(a + k) * load(b + k);
+    acc1 += load(a + k + kLanes) * load(b + k + kLanes);
+    acc2 += load(a + k + 2 * kLanes) * load(b + k + 2 * kLanes);
+    acc3 += load(a + k + 3 * kLanes) * load(b + k + 3 * kLanes);
+  }
+  for (; k + kLanes <= n; k += kLanes) acc0 += load(a + k) * load(b + k);
+  float sums[kLanes];
+  store(sums, (acc0 + acc1) + (acc2 + acc3));
+  for (int lane = 0; k < n; ++k, ++lane) sums[lane] += a[k] * to_float(b[k]);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  return sums[0];
+}
+
+// y[k] += a * x[k].
+template <class T>
+LC_INLINE void axpy(float* y, float a, const T* x, int64_t n) {
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) store(y + k, load(y + k) + a * load(x + k));
+  for (; k < n; ++k) y[k] += a * to_float(x[k]);
+}
+
+}  // namespace longcat::vec

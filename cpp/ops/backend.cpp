@@ -1,0 +1,19 @@
+#include "ops/backend.h"
+
+#include <charconv>
+
+namespace longcat {
+
+std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads) {
+  if (device == "auto" || device == "cpu") return make_cpu_ops(num_threads);
+  if (device == "cuda") return make_cuda_ops(0);
+  if (device.starts_with("cuda:")) {
+    int device_idx = -1;
+    const char* end = device.data() + device.size();
+    const auto [stop, status] = std::from_chars(device.data() + 5, end, device_idx);
+    if (status == std::errc() && stop == end && device_idx >= 0) return make_cuda_ops(device_idx);
+  }
+  throw std::invalid_argument(str_cat("device=\"", device, "\" is not known: use \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""));
+}
+
+}  // namespace longcat

@@ -1,0 +1,12 @@
+// Linked in place of the CUDA backend where it is not built.
+#include "ops/backend.h"
+
+namespace longcat {
+
+std::unique_ptr<Ops> make_cuda_ops(int) {
+  throw Error("[device] this build of longcat has no CUDA backend: use device=\"cpu\"");
+}
+
+bool cuda_is_built() { return false; }
+
+}  // namespace longcat

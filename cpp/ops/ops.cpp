@@ -1,0 +1,11 @@
+#include "ops/ops.h"
+
+namespace longcat {
+
+void Ops::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
+  linear(out, x, gate_proj);
+  linear(scratch, x, up_proj);
+  silu_mul(out, out, scratch);
+}
+
+}  // namespace longcat

@@ -1,0 +1,170 @@
+// The operations a backend computes: about twenty, each as large as a fused kernel. The model is written over this
+// class once; cpp/cpu and cuda implement it.
+//
+// Conventions. Outputs first, then inputs, then scalars. Views by value; nothing is allocated inside. Activations are
+// f32 on the CPU. `num_tokens` (T) is the first extent of the activations; rows are tokens.
+//
+// Invariance contract, tested on each backend: the bits of a token's result depend on that token and its own history,
+// not on what else is in the batch, on padding, on the number of threads, or on chunk boundaries.
+//   1. One accumulation order per op and weight format, whatever the number of rows.
+//   2. Attention walks the history in a fixed list of pieces by absolute position (kv_piece_end) and combines their
+//      partial results in ascending order.
+//   3. Attend to what is stored: a latent is rounded to the cache format and written first, attention reads only
+//      stored latents. Slots behind a token's position are never read: a recycled page may hold NaN.
+//   4. Ties go to the lowest id; expert outputs are summed per token in ascending expert id; no atomics in sums.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/buffer.h"
+#include "base/device.h"
+#include "base/tensor.h"
+#include "ops/batch.h"
+#include "ops/weight.h"
+
+namespace longcat {
+
+constexpr int kMaxNgram = 16;  // longest N-gram (emb_neighbor_num) an op accepts
+
+// End of the attention piece that begins at `position`: 128 tokens to 2k, 512 to 16k, 2,048 beyond.
+constexpr int64_t kMaxKvPiece = 2048;
+constexpr int64_t kv_piece_end(int64_t position) {
+  const int64_t piece = position < 2048 ? 128 : position < 16384 ? 512 : kMaxKvPiece;
+  return (position / piece + 1) * piece;
+}
+
+// The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width.
+struct NgramTables {
+  std::span<const Weight> tables;       // [rows_of(t), table_dim] each
+  std::span<const int64_t> moduli;      // [num_tables] rows of table t
+  std::span<const int64_t> powers;      // [num_tables, max_order - 1] vocab_size^d mod moduli[t], d = 1..max_order-1
+  int64_t max_order = 1;                // emb_neighbor_num; 1: no tables
+  int64_t splits = 0;                   // emb_split_num
+  int32_t eos_token_id = 2;
+};
+
+// Where each token goes and with which weight. Picks are in ascending expert id.
+struct Routing {
+  Tensor expert_idx;       // [T, moe_topk] i32; an identity expert is >= n_routed_experts
+  Tensor expert_weights;   // [T, moe_topk] f32, routed_scaling_factor included
+  Tensor identity_weight;  // [T] f32, sum of the weights of the identity picks
+  Tensor expert_offsets;   // [n_routed_experts + 1] i32, prefix sums: rows of each expert in the permuted order
+  Tensor permuted_tokens;  // [T * moe_topk] i32, token of each permuted row, ascending within an expert
+  Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick, -1 for an identity pick
+};
+
+struct ExpertWeights {
+  std::span<const Weight> gate_proj, up_proj;  // [n_routed_experts] of [expert_ffn_hidden_size, hidden_size]
+  std::span<const Weight> down_proj;           // [n_routed_experts] of [hidden_size, expert_ffn_hidden_size]
+};
+
+struct MlaShape {
+  int64_t num_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+};
+
+// One row of sampling parameters; the history for the repetition penalty is the lane of the cache.
+struct SamplingRow {
+  double temperature = 1;         // 0: greedy
+  int32_t top_k = 0;              // 0: off
+  double top_p = 1;               // 1: off
+  double repetition_penalty = 1;  // 1: off
+  uint64_t seed = 0;
+  int32_t sample_idx = 0;         // which of the n samples of a request
+  int32_t sequence = 0;           // row of the batch's block_tables
+  int32_t position = 0;           // of the last token of the history; the sampled token will stand at position + 1
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+  virtual Device& device() = 0;
+  virtual int num_threads() const = 0;  // of the host that compute
+
+  // The form of `logical` that linear() reads fastest, made once at load; new planes go to `storage`, otherwise the
+  // result is a view of the same memory.
+  virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
+
+  // --- embedding -------------------------------------------------------------------------------------------------
+  // For each token: writes its id to its slot of `lane`, reads up to max_order - 1 predecessors (from the batch when
+  // they are in the same chunk, else from the lane), hashes them, gathers one row per table.
+  //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or when
+  //   any of x_{p-d}..x_{p-1} is eos_token_id (model of the published modeling_longcat_ngram.py).
+  // ids: [T, num_tables] i32; rows: [T, num_tables * table_dim]; lane: [num_slots] i32. With no tables only the lane is
+  // written.
+  virtual void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) = 0;
+
+  // out = (word[token_ids] + rows * projection^T) * scale; an empty `projection` leaves the word rows times scale.
+  // out: [T, hidden]; projection: [hidden, num_tables * table_dim], the projections side by side.
+  virtual void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection, float scale) = 0;
+
+  // --- norms and sums --------------------------------------------------------------------------------------------
+  // out = x / sqrt(mean(x^2) + eps) * weight. out, x: [T, dim], may be the same; weight: [dim] f32.
+  virtual void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) = 0;
+
+  // residual += x (unless x is empty); out = rms_norm(residual). `out` must be another buffer.
+  virtual void add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) = 0;
+
+  // x += y.
+  virtual void add(Tensor x, Tensor y) = 0;
+
+  // x[t] += row_weight[t] * y[t]. row_weight: [T] f32.
+  virtual void add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) = 0;
+
+  // --- linear layers ---------------------------------------------------------------------------------------------
+  // out = x W^T. out: [T, out_features]; x: [T, in_features].
+  virtual void linear(Tensor out, Tensor x, const Weight& weight) = 0;
+
+  // out[t, h] = x[t, h] W_h^T, W_h = rows [h * out_dim, (h + 1) * out_dim) of weight. out: [T, heads, out_dim];
+  // x: [T, heads, in_features], may be strided.
+  virtual void linear_per_head(Tensor out, Tensor x, const Weight& weight) = 0;
+
+  // out = silu(gate) * up. out may be gate.
+  virtual void silu_mul(Tensor out, Tensor gate, Tensor up) = 0;
+
+  // out = silu(x gate_proj^T) * (x up_proj^T). scratch: like out. Default: two linear() and silu_mul().
+  virtual void linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj);
+
+  // --- attention (MLA) -------------------------------------------------------------------------------------------
+  // Angles of this step, once for all layers: cos, sin = cos, sin(position * inv_freq) * factor. [T, rope / 2] f32.
+  virtual void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) = 0;
+
+  // Rotates interleaved pairs (2j, 2j + 1) of each head in place. x: [T, heads, rope], may be strided.
+  virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
+
+  // Writes one latent row a token to its slot: [rms_norm(kv_a[:, :kv_lora]) | rope(kv_a[:, kv_lora:])], rounded to the
+  // dtype of `latents`. kv_a: [T, kv_lora + rope]; latents: [num_slots, kv_lora + rope]; norm_weight: [kv_lora] f32.
+  virtual void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                         const ForwardBatch& batch) = 0;
+
+  // Absorbed attention over positions 0..p of each token's own sequence:
+  // out[t, h] = sum_s softmax_s((q_latent[t, h] . c_s + q_rope[t, h] . k_s) * scale) c_s.
+  // out, q_latent: [T, heads, kv_lora]; q_rope: [T, heads, rope], may be strided; latents as in mla_store.
+  virtual void mla_attention(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                             float scale) = 0;
+
+  // --- mixture of experts ----------------------------------------------------------------------------------------
+  // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts; the topk of g + bias are
+  // picked (ties: lowest id), weighted by g * scaling_factor. scratch: [T, num_router_outputs] f32.
+  virtual void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
+                         int64_t n_routed_experts, float scaling_factor) = 0;
+
+  // out[t] = sum over the routed picks of t, in ascending expert id, of weight * expert(x[t]). Identity picks are not
+  // computed here. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
+  virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
+                           const ExpertWeights& experts) = 0;
+
+  // --- output ----------------------------------------------------------------------------------------------------
+  // out[i] = x[rows[i]]. rows: [num_rows] i32.
+  virtual void gather_rows(Tensor out, Tensor x, Tensor rows) = 0;
+
+  // Next token of each row, in the reference's order: repetition penalty (each id of the history once), temperature,
+  // top-k (ties with the k-th stay), top-p over the survivors, one draw. The draw is Gumbel-max with Philox4x32-10
+  // keyed by the seed and counted by (token id, position, sample), so it does not depend on the batch.
+  // token_ids: [num_rows] i32, -1 for a row whose logits hold a NaN or nothing finite; logits: [num_rows, vocab] f32,
+  // overwritten; lane as in ngram_lookup.
+  virtual void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
+                      Tensor block_tables) = 0;
+};
+
+}  // namespace longcat

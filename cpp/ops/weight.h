@@ -1,0 +1,55 @@
+// A matrix of the model: what it means (logical shape) beside how it is stored (format, planes, placement).
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace longcat {
+
+enum class WeightFormat : uint8_t {
+  f32,        // data: float
+  bf16,       // data: bf16
+  fp8_block,  // data: e4m3, scales: one float per 128 x 128 block (Lite-FP8, `weight_scale_inv`)
+};
+
+enum class Placement : uint8_t {
+  device,  // memory of the device that computes
+  disk,    // pages of the mapped checkpoint file, resident only where touched
+};
+
+constexpr int64_t kFp8Block = 128;
+
+// W of y = x W^T, row-major [out_features, in_features]. A view: the model owns the planes.
+struct Weight {
+  WeightFormat format = WeightFormat::f32;
+  int64_t out_features = 0, in_features = 0;
+  const void* data = nullptr;
+  const float* scales = nullptr;  // fp8_block: [ceil(out / 128), ceil(in / 128)]
+  Placement placement = Placement::device;
+
+  bool empty() const { return data == nullptr; }
+  int64_t num_bytes() const {
+    const int64_t count = out_features * in_features;
+    switch (format) {
+      case WeightFormat::f32: return count * 4;
+      case WeightFormat::bf16: return count * 2;
+      case WeightFormat::fp8_block: {
+        const int64_t blocks = ((out_features + kFp8Block - 1) / kFp8Block) * ((in_features + kFp8Block - 1) / kFp8Block);
+        return count + blocks * 4;
+      }
+    }
+    return 0;
+  }
+};
+
+constexpr const char* name_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32: return "f32";
+    case WeightFormat::bf16: return "bf16";
+    case WeightFormat::fp8_block: return "fp8_block";
+  }
+  return "?";
+}
+
+}  // namespace longcat

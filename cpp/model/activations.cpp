@@ -1,0 +1,64 @@
+#include "model/activations.h"
+
+namespace longcat {
+
+Tensor ActivationBuffers::allocate(Device& device, DType dtype, std::initializer_list<int64_t> shape) {
+  int64_t count = 1;
+  for (int64_t extent : shape) count *= extent;
+  if (count == 0) return {};
+  return buffers_.emplace_back(device, count * size_of(dtype)).tensor(dtype, shape);
+}
+
+ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens) : max_tokens_(max_tokens) {
+  const auto f32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::f32, shape); };
+  const auto i32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::i32, shape); };
+  const int64_t T = max_tokens, H = config.num_attention_heads, hidden = config.hidden_size, topk = config.moe_topk;
+  if (config.ngram) {
+    full_.ngram_ids = i32({T, config.ngram->num_tables()});
+    full_.ngram_rows = f32({T, hidden});  // num_tables * (hidden / num_tables)
+  }
+  full_.residual = f32({T, hidden});
+  full_.x = f32({T, hidden});
+  full_.h = f32({T, hidden});
+  full_.cos = f32({T, config.qk_rope_head_dim / 2});
+  full_.sin = f32({T, config.qk_rope_head_dim / 2});
+  full_.q_a = f32({T, config.q_lora_rank});
+  full_.q = f32({T, H, config.qk_head_dim()});
+  full_.kv_a = f32({T, config.latent_dim()});
+  full_.q_latent = f32({T, H, config.kv_lora_rank});
+  full_.latent_out = f32({T, H, config.kv_lora_rank});
+  full_.attn_out = f32({T, H, config.v_head_dim});
+  full_.gate = f32({T, config.ffn_hidden_size});
+  full_.up = f32({T, config.ffn_hidden_size});
+  full_.moe_in = f32({T, hidden});
+  full_.router_scores = f32({T, config.num_router_outputs()});
+  full_.routing.expert_idx = i32({T, topk});
+  full_.routing.expert_weights = f32({T, topk});
+  full_.routing.identity_weight = f32({T});
+  full_.routing.expert_offsets = i32({config.n_routed_experts + 1});
+  full_.routing.permuted_tokens = i32({T * topk});
+  full_.routing.permuted_rows = i32({T, topk});
+  full_.expert_gate = f32({T * topk, config.expert_ffn_hidden_size});
+  full_.expert_up = f32({T * topk, config.expert_ffn_hidden_size});
+  full_.expert_out = f32({T * topk, hidden});
+  full_.moe_out = f32({T, hidden});
+}
+
+int64_t ActivationBuffers::num_bytes() const {
+  int64_t bytes = 0;
+  for (const Buffer& buffer : buffers_) bytes += buffer.bytes();
+  return bytes;
+}
+
+Activations ActivationBuffers::first(int64_t num_tokens) const {
+  LC_CHECK(0 < num_tokens && num_tokens <= max_tokens_, num_tokens, " tokens in a step of at most ", max_tokens_);
+  Activations a = full_;
+  for (Tensor* rows_are_tokens :
+       {&a.ngram_ids, &a.ngram_rows, &a.residual, &a.x, &a.h, &a.cos, &a.sin, &a.q_a, &a.q, &a.kv_a, &a.q_latent,
+        &a.latent_out, &a.attn_out, &a.gate, &a.up, &a.moe_in, &a.router_scores, &a.routing.expert_idx,
+        &a.routing.expert_weights, &a.routing.identity_weight, &a.routing.permuted_rows, &a.moe_out})
+    if (!rows_are_tokens->empty()) *rows_are_tokens = rows_are_tokens->first(num_tokens);
+  return a;
+}
+
+}  // namespace longcat

@@ -1,0 +1,118 @@
+#include "model/model.h"
+
+#include <cmath>
+
+namespace longcat {
+
+namespace {
+
+// The q_a and kv_a norms: the reference builds them with its RMSNorm's default, not with rms_norm_eps.
+constexpr float kInnerNormEps = 1e-6f;
+
+}  // namespace
+
+Model::Model(Ops& ops, const ModelConfig& config, ModelWeights weights, int64_t max_tokens)
+    : ops_(ops),
+      config_(config),
+      weights_(std::move(weights)),
+      rope_(make_rope_scaling(config)),
+      softmax_scale_(static_cast<float>(rope_.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim())))),
+      inv_freq_(ops.device(), config.qk_rope_head_dim / 2 * size_of(DType::f32)),
+      buffers_(ops.device(), config, max_tokens) {
+  const std::vector<float> inv_freq(rope_.inv_freq.begin(), rope_.inv_freq.end());
+  ops.device().copy_from_host(inv_freq_.data(), inv_freq.data(), inv_freq_.bytes());
+}
+
+Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
+  a_ = buffers_.first(batch.num_tokens());
+  embed(batch, cache);
+  for (int64_t l = 0; l < config_.num_layers; ++l) decoder_layer(l, batch, cache);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, weights_.final_norm, static_cast<float>(config_.rms_norm_eps));
+  return a_.h;
+}
+
+void Model::logits(Tensor out, Tensor rows) {
+  const Tensor picked = a_.moe_in.first(rows.size(0));  // free between steps
+  ops_.gather_rows(picked, a_.h, rows);
+  ops_.linear(out, picked, weights_.lm_head);
+}
+
+// Mean of the word embedding and the projected rows of every N-gram table.
+void Model::embed(const ForwardBatch& batch, KvCache& cache) {
+  const NgramWeights& w = weights_.ngram;
+  NgramTables ngram{.tables = w.tables, .moduli = w.moduli, .powers = w.powers,
+                    .eos_token_id = static_cast<int32_t>(config_.eos_token_id)};
+  float scale = 1;
+  if (config_.ngram) {
+    ngram.max_order = config_.ngram->emb_neighbor_num;
+    ngram.splits = config_.ngram->emb_split_num;
+    scale = 1.0f / static_cast<float>(1 + config_.ngram->num_tables());
+  }
+  ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.lane(), batch, ngram);
+  ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, a_.ngram_rows, w.projection, scale);
+  ops_.rope_angles(a_.cos, a_.sin, batch.positions, inv_freq_.tensor(DType::f32, {config_.qk_rope_head_dim / 2}),
+                   static_cast<float>(rope_.cos_sin_factor));
+}
+
+// Two attentions and two dense FFNs in a row; the MoE reads the first FFN's input and is added at the end, so it may
+// run beside everything between (shortcut-connected MoE of the LongCat-Flash technical report).
+void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer_idx)];
+  const float eps = static_cast<float>(config_.rms_norm_eps);
+  const Tensor last = layer_idx == 0 ? Tensor{} : a_.x;  // the previous layer's output, not yet in the residual
+
+  ops_.add_rms_norm(a_.h, a_.residual, last, w.input_norm[0], eps);
+  attention(w.attention[0], cache.latents(2 * layer_idx), batch);
+  ops_.add_rms_norm(a_.moe_in, a_.residual, a_.x, w.post_attention_norm[0], eps);
+
+  ops_.device().begin_branch();
+  moe(w.moe);
+  ops_.device().end_branch();
+
+  ffn(w.ffn[0], a_.moe_in);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm[1], eps);
+  attention(w.attention[1], cache.latents(2 * layer_idx + 1), batch);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm[1], eps);
+  ffn(w.ffn[1], a_.h);
+
+  ops_.device().join_branch();
+  ops_.add(a_.x, a_.moe_out);
+  ops_.add_scaled_rows(a_.x, a_.moe_in, a_.routing.identity_weight);
+}
+
+// x = MLA(h), absorbed: queries are taken into the latent space, the cache is attended as one head of
+// kv_lora_rank + rope values, and the result is taken out by each head's W_uv.
+void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBatch& batch) {
+  const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim();
+  const int64_t num_tokens = batch.num_tokens(), attn_width = config_.num_attention_heads * config_.v_head_dim;
+  const Tensor q_nope = a_.q.slice(2, 0, nope), q_rope = a_.q.slice(2, nope, head_dim);
+
+  ops_.linear(a_.q_a, a_.h, w.q_a_proj);
+  ops_.rms_norm(a_.q_a, a_.q_a, w.q_a_norm, kInnerNormEps);
+  ops_.linear(a_.q.reshape({num_tokens, config_.num_attention_heads * head_dim}), a_.q_a, w.q_b_proj);
+  ops_.rope(q_rope, a_.cos, a_.sin);
+  ops_.linear_per_head(a_.q_latent, q_nope, w.k_up);
+
+  ops_.linear(a_.kv_a, a_.h, w.kv_a_proj);
+  ops_.mla_store(latents, a_.kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
+  ops_.mla_attention(a_.latent_out, a_.q_latent, q_rope, latents, batch, softmax_scale_);
+
+  ops_.linear_per_head(a_.attn_out, a_.latent_out, w.v_up);
+  ops_.linear(a_.x, a_.attn_out.reshape({num_tokens, attn_width}), w.o_proj);
+}
+
+// x = down(silu(gate(h)) * up(h)).
+void Model::ffn(const FfnWeights& w, Tensor h) {
+  ops_.linear_silu_mul(a_.gate, a_.up, h, w.gate_proj, w.up_proj);
+  ops_.linear(a_.x, a_.gate, w.down_proj);
+}
+
+// moe_out = weighted sum of the routed experts of moe_in; the identity experts' weight is left in the routing, since
+// their contribution is moe_in itself.
+void Model::moe(const MoeWeights& w) {
+  ops_.moe_route(a_.routing, a_.router_scores, a_.moe_in, w.classifier, w.e_score_correction_bias,
+                 config_.n_routed_experts, static_cast<float>(config_.routed_scaling_factor));
+  ops_.moe_experts(a_.moe_out, a_.expert_gate, a_.expert_up, a_.expert_out, a_.moe_in, a_.routing, w.experts());
+}
+
+}  // namespace longcat

@@ -1,0 +1,349 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <set>
+
+namespace longcat {
+
+namespace {
+
+constexpr size_t kListed = 8;  // names shown in a message before "and N more"
+
+// --- what the config promises --------------------------------------------------------------------------------------
+
+struct ExpectedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  bool is_linear = false;  // may be stored as fp8 with weight_scale_inv
+};
+
+std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
+  std::vector<ExpectedTensor> expected;
+  const auto linear = [&](const std::string& name, int64_t out, int64_t in) { expected.push_back({name + ".weight", {out, in}, true}); };
+  const auto plain = [&](const std::string& name, std::vector<int64_t> shape) { expected.push_back({name, std::move(shape)}); };
+  const auto ffn = [&](const std::string& name, int64_t width) {
+    linear(name + ".gate_proj", width, c.hidden_size);
+    linear(name + ".up_proj", width, c.hidden_size);
+    linear(name + ".down_proj", c.hidden_size, width);
+  };
+  plain("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
+  if (c.ngram)
+    for (int64_t t = 0; t < c.ngram->num_tables(); ++t) {
+      const int64_t table_dim = c.hidden_size / c.ngram->num_tables();
+      plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim});
+      plain(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"), {c.hidden_size, table_dim});
+    }
+  for (int64_t l = 0; l < c.num_layers; ++l) {
+    const std::string layer = str_cat("model.layers.", l, ".");
+    for (int i = 0; i < 2; ++i) {
+      const std::string attention = str_cat(layer, "self_attn.", i, ".");
+      linear(attention + "q_a_proj", c.q_lora_rank, c.hidden_size);
+      plain(attention + "q_a_layernorm.weight", {c.q_lora_rank});
+      linear(attention + "q_b_proj", c.num_attention_heads * c.qk_head_dim(), c.q_lora_rank);
+      linear(attention + "kv_a_proj_with_mqa", c.latent_dim(), c.hidden_size);
+      plain(attention + "kv_a_layernorm.weight", {c.kv_lora_rank});
+      linear(attention + "kv_b_proj", c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+      linear(attention + "o_proj", c.hidden_size, c.num_attention_heads * c.v_head_dim);
+      plain(str_cat(layer, "input_layernorm.", i, ".weight"), {c.hidden_size});
+      plain(str_cat(layer, "post_attention_layernorm.", i, ".weight"), {c.hidden_size});
+      ffn(str_cat(layer, "mlps.", i), c.ffn_hidden_size);
+    }
+    plain(layer + "mlp.router.classifier.weight", {c.num_router_outputs(), c.hidden_size});
+    plain(layer + "mlp.router.e_score_correction_bias", {c.num_router_outputs()});
+    for (int64_t e = 0; e < c.n_routed_experts; ++e) ffn(str_cat(layer, "mlp.experts.", e), c.expert_ffn_hidden_size);
+  }
+  plain("model.norm.weight", {c.hidden_size});
+  if (!c.tie_word_embeddings) plain("lm_head.weight", {c.vocab_size, c.hidden_size});
+  return expected;
+}
+
+// --- holding the checkpoint against it -----------------------------------------------------------------------------
+
+std::string shape_string(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t d = 0; d < shape.size(); ++d) text += (d ? ", " : "") + std::to_string(shape[d]);
+  return text + "]";
+}
+
+std::string join_some(const std::vector<std::string>& items) {
+  std::string text;
+  for (size_t i = 0; i < std::min(items.size(), kListed); ++i) text += (i ? "; " : "") + items[i];
+  if (items.size() > kListed) text += str_cat("; and ", items.size() - kListed, " more");
+  return text;
+}
+
+bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+
+std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
+  return {(shape[0] + kFp8Block - 1) / kFp8Block, (shape[1] + kFp8Block - 1) / kFp8Block};
+}
+
+// Throws one Error that lists every missing or misshapen tensor; returns a warning about unknown ones, or nothing.
+std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+  std::vector<std::string> problems;
+  std::set<std::string> known;
+  const auto check_one = [&](const std::string& name, const std::vector<int64_t>& shape, auto&& dtype_fits, const char* dtypes) {
+    known.insert(name);
+    const StoredTensor* tensor = checkpoint.find(name);
+    if (!tensor) {
+      problems.push_back(str_cat("\"", name, "\" ", shape_string(shape), " is missing"));
+    } else if (tensor->shape != shape) {
+      problems.push_back(str_cat("\"", name, "\" is ", shape_string(tensor->shape), ", expected ", shape_string(shape)));
+    } else if (!dtype_fits(tensor->dtype)) {
+      problems.push_back(str_cat("\"", name, "\" is ", name_of(tensor->dtype), ", expected ", dtypes));
+    }
+    return tensor;
+  };
+  for (const ExpectedTensor& expected : expected_tensors(config)) {
+    const bool fp8 = expected.is_linear && config.fp8_blocks;
+    const StoredTensor* tensor = check_one(
+        expected.name, expected.shape, [&](DType d) { return is_float(d) || (fp8 && d == DType::f8_e4m3); },
+        fp8 ? "F32, BF16, F16 or F8_E4M3" : "F32, BF16 or F16");
+    if (tensor && fp8 && tensor->dtype == DType::f8_e4m3)
+      check_one(expected.name + "_scale_inv", scale_shape(expected.shape), [](DType d) { return d == DType::f32; }, "F32");
+  }
+  if (!problems.empty())
+    throw Error(str_cat("[weights] ", checkpoint.folder().string(), ": ", problems.size(),
+                        problems.size() == 1 ? " tensor does" : " tensors do", " not fit config.json: ", join_some(problems),
+                        " (is the download complete, and the config.json its own?)"));
+
+  std::vector<std::string> unknown;
+  for (const auto& [name, tensor] : checkpoint.tensors())
+    if (!known.contains(name) && !name.starts_with("model.mtp.")) unknown.push_back(name);
+  if (unknown.empty()) return {};
+  return {str_cat("[weights] ", checkpoint.folder().string(), ": ", unknown.size(), " unknown ",
+                  unknown.size() == 1 ? "tensor is" : "tensors are", " not used: ", join_some(unknown))};
+}
+
+// --- building ------------------------------------------------------------------------------------------------------
+
+float element(const std::byte* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::f32: {
+      float value;
+      std::memcpy(&value, data + 4 * i, 4);
+      return value;
+    }
+    case DType::bf16: {
+      bf16 value;
+      std::memcpy(&value, data + 2 * i, 2);
+      return to_float(value);
+    }
+    case DType::f16: {
+      uint16_t value;
+      std::memcpy(&value, data + 2 * i, 2);
+      return half_to_float(value);
+    }
+    default: throw Error(str_cat("[internal] ", name_of(dtype), " has no float elements here"));
+  }
+}
+
+class WeightBuilder {
+ public:
+  WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, ModelWeights& weights, const LoadProgress& progress)
+      : checkpoint_(checkpoint), dtype_(dtype), ops_(ops), weights_(weights), progress_(progress) {
+    for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
+  }
+
+  // A norm or bias as f32, times `factor`.
+  Tensor vector(const std::string& name, double factor = 1) {
+    const StoredTensor& stored = get(name);
+    const int64_t n = stored.shape[0];
+    Tensor out = allocate(DType::f32, n, 1).reshape({n});
+    for (int64_t i = 0; i < n; ++i) out.data<float>()[i] = static_cast<float>(element(stored.data, stored.dtype, i) * factor);
+    return out;
+  }
+
+  // A matrix as it is stored where a kernel reads that format, else converted.
+  Weight matrix(const std::string& name) {
+    const StoredTensor& stored = get(name);
+    const int64_t rows = stored.shape[0], cols = stored.shape[1];
+    if (stored.dtype == DType::f16 || (stored.dtype == DType::f32 && dtype_ == DType::bf16))
+      return rounded(rows, cols, [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
+    return prepared(view(name, stored));
+  }
+
+  // N-gram tables are read a row at a time: never converted, never copied.
+  Weight table(const std::string& name) {
+    const StoredTensor& stored = get(name);
+    if (stored.dtype == DType::f16) return matrix(name);
+    return prepared(view(name, stored));
+  }
+
+  Weight matrix_f32(const std::string& name) {
+    const StoredTensor& stored = get(name);
+    const int64_t rows = stored.shape[0], cols = stored.shape[1];
+    Tensor out = allocate(DType::f32, rows, cols);
+    for (int64_t i = 0; i < rows * cols; ++i) out.data<float>()[i] = element(stored.data, stored.dtype, i);
+    return {.format = WeightFormat::f32, .out_features = rows, .in_features = cols, .data = out.raw()};
+  }
+
+  // kv_b_proj holds per head nope rows of W_uk, then v rows of W_uv.
+  void split_kv_b(AttentionWeights& attention, const std::string& name, const ModelConfig& c) {
+    const StoredTensor& stored = get(name);
+    const Weight kv_b = view(name, stored);
+    const int64_t latent = c.kv_lora_rank, nope = c.qk_nope_head_dim, v = c.v_head_dim;
+    const auto value = [&](int64_t row, int64_t col) {
+      if (kv_b.format != WeightFormat::fp8_block || stored.dtype != DType::f8_e4m3)
+        return element(stored.data, stored.dtype, row * latent + col);
+      float scale;
+      const int64_t block = row / kFp8Block * ((latent + kFp8Block - 1) / kFp8Block) + col / kFp8Block;
+      std::memcpy(&scale, reinterpret_cast<const std::byte*>(kv_b.scales) + 4 * block, 4);
+      return e4m3_to_float(static_cast<uint8_t>(stored.data[row * latent + col])) * scale;
+    };
+    const auto k_row = [&](int64_t r, int64_t col) { return value(r / latent * (nope + v) + col, r % latent); };
+    const auto v_row = [&](int64_t r, int64_t col) { return value(r / v * (nope + v) + nope + r % v, col); };
+    const bool exact_in_bf16 = stored.dtype == DType::bf16;
+    attention.k_up = rounded(c.num_attention_heads * latent, nope, k_row, exact_in_bf16);
+    attention.v_up = rounded(c.num_attention_heads * v, latent, v_row, exact_in_bf16);
+  }
+
+  // The post_projs [hidden, table_dim] side by side: one matrix [hidden, num_tables * table_dim].
+  Weight side_by_side(const std::vector<std::string>& names) {
+    std::vector<const StoredTensor*> parts;
+    bool exact_in_bf16 = true;
+    for (const std::string& name : names) {
+      parts.push_back(&get(name));
+      exact_in_bf16 = exact_in_bf16 && parts.back()->dtype == DType::bf16;
+    }
+    const int64_t rows = parts[0]->shape[0], width = parts[0]->shape[1], cols = width * static_cast<int64_t>(parts.size());
+    return rounded(rows, cols, [&](int64_t r, int64_t c) {
+      const StoredTensor& part = *parts[static_cast<size_t>(c / width)];
+      return element(part.data, part.dtype, r * width + c % width);
+    }, exact_in_bf16);
+  }
+
+ private:
+  const StoredTensor& get(const std::string& name) {
+    const StoredTensor* tensor = checkpoint_.find(name);
+    LC_CHECK(tensor, name);
+    done_bytes_ += static_cast<int64_t>(tensor->num_bytes);
+    if (progress_) progress_(std::min(done_bytes_, total_bytes_), total_bytes_);
+    return *tensor;
+  }
+
+  Tensor allocate(DType dtype, int64_t rows, int64_t cols) {
+    return weights_.storage.emplace_back(ops_.device(), rows * cols * size_of(dtype)).tensor(dtype, {rows, cols});
+  }
+
+  Weight view(const std::string& name, const StoredTensor& stored) {
+    Weight weight{.out_features = stored.shape[0], .in_features = stored.shape[1], .data = stored.data, .placement = Placement::disk};
+    switch (stored.dtype) {
+      case DType::bf16: weight.format = WeightFormat::bf16; break;
+      case DType::f8_e4m3:
+        weight.format = WeightFormat::fp8_block;
+        weight.scales = reinterpret_cast<const float*>(get(name + "_scale_inv").data);
+        break;
+      default: weight.format = WeightFormat::f32;
+    }
+    return weight;
+  }
+
+  Weight prepared(const Weight& logical) {
+    Buffer storage;
+    const Weight weight = ops_.prepare(logical, storage);
+    if (storage.data()) weights_.storage.push_back(std::move(storage));
+    return weight;
+  }
+
+  // value(r, c) in the working dtype; in bf16 also under dtype f32 when that loses nothing.
+  template <class Value>
+  Weight rounded(int64_t rows, int64_t cols, Value&& value, bool exact_in_bf16 = false) {
+    const bool narrow = exact_in_bf16 || dtype_ == DType::bf16;
+    Tensor out = allocate(narrow ? DType::bf16 : DType::f32, rows, cols);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < cols; ++c) {
+        if (narrow) {
+          out.data<bf16>()[r * cols + c] = to_bf16(value(r, c));
+        } else {
+          out.data<float>()[r * cols + c] = value(r, c);
+        }
+      }
+    return prepared({.format = narrow ? WeightFormat::bf16 : WeightFormat::f32, .out_features = rows, .in_features = cols, .data = out.raw()});
+  }
+
+  const Checkpoint& checkpoint_;
+  DType dtype_;
+  Ops& ops_;
+  ModelWeights& weights_;
+  const LoadProgress& progress_;
+  int64_t done_bytes_ = 0, total_bytes_ = 0;
+};
+
+NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config) {
+  NgramWeights ngram;
+  if (!config.ngram) return ngram;
+  const NgramConfig& c = *config.ngram;
+  std::vector<std::string> projections;
+  for (int64_t t = 0; t < c.num_tables(); ++t) {
+    ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight")));
+    projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
+    const int64_t modulus = c.rows_of(t);
+    // ids are i32, and the unreduced sum x + sum_d s_d * power_d must stay inside i64.
+    LC_CHECK(modulus <= std::numeric_limits<int32_t>::max() &&
+             modulus <= std::numeric_limits<int64_t>::max() / (config.vocab_size * c.emb_neighbor_num));
+    ngram.moduli.push_back(modulus);
+    append_powers(ngram.powers, config.vocab_size, modulus, c.emb_neighbor_num);
+  }
+  ngram.projection = builder.side_by_side(projections);
+  return ngram;
+}
+
+LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, int64_t layer_idx) {
+  LayerWeights layer;
+  const std::string prefix = str_cat("model.layers.", layer_idx, ".");
+  const double hidden = static_cast<double>(c.hidden_size);
+  const double q_scale = c.mla_scale_q_lora ? std::sqrt(hidden / static_cast<double>(c.q_lora_rank)) : 1;
+  const double kv_scale = c.mla_scale_kv_lora ? std::sqrt(hidden / static_cast<double>(c.kv_lora_rank)) : 1;
+  const auto matrix = [&](const std::string& name) { return builder.matrix(prefix + name + ".weight"); };
+  for (int i = 0; i < 2; ++i) {
+    layer.input_norm[i] = builder.vector(str_cat(prefix, "input_layernorm.", i, ".weight"));
+    layer.post_attention_norm[i] = builder.vector(str_cat(prefix, "post_attention_layernorm.", i, ".weight"));
+    const std::string attn = str_cat("self_attn.", i, ".");
+    AttentionWeights& attention = layer.attention[i];
+    attention.q_a_proj = matrix(attn + "q_a_proj");
+    attention.q_a_norm = builder.vector(prefix + attn + "q_a_layernorm.weight", q_scale);
+    attention.q_b_proj = matrix(attn + "q_b_proj");
+    attention.kv_a_proj = matrix(attn + "kv_a_proj_with_mqa");
+    attention.kv_a_norm = builder.vector(prefix + attn + "kv_a_layernorm.weight", kv_scale);
+    builder.split_kv_b(attention, prefix + attn + "kv_b_proj.weight", c);
+    attention.o_proj = matrix(attn + "o_proj");
+    const std::string mlp = str_cat("mlps.", i, ".");
+    layer.ffn[i] = {matrix(mlp + "gate_proj"), matrix(mlp + "up_proj"), matrix(mlp + "down_proj")};
+  }
+  layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight");
+  layer.moe.e_score_correction_bias = builder.vector(prefix + "mlp.router.e_score_correction_bias");
+  for (int64_t e = 0; e < c.n_routed_experts; ++e) {
+    const std::string expert = str_cat("mlp.experts.", e, ".");
+    layer.moe.gate_proj.push_back(matrix(expert + "gate_proj"));
+    layer.moe.up_proj.push_back(matrix(expert + "up_proj"));
+    layer.moe.down_proj.push_back(matrix(expert + "down_proj"));
+  }
+  return layer;
+}
+
+}  // namespace
+
+void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order) {
+  int64_t power = 1;
+  for (int64_t d = 1; d < max_order; ++d) powers.push_back(power = power * (vocab_size % modulus) % modulus);
+}
+
+ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
+                          const LoadProgress& progress) {
+  LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
+  ModelWeights weights;
+  weights.warnings = check_tensors(checkpoint, config);
+  WeightBuilder builder(checkpoint, dtype, ops, weights, progress);
+  weights.word_embedding = builder.matrix("model.embed_tokens.weight");
+  weights.ngram = load_ngram(builder, config);
+  for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, l));
+  weights.final_norm = builder.vector("model.norm.weight");
+  weights.lm_head = config.tie_word_embeddings ? weights.word_embedding : builder.matrix("lm_head.weight");
+  return weights;
+}
+
+}  // namespace longcat

@@ -1,0 +1,75 @@
+// The weights of the model by their place in the forward pass, and how they come out of a checkpoint.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "io/model_config.h"
+#include "io/safetensors.h"
+#include "ops/ops.h"
+
+namespace longcat {
+
+struct NgramWeights {
+  std::vector<Weight> tables;    // [num_tables] of [rows_of(t), hidden_size / num_tables]
+  Weight projection;             // [hidden_size, hidden_size]: the post_projs side by side
+  std::vector<int64_t> moduli;   // [num_tables]
+  std::vector<int64_t> powers;   // [num_tables, emb_neighbor_num - 1]
+};
+
+// Appends vocab_size^d mod modulus for d = 1..max_order - 1, reduced step by step: the plain powers overflow 64 bits.
+void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order);
+
+struct AttentionWeights {
+  Weight q_a_proj;    // [q_lora_rank, hidden_size]
+  Tensor q_a_norm;    // [q_lora_rank] f32, times sqrt(hidden_size / q_lora_rank)
+  Weight q_b_proj;    // [H * (nope + rope), q_lora_rank]
+  Weight kv_a_proj;   // [kv_lora_rank + rope, hidden_size]
+  Tensor kv_a_norm;   // [kv_lora_rank] f32, times sqrt(hidden_size / kv_lora_rank)
+  Weight k_up;        // [H * kv_lora_rank, nope]: W_uk of each head, transposed, so that q_nope becomes a latent query
+  Weight v_up;        // [H * v_head_dim, kv_lora_rank]: W_uv of each head
+  Weight o_proj;      // [hidden_size, H * v_head_dim]
+};
+
+struct FfnWeights {
+  Weight gate_proj, up_proj;  // [ffn_hidden_size, hidden_size]
+  Weight down_proj;           // [hidden_size, ffn_hidden_size]
+};
+
+struct MoeWeights {
+  Weight classifier;                                  // [num_router_outputs, hidden_size] f32
+  Tensor e_score_correction_bias;                     // [num_router_outputs] f32, for the selection only
+  std::vector<Weight> gate_proj, up_proj, down_proj;  // [n_routed_experts]
+
+  ExpertWeights experts() const { return {gate_proj, up_proj, down_proj}; }
+};
+
+struct LayerWeights {
+  Tensor input_norm[2], post_attention_norm[2];  // [hidden_size] f32
+  AttentionWeights attention[2];
+  FfnWeights ffn[2];
+  MoeWeights moe;
+};
+
+struct ModelWeights {
+  Weight word_embedding;  // [vocab_size, hidden_size]
+  NgramWeights ngram;     // empty without N-gram tables
+  std::vector<LayerWeights> layers;
+  Tensor final_norm;  // [hidden_size] f32
+  Weight lm_head;     // [vocab_size, hidden_size]
+
+  std::vector<Buffer> storage;        // planes that are not the mapped file itself
+  std::vector<std::string> warnings;  // one line each
+};
+
+// Called while loading with the bytes done and the bytes in all.
+using LoadProgress = std::function<void(int64_t, int64_t)>;
+
+// Checks every tensor of the checkpoint against the config first (one Error that lists what is missing or misshapen),
+// then builds the weights. bf16 and fp8 weights stay views of the mapped file: `checkpoint` must outlive the result.
+// dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables are never converted.
+ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
+                          const LoadProgress& progress = {});
+
+}  // namespace longcat

@@ -1,0 +1,24 @@
+// longcat._core: the native module. Private; the public names are in the longcat package.
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "bindings/bindings.h"
+#include "ops/backend.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_core, module) {
+  using namespace longcat;
+  module.doc() = "Native core of longcat";
+  module.attr("__version__") = LONGCAT_VERSION;
+  module.def("available_threads", &available_threads, "Threads this process may run at once.");
+  module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
+
+  // The more derived one last: translators are tried from the newest on.
+  auto& error = py::register_exception<Error>(module, "Error", PyExc_RuntimeError);
+  auto& out_of_memory = py::register_exception<OutOfMemory>(module, "OutOfMemoryError", error.ptr());
+  error.attr("__module__") = "longcat";
+  out_of_memory.attr("__module__") = "longcat";
+
+  register_engine(module);
+  register_testing(module);
+}

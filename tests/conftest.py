@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests. Modules of this folder (checkpoints, reference, tolerances) import by name."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The trained example checkpoint."""
+    return str(ROOT / "examples" / "longcat-tiny")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory) -> str:
+    """A random checkpoint of the architecture in its small default shape, f32."""
+    from checkpoints import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(folder, seed=3)
+    return str(folder)

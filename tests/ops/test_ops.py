@@ -1,0 +1,181 @@
+"""Each CPU op against its formula in float64 (reference.ops)."""
+
+import numpy as np
+import pytest
+from checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
+from checkpoints import from_bf16 as widen
+from reference import ops as ref
+from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL
+
+from longcat._core import testing
+
+from .compare import assert_rows_close
+
+# Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
+SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000)]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"{n} threads")
+def ops(request):
+    return testing.Ops(request.param)
+
+
+def normal(*shape, seed=0, scale=1.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("tokens,out,width", SHAPES)
+@pytest.mark.parametrize("format", ["f32", "bf16", "fp8_block"])
+def test_linear(ops, tokens, out, width, format):
+    x, weight = normal(tokens, width), normal(out, width, seed=1)
+    scales = None
+    if format == "f32":
+        stored, exact = weight, weight
+    elif format == "bf16":
+        stored = to_bf16(weight)
+        exact = widen(stored)
+    else:
+        stored, scales = quantize_fp8_blocks(weight)
+        exact = from_e4m3(stored) * scales.repeat(128, 0).repeat(128, 1)[:out, :width]
+    found = ops.linear(x, stored, scales)
+    bound = np.abs(x).astype(np.float64) @ np.abs(exact).astype(np.float64).T
+    assert np.all(np.abs(found - x.astype(np.float64) @ exact.T.astype(np.float64)) <= F32_ROW * bound + 1e-30)
+
+
+def test_linear_per_head(ops):
+    tokens, heads, width, out = 5, 3, 20, 9
+    x, weight = normal(tokens, heads, width), normal(heads * out, width, seed=1)
+    expected = np.einsum("thk,hok->tho", x.astype(np.float64), weight.reshape(heads, out, width))
+    assert_rows_close(ops.linear_per_head(x, weight), expected, F32_ROW)
+
+
+@pytest.mark.parametrize("tokens,dim", [(1, 1), (7, 96), (4, 513)])
+def test_rms_norm(ops, tokens, dim):
+    x, weight = normal(tokens, dim, scale=3), normal(dim, seed=1)
+    assert_rows_close(ops.rms_norm(x, weight, 1e-5), ref.rms_norm(x, weight, 1e-5), F32_ROW)
+
+
+def test_rms_norm_of_zeros_is_zero(ops):
+    assert np.array_equal(ops.rms_norm(np.zeros((1, 8), np.float32), np.ones(8, np.float32), 1e-5), np.zeros((1, 8)))
+
+
+def test_add_rms_norm(ops):
+    residual, x, weight = normal(3, 70), normal(3, 70, seed=1), normal(70, seed=2)
+    total, out = ops.add_rms_norm(residual, x, weight, 1e-6)
+    assert np.array_equal(total, residual + x)
+    assert_rows_close(out, ref.rms_norm(total, weight, 1e-6), F32_ROW)
+
+
+def test_silu_mul(ops):
+    gate, up = normal(4, 33, scale=5), normal(4, 33, seed=1)
+    gate[0, :3] = [-100, 0, 100]
+    assert_rows_close(ops.silu_mul(gate, up), ref.silu_mul(gate, up), F32_TRANSCENDENTAL)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.25])
+def test_rope(ops, factor):
+    positions = np.array([0, 1, 63, 64, 5000], np.int32)
+    x = normal(len(positions), 3, 8)
+    inv_freq = (10000.0 ** (-np.arange(0, 8, 2) / 8)).astype(np.float32)
+    angles = (positions[:, None].astype(np.float32) * inv_freq).astype(np.float64)  # rounded to f32, as the op does
+    expected = np.empty(x.shape)
+    cos, sin = (np.cos(angles) * factor)[:, None], (np.sin(angles) * factor)[:, None]
+    expected[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
+    expected[..., 1::2] = x[..., 1::2] * cos + x[..., 0::2] * sin
+    assert_rows_close(ops.rope(x, positions, inv_freq, factor), expected, F32_TRANSCENDENTAL)
+
+
+@pytest.mark.parametrize("cache", ["f32", "bf16"])
+@pytest.mark.parametrize("tokens", [1, 65, 300])
+def test_mla_attends_to_what_is_stored(ops, cache, tokens):
+    heads, latent, rope = 2, 24, 6
+    kv_a, weight = normal(tokens, latent + rope), normal(latent, seed=1)
+    q_latent, q_rope = normal(tokens, heads, latent, seed=2), normal(tokens, heads, rope, seed=3)
+    inv_freq = np.array([1.0, 0.1, 0.01], np.float32)
+    out, stored = ops.mla(kv_a, weight, 1e-6, q_latent, q_rope, inv_freq, 0.3, cache)
+
+    c = ref.rms_norm(kv_a[:, :latent], weight, 1e-6)
+    key = ref.rope(kv_a[:, None, latent:], np.arange(tokens), inv_freq.astype(np.float64))[:, 0]
+    exact = np.concatenate([c, key], axis=1)
+    assert_rows_close(stored, exact, BF16_STORE if cache == "bf16" else F32_TRANSCENDENTAL)
+
+    stored = stored.astype(np.float64)
+    scores = np.einsum("thk,sk->hts", np.concatenate([q_latent, q_rope], -1), stored) * 0.3
+    scores = np.where(np.tril(np.ones((tokens, tokens), bool)), scores, -np.inf)
+    expected = np.einsum("hts,sk->thk", ref.softmax(scores), stored[:, :latent])
+    assert_rows_close(out, expected, F32_TRANSCENDENTAL)
+
+
+def test_attention_pieces_depend_on_position_only():
+    assert [testing.kv_piece_end(p) for p in (0, 127, 128, 2047, 2048, 16383, 16384, 20000)] == [
+        128, 128, 256, 2048, 2560, 16384, 18432, 20480,
+    ]  # fmt: skip
+
+
+def moe_case(tokens, hidden=20, width=9, routed=5, identity=3, topk=4):
+    x = normal(tokens, hidden)
+    weights = {
+        "router.classifier.weight": normal(routed + identity, hidden, seed=1),
+        "router.e_score_correction_bias": normal(routed + identity, seed=2, scale=0.05),
+    }
+    for e in range(routed):
+        for i, (name, shape) in enumerate([("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))]):
+            weights[f"experts.{e}.{name}_proj.weight"] = normal(*shape, seed=10 * e + i)
+    return x, weights, {"n_routed_experts": routed, "moe_topk": topk, "routed_scaling_factor": 2.5}
+
+
+def run_moe(ops, x, weights, config):
+    per_expert = [[weights[f"experts.{e}.{n}_proj.weight"] for e in range(config["n_routed_experts"])] for n in ("gate", "up", "down")]
+    return ops.moe(
+        x, weights["router.classifier.weight"], weights["router.e_score_correction_bias"],
+        config["moe_topk"], config["routed_scaling_factor"], *per_expert,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_moe(ops, tokens):
+    x, weights, config = moe_case(tokens)
+    picks, pick_weights, identity, out = run_moe(ops, x, weights, config)
+    routing = ref.router(x, weights["router.classifier.weight"], weights["router.e_score_correction_bias"], config)
+    ascending = np.argsort(routing.expert_ids, axis=1)
+    assert np.array_equal(picks, np.take_along_axis(routing.expert_ids, ascending, 1))
+    assert_rows_close(pick_weights, np.take_along_axis(routing.expert_weights, ascending, 1), F32_TRANSCENDENTAL)
+    assert np.allclose(identity, routing.identity_weight, rtol=F32_TRANSCENDENTAL)
+    assert_rows_close(out + identity[:, None] * x, ref.moe(x, weights, config), F32_TRANSCENDENTAL)
+
+
+def test_moe_with_identity_picks_only_runs_no_expert(ops):
+    x, weights, config = moe_case(3, identity=4, topk=4)
+    weights["router.e_score_correction_bias"][5:] += 10
+    picks, pick_weights, identity, out = run_moe(ops, x, weights, config)
+    assert picks.tolist() == [[5, 6, 7, 8]] * 3
+    assert np.array_equal(out, np.zeros_like(x))
+    assert np.allclose(identity, pick_weights.sum(axis=1), rtol=1e-6)
+
+
+def test_correction_bias_selects_but_does_not_weigh(ops):
+    x, weights, config = moe_case(2, topk=1)
+    weights["router.e_score_correction_bias"][3] += 10
+    picks, pick_weights, _, _ = run_moe(ops, x, weights, config)
+    scores = ref.softmax(x.astype(np.float64) @ weights["router.classifier.weight"].T)
+    assert picks.tolist() == [[3], [3]]
+    assert np.allclose(pick_weights[:, 0], 2.5 * scores[:, 3], rtol=1e-5)
+
+
+def test_router_ties_go_to_the_lowest_id(ops):
+    x, weights, config = moe_case(2, topk=3)
+    weights["router.classifier.weight"][:] = 0
+    weights["router.e_score_correction_bias"][:] = 0
+    picks, *_ = run_moe(ops, x, weights, config)
+    assert picks.tolist() == [[0, 1, 2]] * 2
+
+
+def test_dtype_conversions():
+    values = np.array([0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.4e38, 1e-40, np.inf, -np.inf], np.float32)
+    assert [testing.to_bf16(float(v)) for v in values[:7]] == to_bf16(values[:7]).tolist()
+    assert testing.to_bf16(float("nan")) & 0x7FFF > 0x7F80
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    found = np.array([testing.half_to_float(int(h)) for h in halves], np.float32)
+    assert np.array_equal(found, halves.view(np.float16).astype(np.float32), equal_nan=True)
+    codes = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(np.array([testing.e4m3_to_float(int(c)) for c in codes], np.float32), from_e4m3(codes), equal_nan=True)

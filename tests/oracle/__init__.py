@@ -1,0 +1,1 @@
+"""Comparisons with transformers; they need torch and are marked `oracle`."""

@@ -1,0 +1,1 @@
+"""What the model computes, written for reading: `ops` (numpy, a formula a function), `model` (PyTorch)."""

@@ -1,0 +1,16 @@
+"""How close results must be, each with its reason. Differences are relative to the largest value of a row."""
+
+# f32 arithmetic against float64: 2^-24 a rounding, sums of up to a few thousand products in 64 partial sums.
+F32_ROW = 5e-6
+
+# exp, cos and sin of the f32 C library, a few units in the last place, amplified by products.
+F32_TRANSCENDENTAL = 2e-5
+
+# Latents stored in bf16: 8 significant bits, half a unit in the last place is 2^-9.
+BF16_STORE = 2.0**-8
+
+# Logits of a whole small f32 model against transformers in f32 where the picked experts agree.
+LOGITS = 1e-4
+
+# Router scores closer than this may be ordered differently by two correct f32 programs.
+ROUTER_GAP = 1e-5

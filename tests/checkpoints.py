@@ -97,9 +97,7 @@ VARIANTS: dict[str, dict] = {
     "yarn_mscale": {
         "config_overrides": {
             "max_position_embeddings": 400,
-            "rope_scaling": _yarn(
-                factor=10, original_max_position_embeddings=40, mscale=0.7, mscale_all_dim=1.3
-            ),
+            "rope_scaling": _yarn(factor=10, original_max_position_embeddings=40, mscale=0.7, mscale_all_dim=1.3),
         }
     },
     # no mscale fields: cos and sin carry the whole factor, the softmax scale none

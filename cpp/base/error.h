@@ -33,8 +33,8 @@ std::string str_cat(const Args&... args) {
 
 }  // namespace longcat
 
-#define LC_CHECK(condition, ...)                                                            \
-  do {                                                                                      \
-    if (!(condition)) [[unlikely]]                                                          \
+#define LC_CHECK(condition, ...)                                                                     \
+  do {                                                                                               \
+    if (!(condition)) [[unlikely]]                                                                   \
       ::longcat::check_failed(__FILE_NAME__, __LINE__, #condition, ::longcat::str_cat(__VA_ARGS__)); \
   } while (0)

@@ -65,7 +65,8 @@ class Tensor {
 
   // Elements [begin, end) of dimension `dim`; the same memory.
   Tensor slice(int dim, int64_t begin, int64_t end) const {
-    LC_CHECK(dim < ndim_ && 0 <= begin && begin <= end && end <= shape_[dim], "slice ", begin, ":", end, " of ", shape_string());
+    LC_CHECK(dim < ndim_ && 0 <= begin && begin <= end && end <= shape_[dim], "slice ", begin, ":", end, " of ",
+             shape_string());
     Tensor view = *this;
     view.data_ = static_cast<char*>(data_) + begin * stride_[dim] * size_of(dtype_);
     view.shape_[dim] = end - begin;

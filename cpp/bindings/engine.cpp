@@ -85,13 +85,14 @@ void register_engine(py::module_& module) {
       });
 
   py::class_<PyEngine>(module, "Engine")
-      .def(py::init<const std::string&, const EngineOptions&, const py::object&>(), py::arg("folder"), py::arg("options"),
-           py::arg("progress") = py::none())
+      .def(py::init<const std::string&, const EngineOptions&, const py::object&>(), py::arg("folder"),
+           py::arg("options"), py::arg("progress") = py::none())
       .def("add_request",
            [](PyEngine& self, std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
              return self.locked([&](Engine& e) { return e.add_request(std::move(prompt_token_ids), params); });
            })
-      .def("abort", [](PyEngine& self, int64_t request_id) { return self.locked([&](Engine& e) { return e.abort(request_id); }); })
+      .def("abort", [](PyEngine& self,
+                       int64_t request_id) { return self.locked([&](Engine& e) { return e.abort(request_id); }); })
       .def("has_work", [](PyEngine& self) { return self.locked([](Engine& e) { return e.has_work(); }); })
       .def("step", [](PyEngine& self) { return self.locked([](Engine& e) { return e.step(); }); })
       .def("forward", &PyEngine::forward, py::arg("token_ids"), py::arg("chunk_size") = 0)

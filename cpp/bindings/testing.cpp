@@ -1,8 +1,9 @@
 // What the tests need to see of the core and users do not: single ops, explicit batches, latents.
-#include <set>
+
+#include <algorithm>
+#include <cstring>
 
 #include "bindings/bindings.h"
-#include "cpu/cpu_device.h"
 #include "engine/batch_buffers.h"
 #include "engine/engine.h"
 #include "io/model_config.h"
@@ -23,10 +24,14 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 Tensor view(const py::array& array, DType dtype) {
   void* data = const_cast<void*>(array.data());
   switch (array.ndim()) {
-    case 1: return Tensor(data, dtype, {array.shape(0)});
-    case 2: return Tensor(data, dtype, {array.shape(0), array.shape(1)});
-    case 3: return Tensor(data, dtype, {array.shape(0), array.shape(1), array.shape(2)});
-    default: throw std::invalid_argument("testing: arrays have 1 to 3 dimensions");
+    case 1:
+      return Tensor(data, dtype, {array.shape(0)});
+    case 2:
+      return Tensor(data, dtype, {array.shape(0), array.shape(1)});
+    case 3:
+      return Tensor(data, dtype, {array.shape(0), array.shape(1), array.shape(2)});
+    default:
+      throw std::invalid_argument("testing: arrays have 1 to 3 dimensions");
   }
 }
 Tensor f32(const py::array& array) { return view(array, DType::f32); }
@@ -103,14 +108,16 @@ py::dict to_dict(const ModelConfig& c) {
 // One sequence in consecutive blocks 1, 2, ... of a cache.
 std::vector<int32_t> consecutive_blocks(int64_t num_tokens) {
   std::vector<int32_t> blocks;
-  for (int64_t first = 0; first < num_tokens; first += kBlockSize) blocks.push_back(static_cast<int32_t>(blocks.size()) + 1);
+  for (int64_t first = 0; first < num_tokens; first += kBlockSize)
+    blocks.push_back(static_cast<int32_t>(blocks.size()) + 1);
   return blocks;
 }
 
 // Ids the N-gram op computes for one sequence fed in chunks. The tables are one untouched value wide, so that the real
 // model's row counts can be tested.
 py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vocab_size, int64_t table_rows,
-                               int64_t max_order, int64_t splits, int32_t eos_token_id, std::vector<int64_t> chunk_sizes) {
+                               int64_t max_order, int64_t splits, int32_t eos_token_id,
+                               std::vector<int64_t> chunk_sizes) {
   const std::unique_ptr<Ops> ops = make_cpu_ops(1);
   const NgramConfig config{.table_rows = table_rows, .emb_neighbor_num = max_order, .emb_split_num = splits};
   std::vector<Buffer> memory;
@@ -119,11 +126,16 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
   for (int64_t t = 0; t < config.num_tables(); ++t) {
     const int64_t rows = config.rows_of(t);
     memory.emplace_back(ops->device(), rows * size_of(DType::bf16));
-    tables.push_back({.format = WeightFormat::bf16, .out_features = rows, .in_features = 1, .data = memory.back().data()});
+    tables.push_back(
+        {.format = WeightFormat::bf16, .out_features = rows, .in_features = 1, .data = memory.back().data()});
     moduli.push_back(rows);
     append_powers(powers, vocab_size, rows, max_order);
   }
-  const NgramTables ngram{.tables = tables, .moduli = moduli, .powers = powers, .max_order = max_order, .splits = splits,
+  const NgramTables ngram{.tables = tables,
+                          .moduli = moduli,
+                          .powers = powers,
+                          .max_order = max_order,
+                          .splits = splits,
                           .eos_token_id = eos_token_id};
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   const std::vector<int32_t> blocks = consecutive_blocks(num_tokens);
@@ -135,7 +147,9 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
   int64_t start = 0;
   for (size_t i = 0; start < num_tokens; ++i) {
     const int64_t count = std::min(chunk_sizes[std::min(i, chunk_sizes.size() - 1)], num_tokens - start);
-    const Chunk chunk{.token_ids = std::span(token_ids).subspan(static_cast<size_t>(start), static_cast<size_t>(count)), .start = start, .blocks = blocks};
+    const Chunk chunk{.token_ids = std::span(token_ids).subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+                      .start = start,
+                      .blocks = blocks};
     ops->ngram_lookup(i32(ids).slice(0, start, start + count), f32(rows).slice(0, start, start + count),
                       lane.tensor(DType::i32, {lane.bytes() / 4}), buffers.upload({&chunk, 1}), ngram);
     start += count;
@@ -179,7 +193,8 @@ class TestOps {
     return out;
   }
 
-  Array<float> rope(const Array<float>& x, const Array<int32_t>& positions, const Array<float>& inv_freq, float factor) {
+  Array<float> rope(const Array<float>& x, const Array<int32_t>& positions, const Array<float>& inv_freq,
+                    float factor) {
     Array<float> out({x.shape(0), x.shape(1), x.shape(2)});
     std::copy_n(x.data(), x.size(), out.mutable_data());
     Array<float> cos({x.shape(0), x.shape(2) / 2}), sin({x.shape(0), x.shape(2) / 2});
@@ -209,19 +224,25 @@ class TestOps {
     ops_->mla_attention(f32(out), f32(q_latent), f32(q_rope), slots, batch, scale);
     Array<float> stored({num_tokens, latent_dim});
     for (int64_t i = 0; i < num_tokens * latent_dim; ++i)
-      stored.mutable_data()[i] = dtype == DType::bf16 ? to_float(slots.row<bf16>(kBlockSize)[i]) : slots.row<float>(kBlockSize)[i];
+      stored.mutable_data()[i] =
+          dtype == DType::bf16 ? to_float(slots.row<bf16>(kBlockSize)[i]) : slots.row<float>(kBlockSize)[i];
     return py::make_tuple(out, stored);
   }
 
   // (picks [T, topk], weights [T, topk], identity_weight [T], out [T, hidden] of the routed experts).
-  py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk, float scaling_factor,
-                const std::vector<py::array>& gate, const std::vector<py::array>& up, const std::vector<py::array>& down) {
+  py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
+                float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
+                const std::vector<py::array>& down) {
     const int64_t num_tokens = x.shape(0), num_experts = static_cast<int64_t>(gate.size()), rows = num_tokens * topk;
     const int64_t width = gate.at(0).shape(0), hidden = x.shape(1);
     Array<int32_t> picks({num_tokens, topk}), offsets(num_experts + 1), tokens(rows), permuted({num_tokens, topk});
     Array<float> weights({num_tokens, topk}), identity(num_tokens), scratch({num_tokens, classifier.shape(0)});
-    Routing routing{.expert_idx = i32(picks), .expert_weights = f32(weights), .identity_weight = f32(identity),
-                    .expert_offsets = i32(offsets), .permuted_tokens = i32(tokens), .permuted_rows = i32(permuted)};
+    Routing routing{.expert_idx = i32(picks),
+                    .expert_weights = f32(weights),
+                    .identity_weight = f32(identity),
+                    .expert_offsets = i32(offsets),
+                    .permuted_tokens = i32(tokens),
+                    .permuted_rows = i32(permuted)};
     ops_->moe_route(routing, f32(scratch), f32(x), as_weight(classifier), f32(bias), num_experts, scaling_factor);
     std::vector<Weight> gates, ups, downs;
     for (int64_t e = 0; e < num_experts; ++e) {
@@ -229,7 +250,8 @@ class TestOps {
       ups.push_back(as_weight(up[static_cast<size_t>(e)]));
       downs.push_back(as_weight(down[static_cast<size_t>(e)]));
     }
-    Array<float> out({num_tokens, hidden}), expert_gate({rows, width}), expert_up({rows, width}), expert_out({rows, hidden});
+    Array<float> out({num_tokens, hidden}), expert_gate({rows, width}), expert_up({rows, width}),
+        expert_out({rows, hidden});
     ops_->moe_experts(f32(out), f32(expert_gate), f32(expert_up), f32(expert_out), f32(x), routing,
                       {.gate_proj = gates, .up_proj = ups, .down_proj = downs});
     return py::make_tuple(picks, weights, identity, out);
@@ -250,17 +272,24 @@ class TestOps {
       const std::vector<int32_t>& history = histories[static_cast<size_t>(r)];
       std::copy(history.begin(), history.end(), lane.begin() + (r * width + 1) * kBlockSize);
       const py::dict& p = params[static_cast<size_t>(r)];
-      const auto get = [&](const char* name, auto fallback) { return p.contains(name) ? p[name].cast<decltype(fallback)>() : fallback; };
-      rows.push_back({.temperature = get("temperature", 1.0), .top_k = get("top_k", 0), .top_p = get("top_p", 1.0),
-                      .repetition_penalty = get("repetition_penalty", 1.0), .seed = get("seed", uint64_t{0}),
-                      .sample_idx = get("sample_idx", 0), .sequence = static_cast<int32_t>(r),
+      const auto get = [&](const char* name, auto fallback) {
+        return p.contains(name) ? p[name].cast<decltype(fallback)>() : fallback;
+      };
+      rows.push_back({.temperature = get("temperature", 1.0),
+                      .top_k = get("top_k", 0),
+                      .top_p = get("top_p", 1.0),
+                      .repetition_penalty = get("repetition_penalty", 1.0),
+                      .seed = get("seed", uint64_t{0}),
+                      .sample_idx = get("sample_idx", 0),
+                      .sequence = static_cast<int32_t>(r),
                       .position = static_cast<int32_t>(history.size()) - 1});
     }
     std::vector<int32_t> ids(static_cast<size_t>(num_rows));
     Array<float> work({num_rows, logits.shape(1)});
     std::copy_n(logits.data(), logits.size(), work.mutable_data());
     ops_->sample(Tensor(ids.data(), DType::i32, {num_rows}), f32(work), rows,
-                 Tensor(lane.data(), DType::i32, {static_cast<int64_t>(lane.size())}), Tensor(tables.data(), DType::i32, {num_rows, width}));
+                 Tensor(lane.data(), DType::i32, {static_cast<int64_t>(lane.size())}),
+                 Tensor(tables.data(), DType::i32, {num_rows, width}));
     return ids;
   }
 
@@ -271,7 +300,8 @@ class TestOps {
 // The model under explicit batches: the caller owns the block tables.
 class TestModel {
  public:
-  TestModel(const std::string& folder, const std::string& dtype, int num_threads, int64_t max_tokens, int64_t num_blocks)
+  TestModel(const std::string& folder, const std::string& dtype, int num_threads, int64_t max_tokens,
+            int64_t num_blocks)
       : options_{.dtype = dtype, .max_num_batched_tokens = max_tokens, .num_threads = num_threads},
         loaded_(folder, options_, {}),
         cache_(loaded_.ops->device(), loaded_.config, num_blocks, loaded_.kv_cache_dtype),
@@ -280,7 +310,8 @@ class TestModel {
   // chunks: (block table, position of the first token, token ids) per sequence. Returns the logits of every token.
   Array<float> forward(const std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>& chunks) {
     std::vector<Chunk> views;
-    for (const auto& [blocks, start, ids] : chunks) views.push_back({.token_ids = ids, .start = start, .blocks = blocks});
+    for (const auto& [blocks, start, ids] : chunks)
+      views.push_back({.token_ids = ids, .start = start, .blocks = blocks});
     const ForwardBatch batch = buffers_.upload(views);
     const int64_t num_tokens = batch.num_tokens();
     Array<float> logits({num_tokens, loaded_.config.vocab_size});
@@ -309,7 +340,8 @@ class TestModel {
     for (int64_t p = 0; p < num_tokens; ++p) {
       const int64_t slot = blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize;
       for (int64_t k = 0; k < slots.size(1); ++k)
-        out.mutable_at(p, k) = slots.dtype() == DType::bf16 ? to_float(slots.row<bf16>(slot)[k]) : slots.row<float>(slot)[k];
+        out.mutable_at(p, k) =
+            slots.dtype() == DType::bf16 ? to_float(slots.row<bf16>(slot)[k]) : slots.row<float>(slot)[k];
     }
     return out;
   }
@@ -317,7 +349,8 @@ class TestModel {
   std::vector<int32_t> lane(const std::vector<int32_t>& blocks, int64_t num_tokens) {
     std::vector<int32_t> ids;
     for (int64_t p = 0; p < num_tokens; ++p)
-      ids.push_back(cache_.lane().data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
+      ids.push_back(
+          cache_.lane().data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
     return ids;
   }
 
@@ -332,7 +365,8 @@ class TestModel {
     const LayerWeights& layer = w.layers.at(0);
     std::map<std::string, std::string> formats;
     const auto add = [&](const char* name, const Weight& weight) {
-      if (!weight.empty()) formats[name] = str_cat(name_of(weight.format), weight.placement == Placement::disk ? "@disk" : "@device");
+      if (!weight.empty())
+        formats[name] = str_cat(name_of(weight.format), weight.placement == Placement::disk ? "@disk" : "@device");
     };
     add("word_embedding", w.word_embedding);
     if (!w.ngram.tables.empty()) add("ngram_table", w.ngram.tables[0]);
@@ -364,11 +398,13 @@ void register_testing(py::module_& module) {
       entries[name] = py::make_tuple(name_of(entry.dtype), entry.shape, entry.begin, entry.end);
     return entries;
   });
-  testing.def("parse_model_config", [](const std::string& text) { return to_dict(parse_model_config(text, "config.json")); });
+  testing.def("parse_model_config",
+              [](const std::string& text) { return to_dict(parse_model_config(text, "config.json")); });
   testing.def("open_checkpoint", [](const std::string& folder) {
     const Checkpoint checkpoint(folder);
     std::map<std::string, py::tuple> tensors;
-    for (const auto& [name, tensor] : checkpoint.tensors()) tensors[name] = py::make_tuple(name_of(tensor.dtype), tensor.shape);
+    for (const auto& [name, tensor] : checkpoint.tensors())
+      tensors[name] = py::make_tuple(name_of(tensor.dtype), tensor.shape);
     return tensors;
   });
   testing.def("rope_scaling", [](const std::string& config_text) {
@@ -376,7 +412,8 @@ void register_testing(py::module_& module) {
     return py::make_tuple(rope.inv_freq, rope.cos_sin_factor, rope.softmax_factor);
   });
   testing.def("ngram_ids", &ngram_ids, py::arg("token_ids"), py::arg("vocab_size"), py::arg("table_rows"),
-              py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"), py::arg("chunk_sizes") = std::vector<int64_t>{});
+              py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"),
+              py::arg("chunk_sizes") = std::vector<int64_t>{});
   testing.def("philox4x32", [](std::array<uint32_t, 4> counter, uint64_t key) { return philox4x32(counter, key); });
   testing.def("sampling_uniform", &sampling_uniform);
   testing.def("kv_piece_end", &kv_piece_end);
@@ -397,8 +434,9 @@ void register_testing(py::module_& module) {
       .def("sample", &TestOps::sample);
 
   py::class_<TestModel>(testing, "Model")
-      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t>(), py::arg("folder"), py::arg("dtype") = "auto",
-           py::arg("num_threads") = 1, py::arg("max_tokens") = 512, py::arg("num_blocks") = 64)
+      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t>(), py::arg("folder"),
+           py::arg("dtype") = "auto", py::arg("num_threads") = 1, py::arg("max_tokens") = 512,
+           py::arg("num_blocks") = 64)
       .def("forward", &TestModel::forward)
       .def("last_ngram_ids", &TestModel::last_ngram_ids)
       .def("latents", &TestModel::latents)

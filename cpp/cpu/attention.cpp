@@ -1,4 +1,5 @@
-// MLA over the paged latent cache, absorbed form: 1 latent row of kv_lora_rank + rope values a token, shared by all heads.
+// MLA over the paged latent cache, absorbed form: 1 latent row of kv_lora_rank + rope values a token, shared by all
+// heads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,8 +24,8 @@ struct Partial {
 
 template <class T>
 LC_INLINE void attend_piece(Partial& part, float* scores, const float* q_latent, const float* q_rope, const T* latents,
-                            const int32_t* block_table, int64_t begin, int64_t end, int64_t kv_lora_rank, int64_t rope_dim,
-                            float scale) {
+                            const int32_t* block_table, int64_t begin, int64_t end, int64_t kv_lora_rank,
+                            int64_t rope_dim, float scale) {
   const int64_t latent_dim = kv_lora_rank + rope_dim;
   const auto latent_of = [&](int64_t position) {
     const int64_t slot = block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
@@ -110,9 +111,11 @@ void CpuOps::mla_attention(Tensor out, Tensor q_latent, Tensor q_rope, Tensor la
         const int64_t stop = std::min(kv_piece_end(s), length);
         Partial part{.max = 0, .sum = 0, .acc = acc.data()};
         if (latents.dtype() == DType::bf16) {
-          attend_piece_bf16(part, scores.data(), q, qr, latents.data<bf16>(), block_table, s, stop, kv_lora_rank, rope_dim, scale);
+          attend_piece_bf16(part, scores.data(), q, qr, latents.data<bf16>(), block_table, s, stop, kv_lora_rank,
+                            rope_dim, scale);
         } else {
-          attend_piece_f32(part, scores.data(), q, qr, latents.data<float>(), block_table, s, stop, kv_lora_rank, rope_dim, scale);
+          attend_piece_f32(part, scores.data(), q, qr, latents.data<float>(), block_table, s, stop, kv_lora_rank,
+                           rope_dim, scale);
         }
         combine(total, total_max, total_sum, part, kv_lora_rank);
       }

@@ -18,7 +18,8 @@ class CpuOps final : public Ops {
   Weight prepare(const Weight& logical, Buffer& storage) override;
 
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
-  void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection, float scale) override;
+  void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
+             float scale) override;
 
   void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override;
   void add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) override;

@@ -23,7 +23,8 @@ void norm_row(float* out, const float* x, const float* weight, int64_t dim, floa
 
 void CpuOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) {
   pool_.parallel_for(x.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) norm_row(out.row<float>(t), x.row<float>(t), weight.data<float>(), x.size(1), eps);
+    for (int64_t t = begin; t < end; ++t)
+      norm_row(out.row<float>(t), x.row<float>(t), weight.data<float>(), x.size(1), eps);
   });
 }
 
@@ -45,7 +46,8 @@ void CpuOps::add(Tensor x, Tensor y) {
 
 void CpuOps::add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) {
   pool_.parallel_for(x.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) add_scaled(x.row<float>(t), row_weight.data<float>()[t], y.row<float>(t), x.size(1));
+    for (int64_t t = begin; t < end; ++t)
+      add_scaled(x.row<float>(t), row_weight.data<float>()[t], y.row<float>(t), x.size(1));
   });
 }
 
@@ -62,7 +64,8 @@ void CpuOps::silu_mul(Tensor out, Tensor gate, Tensor up) {
 
 void CpuOps::gather_rows(Tensor out, Tensor x, Tensor rows) {
   for (int64_t i = 0; i < rows.size(0); ++i)
-    std::memcpy(out.row<float>(i), x.row<float>(rows.data<int32_t>()[i]), static_cast<size_t>(x.size(1)) * sizeof(float));
+    std::memcpy(out.row<float>(i), x.row<float>(rows.data<int32_t>()[i]),
+                static_cast<size_t>(x.size(1)) * sizeof(float));
 }
 
 }  // namespace longcat

@@ -28,8 +28,12 @@ LC_INLINE void dot_rows(const T* rows, int64_t in_features, const MatmulBlock& b
   }
 }
 
-LC_CLONES void dot_rows_f32(const float* rows, int64_t in_features, const MatmulBlock& b) { dot_rows(rows, in_features, b); }
-LC_CLONES void dot_rows_bf16(const bf16* rows, int64_t in_features, const MatmulBlock& b) { dot_rows(rows, in_features, b); }
+LC_CLONES void dot_rows_f32(const float* rows, int64_t in_features, const MatmulBlock& b) {
+  dot_rows(rows, in_features, b);
+}
+LC_CLONES void dot_rows_bf16(const bf16* rows, int64_t in_features, const MatmulBlock& b) {
+  dot_rows(rows, in_features, b);
+}
 
 void read_fp8_row(float* out, const Weight& weight, int64_t row) {
   const uint8_t* data = static_cast<const uint8_t*>(weight.data) + row * weight.in_features;
@@ -43,8 +47,10 @@ void read_fp8_row(float* out, const Weight& weight, int64_t row) {
 void matmul_block(const Weight& weight, const MatmulBlock& block) {
   const int64_t first = block.first_row * weight.in_features;
   switch (weight.format) {
-    case WeightFormat::f32: return dot_rows_f32(static_cast<const float*>(weight.data) + first, weight.in_features, block);
-    case WeightFormat::bf16: return dot_rows_bf16(static_cast<const bf16*>(weight.data) + first, weight.in_features, block);
+    case WeightFormat::f32:
+      return dot_rows_f32(static_cast<const float*>(weight.data) + first, weight.in_features, block);
+    case WeightFormat::bf16:
+      return dot_rows_bf16(static_cast<const bf16*>(weight.data) + first, weight.in_features, block);
     case WeightFormat::fp8_block: {
       thread_local std::vector<float> row;  // grows to the widest layer once
       row.resize(static_cast<size_t>(weight.in_features));
@@ -70,7 +76,8 @@ void read_row(float* out, const Weight& weight, int64_t row) {
       for (int64_t k = 0; k < n; ++k) out[k] = to_float(data[k]);
       return;
     }
-    case WeightFormat::fp8_block: return read_fp8_row(out, weight, row);
+    case WeightFormat::fp8_block:
+      return read_fp8_row(out, weight, row);
   }
 }
 
@@ -78,7 +85,9 @@ void read_row(float* out, const Weight& weight, int64_t row) {
 
 // Kernels read whole elements: a plane that the file leaves unaligned is copied.
 Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
-  const auto misaligned = [](const void* data, size_t alignment) { return reinterpret_cast<uintptr_t>(data) % alignment != 0; };
+  const auto misaligned = [](const void* data, size_t alignment) {
+    return reinterpret_cast<uintptr_t>(data) % alignment != 0;
+  };
   const int64_t count = logical.out_features * logical.in_features;
   Weight weight = logical;
   switch (logical.format) {
@@ -105,12 +114,17 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
 }
 
 void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
-  LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0),
-           "linear ", out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
+  LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
+           out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
   pool_.parallel_for(weight.out_features, cpu::kRowGrain, [&](int64_t begin, int64_t end) {
-    cpu::matmul_block(weight, {.out = out.data<float>() + begin, .out_stride = out.stride(0),
-                               .x = x.data<float>(), .x_stride = x.stride(0), .row_idx = nullptr, .num_inputs = x.size(0),
-                               .first_row = begin, .num_rows = end - begin});
+    cpu::matmul_block(weight, {.out = out.data<float>() + begin,
+                               .out_stride = out.stride(0),
+                               .x = x.data<float>(),
+                               .x_stride = x.stride(0),
+                               .row_idx = nullptr,
+                               .num_inputs = x.size(0),
+                               .first_row = begin,
+                               .num_rows = end - begin});
   });
 }
 
@@ -121,9 +135,14 @@ void CpuOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
            weight.in_features, "]");
   pool_.parallel_for(num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head)
-      cpu::matmul_block(weight, {.out = out.data<float>() + head * out.stride(1), .out_stride = out.stride(0),
-                                 .x = x.data<float>() + head * x.stride(1), .x_stride = x.stride(0), .row_idx = nullptr,
-                                 .num_inputs = x.size(0), .first_row = head * out_dim, .num_rows = out_dim});
+      cpu::matmul_block(weight, {.out = out.data<float>() + head * out.stride(1),
+                                 .out_stride = out.stride(0),
+                                 .x = x.data<float>() + head * x.stride(1),
+                                 .x_stride = x.stride(0),
+                                 .row_idx = nullptr,
+                                 .num_inputs = x.size(0),
+                                 .first_row = head * out_dim,
+                                 .num_rows = out_dim});
   });
 }
 

@@ -64,11 +64,14 @@ void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_i
     for (int64_t i = begin; i < end; ++i) {
       const int32_t expert = active[i / blocks], first = offsets[expert];
       const int64_t row = i % blocks * kRowGrain;
-      cpu::matmul_block(weights[expert],
-                        {.out = out.row<float>(first) + row, .out_stride = out.stride(0),
-                         .x = row_idx ? x.data<float>() : x.row<float>(first), .x_stride = x.stride(0),
-                         .row_idx = row_idx ? row_idx + first : nullptr, .num_inputs = offsets[expert + 1] - first,
-                         .first_row = row, .num_rows = std::min(kRowGrain, out_features - row)});
+      cpu::matmul_block(weights[expert], {.out = out.row<float>(first) + row,
+                                          .out_stride = out.stride(0),
+                                          .x = row_idx ? x.data<float>() : x.row<float>(first),
+                                          .x_stride = x.stride(0),
+                                          .row_idx = row_idx ? row_idx + first : nullptr,
+                                          .num_inputs = offsets[expert + 1] - first,
+                                          .first_row = row,
+                                          .num_rows = std::min(kRowGrain, out_features - row)});
     }
   });
 }

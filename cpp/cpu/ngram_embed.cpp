@@ -34,7 +34,8 @@ void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBat
     int64_t context[kMaxNgram] = {};
     for (int64_t t = begin; t < end; ++t) {
       const int32_t token = batch.token_ids.data<int32_t>()[t];
-      lane.data<int32_t>()[slot_of(batch, batch.sequence_idx.data<int32_t>()[t], batch.positions.data<int32_t>()[t])] = token;
+      lane.data<int32_t>()[slot_of(batch, batch.sequence_idx.data<int32_t>()[t], batch.positions.data<int32_t>()[t])] =
+          token;
       look_back(context, t, lane.data<int32_t>(), batch, ngram);
       for (int64_t table = 0; table < num_tables; ++table) {
         const int64_t order = table / ngram.splits + 2;
@@ -50,7 +51,8 @@ void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBat
   });
 }
 
-void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection, float scale) {
+void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
+                   float scale) {
   const bool has_ngrams = !projection.empty();
   if (has_ngrams) linear(out, rows, projection);
   pool_.parallel_for(out.size(0), 4, [&](int64_t begin, int64_t end) {

@@ -46,7 +46,8 @@ void keep_top_p(float* logits, int64_t vocab, double top_p) {
   ids.clear();
   for (int32_t id = 0; id < vocab; ++id)
     if (logits[id] != kRemoved) ids.push_back(id);
-  std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] < logits[b] : a > b; });
+  std::sort(ids.begin(), ids.end(),
+            [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] < logits[b] : a > b; });
   const float max = logits[ids.back()];
   float total = 0;
   for (const int32_t id : ids) total += std::exp(logits[id] - max);
@@ -86,7 +87,8 @@ int32_t draw(const float* logits, int64_t vocab, const SamplingRow& row) {
   return best;
 }
 
-int32_t sample_row(float* logits, int64_t vocab, const SamplingRow& row, const int32_t* lane, const int32_t* block_table) {
+int32_t sample_row(float* logits, int64_t vocab, const SamplingRow& row, const int32_t* lane,
+                   const int32_t* block_table) {
   if (row.repetition_penalty != 1)
     penalise_repeats(logits, vocab, lane, block_table, row.position + 1, static_cast<float>(row.repetition_penalty));
   const int32_t most_likely = argmax(logits, vocab);
@@ -104,7 +106,8 @@ int32_t sample_row(float* logits, int64_t vocab, const SamplingRow& row, const i
 
 }  // namespace
 
-void CpuOps::sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane, Tensor block_tables) {
+void CpuOps::sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
+                    Tensor block_tables) {
   pool_.parallel_for(static_cast<int64_t>(rows.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       token_ids.data<int32_t>()[i] = sample_row(logits.row<float>(i), logits.size(1), rows[i], lane.data<int32_t>(),

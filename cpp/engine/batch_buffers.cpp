@@ -35,7 +35,8 @@ ForwardBatch BatchBuffers::upload(std::span<const Chunk> chunks) {
       host_sequence_idx_.push_back(static_cast<int32_t>(s));
     }
     host_query_starts_.push_back(static_cast<int32_t>(host_token_ids_.size()));
-    std::copy(chunk.blocks.begin(), chunk.blocks.end(), host_block_tables_.begin() + static_cast<std::ptrdiff_t>(s * width));
+    std::copy(chunk.blocks.begin(), chunk.blocks.end(),
+              host_block_tables_.begin() + static_cast<std::ptrdiff_t>(s * width));
   }
   return {.token_ids = to_device(token_ids_, host_token_ids_),
           .positions = to_device(positions_, host_positions_),

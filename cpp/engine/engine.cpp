@@ -37,10 +37,12 @@ const EngineOptions& checked(const EngineOptions& options) {
   require_positive("max_num_seqs", options.max_num_seqs);
   require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
   if (options.max_num_seqs > options.max_num_batched_tokens)
-    throw std::invalid_argument(str_cat("max_num_seqs=", options.max_num_seqs, " is more than max_num_batched_tokens=",
-                                        options.max_num_batched_tokens, ": a step could not hold one token of each request"));
+    throw std::invalid_argument(str_cat("max_num_seqs=", options.max_num_seqs,
+                                        " is more than max_num_batched_tokens=", options.max_num_batched_tokens,
+                                        ": a step could not hold one token of each request"));
   if (options.num_threads < 0 || options.num_threads > 1024)
-    throw std::invalid_argument(str_cat("num_threads=", options.num_threads, " is not possible: expected 1 to 1024, or 0 for one per core"));
+    throw std::invalid_argument(
+        str_cat("num_threads=", options.num_threads, " is not possible: expected 1 to 1024, or 0 for one per core"));
   if (options.max_model_len < 0 || options.kv_cache_memory < 0)
     throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
   return options;
@@ -50,16 +52,22 @@ const EngineOptions& checked(const EngineOptions& options) {
 
 const char* name_of(FinishReason reason) {
   switch (reason) {
-    case FinishReason::none: return "";
-    case FinishReason::stop: return "stop";
-    case FinishReason::length: return "length";
-    case FinishReason::abort: return "abort";
-    case FinishReason::error: return "error";
+    case FinishReason::none:
+      return "";
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::abort:
+      return "abort";
+    case FinishReason::error:
+      return "error";
   }
   return "";
 }
 
-LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress)
+LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOptions& options,
+                         const LoadProgress& progress)
     : config(load_model_config(folder)),
       dtype(parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32)),
       kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype)),
@@ -82,7 +90,8 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
                               " bytes): raise kv_cache_memory"));
   Device& device = loaded_.ops->device();
   cache_ = std::make_unique<KvCache>(device, c, num_blocks + 1, kv_cache_dtype());
-  batch_buffers_ = std::make_unique<BatchBuffers>(device, options.max_num_batched_tokens, options.max_num_seqs, blocks_for(max_model_len_));
+  batch_buffers_ = std::make_unique<BatchBuffers>(device, options.max_num_batched_tokens, options.max_num_seqs,
+                                                  blocks_for(max_model_len_));
   logits_ = Buffer(device, options.max_num_seqs * c.vocab_size * size_of(DType::f32));
   logit_rows_ = Buffer(device, options.max_num_seqs * size_of(DType::i32));
   sampled_ids_ = Buffer(device, options.max_num_seqs * size_of(DType::i32));
@@ -100,7 +109,8 @@ void Engine::check_tokens(std::span<const int32_t> token_ids) const {
   if (token_ids.empty()) throw std::invalid_argument("the prompt has no tokens: expected at least one");
   for (size_t i = 0; i < token_ids.size(); ++i)
     if (token_ids[i] < 0 || token_ids[i] >= config().vocab_size)
-      throw std::invalid_argument(str_cat("token id ", token_ids[i], " at index ", i, " is not in the vocabulary: expected 0 to ", config().vocab_size - 1));
+      throw std::invalid_argument(str_cat("token id ", token_ids[i], " at index ", i,
+                                          " is not in the vocabulary: expected 0 to ", config().vocab_size - 1));
 }
 
 std::vector<int32_t> Engine::take_blocks(int64_t count) {
@@ -119,15 +129,20 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
   check(params, config().vocab_size);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
   if (num_prompt_tokens >= max_model_len_)
-    throw std::invalid_argument(str_cat("the prompt has ", num_prompt_tokens, " tokens, and max_model_len=", max_model_len_,
+    throw std::invalid_argument(str_cat("the prompt has ", num_prompt_tokens,
+                                        " tokens, and max_model_len=", max_model_len_,
                                         " leaves no room for an answer: shorten the prompt or raise max_model_len"));
   const int64_t max_tokens = std::min(params.max_tokens, max_model_len_ - num_prompt_tokens);
   if (blocks_for(num_prompt_tokens + max_tokens) > num_kv_blocks())
-    throw std::invalid_argument(str_cat("prompt and max_tokens make ", num_prompt_tokens + max_tokens, " tokens, the KV cache holds ",
-                                        num_kv_blocks() * kBlockSize, ": lower max_tokens or raise kv_cache_memory"));
-  auto sequence = std::make_unique<Sequence>(Sequence{.request_id = next_request_id_++, .params = params,
+    throw std::invalid_argument(str_cat("prompt and max_tokens make ", num_prompt_tokens + max_tokens,
+                                        " tokens, the KV cache holds ", num_kv_blocks() * kBlockSize,
+                                        ": lower max_tokens or raise kv_cache_memory"));
+  auto sequence = std::make_unique<Sequence>(Sequence{.request_id = next_request_id_++,
+                                                      .params = params,
                                                       .token_ids = std::move(prompt_token_ids),
-                                                      .num_prompt_tokens = num_prompt_tokens, .max_tokens = max_tokens, .blocks = {}});
+                                                      .num_prompt_tokens = num_prompt_tokens,
+                                                      .max_tokens = max_tokens,
+                                                      .blocks = {}});
   waiting_.push_back(std::move(sequence));
   return waiting_.back()->request_id;
 }
@@ -176,7 +191,8 @@ std::vector<StepOutput> Engine::step() {
   const auto schedule = [&](Sequence& sequence, int64_t count) {
     const std::span<const int32_t> ids(sequence.token_ids);
     chunks.push_back({.token_ids = ids.subspan(static_cast<size_t>(sequence.num_computed), static_cast<size_t>(count)),
-                      .start = sequence.num_computed, .blocks = sequence.blocks});
+                      .start = sequence.num_computed,
+                      .blocks = sequence.blocks});
     scheduled.push_back(&sequence);
     budget -= count;
   };
@@ -227,8 +243,13 @@ void Engine::sample(std::span<Sequence* const> sequences, std::span<const int32_
   std::vector<SamplingRow> params;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const SamplingParams& p = sequences[i]->params;
-    params.push_back({.temperature = p.temperature, .top_k = static_cast<int32_t>(p.top_k), .top_p = p.top_p,
-                      .repetition_penalty = p.repetition_penalty, .seed = p.seed, .sample_idx = 0, .sequence = batch_rows[i],
+    params.push_back({.temperature = p.temperature,
+                      .top_k = static_cast<int32_t>(p.top_k),
+                      .top_p = p.top_p,
+                      .repetition_penalty = p.repetition_penalty,
+                      .seed = p.seed,
+                      .sample_idx = 0,
+                      .sequence = batch_rows[i],
                       .position = static_cast<int32_t>(sequences[i]->token_ids.size()) - 1});
   }
   loaded_.ops->sample(ids, logits, params, cache_->lane(), batch.block_tables);
@@ -241,8 +262,8 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
   if (num_tokens > max_model_len_)
     throw std::invalid_argument(str_cat("forward of ", num_tokens, " tokens: max_model_len is ", max_model_len_));
   if (blocks_for(num_tokens) > num_free_blocks())
-    throw OutOfMemory(str_cat("[kv cache] forward of ", num_tokens, " tokens needs ", blocks_for(num_tokens), " blocks, ",
-                              num_free_blocks(), " are free: raise kv_cache_memory"));
+    throw OutOfMemory(str_cat("[kv cache] forward of ", num_tokens, " tokens needs ", blocks_for(num_tokens),
+                              " blocks, ", num_free_blocks(), " are free: raise kv_cache_memory"));
   if (chunk_size <= 0 || chunk_size > options_.max_num_batched_tokens) chunk_size = options_.max_num_batched_tokens;
 
   Device& device = loaded_.ops->device();
@@ -250,11 +271,16 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
     Engine& engine;
     Sequence sequence;
     ~Borrowed() { engine.release(sequence); }
-  } borrowed{*this, Sequence{.request_id = -1, .params = {}, .token_ids = {}, .num_prompt_tokens = num_tokens,
-                             .max_tokens = 0, .blocks = take_blocks(blocks_for(num_tokens))}};
+  } borrowed{*this, Sequence{.request_id = -1,
+                             .params = {},
+                             .token_ids = {},
+                             .num_prompt_tokens = num_tokens,
+                             .max_tokens = 0,
+                             .blocks = take_blocks(blocks_for(num_tokens))}};
   for (int64_t start = 0; start < num_tokens; start += chunk_size) {
     const int64_t count = std::min(chunk_size, num_tokens - start);
-    const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)), .start = start,
+    const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+                      .start = start,
                       .blocks = borrowed.sequence.blocks};
     loaded_.model->forward(batch_buffers_->upload({&chunk, 1}), *cache_);
     for (int64_t first = 0; first < count; first += options_.max_num_seqs) {

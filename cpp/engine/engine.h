@@ -18,14 +18,14 @@
 namespace longcat {
 
 struct EngineOptions {
-  std::string device = "auto";          // "auto", "cpu", "cuda", "cuda:N"
-  std::string dtype = "auto";           // "auto" (config.json), "f32", "bf16"
-  std::string kv_cache_dtype = "auto";  // "auto" (dtype), "f32", "bf16"
-  int64_t max_model_len = 0;            // [tokens] 0: max_position_embeddings
-  int64_t max_num_seqs = 16;            // requests running at once
-  int64_t max_num_batched_tokens = 512; // tokens of a step
-  int64_t kv_cache_memory = 0;          // [bytes] 0: min(a quarter of the free memory, what the two limits can use)
-  int num_threads = 0;                  // 0: one per available core
+  std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
+  std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
+  std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16"
+  int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
+  int64_t max_num_seqs = 16;             // requests running at once
+  int64_t max_num_batched_tokens = 512;  // tokens of a step
+  int64_t kv_cache_memory = 0;           // [bytes] 0: min(a quarter of the free memory, what the two limits can use)
+  int num_threads = 0;                   // 0: one per available core
 };
 
 enum class FinishReason : uint8_t { none, stop, length, abort, error };

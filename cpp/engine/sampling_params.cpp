@@ -19,8 +19,10 @@ void require(bool condition, const char* field, Value found, const std::string& 
 
 void check(const SamplingParams& params, int64_t vocab_size) {
   require(params.max_tokens >= 1, "max_tokens", params.max_tokens, "at least 1");
-  require(std::isfinite(params.temperature) && params.temperature >= 0, "temperature", params.temperature, "0 (greedy) or a positive number");
-  require(params.top_k >= 0 && params.top_k <= std::numeric_limits<int32_t>::max(), "top_k", params.top_k, "0 (off) or a positive integer");
+  require(std::isfinite(params.temperature) && params.temperature >= 0, "temperature", params.temperature,
+          "0 (greedy) or a positive number");
+  require(params.top_k >= 0 && params.top_k <= std::numeric_limits<int32_t>::max(), "top_k", params.top_k,
+          "0 (off) or a positive integer");
   require(params.top_p > 0 && params.top_p <= 1, "top_p", params.top_p, "more than 0 and at most 1");
   require(std::isfinite(params.repetition_penalty) && params.repetition_penalty > 0, "repetition_penalty",
           params.repetition_penalty, "a positive number");

@@ -83,6 +83,13 @@ bool is_set(const json* field) {
   return field && (field->is_number() ? field->get<double>() != 0 : !field->is_boolean() || field->get<bool>());
 }
 
+std::string describe(const std::string& architecture, const std::string& model_type) {
+  if (architecture.empty())
+    return model_type.empty() ? "a model without architectures" : "model_type " + in_quotes(model_type);
+  return "architecture " + in_quotes(architecture) +
+         (model_type.empty() ? "" : ", model_type " + in_quotes(model_type));
+}
+
 // The architecture decides; model_type stands in where there is none. Throws at once: for a model that is not ours,
 // the other fields mean nothing.
 std::string read_architecture(ConfigFields& fields, const std::string& where) {
@@ -97,8 +104,7 @@ std::string read_architecture(ConfigFields& fields, const std::string& where) {
                         "\"]: ", kScope));
   }
 
-  std::string found = architecture.empty() ? "" : "architecture " + in_quotes(architecture);
-  if (!model_type.empty()) found += (found.empty() ? "" : ", ") + ("model_type " + in_quotes(model_type));
+  const std::string found = describe(architecture, model_type);
   for (const Relative& relative : kRefused)
     if (architecture.starts_with(relative.architecture) || model_type.starts_with(relative.model_type))
       throw Error(str_cat(where, ": ", found, " is ", relative.reason, ": ", kScope));
@@ -109,9 +115,6 @@ std::string read_architecture(ConfigFields& fields, const std::string& where) {
   if (architecture == kNgramArchitecture || architecture == kPlainArchitecture) return architecture;
   if (architecture.empty() && model_type == "longcat_flash_ngram") return kNgramArchitecture;
   if (architecture.empty() && model_type == "longcat_flash") return kPlainArchitecture;
-  if (architecture.empty() && model_type.empty())
-    throw Error(str_cat(where, ": neither architectures nor model_type, expected architectures [\"", kNgramArchitecture,
-                        "\"]: ", kScope));
   throw Error(str_cat(where, ": ", found, ", expected ", kNgramArchitecture, " or ", kPlainArchitecture, ": ", kScope));
 }
 
@@ -192,7 +195,8 @@ std::optional<YarnConfig> read_yarn(const json& scaling, const char* field, int6
   if (!old_type.empty() && old_type != type)
     problems.add(field, ".rope_type is ", in_quotes(type), " but its alias type is ", in_quotes(old_type));
   // transformers 5 writes rope_parameters always, {"rope_theta", "rope_type": "default"} when nothing is scaled.
-  if (type == "default" || (type.empty() && std::string_view(field) == "rope_parameters")) return std::nullopt;
+  const bool unscaled = type.empty() && std::string_view(field) == "rope_parameters" && !fields.has("factor");
+  if (type == "default" || unscaled) return std::nullopt;
   if (type != "yarn") {
     problems.add(field, ".rope_type is ", in_quotes(type), ", expected \"yarn\", \"deepseek_yarn\" or \"default\"");
     return std::nullopt;
@@ -223,7 +227,7 @@ void read_rope(ConfigFields& fields, ModelConfig& config) {
     if (source && yarn != config.yarn) fields.problems().add(source, " and ", field, " contradict each other");
     config.yarn = yarn;
     source = field;
-    if (const auto inner = object->find("rope_theta"); object->is_object() && inner != object->end()) {
+    if (const auto inner = object->find("rope_theta"); inner != object->end() && !inner->is_null()) {
       if (theta && *theta != *inner)
         fields.problems().add("rope_theta is ", ConfigFields::show(*theta), " but ", field, ".rope_theta is ",
                               ConfigFields::show(*inner));

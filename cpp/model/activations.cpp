@@ -9,7 +9,8 @@ Tensor ActivationBuffers::allocate(Device& device, DType dtype, std::initializer
   return buffers_.emplace_back(device, count * size_of(dtype)).tensor(dtype, shape);
 }
 
-ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens) : max_tokens_(max_tokens) {
+ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens)
+    : max_tokens_(max_tokens) {
   const auto f32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::f32, shape); };
   const auto i32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::i32, shape); };
   const int64_t T = max_tokens, H = config.num_attention_heads, hidden = config.hidden_size, topk = config.moe_topk;
@@ -53,10 +54,28 @@ int64_t ActivationBuffers::num_bytes() const {
 Activations ActivationBuffers::first(int64_t num_tokens) const {
   LC_CHECK(0 < num_tokens && num_tokens <= max_tokens_, num_tokens, " tokens in a step of at most ", max_tokens_);
   Activations a = full_;
-  for (Tensor* rows_are_tokens :
-       {&a.ngram_ids, &a.ngram_rows, &a.residual, &a.x, &a.h, &a.cos, &a.sin, &a.q_a, &a.q, &a.kv_a, &a.q_latent,
-        &a.latent_out, &a.attn_out, &a.gate, &a.up, &a.moe_in, &a.router_scores, &a.routing.expert_idx,
-        &a.routing.expert_weights, &a.routing.identity_weight, &a.routing.permuted_rows, &a.moe_out})
+  for (Tensor* rows_are_tokens : {&a.ngram_ids,
+                                  &a.ngram_rows,
+                                  &a.residual,
+                                  &a.x,
+                                  &a.h,
+                                  &a.cos,
+                                  &a.sin,
+                                  &a.q_a,
+                                  &a.q,
+                                  &a.kv_a,
+                                  &a.q_latent,
+                                  &a.latent_out,
+                                  &a.attn_out,
+                                  &a.gate,
+                                  &a.up,
+                                  &a.moe_in,
+                                  &a.router_scores,
+                                  &a.routing.expert_idx,
+                                  &a.routing.expert_weights,
+                                  &a.routing.identity_weight,
+                                  &a.routing.permuted_rows,
+                                  &a.moe_out})
     if (!rows_are_tokens->empty()) *rows_are_tokens = rows_are_tokens->first(num_tokens);
   return a;
 }

@@ -18,22 +18,22 @@ struct Activations {
   Tensor x;         // [T, hidden_size] output of a sub-layer, added to the residual by the next norm
   Tensor h;         // [T, hidden_size] normalised input of a sub-layer; after forward(): the final hidden states
   // attention
-  Tensor cos, sin;   // [T, rope / 2]
-  Tensor q_a;        // [T, q_lora_rank]
-  Tensor q;          // [T, H, nope + rope]
-  Tensor kv_a;       // [T, kv_lora_rank + rope]
-  Tensor q_latent;   // [T, H, kv_lora_rank]
-  Tensor latent_out; // [T, H, kv_lora_rank]
-  Tensor attn_out;   // [T, H, v_head_dim]
+  Tensor cos, sin;    // [T, rope / 2]
+  Tensor q_a;         // [T, q_lora_rank]
+  Tensor q;           // [T, H, nope + rope]
+  Tensor kv_a;        // [T, kv_lora_rank + rope]
+  Tensor q_latent;    // [T, H, kv_lora_rank]
+  Tensor latent_out;  // [T, H, kv_lora_rank]
+  Tensor attn_out;    // [T, H, v_head_dim]
   // dense FFN
   Tensor gate, up;  // [T, ffn_hidden_size]
   // shortcut MoE: its own buffers, it may run beside the dense branch
-  Tensor moe_in;             // [T, hidden_size] kept to the end of the layer
-  Tensor router_scores;      // [T, num_router_outputs]
-  Routing routing;           // see ops.h
+  Tensor moe_in;                  // [T, hidden_size] kept to the end of the layer
+  Tensor router_scores;           // [T, num_router_outputs]
+  Routing routing;                // see ops.h
   Tensor expert_gate, expert_up;  // [T * topk, expert_ffn_hidden_size]
-  Tensor expert_out;         // [T * topk, hidden_size]
-  Tensor moe_out;            // [T, hidden_size] routed experts only
+  Tensor expert_out;              // [T * topk, hidden_size]
+  Tensor moe_out;                 // [T, hidden_size] routed experts only
 };
 
 // Owns the memory of the largest step; a step uses the first rows of each buffer.

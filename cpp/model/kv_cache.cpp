@@ -15,7 +15,8 @@ KvCache::KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, 
 
 Tensor KvCache::latents(int64_t sub_layer) const {
   const int64_t bytes = num_blocks_ * kBlockSize * latent_dim_ * size_of(dtype_);
-  return Tensor(static_cast<char*>(latents_.data()) + sub_layer * bytes, dtype_, {num_blocks_ * kBlockSize, latent_dim_});
+  return Tensor(static_cast<char*>(latents_.data()) + sub_layer * bytes, dtype_,
+                {num_blocks_ * kBlockSize, latent_dim_});
 }
 
 }  // namespace longcat

@@ -18,7 +18,7 @@ class KvCache {
 
   int64_t num_blocks() const { return num_blocks_; }
   DType dtype() const { return dtype_; }
-  Tensor latents(int64_t sub_layer) const;                        // [num_blocks * 64, kv_lora_rank + rope]
+  Tensor latents(int64_t sub_layer) const;  // [num_blocks * 64, kv_lora_rank + rope]
   Tensor lane() const { return lane_.tensor(DType::i32, {num_blocks_ * kBlockSize}); }  // token id of each slot
 
  private:

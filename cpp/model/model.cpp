@@ -40,7 +40,9 @@ void Model::logits(Tensor out, Tensor rows) {
 // Mean of the word embedding and the projected rows of every N-gram table.
 void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   const NgramWeights& w = weights_.ngram;
-  NgramTables ngram{.tables = w.tables, .moduli = w.moduli, .powers = w.powers,
+  NgramTables ngram{.tables = w.tables,
+                    .moduli = w.moduli,
+                    .powers = w.powers,
                     .eos_token_id = static_cast<int32_t>(config_.eos_token_id)};
   float scale = 1;
   if (config_.ngram) {

@@ -23,7 +23,8 @@ RopeScaling make_rope_scaling(const ModelConfig& config) {
 
   // Dimension whose wavelength makes `rotations` turns over the original context.
   const auto correction_dim = [&](double rotations) {
-    const double wavelength_ratio = static_cast<double>(yarn.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi);
+    const double wavelength_ratio =
+        static_cast<double>(yarn.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi);
     return static_cast<double>(dim) * std::log(wavelength_ratio) / (2 * std::log(config.rope_theta));
   };
   double low = correction_dim(yarn.beta_fast), high = correction_dim(yarn.beta_slow);
@@ -42,7 +43,8 @@ RopeScaling make_rope_scaling(const ModelConfig& config) {
   if (yarn.attention_factor) {
     rope.cos_sin_factor = *yarn.attention_factor;
   } else if (yarn.mscale.value_or(0) != 0 && yarn.mscale_all_dim.value_or(0) != 0) {
-    rope.cos_sin_factor = attention_temperature(yarn.factor, *yarn.mscale) / attention_temperature(yarn.factor, *yarn.mscale_all_dim);
+    rope.cos_sin_factor =
+        attention_temperature(yarn.factor, *yarn.mscale) / attention_temperature(yarn.factor, *yarn.mscale_all_dim);
   } else {
     rope.cos_sin_factor = attention_temperature(yarn.factor, 1);
   }

@@ -22,8 +22,12 @@ struct ExpectedTensor {
 
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
   std::vector<ExpectedTensor> expected;
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in) { expected.push_back({name + ".weight", {out, in}, true}); };
-  const auto plain = [&](const std::string& name, std::vector<int64_t> shape) { expected.push_back({name, std::move(shape)}); };
+  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+    expected.push_back({name + ".weight", {out, in}, true});
+  };
+  const auto plain = [&](const std::string& name, std::vector<int64_t> shape) {
+    expected.push_back({name, std::move(shape)});
+  };
   const auto ffn = [&](const std::string& name, int64_t width) {
     linear(name + ".gate_proj", width, c.hidden_size);
     linear(name + ".up_proj", width, c.hidden_size);
@@ -85,13 +89,15 @@ std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
 std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
   std::vector<std::string> problems;
   std::set<std::string> known;
-  const auto check_one = [&](const std::string& name, const std::vector<int64_t>& shape, auto&& dtype_fits, const char* dtypes) {
+  const auto check_one = [&](const std::string& name, const std::vector<int64_t>& shape, auto&& dtype_fits,
+                             const char* dtypes) {
     known.insert(name);
     const StoredTensor* tensor = checkpoint.find(name);
     if (!tensor) {
       problems.push_back(str_cat("\"", name, "\" ", shape_string(shape), " is missing"));
     } else if (tensor->shape != shape) {
-      problems.push_back(str_cat("\"", name, "\" is ", shape_string(tensor->shape), ", expected ", shape_string(shape)));
+      problems.push_back(
+          str_cat("\"", name, "\" is ", shape_string(tensor->shape), ", expected ", shape_string(shape)));
     } else if (!dtype_fits(tensor->dtype)) {
       problems.push_back(str_cat("\"", name, "\" is ", name_of(tensor->dtype), ", expected ", dtypes));
     }
@@ -103,12 +109,13 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
         expected.name, expected.shape, [&](DType d) { return is_float(d) || (fp8 && d == DType::f8_e4m3); },
         fp8 ? "F32, BF16, F16 or F8_E4M3" : "F32, BF16 or F16");
     if (tensor && fp8 && tensor->dtype == DType::f8_e4m3)
-      check_one(expected.name + "_scale_inv", scale_shape(expected.shape), [](DType d) { return d == DType::f32; }, "F32");
+      check_one(
+          expected.name + "_scale_inv", scale_shape(expected.shape), [](DType d) { return d == DType::f32; }, "F32");
   }
   if (!problems.empty())
     throw Error(str_cat("[weights] ", checkpoint.folder().string(), ": ", problems.size(),
-                        problems.size() == 1 ? " tensor does" : " tensors do", " not fit config.json: ", join_some(problems),
-                        " (is the download complete, and the config.json its own?)"));
+                        problems.size() == 1 ? " tensor does" : " tensors do", " not fit config.json: ",
+                        join_some(problems), " (is the download complete, and the config.json its own?)"));
 
   std::vector<std::string> unknown;
   for (const auto& [name, tensor] : checkpoint.tensors())
@@ -137,13 +144,15 @@ float element(const std::byte* data, DType dtype, int64_t i) {
       std::memcpy(&value, data + 2 * i, 2);
       return half_to_float(value);
     }
-    default: throw Error(str_cat("[internal] ", name_of(dtype), " has no float elements here"));
+    default:
+      throw Error(str_cat("[internal] ", name_of(dtype), " has no float elements here"));
   }
 }
 
 class WeightBuilder {
  public:
-  WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, ModelWeights& weights, const LoadProgress& progress)
+  WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, ModelWeights& weights,
+                const LoadProgress& progress)
       : checkpoint_(checkpoint), dtype_(dtype), ops_(ops), weights_(weights), progress_(progress) {
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
@@ -153,7 +162,8 @@ class WeightBuilder {
     const StoredTensor& stored = get(name);
     const int64_t n = stored.shape[0];
     Tensor out = allocate(DType::f32, n, 1).reshape({n});
-    for (int64_t i = 0; i < n; ++i) out.data<float>()[i] = static_cast<float>(element(stored.data, stored.dtype, i) * factor);
+    for (int64_t i = 0; i < n; ++i)
+      out.data<float>()[i] = static_cast<float>(element(stored.data, stored.dtype, i) * factor);
     return out;
   }
 
@@ -162,7 +172,8 @@ class WeightBuilder {
     const StoredTensor& stored = get(name);
     const int64_t rows = stored.shape[0], cols = stored.shape[1];
     if (stored.dtype == DType::f16 || (stored.dtype == DType::f32 && dtype_ == DType::bf16))
-      return rounded(rows, cols, [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
+      return rounded(rows, cols,
+                     [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
     return prepared(view(name, stored));
   }
 
@@ -209,11 +220,15 @@ class WeightBuilder {
       parts.push_back(&get(name));
       exact_in_bf16 = exact_in_bf16 && parts.back()->dtype == DType::bf16;
     }
-    const int64_t rows = parts[0]->shape[0], width = parts[0]->shape[1], cols = width * static_cast<int64_t>(parts.size());
-    return rounded(rows, cols, [&](int64_t r, int64_t c) {
-      const StoredTensor& part = *parts[static_cast<size_t>(c / width)];
-      return element(part.data, part.dtype, r * width + c % width);
-    }, exact_in_bf16);
+    const int64_t rows = parts[0]->shape[0], width = parts[0]->shape[1],
+                  cols = width * static_cast<int64_t>(parts.size());
+    return rounded(
+        rows, cols,
+        [&](int64_t r, int64_t c) {
+          const StoredTensor& part = *parts[static_cast<size_t>(c / width)];
+          return element(part.data, part.dtype, r * width + c % width);
+        },
+        exact_in_bf16);
   }
 
  private:
@@ -230,14 +245,20 @@ class WeightBuilder {
   }
 
   Weight view(const std::string& name, const StoredTensor& stored) {
-    Weight weight{.out_features = stored.shape[0], .in_features = stored.shape[1], .data = stored.data, .placement = Placement::disk};
+    Weight weight{.out_features = stored.shape[0],
+                  .in_features = stored.shape[1],
+                  .data = stored.data,
+                  .placement = Placement::disk};
     switch (stored.dtype) {
-      case DType::bf16: weight.format = WeightFormat::bf16; break;
+      case DType::bf16:
+        weight.format = WeightFormat::bf16;
+        break;
       case DType::f8_e4m3:
         weight.format = WeightFormat::fp8_block;
         weight.scales = reinterpret_cast<const float*>(get(name + "_scale_inv").data);
         break;
-      default: weight.format = WeightFormat::f32;
+      default:
+        weight.format = WeightFormat::f32;
     }
     return weight;
   }
@@ -262,7 +283,10 @@ class WeightBuilder {
           out.data<float>()[r * cols + c] = value(r, c);
         }
       }
-    return prepared({.format = narrow ? WeightFormat::bf16 : WeightFormat::f32, .out_features = rows, .in_features = cols, .data = out.raw()});
+    return prepared({.format = narrow ? WeightFormat::bf16 : WeightFormat::f32,
+                     .out_features = rows,
+                     .in_features = cols,
+                     .data = out.raw()});
   }
 
   const Checkpoint& checkpoint_;

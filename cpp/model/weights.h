@@ -12,24 +12,24 @@
 namespace longcat {
 
 struct NgramWeights {
-  std::vector<Weight> tables;    // [num_tables] of [rows_of(t), hidden_size / num_tables]
-  Weight projection;             // [hidden_size, hidden_size]: the post_projs side by side
-  std::vector<int64_t> moduli;   // [num_tables]
-  std::vector<int64_t> powers;   // [num_tables, emb_neighbor_num - 1]
+  std::vector<Weight> tables;   // [num_tables] of [rows_of(t), hidden_size / num_tables]
+  Weight projection;            // [hidden_size, hidden_size]: the post_projs side by side
+  std::vector<int64_t> moduli;  // [num_tables]
+  std::vector<int64_t> powers;  // [num_tables, emb_neighbor_num - 1]
 };
 
 // Appends vocab_size^d mod modulus for d = 1..max_order - 1, reduced step by step: the plain powers overflow 64 bits.
 void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order);
 
 struct AttentionWeights {
-  Weight q_a_proj;    // [q_lora_rank, hidden_size]
-  Tensor q_a_norm;    // [q_lora_rank] f32, times sqrt(hidden_size / q_lora_rank)
-  Weight q_b_proj;    // [H * (nope + rope), q_lora_rank]
-  Weight kv_a_proj;   // [kv_lora_rank + rope, hidden_size]
-  Tensor kv_a_norm;   // [kv_lora_rank] f32, times sqrt(hidden_size / kv_lora_rank)
-  Weight k_up;        // [H * kv_lora_rank, nope]: W_uk of each head, transposed, so that q_nope becomes a latent query
-  Weight v_up;        // [H * v_head_dim, kv_lora_rank]: W_uv of each head
-  Weight o_proj;      // [hidden_size, H * v_head_dim]
+  Weight q_a_proj;   // [q_lora_rank, hidden_size]
+  Tensor q_a_norm;   // [q_lora_rank] f32, times sqrt(hidden_size / q_lora_rank)
+  Weight q_b_proj;   // [H * (nope + rope), q_lora_rank]
+  Weight kv_a_proj;  // [kv_lora_rank + rope, hidden_size]
+  Tensor kv_a_norm;  // [kv_lora_rank] f32, times sqrt(hidden_size / kv_lora_rank)
+  Weight k_up;       // [H * kv_lora_rank, nope]: W_uk of each head, transposed, so that q_nope becomes a latent query
+  Weight v_up;       // [H * v_head_dim, kv_lora_rank]: W_uv of each head
+  Weight o_proj;     // [hidden_size, H * v_head_dim]
 };
 
 struct FfnWeights {

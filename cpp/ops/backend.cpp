@@ -13,7 +13,8 @@ std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads) {
     const auto [stop, status] = std::from_chars(device.data() + 5, end, device_idx);
     if (status == std::errc() && stop == end && device_idx >= 0) return make_cuda_ops(device_idx);
   }
-  throw std::invalid_argument(str_cat("device=\"", device, "\" is not known: use \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""));
+  throw std::invalid_argument(
+      str_cat("device=\"", device, "\" is not known: use \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""));
 }
 
 }  // namespace longcat

@@ -36,11 +36,11 @@ constexpr int64_t kv_piece_end(int64_t position) {
 
 // The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width.
 struct NgramTables {
-  std::span<const Weight> tables;       // [rows_of(t), table_dim] each
-  std::span<const int64_t> moduli;      // [num_tables] rows of table t
-  std::span<const int64_t> powers;      // [num_tables, max_order - 1] vocab_size^d mod moduli[t], d = 1..max_order-1
-  int64_t max_order = 1;                // emb_neighbor_num; 1: no tables
-  int64_t splits = 0;                   // emb_split_num
+  std::span<const Weight> tables;   // [rows_of(t), table_dim] each
+  std::span<const int64_t> moduli;  // [num_tables] rows of table t
+  std::span<const int64_t> powers;  // [num_tables, max_order - 1] vocab_size^d mod moduli[t], d = 1..max_order-1
+  int64_t max_order = 1;            // emb_neighbor_num; 1: no tables
+  int64_t splits = 0;               // emb_split_num
   int32_t eos_token_id = 2;
 };
 
@@ -70,9 +70,9 @@ struct SamplingRow {
   double top_p = 1;               // 1: off
   double repetition_penalty = 1;  // 1: off
   uint64_t seed = 0;
-  int32_t sample_idx = 0;         // which of the n samples of a request
-  int32_t sequence = 0;           // row of the batch's block_tables
-  int32_t position = 0;           // of the last token of the history; the sampled token will stand at position + 1
+  int32_t sample_idx = 0;  // which of the n samples of a request
+  int32_t sequence = 0;    // row of the batch's block_tables
+  int32_t position = 0;    // of the last token of the history; the sampled token will stand at position + 1
 };
 
 class Ops {
@@ -88,15 +88,17 @@ class Ops {
   // --- embedding -------------------------------------------------------------------------------------------------
   // For each token: writes its id to its slot of `lane`, reads up to max_order - 1 predecessors (from the batch when
   // they are in the same chunk, else from the lane), hashes them, gathers one row per table.
-  //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or when
-  //   any of x_{p-d}..x_{p-1} is eos_token_id (model of the published modeling_longcat_ngram.py).
+  //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or
+  //   when any of x_{p-d}..x_{p-1} is eos_token_id (model of the published modeling_longcat_ngram.py).
   // ids: [T, num_tables] i32; rows: [T, num_tables * table_dim]; lane: [num_slots] i32. With no tables only the lane is
   // written.
-  virtual void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) = 0;
+  virtual void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch,
+                            const NgramTables& ngram) = 0;
 
   // out = (word[token_ids] + rows * projection^T) * scale; an empty `projection` leaves the word rows times scale.
   // out: [T, hidden]; projection: [hidden, num_tables * table_dim], the projections side by side.
-  virtual void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection, float scale) = 0;
+  virtual void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
+                     float scale) = 0;
 
   // --- norms and sums --------------------------------------------------------------------------------------------
   // out = x / sqrt(mean(x^2) + eps) * weight. out, x: [T, dim], may be the same; weight: [dim] f32.
@@ -151,8 +153,8 @@ class Ops {
 
   // out[t] = sum over the routed picks of t, in ascending expert id, of weight * expert(x[t]). Identity picks are not
   // computed here. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
-  virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
-                           const ExpertWeights& experts) = 0;
+  virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
+                           const Routing& routing, const ExpertWeights& experts) = 0;
 
   // --- output ----------------------------------------------------------------------------------------------------
   // out[i] = x[rows[i]]. rows: [num_rows] i32.

@@ -32,10 +32,13 @@ struct Weight {
   int64_t num_bytes() const {
     const int64_t count = out_features * in_features;
     switch (format) {
-      case WeightFormat::f32: return count * 4;
-      case WeightFormat::bf16: return count * 2;
+      case WeightFormat::f32:
+        return count * 4;
+      case WeightFormat::bf16:
+        return count * 2;
       case WeightFormat::fp8_block: {
-        const int64_t blocks = ((out_features + kFp8Block - 1) / kFp8Block) * ((in_features + kFp8Block - 1) / kFp8Block);
+        const int64_t blocks =
+            ((out_features + kFp8Block - 1) / kFp8Block) * ((in_features + kFp8Block - 1) / kFp8Block);
         return count + blocks * 4;
       }
     }
@@ -45,9 +48,12 @@ struct Weight {
 
 constexpr const char* name_of(WeightFormat format) {
   switch (format) {
-    case WeightFormat::f32: return "f32";
-    case WeightFormat::bf16: return "bf16";
-    case WeightFormat::fp8_block: return "fp8_block";
+    case WeightFormat::f32:
+      return "f32";
+    case WeightFormat::bf16:
+      return "bf16";
+    case WeightFormat::fp8_block:
+      return "fp8_block";
   }
   return "?";
 }

@@ -13,7 +13,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print version and build features")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    generate = commands.add_parser("generate", help="continue a prompt", description="Continue a prompt, as it is generated.")
+    generate = commands.add_parser(
+        "generate", help="continue a prompt", description="Continue a prompt, as it is generated."
+    )
     generate.add_argument("model", help="checkpoint folder in the Hugging Face layout")
     generate.add_argument("prompt", help="text to continue; - reads standard input")
     generate.add_argument("--max-tokens", type=int, default=256, help="most new tokens (default 256)")

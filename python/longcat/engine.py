@@ -85,7 +85,7 @@ class Engine:
             self.__init__(**(given | named))  # type: ignore[misc]
             return
         if model is None:
-            raise TypeError("Engine needs the path of a checkpoint folder: Engine(\"path/to/checkpoint\")")
+            raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
         self.model = os.fspath(model)
         options = _core.EngineOptions()
         options.device = device
@@ -217,6 +217,8 @@ class Engine:
         while True:
             with self._step_lock:
                 for request_id in requests:
+                    if request_id not in self._arrived:
+                        raise Error("[engine] this engine is closed")
                     if queue := self._arrived[request_id]:
                         output = queue.popleft()
                         if output.finish_reason is not None:
@@ -250,7 +252,9 @@ class Engine:
         core.top_k = max(value("top_k", 0), 0)
         core.top_p = value("top_p", 1.0)
         core.repetition_penalty = (
-            params.repetition_penalty if params.repetition_penalty is not None else defaults.get("repetition_penalty", 1.0)
+            params.repetition_penalty
+            if params.repetition_penalty is not None
+            else defaults.get("repetition_penalty", 1.0)
         )
         core.seed = (params.seed if params.seed is not None else self._seeds.getrandbits(64)) % 2**64
         stops = list(params.stop_token_ids)
@@ -267,7 +271,9 @@ class Engine:
 
     def close(self) -> None:
         """Frees the model and the cache; requests still open end with an error. May be called twice."""
-        self._core.close()
+        with self._step_lock:
+            self._arrived.clear()
+            self._core.close()
 
     def __enter__(self) -> Engine:
         return self

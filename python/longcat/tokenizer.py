@@ -63,9 +63,7 @@ class Tokenizer:
         if token is None:
             return b""
         byte_of_char = _byte_of_char()
-        return b"".join(
-            bytes([byte_of_char[char]]) if char in byte_of_char else char.encode() for char in token
-        )
+        return b"".join(bytes([byte_of_char[char]]) if char in byte_of_char else char.encode() for char in token)
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; bytes that are not UTF-8 become U+FFFD."""

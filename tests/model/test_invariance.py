@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids
-
 from longcat._core import testing
 
 TOKENS = 150  # more than two blocks and one attention piece
 
 
-@pytest.fixture(scope="module", params=[("lite", "f32"), ("lite", "bf16"), ("odd", "f32"), ("flash_chat", "bf16")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[("lite", "f32"), ("lite", "bf16"), ("odd", "f32"), ("flash_chat", "bf16")],
+    ids="-".join,
+)
 def setup(request, tmp_path_factory):
     """(folder, dtype, token ids, logits, latents) of a prompt computed whole, alone, on one thread."""
     variant, dtype = request.param
@@ -43,7 +46,9 @@ def latents_of(model, config, blocks, tokens=TOKENS):
 RANDOM_SIZES = np.random.default_rng(8).integers(1, 40, TOKENS).tolist()
 
 
-@pytest.mark.parametrize("sizes", [[1], [3], [64], [65], [TOKENS - 1], RANDOM_SIZES], ids=["1", "3", "64", "65", "149", "random"])
+@pytest.mark.parametrize(
+    "sizes", [[1], [3], [64], [65], [TOKENS - 1], RANDOM_SIZES], ids=["1", "3", "64", "65", "149", "random"]
+)
 def test_chunks_equal_whole(setup, sizes):
     folder, dtype, token_ids, logits, latents, config = setup
     model = testing.Model(folder, dtype)

@@ -4,14 +4,13 @@ import json
 import struct
 from pathlib import Path
 
+import longcat
 import numpy as np
 import pytest
 from checkpoints import read_safetensors, write_safetensors
+from longcat._core import testing
 from reference.stored import stored_cases
 from tolerances import F32_TRANSCENDENTAL, LOGITS, ROUTER_GAP
-
-import longcat
-from longcat._core import testing
 
 CASES = stored_cases()
 MAX_EXCLUDED = 0.01  # share of positions that a router near-tie may excuse
@@ -97,7 +96,9 @@ def test_tensors_that_are_not_aligned(tmp_path, padding):
         for path in folder.glob("*.safetensors"):
             raw = path.read_bytes()
             (length,) = struct.unpack("<Q", raw[:8])
-            path.write_bytes(struct.pack("<Q", length + padding) + raw[8 : 8 + length] + b" " * padding + raw[8 + length :])
+            path.write_bytes(
+                struct.pack("<Q", length + padding) + raw[8 : 8 + length] + b" " * padding + raw[8 + length :]
+            )
         with longcat.Engine(folder, dtype="f32") as engine:
             assert np.array_equal(engine.forward(case.token_ids), expected)
 

@@ -5,9 +5,8 @@ import pytest
 from checkpoints import random_token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ops as ref
-
 from longcat._core import testing
+from reference import ops as ref
 
 SMALL = dict(vocab_size=100, table_rows=300, max_order=4, splits=2, eos_token_id=2)
 REAL = dict(vocab_size=131072, table_rows=78 * 131072, max_order=4, splits=4, eos_token_id=2)
@@ -39,7 +38,11 @@ SMALL_CASES = [
 
 # (sequence, position, ids of tables 0..11, or of tables 0, 4, 8)
 REAL_CASES = [
-    ([10, 11, 12, 13, 14], 4, [1703950] * 4 + [736033, 695703, 655373, 615043, 8151286, 8517876, 8886362, 9256744]),
+    (
+        [10, 11, 12, 13, 14],
+        4,
+        [1703950] * 4 + [736033, 695703, 655373, 615043, 8151286, 8517876, 8886362, 9256744],
+    ),
     (
         [10, 11, 2, 14, 15, 16],
         2,
@@ -55,7 +58,20 @@ REAL_CASES = [
     (
         [131071, 131070, 131069, 131068],
         3,
-        [3930476, 3927116, 3923756, 3920396, 8183666, 7293911, 6404328, 5514917, 8016838, 4204349, 2534734, 3007981],
+        [
+            3930476,
+            3927116,
+            3923756,
+            3920396,
+            8183666,
+            7293911,
+            6404328,
+            5514917,
+            8016838,
+            4204349,
+            2534734,
+            3007981,
+        ],
     ),
     ([3, 2, 4, 5, 2, 6, 7, 8], 7, [917512, 5545366, 5464710]),
     ([2, 10, 11, 12], 3, [1441804, 2339144, 2204712]),
@@ -97,7 +113,13 @@ def test_any_cut_gives_the_reference_ids(data):
 
 def test_look_back_crosses_a_block_boundary():
     token_ids = random_token_ids(1, 200, vocab_size=131072)
-    config = {"vocab_size": 131072, "ngram_vocab_size_ratio": 78, "emb_neighbor_num": 4, "emb_split_num": 4, "eos_token_id": 2}
+    config = {
+        "vocab_size": 131072,
+        "ngram_vocab_size_ratio": 78,
+        "emb_neighbor_num": 4,
+        "emb_split_num": 4,
+        "eos_token_id": 2,
+    }
     expected = ref.ngram_ids(token_ids, config)
     for chunks in ([200], [1], [63], [64], [65], [64, 1]):
         assert np.array_equal(testing.ngram_ids(token_ids, **REAL, chunk_sizes=chunks), expected)

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 from checkpoints import TINY_CONFIG
-from reference import ops as ref
-
 from longcat._core import testing
+from reference import ops as ref
 
 LITE_YARN = {
     "rope_type": "yarn",

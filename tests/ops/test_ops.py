@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
 from checkpoints import from_bf16 as widen
+from checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
+from compare import assert_rows_close
+from longcat._core import testing
 from reference import ops as ref
 from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL
-
-from longcat._core import testing
-
-from .compare import assert_rows_close
 
 # Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
 SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000)]
@@ -119,13 +117,18 @@ def moe_case(tokens, hidden=20, width=9, routed=5, identity=3, topk=4):
         "router.e_score_correction_bias": normal(routed + identity, seed=2, scale=0.05),
     }
     for e in range(routed):
-        for i, (name, shape) in enumerate([("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))]):
+        for i, (name, shape) in enumerate(
+            [("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))]
+        ):
             weights[f"experts.{e}.{name}_proj.weight"] = normal(*shape, seed=10 * e + i)
     return x, weights, {"n_routed_experts": routed, "moe_topk": topk, "routed_scaling_factor": 2.5}
 
 
 def run_moe(ops, x, weights, config):
-    per_expert = [[weights[f"experts.{e}.{n}_proj.weight"] for e in range(config["n_routed_experts"])] for n in ("gate", "up", "down")]
+    per_expert = [
+        [weights[f"experts.{e}.{n}_proj.weight"] for e in range(config["n_routed_experts"])]
+        for n in ("gate", "up", "down")
+    ]
     return ops.moe(
         x, weights["router.classifier.weight"], weights["router.e_score_correction_bias"],
         config["moe_topk"], config["routed_scaling_factor"], *per_expert,
@@ -178,4 +181,6 @@ def test_dtype_conversions():
     found = np.array([testing.half_to_float(int(h)) for h in halves], np.float32)
     assert np.array_equal(found, halves.view(np.float16).astype(np.float32), equal_nan=True)
     codes = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(np.array([testing.e4m3_to_float(int(c)) for c in codes], np.float32), from_e4m3(codes), equal_nan=True)
+    assert np.array_equal(
+        np.array([testing.e4m3_to_float(int(c)) for c in codes], np.float32), from_e4m3(codes), equal_nan=True
+    )

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from longcat._core import testing
 from reference import ops as ref
 from reference.stored import stored_sampling
-
-from longcat._core import testing
 
 NAMES = ("repetition_penalty", "temperature", "top_k", "top_p")
 
@@ -46,7 +45,10 @@ def test_draws_follow_transformers_distributions(ops):
                 if not case.history and params.get("repetition_penalty", 1.0) != 1.0:
                     continue
                 [token] = ops.sample(case.logits[None], [row], [history])
-                assert token == gumbel_choice(probabilities.astype(np.float64), seed, len(history) - 1), (params, seed)
+                assert token == gumbel_choice(probabilities.astype(np.float64), seed, len(history) - 1), (
+                    params,
+                    seed,
+                )
 
 
 def test_random_cases_match_the_reference(ops):
@@ -77,7 +79,11 @@ def test_frequencies(ops):
 def test_a_draw_depends_on_seed_position_and_sample_only(ops):
     logits = np.zeros((1, 50), np.float32)
     alone = ops.sample(logits, [{"seed": 9}], [[1, 2, 3]])
-    crowd = ops.sample(np.repeat(logits, 5, 0), [{"seed": s} for s in (1, 2, 9, 3, 4)], [[1], [2, 2], [1, 2, 3], [4] * 70, [5]])
+    crowd = ops.sample(
+        np.repeat(logits, 5, 0),
+        [{"seed": s} for s in (1, 2, 9, 3, 4)],
+        [[1], [2, 2], [1, 2, 3], [4] * 70, [5]],
+    )
     assert crowd[2] == alone[0]
     others = [ops.sample(logits, [{"seed": 9, "sample_idx": i}], [[1] * n])[0] for i in range(4) for n in (3, 4, 5)]
     assert len(set(others)) > 3

@@ -76,9 +76,7 @@ class ReferenceModel:
             selected.append(experts)
 
         logits = self.linear(self.norm(h, "model.norm"), "lm_head")
-        return Trace(
-            logits, embedding, ngram_ids, torch.stack(latents), torch.stack(gaps), torch.stack(selected)
-        )
+        return Trace(logits, embedding, ngram_ids, torch.stack(latents), torch.stack(gaps), torch.stack(selected))
 
     # --- embedding --------------------------------------------------------------------------------
 

@@ -261,9 +261,7 @@ def mla_queries(x: np.ndarray, weights: Mapping[str, np.ndarray], config: Mappin
     return q[..., :nope], rotated
 
 
-def mla(
-    x: np.ndarray, weights: Mapping[str, np.ndarray], config: Mapping, absorbed: bool = False
-) -> np.ndarray:
+def mla(x: np.ndarray, weights: Mapping[str, np.ndarray], config: Mapping, absorbed: bool = False) -> np.ndarray:
     """Multi-head latent attention over a whole sequence, causal.
 
     Args:

@@ -90,8 +90,7 @@ LITE_CASES = [
         [131071, 131070, 131069, 131068],
         3,
         ALL_TABLES,
-        [3930476, 3927116, 3923756, 3920396, 8183666, 7293911, 6404328, 5514917]
-        + [8016838, 4204349, 2534734, 3007981],
+        [3930476, 3927116, 3923756, 3920396, 8183666, 7293911, 6404328, 5514917] + [8016838, 4204349, 2534734, 3007981],
     ),
     ([3, 2, 4, 5, 2, 6, 7, 8], 7, FIRST_SPLITS, [917512, 5545366, 5464710]),
     ([2, 10, 11, 12], 3, FIRST_SPLITS, [1441804, 2339144, 2204712]),
@@ -132,9 +131,7 @@ def test_yarn_sparse_variant():
 def test_absorbed_equals_materialised(tmp_path, variant):
     config = make_checkpoint(tmp_path, **VARIANTS[variant])
     prefix = "model.layers.0.self_attn.0."
-    weights = {
-        k.removeprefix(prefix): w for k, w in read_checkpoint(tmp_path).items() if k.startswith(prefix)
-    }
+    weights = {k.removeprefix(prefix): w for k, w in read_checkpoint(tmp_path).items() if k.startswith(prefix)}
     x = random_uniform(0, "x", (90, config["hidden_size"]), 0.0, 1.0)
     out, absorbed = ops.mla(x, weights, config), ops.mla(x, weights, config, absorbed=True)
     assert 0.1 < out.std() < 10
@@ -182,12 +179,8 @@ def test_sampling_order():
     np.testing.assert_allclose(p(logits, top_k=2, top_p=0.5), [1, 0, 0, 0])
     # ties with the k-th stay
     np.testing.assert_allclose(p([1.0, 1.0, 1.0, 0.0], top_k=1), [1 / 3, 1 / 3, 1 / 3, 0])
-    np.testing.assert_allclose(
-        p([2.0, 1.5, -1.0], history=[0, 0, 2], repetition_penalty=2.0, temperature=0), [0, 1, 0]
-    )
-    np.testing.assert_allclose(
-        p([1.0, -1.0], history=[1], repetition_penalty=2.0), ops.softmax(np.array([1.0, -2.0]))
-    )
+    np.testing.assert_allclose(p([2.0, 1.5, -1.0], history=[0, 0, 2], repetition_penalty=2.0, temperature=0), [0, 1, 0])
+    np.testing.assert_allclose(p([1.0, -1.0], history=[1], repetition_penalty=2.0), ops.softmax(np.array([1.0, -2.0])))
 
 
 def test_e4m3_round_trip():

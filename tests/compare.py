@@ -11,4 +11,6 @@ def assert_rows_close(found, expected, tolerance: float) -> None:
     scale = np.maximum(np.abs(expected).max(axis=-1, keepdims=True), 1e-30)
     error = np.abs(found - expected) / scale
     place = np.unravel_index(error.argmax(), error.shape)
-    assert error.max() <= tolerance, f"at {place}: {found[place]}, expected {expected[place]}, error {error.max():.2e} of the row"
+    assert error.max() <= tolerance, (
+        f"at {place}: {found[place]}, expected {expected[place]}, error {error.max():.2e} of the row"
+    )

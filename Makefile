@@ -1,0 +1,60 @@
+# make demo: set up and stream a story.  make test: set up and run the tests.  Both need only Python >= 3.10 with venv,
+# a C++20 compiler (GCC 12, Clang 15) and PyPI; CMake and Ninja come from there too.
+PYTHON ?= python3
+VENV ?= .venv
+SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test oracle fuzz lint format clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python examples/demo.py
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -q -m "not oracle"
+
+# Against PyTorch and transformers, in an environment of their own (about 1 GB).
+oracle: .venv-oracle/.installed-oracle
+	.venv-oracle/bin/python -m pytest -q -m oracle
+
+# Hostile headers and configs under ASan and UBSan.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed-dev
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S tests/fuzz -B build/fuzz -G Ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/fuzz
+	build/fuzz/fuzz_headers --seconds $(FUZZ_SECONDS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check python tests examples
+	$(VENV)/bin/ruff format --check python tests examples
+	git ls-files 'cpp/*' 'cuda/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix python tests examples
+	$(VENV)/bin/ruff format python tests examples
+	git ls-files 'cpp/*' 'cuda/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	@echo "building longcat (about a minute) ..."
+	$(PIP_INSTALL) .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
+	@echo "building longcat (about a minute) ..."
+	$(PIP_INSTALL) ".[test]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 cmake ninja nlohmann-json
+	touch $@
+
+.venv-oracle/.installed-oracle: $(SOURCES)
+	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[oracle]"
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV) .venv-oracle

@@ -1,0 +1,59 @@
+"""The command line and what importing costs."""
+
+import subprocess
+import sys
+
+import pytest
+from longcat.cli import main
+
+
+def run(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "longcat", *arguments], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+def test_generate_streams_the_prompt_and_its_continuation(tiny):
+    result = run("generate", tiny, "Once upon a time", "--max-tokens", "8", "--temperature", "0")
+    assert result.returncode == 0
+    assert result.stdout.startswith("Once upon a time") and len(result.stdout.split()) > 6
+    assert "tok/s" in result.stderr and "8 tokens" in result.stderr
+    again = run("generate", tiny, "-", "--max-tokens", "8", "--temperature", "0", input="Once upon a time")
+    assert again.stdout == result.stdout
+
+
+def test_errors_are_one_line(tmp_path, tiny, capsys):
+    for arguments, code, message in [
+        (["generate", str(tmp_path / "nowhere"), "x"], 1, "nowhere"),
+        (["generate", str(tmp_path), "x"], 1, "config.json"),
+        (["generate", tiny, "x", "--temperature", "-3"], 2, "temperature=-3"),
+        (["generate", tiny, ""], 2, "no tokens"),
+    ]:
+        assert main(arguments) == code
+        error = capsys.readouterr().err
+        assert error.startswith("longcat: ") and error.count("\n") == 1 and message in error, error
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("longcat 0.")
+    assert main([]) == 2
+    assert "generate" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit:
+        main(["generate"])
+    assert exit.value.code == 2
+
+
+HEAVY = ("torch", "numpy", "tokenizers", "tqdm", "jinja2")
+
+
+def test_import_loads_no_torch_and_little_else():
+    code = f"import sys, longcat; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_nothing_of_torch_after_generating(tiny):
+    code = f"import sys, longcat; longcat.Engine({tiny!r}).generate('a', max_tokens=2); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,119 @@
+"""Breaks the model on purpose, one way at a time, and shows that a test notices.
+
+Each mutation edits a copy of the tree, builds it, and runs the tests that should catch it. Not part of the test run
+(a build takes about a minute each): python tests/mutations.py [name ...]
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGITS = "tests/model/test_logits.py::test_logits_equal_transformers"
+
+# name -> (file, what is there, what replaces it, tests that must fail)
+MUTATIONS = {
+    "zero the N-gram tables": (
+        "cpp/cpu/ngram_embed.cpp",
+        "cpu::read_row(rows.row<float>(t) + table * weight.in_features, weight, id);",
+        "std::fill_n(rows.row<float>(t) + table * weight.in_features, weight.in_features, 0.0f);",
+        [LOGITS, "tests/model/test_logits.py::test_greedy_continuations_equal_the_reference"],
+    ),
+    "drop routed_scaling_factor on identity experts": (
+        "cpp/cpu/moe.cpp",
+        "identity += weight;",
+        "identity += scores[picks[j]];",
+        [LOGITS, "tests/ops/test_ops.py::test_moe"],
+    ),
+    "ignore EOS in the N-gram window": (
+        "cpp/cpu/ngram_embed.cpp",
+        "open = id != ngram.eos_token_id;",
+        "",
+        [LOGITS, "tests/model/test_ngram.py::test_worked_example"],
+    ),
+    "add the shortcut early": (
+        "cpp/model/model.cpp",
+        "  ffn(w.ffn[0], a_.moe_in);\n",
+        "  ffn(w.ffn[0], a_.moe_in);\n  ops_.add(a_.x, a_.moe_out);\n"
+        "  ops_.add_scaled_rows(a_.x, a_.moe_in, a_.routing.identity_weight);\n"
+        "  ops_.add_scaled_rows(a_.moe_out, a_.moe_out, a_.routing.identity_weight);\n",
+        [LOGITS],
+    ),
+    "use rms_norm_eps in the inner norms": (
+        "cpp/model/model.cpp",
+        "constexpr float kInnerNormEps = 1e-6f;",
+        "constexpr float kInnerNormEps = 1e-5f;",
+        [LOGITS],
+    ),
+    "weigh by the corrected scores": (
+        "cpp/cpu/moe.cpp",
+        "const float weight = scores[picks[j]] * scaling_factor;",
+        "const float weight = (scores[picks[j]] + bias.data<float>()[picks[j]]) * scaling_factor;",
+        [LOGITS, "tests/ops/test_ops.py::test_correction_bias_selects_but_does_not_weigh"],
+    ),
+    "read history from the lane only": (
+        "cpp/cpu/ngram_embed.cpp",
+        "t - d >= chunk_start ?",
+        "t - d >= chunk_start && false ?",
+        ["tests/model/test_ngram.py", LOGITS],
+    ),
+    "drop YaRN's softmax factor": (
+        "cpp/model/rope_scaling.cpp",
+        "rope.softmax_factor = mscale * mscale;",
+        "rope.softmax_factor = 1;",
+        [LOGITS, "tests/model/test_rope_scaling.py::test_longcat_flash_lite"],
+    ),
+    "combine attention in one piece a batch": (
+        "cpp/cpu/attention.cpp",
+        "const int64_t length = batch.positions.data<int32_t>()[t] + 1;",
+        "const int64_t length = std::min<int64_t>(batch.positions.data<int32_t>()[t] + 1, 128);",
+        [LOGITS, "tests/ops/test_ops.py::test_mla_attends_to_what_is_stored"],
+    ),
+}
+
+
+def apply(tree: Path, file: str, before: str, after: str) -> None:
+    """Replaces the one occurrence of `before`, however it is wrapped."""
+    path = tree / file
+    text = path.read_text()
+    if text.count(before) != 1:
+        raise SystemExit(f"{file}: expected one occurrence of {before!r}, found {text.count(before)}")
+    path.write_text(text.replace(before, after))
+
+
+def run(name: str, tree: Path) -> bool:
+    """Builds the mutated copy into a folder and runs its tests there; True when every named test failed."""
+    file, before, after, tests = MUTATIONS[name]
+    apply(tree, file, before, after)
+    target = tree / "installed"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(tree)]
+    subprocess.run(install, check=True)
+    caught = True
+    for test in tests:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+        result = subprocess.run(command, cwd=tree, env={"PYTHONPATH": str(target)}, capture_output=True, text=True)
+        print(f"{name}: {test}: {result.stdout.strip().splitlines()[-1]}", flush=True)
+        caught = caught and result.returncode == 1
+    return caught
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(MUTATIONS)
+    missed = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder) / "longcat"
+            ignored = shutil.ignore_patterns(".git", "build", ".venv*", "*.so", "__pycache__")
+            shutil.copytree(ROOT, tree, ignore=ignored)
+            if not run(name, tree):
+                missed.append(name)
+    print(f"{len(names) - len(missed)} of {len(names)} mutations caught" + (f"; missed: {missed}" if missed else ""))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

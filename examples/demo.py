@@ -14,9 +14,7 @@ def stream(engine: longcat.Engine, prompt: str, **sampling) -> None:
         print(chunk.delta, end="", flush=True)
     answer, metrics = chunk.output.outputs[0], chunk.output.metrics
     rate = metrics.tokens_per_second(len(answer.token_ids))
-    print(f"
-[2m[{len(answer.token_ids)} tokens, {rate:.0f} tok/s][0m
-")
+    print(f"\n[{len(answer.token_ids)} tokens, {rate:.0f} tok/s]\n")
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
 #include <sched.h>
 
-#include <algorithm>
-
 namespace longcat {
 
 namespace {
@@ -17,12 +15,26 @@ void pause() {
 #endif
 }
 
+// Until `ready(value)`; spins, then sleeps on the atomic.
+template <class Ready>
+uint32_t wait_until(const std::atomic<uint32_t>& atomic, Ready&& ready) {
+  for (int spin = 0;; ++spin) {
+    const uint32_t value = atomic.load(std::memory_order_acquire);
+    if (ready(value)) return value;
+    if (spin < kSpins) {
+      pause();
+    } else {
+      atomic.wait(value, std::memory_order_acquire);
+    }
+  }
+}
+
 }  // namespace
 
 int available_threads() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1u, std::thread::hardware_concurrency());
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 ThreadPool::ThreadPool(int num_threads) {
@@ -36,53 +48,43 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::take_ranges() {
+void ThreadPool::take_ranges(uint32_t generation) {
   for (;;) {
-    const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    function_(context_, begin, std::min(begin + grain_, count_));
+    uint64_t state = state_.load();
+    const uint32_t range = static_cast<uint32_t>(state);
+    if (state >> 32 != generation || range >= num_ranges_.load()) return;
+    const RangeFunction function = function_.load();
+    void* context = context_.load();
+    const int64_t count = count_.load(), grain = grain_.load();
+    if (!state_.compare_exchange_weak(state, state + 1)) continue;
+    const int64_t begin = range * grain;
+    function(context, begin, std::min(begin + grain, count));
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_ranges_.load()) done_.notify_one();
   }
 }
 
 void ThreadPool::run(int64_t count, int64_t grain, RangeFunction function, void* context) {
   if (count <= 0) return;
-  if (workers_.empty() || count <= grain) {
-    for (int64_t begin = 0; begin < count; begin += grain) function(context, begin, std::min(begin + grain, count));
-    return;
-  }
+  if (workers_.empty() || count <= grain) return function(context, 0, count);
+  const uint32_t generation = generation_.load() + 1;
+  const uint32_t num_ranges = static_cast<uint32_t>((count + grain - 1) / grain);
+  state_ = uint64_t{generation} << 32 | kClosed;
   function_ = function;
   context_ = context;
   count_ = count;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
-  running_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
+  num_ranges_ = num_ranges;
+  done_ = 0;
+  state_ = uint64_t{generation} << 32;
+  generation_ = generation;
   generation_.notify_all();
-  take_ranges();
-  for (int spin = 0; running_.load(std::memory_order_acquire) != 0;) {
-    if (++spin < kSpins) {
-      pause();
-    } else if (const int32_t left = running_.load(std::memory_order_acquire); left != 0) {
-      running_.wait(left, std::memory_order_acquire);
-    }
-  }
+  take_ranges(generation);
+  wait_until(done_, [&](uint32_t done) { return done == num_ranges; });
 }
 
 void ThreadPool::work() {
-  uint32_t seen = 0;
-  for (;;) {
-    for (int spin = 0; generation_.load(std::memory_order_acquire) == seen;) {
-      if (++spin < kSpins) {
-        pause();
-      } else {
-        generation_.wait(seen, std::memory_order_acquire);
-      }
-    }
-    seen = generation_.load(std::memory_order_acquire);
-    if (stop_) return;
-    take_ranges();
-    if (running_.fetch_sub(1, std::memory_order_release) == 1) running_.notify_one();
-  }
+  for (uint32_t seen = 0; !stop_; take_ranges(seen))
+    seen = wait_until(generation_, [&](uint32_t generation) { return generation != seen; });
 }
 
 }  // namespace longcat

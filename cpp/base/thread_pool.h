@@ -1,6 +1,7 @@
 // One pool of threads for the CPU backend.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -12,6 +13,14 @@ namespace longcat {
 // Threads this process may run at once: the affinity mask, not the machine.
 int available_threads();
 
+// Items a thread should take at once so that handing them out costs little: about 4 us of multiply-adds.
+constexpr int64_t grain_for(int64_t multiply_adds_per_item) {
+  constexpr int64_t kMinWork = 1 << 15;
+  return std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, multiply_adds_per_item));
+}
+
+// Work is handed out in ranges, and the caller takes part: it waits only for ranges that others have begun, so a worker
+// that the operating system keeps from running (a busy machine) delays nobody.
 class ThreadPool {
  public:
   // `num_threads` in all, the caller included.
@@ -36,16 +45,20 @@ class ThreadPool {
   using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
   void run(int64_t count, int64_t grain, RangeFunction function, void* context);
   void work();
-  void take_ranges();
+  void take_ranges(uint32_t generation);
 
   std::vector<std::thread> workers_;
-  // The job of the current generation; published by the increment of generation_.
-  RangeFunction function_ = nullptr;
-  void* context_ = nullptr;
-  int64_t count_ = 0, grain_ = 1;
-  std::atomic<int64_t> next_{0};
-  std::atomic<uint32_t> generation_{0};
-  std::atomic<int32_t> running_{0};
+
+  // (generation << 32) | next range. A range is taken by compare-and-swap of the whole word, so one that was read for
+  // an older job can never be taken; between jobs the low half is kClosed and the job below may be written.
+  static constexpr uint32_t kClosed = ~0u;
+  std::atomic<uint64_t> state_{kClosed};
+  std::atomic<RangeFunction> function_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<int64_t> count_{0}, grain_{1};
+  std::atomic<uint32_t> num_ranges_{0};
+  std::atomic<uint32_t> done_{0};        // ranges finished
+  std::atomic<uint32_t> generation_{0};  // what idle workers sleep on
   std::atomic<bool> stop_{false};
 };
 

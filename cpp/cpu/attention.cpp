@@ -94,7 +94,11 @@ void CpuOps::mla_attention(Tensor out, Tensor q_latent, Tensor q_rope, Tensor la
                            float scale) {
   const int64_t num_heads = q_latent.size(1), kv_lora_rank = q_latent.size(2), rope_dim = q_rope.size(2);
   LC_CHECK(latents.dtype() == DType::f32 || latents.dtype() == DType::bf16, "latents are ", name_of(latents.dtype()));
-  pool_.parallel_for(batch.num_tokens() * num_heads, 1, [&](int64_t begin, int64_t end) {
+  int64_t longest = 0;
+  for (int64_t t = 0; t < batch.num_tokens(); ++t)
+    longest = std::max<int64_t>(longest, batch.positions.data<int32_t>()[t]);
+  const int64_t grain = grain_for(2 * (longest + 1) * latents.size(1));
+  pool_.parallel_for(batch.num_tokens() * num_heads, grain, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scores, acc;  // grow once
     scores.resize(kMaxKvPiece);
     acc.resize(static_cast<size_t>(kv_lora_rank));

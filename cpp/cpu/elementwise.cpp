@@ -9,8 +9,6 @@ namespace longcat {
 
 namespace {
 
-constexpr int64_t kTokenGrain = 4;
-
 LC_CLONES float sum_of_squares(const float* x, int64_t dim) { return vec::dot(x, x, dim); }
 LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
 
@@ -22,7 +20,7 @@ void norm_row(float* out, const float* x, const float* weight, int64_t dim, floa
 }  // namespace
 
 void CpuOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) {
-  pool_.parallel_for(x.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(x.size(0), grain_for(x.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       norm_row(out.row<float>(t), x.row<float>(t), weight.data<float>(), x.size(1), eps);
   });
@@ -30,7 +28,7 @@ void CpuOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) {
 
 void CpuOps::add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) {
   const int64_t dim = residual.size(1);
-  pool_.parallel_for(residual.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(residual.size(0), grain_for(dim), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       if (!x.empty()) add_scaled(residual.row<float>(t), 1.0f, x.row<float>(t), dim);
       norm_row(out.row<float>(t), residual.row<float>(t), weight.data<float>(), dim, eps);
@@ -39,20 +37,20 @@ void CpuOps::add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, 
 }
 
 void CpuOps::add(Tensor x, Tensor y) {
-  pool_.parallel_for(x.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(x.size(0), grain_for(x.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) add_scaled(x.row<float>(t), 1.0f, y.row<float>(t), x.size(1));
   });
 }
 
 void CpuOps::add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) {
-  pool_.parallel_for(x.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(x.size(0), grain_for(x.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       add_scaled(x.row<float>(t), row_weight.data<float>()[t], y.row<float>(t), x.size(1));
   });
 }
 
 void CpuOps::silu_mul(Tensor out, Tensor gate, Tensor up) {
-  pool_.parallel_for(out.size(0), kTokenGrain, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(out.size(0), grain_for(8 * out.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* y = out.row<float>(t);
       const float* g = gate.row<float>(t);

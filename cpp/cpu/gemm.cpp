@@ -14,9 +14,6 @@ namespace cpu {
 
 namespace {
 
-// Weight rows a thread takes at once: enough work to hide the counter, small enough to balance.
-constexpr int64_t kRowGrain = 16;
-
 template <class T>
 LC_INLINE void dot_rows(const T* rows, int64_t in_features, const MatmulBlock& b) {
   for (int64_t r = 0; r < b.num_rows; ++r) {
@@ -116,7 +113,8 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
 void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
-  pool_.parallel_for(weight.out_features, cpu::kRowGrain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = grain_for(weight.in_features * x.size(0));
+  pool_.parallel_for(weight.out_features, grain, [&](int64_t begin, int64_t end) {
     cpu::matmul_block(weight, {.out = out.data<float>() + begin,
                                .out_stride = out.stride(0),
                                .x = x.data<float>(),
@@ -133,7 +131,7 @@ void CpuOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(2) == weight.in_features && num_heads * out_dim == weight.out_features && out.size(1) == num_heads,
            "linear_per_head ", out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ",
            weight.in_features, "]");
-  pool_.parallel_for(num_heads, 1, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(num_heads, grain_for(x.size(0) * out_dim * x.size(2)), [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head)
       cpu::matmul_block(weight, {.out = out.data<float>() + head * out.stride(1),
                                  .out_stride = out.stride(0),

@@ -60,20 +60,21 @@ void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_i
                     const std::vector<int32_t>& active, const int32_t* offsets) {
   const int64_t out_features = weights.front().out_features;
   const int64_t blocks = (out_features + kRowGrain - 1) / kRowGrain;
-  pool.parallel_for(static_cast<int64_t>(active.size()) * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int32_t expert = active[i / blocks], first = offsets[expert];
-      const int64_t row = i % blocks * kRowGrain;
-      cpu::matmul_block(weights[expert], {.out = out.row<float>(first) + row,
-                                          .out_stride = out.stride(0),
-                                          .x = row_idx ? x.data<float>() : x.row<float>(first),
-                                          .x_stride = x.stride(0),
-                                          .row_idx = row_idx ? row_idx + first : nullptr,
-                                          .num_inputs = offsets[expert + 1] - first,
-                                          .first_row = row,
-                                          .num_rows = std::min(kRowGrain, out_features - row)});
-    }
-  });
+  pool.parallel_for(static_cast<int64_t>(active.size()) * blocks, grain_for(kRowGrain * weights.front().in_features),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) {
+                        const int32_t expert = active[i / blocks], first = offsets[expert];
+                        const int64_t row = i % blocks * kRowGrain;
+                        cpu::matmul_block(weights[expert], {.out = out.row<float>(first) + row,
+                                                            .out_stride = out.stride(0),
+                                                            .x = row_idx ? x.data<float>() : x.row<float>(first),
+                                                            .x_stride = x.stride(0),
+                                                            .row_idx = row_idx ? row_idx + first : nullptr,
+                                                            .num_inputs = offsets[expert + 1] - first,
+                                                            .first_row = row,
+                                                            .num_rows = std::min(kRowGrain, out_features - row)});
+                      }
+                    });
 }
 
 }  // namespace
@@ -82,7 +83,7 @@ void CpuOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight&
                        int64_t n_routed_experts, float scaling_factor) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), num_outputs = classifier.out_features;
   linear(scratch, x, classifier);
-  pool_.parallel_for(num_tokens, 4, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(num_tokens, grain_for(8 * num_outputs), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* scores = scratch.row<float>(t);
       int32_t* picks = routing.expert_idx.row<int32_t>(t);
@@ -118,7 +119,7 @@ void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor exper
   silu_mul(hidden.first(num_rows), hidden.first(num_rows), scratch.first(num_rows));
   grouped_linear(pool_, expert_out, hidden, nullptr, experts.down_proj, active, offsets);
 
-  pool_.parallel_for(num_tokens, 4, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(num_tokens, grain_for(topk * out.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* y = out.row<float>(t);
       std::fill_n(y, out.size(1), 0.0f);

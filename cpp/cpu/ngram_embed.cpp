@@ -30,32 +30,33 @@ void look_back(int64_t* context, int64_t t, const int32_t* lane, const ForwardBa
 void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
   LC_CHECK(ngram.max_order <= kMaxNgram);
   const int64_t num_tables = static_cast<int64_t>(ngram.tables.size());
-  pool_.parallel_for(batch.num_tokens(), 4, [&](int64_t begin, int64_t end) {
-    int64_t context[kMaxNgram] = {};
-    for (int64_t t = begin; t < end; ++t) {
-      const int32_t token = batch.token_ids.data<int32_t>()[t];
-      lane.data<int32_t>()[slot_of(batch, batch.sequence_idx.data<int32_t>()[t], batch.positions.data<int32_t>()[t])] =
-          token;
-      look_back(context, t, lane.data<int32_t>(), batch, ngram);
-      for (int64_t table = 0; table < num_tables; ++table) {
-        const int64_t order = table / ngram.splits + 2;
-        const int64_t* powers = ngram.powers.data() + table * (ngram.max_order - 1);
-        int64_t sum = token;
-        for (int64_t d = 1; d < order; ++d) sum += context[d - 1] * powers[d - 1];
-        const int64_t id = sum % ngram.moduli[table];
-        ids.row<int32_t>(t)[table] = static_cast<int32_t>(id);
-        const Weight& weight = ngram.tables[table];
-        cpu::read_row(rows.row<float>(t) + table * weight.in_features, weight, id);
-      }
-    }
-  });
+  pool_.parallel_for(batch.num_tokens(), grain_for(rows.empty() ? 1 : 4 * rows.size(1)),
+                     [&](int64_t begin, int64_t end) {
+                       int64_t context[kMaxNgram] = {};
+                       for (int64_t t = begin; t < end; ++t) {
+                         const int32_t token = batch.token_ids.data<int32_t>()[t];
+                         lane.data<int32_t>()[slot_of(batch, batch.sequence_idx.data<int32_t>()[t],
+                                                      batch.positions.data<int32_t>()[t])] = token;
+                         look_back(context, t, lane.data<int32_t>(), batch, ngram);
+                         for (int64_t table = 0; table < num_tables; ++table) {
+                           const int64_t order = table / ngram.splits + 2;
+                           const int64_t* powers = ngram.powers.data() + table * (ngram.max_order - 1);
+                           int64_t sum = token;
+                           for (int64_t d = 1; d < order; ++d) sum += context[d - 1] * powers[d - 1];
+                           const int64_t id = sum % ngram.moduli[table];
+                           ids.row<int32_t>(t)[table] = static_cast<int32_t>(id);
+                           const Weight& weight = ngram.tables[table];
+                           cpu::read_row(rows.row<float>(t) + table * weight.in_features, weight, id);
+                         }
+                       }
+                     });
 }
 
 void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
                    float scale) {
   const bool has_ngrams = !projection.empty();
   if (has_ngrams) linear(out, rows, projection);
-  pool_.parallel_for(out.size(0), 4, [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(out.size(0), grain_for(out.size(1)), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> word_row;  // grows once
     word_row.resize(static_cast<size_t>(out.size(1)));
     for (int64_t t = begin; t < end; ++t) {

@@ -1,6 +1,8 @@
 """Detokenisation: whole characters only, equal to the tokenizers library's own decoding."""
 
 import longcat
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +12,14 @@ from tokenizers import Tokenizer as LibraryTokenizer
 TEXT = "héllo wörld — 你好, 🦙🦙 naïve 100%\n\ttabs"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny):
-    return Tokenizer(tiny)
+TINY = Path(__file__).parents[2] / "examples" / "longcat-tiny"
+LIBRARY = LibraryTokenizer.from_file(str(TINY / "tokenizer.json"))
+OURS = Tokenizer(TINY)
+
+
+@pytest.fixture
+def tokenizer():
+    return OURS
 
 
 def test_round_trip(tokenizer):
@@ -45,11 +52,7 @@ def test_special_tokens(tokenizer):
 @settings(max_examples=300, deadline=None)
 @given(ids=st.lists(st.integers(0, 2047), max_size=30), skip=st.booleans())
 def test_decode_equals_the_library(ids, skip):
-    from conftest import ROOT
-
-    folder = ROOT / "examples" / "longcat-tiny"
-    library = LibraryTokenizer.from_file(str(folder / "tokenizer.json"))
-    assert Tokenizer(folder).decode(ids, skip) == library.decode(ids, skip_special_tokens=skip)
+    assert OURS.decode(ids, skip) == LIBRARY.decode(ids, skip_special_tokens=skip)
 
 
 def test_missing_and_broken_tokenizers(tmp_path):

@@ -1,0 +1,119 @@
+#include "model/expected_tensors.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+#include "ops/weight.h"
+
+namespace longcat {
+
+namespace {
+
+constexpr size_t kListed = 8;  // names shown in a message before "and N more"
+
+std::string shape_string(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t d = 0; d < shape.size(); ++d) text += (d ? ", " : "") + std::to_string(shape[d]);
+  return text + "]";
+}
+
+std::string join_some(const std::vector<std::string>& items) {
+  std::string text;
+  for (size_t i = 0; i < std::min(items.size(), kListed); ++i) text += (i ? "; " : "") + items[i];
+  if (items.size() > kListed) text += str_cat("; and ", items.size() - kListed, " more");
+  return text;
+}
+
+bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+
+std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
+  return {(shape[0] + kFp8Block - 1) / kFp8Block, (shape[1] + kFp8Block - 1) / kFp8Block};
+}
+
+}  // namespace
+
+std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
+  std::vector<ExpectedTensor> expected;
+  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+    expected.push_back({name + ".weight", {out, in}, true});
+  };
+  const auto plain = [&](const std::string& name, std::vector<int64_t> shape) {
+    expected.push_back({name, std::move(shape)});
+  };
+  const auto ffn = [&](const std::string& name, int64_t width) {
+    linear(name + ".gate_proj", width, c.hidden_size);
+    linear(name + ".up_proj", width, c.hidden_size);
+    linear(name + ".down_proj", c.hidden_size, width);
+  };
+  plain("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
+  if (c.ngram)
+    for (int64_t t = 0; t < c.ngram->num_tables(); ++t) {
+      const int64_t table_dim = c.hidden_size / c.ngram->num_tables();
+      plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim});
+      plain(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"), {c.hidden_size, table_dim});
+    }
+  for (int64_t l = 0; l < c.num_layers; ++l) {
+    const std::string layer = str_cat("model.layers.", l, ".");
+    for (int i = 0; i < 2; ++i) {
+      const std::string attention = str_cat(layer, "self_attn.", i, ".");
+      linear(attention + "q_a_proj", c.q_lora_rank, c.hidden_size);
+      plain(attention + "q_a_layernorm.weight", {c.q_lora_rank});
+      linear(attention + "q_b_proj", c.num_attention_heads * c.qk_head_dim(), c.q_lora_rank);
+      linear(attention + "kv_a_proj_with_mqa", c.latent_dim(), c.hidden_size);
+      plain(attention + "kv_a_layernorm.weight", {c.kv_lora_rank});
+      linear(attention + "kv_b_proj", c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+      linear(attention + "o_proj", c.hidden_size, c.num_attention_heads * c.v_head_dim);
+      plain(str_cat(layer, "input_layernorm.", i, ".weight"), {c.hidden_size});
+      plain(str_cat(layer, "post_attention_layernorm.", i, ".weight"), {c.hidden_size});
+      ffn(str_cat(layer, "mlps.", i), c.ffn_hidden_size);
+    }
+    plain(layer + "mlp.router.classifier.weight", {c.num_router_outputs(), c.hidden_size});
+    plain(layer + "mlp.router.e_score_correction_bias", {c.num_router_outputs()});
+    for (int64_t e = 0; e < c.n_routed_experts; ++e) ffn(str_cat(layer, "mlp.experts.", e), c.expert_ffn_hidden_size);
+  }
+  plain("model.norm.weight", {c.hidden_size});
+  if (!c.tie_word_embeddings) plain("lm_head.weight", {c.vocab_size, c.hidden_size});
+  return expected;
+}
+
+std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+  std::vector<std::string> problems;
+  std::set<std::string> known;
+  const auto check_one = [&](const std::string& name, const std::vector<int64_t>& shape, auto&& dtype_fits,
+                             const char* dtypes) {
+    known.insert(name);
+    const StoredTensor* tensor = checkpoint.find(name);
+    if (!tensor) {
+      problems.push_back(str_cat("\"", name, "\" ", shape_string(shape), " is missing"));
+    } else if (tensor->shape != shape) {
+      problems.push_back(
+          str_cat("\"", name, "\" is ", shape_string(tensor->shape), ", expected ", shape_string(shape)));
+    } else if (!dtype_fits(tensor->dtype)) {
+      problems.push_back(str_cat("\"", name, "\" is ", name_of(tensor->dtype), ", expected ", dtypes));
+    }
+    return tensor;
+  };
+  for (const ExpectedTensor& expected : expected_tensors(config)) {
+    const bool fp8 = expected.is_linear && config.fp8_blocks;
+    const StoredTensor* tensor = check_one(
+        expected.name, expected.shape, [&](DType d) { return is_float(d) || (fp8 && d == DType::f8_e4m3); },
+        fp8 ? "F32, BF16, F16 or F8_E4M3" : "F32, BF16 or F16");
+    if (tensor && fp8 && tensor->dtype == DType::f8_e4m3)
+      check_one(
+          expected.name + "_scale_inv", scale_shape(expected.shape), [](DType d) { return d == DType::f32; }, "F32");
+  }
+  if (!problems.empty())
+    throw Error(str_cat("[weights] ", checkpoint.folder().string(), ": ", problems.size(),
+                        problems.size() == 1 ? " tensor does" : " tensors do", " not fit config.json: ",
+                        join_some(problems), " (is the download complete, and the config.json its own?)"));
+
+  std::vector<std::string> unknown;
+  for (const auto& [name, tensor] : checkpoint.tensors())
+    if (!known.contains(name) && !name.starts_with("model.mtp.")) unknown.push_back(name);
+  if (unknown.empty()) return {};
+  return {str_cat("[weights] ", checkpoint.folder().string(), ": ", unknown.size(), " unknown ",
+                  unknown.size() == 1 ? "tensor is" : "tensors are", " not used: ", join_some(unknown))};
+}
+
+}  // namespace longcat

@@ -1,0 +1,60 @@
+"""The `longcat` command. One module a subcommand, with `add_arguments(parser)` and `run(args) -> exit code`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# command -> (module, one line of help); a module is imported only when its command is asked for.
+COMMANDS = {
+    "generate": ("longcat.cli.generate", "continue a prompt, as it is generated"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code (1: it failed, 2: the arguments are wrong)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="longcat", description="Run LongCat-Flash-Lite.")
+    parser.add_argument("--version", action="store_true", help="print version and build features")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name in arguments[:1]:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(arguments)
+    if args.version:
+        return _print_version()
+    if args.command is None:
+        parser.print_help()
+        return 2
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from longcat._core import Error
+
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except Error as error:
+        print(f"longcat: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError) as error:
+        print(f"longcat: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _print_version() -> int:
+    from longcat import _core
+
+    features = ["cpu", "cuda" if _core.cuda_is_built() else "no cuda"]
+    print(f"longcat {_core.__version__} ({', '.join(features)})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What every command that loads a model shares: its options, and the progress bar."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longcat.engine import Engine
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that open_engine reads."""
+    parser.add_argument("model", help="checkpoint folder in the Hugging Face layout")
+    group = parser.add_argument_group("engine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
+    group.add_argument("--max-model-len", type=int, help="most tokens of prompt and answer together")
+    group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
+    group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that sampling_options reads."""
+    parser.add_argument("--max-tokens", type=int, default=256, help="most new tokens (default 256)")
+    for name, kind, text in [
+        ("temperature", float, "0 is greedy"),
+        ("top-k", int, "keep the k most likely tokens; 0 is off"),
+        ("top-p", float, "keep the most likely tokens that make up this probability"),
+        ("repetition-penalty", float, "on tokens that occurred; 1 is off"),
+    ]:
+        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the model's generation_config.json)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, float | int | None]:
+    """Keywords for SamplingParams."""
+    names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def open_engine(args: argparse.Namespace) -> Engine:
+    """The engine the options describe, with a progress bar while it loads."""
+    from longcat.engine import Engine
+
+    with _LoadBar() as bar:
+        return Engine(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            max_model_len=args.max_model_len,
+            kv_cache_memory=args.kv_cache_memory,
+            num_threads=args.num_threads,
+            progress=bar.update,
+        )
+
+
+class _LoadBar:
+    """A progress bar on standard error, when loading takes longer than a moment."""
+
+    def __enter__(self) -> _LoadBar:
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc="loading", total=0, unit="B", unit_scale=True, delay=0.5, leave=False)
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()

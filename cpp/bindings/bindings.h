@@ -7,6 +7,7 @@
 
 namespace longcat {
 
+void register_checkpoint(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 

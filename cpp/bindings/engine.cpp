@@ -74,11 +74,31 @@ void register_engine(py::module_& module) {
       .def_readwrite("top_p", &SamplingParams::top_p)
       .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
       .def_readwrite("seed", &SamplingParams::seed)
-      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids);
+      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
+      .def_readwrite("min_p", &SamplingParams::min_p)
+      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
+      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_readwrite("sample_idx", &SamplingParams::sample_idx)
+      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
+      .def_readwrite("bad_words", &SamplingParams::bad_words)
+      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
+      .def_readwrite("logprobs", &SamplingParams::logprobs)
+      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
+      .def("set_logit_bias", [](SamplingParams& self, const std::map<int32_t, float>& bias) {
+        self.logit_bias.clear();
+        for (const auto& [token_id, value] : bias) self.logit_bias.push_back({token_id, value});
+      });
+
+  py::class_<TokenLogprobs>(module, "TokenLogprobs")
+      .def_readonly("rank", &TokenLogprobs::rank)
+      .def_readonly("ids", &TokenLogprobs::ids)
+      .def_readonly("logprobs", &TokenLogprobs::logprobs);
 
   py::class_<StepOutput>(module, "StepOutput")
       .def_readonly("request_id", &StepOutput::request_id)
       .def_readonly("token_id", &StepOutput::token_id)
+      .def_readonly("logprobs", &StepOutput::logprobs)
+      .def_readonly("prompt_logprobs", &StepOutput::prompt_logprobs)
       .def_property_readonly("finish_reason", [](const StepOutput& output) -> py::object {
         if (output.finish_reason == FinishReason::none) return py::none();
         return py::str(name_of(output.finish_reason));
@@ -93,6 +113,10 @@ void register_engine(py::module_& module) {
            })
       .def("abort", [](PyEngine& self,
                        int64_t request_id) { return self.locked([&](Engine& e) { return e.abort(request_id); }); })
+      .def("set_mask",
+           [](PyEngine& self, int64_t request_id, std::vector<uint32_t> mask) {
+             return self.locked([&](Engine& e) { return e.set_mask(request_id, std::move(mask)); });
+           })
       .def("has_work", [](PyEngine& self) { return self.locked([](Engine& e) { return e.has_work(); }); })
       .def("step", [](PyEngine& self) { return self.locked([](Engine& e) { return e.step(); }); })
       .def("forward", &PyEngine::forward, py::arg("token_ids"), py::arg("chunk_size") = 0)

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_core, module) {
   error.attr("__module__") = "longcat";
   out_of_memory.attr("__module__") = "longcat";
 
+  register_checkpoint(module);
   register_engine(module);
   register_testing(module);
 }

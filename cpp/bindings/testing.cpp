@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "cpu/sample.h"
 #include "engine/batch_buffers.h"
 #include "engine/engine.h"
 #include "io/model_config.h"
@@ -157,6 +158,74 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
   return ids;
 }
 
+// Rows of sampling parameters with the memory behind their spans, and histories laid out in a lane.
+struct SamplingCase {
+  struct Lists {
+    std::vector<LogitBias> logit_bias;
+    std::vector<std::vector<int32_t>> bad_words;
+    std::vector<int32_t> banned_ids, allowed_ids;
+    std::vector<uint32_t> mask;
+  };
+
+  SamplingCase(const std::vector<py::dict>& params, const std::vector<std::vector<int32_t>>& histories)
+      : lists(params.size()) {
+    size_t longest = 1;
+    for (const auto& history : histories) longest = std::max(longest, history.size());
+    width = static_cast<int64_t>(consecutive_blocks(static_cast<int64_t>(longest)).size());
+    const int64_t num_rows = static_cast<int64_t>(params.size());
+    lane.resize(static_cast<size_t>((num_rows * width + 1) * kBlockSize));
+    tables.resize(static_cast<size_t>(num_rows * width));
+    for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i) + 1;
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const std::vector<int32_t>& history = histories[static_cast<size_t>(r)];
+      std::copy(history.begin(), history.end(), lane.begin() + (r * width + 1) * kBlockSize);
+      rows.push_back(make_row(params[static_cast<size_t>(r)], lists[static_cast<size_t>(r)], static_cast<int32_t>(r),
+                              static_cast<int32_t>(history.size()) - 1));
+    }
+  }
+
+  static SamplingRow make_row(const py::dict& p, Lists& l, int32_t sequence, int32_t position) {
+    const auto get = [&](const char* name, auto fallback) {
+      return p.contains(name) ? p[name].cast<decltype(fallback)>() : fallback;
+    };
+    for (const auto& [token_id, bias] : get("logit_bias", std::map<int32_t, float>{}))
+      l.logit_bias.push_back({token_id, bias});
+    l.bad_words = get("bad_words", l.bad_words);
+    l.banned_ids = get("banned_ids", l.banned_ids);
+    l.allowed_ids = get("allowed_ids", l.allowed_ids);
+    l.mask = get("mask", l.mask);
+    return {.temperature = get("temperature", 1.0),
+            .top_k = get("top_k", 0),
+            .top_p = get("top_p", 1.0),
+            .min_p = get("min_p", 0.0),
+            .repetition_penalty = get("repetition_penalty", 1.0),
+            .presence_penalty = get("presence_penalty", 0.0),
+            .frequency_penalty = get("frequency_penalty", 0.0),
+            .seed = get("seed", uint64_t{0}),
+            .sample_idx = get("sample_idx", 0),
+            .sequence = sequence,
+            .position = position,
+            .num_prompt_tokens = get("num_prompt_tokens", position + 1),
+            .logit_bias = l.logit_bias,
+            .bad_words = l.bad_words,
+            .banned_ids = l.banned_ids,
+            .allowed_ids = l.allowed_ids,
+            .mask = l.mask};
+  }
+
+  Tensor lane_tensor() const {
+    return Tensor(const_cast<int32_t*>(lane.data()), DType::i32, {static_cast<int64_t>(lane.size())});
+  }
+  Tensor table_tensor() const {
+    return Tensor(const_cast<int32_t*>(tables.data()), DType::i32, {static_cast<int64_t>(rows.size()), width});
+  }
+
+  std::vector<Lists> lists;
+  std::vector<SamplingRow> rows;
+  std::vector<int32_t> lane, tables;
+  int64_t width = 0;
+};
+
 // Single ops on numpy arrays, on the CPU backend.
 class TestOps {
  public:
@@ -260,37 +329,29 @@ class TestOps {
   // One draw a row: params = dict of SamplingRow fields, histories = the ids before the draw.
   std::vector<int32_t> sample(const Array<float>& logits, const std::vector<py::dict>& params,
                               const std::vector<std::vector<int32_t>>& histories) {
-    const int64_t num_rows = logits.shape(0);
-    size_t longest = 1;
-    for (const auto& history : histories) longest = std::max(longest, history.size());
-    const int64_t width = static_cast<int64_t>(consecutive_blocks(static_cast<int64_t>(longest)).size());
-    std::vector<int32_t> lane(static_cast<size_t>((num_rows * width + 1) * kBlockSize));
-    std::vector<int32_t> tables(static_cast<size_t>(num_rows * width));
-    for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i) + 1;
-    std::vector<SamplingRow> rows;
-    for (int64_t r = 0; r < num_rows; ++r) {
-      const std::vector<int32_t>& history = histories[static_cast<size_t>(r)];
-      std::copy(history.begin(), history.end(), lane.begin() + (r * width + 1) * kBlockSize);
-      const py::dict& p = params[static_cast<size_t>(r)];
-      const auto get = [&](const char* name, auto fallback) {
-        return p.contains(name) ? p[name].cast<decltype(fallback)>() : fallback;
-      };
-      rows.push_back({.temperature = get("temperature", 1.0),
-                      .top_k = get("top_k", 0),
-                      .top_p = get("top_p", 1.0),
-                      .repetition_penalty = get("repetition_penalty", 1.0),
-                      .seed = get("seed", uint64_t{0}),
-                      .sample_idx = get("sample_idx", 0),
-                      .sequence = static_cast<int32_t>(r),
-                      .position = static_cast<int32_t>(history.size()) - 1});
-    }
-    std::vector<int32_t> ids(static_cast<size_t>(num_rows));
-    Array<float> work({num_rows, logits.shape(1)});
-    std::copy_n(logits.data(), logits.size(), work.mutable_data());
-    ops_->sample(Tensor(ids.data(), DType::i32, {num_rows}), f32(work), rows,
-                 Tensor(lane.data(), DType::i32, {static_cast<int64_t>(lane.size())}),
-                 Tensor(tables.data(), DType::i32, {num_rows, width}));
+    const SamplingCase c(params, histories);
+    std::vector<int32_t> ids(static_cast<size_t>(logits.shape(0)));
+    ops_->sample(Tensor(ids.data(), DType::i32, {logits.shape(0)}), f32(logits), c.rows, c.lane_tensor(),
+                 c.table_tensor());
     return ids;
+  }
+
+  // The scores whose softmax a row is drawn from.
+  Array<float> process_logits(const Array<float>& logits, const py::dict& params, const std::vector<int32_t>& history) {
+    const SamplingCase c({params}, {history});
+    Array<float> scores(logits.size());
+    std::copy_n(logits.data(), logits.size(), scores.mutable_data());
+    cpu::process_logits(scores.mutable_data(), logits.size(), c.rows[0], {c.lane.data(), c.tables.data()});
+    return scores;
+  }
+
+  // (logprobs [rows, 1 + top], ids [rows, 1 + top], ranks [rows]).
+  py::tuple token_logprobs(const Array<float>& logits, const Array<int32_t>& token_ids, int64_t top) {
+    const int64_t rows = logits.shape(0);
+    Array<float> logprobs({rows, 1 + top});
+    Array<int32_t> ids({rows, 1 + top}), ranks(rows);
+    ops_->token_logprobs(f32(logprobs), i32(ids), i32(ranks), f32(logits), i32(token_ids));
+    return py::make_tuple(logprobs, ids, ranks);
   }
 
  private:
@@ -431,7 +492,9 @@ void register_testing(py::module_& module) {
       .def("rope", &TestOps::rope)
       .def("mla", &TestOps::mla)
       .def("moe", &TestOps::moe)
-      .def("sample", &TestOps::sample);
+      .def("sample", &TestOps::sample)
+      .def("process_logits", &TestOps::process_logits)
+      .def("token_logprobs", &TestOps::token_logprobs);
 
   py::class_<TestModel>(testing, "Model")
       .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t>(), py::arg("folder"),

@@ -45,6 +45,7 @@ class CpuOps final : public Ops {
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
               Tensor block_tables) override;
+  void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
   CpuDevice device_;

@@ -1,4 +1,6 @@
-// Next-token selection, in the order of transformers' generate(): penalty, temperature, top-k, top-p, draw.
+// Next-token selection, in the order of transformers' generate().
+#include "cpu/sample.h"
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -14,17 +16,51 @@ namespace {
 
 constexpr float kRemoved = -std::numeric_limits<float>::infinity();
 
-// Each id that occurs in the history, once: l < 0 ? l * penalty : l / penalty.
-void penalise_repeats(float* logits, int64_t vocab, const int32_t* lane, const int32_t* block_table, int64_t length,
-                      float penalty) {
+// Each id that occurs, once: l < 0 ? l * penalty : l / penalty. Over the output alone: l - presence - frequency *
+// count.
+void penalise_repeats(float* logits, int64_t vocab, const SamplingRow& row, cpu::History history) {
+  const bool repetition = row.repetition_penalty != 1;
+  if (!repetition && row.presence_penalty == 0 && row.frequency_penalty == 0) return;
   thread_local std::vector<char> seen;
+  thread_local std::vector<int32_t> count;
   seen.assign(static_cast<size_t>(vocab), 0);
-  for (int64_t s = 0; s < length; ++s) {
-    const int32_t id = lane[block_table[s / kBlockSize] * kBlockSize + s % kBlockSize];
-    if (id < 0 || id >= vocab || seen[id]) continue;
+  count.assign(static_cast<size_t>(vocab), 0);
+  const float penalty = static_cast<float>(row.repetition_penalty);
+  for (int64_t position = 0; position <= row.position; ++position) {
+    const int32_t id = history[position];
+    if (id < 0 || id >= vocab) continue;
+    if (position >= row.num_prompt_tokens) ++count[id];
+    if (seen[id]) continue;
     seen[id] = 1;
-    logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+    if (repetition) logits[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
   }
+  for (int64_t id = 0; id < vocab; ++id)
+    if (count[id] > 0) logits[id] -= static_cast<float>(row.presence_penalty + row.frequency_penalty * count[id]);
+}
+
+// Whether the history ends in all but the last id of `word`.
+bool completes(const std::vector<int32_t>& word, const SamplingRow& row, cpu::History history) {
+  const int64_t prefix = static_cast<int64_t>(word.size()) - 1;
+  if (prefix > row.position + 1) return false;
+  for (int64_t i = 0; i < prefix; ++i)
+    if (history[row.position + 1 - prefix + i] != word[static_cast<size_t>(i)]) return false;
+  return true;
+}
+
+void remove_forbidden(float* logits, int64_t vocab, const SamplingRow& row, cpu::History history) {
+  for (const std::vector<int32_t>& word : row.bad_words)
+    if (!word.empty() && completes(word, row, history)) logits[word.back()] = kRemoved;
+  for (const int32_t id : row.banned_ids) logits[id] = kRemoved;
+  if (!row.allowed_ids.empty()) {
+    thread_local std::vector<char> allowed;
+    allowed.assign(static_cast<size_t>(vocab), 0);
+    for (const int32_t id : row.allowed_ids) allowed[id] = 1;
+    for (int64_t id = 0; id < vocab; ++id)
+      if (!allowed[id]) logits[id] = kRemoved;
+  }
+  if (!row.mask.empty())
+    for (int64_t id = 0; id < vocab; ++id)
+      if (!(row.mask[id / 32] >> (id % 32) & 1)) logits[id] = kRemoved;
 }
 
 // Removes what is below the k-th largest; ties with the k-th stay.
@@ -39,15 +75,14 @@ void keep_top_k(float* logits, int64_t vocab, int64_t k) {
 }
 
 // From the least likely survivor up, removes while the cumulative probability is <= 1 - top_p; the most likely stays.
-// Among equals the higher id goes first.
+// Among equals the lower id goes first, as in transformers.
 void keep_top_p(float* logits, int64_t vocab, double top_p) {
   if (top_p >= 1) return;
   thread_local std::vector<int32_t> ids;
   ids.clear();
   for (int32_t id = 0; id < vocab; ++id)
     if (logits[id] != kRemoved) ids.push_back(id);
-  std::sort(ids.begin(), ids.end(),
-            [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] < logits[b] : a > b; });
+  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logits[a] < logits[b]; });
   const float max = logits[ids.back()];
   float total = 0;
   for (const int32_t id : ids) total += std::exp(logits[id] - max);
@@ -60,7 +95,18 @@ void keep_top_p(float* logits, int64_t vocab, double top_p) {
   }
 }
 
-// First of the largest; -1 when a NaN or +infinity is among the logits, or all are -infinity.
+// Removes what is less likely than min_p times the most likely.
+void keep_min_p(float* logits, int64_t vocab, double min_p) {
+  if (min_p <= 0) return;
+  const float max = *std::max_element(logits, logits + vocab);
+  float total = 0;
+  for (int64_t id = 0; id < vocab; ++id) total += std::exp(logits[id] - max);
+  const float limit = static_cast<float>(min_p) * (1 / total);
+  for (int64_t id = 0; id < vocab; ++id)
+    if (std::exp(logits[id] - max) / total < limit && logits[id] != max) logits[id] = kRemoved;
+}
+
+// First of the largest; -1 when a NaN or +infinity is among the logits, or all are removed.
 int32_t argmax(const float* logits, int64_t vocab) {
   int32_t best = -1;
   for (int32_t id = 0; id < vocab; ++id) {
@@ -68,6 +114,14 @@ int32_t argmax(const float* logits, int64_t vocab) {
     if (logits[id] != kRemoved && (best < 0 || logits[id] > logits[best])) best = id;
   }
   return best;
+}
+
+// Divides by the temperature; false when that overflows: so cold that the limit, greedy, is meant.
+bool scale(float* logits, int64_t vocab, float temperature) {
+  for (int64_t id = 0; id < vocab; ++id)
+    if (logits[id] != kRemoved && !std::isfinite(logits[id] / temperature)) return false;
+  for (int64_t id = 0; id < vocab; ++id) logits[id] /= temperature;
+  return true;
 }
 
 // argmax of l + Gumbel noise is a draw from softmax(l).
@@ -87,31 +141,70 @@ int32_t draw(const float* logits, int64_t vocab, const SamplingRow& row) {
   return best;
 }
 
-int32_t sample_row(float* logits, int64_t vocab, const SamplingRow& row, const int32_t* lane,
-                   const int32_t* block_table) {
-  if (row.repetition_penalty != 1)
-    penalise_repeats(logits, vocab, lane, block_table, row.position + 1, static_cast<float>(row.repetition_penalty));
+}  // namespace
+
+namespace cpu {
+
+int32_t process_logits(float* logits, int64_t vocab, const SamplingRow& row, History history) {
+  for (const auto& [token_id, bias] : row.logit_bias) logits[token_id] += bias;
+  penalise_repeats(logits, vocab, row, history);
+  remove_forbidden(logits, vocab, row, history);
   const int32_t most_likely = argmax(logits, vocab);
-  if (most_likely < 0 || row.temperature == 0) return most_likely;
-  const float temperature = static_cast<float>(row.temperature);
-  // So cold that a logit overflows: the limit is greedy.
-  if (const auto [low, high] = std::minmax_element(logits, logits + vocab);
-      !std::isfinite(*high / temperature) || (*low != kRemoved && !std::isfinite(*low / temperature)))
+  if (most_likely < 0) return -1;
+  if (row.temperature == 0 || !scale(logits, vocab, static_cast<float>(row.temperature))) {
+    std::fill_n(logits, vocab, kRemoved);
+    logits[most_likely] = 0;
     return most_likely;
-  for (int64_t id = 0; id < vocab; ++id) logits[id] /= temperature;
+  }
   keep_top_k(logits, vocab, row.top_k);
   keep_top_p(logits, vocab, row.top_p);
-  return draw(logits, vocab, row);
+  keep_min_p(logits, vocab, row.min_p);
+  return most_likely;
 }
 
-}  // namespace
+}  // namespace cpu
 
 void CpuOps::sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
                     Tensor block_tables) {
+  const int64_t vocab = logits.size(1);
   pool_.parallel_for(static_cast<int64_t>(rows.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      token_ids.data<int32_t>()[i] = sample_row(logits.row<float>(i), logits.size(1), rows[i], lane.data<int32_t>(),
-                                                block_tables.row<int32_t>(rows[i].sequence));
+    thread_local std::vector<float> scores;  // grows once
+    for (int64_t i = begin; i < end; ++i) {
+      const SamplingRow& row = rows[static_cast<size_t>(i)];
+      scores.assign(logits.row<float>(i), logits.row<float>(i) + vocab);
+      const int32_t most_likely = cpu::process_logits(scores.data(), vocab, row,
+                                                      {lane.data<int32_t>(), block_tables.row<int32_t>(row.sequence)});
+      const bool greedy = most_likely < 0 || row.temperature == 0;
+      token_ids.data<int32_t>()[i] = greedy ? most_likely : draw(scores.data(), vocab, row);
+    }
+  });
+}
+
+void CpuOps::token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) {
+  const int64_t vocab = logits.size(1), top = ids.size(1) - 1;
+  pool_.parallel_for(logits.size(0), 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<int32_t> best;
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = logits.row<float>(i);
+      const int32_t chosen = token_ids.data<int32_t>()[i];
+      const float max = *std::max_element(row, row + vocab);
+      double total = 0;
+      for (int64_t id = 0; id < vocab; ++id) total += std::exp(static_cast<double>(row[id]) - max);
+      const auto logprob = [&](int32_t id) { return static_cast<float>(row[id] - max - std::log(total)); };
+      const auto likelier = [&](int32_t a, int32_t b) { return row[a] != row[b] ? row[a] > row[b] : a < b; };
+
+      ids.row<int32_t>(i)[0] = chosen;
+      logprobs.row<float>(i)[0] = logprob(chosen);
+      ranks.data<int32_t>()[i] =
+          1 + static_cast<int32_t>(std::count_if(row, row + vocab, [&](float l) { return l > row[chosen]; }));
+      best.resize(static_cast<size_t>(vocab));
+      for (int32_t id = 0; id < vocab; ++id) best[static_cast<size_t>(id)] = id;
+      std::partial_sort(best.begin(), best.begin() + top, best.end(), likelier);
+      for (int64_t k = 0; k < top; ++k) {
+        ids.row<int32_t>(i)[k + 1] = best[static_cast<size_t>(k)];
+        logprobs.row<float>(i)[k + 1] = logprob(best[static_cast<size_t>(k)]);
+      }
+    }
   });
 }
 

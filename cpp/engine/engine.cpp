@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <fstream>
-#include <limits>
+#include <numeric>
+#include <utility>
 
 #include "ops/backend.h"
 
@@ -119,9 +120,8 @@ std::vector<int32_t> Engine::take_blocks(int64_t count) {
   return blocks;
 }
 
-void Engine::release(Sequence& sequence) {
-  free_blocks_.insert(free_blocks_.end(), sequence.blocks.begin(), sequence.blocks.end());
-  sequence.blocks.clear();
+void Engine::give_back(std::span<const int32_t> blocks) {
+  free_blocks_.insert(free_blocks_.end(), blocks.begin(), blocks.end());
 }
 
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
@@ -137,12 +137,12 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
     throw std::invalid_argument(str_cat("prompt and max_tokens make ", num_prompt_tokens + max_tokens,
                                         " tokens, the KV cache holds ", num_kv_blocks() * kBlockSize,
                                         ": lower max_tokens or raise kv_cache_memory"));
-  auto sequence = std::make_unique<Sequence>(Sequence{.request_id = next_request_id_++,
-                                                      .params = params,
-                                                      .token_ids = std::move(prompt_token_ids),
-                                                      .num_prompt_tokens = num_prompt_tokens,
-                                                      .max_tokens = max_tokens,
-                                                      .blocks = {}});
+  auto sequence = std::make_unique<Sequence>();
+  sequence->request_id = next_request_id_++;
+  sequence->params = params;
+  sequence->token_ids = std::move(prompt_token_ids);
+  sequence->num_prompt_tokens = num_prompt_tokens;
+  sequence->max_tokens = max_tokens;
   waiting_.push_back(std::move(sequence));
   return waiting_.back()->request_id;
 }
@@ -150,15 +150,29 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
 bool Engine::abort(int64_t request_id) {
   const auto is_it = [&](const auto& sequence) { return sequence->request_id == request_id; };
   if (const auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
-    release(**it);
+    give_back((*it)->blocks);
     running_.erase(it);
     return true;
   }
-  if (const auto it = std::find_if(waiting_.begin(), waiting_.end(), is_it); it != waiting_.end()) {
-    waiting_.erase(it);
-    return true;
-  }
-  return false;
+  return std::erase_if(waiting_, is_it) > 0;
+}
+
+Engine::Sequence* Engine::find(int64_t request_id) {
+  for (const auto& sequence : running_)
+    if (sequence->request_id == request_id) return sequence.get();
+  for (const auto& sequence : waiting_)
+    if (sequence->request_id == request_id) return sequence.get();
+  return nullptr;
+}
+
+bool Engine::set_mask(int64_t request_id, std::vector<uint32_t> mask) {
+  const int64_t words = (config().vocab_size + 31) / 32;
+  if (!mask.empty() && static_cast<int64_t>(mask.size()) != words)
+    throw std::invalid_argument(
+        str_cat("the mask has ", mask.size(), " words of 32 bits, the vocabulary needs ", words));
+  Sequence* sequence = find(request_id);
+  if (sequence) sequence->mask = std::move(mask);
+  return sequence != nullptr;
 }
 
 void Engine::admit() {
@@ -206,54 +220,133 @@ std::vector<StepOutput> Engine::step() {
   loaded_.model->forward(batch, *cache_);
 
   // Sequences whose every token is now in the cache get their next one.
+  std::vector<StepOutput> outputs;
   std::vector<Sequence*> sampling;
   std::vector<int32_t> last_rows, batch_rows;
-  int32_t row = -1;
+  int64_t first_row = 0;
   for (size_t s = 0; s < scheduled.size(); ++s) {
-    row += static_cast<int32_t>(chunks[s].token_ids.size());
-    scheduled[s]->num_computed += static_cast<int64_t>(chunks[s].token_ids.size());
-    if (uncomputed(*scheduled[s]) > 0) continue;
-    sampling.push_back(scheduled[s]);
-    last_rows.push_back(row);
+    Sequence& sequence = *scheduled[s];
+    const int64_t count = static_cast<int64_t>(chunks[s].token_ids.size());
+    if (sequence.params.prompt_logprobs >= 0) score_prompt(sequence, first_row, chunks[s]);
+    first_row += count;
+    sequence.num_computed += count;
+    if (uncomputed(sequence) > 0) continue;
+    if (sequence.max_tokens == 0) {
+      outputs.push_back({.request_id = sequence.request_id,
+                         .finish_reason = FinishReason::length,
+                         .logprobs = {},
+                         .prompt_logprobs = std::move(sequence.prompt_logprobs)});
+      continue;
+    }
+    sampling.push_back(&sequence);
+    last_rows.push_back(static_cast<int32_t>(first_row) - 1);
     batch_rows.push_back(static_cast<int32_t>(s));
   }
-  if (sampling.empty()) return {};
 
-  std::vector<int32_t> tokens(sampling.size());
-  sample(sampling, last_rows, batch, batch_rows, tokens);
-  std::vector<StepOutput> outputs;
-  for (size_t i = 0; i < sampling.size(); ++i) {
-    if (tokens[i] >= 0) sampling[i]->token_ids.push_back(tokens[i]);
-    const FinishReason reason = finish_reason(*sampling[i], tokens[i]);
-    outputs.push_back({.request_id = sampling[i]->request_id, .token_id = tokens[i], .finish_reason = reason});
-    if (reason != FinishReason::none) abort(sampling[i]->request_id);
+  if (!sampling.empty()) {
+    const Tensor logits = compute_logits(last_rows);
+    std::vector<int32_t> tokens(sampling.size());
+    sample(sampling, logits, batch, batch_rows, tokens);
+    for (size_t i = 0; i < sampling.size(); ++i) {
+      Sequence& sequence = *sampling[i];
+      StepOutput output{.request_id = sequence.request_id,
+                        .token_id = tokens[i],
+                        .logprobs = {},
+                        .prompt_logprobs = std::exchange(sequence.prompt_logprobs, {})};
+      if (tokens[i] >= 0) {
+        sequence.token_ids.push_back(tokens[i]);
+        const int64_t row = static_cast<int64_t>(i);
+        if (sequence.params.logprobs >= 0)
+          output.logprobs =
+              compute_logprobs(logits.slice(0, row, row + 1), {&tokens[i], 1}, sequence.params.logprobs)[0];
+      }
+      output.finish_reason = finish_reason(sequence, tokens[i]);
+      outputs.push_back(std::move(output));
+    }
   }
+  for (const StepOutput& output : outputs)
+    if (output.finish_reason != FinishReason::none) abort(output.request_id);
   return outputs;
 }
 
-void Engine::sample(std::span<Sequence* const> sequences, std::span<const int32_t> last_rows, const ForwardBatch& batch,
-                    std::span<const int32_t> batch_rows, std::vector<int32_t>& tokens) {
-  const int64_t count = static_cast<int64_t>(sequences.size());
-  Device& device = loaded_.ops->device();
-  const Tensor rows = logit_rows_.tensor(DType::i32, {count}), ids = sampled_ids_.tensor(DType::i32, {count});
+// Logits of rows of the last step, at most max_num_seqs of them.
+Tensor Engine::compute_logits(std::span<const int32_t> rows) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const Tensor device_rows = logit_rows_.tensor(DType::i32, {count});
   const Tensor logits = logits_.tensor(DType::f32, {count, config().vocab_size});
-  device.copy_from_host(rows.raw(), last_rows.data(), rows.num_bytes());
-  loaded_.model->logits(logits, rows);
+  loaded_.ops->device().copy_from_host(device_rows.raw(), rows.data(), device_rows.num_bytes());
+  loaded_.model->logits(logits, device_rows);
+  return logits;
+}
 
-  std::vector<SamplingRow> params;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const SamplingParams& p = sequences[i]->params;
-    params.push_back({.temperature = p.temperature,
-                      .top_k = static_cast<int32_t>(p.top_k),
-                      .top_p = p.top_p,
-                      .repetition_penalty = p.repetition_penalty,
-                      .seed = p.seed,
-                      .sample_idx = 0,
-                      .sequence = batch_rows[i],
-                      .position = static_cast<int32_t>(sequences[i]->token_ids.size()) - 1});
+std::vector<TokenLogprobs> Engine::compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top) {
+  const int64_t count = logits.size(0), width = 1 + top;
+  Device& device = loaded_.ops->device();
+  const Buffer values_buffer(device, count * width * 4), ids_buffer(device, count * width * 4),
+      ranks_buffer(device, count * 4), chosen_buffer(device, count * 4);
+  const Tensor values = values_buffer.tensor(DType::f32, {count, width}),
+               ids = ids_buffer.tensor(DType::i32, {count, width});
+  const Tensor ranks = ranks_buffer.tensor(DType::i32, {count}), chosen = chosen_buffer.tensor(DType::i32, {count});
+  device.copy_from_host(chosen.raw(), token_ids.data(), chosen.num_bytes());
+  loaded_.ops->token_logprobs(values, ids, ranks, logits, chosen);
+
+  std::vector<int32_t> host_ranks(static_cast<size_t>(count));
+  device.copy_to_host(host_ranks.data(), ranks.raw(), ranks.num_bytes());
+  std::vector<TokenLogprobs> result;
+  for (int64_t i = 0; i < count; ++i) {
+    TokenLogprobs& one = result.emplace_back();
+    one.rank = host_ranks[static_cast<size_t>(i)];
+    one.ids.resize(static_cast<size_t>(width));
+    one.logprobs.resize(static_cast<size_t>(width));
+    device.copy_to_host(one.ids.data(), ids.row<int32_t>(i), width * 4);
+    device.copy_to_host(one.logprobs.data(), values.row<float>(i), width * 4);
   }
-  loaded_.ops->sample(ids, logits, params, cache_->lane(), batch.block_tables);
-  device.copy_to_host(tokens.data(), ids.raw(), ids.num_bytes());
+  return result;
+}
+
+// The prompt tokens that the rows of this chunk predict. The chunk begins at row `first_row` of the step.
+void Engine::score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk) {
+  const int64_t end =
+      std::min(chunk.start + static_cast<int64_t>(chunk.token_ids.size()), sequence.num_prompt_tokens - 1);
+  for (int64_t start = chunk.start; start < end; start += options_.max_num_seqs) {
+    const int64_t count = std::min(options_.max_num_seqs, end - start);
+    std::vector<int32_t> rows(static_cast<size_t>(count));
+    std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
+    const std::span<const int32_t> predicted(sequence.token_ids.data() + start + 1, static_cast<size_t>(count));
+    for (TokenLogprobs& one : compute_logprobs(compute_logits(rows), predicted, sequence.params.prompt_logprobs))
+      sequence.prompt_logprobs.push_back(std::move(one));
+  }
+}
+
+void Engine::sample(std::span<Sequence* const> sequences, Tensor logits, const ForwardBatch& batch,
+                    std::span<const int32_t> batch_rows, std::vector<int32_t>& tokens) {
+  std::vector<SamplingRow> rows;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence& sequence = *sequences[i];
+    const SamplingParams& p = sequence.params;
+    const int64_t num_tokens = static_cast<int64_t>(sequence.token_ids.size());
+    const bool may_stop = num_tokens - sequence.num_prompt_tokens >= p.min_tokens;
+    rows.push_back({.temperature = p.temperature,
+                    .top_k = static_cast<int32_t>(p.top_k),
+                    .top_p = p.top_p,
+                    .min_p = p.min_p,
+                    .repetition_penalty = p.repetition_penalty,
+                    .presence_penalty = p.presence_penalty,
+                    .frequency_penalty = p.frequency_penalty,
+                    .seed = p.seed,
+                    .sample_idx = p.sample_idx,
+                    .sequence = batch_rows[i],
+                    .position = static_cast<int32_t>(num_tokens) - 1,
+                    .num_prompt_tokens = static_cast<int32_t>(sequence.num_prompt_tokens),
+                    .logit_bias = p.logit_bias,
+                    .bad_words = p.bad_words,
+                    .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
+                    .allowed_ids = p.allowed_token_ids,
+                    .mask = sequence.mask});
+  }
+  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(sequences.size())});
+  loaded_.ops->sample(ids, logits, rows, cache_->lane(), batch.block_tables);
+  loaded_.ops->device().copy_to_host(tokens.data(), ids.raw(), ids.num_bytes());
 }
 
 void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
@@ -269,28 +362,19 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
   Device& device = loaded_.ops->device();
   struct Borrowed {  // back to the pool also when a step throws
     Engine& engine;
-    Sequence sequence;
-    ~Borrowed() { engine.release(sequence); }
-  } borrowed{*this, Sequence{.request_id = -1,
-                             .params = {},
-                             .token_ids = {},
-                             .num_prompt_tokens = num_tokens,
-                             .max_tokens = 0,
-                             .blocks = take_blocks(blocks_for(num_tokens))}};
+    std::vector<int32_t> blocks;
+    ~Borrowed() { engine.give_back(blocks); }
+  } borrowed{*this, take_blocks(blocks_for(num_tokens))};
   for (int64_t start = 0; start < num_tokens; start += chunk_size) {
     const int64_t count = std::min(chunk_size, num_tokens - start);
     const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
                       .start = start,
-                      .blocks = borrowed.sequence.blocks};
+                      .blocks = borrowed.blocks};
     loaded_.model->forward(batch_buffers_->upload({&chunk, 1}), *cache_);
     for (int64_t first = 0; first < count; first += options_.max_num_seqs) {
-      const int64_t num_rows = std::min(options_.max_num_seqs, count - first);
-      std::vector<int32_t> wanted;
-      for (int64_t i = 0; i < num_rows; ++i) wanted.push_back(static_cast<int32_t>(first + i));
-      const Tensor rows = logit_rows_.tensor(DType::i32, {num_rows});
-      const Tensor logits = logits_.tensor(DType::f32, {num_rows, config().vocab_size});
-      device.copy_from_host(rows.raw(), wanted.data(), rows.num_bytes());
-      loaded_.model->logits(logits, rows);
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(options_.max_num_seqs, count - first)));
+      std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
+      const Tensor logits = compute_logits(rows);
       device.copy_to_host(out + (start + first) * config().vocab_size, logits.raw(), logits.num_bytes());
     }
   }

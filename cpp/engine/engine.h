@@ -8,6 +8,7 @@
 #include <deque>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,11 +32,20 @@ struct EngineOptions {
 enum class FinishReason : uint8_t { none, stop, length, abort, error };
 const char* name_of(FinishReason reason);
 
+// A token's log-probability under the model's own logits, and those of the most likely ones.
+struct TokenLogprobs {
+  int32_t rank = 0;             // 1: the token is the most likely
+  std::vector<int32_t> ids;     // the token, then the most likely ones, best first
+  std::vector<float> logprobs;  // of ids
+};
+
 // One new token of one request, or its end.
 struct StepOutput {
   int64_t request_id = 0;
-  int32_t token_id = -1;  // -1: no token (abort, error)
+  int32_t token_id = -1;  // -1: no token (error, or max_tokens is 0)
   FinishReason finish_reason = FinishReason::none;
+  std::optional<TokenLogprobs> logprobs;
+  std::vector<TokenLogprobs> prompt_logprobs;  // of prompt tokens 1.., with the first output
 };
 
 // Everything needed to run forward passes. Members in the order of their lifetimes.
@@ -70,6 +80,10 @@ class Engine {
   // Ends a request now; its blocks are free on return. False when it is not known (any more).
   bool abort(int64_t request_id);
 
+  // Restricts the next token of a request: [ceil(vocab_size / 32)] words, a bit an id; empty lifts the restriction.
+  // Holds until the next call. False when the request is not known. Throws std::invalid_argument for another length.
+  bool set_mask(int64_t request_id, std::vector<uint32_t> mask);
+
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
 
   // One forward pass over what is admitted; returns the new tokens. Does nothing without work.
@@ -81,21 +95,27 @@ class Engine {
 
  private:
   struct Sequence {
-    int64_t request_id;
+    int64_t request_id = -1;
     SamplingParams params;
     std::vector<int32_t> token_ids;  // prompt, then output
-    int64_t num_prompt_tokens;
-    int64_t max_tokens;           // of output, after max_model_len
+    int64_t num_prompt_tokens = 0;
+    int64_t max_tokens = 0;       // of output, after max_model_len
     int64_t num_computed = 0;     // tokens whose latents are in the cache
     std::vector<int32_t> blocks;  // owned
+    std::vector<uint32_t> mask;   // see set_mask
+    std::vector<TokenLogprobs> prompt_logprobs;
   };
 
   void check_tokens(std::span<const int32_t> token_ids) const;
   int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + kBlockSize - 1) / kBlockSize; }
   std::vector<int32_t> take_blocks(int64_t count);
-  void release(Sequence& sequence);
+  void give_back(std::span<const int32_t> blocks);
   void admit();
-  void sample(std::span<Sequence* const> sequences, std::span<const int32_t> last_rows, const ForwardBatch& batch,
+  Sequence* find(int64_t request_id);
+  Tensor compute_logits(std::span<const int32_t> rows);
+  std::vector<TokenLogprobs> compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top);
+  void score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk);
+  void sample(std::span<Sequence* const> sequences, Tensor logits, const ForwardBatch& batch,
               std::span<const int32_t> batch_rows, std::vector<int32_t>& tokens);
   FinishReason finish_reason(const Sequence& sequence, int32_t token_id) const;
 

@@ -18,16 +18,39 @@ void require(bool condition, const char* field, Value found, const std::string& 
 }  // namespace
 
 void check(const SamplingParams& params, int64_t vocab_size) {
-  require(params.max_tokens >= 1, "max_tokens", params.max_tokens, "at least 1");
+  const auto require_ids = [&](const char* field, const std::vector<int32_t>& ids) {
+    for (const int32_t id : ids)
+      require(id >= 0 && id < vocab_size, field, id, str_cat("ids from 0 to ", vocab_size - 1));
+  };
+  const auto require_count = [&](const char* field, int64_t count) {
+    require(count >= -1 && count <= vocab_size, field, count, str_cat("-1 (off) to ", vocab_size));
+  };
+  const auto require_penalty = [&](const char* field, double value) {
+    require(value >= -2 && value <= 2, field, value, "-2 to 2");
+  };
+  require(params.max_tokens >= 1 || (params.max_tokens == 0 && params.prompt_logprobs >= 0), "max_tokens",
+          params.max_tokens, "at least 1, or 0 with prompt_logprobs");
+  require(params.min_tokens >= 0 && params.min_tokens <= params.max_tokens, "min_tokens", params.min_tokens,
+          str_cat("0 to max_tokens=", params.max_tokens));
   require(std::isfinite(params.temperature) && params.temperature >= 0, "temperature", params.temperature,
           "0 (greedy) or a positive number");
   require(params.top_k >= 0 && params.top_k <= std::numeric_limits<int32_t>::max(), "top_k", params.top_k,
           "0 (off) or a positive integer");
   require(params.top_p > 0 && params.top_p <= 1, "top_p", params.top_p, "more than 0 and at most 1");
+  require(params.min_p >= 0 && params.min_p <= 1, "min_p", params.min_p, "0 to 1");
   require(std::isfinite(params.repetition_penalty) && params.repetition_penalty > 0, "repetition_penalty",
           params.repetition_penalty, "a positive number");
-  for (const int32_t id : params.stop_token_ids)
-    require(id >= 0 && id < vocab_size, "stop_token_ids", id, str_cat("ids from 0 to ", vocab_size - 1));
+  require_penalty("presence_penalty", params.presence_penalty);
+  require_penalty("frequency_penalty", params.frequency_penalty);
+  require_count("logprobs", params.logprobs);
+  require_count("prompt_logprobs", params.prompt_logprobs);
+  require_ids("stop_token_ids", params.stop_token_ids);
+  require_ids("allowed_token_ids", params.allowed_token_ids);
+  for (const std::vector<int32_t>& word : params.bad_words) require_ids("bad_words", word);
+  for (const LogitBias& bias : params.logit_bias) {
+    require_ids("logit_bias", {bias.token_id});
+    require(std::isfinite(bias.bias), "logit_bias", bias.bias, "a finite number");
+  }
 }
 
 }  // namespace longcat

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/buffer.h"
 #include "base/device.h"
@@ -63,16 +64,31 @@ struct MlaShape {
   int64_t num_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
 };
 
-// One row of sampling parameters; the history for the repetition penalty is the lane of the cache.
+struct LogitBias {
+  int32_t token_id;
+  float bias;
+};
+
+// How one row's next token is chosen; the history for the penalties is the lane of the cache.
 struct SamplingRow {
   double temperature = 1;         // 0: greedy
   int32_t top_k = 0;              // 0: off
   double top_p = 1;               // 1: off
-  double repetition_penalty = 1;  // 1: off
+  double min_p = 0;               // 0: off; share of the largest probability
+  double repetition_penalty = 1;  // 1: off; over prompt and output
+  double presence_penalty = 0;    // subtracted once for every id in the output
+  double frequency_penalty = 0;   // subtracted for every occurrence in the output
   uint64_t seed = 0;
-  int32_t sample_idx = 0;  // which of the n samples of a request
-  int32_t sequence = 0;    // row of the batch's block_tables
-  int32_t position = 0;    // of the last token of the history; the sampled token will stand at position + 1
+  int32_t sample_idx = 0;         // which of the n samples of a request
+  int32_t sequence = 0;           // row of the batch's block_tables
+  int32_t position = 0;           // of the last token of the history; the sampled token will stand at position + 1
+  int32_t num_prompt_tokens = 0;  // history before this position is prompt
+  std::span<const LogitBias> logit_bias;
+  std::span<const std::vector<int32_t>>
+      bad_words;                         // sequences: the last id is removed where the others end the history
+  std::span<const int32_t> banned_ids;   // removed
+  std::span<const int32_t> allowed_ids;  // all others are removed; empty: all stay
+  std::span<const uint32_t> mask;        // [ceil(vocab / 32)] bit i of word w: id 32 w + i stays; empty: all stay
 };
 
 class Ops {
@@ -160,13 +176,19 @@ class Ops {
   // out[i] = x[rows[i]]. rows: [num_rows] i32.
   virtual void gather_rows(Tensor out, Tensor x, Tensor rows) = 0;
 
-  // Next token of each row, in the reference's order: repetition penalty (each id of the history once), temperature,
-  // top-k (ties with the k-th stay), top-p over the survivors, one draw. The draw is Gumbel-max with Philox4x32-10
-  // keyed by the seed and counted by (token id, position, sample), so it does not depend on the batch.
-  // token_ids: [num_rows] i32, -1 for a row whose logits hold a NaN or nothing finite; logits: [num_rows, vocab] f32,
-  // overwritten; lane as in ngram_lookup.
+  // Next token of each row, in the order of transformers' generate(): logit bias, repetition penalty, presence and
+  // frequency penalties, removals (bad words, banned, allowed, mask), temperature, top-k (ties with the k-th stay),
+  // top-p over the survivors (among equals the lower id goes first), min-p, one draw. The draw is Gumbel-max with
+  // Philox4x32-10 keyed by the seed and counted by (token id, position, sample), so it does not depend on the batch.
+  // token_ids: [num_rows] i32, -1 for a row whose logits hold a NaN or +infinity, or whose every id is removed;
+  // logits: [num_rows, vocab] f32, left as they are; lane as in ngram_lookup; block_tables: of the batch.
   virtual void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
                       Tensor block_tables) = 0;
+
+  // Log-probabilities under the unchanged logits. Column 0: the given token; columns 1..: the most likely ones, best
+  // first, ties to the lowest id. logprobs: [num_rows, 1 + top] f32; ids: [num_rows, 1 + top] i32; ranks: [num_rows]
+  // i32, 1 + how many ids are likelier than the given one; token_ids: [num_rows] i32; logits: [num_rows, vocab] f32.
+  virtual void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) = 0;
 };
 
 }  // namespace longcat

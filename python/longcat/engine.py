@@ -7,17 +7,16 @@ import json
 import os
 import random
 import threading
-import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
 from longcat.names import unknown_name
-from longcat.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
-from longcat.sampling_params import SamplingParams
+from longcat.outputs import PromptScore, RequestOutput, StreamChunk
+from longcat.request import Answer, Request, TokenStream
+from longcat.sampling_params import SamplingParams, core_params
 from longcat.tokenizer import StreamDecoder, Tokenizer, as_token_ids
 
 if TYPE_CHECKING:
@@ -104,9 +103,9 @@ class Engine:
         self._tokenizer_path = tokenizer if tokenizer is not None else self.model
         self._tokenizer: Tokenizer | None = None
         self._seeds = random.Random(seed)
-        # Outputs of requests, by id. Whoever waits for a token drives a step for everybody, under this lock.
-        self._arrived: dict[int, deque[_core.StepOutput]] = {}
-        self._step_lock = threading.Lock()
+        # Answers on their way, by the core's id. Whoever waits drives a step for everybody, under this lock.
+        self._answers: dict[int, Answer] = {}
+        self._step_lock = threading.RLock()  # a dropped stream may end inside a step
 
     def __repr__(self) -> str:
         i = self._info
@@ -185,26 +184,54 @@ class Engine:
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
 
-    def _submit(self, prompts: list[str | list[int]], params: SamplingParams) -> list[_Request]:
-        requests: list[_Request] = []
+    def score(self, prompts: str | Sequence[str] | None = None, *, prompt_token_ids: Any = None) -> Any:
+        """How likely the model finds each token of a text given those before it.
+
+        Args:
+            prompts, prompt_token_ids: as for generate.
+        Returns:
+            A PromptScore for one prompt, a list of them for a list.
+        Raises:
+            ValueError: a prompt is empty or too long.
+        """
+        outputs = self.generate(prompts, prompt_token_ids=prompt_token_ids, max_tokens=0, prompt_logprobs=0)
+        scores = [_score(output) for output in (outputs if isinstance(outputs, list) else [outputs])]
+        return scores if isinstance(outputs, list) else scores[0]
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of one token on its own; None without a tokenizer."""
+        try:
+            return self.tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
+        except Error:
+            return None
+
+    def _submit(self, prompts: list[str | list[int]], params: SamplingParams) -> list[Request]:
+        """Queues n answers to each prompt: all of them, or none when one is not possible."""
+        requests: list[Request] = []
         try:
             for index, prompt in enumerate(prompts):
                 text = prompt if isinstance(prompt, str) else None
                 ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-                core_params = self._core_params(params)
-                with self._step_lock:
-                    request_id = self._core.add_request(ids, core_params)
-                    self._arrived[request_id] = deque()
-                decoder = self._stream_decoder(text is None, params.skip_special_tokens)
-                output = RequestOutput(request_id, text, ids, [CompletionOutput(0)], RequestMetrics())
-                requests.append(_Request(index, output, decoder))
+                requests.append(request := Request(index, text, ids, self))
+                core = core_params(
+                    params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
+                    lambda: self.tokenizer,
+                )  # fmt: skip
+                for sample_idx in range(params.n):
+                    core.sample_idx = sample_idx
+                    decoder = self._stream_decoder(text is None and not params.stop, params.skip_special_tokens)
+                    with self._step_lock:
+                        answer = Answer(request, sample_idx, self._core.add_request(ids, core), params, decoder)
+                        request.add(answer)
+                        self._answers[answer.core_id] = answer
+                        self._update_mask(answer)
         except BaseException:
-            self._abort(requests)
+            self._abort([answer for request in requests for answer in request.answers])
             raise
         return requests
 
     def _stream_decoder(self, optional: bool, skip_special_tokens: bool) -> StreamDecoder | None:
-        """None for requests by token ids to a checkpoint without a tokenizer: their outputs have ids and no text."""
+        """None for token ids to a checkpoint without a tokenizer: their outputs have ids and no text."""
         try:
             return StreamDecoder(self.tokenizer, skip_special_tokens)
         except Error:
@@ -212,56 +239,50 @@ class Engine:
                 return None
             raise
 
-    def _wait_for(self, requests: Mapping[int, _Request]) -> tuple[int, _core.StepOutput]:
-        """The next token of one of `requests`, by id; drives steps until there is one."""
+    def _next_chunk(self, answers: Mapping[int, Answer]) -> tuple[StreamChunk, Answer]:
+        """The next chunk of one of `answers`; drives steps, for everybody, until there is one."""
         while True:
             with self._step_lock:
-                for request_id in requests:
-                    if request_id not in self._arrived:
+                for core_id, answer in answers.items():
+                    if core_id not in self._answers:
                         raise Error("[engine] this engine is closed")
-                    if queue := self._arrived[request_id]:
-                        output = queue.popleft()
-                        if output.finish_reason is not None:
-                            del self._arrived[request_id]
-                        return request_id, output
-                for output in self._core.step():
-                    if (queue := self._arrived.get(output.request_id)) is not None:
-                        queue.append(output)
+                    if answer.arrived:
+                        step = answer.arrived.popleft()
+                        chunk = answer.take(step, self._info["eos_token_id"])
+                        if chunk.finish_reason is not None:
+                            del self._answers[core_id]
+                            if step.finish_reason is None:  # a stop string: the core does not know
+                                self._core.abort(core_id)
+                        return chunk, answer
+                self._step()
 
-    def _abort(self, requests: list[_Request]) -> None:
+    def _step(self) -> None:
+        for step in self._core.step():
+            if (answer := self._answers.get(step.request_id)) is None:
+                continue
+            answer.arrived.append(step)
+            if step.finish_reason is None:
+                self._update_mask(answer)
+
+    def _update_mask(self, answer: Answer) -> None:
+        """Asks a request's grammar what may follow. When it fails, the request allows nothing and ends in an error."""
+        if answer.token_mask is None:
+            return
+        so_far = [*answer.output.token_ids, *(step.token_id for step in answer.arrived)]
+        try:
+            mask = answer.token_mask(so_far)
+            words = [] if mask is None else mask_words(mask, self._info["vocab_size"])
+        except Exception as error:
+            warnings.warn(f"[mask] the token_mask of request {answer.core_id} failed: {error!r}", stacklevel=2)
+            words = [0] * ((self._info["vocab_size"] + 31) // 32)
+        self._core.set_mask(answer.core_id, words)
+
+    def _abort(self, answers: Sequence[Answer]) -> None:
         with self._step_lock:
-            for request in requests:
-                if self._arrived.pop(request.output.request_id, None) is not None:
-                    self._core.abort(request.output.request_id)
-                    request.finish("abort")
-
-    def _core_params(self, params: SamplingParams) -> _core.SamplingParams:
-        """`params` with the model's defaults filled in."""
-        defaults = self._generation_config
-        greedy = defaults.get("do_sample") is False
-
-        def value(name: str, off: float) -> Any:
-            given = getattr(params, name)
-            if given is not None:
-                return given
-            return off if greedy else defaults.get(name, off)
-
-        core = _core.SamplingParams()
-        core.max_tokens = params.max_tokens
-        core.temperature = value("temperature", 0.0 if greedy else 1.0)
-        core.top_k = max(value("top_k", 0), 0)
-        core.top_p = value("top_p", 1.0)
-        core.repetition_penalty = (
-            params.repetition_penalty
-            if params.repetition_penalty is not None
-            else defaults.get("repetition_penalty", 1.0)
-        )
-        core.seed = (params.seed if params.seed is not None else self._seeds.getrandbits(64)) % 2**64
-        stops = list(params.stop_token_ids)
-        if not params.ignore_eos:
-            stops += self._eos_token_ids()
-        core.stop_token_ids = stops
-        return core
+            for answer in answers:
+                if self._answers.pop(answer.core_id, None) is not None:
+                    self._core.abort(answer.core_id)
+                    answer.finish("abort")
 
     def _eos_token_ids(self) -> list[int]:
         listed = self._generation_config.get("eos_token_id", [])
@@ -272,7 +293,7 @@ class Engine:
     def close(self) -> None:
         """Frees the model and the cache; requests still open end with an error. May be called twice."""
         with self._step_lock:
-            self._arrived.clear()
+            self._answers.clear()
             self._core.close()
 
     def __enter__(self) -> Engine:
@@ -282,68 +303,30 @@ class Engine:
         self.close()
 
 
-class TokenStream(Iterator[StreamChunk]):
-    """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left."""
+def mask_words(mask: np.ndarray, vocab_size: int) -> list[int]:
+    """A token mask as 32-bit words, bit i of word w for id 32 w + i.
 
-    def __init__(self, engine: Engine, requests: list[_Request]):
-        self._engine = engine
-        self._open = {request.output.request_id: request for request in requests}
+    Args:
+        mask: [vocab_size] bools, or [ceil(vocab_size / 32)] integers that are words already.
+    Raises:
+        ValueError: another shape or type.
+    """
+    import numpy as np
 
-    def __next__(self) -> StreamChunk:
-        if not self._open:
-            raise StopIteration
-        request_id, step = self._engine._wait_for(self._open)
-        chunk = self._open[request_id].take(step, self._engine._info["eos_token_id"])
-        if chunk.finish_reason is not None:
-            del self._open[request_id]
-        return chunk
-
-    def close(self) -> None:
-        requests, self._open = list(self._open.values()), {}
-        self._engine._abort(requests)
-
-    def __enter__(self) -> TokenStream:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._open:
-            self.close()
+    array, words = np.asarray(mask), (vocab_size + 31) // 32
+    if array.dtype == bool and array.shape == (vocab_size,):
+        bits = np.zeros(words * 32, np.uint8)
+        bits[:vocab_size] = array
+        return np.packbits(bits, bitorder="little").view("<u4").tolist()
+    if array.dtype.kind in "iu" and array.shape == (words,):
+        return array.astype(np.int64).__and__(0xFFFFFFFF).tolist()
+    raise ValueError(f"a mask of {array.dtype} {array.shape}: expected {vocab_size} bools or {words} words of 32 bits")
 
 
-class _Request:
-    """One prompt on its way: gathers what the core hands out."""
-
-    def __init__(self, prompt_index: int, output: RequestOutput, decoder: StreamDecoder | None):
-        self.prompt_index = prompt_index
-        self.output = output
-        self._decoder = decoder
-        self._start = time.perf_counter()
-
-    def take(self, step: _core.StepOutput, eos_token_id: int) -> StreamChunk:
-        """Adds one token; the chunk says what text it completed."""
-        answer, metrics = self.output.outputs[0], self.output.metrics
-        metrics.total_s = time.perf_counter() - self._start
-        if metrics.first_token_s is None:
-            metrics.first_token_s = metrics.total_s
-        token_ids = [step.token_id] if step.token_id >= 0 else []
-        delta = self._decoder.push(token_ids) if self._decoder else ""
-        answer.token_ids += token_ids
-        if step.finish_reason == "stop" and step.token_id != eos_token_id:
-            answer.stop_reason = step.token_id
-        if step.finish_reason is not None:
-            delta += self.finish(step.finish_reason)
-            answer.text += delta
-            return StreamChunk(delta, token_ids, self.prompt_index, step.finish_reason, self.output)
-        answer.text += delta
-        return StreamChunk(delta, token_ids, self.prompt_index)
-
-    def finish(self, reason: str) -> str:
-        """Ends the request; returns the text that was held back."""
-        self.output.outputs[0].finish_reason = reason
-        return self._decoder.finish() if self._decoder else ""
+def _score(output: RequestOutput) -> PromptScore:
+    entries = (output.prompt_logprobs or [None])[1:]
+    ids = output.prompt_token_ids
+    return PromptScore(ids, [entry[token_id].logprob for entry, token_id in zip(entries, ids[1:], strict=True)])
 
 
 def _canonical_name(name: str) -> str:

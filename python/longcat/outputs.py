@@ -20,14 +20,25 @@ class RequestMetrics:
 
 
 @dataclass
+class Logprob:
+    """Log-probability [nats] of a token under the model's own logits, before penalties and temperature."""
+
+    logprob: float
+    rank: int  # 1: the most likely
+    decoded_token: str | None = None
+
+
+@dataclass
 class CompletionOutput:
-    """One answer. `finish_reason`: "stop", "length", "abort" or "error", None only while streaming."""
+    """One answer. `finish_reason`: "stop", "length", "tool_calls", "abort" or "error", None only while streaming."""
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None  # a token: itself and the most likely ones, by id
+    cumulative_logprob: float | None = None
     finish_reason: str | None = None
-    stop_reason: int | None = None  # the stop id that ended it, unless that was the end token
+    stop_reason: int | str | None = None  # the stop id or string that ended it, unless that was the end token
 
 
 @dataclass
@@ -39,6 +50,8 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token
+    num_cached_tokens: int = 0  # prompt tokens found in the cache
 
     @property
     def text(self) -> str:
@@ -50,13 +63,28 @@ class RequestOutput:
 
 @dataclass
 class StreamChunk:
-    """New text of one request. `delta` is whole characters; the last chunk carries `finish_reason`."""
+    """New text of one answer. `delta` is whole characters; an answer's last chunk carries `finish_reason`."""
 
     delta: str
     token_ids: list[int]
-    prompt_index: int = 0
+    prompt_index: int = 0  # which prompt of the call
+    index: int = 0  # which of its n answers
     finish_reason: str | None = None
-    output: RequestOutput | None = None  # the whole result, with the last chunk
+    logprobs: list[dict[int, Logprob]] | None = None
+    output: RequestOutput | None = None  # the whole result, with the last chunk of its last answer
 
     def __str__(self) -> str:
         return self.delta
+
+
+@dataclass
+class PromptScore:
+    """How likely the model finds a text. `logprobs[i]` [nats] is of token i given those before; the first has none."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # [num_tokens - 1]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of all tokens after the first [nats]."""
+        return sum(self.logprobs)

@@ -3,39 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from longcat import _core
 from longcat.names import unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from longcat.tokenizer import Tokenizer
 
 
 @dataclass
 class SamplingParams:
     """Sampling parameters of a request; None means the model's own default (generation_config.json).
 
-    The order is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p, one draw.
+    The order is that of transformers' `generate`: logit bias, repetition penalty, presence and frequency penalties,
+    removals (bad words, allowed ids, mask), temperature, top-k, top-p, min-p, one draw.
 
     Args:
+        n: answers to each prompt.
         max_tokens: most new tokens; the model's context may end an answer earlier.
+        min_tokens: no end token, stop id or stop string counts before that many.
         temperature: 0 is greedy.
         top_k: keep the k most likely tokens, ties with the k-th included; 0 or -1 is off.
         top_p: keep the most likely tokens that make up this probability, in (0, 1]; 1 is off.
-        repetition_penalty: divides (or, below zero, multiplies) the logit of every token that occurred; 1 is off.
+        min_p: drop tokens less likely than this share of the most likely one; 0 is off.
+        repetition_penalty: divides (or, below zero, multiplies) the logit of each token of prompt and output; 1 is off.
+        presence_penalty, frequency_penalty: subtracted once, and for each occurrence, from tokens of the output.
         seed: the same seed gives the same answer, whatever else is in the batch. None: a new one each request.
+        stop: strings that end the answer; they are not part of its text unless include_stop_str_in_output.
         stop_token_ids: ids that end the answer, besides the end token.
         ignore_eos: go on after the end token.
+        logit_bias: id -> addend, before everything else.
+        bad_words: texts that must not be completed.
+        allowed_token_ids: all others are removed.
+        logprobs, prompt_logprobs: report that many most likely tokens, and the chosen one, with each token.
+        token_mask: called with the output ids so far, before each token; returns which ids may follow, as [vocab_size]
+            bools or [ceil(vocab_size / 32)] words of uint32 bits, or None for all. For grammars.
         skip_special_tokens: leave special tokens out of the text.
     """
 
+    n: int = 1
     max_tokens: int = 1024
+    min_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
+    stop: str | Sequence[str] = ()
+    include_stop_str_in_output: bool = False
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    logit_bias: Mapping[int, float] | None = None
+    bad_words: Sequence[str] = ()
+    allowed_token_ids: Sequence[int] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    token_mask: Callable[[list[int]], np.ndarray | None] | None = None
     skip_special_tokens: bool = True
 
     @classmethod
@@ -44,6 +75,7 @@ class SamplingParams:
 
         Raises:
             TypeError: an unknown name, answered with the nearest, or params of another type.
+            ValueError: `n` or a stop string is not possible.
         """
         if params is None:
             params = {}
@@ -58,4 +90,69 @@ class SamplingParams:
         for name in given:
             if name not in known:
                 raise unknown_name("SamplingParams", name, known)
-        return cls(**given)
+        result = cls(**given)
+        if result.n < 1:
+            raise ValueError(f"n={result.n} is not possible: expected at least 1")
+        if not all(isinstance(stop, str) and stop for stop in result.stop_strings()):
+            raise ValueError(f"stop={result.stop!r} is not possible: expected non-empty strings")
+        return result
+
+    def stop_strings(self) -> list[str]:
+        """`stop` as a list."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+
+def core_params(
+    params: SamplingParams,
+    defaults: Mapping[str, Any],
+    eos_token_ids: Sequence[int],
+    seed: int,
+    tokenizer: Callable[[], Tokenizer],
+) -> _core.SamplingParams:
+    """`params` for the native engine, the model's defaults filled in.
+
+    Args:
+        defaults: generation_config.json.
+        eos_token_ids: end tokens of the model.
+        seed: used when the request brings none.
+        tokenizer: called when bad words have to be encoded.
+    """
+    greedy = defaults.get("do_sample") is False
+
+    def given_or_default(name: str, off: float, of_sampling: bool = True) -> Any:
+        given = getattr(params, name)
+        if given is not None:
+            return given
+        return off if greedy and of_sampling else defaults.get(name, off)
+
+    core = _core.SamplingParams()
+    core.max_tokens = params.max_tokens
+    core.min_tokens = params.min_tokens
+    core.temperature = given_or_default("temperature", 0.0 if greedy else 1.0)
+    core.top_k = max(given_or_default("top_k", 0), 0)
+    core.top_p = given_or_default("top_p", 1.0)
+    core.min_p = given_or_default("min_p", 0.0)
+    core.repetition_penalty = given_or_default("repetition_penalty", 1.0, of_sampling=False)
+    core.presence_penalty = params.presence_penalty
+    core.frequency_penalty = params.frequency_penalty
+    core.seed = (params.seed if params.seed is not None else seed) % 2**64
+    core.stop_token_ids = [*params.stop_token_ids, *([] if params.ignore_eos else eos_token_ids)]
+    if params.logit_bias:
+        core.set_logit_bias({int(token_id): float(bias) for token_id, bias in params.logit_bias.items()})
+    if params.bad_words:
+        core.bad_words = [ids for word in params.bad_words for ids in _spellings(tokenizer(), word)]
+    if params.allowed_token_ids is not None:
+        if not len(params.allowed_token_ids):
+            raise ValueError("allowed_token_ids is empty: no token could follow")
+        core.allowed_token_ids = list(params.allowed_token_ids)
+    core.logprobs = -1 if params.logprobs is None else params.logprobs
+    core.prompt_logprobs = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+    return core
+
+
+def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
+    """Token ids of a word at the start of a text and after a space."""
+    spellings = [tokenizer.encode(word), tokenizer.encode(" " + word.lstrip())]
+    return [ids for i, ids in enumerate(spellings) if ids and ids not in spellings[:i]]

@@ -51,21 +51,78 @@ def test_draws_follow_transformers_distributions(ops):
                 )
 
 
-def test_random_cases_match_the_reference(ops):
+def random_case(rng):
+    """(logits, history, parameters of process_logits, keywords of the reference)."""
+    vocab = int(rng.integers(1, 60))
+    logits = np.round(rng.normal(size=vocab) * 3, 1).astype(np.float32)  # rounded: ties are common
+    history = rng.integers(0, vocab, int(rng.integers(1, 70))).tolist()
+    params = {
+        "repetition_penalty": float(rng.choice([1.0, 1.06, 1.5])),
+        "temperature": float(rng.choice([0.0, 0.5, 1.0, 1.7])),
+        "top_k": int(rng.choice([0, 1, 4, 200])),
+        "top_p": float(rng.choice([1.0, 0.93, 0.41])),
+        "min_p": float(rng.choice([0.0, 0.0613])),
+        "presence_penalty": float(rng.choice([0.0, 0.7])),
+        "frequency_penalty": float(rng.choice([0.0, -0.3])),
+        "num_prompt_tokens": int(rng.integers(0, len(history) + 1)),
+        "logit_bias": {int(i): float(rng.choice([-2.0, 1.5])) for i in rng.integers(0, vocab, int(rng.integers(0, 3)))},
+    }
+    banned = [int(i) for i in rng.integers(0, vocab, int(rng.integers(0, 3)))]
+    word = [history[-1], int(rng.integers(vocab))] if rng.random() < 0.3 else []
+    allowed = sorted({int(i) for i in rng.integers(0, vocab, 20)}) if rng.random() < 0.3 else []
+    masked = rng.random(vocab) < 0.2 if rng.random() < 0.3 else np.zeros(vocab, bool)
+    forbidden = {*banned, *word[1:], *np.flatnonzero(masked).tolist()}
+    if allowed:
+        forbidden |= set(range(vocab)) - set(allowed)
+    if len(forbidden) == vocab:
+        banned, word, allowed, masked, forbidden = [], [], [], np.zeros(vocab, bool), set()
+    lists = {"banned_ids": banned, "bad_words": [word] if word else [], "allowed_ids": allowed}
+    if masked.any():
+        bits = np.zeros(-(-vocab // 32) * 32, np.uint8)
+        bits[:vocab] = ~masked
+        lists["mask"] = np.packbits(bits, bitorder="little").view("<u4").tolist()
+    return logits, history, {**params, **lists}, {**params, "removed": sorted(forbidden)}
+
+
+def test_distributions_match_the_reference(ops):
     rng = np.random.default_rng(5)
-    for case in range(300):
-        vocab = int(rng.integers(1, 60))
-        logits = np.round(rng.normal(size=vocab) * 3, 1).astype(np.float32)  # rounded: ties are common
-        history = rng.integers(0, vocab, int(rng.integers(1, 70))).tolist()
-        params = {
-            "repetition_penalty": float(rng.choice([1.0, 1.06, 1.5])),
-            "temperature": float(rng.choice([0.0, 0.5, 1.0])),
-            "top_k": int(rng.choice([0, 1, 4, 200])),
-            "top_p": float(rng.choice([1.0, 0.93])),
-        }
-        probabilities = ref.sampling_probabilities(logits, history, **params)
+    for case in range(1000):
+        logits, history, params, expected = random_case(rng)
+        probabilities = ref.sampling_probabilities(logits, history, **expected)
+        scores = ops.process_logits(logits, params, history).astype(np.float64)
+        found = ref.softmax(scores)
+        assert np.array_equal(found > 0, probabilities > 0), (case, params)
+        assert np.abs(found - probabilities).max() < 1e-6, (case, params)
         [token] = ops.sample(logits[None], [{**params, "seed": case}], [history])
-        assert token == gumbel_choice(probabilities, case, len(history) - 1), (params, case)
+        assert token == gumbel_choice(probabilities, case, len(history) - 1), (case, params)
+
+
+def test_bad_words_are_sequences(ops):
+    logits = np.array([[0, 1, 2, 3]], np.float32)
+    words = {"temperature": 0.0, "bad_words": [[1, 2, 3], [0, 0, 0, 0, 0, 2]]}
+    assert ops.sample(logits, [words] * 1, [[0, 1, 2]]) == [2]
+    assert ops.sample(logits, [words] * 1, [[0, 2, 2]]) == [3]
+    assert ops.sample(logits, [words] * 1, [[2]]) == [3]  # longer than the history
+
+
+def test_sample_leaves_the_logits_as_they_are(ops):
+    logits = np.random.default_rng(0).normal(size=(2, 40)).astype(np.float32)
+    before = logits.copy()
+    ops.sample(logits, [{"temperature": 0.5, "top_k": 3, "repetition_penalty": 2.0}] * 2, [[1, 2], [3]])
+    assert np.array_equal(logits, before)
+
+
+def test_token_logprobs(ops):
+    logits = np.random.default_rng(1).normal(size=(3, 50)).astype(np.float32)
+    logits[0, [4, 9]] = 7  # a tie at the top
+    chosen = np.array([9, 0, 17], np.int32)
+    logprobs, ids, ranks = ops.token_logprobs(logits, chosen, 5)
+    exact = np.log(ref.softmax(logits.astype(np.float64)))
+    assert np.array_equal(ids[:, 0], chosen)
+    assert ids[0, 1:3].tolist() == [4, 9]
+    assert np.array_equal(ids[:, 1:], np.argsort(-logits, axis=1, kind="stable")[:, :5])
+    assert np.abs(logprobs - np.take_along_axis(exact, ids.astype(np.int64), 1)).max() < 1e-5
+    assert ranks.tolist() == [1 + int((row > row[c]).sum()) for row, c in zip(logits, chosen, strict=True)]
 
 
 def test_frequencies(ops):

@@ -305,6 +305,12 @@ def sampling_probabilities(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    num_prompt_tokens: int | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    removed: Sequence[int] = (),
 ) -> np.ndarray:
     """The distribution that the next token is drawn from, in the order of the reference implementation.
 
@@ -314,25 +320,40 @@ def sampling_probabilities(
         temperature: divides; 0 means greedy: all mass on the largest penalised logit, the lowest id on a tie.
         top_k: 0 for all; logits equal to the k-th largest all stay.
         top_p: 1 for all; over the softmax of what top_k left, the smallest set of best tokens that reaches
-            top_p, at least one. Equal logits count in the order of their ids.
+            top_p, at least one. Among equal logits the lower id goes first, as in transformers on the CPU.
+        min_p: 0 for all; over the softmax of what top_p left, tokens with that share of the best one's probability.
+        presence_penalty, frequency_penalty: subtracted once, and times the count, from ids of the history from
+            num_prompt_tokens (default: none) on.
+        logit_bias: added first. removed: ids that cannot follow, taken out before the temperature.
     Returns:
-        [vocab] float64, sums to 1.
+        [vocab] float64, sums to 1. Logits are f32 up to the temperature, as in the reference: ties are f32 ties.
     """
-    x = np.array(logits, np.float64)
-    seen = np.unique(np.asarray(history, np.int64))
-    x[seen] = np.where(x[seen] < 0, x[seen] * repetition_penalty, x[seen] / repetition_penalty)
+    x = np.array(logits, np.float32)
+    for token_id, bias in (logit_bias or {}).items():
+        x[token_id] += np.float32(bias)
+    history = np.asarray(history, np.int64)
+    seen = np.unique(history)
+    penalty = np.float32(repetition_penalty)
+    x[seen] = np.where(x[seen] < 0, x[seen] * penalty, x[seen] / penalty)
+    output = history[len(history) if num_prompt_tokens is None else num_prompt_tokens :]
+    counts = np.bincount(output, minlength=len(x))
+    x -= (presence_penalty * (counts > 0) + frequency_penalty * counts).astype(np.float32)
+    x[list(removed)] = -np.inf
     if temperature == 0:
         return (np.arange(len(x)) == np.argmax(x)).astype(np.float64)
-    x /= temperature
+    x = (x / np.float32(temperature)).astype(np.float64)
     if 0 < top_k < len(x):
         x[x < np.sort(x)[-top_k]] = -np.inf
     if top_p < 1:
-        order = np.argsort(-x, kind="stable")
+        order = np.argsort(x, kind="stable")[::-1]
         p = softmax(x[order])
         before = np.cumsum(p) - p  # mass of the better tokens
         drop = before >= top_p
         drop[0] = False
         x[order[drop]] = -np.inf
+    if min_p > 0:
+        p = softmax(x)
+        x[p < min_p * p.max()] = -np.inf
     return softmax(x)
 
 

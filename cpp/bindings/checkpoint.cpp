@@ -1,0 +1,79 @@
+// Binding of what can be known of a checkpoint without loading it: its tensors, its shards, and whether they are whole.
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "io/model_config.h"
+#include "io/safetensors.h"
+#include "io/tensor_scan.h"
+#include "model/expected_tensors.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+namespace {
+
+DType dtype_of(const std::string& name) {
+  for (const DType dtype :
+       {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::i8, DType::u8, DType::i32, DType::i64})
+    if (name == name_of(dtype)) return dtype;
+  throw std::invalid_argument(str_cat("dtype \"", name, "\" is not known"));
+}
+
+// [(name, shape, is_linear)] in the order of the forward pass.
+py::list list_expected_tensors(const std::string& config_text) {
+  py::list list;
+  for (const ExpectedTensor& tensor : expected_tensors(parse_model_config(config_text, "config.json")))
+    list.append(py::make_tuple(tensor.name, py::tuple(py::cast(tensor.shape)), tensor.is_linear));
+  return list;
+}
+
+// [(file name, bytes)].
+py::list list_shards(const Checkpoint& checkpoint) {
+  py::list list;
+  for (const MappedFile& shard : checkpoint.shards())
+    list.append(py::make_tuple(shard.path().filename().string(), shard.bytes().size()));
+  return list;
+}
+
+// [(name, dtype, shape, number of its shard, begin and end in that file [bytes])].
+py::list list_tensors(const Checkpoint& checkpoint) {
+  py::list list;
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    const auto begin = tensor.data - checkpoint.shards()[static_cast<size_t>(tensor.shard)].bytes().data();
+    list.append(py::make_tuple(name, name_of(tensor.dtype), py::tuple(py::cast(tensor.shape)), tensor.shard, begin,
+                               begin + static_cast<int64_t>(tensor.num_bytes)));
+  }
+  return list;
+}
+
+// (index of the first NaN or infinity or -1, is it a NaN, are all bytes zero).
+py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
+  const py::buffer_info info = data.request();
+  const DType dtype = dtype_of(dtype_name);
+  if (info.ndim != 1 || info.strides[0] != info.itemsize || info.size * info.itemsize % size_of(dtype))
+    throw std::invalid_argument("expected contiguous bytes of whole elements");
+  TensorScan scan;
+  {
+    const py::gil_scoped_release nogil;
+    scan =
+        scan_tensor({static_cast<const std::byte*>(info.ptr), static_cast<size_t>(info.size * info.itemsize)}, dtype);
+  }
+  return py::make_tuple(scan.first_non_finite, scan.is_nan, scan.all_zero);
+}
+
+}  // namespace
+
+void register_checkpoint(py::module_& module) {
+  module.def("expected_tensors", &list_expected_tensors, py::arg("config_text"));
+  module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
+  module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
+  py::class_<Checkpoint>(module, "Checkpoint")
+      .def(py::init<const std::string&>(), py::arg("folder"))
+      .def("shards", &list_shards)
+      .def("tensors", &list_tensors)
+      // Throws what is missing or misshapen under the folder's config.json; returns warnings.
+      .def("check_tensors",
+           [](const Checkpoint& self) { return check_tensors(self, load_model_config(self.folder())); });
+}
+
+}  // namespace longcat

@@ -1,0 +1,20 @@
+#pragma once
+
+#include "ops/ops.h"
+
+namespace longcat::cpu {
+
+// Everything before the draw, in place: logits [vocab] become the scores whose softmax is drawn from, removed ids are
+// -infinity. Returns the most likely id before temperature, or -1 when there is nothing to choose (see Ops::sample).
+// `history` gives the token id at each position up to row.position.
+struct History {
+  const int32_t* lane;
+  const int32_t* block_table;
+  int32_t operator[](int64_t position) const {
+    return lane[block_table[position / kBlockSize] * kBlockSize + position % kBlockSize];
+  }
+};
+
+int32_t process_logits(float* logits, int64_t vocab, const SamplingRow& row, History history);
+
+}  // namespace longcat::cpu

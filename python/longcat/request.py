@@ -1,0 +1,190 @@
+"""A request on its way: tokens of the core become text, logprobs and an end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from longcat.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+
+if TYPE_CHECKING:
+    from longcat import _core
+    from longcat.engine import Engine
+    from longcat.sampling_params import SamplingParams
+    from longcat.tokenizer import StreamDecoder
+
+
+class StopStrings:
+    """Finds the first of some strings in a text that arrives in pieces, and holds back what may be the start of one."""
+
+    def __init__(self, strings: Sequence[str], include: bool = False):
+        self._strings = list(strings)
+        self._include = include
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, text: str) -> str:
+        """Text that is surely part of the answer. Once `found` is set, nothing more comes."""
+        if self.found is not None:
+            return ""
+        text = self._held + text
+        hits = [(text.find(string), -len(string), string) for string in self._strings if string in text]
+        if hits:
+            start, _, self.found = min(hits)
+            self._held = ""
+            return text[: start + len(self.found)] if self._include else text[:start]
+        keep = max((_overlap(text, string) for string in self._strings), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, string: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `string`."""
+    for length in range(min(len(text), len(string) - 1), 0, -1):
+        if string.startswith(text[len(text) - length :]):
+            return length
+    return 0
+
+
+class Answer:
+    """One of the n answers to a prompt; a request of its own to the core."""
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        core_id: int,
+        params: SamplingParams,
+        decoder: StreamDecoder | None,
+    ):
+        self.request = request
+        self.core_id = core_id
+        self.output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
+        self.token_mask = params.token_mask
+        self.arrived: deque[_core.StepOutput] = deque()
+        self._decoder = decoder
+        self._stop = StopStrings(params.stop_strings(), params.include_stop_str_in_output)
+        self._min_tokens = params.min_tokens
+
+    def take(self, step: _core.StepOutput, eos_token_id: int) -> StreamChunk:
+        """Adds one token; the chunk says what text it completed, and whether the answer ends here."""
+        self.request.record_time()
+        token_ids = [step.token_id] if step.token_id >= 0 else []
+        self.output.token_ids += token_ids
+        ends = step.finish_reason == "stop" and step.token_id != eos_token_id
+        if ends:
+            self.output.stop_reason = step.token_id
+        logprobs = self._take_logprobs(step)
+        if step.prompt_logprobs:
+            self.request.take_prompt_logprobs(step.prompt_logprobs)
+
+        delta = self._stop_at_strings(self._decoder.push(token_ids)) if self._decoder else ""
+        reason = "stop" if self._stop.found is not None else step.finish_reason
+        if reason is not None:
+            delta += self.finish(reason)
+        self.output.text += delta
+        done = reason is not None and self.request.is_done()
+        return StreamChunk(
+            delta, token_ids, self.request.prompt_index, self.output.index, reason, logprobs,
+            self.request.output if done else None,
+        )  # fmt: skip
+
+    def _stop_at_strings(self, text: str) -> str:
+        if len(self.output.token_ids) < self._min_tokens:
+            return text
+        text = self._stop.push(text)
+        if self._stop.found is not None:
+            self.output.stop_reason = self._stop.found
+        return text
+
+    def _take_logprobs(self, step: _core.StepOutput) -> list[dict[int, Logprob]] | None:
+        if self.output.logprobs is None or step.logprobs is None:
+            return None
+        entry = self.request.named_logprobs(step.logprobs)
+        self.output.logprobs.append(entry)
+        self.output.cumulative_logprob = (self.output.cumulative_logprob or 0.0) + entry[step.token_id].logprob
+        return [entry]
+
+    def finish(self, reason: str) -> str:
+        """Ends the answer; returns the text that was held back."""
+        self.output.finish_reason = reason
+        if self._decoder is None or self._stop.found is not None:
+            return ""
+        return self._stop_at_strings(self._decoder.finish()) + self._stop.finish()
+
+
+class Request:
+    """One prompt and its n answers."""
+
+    def __init__(self, prompt_index: int, prompt: str | None, prompt_token_ids: list[int], engine: Engine):
+        self.prompt_index = prompt_index
+        self.answers: list[Answer] = []
+        self.output = RequestOutput(-1, prompt, prompt_token_ids, [], RequestMetrics())
+        self._engine = engine
+        self._start = time.perf_counter()
+
+    def add(self, answer: Answer) -> None:
+        if not self.answers:
+            self.output.request_id = answer.core_id
+        self.answers.append(answer)
+        self.output.outputs.append(answer.output)
+
+    def is_done(self) -> bool:
+        return all(answer.output.finish_reason is not None for answer in self.answers)
+
+    def record_time(self) -> None:
+        metrics = self.output.metrics
+        metrics.total_s = time.perf_counter() - self._start
+        if metrics.first_token_s is None:
+            metrics.first_token_s = metrics.total_s
+
+    def named_logprobs(self, one: _core.TokenLogprobs) -> dict[int, Logprob]:
+        """By id: the token itself with its rank, and the most likely ones."""
+        entry = {
+            token_id: Logprob(logprob, rank, self._engine.token_text(token_id))
+            for rank, (token_id, logprob) in enumerate(zip(one.ids[1:], one.logprobs[1:], strict=True), start=1)
+        }
+        chosen = one.ids[0]
+        entry.pop(chosen, None)
+        return {chosen: Logprob(one.logprobs[0], one.rank, self._engine.token_text(chosen)), **entry}
+
+    def take_prompt_logprobs(self, entries: Sequence[_core.TokenLogprobs]) -> None:
+        if self.output.prompt_logprobs is None:
+            self.output.prompt_logprobs = [None, *(self.named_logprobs(entry) for entry in entries)]
+
+
+class TokenStream(Iterator[StreamChunk]):
+    """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]):
+        self._engine = engine
+        self._open = {answer.core_id: answer for request in requests for answer in request.answers}
+
+    def __next__(self) -> StreamChunk:
+        if not self._open:
+            raise StopIteration
+        chunk, answer = self._engine._next_chunk(self._open)
+        if chunk.finish_reason is not None:
+            del self._open[answer.core_id]
+        return chunk
+
+    def close(self) -> None:
+        answers, self._open = list(self._open.values()), {}
+        self._engine._abort(answers)
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._open:
+            self.close()

@@ -75,14 +75,15 @@ void keep_top_k(float* logits, int64_t vocab, int64_t k) {
 }
 
 // From the least likely survivor up, removes while the cumulative probability is <= 1 - top_p; the most likely stays.
-// Among equals the lower id goes first, as in transformers.
+// Among equals the higher id goes first (transformers leaves that to its sort).
 void keep_top_p(float* logits, int64_t vocab, double top_p) {
   if (top_p >= 1) return;
   thread_local std::vector<int32_t> ids;
   ids.clear();
   for (int32_t id = 0; id < vocab; ++id)
     if (logits[id] != kRemoved) ids.push_back(id);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logits[a] < logits[b]; });
+  std::sort(ids.begin(), ids.end(),
+            [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] < logits[b] : a > b; });
   const float max = logits[ids.back()];
   float total = 0;
   for (const int32_t id : ids) total += std::exp(logits[id] - max);

@@ -178,7 +178,7 @@ class Ops {
 
   // Next token of each row, in the order of transformers' generate(): logit bias, repetition penalty, presence and
   // frequency penalties, removals (bad words, banned, allowed, mask), temperature, top-k (ties with the k-th stay),
-  // top-p over the survivors (among equals the lower id goes first), min-p, one draw. The draw is Gumbel-max with
+  // top-p over the survivors (among equals the higher id goes first), min-p, one draw. The draw is Gumbel-max with
   // Philox4x32-10 keyed by the seed and counted by (token id, position, sample), so it does not depend on the batch.
   // token_ids: [num_rows] i32, -1 for a row whose logits hold a NaN or +infinity, or whose every id is removed;
   // logits: [num_rows, vocab] f32, left as they are; lane as in ngram_lookup; block_tables: of the batch.

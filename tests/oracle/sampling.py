@@ -14,6 +14,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation import GenerationConfig, GenerationMixin
 
 PARAMETERS = [
     {},
@@ -57,3 +58,14 @@ def hf_probabilities(
         processors.append(TopPLogitsWarper(top_p))
     scores = processors(torch.tensor([list(history)]), torch.from_numpy(logits)[None])
     return scores.softmax(dim=-1)[0].numpy()
+
+
+def generate_probabilities(logits: np.ndarray, history: Sequence[int], **config) -> np.ndarray:
+    """[vocab] float32: the processors that `generate` itself makes of a GenerationConfig, in its order, then softmax."""
+    generation_config = GenerationConfig(do_sample=True, **config)
+    generation_config._eos_token_tensor = None
+    ids = torch.tensor([list(history)])
+    processors = GenerationMixin()._get_logits_processor(
+        generation_config, input_ids_seq_length=len(history), encoder_input_ids=ids, device="cpu"
+    )
+    return processors(ids, torch.from_numpy(logits.copy())[None]).softmax(dim=-1)[0].numpy()

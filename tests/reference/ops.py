@@ -320,7 +320,7 @@ def sampling_probabilities(
         temperature: divides; 0 means greedy: all mass on the largest penalised logit, the lowest id on a tie.
         top_k: 0 for all; logits equal to the k-th largest all stay.
         top_p: 1 for all; over the softmax of what top_k left, the smallest set of best tokens that reaches
-            top_p, at least one. Among equal logits the lower id goes first, as in transformers on the CPU.
+            top_p, at least one. Among equal logits the higher id goes first.
         min_p: 0 for all; over the softmax of what top_p left, tokens with that share of the best one's probability.
         presence_penalty, frequency_penalty: subtracted once, and times the count, from ids of the history from
             num_prompt_tokens (default: none) on.
@@ -345,7 +345,7 @@ def sampling_probabilities(
     if 0 < top_k < len(x):
         x[x < np.sort(x)[-top_k]] = -np.inf
     if top_p < 1:
-        order = np.argsort(x, kind="stable")[::-1]
+        order = np.argsort(-x, kind="stable")
         p = softmax(x[order])
         before = np.cumsum(p) - p  # mass of the better tokens
         drop = before >= top_p

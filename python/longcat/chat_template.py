@@ -1,0 +1,335 @@
+"""Messages -> prompt, by the checkpoint's own chat template.
+
+A template is a program that comes with a checkpoint, so it runs in a sandbox (`template_sandbox.py`). What users write
+is data, so none of it may act as a tag: `render_segments` keeps the template's tags apart from text that looks the
+same, and `encode_segments` turns the former into their ids and the latter into ordinary text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from longcat._core import Error
+from longcat.chat_messages import normalize_messages, normalize_tools, plain
+
+if TYPE_CHECKING:
+    import tokenizers
+    from jinja2 import Template
+
+_MAX_FILE_BYTES = 1 << 24
+_MAX_SHOWN_CHARS = 200  # of a template's error
+_TOKEN_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+# Private-use characters that stand for others while a template runs; those that occur in the data are not used.
+_STAND_INS = range(0x100000, 0x10FFFE)
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: jinja2, at most 65536 characters.
+        tool_source: another template for chats with tools.
+        variables: names that the template may use besides, e.g. {"eos_token": "</longcat_s>"}.
+    Raises:
+        longcat.Error: the source is no template, or jinja2 is not installed.
+    """
+
+    def __init__(self, source: str, *, tool_source: str | None = None, variables: Mapping[str, str] | None = None):
+        self.source = source
+        self.tool_source = tool_source
+        self._variables = dict(variables or {})
+        try:
+            from longcat.template_sandbox import ChatSandbox
+        except ImportError as error:
+            raise Error(f"[chat template] jinja2 is needed ({error}): pip install 'jinja2>=3.1'") from None
+        self._sandbox = ChatSandbox()
+        self._lock = threading.Lock()
+        self._template = self._load(source)
+        self._tool_template = self._load(tool_source) if tool_source is not None else self._template
+
+    @classmethod
+    def from_checkpoint(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
+        """The template of a checkpoint: chat_template.jinja, chat_template.json, or the one in tokenizer_config.json.
+
+        Raises:
+            longcat.Error: the folder has none, or a file is not what its name says.
+        """
+        folder = os.fspath(folder)
+        config = _read_json(os.path.join(folder, "tokenizer_config.json"))
+        path = os.path.join(folder, "chat_template.jinja")
+        found: Any = _read_text(path)
+        if found is None:
+            path = os.path.join(folder, "chat_template.json")
+            found = _read_json(path).get("chat_template")
+        if found is None:
+            path = os.path.join(folder, "tokenizer_config.json")
+            found = config.get("chat_template")
+        if found is None:
+            raise Error(
+                f"[chat template] {folder} has no chat_template.jinja and no chat_template in tokenizer_config.json: "
+                "add the checkpoint's template, or pass chat_template"
+            )
+        default, tool_use = _named_templates(path, found)
+        variables = {}
+        for name in _TOKEN_VARIABLES:
+            token = config.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                variables[name] = token
+        return cls(default, tool_source=tool_use, variables=variables)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt as one text. To encode a user's words use `render_segments`: here their tags look like ours.
+
+        Args:
+            messages: {"role": "system" | "user" | "assistant" | "tool", "content": str or list of text parts, ...};
+                "arguments" of an assistant's "tool_calls" may be objects or JSON text.
+            tools: {"type": "function", "function": {"name", "description", "parameters"}}, or the inner part alone.
+            tool_choice: None or "auto"; "none" leaves the tools out.
+            add_generation_prompt: end with the tag that opens the answer.
+            continue_final_message: end inside the last message, an assistant's, so that the answer goes on with it; no
+                generation prompt is added then.
+            kwargs: further variables of the template, e.g. enable_thinking=True.
+        Raises:
+            ValueError: a message, tool or argument is wrong; says which.
+            longcat.Error: the template failed, takes more than a second, or writes more than 2^20 characters.
+        """
+        variables = _variables(messages, tools, tool_choice, kwargs)
+        return self._render(variables, add_generation_prompt, continue_final_message)
+
+    def render_segments(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tags: Iterable[str],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[str, bool]]:
+        """The prompt in segments, the tags that the template wrote apart from all text.
+
+        While the template runs, the character that opens a tag ("<") is replaced by an unused one in everything that
+        messages, tools and kwargs contain. Whatever the template does to these strings (cut, join, quote as JSON), no
+        tag can come out of them; a tag in the output is therefore the template's. Afterwards the character is put back.
+        A template that looks for tags in messages finds none.
+
+        Args:
+            tags: texts of the tokenizer's added tokens (`tag_texts`). Other arguments as for `render`.
+        Returns:
+            [(text, is_tag)]; concatenated, the texts are the prompt. True: one tag. False: text, to be encoded as such.
+        Raises: as `render`.
+        """
+        variables = _variables(messages, tools, tool_choice, kwargs)
+        tags = sorted(set(tags), key=len, reverse=True)
+        openers = {opener for tag in tags if (opener := _opener(tag))}
+        stand_ins = dict(zip(openers, self._unused_characters(variables, len(openers)), strict=True))
+        table = {ord(opener): stand_in for opener, stand_in in stand_ins.items()}
+        text = self._render(_map_strings(variables, table), add_generation_prompt, continue_final_message)
+        back = {ord(stand_in): opener for opener, stand_in in stand_ins.items()}
+        if not tags:
+            return [(text, False)] if text else []
+        pieces = re.split(f"({'|'.join(map(re.escape, tags))})", text)  # text and tags in turn
+        return [(piece.translate(back), i % 2 == 1) for i, piece in enumerate(pieces) if piece]
+
+    def _render(self, variables: dict[str, Any], add_generation_prompt: bool, continue_final_message: bool) -> str:
+        end_mark = ""
+        if continue_final_message:
+            add_generation_prompt = False
+            end_mark = self._unused_characters(variables, 1)[0]
+            variables = variables | {"messages": _mark_end(variables["messages"], end_mark + " ")}
+        has_tools = variables["tools"] is not None
+        text = self._run(
+            self._tool_template if has_tools else self._template,
+            self._variables | variables | {"add_generation_prompt": add_generation_prompt},
+        )
+        return _cut_at_mark(text, end_mark) if end_mark else text
+
+    def _unused_characters(self, variables: dict[str, Any], count: int) -> list[str]:
+        """Private-use characters that occur neither in what the template gets nor in the template."""
+        used = set(json.dumps([variables, self._variables, self.source, self.tool_source], ensure_ascii=False))
+        unused = [char for char in map(chr, _STAND_INS[: len(used) + count]) if char not in used]
+        if len(unused) < count:
+            raise ValueError("messages use up the private characters of Unicode's last plane: leave some out")
+        return unused[:count]
+
+    def _load(self, source: str) -> Template:
+        try:
+            return self._sandbox.load(source)
+        except Exception as error:
+            raise _template_error(error) from None
+
+    def _run(self, template: Template, variables: dict[str, Any]) -> str:
+        try:
+            with self._lock:
+                return self._sandbox.render(template, variables)
+        except Exception as error:
+            raise _template_error(error) from None
+
+
+def tag_texts(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Texts of the added tokens: bos, eos, the roles' tags, the tools' tags."""
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+
+
+def encode_segments(tokenizer: tokenizers.Tokenizer, segments: Iterable[tuple[str, bool]]) -> list[int]:
+    """Token ids of a prompt: tags by their ids, text as text.
+
+    Args:
+        segments: from `ChatTemplate.render_segments` with `tag_texts(tokenizer)`.
+    Returns:
+        The ids of the whole text encoded at once, if no text contains a tag.
+    Raises:
+        longcat.Error: a tag is not in the vocabulary.
+    """
+    added = frozenset(tokenizer.get_added_tokens_decoder())
+    token_ids: list[int] = []
+    for text, is_tag in segments:
+        if not is_tag:
+            token_ids += _encode_plain(tokenizer, text, added)
+            continue
+        token_id = tokenizer.token_to_id(text)
+        if token_id is None:
+            raise Error(f"[chat template] the tokenizer has no token {text!r}, which the template writes")
+        token_ids.append(token_id)
+    return token_ids
+
+
+def encode_plain(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Token ids of `text` as if there were no added tokens: a typed `<longcat_user>` is a `<`, letters and a `>`."""
+    return _encode_plain(tokenizer, text, frozenset(tokenizer.get_added_tokens_decoder()))
+
+
+def _encode_plain(tokenizer: tokenizers.Tokenizer, text: str, added: frozenset[int]) -> list[int]:
+    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if added.isdisjoint(token_ids):
+        return token_ids
+    # The library always splits text at added tokens, special or not; so take its steps after that one by one.
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    pieces = [text]
+    if tokenizer.pre_tokenizer is not None:
+        pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    model = tokenizer.model
+    return [token.id for piece in pieces for token in model.tokenize(piece)]
+
+
+# --- variables and stand-in characters -------------------------------------------------------------------------------
+
+
+def _variables(messages: Any, tools: Any, tool_choice: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a template gets to see, in JSON's types."""
+    if tool_choice not in (None, "auto", "none"):
+        raise ValueError(f'tool_choice is {tool_choice!r}: expected "auto" or "none"')
+    variables = {name: plain(value, name) for name, value in kwargs.items()}
+    variables |= {"messages": normalize_messages(messages), "tools": normalize_tools(tools), "documents": None}
+    if tool_choice == "none":
+        variables["tools"] = None
+    if tool_choice is not None:
+        variables["tool_choice"] = tool_choice
+    return variables
+
+
+def _opener(tag: str) -> str | None:
+    """The character without which `tag` cannot be spelled."""
+    return next((char for char in tag if not char.isspace()), None)
+
+
+def _map_strings(value: Any, table: Mapping[int, str]) -> Any:
+    """A copy of `value` with all texts in it translated, keys too."""
+    if isinstance(value, str):
+        return value.translate(table)
+    if isinstance(value, dict):
+        return {name.translate(table): _map_strings(item, table) for name, item in value.items()}
+    return [_map_strings(item, table) for item in value] if isinstance(value, list) else value
+
+
+def _mark_end(messages: list[dict[str, Any]], mark: str) -> list[dict[str, Any]]:
+    """`messages` with `mark` after the last one's text."""
+    last = messages[-1]
+    if last["role"] != "assistant" or last["content"] is None or last.get("tool_calls"):
+        raise ValueError("continue_final_message needs an assistant's text without tool_calls as the last message")
+    return [*messages[:-1], last | {"content": last["content"] + mark}]
+
+
+def _cut_at_mark(text: str, mark: str) -> str:
+    """`text` up to the mark. It was followed by a space: where that is gone, the template trims, and so do we."""
+    before, found, after = text.rpartition(mark)
+    if not found:
+        raise Error("[chat template] continue_final_message: the template leaves out or changes the last message")
+    return before if after.startswith(" ") else before.rstrip()
+
+
+# --- files and errors ----------------------------------------------------------------------------------------------
+
+
+def _named_templates(path: str, found: Any) -> tuple[str, str | None]:
+    """The default template and the one for tools, from a text or a list of {"name", "template"}."""
+    if isinstance(found, str):
+        return found, None
+    named: dict[str, str] = {}
+    for entry in found if isinstance(found, list) else ():
+        name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if isinstance(name, str) and isinstance(source, str):
+            named[name] = source
+    default = named.get("default") or named.get("tool_use")
+    if default is None:
+        raise Error(f'[chat template] {path}: chat_template is no text and has no template named "default"')
+    return default, named.get("tool_use")
+
+
+def _read_text(path: str) -> str | None:
+    """A file's text, None if there is no such file."""
+    if not os.path.exists(path):
+        return None
+    try:
+        if os.path.getsize(path) > _MAX_FILE_BYTES:
+            raise ValueError(f"larger than {_MAX_FILE_BYTES >> 20} MiB")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise Error(f"[chat template] {path} cannot be read: {error}") from None
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    """A file's JSON object, empty if there is no such file."""
+    text = _read_text(path)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
+    except (ValueError, RecursionError) as error:
+        raise Error(f"[chat template] {path} is not valid: {error}") from None
+
+
+def _template_error(error: Exception) -> Error:
+    """One line that says where in the template and what."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    text = " ".join(text.split())
+    if len(text) > _MAX_SHOWN_CHARS:
+        text = text[:_MAX_SHOWN_CHARS] + "..."
+    return Error(f"[chat template] {f'line {line}: ' if line else ''}{text}")

@@ -55,19 +55,13 @@ MUTATIONS = {
         "const float weight = (scores[picks[j]] + bias.data<float>()[picks[j]]) * scaling_factor;",
         [LOGITS, "tests/ops/test_ops.py::test_correction_bias_selects_but_does_not_weigh"],
     ),
-    "read history from the lane only": (
-        "cpp/cpu/ngram_embed.cpp",
-        "t - d >= chunk_start ?",
-        "t - d >= chunk_start && false ?",
-        ["tests/model/test_ngram.py", LOGITS],
-    ),
     "drop YaRN's softmax factor": (
         "cpp/model/rope_scaling.cpp",
         "rope.softmax_factor = mscale * mscale;",
         "rope.softmax_factor = 1;",
         [LOGITS, "tests/model/test_rope_scaling.py::test_longcat_flash_lite"],
     ),
-    "combine attention in one piece a batch": (
+    "attend to one piece of the history only": (
         "cpp/cpu/attention.cpp",
         "const int64_t length = batch.positions.data<int32_t>()[t] + 1;",
         "const int64_t length = std::min<int64_t>(batch.positions.data<int32_t>()[t] + 1, 128);",

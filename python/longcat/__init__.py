@@ -1,11 +1,16 @@
 """longcat: run LongCat-Flash-Lite. `longcat.Engine(path).generate("Once upon a time")`."""
 
 from longcat._core import Error, OutOfMemoryError, __version__
+from longcat.chat import ChatChunk, ChatOutput
 from longcat.engine import Engine
 from longcat.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
 from longcat.sampling_params import SamplingParams
+from longcat.tool_parser import parse_model_response
+from longcat.tool_stream import StreamingResponseParser
 
 __all__ = [
+    "ChatChunk",
+    "ChatOutput",
     "CompletionOutput",
     "Engine",
     "Error",
@@ -16,5 +21,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "StreamingResponseParser",
     "__version__",
+    "parse_model_response",
 ]

@@ -22,6 +22,8 @@ from longcat.tokenizer import StreamDecoder, Tokenizer, as_token_ids
 if TYPE_CHECKING:
     import numpy as np
 
+    from longcat.chat_template import ChatTemplate
+
 # Names other engines use for the same thing.
 _ALIASES = {
     "model_path": "model",
@@ -49,6 +51,7 @@ class Engine:
         seed: of the requests that bring none.
         num_threads: of the CPU backend; default one per core this process may use.
         tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.
+        chat_template: a jinja file, or the template itself, when it is not the checkpoint's own.
         progress: called with (bytes done, bytes in all) while loading.
     Raises:
         longcat.Error: the checkpoint is missing, damaged or of another model; one line says what and where.
@@ -70,6 +73,7 @@ class Engine:
         seed: int = 0,
         num_threads: int | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **aliases: Any,
     ):
@@ -79,7 +83,7 @@ class Engine:
                 model=model, device=device, dtype=dtype, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
                 kv_cache_dtype=kv_cache_dtype, max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens, seed=seed, num_threads=num_threads,
-                tokenizer=tokenizer, progress=progress,
+                tokenizer=tokenizer, chat_template=chat_template, progress=progress,
             )  # fmt: skip
             self.__init__(**(given | named))  # type: ignore[misc]
             return
@@ -102,6 +106,8 @@ class Engine:
         self._generation_config = _read_generation_config(self.model)
         self._tokenizer_path = tokenizer if tokenizer is not None else self.model
         self._tokenizer: Tokenizer | None = None
+        self._chat_template_source = chat_template
+        self._chat_template: ChatTemplate | None = None
         self._seeds = random.Random(seed)
         # Answers on their way, by the core's id. Whoever waits drives a step for everybody, under this lock.
         self._answers: dict[int, Answer] = {}
@@ -119,6 +125,22 @@ class Engine:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self._tokenizer_path)
         return self._tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template, compiled when first needed."""
+        if self._chat_template is None:
+            from longcat.chat_template import ChatTemplate
+
+            source = self._chat_template_source
+            if source is None:
+                self._chat_template = ChatTemplate.from_checkpoint(self.model)
+            elif os.path.isfile(source):
+                with open(source, encoding="utf-8") as file:
+                    self._chat_template = ChatTemplate(file.read())
+            else:
+                self._chat_template = ChatTemplate(os.fspath(source))
+        return self._chat_template
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added around it."""
@@ -175,7 +197,7 @@ class Engine:
         params = SamplingParams.of(sampling_params, sampling)
         prompt_list, single = _as_prompts(prompts, prompt_token_ids)
         # Check and queue everything before the first token: a bad prompt in a list fails as a whole.
-        requests = self._submit(prompt_list, params)
+        requests = self._submit([self._with_ids(prompt) for prompt in prompt_list], params)
         chunks = TokenStream(self, requests)
         if stream:
             return chunks
@@ -183,6 +205,71 @@ class Engine:
             pass
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        **sampling: Any,
+    ) -> Any:
+        """Answers a conversation, by the checkpoint's chat template.
+
+        Args:
+            messages: [{"role", "content", ...}, ...], or a list of such conversations. `tool_calls` in the history may
+                carry `arguments` as a dict or as JSON text. Tags typed by users stay text.
+            tools: functions the model may call, {"type": "function", "function": {...}}.
+            tool_choice: "auto", or "none" to leave the tools out.
+            continue_final_message: the answer continues the last message in place of beginning a new one.
+            chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
+            sampling_params, stream, sampling: as for generate; a stream yields ChatChunk.
+        Returns:
+            A ChatOutput, whose `message` is {"role", "content", "tool_calls"}; a list of them for a list.
+        Raises:
+            ValueError: a message or tool is malformed, or the prompt is too long.
+            longcat.Error: the checkpoint has no chat template, or it refuses the messages.
+        """
+        from longcat.chat import ChatStream
+
+        params = SamplingParams.of(sampling_params, sampling)
+        single = not messages or isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if single else messages
+        prompts = [
+            self.render_chat(
+                conversation,
+                tools=tools,
+                tool_choice=tool_choice,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        chunks = ChatStream(TokenStream(self, self._submit(prompts, params)), tools)
+        if stream:
+            return chunks
+        outputs = {chunk.prompt_index: chunk.output for chunk in chunks if chunk.output is not None}
+        ordered = [outputs[index] for index in range(len(conversations))]
+        return ordered[0] if single else ordered
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> tuple[str, list[int]]:
+        """The prompt of a conversation: its text, and its token ids with typed tags left as text.
+
+        Args:
+            messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
+                variables of the template).
+        """
+        from longcat.chat_template import encode_segments, tag_texts
+
+        library = self.tokenizer.library
+        segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)
+        return "".join(text for text, _ in segments), encode_segments(library, segments)
 
     def score(self, prompts: str | Sequence[str] | None = None, *, prompt_token_ids: Any = None) -> Any:
         """How likely the model finds each token of a text given those before it.
@@ -205,13 +292,14 @@ class Engine:
         except Error:
             return None
 
-    def _submit(self, prompts: list[str | list[int]], params: SamplingParams) -> list[Request]:
+    def _with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
+        return (prompt, self.encode(prompt)) if isinstance(prompt, str) else (None, prompt)
+
+    def _submit(self, prompts: Sequence[tuple[str | None, list[int]]], params: SamplingParams) -> list[Request]:
         """Queues n answers to each prompt: all of them, or none when one is not possible."""
         requests: list[Request] = []
         try:
-            for index, prompt in enumerate(prompts):
-                text = prompt if isinstance(prompt, str) else None
-                ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+            for index, (text, ids) in enumerate(prompts):
                 requests.append(request := Request(index, text, ids, self))
                 core = core_params(
                     params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
@@ -324,9 +412,9 @@ def mask_words(mask: np.ndarray, vocab_size: int) -> list[int]:
 
 
 def _score(output: RequestOutput) -> PromptScore:
-    entries = (output.prompt_logprobs or [None])[1:]
     ids = output.prompt_token_ids
-    return PromptScore(ids, [entry[token_id].logprob for entry, token_id in zip(entries, ids[1:], strict=True)])
+    entries = zip((output.prompt_logprobs or [None])[1:], ids[1:], strict=True)
+    return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])
 
 
 def _canonical_name(name: str) -> str:

@@ -39,27 +39,27 @@ class Tokenizer:
         if not os.path.isfile(path):
             raise Error(f"[tokenizer] {path} is missing: add the checkpoint's tokenizer.json, or pass token ids")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(path)
+            self.library = tokenizers.Tokenizer.from_file(path)
         except Exception as error:  # the library raises bare Exception
             raise Error(f"[tokenizer] {path} is not a tokenizer.json: {str(error).splitlines()[0]}") from None
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = self.library.get_added_tokens_decoder()
         self._added = {id: token.content.encode() for id, token in added.items()}
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
-        return self._tokenizer.get_vocab_size()
+        return self.library.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written out in it become their ids. Nothing is added around it."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.library.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; b"" for an id without a token."""
         if token_id in self._added:
             return self._added[token_id]
-        token = self._tokenizer.id_to_token(token_id)
+        token = self.library.id_to_token(token_id)
         if token is None:
             return b""
         byte_of_char = _byte_of_char()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longcat.engine import Engine
@@ -33,7 +33,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, float | int | None]:
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for SamplingParams."""
     names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
     return {name: getattr(args, name) for name in names}

@@ -1,0 +1,93 @@
+"""Chat: messages in, a message out, over a stream of tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from longcat.outputs import Logprob, RequestOutput
+from longcat.request import TokenStream
+from longcat.tool_stream import StreamingResponseParser, ToolCallDelta
+
+
+@dataclass
+class ChatOutput(RequestOutput):
+    """A RequestOutput whose answers are also messages: {"role", "content", "reasoning_content", "tool_calls"}.
+
+    An answer that calls tools has finish_reason "tool_calls". `str()` is the first message's content.
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        return self.messages[0]
+
+    def __str__(self) -> str:
+        return self.message.get("content", "")
+
+
+@dataclass
+class ChatChunk:
+    """News of one answer: `delta` is content, and may be empty while the answer reasons or calls a tool."""
+
+    delta: str = ""
+    reasoning_delta: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    prompt_index: int = 0
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    output: ChatOutput | None = None  # the whole result, with the last chunk of the last answer
+
+    def __str__(self) -> str:
+        return self.delta
+
+
+class ChatStream(Iterator[ChatChunk]):
+    """Chunks of chat answers as they arrive. Closing it ends what is left."""
+
+    def __init__(self, tokens: TokenStream, tools: Sequence[Mapping[str, Any]] | None):
+        self._tokens = tokens
+        self._tools = tools
+        self._parsers: dict[tuple[int, int], StreamingResponseParser] = {}
+
+    def __next__(self) -> ChatChunk:
+        news = next(self._tokens)
+        key = (news.prompt_index, news.index)
+        parser = self._parsers.setdefault(key, StreamingResponseParser(self._tools))
+        deltas = parser.push(news.delta)
+        reason = news.finish_reason
+        if reason is not None:
+            deltas = [*deltas, *parser.finish()]
+            if reason == "stop" and parser.message.get("tool_calls"):
+                reason = "tool_calls"
+        chunk = ChatChunk(
+            "".join(d.content for d in deltas),
+            "".join(d.reasoning_content for d in deltas),
+            [d.tool_call for d in deltas if d.tool_call is not None],
+            news.token_ids, news.prompt_index, news.index, reason, news.logprobs,
+        )  # fmt: skip
+        if news.output is not None:
+            chunk.output = self._whole(news.output, news.prompt_index)
+        return chunk
+
+    def _whole(self, output: RequestOutput, prompt_index: int) -> ChatOutput:
+        fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+        messages = [self._parsers[prompt_index, answer.index].message for answer in output.outputs]
+        for answer, message in zip(output.outputs, messages, strict=True):
+            if answer.finish_reason == "stop" and message.get("tool_calls"):
+                answer.finish_reason = "tool_calls"
+        return ChatOutput(**fields, messages=messages)
+
+    def close(self) -> None:
+        self._tokens.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()

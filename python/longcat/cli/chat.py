@@ -1,0 +1,150 @@
+"""`longcat chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from longcat.cli.engine_options import add_engine_arguments, add_sampling_arguments, open_engine, sampling_options
+
+if TYPE_CHECKING:
+    from longcat.engine import Engine
+
+HELP = """\
+  /system TEXT   set the system message (empty: none)     /reset   forget the conversation
+  /tools FILE    declare the tools of a JSON file         /help    this
+                 (empty: none)                            /exit    leave (also Ctrl-D)
+  /result TEXT   answer a tool call
+End a line with \\ to go on in the next one. Ctrl-C stops an answer."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_arguments(parser)
+    parser.add_argument("--system", default="", help="system message")
+    parser.add_argument("--tools", help="JSON file with a list of tools")
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    tools = load_tools(args.tools) if args.tools else None
+    with open_engine(args) as engine:
+        conversation = Conversation(engine, args.system, tools, sampling_options(args))
+        if sys.stdin.isatty():
+            print(f"{engine}\n{HELP}\n")
+        for text in user_turns():
+            try:
+                if text.startswith("/"):
+                    if not conversation.command(text):
+                        return 0
+                else:
+                    conversation.say("user", text)
+            except (ValueError, TypeError) as error:
+                print(f"longcat: {error}", file=sys.stderr)
+    return 0
+
+
+def load_tools(path: str) -> list[dict[str, Any]]:
+    """The tools declared in a JSON file.
+
+    Raises:
+        ValueError: the file cannot be read or holds no list.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            tools = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tools file {path}: {error}") from None
+    if not isinstance(tools, list):
+        raise ValueError(f"tools file {path} holds a {type(tools).__name__}: expected a list of tools")
+    return tools
+
+
+def user_turns() -> Iterator[str]:
+    """What the user enters, lines joined where they end with a backslash, until the end of the input."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        try:
+            import readline  # noqa: F401  (line editing and history for input())
+        except ImportError:
+            pass
+    lines: list[str] = []
+    while True:
+        try:
+            line = input(("... " if lines else "> ") if interactive else "")
+        except EOFError:
+            if interactive:
+                print()
+            return
+        except KeyboardInterrupt:  # gives up the line, not the conversation
+            print()
+            lines = []
+            continue
+        if line.endswith("\\"):
+            lines.append(line[:-1])
+            continue
+        text = "\n".join([*lines, line]).strip()
+        lines = []
+        if text:
+            yield text
+
+
+class Conversation:
+    """The messages so far, and how the next answer is made."""
+
+    def __init__(self, engine: Engine, system: str, tools: list[dict[str, Any]] | None, sampling: dict[str, Any]):
+        self._engine = engine
+        self._system = system
+        self._tools = tools
+        self._sampling = sampling
+        self._history: list[dict[str, Any]] = []
+
+    def command(self, text: str) -> bool:
+        """Obeys a line that begins with a slash; False to leave."""
+        name, _, rest = text.partition(" ")
+        rest = rest.strip()
+        if name in ("/exit", "/quit"):
+            return False
+        if name == "/system":
+            self._system = rest
+            print("[system message set]" if rest else "[no system message]")
+        elif name == "/tools":
+            self._tools = load_tools(rest) if rest else None
+            print(f"[{len(self._tools)} tools declared]" if self._tools else "[no tools]")
+        elif name == "/result":
+            self.say("tool", rest)
+        elif name == "/reset":
+            self._history.clear()
+            print("[conversation forgotten]")
+        elif name == "/help":
+            print(HELP)
+        else:
+            print(f"[unknown command {name}; /help lists them]")
+        return True
+
+    def say(self, role: str, text: str) -> None:
+        """Answers a user or a tool, as it is generated; keeps both in the history."""
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        turn = {"role": role, "content": text}
+        stream = self._engine.chat([*system, *self._history, turn], tools=self._tools, stream=True, **self._sampling)
+        said = ""
+        try:
+            for chunk in stream:
+                said += chunk.delta
+                print(chunk.delta, end="", flush=True)
+        except KeyboardInterrupt:
+            stream.close()
+            print("\n[stopped]")
+            message: dict[str, Any] = {"role": "assistant", "content": said}
+        else:
+            message = chunk.output.message
+            if said:
+                print()
+            for call in message.get("tool_calls", []):
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                print(f"[calls {call['function']['name']}({arguments})]")
+            if chunk.finish_reason in ("length", "error"):
+                print(f"[{chunk.finish_reason}]")
+        self._history += [turn, {"content": "", **message}]

@@ -48,7 +48,6 @@ class ConfigFields {
       : object_(object), prefix_(std::move(prefix)), problems_(problems) {}
 
   ConfigProblems& problems() { return problems_; }
-  std::string name(const char* field) const { return prefix_ + field; }
 
   // nullptr when absent or null, which Hugging Face treats alike. Aliases that contradict each other are a problem.
   const nlohmann::json* find(Names names) {

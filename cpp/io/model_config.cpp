@@ -17,6 +17,7 @@ using nlohmann::json;
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr int kMaxConfigDepth = 16;
+constexpr int64_t kMaxConfigValues = 100'000;  // the longest real ones list the 10^4 modules that are not quantised
 
 // Far above every published model, and small enough that products of a few of them stay within 63 bits.
 constexpr int64_t kMaxVocab = 1 << 24;
@@ -28,6 +29,7 @@ constexpr int64_t kMaxRank = 1 << 16;
 constexpr int64_t kMaxExperts = 1 << 16;
 constexpr int64_t kMaxPositions = 1 << 26;
 constexpr double kMaxParameters = 1e14;
+constexpr double kTiny = 1e-30;  // what is above is not zero as a float
 
 constexpr const char* kNgramArchitecture = "LongcatFlashNgramForCausalLM";
 constexpr const char* kPlainArchitecture = "LongcatFlashForCausalLM";
@@ -61,12 +63,20 @@ class ConfigEvents final : public JsonEvents {
   void on_key(std::string& key) override {
     if (!keys_.back().insert(key).second) fail("duplicate key ", in_quotes(key));
   }
-  void on_open(char) override { keys_.emplace_back(); }
+  void on_open(char) override {
+    count_value();
+    keys_.emplace_back();
+  }
   void on_close() override { keys_.pop_back(); }
-  void on_string(std::string&) override {}
-  void on_unsigned(uint64_t) override {}
-  void on_other(const char*) override {}
+  void on_string(std::string&) override { count_value(); }
+  void on_unsigned(uint64_t) override { count_value(); }
+  void on_other(const char*) override { count_value(); }
 
+  void count_value() {
+    if (++num_values_ > kMaxConfigValues) fail("more than ", kMaxConfigValues, " values");
+  }
+
+  int64_t num_values_ = 0;
   std::vector<std::set<std::string>> keys_;  // of the open brackets
 };
 
@@ -148,8 +158,8 @@ void read_sizes(ConfigFields& fields, ModelConfig& config) {
   config.zero_expert_num = fields.integer({"zero_expert_num"}, 0, kMaxExperts, 0);
   config.moe_topk = fields.integer({"moe_topk"}, 1, 2 * kMaxExperts);
   config.max_position_embeddings = fields.integer({"max_position_embeddings"}, 1, kMaxPositions);
-  config.routed_scaling_factor = fields.number({"routed_scaling_factor"}, 0, 1e6);
-  config.rms_norm_eps = fields.number({"rms_norm_eps"}, 1e-30, 1, 1e-5);
+  config.routed_scaling_factor = fields.number({"routed_scaling_factor"}, kTiny, 1e6);
+  config.rms_norm_eps = fields.number({"rms_norm_eps"}, kTiny, 1, 1e-5);
   if (config.qk_rope_head_dim % 2)
     fields.problems().add("qk_rope_head_dim is ", config.qk_rope_head_dim, ", expected an even number");
 }
@@ -175,7 +185,7 @@ std::optional<NgramConfig> read_ngram(ConfigFields& fields, const ModelConfig& c
                      fields.find({"emb_neighbor_num", "oe_neighbor_num"}) ||
                      fields.find({"emb_split_num", "oe_split_num"});
   if (!expected && !found) return std::nullopt;
-  const double ratio = fields.number({"ngram_vocab_size_ratio", "oe_vocab_size_ratio"}, 0, 1e6);
+  const double ratio = fields.number({"ngram_vocab_size_ratio", "oe_vocab_size_ratio"}, kTiny, 1e6);
   const NgramConfig ngram{.table_rows = static_cast<int64_t>(ratio * static_cast<double>(config.vocab_size)),
                           .emb_neighbor_num = fields.integer({"emb_neighbor_num", "oe_neighbor_num"}, 2, 16),
                           .emb_split_num = fields.integer({"emb_split_num", "oe_split_num"}, 1, 1024)};
@@ -205,8 +215,8 @@ std::optional<YarnConfig> read_yarn(const json& scaling, const char* field, int6
   YarnConfig yarn{.factor = fields.number({"factor"}, 1, 1e6, std::nullopt, true),
                   .original_max_position_embeddings =
                       fields.integer({"original_max_position_embeddings"}, 1, kMaxPositions, max_position_embeddings),
-                  .beta_fast = fields.number({"beta_fast"}, 0, 1e6, 32),
-                  .beta_slow = fields.number({"beta_slow"}, 0, 1e6, 1),
+                  .beta_fast = fields.number({"beta_fast"}, 1e-6, 1e6, 32),
+                  .beta_slow = fields.number({"beta_slow"}, 1e-6, 1e6, 1),
                   .mscale = fields.optional_number("mscale", 0, 1e3),
                   .mscale_all_dim = fields.optional_number("mscale_all_dim", 0, 1e3),
                   .attention_factor = fields.optional_number("attention_factor", 1e-6, 1e6),
@@ -236,7 +246,7 @@ void read_rope(ConfigFields& fields, ModelConfig& config) {
   }
   json holder = json::object();
   if (theta) holder["rope_theta"] = *theta;
-  config.rope_theta = ConfigFields(holder, "", fields.problems()).number({"rope_theta"}, 1, 1e12);
+  config.rope_theta = ConfigFields(holder, "", fields.problems()).number({"rope_theta"}, 2, 1e12, std::nullopt, true);
 }
 
 void read_token_ids(ConfigFields& fields, ModelConfig& config) {

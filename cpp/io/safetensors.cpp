@@ -268,8 +268,8 @@ std::string_view header_of(const MappedFile& file, const std::string& where) {
   uint64_t header_bytes = 0;
   for (uint64_t i = 0; i < kLengthBytes; ++i)
     header_bytes |= static_cast<uint64_t>(static_cast<unsigned char>(text[i])) << (8 * i);
-  if (header_bytes > static_cast<uint64_t>(kMaxHeaderBytes))
-    throw Error(str_cat(where, ": header of ", header_bytes, " bytes announced, at most ", kMaxHeaderBytes,
+  if (header_bytes < 2 || header_bytes > static_cast<uint64_t>(kMaxHeaderBytes))
+    throw Error(str_cat(where, ": header of ", header_bytes, " bytes announced, 2 to ", kMaxHeaderBytes,
                         " expected: not a safetensors file, or damaged; download it again"));
   if (header_bytes > text.size() - kLengthBytes)
     throw Error(str_cat(where, ": truncated: ", text.size(), " bytes found, at least ", kLengthBytes, " + ",

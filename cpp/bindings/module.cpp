@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
+#include "cpu/isa.h"
 #include "ops/backend.h"
 
 namespace py = pybind11;
@@ -11,6 +12,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Native core of longcat";
   module.attr("__version__") = LONGCAT_VERSION;
   module.def("available_threads", &available_threads, "Threads this process may run at once.");
+  module.def("cpu_isa", &cpu_isa, "Instruction set the CPU backend runs: avx512, avx2 or portable.");
   module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
 
   // The more derived one last: translators are tried from the newest on.

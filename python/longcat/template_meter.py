@@ -90,7 +90,7 @@ class Meter:
             known = self._known[id(value)] = (value, *self._measure(value))
         return known[1:]
 
-    def _measure(self, container: list | tuple | dict) -> tuple[int, int]:
+    def _measure(self, container: Any) -> tuple[int, int]:
         size, depth = 1, 0
         items = (part for item in container.items() for part in item) if isinstance(container, dict) else container
         for index, item in enumerate(items):

@@ -63,7 +63,7 @@ _METHODS: dict[type, frozenset[str]] = {
 }
 _LONG_ARGUMENTS = frozenset(["endswith", "format", "join", "removeprefix", "removesuffix", "startswith"])
 _BOUND_METHODS = {LoopContext: ("cycle", "changed"), Cycler: ("next", "reset")}
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _OWN_TYPES = (LoopContext, Macro, Namespace, Cycler, Joiner)
 
 _PERCENT = re.compile(r"%(?:\((?P<name>\w+)\))?[-+ #0]{0,4}\d{0,3}(?:\.\d{0,3})?[diouxXeEfFgGcrsa%]|(?P<other>%)")
@@ -83,14 +83,14 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         )
         self.meter = Meter()
         self.finalize = self._printable
-        self.concat = self._concat
+        self.concat = self._concat  # type: ignore[method-assign]
         own = {"string": self._string, "safe": self._string, "join": self._join, "replace": self._replace,
                "indent": self._indent, "trim": self._trim, "int": self._int, "tojson": self._tojson}  # fmt: skip
         known = {name: self.filters[name] for name in _FILTERS} | own
         self.filters = {name: self._metered_filter(filter) for name, filter in known.items()}
         # For the rewritten tree. No template can write `|@each`; by map("@each") it can, and has nothing from it.
         self.filters |= {"@each": self._each, "@made": self._made, "@slice": self._slice, "@concat": self._concat_any}
-        self.tests = {name: self._metered_test(self.tests[name]) for name in _TESTS}
+        self.tests = {name: self._metered_test(self.tests[name]) for name in _TESTS}  # type: ignore[arg-type]
         self.globals = {"range": _range, "dict": dict, "namespace": Namespace, "cycler": Cycler, "joiner": Joiner,
                         "raise_exception": _raise_exception, "strftime_now": _strftime_now}  # fmt: skip
         self._functions = {id(function) for function in self.globals.values()}
@@ -262,7 +262,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
     def _made(self, value: Any) -> Any:
         """A value that a literal, filter or call has made. Lazy ones stay lazy and go through the meter."""
         if isinstance(value, _VIEWS):
-            value = list(value)
+            value = list(value)  # type: ignore[call-overload]
         elif hasattr(value, "__next__"):
             return self._ticking(value)
         return self.meter.take(value)

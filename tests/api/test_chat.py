@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-
 import longcat
+import pytest
 from longcat.cli import main
 
 TOOL_CALLS = json.loads((Path(__file__).parents[1] / "data" / "tool_calls.json").read_text())["tests"]

@@ -1,9 +1,8 @@
 """Every sampling parameter through Engine.generate."""
 
+import longcat
 import numpy as np
 import pytest
-
-import longcat
 from longcat.request import StopStrings
 
 PROMPT = "Once upon a time, there was a"

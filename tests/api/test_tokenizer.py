@@ -1,8 +1,8 @@
 """Detokenisation: whole characters only, equal to the tokenizers library's own decoding."""
 
-import longcat
 from pathlib import Path
 
+import longcat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 # command -> (module, one line of help); a module is imported only when its command is asked for.
 COMMANDS = {
     "generate": ("longcat.cli.generate", "continue a prompt, as it is generated"),
+    "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
+    "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
+    "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
 }
 
 
@@ -51,8 +54,8 @@ def _run(args: argparse.Namespace) -> int:
 def _print_version() -> int:
     from longcat import _core
 
-    features = ["cpu", "cuda" if _core.cuda_is_built() else "no cuda"]
-    print(f"longcat {_core.__version__} ({', '.join(features)})")
+    cuda = "cuda" if _core.cuda_is_built() else "no cuda"
+    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda}, no mpi)")
     return 0
 
 

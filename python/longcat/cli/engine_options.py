@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from longcat.cli.progress import ByteBar
+
 if TYPE_CHECKING:
     from longcat.engine import Engine
 
@@ -43,7 +45,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
     """The engine the options describe, with a progress bar while it loads."""
     from longcat.engine import Engine
 
-    with _LoadBar() as bar:
+    with ByteBar("loading") as bar:
         return Engine(
             args.model,
             device=args.device,
@@ -53,20 +55,3 @@ def open_engine(args: argparse.Namespace) -> Engine:
             num_threads=args.num_threads,
             progress=bar.update,
         )
-
-
-class _LoadBar:
-    """A progress bar on standard error, when loading takes longer than a moment."""
-
-    def __enter__(self) -> _LoadBar:
-        from tqdm import tqdm
-
-        self._bar = tqdm(desc="loading", total=0, unit="B", unit_scale=True, delay=0.5, leave=False)
-        return self
-
-    def update(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()

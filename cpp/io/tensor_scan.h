@@ -1,0 +1,21 @@
+// Looks through a tensor's values for what trained weights do not hold.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/dtype.h"
+
+namespace longcat {
+
+struct TensorScan {
+  int64_t first_non_finite = -1;  // index of the first NaN or infinity, -1 when there is none
+  bool is_nan = false;            // of that element
+  bool all_zero = true;           // every byte is zero: of a large block, a hole that a download left
+};
+
+// `bytes`: whole elements of `dtype`, at any alignment. Integers are always finite.
+TensorScan scan_tensor(std::span<const std::byte> bytes, DType dtype);
+
+}  // namespace longcat

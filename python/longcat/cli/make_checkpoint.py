@@ -1,0 +1,81 @@
+"""`longcat make-checkpoint`: random weights of any scale in the official layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from longcat.cli.progress import ByteBar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from longcat.make_checkpoint import PRESETS
+
+    parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
+    parser.add_argument(
+        "--preset",
+        required=True,
+        choices=PRESETS,
+        help="tiny (0.3 M parameters), small (225 M), medium (3.65 B: real widths, 6 layers, 24 experts) "
+        "or lite (68.5 B, 137 GB: the shape of LongCat-Flash-Lite)",
+    )
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"], help="of the weights (default bf16)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")
+    parser.add_argument("--layers", type=int, help="num_layers in place of the preset's")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of config.json in place of the preset's; values are JSON (--set moe_topk=4 rope_scaling=null)",
+    )
+    parser.add_argument("--mtp", action="store_true", help="with the multi-token-prediction layer")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="copy the tokenizer files of this folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    from longcat.make_checkpoint import preset_config, write_checkpoint
+    from longcat.report_text import bytes_text, count
+
+    fields = dict(_field(text) for text in args.set)
+    if args.layers is not None:
+        fields["num_layers"] = args.layers
+    config = preset_config(args.preset, fields)
+    with ByteBar("writing") as bar:
+        try:
+            made = write_checkpoint(
+                args.out,
+                config,
+                dtype=args.dtype,
+                seed=args.seed,
+                mtp=args.mtp,
+                tokenizer=args.tokenizer,
+                progress=bar.update,
+            )
+        except KeyboardInterrupt:
+            bar.print("[stopped]", sys.stderr)
+            return 130
+    rate = made.num_bytes / made.seconds / 1e6
+    print(
+        f"{args.out}: {made.parameters:,} parameters, {bytes_text(made.num_bytes)} of {args.dtype} in "
+        f"{count(made.files, 'file')}, {made.seconds:.1f} s ({rate:.0f} MB/s)"
+    )
+    return 0
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """Name and value of "moe_topk=4"; a value that is not JSON is a string.
+
+    Raises:
+        ValueError: there is no "=".
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f'--set {text}: expected FIELD=VALUE, as in "--set moe_topk=4"')
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

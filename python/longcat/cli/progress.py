@@ -1,0 +1,31 @@
+"""A progress bar over bytes, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+
+class ByteBar:
+    """Shown when the work takes longer than a moment."""
+
+    def __init__(self, label: str):
+        self._label = label
+
+    def __enter__(self) -> ByteBar:
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc=self._label, total=0, unit="B", unit_scale=True, delay=0.5, leave=False)
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def print(self, line: str, file: TextIO | None = None) -> None:
+        """A line of output, with the bar out of its way."""
+        self._bar.clear()
+        print(line, file=file or sys.stdout, flush=True)
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()

@@ -1,0 +1,534 @@
+"""Random checkpoints of any scale in the official Hugging Face layout, for benchmarks and tests.
+
+Names and shapes are asked of the native core (`expected_tensors`), so a checkpoint that is made here is one that loads;
+what is added here is how the values of each tensor are spread. The numbers come from integers and are the same
+everywhere and always, whatever the version of NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longcat import _core
+from longcat._core import Error
+from longcat.report_text import bytes_text
+
+AUXILIARY_FILE = "model-auxiliary.safetensors"  # where official checkpoints keep the MTP tensors
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_TORCH_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+_TAGS = {"bf16": "BF16", "f32": "F32"}
+
+# --- configurations -------------------------------------------------------------------------------
+
+# LongCat-Flash-Lite itself: 68.5 B parameters, 137 GB in bf16.
+LITE_CONFIG: dict[str, Any] = {
+    "architectures": ["LongcatFlashNgramForCausalLM"],
+    "vocab_size": 131072,
+    "hidden_size": 3072,
+    "num_layers": 14,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "ffn_hidden_size": 6144,
+    "expert_ffn_hidden_size": 1024,
+    "n_routed_experts": 256,
+    "zero_expert_num": 128,
+    "zero_expert_type": "identity",
+    "moe_topk": 12,
+    "routed_scaling_factor": 6.0,
+    "norm_topk_prob": False,
+    "router_bias": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attention_method": "MLA",
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 10,
+        "original_max_position_embeddings": 32768,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1,
+        "mscale_all_dim": 1,
+    },
+    "max_position_embeddings": 327680,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "ngram_vocab_size_ratio": 78,
+    "emb_neighbor_num": 4,
+    "emb_split_num": 4,
+    "use_cache": True,
+    "initializer_range": 0.02,
+}
+
+# Real widths with fewer layers and experts: 3.65 B parameters, 7.3 GB in bf16, of which the N-gram tables 0.8 GB. A
+# ratio of 1 leaves each table 131073 rows and more: lookups still touch one page each, but the tables are small.
+MEDIUM_CONFIG = LITE_CONFIG | {
+    "num_layers": 6,
+    "n_routed_experts": 24,
+    "zero_expert_num": 12,
+    "ngram_vocab_size_ratio": 1,
+}
+
+# Real head sizes, a quarter of the width: 225 M parameters, 450 MB in bf16.
+SMALL_CONFIG = LITE_CONFIG | {
+    "vocab_size": 32768,
+    "hidden_size": 768,
+    "num_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "q_lora_rank": 384,
+    "kv_lora_rank": 256,
+    "ffn_hidden_size": 1536,
+    "expert_ffn_hidden_size": 256,
+    "n_routed_experts": 32,
+    "zero_expert_num": 16,
+    "ngram_vocab_size_ratio": 2,
+}
+
+# Every mechanism of LongCat-Flash-Lite at toy sizes; the context reaches past the original one of YaRN.
+TINY_CONFIG = LITE_CONFIG | {
+    "vocab_size": 128,
+    "hidden_size": 96,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "ffn_hidden_size": 64,
+    "expert_ffn_hidden_size": 32,
+    "n_routed_experts": 6,
+    "zero_expert_num": 3,
+    "moe_topk": 3,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 8,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1,
+        "mscale_all_dim": 1,
+    },
+    "max_position_embeddings": 512,
+    "ngram_vocab_size_ratio": 3,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": TINY_CONFIG,
+    "small": SMALL_CONFIG,
+    "medium": MEDIUM_CONFIG,
+    "lite": LITE_CONFIG,
+}
+
+
+# --- names, shapes, spreads -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and distribution of one tensor. `kind`: "linear" (FP8 in FP8 files), "plain", "router" (F32)."""
+
+    shape: tuple[int, ...]
+    std: float
+    mean: float = 0.0
+    kind: str = "plain"
+    std_tail: tuple[int, float] | None = None  # (n, std): the last n rows have another spread
+
+
+def mtp_tensors(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], bool]]:
+    """(name, shape, is_linear) of the multi-token-prediction layer: one dense layer with an embedding of its own."""
+    hidden, ffn, heads = config["hidden_size"], config["ffn_hidden_size"], config["num_attention_heads"]
+    q_rank, kv_rank, rope = config["q_lora_rank"], config["kv_lora_rank"], config["qk_rope_head_dim"]
+    nope, v = config["qk_nope_head_dim"], config["v_head_dim"]
+    layer = "model.mtp.layers.0"
+    return [
+        ("model.mtp.embed_tokens.weight", (config["vocab_size"], hidden), False),
+        ("model.mtp.norm.weight", (hidden,), False),
+        (f"{layer}.enorm.m.weight", (hidden,), False),
+        (f"{layer}.hnorm.m.weight", (hidden,), False),
+        (f"{layer}.eh_proj.weight", (hidden, 2 * hidden), False),
+        (f"{layer}.input_layernorm.weight", (hidden,), False),
+        (f"{layer}.post_attention_layernorm.weight", (hidden,), False),
+        (f"{layer}.self_attn.q_a_proj.weight", (q_rank, hidden), True),
+        (f"{layer}.self_attn.q_a_layernorm.weight", (q_rank,), False),
+        (f"{layer}.self_attn.q_b_proj.weight", (heads * (nope + rope), q_rank), True),
+        (f"{layer}.self_attn.kv_a_proj_with_mqa.weight", (kv_rank + rope, hidden), True),
+        (f"{layer}.self_attn.kv_a_layernorm.weight", (kv_rank,), False),
+        (f"{layer}.self_attn.kv_b_proj.weight", (heads * (nope + v), kv_rank), True),
+        (f"{layer}.self_attn.o_proj.weight", (hidden, heads * v), True),
+        (f"{layer}.transformer_layer.mlp.gate_proj.weight", (ffn, hidden), True),
+        (f"{layer}.transformer_layer.mlp.up_proj.weight", (ffn, hidden), True),
+        (f"{layer}.transformer_layer.mlp.down_proj.weight", (hidden, ffn), True),
+    ]
+
+
+def tensor_specs(config: Mapping[str, Any], mtp: bool = False) -> dict[str, TensorSpec]:
+    """All tensors of a checkpoint with `config`, in file order.
+
+    Args:
+        config: config.json.
+        mtp: with the multi-token-prediction layer.
+    Returns:
+        name -> TensorSpec, with spreads that keep activations O(1), let every expert be chosen about equally often, and
+        give every mechanism a share in the logits.
+    Raises:
+        longcat.Error: the config is not of this architecture, or its sizes do not fit together.
+    """
+    tensors = list(_core.expected_tensors(json.dumps(config)))
+    num_tables = sum(".embedders." in name for name, _, _ in tensors)
+    if mtp:
+        tensors += mtp_tensors(config)
+    return {name: _spec(name, shape, is_linear, config, num_tables) for name, shape, is_linear in tensors}
+
+
+def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[str, Any], num_tables: int) -> TensorSpec:
+    hidden, in_dim, vectors = config["hidden_size"], shape[-1], 1 + num_tables
+    path = name.removesuffix(".weight").split(".")
+    module = path[-2] if path[-1].isdigit() or path[-1] == "m" else path[-1]  # input_layernorm.0, enorm.m
+    if module.endswith("norm"):
+        return TensorSpec(shape, 0.2, mean=1.0)
+    kind, std, tail = "linear" if is_linear else "plain", 1 / math.sqrt(in_dim), None
+    match module:
+        case "embed_tokens":
+            # The embedding is a mean of 1 + tables vectors: the word weighs 0.4, all tables together 0.8.
+            std = 0.9 if "mtp" in path or not num_tables else 0.4 * vectors
+        case "embedders":
+            std = 1.0
+        case "post_projs":
+            std = 0.8 * vectors / math.sqrt(num_tables * in_dim)
+        case "q_a_proj" | "kv_a_proj_with_mqa":
+            # The low-rank activations are made small (0.05) so that the epsilon of their norms can be seen in the
+            # logits; q_b and kv_b undo the sqrt(hidden / rank) scales, so scores and values stay O(1).
+            std = 0.05 / math.sqrt(hidden)
+            if module == "kv_a_proj_with_mqa":
+                tail = (config["qk_rope_head_dim"], 1 / math.sqrt(hidden))
+        case "q_b_proj" | "kv_b_proj":
+            std = math.sqrt(in_dim / hidden) / math.sqrt(in_dim)
+        case "gate_proj":
+            std = 1.5 / math.sqrt(in_dim)
+        case "lm_head":
+            std = 1.5 / math.sqrt(hidden)
+        case "classifier":  # router logits of spread 1.5: no expert is always or never chosen
+            kind, std = "router", 1.5 / math.sqrt(hidden)
+        case "e_score_correction_bias":  # a share of the mean score: nudges the choice, does not make it
+            kind, std = "router", 0.3 / in_dim
+    return TensorSpec(shape, std, kind=kind, std_tail=tail)
+
+
+# --- random numbers -------------------------------------------------------------------------------
+
+
+def stream_key(seed: int, name: str) -> int:
+    """64 bits that stand for the stream `name` under `seed`."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
+
+
+def random_bits(seed: int, name: str, count: int, start: int = 0) -> np.ndarray:
+    """SplitMix64 in counter mode: numbers `start`.. of the stream `name` under `seed`.
+
+    Args:
+        seed: any integer.
+        name: stream label, e.g. a tensor name.
+        count: how many numbers.
+        start: how many to leave out first.
+    Returns:
+        [count] uint64.
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    counter = np.arange(start + 1, start + count + 1, dtype=np.uint64)
+    z = np.uint64(stream_key(seed, name)) + np.uint64(0x9E3779B97F4A7C15) * counter
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class ValuePool:
+    """One ring of random 16-bit integers that every tensor is read from, scaled to its own spread.
+
+    Element i of a tensor is `std * sqrt(12) / 2^16 * ring[(start + i) mod PERIOD] + mean`, uniform, computed in f32,
+    with the start given by (seed, tensor name); bf16 keeps the upper half of the f32. That costs a multiplication a
+    value in place of a random number. PERIOD is prime, so the rows of a matrix start at different places of the ring:
+    no two are equal for as long as there are fewer than PERIOD of them.
+    """
+
+    PERIOD = 2**24 - 3
+    CHUNK = 1 << 18  # values made at once: a few buffers of them stay in the cache
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._ring = np.empty(self.PERIOD + self.CHUNK, np.int16)  # the beginning again at the end: slices never wrap
+        words = self._ring[: 2**24 - 4].view(np.uint64)
+        for begin in range(0, len(words), self.CHUNK):
+            end = min(begin + self.CHUNK, len(words))
+            words[begin:end] = random_bits(seed, "ring", end - begin, begin)
+        self._ring[2**24 - 4 : self.PERIOD] = random_bits(seed, "ring end", 1).view(np.int16)[0]
+        self._ring[self.PERIOD :] = self._ring[: self.CHUNK]
+        self._f32 = np.empty(self.CHUNK, np.float32)
+        self._bf16 = np.empty(self.CHUNK, np.uint16)
+
+    def chunks(self, name: str, spec: TensorSpec, dtype: str) -> Iterator[np.ndarray]:
+        """The tensor in row-major pieces, float32 or bf16 bits (uint16); each lives until the next is asked for."""
+        start = stream_key(self._seed, name) % self.PERIOD
+        row = math.prod(spec.shape[1:])
+        tail_rows, tail_std = spec.std_tail or (0, 0.0)
+        done = 0
+        for count, std in [((spec.shape[0] - tail_rows) * row, spec.std), (tail_rows * row, tail_std)]:
+            scale = np.float32(std * math.sqrt(12) / 2**16)
+            end = done + count
+            while done < end:
+                n = min(self.CHUNK, end - done)
+                at = (start + done) % self.PERIOD
+                values = np.multiply(self._ring[at : at + n], scale, out=self._f32[:n], dtype=np.float32)
+                if spec.mean:
+                    values += np.float32(spec.mean)
+                if dtype == "bf16":
+                    halves = self._bf16[:n]
+                    halves[:] = values.view("<u2")[1::2]
+                    yield halves
+                else:
+                    yield values
+                done += n
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """What write_checkpoint made."""
+
+    parameters: int
+    num_bytes: int  # of all safetensors files
+    files: int  # safetensors files
+    seconds: float
+
+
+def preset_config(preset: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration of a preset with `fields` in place of its own; null takes an optional field away.
+
+    Raises:
+        ValueError: there is no such preset.
+        TypeError: a field is not one of config.json; the nearest is named.
+    """
+    from longcat.names import unknown_name
+
+    if preset not in PRESETS:
+        raise ValueError(f'preset "{preset}" is not known: expected {", ".join(PRESETS)}')
+    config = dict(PRESETS[preset])
+    for name, value in (fields or {}).items():
+        if name not in config and name != "model_type":
+            raise unknown_name("config.json of a preset", name, config)
+        config[name] = value
+    if "num_attention_heads" in (fields or {}) and "num_key_value_heads" not in (fields or {}):
+        config["num_key_value_heads"] = config["num_attention_heads"]
+    return {name: value for name, value in config.items() if value is not None or name == "rope_scaling"}
+
+
+def write_checkpoint(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    dtype: str = "bf16",
+    seed: int = 0,
+    mtp: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Writes a random checkpoint: config.json, safetensors files and, when there are several, their index.
+
+    The files are written to `folder`.partial, which then takes the name `folder`: a run that is interrupted leaves no
+    folder that looks complete. Memory does not grow with the model (about 60 MB beside NumPy).
+
+    Args:
+        folder: must not exist, or be empty.
+        config: config.json; `torch_dtype` is set to `dtype`.
+        dtype: "bf16" or "f32"; the router is f32 always, as in official checkpoints.
+        seed: the same seed, config and dtype give the same bytes.
+        mtp: with the multi-token-prediction layer, in model-auxiliary.safetensors.
+        tokenizer: a folder whose tokenizer files are copied.
+        max_shard_bytes: tensor bytes after which another file is begun.
+        progress: called with (bytes done, bytes in all) while writing.
+    Returns:
+        sizes and time.
+    Raises:
+        longcat.Error: the folder is not empty, the disk is too small, or the config is not possible.
+        ValueError: an argument is wrong.
+    """
+    start = time.perf_counter()
+    if dtype not in _TAGS:
+        raise ValueError(f'dtype "{dtype}" is not known: expected {" or ".join(_TAGS)}')
+    config = {**config, "torch_dtype": _TORCH_DTYPES[dtype]}
+    specs = tensor_specs(config, mtp)
+    files = _plan(specs, dtype, max_shard_bytes)
+    headers = {file: _header(names, specs, dtype) for file, names in files.items()}
+    file_bytes = {f: len(headers[f]) + sum(_size(specs[n], dtype) for n in names) for f, names in files.items()}
+    total = sum(file_bytes.values())
+    copies = _tokenizer_files(tokenizer, config) if tokenizer is not None else []
+    target = Path(folder)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        _check_target(target, partial, total)
+        partial.mkdir(parents=True)
+        try:
+            _write_small_files(partial, config, specs, files, dtype)
+            for source in copies:
+                shutil.copyfile(source, partial / source.name)
+            _write_tensors(partial, specs, files, headers, dtype, seed, total, progress)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise Error(f"[make-checkpoint] {error.filename or target}: {error.strerror or error}") from None
+    parameters = sum(math.prod(spec.shape) for spec in specs.values())
+    return Written(parameters, total, len(files), time.perf_counter() - start)
+
+
+def _tag(spec: TensorSpec, dtype: str) -> str:
+    return "F32" if spec.kind == "router" else _TAGS[dtype]
+
+
+def _size(spec: TensorSpec, dtype: str) -> int:
+    return math.prod(spec.shape) * (4 if _tag(spec, dtype) == "F32" else 2)
+
+
+def _plan(specs: Mapping[str, TensorSpec], dtype: str, max_shard_bytes: int) -> dict[str, list[str]]:
+    """file name -> tensor names: as many tensors in order as fit into each."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, spec in specs.items():
+        if name.startswith("model.mtp."):
+            continue
+        size = _size(spec, dtype)
+        if not shards or size > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    mtp = [name for name in specs if name.startswith("model.mtp.")]
+    if len(shards) == 1 and not mtp:
+        return {"model.safetensors": shards[0]}
+    files = {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards)}
+    return files | ({AUXILIARY_FILE: mtp} if mtp else {})
+
+
+def _header(names: list[str], specs: Mapping[str, TensorSpec], dtype: str) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in names:
+        end = offset + _size(specs[name], dtype)
+        header[name] = {
+            "dtype": _tag(specs[name], dtype),
+            "shape": list(specs[name].shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _check_target(target: Path, partial: Path, total: int) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Error(f"[make-checkpoint] {target} exists: expected a new or an empty folder, nothing is overwritten")
+    if partial.exists():
+        raise Error(f"[make-checkpoint] {partial} exists, left by a run that was interrupted or is going on: remove it")
+    parent = partial.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if total > free:
+        raise Error(
+            f"[make-checkpoint] {target} takes {bytes_text(total)}, {bytes_text(free)} are free on its disk: "
+            "free some, name a folder on another disk, or make a smaller model (--preset, --layers)"
+        )
+
+
+def _tokenizer_files(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> list[Path]:
+    from longcat.tokenizer import Tokenizer
+
+    vocab_size = Tokenizer(folder).vocab_size
+    if vocab_size > config["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer of {os.fspath(folder)} has {vocab_size} ids, vocab_size is {config['vocab_size']}: "
+            f"add --set vocab_size={vocab_size}"
+        )
+    return [path for name in TOKENIZER_FILES if (path := Path(folder) / name).is_file()]
+
+
+def _write_small_files(
+    folder: Path,
+    config: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    files: Mapping[str, list[str]],
+    dtype: str,
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if "model.safetensors" not in files:
+        index = {
+            "metadata": {"total_size": sum(_size(spec, dtype) for spec in specs.values())},
+            "weight_map": {name: file for file, names in files.items() for name in names},
+        }
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_tensors(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    files: Mapping[str, list[str]],
+    headers: Mapping[str, bytes],
+    dtype: str,
+    seed: int,
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    pool = ValuePool(seed)
+    done = 0
+    for file_name, names in files.items():
+        with open(folder / file_name, "xb") as file:
+            done += file.write(headers[file_name])
+            for name in names:
+                spec = specs[name]
+                for values in pool.chunks(name, spec, "f32" if spec.kind == "router" else dtype):
+                    done += file.write(values.data)
+                    if progress:
+                        progress(done, total)

@@ -1,0 +1,398 @@
+"""Is a checkpoint whole? Its config, headers, index, tensors, tokenizer, values and hashes, without running it.
+
+Nothing of the folder is executed. Headers and config go through the native parsers that the engine itself uses; the
+values are read once, for the NaN scan and the hashes together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longcat import _core
+from longcat._core import Error
+from longcat.checkpoint_facts import Fact, collect_facts, read_json_object
+from longcat.checkpoint_scan import FileResult, FileTensor, read_files
+from longcat.report_text import bytes_text, count, printable, some_of
+
+HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`
+INDEX_FILE = "model.safetensors.index.json"
+# Beside the shards: what changes the model's answers when it changes.
+_SMALL_FILES = (
+    "config.json",
+    INDEX_FILE,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_HASH_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `status` is "ok", "warn" or "FAIL"."""
+
+    name: str
+    status: str
+    detail: str
+
+
+@dataclass
+class Report:
+    """Everything that was looked at. `facts` is filled with `headers_only`."""
+
+    path: str
+    checks: list[Check] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No check failed; warnings do not count."""
+        return all(check.status != "FAIL" for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "checks": [asdict(check) for check in self.checks],
+            "facts": [asdict(fact) for fact in self.facts],
+        }
+
+
+def verify_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    headers_only: bool = False,
+    write_hashes: bool = False,
+    on_check: Callable[[Check], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Checks a checkpoint folder.
+
+    Args:
+        path: a folder in the Hugging Face layout.
+        headers_only: read config, headers, index and tokenizer only, and report what descriptions of the model leave
+            open; takes no longer for a large model.
+        write_hashes: store the SHA-256 of every file in SHA256SUMS, unless a check fails.
+        on_check: called with each Check as it is done.
+        progress: called with (bytes done, bytes in all) while tensors are read, from several threads.
+    Returns:
+        the Report; a damaged checkpoint is a report too.
+    Raises:
+        longcat.Error: `path` is no folder, or SHA256SUMS cannot be written.
+        ValueError: headers_only and write_hashes exclude each other.
+    """
+    if headers_only and write_hashes:
+        raise ValueError("headers_only reads no data, so there is nothing to hash: drop it or write_hashes")
+    folder = Path(path)
+    if not folder.is_dir():
+        _core.config_warnings(os.fspath(path))  # says what is wrong
+    verifier = _Verifier(folder, on_check)
+    checkpoint = verifier.check_headers()
+    verifier.check_text_files()
+    if headers_only:
+        verifier.report.facts = collect_facts(folder, checkpoint)
+    elif checkpoint:
+        verifier.check_data(checkpoint, write_hashes, progress)
+    return verifier.report
+
+
+class _Verifier:
+    """The checks, in the order of the report."""
+
+    def __init__(self, folder: Path, on_check: Callable[[Check], None] | None):
+        self.folder = folder
+        self.report = Report(str(folder))
+        self._on_check = on_check
+
+    def _add(self, name: str, status: str, detail: str) -> None:
+        check = Check(name, status, printable(detail))
+        self.report.checks.append(check)
+        if self._on_check:
+            self._on_check(check)
+
+    # --- headers -----------------------------------------------------------------------------------------------
+
+    def check_headers(self) -> _core.Checkpoint | None:
+        """config, headers, index, tensors. Returns the checkpoint unless its files are damaged."""
+        config_fits = self._check_config()
+        try:
+            checkpoint = _core.Checkpoint(str(self.folder))
+        except Error as error:
+            self._add("headers", "FAIL", str(error))
+            for line in _other_damaged_shards(self.folder, str(error)):
+                self._add("headers", "FAIL", line)
+            return None
+        shards, tensors = checkpoint.shards(), checkpoint.tensors()
+        size = sum(num_bytes for _, num_bytes in shards)
+        self._add("headers", "ok", f"{count(len(shards), 'file')}, {count(len(tensors), 'tensor')}, {bytes_text(size)}")
+        self._check_index(checkpoint)
+        if config_fits:
+            self._check_tensors(checkpoint)
+        return checkpoint
+
+    def _check_config(self) -> bool:
+        try:
+            warnings = _core.config_warnings(str(self.folder))
+        except Error as error:
+            self._add("config", "FAIL", str(error))
+            return False
+        config = read_json_object(self.folder / "config.json")
+        name = (config.get("architectures") or [config.get("model_type")])[0]
+        layers = config.get("num_layers") or config.get("num_hidden_layers", 0) // 2
+        experts = f"{config.get('n_routed_experts')} + {config.get('zero_expert_num', 0)} experts"
+        self._add("config", "ok", f"{name}, {count(layers, 'layer')}, {experts}")
+        for line in warnings:
+            self._add("config", "warn", line)
+        return True
+
+    def _check_index(self, checkpoint: _core.Checkpoint) -> None:
+        # That every tensor of the index is where it says, the native parser has seen to.
+        shards = [name for name, _ in checkpoint.shards()]
+        stray = sorted(p.name for p in self.folder.glob("*.safetensors") if p.name not in shards)
+        if not (self.folder / INDEX_FILE).is_file():
+            self._add("index", "ok", "none needed for one file")
+        else:
+            index = read_json_object(self.folder / INDEX_FILE)
+            unlisted = [name for name, *_ in checkpoint.tensors() if name not in index["weight_map"]]
+            metadata = index.get("metadata")
+            total = metadata.get("total_size") if isinstance(metadata, dict) else None
+            found = sum(end - begin for *_, begin, end in checkpoint.tensors())
+            if unlisted:
+                self._add("index", "warn", f"{count(len(unlisted), 'tensor')} in no entry of it: {some_of(unlisted)}")
+            if isinstance(total, int) and total != found:
+                self._add("index", "warn", f"metadata.total_size is {total}, the tensors take {found} bytes")
+            if not unlisted:
+                self._add("index", "ok", f"{count(len(index['weight_map']), 'tensor')} in the files it names")
+        if stray:
+            self._add("index", "warn", f"safetensors files that are not part of the checkpoint: {some_of(stray)}")
+
+    def _check_tensors(self, checkpoint: _core.Checkpoint) -> None:
+        try:
+            warnings = checkpoint.check_tensors()
+        except Error as error:
+            self._add("tensors", "FAIL", str(error))
+            return
+        self._add("tensors", "ok", "every tensor that config.json asks for, each of its shape and a dtype that is read")
+        for line in warnings:
+            self._add("tensors", "warn", line)
+
+    # --- text ----------------------------------------------------------------------------------------------------
+
+    def check_text_files(self) -> None:
+        """tokenizer, chat template, generation config: an engine runs on token ids without them."""
+        self._check_tokenizer()
+        self._check_chat_template()
+        path = self.folder / "generation_config.json"
+        try:
+            fields = read_json_object(path)
+            if fields:
+                self._add("generation", "ok", f"generation_config.json sets {', '.join(sorted(fields))}")
+            else:
+                self._add(
+                    "generation", "warn", "no generation_config.json: sampling defaults are temperature 1, no limits"
+                )
+        except Error as error:
+            self._add("generation", "FAIL", str(error))
+
+    def _check_tokenizer(self) -> None:
+        from longcat.tokenizer import Tokenizer
+
+        if not (self.folder / "tokenizer.json").is_file():
+            self._add("tokenizer", "warn", "no tokenizer.json: only token ids can be given, and no text comes back")
+            return
+        try:
+            vocab_size = Tokenizer(self.folder).vocab_size
+        except Error as error:
+            self._add("tokenizer", "FAIL", str(error))
+            return
+        self._add("tokenizer", "ok", f"{count(vocab_size, 'id')}")
+        try:
+            expected = read_json_object(self.folder / "config.json").get("vocab_size")
+        except Error:
+            return  # said by the config check
+        if isinstance(expected, int) and vocab_size > expected:
+            self._add("tokenizer", "FAIL", f"{vocab_size} ids, but vocab_size of config.json is {expected}")
+
+    def _check_chat_template(self) -> None:
+        from longcat.chat_template import ChatTemplate
+
+        try:
+            stored = any((self.folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+            if not stored and "chat_template" not in read_json_object(self.folder / "tokenizer_config.json"):
+                self._add("chat template", "warn", "none: Engine.chat needs one, generate does not")
+                return
+            template = ChatTemplate.from_checkpoint(self.folder)
+            self._add("chat template", "ok", f"{len(template.source)} characters, compiles in the sandbox")
+        except Error as error:
+            needs_jinja = "jinja2 is needed" in str(error)
+            self._add("chat template", "warn" if needs_jinja else "FAIL", str(error))
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def check_data(
+        self, checkpoint: _core.Checkpoint, write_hashes: bool, progress: Callable[[int, int], None] | None
+    ) -> None:
+        """values and hashes, in one pass over the files."""
+        try:
+            known = known_hashes(self.folder)
+        except Error as error:
+            self._add("hashes", "FAIL", str(error))
+            known = {}
+            write_hashes = False
+        shards = [name for name, _ in checkpoint.shards()]
+        others = [name for name in _SMALL_FILES if (self.folder / name).is_file()] if write_hashes else []
+        hashed = {*known, *(shards + others if write_hashes else [])}
+        missing = sorted(name for name in known if not (self.folder / name).is_file())
+        tensors: dict[str, list[FileTensor]] = {name: [] for name in [*shards, *sorted(hashed - {*shards, *missing})]}
+        for name, dtype, shape, shard, begin, end in checkpoint.tensors():
+            tensors[shards[shard]].append(FileTensor(name, dtype, shape, begin, end))
+        try:
+            results = read_files(self.folder, tensors, hashed, progress)
+        except OSError as error:
+            self._add("values", "FAIL", f"{error.filename or self.folder}: {error.strerror or error}")
+            return
+        self._add_values(results, sum(map(len, tensors.values())))
+        self._add_hashes(results, known, missing, shards, write_hashes)
+
+    def _add_values(self, results: dict[str, FileResult], num_tensors: int) -> None:
+        bad = [line for result in results.values() for line in result.not_finite]
+        holes = [line for result in results.values() for line in result.holes]
+        if bad:
+            self._add("values", "FAIL", some_of(bad, "; "))
+        else:
+            self._add("values", "ok", f"no NaN and no infinity in {count(num_tensors, 'tensor')}")
+        if holes:
+            self._add(
+                "values",
+                "warn",
+                f"zero bytes where weights should be, as an unfinished download leaves: {some_of(holes, '; ')}",
+            )
+
+    def _add_hashes(
+        self,
+        results: dict[str, FileResult],
+        known: dict[str, tuple[str, str]],
+        missing: list[str],
+        shards: list[str],
+        write_hashes: bool,
+    ) -> None:
+        for name in missing:
+            self._add("hashes", "FAIL", f"{name} is in {known[name][1]} but not in the folder")
+        wrong = [name for name in known if name not in missing and results[name].sha256 != known[name][0]]
+        for name in wrong:
+            expected, source = known[name]
+            self._add(
+                "hashes",
+                "FAIL",
+                f"{name} is {results[name].sha256}, {source} has {expected}: the file was changed or damaged",
+            )
+        if known and not wrong and not missing:
+            sources = " and ".join(sorted({source for _, source in known.values()}))
+            self._add("hashes", "ok", f"{count(len(known), 'file')} as in {sources}")
+        unknown = [name for name in shards if name not in known]
+        if write_hashes and self.report.ok:
+            _write_hashes(self.folder, {name: r.sha256 for name, r in results.items() if r.sha256})
+            self._add("hashes", "ok", f"{HASH_FILE} written; `sha256sum -c {HASH_FILE}` checks it too")
+        elif write_hashes:
+            self._add("hashes", "warn", f"{HASH_FILE} not written: a check failed")
+        elif unknown and known:
+            self._add("hashes", "warn", f"none stored for {some_of(unknown)}: changed bits there are not found")
+        elif unknown:
+            self._add(
+                "hashes", "warn", f"none stored: changed bits are not found; --write-hashes stores them in {HASH_FILE}"
+            )
+
+
+def _other_damaged_shards(folder: Path, first: str) -> Iterator[str]:
+    """One line for every further shard whose size is not the one its header announces; `first` was reported already."""
+    try:
+        files = sorted(set(read_json_object(folder / INDEX_FILE)["weight_map"].values()))
+    except (Error, KeyError, AttributeError, TypeError):
+        return
+    for name in files:
+        if not isinstance(name, str) or "/" in name or name in first:
+            continue
+        try:
+            size = (folder / name).stat().st_size
+            with open(folder / name, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length)) if length <= 16 << 20 else {}
+            data = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+            if size != 8 + length + data:
+                yield f"{name}: {size} bytes found, {8 + length + data} expected: download it again"
+        except OSError as error:
+            yield f"{name}: {error.strerror}"
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            yield f"{name}: its header cannot be read: download it again"
+
+
+# --- hashes ----------------------------------------------------------------------------------------------------
+
+
+def known_hashes(folder: Path) -> dict[str, tuple[str, str]]:
+    """What the files of a checkpoint should hash to.
+
+    Args:
+        folder: of the checkpoint.
+    Returns:
+        file name -> (SHA-256 in hex, where that was read): SHA256SUMS, else the records that a download by
+        huggingface_hub leaves, beside the files or in the names of its cache.
+    Raises:
+        longcat.Error: SHA256SUMS is not in the format of sha256sum, or names files outside the folder.
+    """
+    known = {}
+    for path in [*folder.glob("*.safetensors"), folder / "tokenizer.json"]:
+        if found := _hub_hash(path):
+            known[path.name] = (found, "the record of its download")
+    try:
+        text = (folder / HASH_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return known
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"[verify] {folder / HASH_FILE} cannot be read: {error}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _HASH_LINE.fullmatch(line)
+        if not match or "/" in match[2] or match[2] in (".", ".."):
+            raise Error(
+                f"[verify] {folder / HASH_FILE}: line {number} is not a SHA-256 and the name of a file in this folder, "
+                "as sha256sum writes them"
+            )
+        known[match[2]] = (match[1].lower(), HASH_FILE)
+    return known
+
+
+def _hub_hash(path: Path) -> str | None:
+    """SHA-256 of a large file as the Hub told it when it was downloaded, else None.
+
+    Source: huggingface_hub keeps it as the etag, in the second line of .cache/huggingface/download/NAME.metadata
+    (downloads to a folder) or as the name of the blob that a snapshot links to (its cache).
+    """
+    try:
+        if path.is_symlink() and _HASH.fullmatch(name := os.path.basename(os.readlink(path))):
+            return name
+        record = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+        lines = record.read_text(encoding="utf-8").split("\n") if record.is_file() else []
+    except (OSError, UnicodeDecodeError):
+        return None
+    return lines[1] if len(lines) > 1 and _HASH.fullmatch(lines[1]) else None
+
+
+def _write_hashes(folder: Path, hashes: dict[str, str]) -> None:
+    partial = folder / f"{HASH_FILE}.partial"
+    try:
+        partial.write_text("".join(f"{value}  {name}\n" for name, value in sorted(hashes.items())), encoding="utf-8")
+        partial.replace(folder / HASH_FILE)
+    except OSError as error:
+        raise Error(f"[verify] {folder / HASH_FILE} cannot be written: {error.strerror or error}") from None

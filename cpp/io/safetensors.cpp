@@ -316,6 +316,11 @@ std::map<std::string, TensorEntry> parse_safetensors_header(std::string_view hea
   if (!header_json.starts_with('{'))
     throw Error(str_cat(area(where), ": the header begins with ", in_quotes(header_json.substr(0, 1)),
                         ", expected \"{\": not a safetensors file, or damaged; download it again"));
+  // Every tensor has one such key, and no string can hold it unescaped: too many are refused before any is read.
+  int64_t num_dtype_keys = 0;
+  constexpr std::string_view kDtypeKey = "\"dtype\"";
+  for (size_t at = 0; (at = header_json.find(kDtypeKey, at)) != std::string_view::npos; at += kDtypeKey.size())
+    if (++num_dtype_keys > kMaxTensors) throw Error(str_cat(area(where), ": more than ", kMaxTensors, " tensors"));
   HeaderEvents events(area(where));
   events.parse(header_json);
   check_layout(events.tensors, header_json.size(), data_bytes, area(where));

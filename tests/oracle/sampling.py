@@ -61,7 +61,7 @@ def hf_probabilities(
 
 
 def generate_probabilities(logits: np.ndarray, history: Sequence[int], **config) -> np.ndarray:
-    """[vocab] float32: the processors that `generate` itself makes of a GenerationConfig, in its order, then softmax."""
+    """[vocab] float32: the processors that `generate` makes of a GenerationConfig, in its order, then softmax."""
     generation_config = GenerationConfig(do_sample=True, **config)
     generation_config._eos_token_tensor = None
     ids = torch.tensor([list(history)])

@@ -48,8 +48,8 @@ $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	$(PIP_INSTALL) ".[test]"
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy cmake ninja nlohmann-json
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy==2.4.1 cmake ninja nlohmann-json
 	touch $@
 
 .venv-oracle/.installed-oracle: $(SOURCES)

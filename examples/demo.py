@@ -1,28 +1,58 @@
-"""Streams a story and a chat turn from the small checkpoint beside this file."""
+"""Streams a story, a chat turn and a tool call from the small checkpoint beside this file."""
 
+import json
 from pathlib import Path
 
 import longcat
 
 STORY = "Once upon a time, there was a little girl named Lily."
-CHAT = "<longcat_user>Hello! My name is Freya.<longcat_assistant>"
+HELLO = [{"role": "user", "content": "Hello! My name is Freya."}]
+WEATHER = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the weather in Lisbon?"},
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather of a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "The city"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
 
 
-def stream(engine: longcat.Engine, prompt: str, **sampling) -> None:
-    """Prints the answer to `prompt` as it arrives, then its speed."""
-    for chunk in engine.generate(prompt, stream=True, **sampling):
+def show(chunks):
+    """Prints an answer as it arrives, then its speed; returns the whole output."""
+    for chunk in chunks:
         print(chunk.delta, end="", flush=True)
     answer, metrics = chunk.output.outputs[0], chunk.output.metrics
     rate = metrics.tokens_per_second(len(answer.token_ids))
     print(f"\n[{len(answer.token_ids)} tokens, {rate:.0f} tok/s]\n")
+    return chunk.output
 
 
 def main() -> None:
     with longcat.Engine(Path(__file__).parent / "longcat-tiny") as engine:
         print(f"{engine}\n\n{STORY}", end="")
-        stream(engine, STORY, max_tokens=150, seed=4)
-        print("> Hello! My name is Freya.")
-        stream(engine, CHAT, temperature=0)
+        show(engine.generate(STORY, stream=True, max_tokens=150, seed=4))
+
+        print(f"> {HELLO[-1]['content']}")
+        show(engine.chat(HELLO, stream=True, temperature=0))
+
+        print(f"> {WEATHER[-1]['content']}   (with the tool get_weather)")
+        reply = show(engine.chat(WEATHER, tools=TOOLS, stream=True, temperature=0, repetition_penalty=1)).message
+        for call in reply.get("tool_calls", []):
+            result = json.dumps({"weather": "sunny", "temperature": 21})
+            print(f"calls {call['function']['name']}({call['function']['arguments']}) -> {result}")
+            answer = [*WEATHER, reply, {"role": "tool", "content": result}]
+            show(engine.chat(answer, tools=TOOLS, stream=True, temperature=0, repetition_penalty=1))
+        print("(The model is a toy of 8 M parameters: what it puts into calls and answers is often a guess.)")
 
 
 if __name__ == "__main__":

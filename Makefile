@@ -54,7 +54,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 
 .venv-oracle/.installed-oracle: $(SOURCES)
 	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
-	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[oracle]"
+	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[test,oracle]"
 	touch $@
 
 # A wheel for other machines of this platform, in dist/.

@@ -2,6 +2,10 @@
 
 #include <sched.h>
 
+#include <utility>
+
+#include "base/error.h"
+
 namespace longcat {
 
 namespace {
@@ -38,10 +42,19 @@ int available_threads() {
 }
 
 ThreadPool::ThreadPool(int num_threads) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::exception& error) {
+    const size_t started = workers_.size() + 1;
+    stop();
+    throw Error(str_cat("[cpu] cannot start ", num_threads, " threads, only ", started, " (", error.what(),
+                        "): lower num_threads"));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   generation_.fetch_add(1);
   generation_.notify_all();
@@ -58,7 +71,11 @@ void ThreadPool::take_ranges(uint32_t generation) {
     const int64_t count = count_.load(), grain = grain_.load();
     if (!state_.compare_exchange_weak(state, state + 1)) continue;
     const int64_t begin = range * grain;
-    function(context, begin, std::min(begin + grain, count));
+    try {
+      function(context, begin, std::min(begin + grain, count));
+    } catch (...) {  // rethrown by run()
+      if (!failed_.exchange(true)) exception_ = std::current_exception();
+    }
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_ranges_.load()) done_.notify_one();
   }
 }
@@ -80,6 +97,7 @@ void ThreadPool::run(int64_t count, int64_t grain, RangeFunction function, void*
   generation_.notify_all();
   take_ranges(generation);
   wait_until(done_, [&](uint32_t done) { return done == num_ranges; });
+  if (failed_.exchange(false)) std::rethrow_exception(std::exchange(exception_, nullptr));
 }
 
 void ThreadPool::work() {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -23,7 +24,7 @@ constexpr int64_t grain_for(int64_t multiply_adds_per_item) {
 // that the operating system keeps from running (a busy machine) delays nobody.
 class ThreadPool {
  public:
-  // `num_threads` in all, the caller included.
+  // `num_threads` in all, the caller included. Throws Error when the system refuses that many.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -32,7 +33,8 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, from all threads;
-  // returns when all are done. `body` must not throw. One caller at a time.
+  // returns when all are done. When a body throws, the first exception is rethrown here after all ranges have ended.
+  // One caller at a time.
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     using Function = std::remove_reference_t<Body>;
@@ -46,6 +48,7 @@ class ThreadPool {
   void run(int64_t count, int64_t grain, RangeFunction function, void* context);
   void work();
   void take_ranges(uint32_t generation);
+  void stop();
 
   std::vector<std::thread> workers_;
 
@@ -60,6 +63,8 @@ class ThreadPool {
   std::atomic<uint32_t> done_{0};        // ranges finished
   std::atomic<uint32_t> generation_{0};  // what idle workers sleep on
   std::atomic<bool> stop_{false};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr exception_;  // of the first body that threw; written by the thread that set failed_
 };
 
 }  // namespace longcat

@@ -34,11 +34,23 @@ class PyEngine {
   }
 
   py::array_t<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk_size) {
-    const int64_t vocab = locked([](Engine& e) { return e.config().vocab_size; });
+    const int64_t vocab = locked([&](Engine& e) {
+      e.check_forward(token_ids);
+      return e.config().vocab_size;
+    });
     py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
     float* out = logits.mutable_data();
     locked([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
     return logits;
+  }
+
+  // One step; each output is appended to sinks[request_id] when there is such a sink. Done in here because Python may
+  // be interrupted as soon as a call returns, and a token that has been computed must not be lost then.
+  void step(const py::dict& sinks) {
+    for (StepOutput& output : locked([](Engine& e) { return e.step(); })) {
+      const py::int_ request_id(output.request_id);
+      if (sinks.contains(request_id)) sinks[request_id].attr("append")(py::cast(std::move(output)));
+    }
   }
 
   void close() {
@@ -118,24 +130,26 @@ void register_engine(py::module_& module) {
              return self.locked([&](Engine& e) { return e.set_mask(request_id, std::move(mask)); });
            })
       .def("has_work", [](PyEngine& self) { return self.locked([](Engine& e) { return e.has_work(); }); })
-      .def("step", [](PyEngine& self) { return self.locked([](Engine& e) { return e.step(); }); })
+      .def("step", &PyEngine::step)
       .def("forward", &PyEngine::forward, py::arg("token_ids"), py::arg("chunk_size") = 0)
       .def("close", &PyEngine::close)
       .def("info", [](PyEngine& self) {
-        const auto read = [&](auto&& field) { return self.locked(field); };
         py::dict info;
-        info["architecture"] = read([](Engine& e) { return e.config().architecture; });
-        info["device"] = read([](Engine& e) { return e.device_name(); });
-        info["dtype"] = read([](Engine& e) { return std::string(name_of(e.dtype())); });
-        info["kv_cache_dtype"] = read([](Engine& e) { return std::string(name_of(e.kv_cache_dtype())); });
-        info["vocab_size"] = read([](Engine& e) { return e.config().vocab_size; });
-        info["eos_token_id"] = read([](Engine& e) { return e.config().eos_token_id; });
-        info["max_model_len"] = read([](Engine& e) { return e.max_model_len(); });
-        info["num_kv_blocks"] = read([](Engine& e) { return e.num_kv_blocks(); });
-        info["num_free_blocks"] = read([](Engine& e) { return e.num_free_blocks(); });
-        info["kv_cache_bytes"] = read([](Engine& e) { return e.kv_cache_bytes(); });
-        info["num_threads"] = read([](Engine& e) { return e.num_threads(); });
-        info["warnings"] = read([](Engine& e) { return e.warnings(); });
+        self.locked([&](Engine& e) {
+          const py::gil_scoped_acquire gil;
+          info["architecture"] = e.config().architecture;
+          info["device"] = e.device_name();
+          info["dtype"] = name_of(e.dtype());
+          info["kv_cache_dtype"] = name_of(e.kv_cache_dtype());
+          info["vocab_size"] = e.config().vocab_size;
+          info["eos_token_id"] = e.config().eos_token_id;
+          info["max_model_len"] = e.max_model_len();
+          info["num_kv_blocks"] = e.num_kv_blocks();
+          info["num_free_blocks"] = e.num_free_blocks();
+          info["kv_cache_bytes"] = e.kv_cache_bytes();
+          info["num_threads"] = e.num_threads();
+          info["warnings"] = e.warnings();
+        });
         return info;
       });
 }

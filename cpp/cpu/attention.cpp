@@ -7,13 +7,12 @@
 
 #include "cpu/cpu_ops.h"
 #include "cpu/rope.h"
+#include "cpu/rows.h"
 #include "cpu/vec.h"
 
 namespace longcat {
 
 namespace {
-
-LC_CLONES float sum_of_squares(const float* x, int64_t dim) { return vec::dot(x, x, dim); }
 
 // Partial result of one head over one piece of the history, before normalisation.
 struct Partial {
@@ -27,10 +26,7 @@ LC_INLINE void attend_piece(Partial& part, float* scores, const float* q_latent,
                             const int32_t* block_table, int64_t begin, int64_t end, int64_t kv_lora_rank,
                             int64_t rope_dim, float scale) {
   const int64_t latent_dim = kv_lora_rank + rope_dim;
-  const auto latent_of = [&](int64_t position) {
-    const int64_t slot = block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
-    return latents + slot * latent_dim;
-  };
+  const auto latent_of = [&](int64_t position) { return latents + slot_of(block_table, position) * latent_dim; };
   part.max = -std::numeric_limits<float>::infinity();
   for (int64_t s = begin; s < end; ++s) {
     const T* latent = latent_of(s);
@@ -76,8 +72,7 @@ void CpuOps::mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float ep
   const int64_t kv_lora_rank = norm_weight.size(0), rope_dim = kv_a.size(1) - kv_lora_rank;
   for (int64_t t = 0; t < kv_a.size(0); ++t) {
     float* row = kv_a.row<float>(t);
-    const float rms = 1.0f / std::sqrt(sum_of_squares(row, kv_lora_rank) / static_cast<float>(kv_lora_rank) + eps);
-    for (int64_t k = 0; k < kv_lora_rank; ++k) row[k] = row[k] * rms * norm_weight.data<float>()[k];
+    cpu::norm_row(row, row, norm_weight.data<float>(), kv_lora_rank, eps);
     cpu::rotate_pairs(row + kv_lora_rank, cos.row<float>(t), sin.row<float>(t), rope_dim);
 
     const int64_t slot = slot_of(batch, batch.sequence_idx.data<int32_t>()[t], batch.positions.data<int32_t>()[t]);

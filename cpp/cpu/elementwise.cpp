@@ -3,13 +3,19 @@
 #include <cstring>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/rows.h"
 #include "cpu/vec.h"
 
 namespace longcat {
 
+namespace cpu {
+
 namespace {
 
 LC_CLONES float sum_of_squares(const float* x, int64_t dim) { return vec::dot(x, x, dim); }
+
+}  // namespace
+
 LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
 
 void norm_row(float* out, const float* x, const float* weight, int64_t dim, float eps) {
@@ -17,12 +23,12 @@ void norm_row(float* out, const float* x, const float* weight, int64_t dim, floa
   for (int64_t k = 0; k < dim; ++k) out[k] = x[k] * scale * weight[k];
 }
 
-}  // namespace
+}  // namespace cpu
 
 void CpuOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) {
   pool_.parallel_for(x.size(0), grain_for(x.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      norm_row(out.row<float>(t), x.row<float>(t), weight.data<float>(), x.size(1), eps);
+      cpu::norm_row(out.row<float>(t), x.row<float>(t), weight.data<float>(), x.size(1), eps);
   });
 }
 
@@ -30,22 +36,22 @@ void CpuOps::add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, 
   const int64_t dim = residual.size(1);
   pool_.parallel_for(residual.size(0), grain_for(dim), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      if (!x.empty()) add_scaled(residual.row<float>(t), 1.0f, x.row<float>(t), dim);
-      norm_row(out.row<float>(t), residual.row<float>(t), weight.data<float>(), dim, eps);
+      if (!x.empty()) cpu::add_scaled(residual.row<float>(t), 1.0f, x.row<float>(t), dim);
+      cpu::norm_row(out.row<float>(t), residual.row<float>(t), weight.data<float>(), dim, eps);
     }
   });
 }
 
 void CpuOps::add(Tensor x, Tensor y) {
   pool_.parallel_for(x.size(0), grain_for(x.size(1)), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) add_scaled(x.row<float>(t), 1.0f, y.row<float>(t), x.size(1));
+    for (int64_t t = begin; t < end; ++t) cpu::add_scaled(x.row<float>(t), 1.0f, y.row<float>(t), x.size(1));
   });
 }
 
 void CpuOps::add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) {
   pool_.parallel_for(x.size(0), grain_for(x.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      add_scaled(x.row<float>(t), row_weight.data<float>()[t], y.row<float>(t), x.size(1));
+      cpu::add_scaled(x.row<float>(t), row_weight.data<float>()[t], y.row<float>(t), x.size(1));
   });
 }
 

@@ -5,15 +5,13 @@
 
 #include "cpu/cpu_ops.h"
 #include "cpu/matmul.h"
-#include "cpu/vec.h"
+#include "cpu/rows.h"
 
 namespace longcat {
 
 namespace {
 
 constexpr int64_t kRowGrain = 32;  // rows of an expert's weight a thread takes at once
-
-LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
 
 void softmax(float* x, int64_t n) {
   const float max = *std::max_element(x, x + n);
@@ -125,7 +123,7 @@ void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor exper
       std::fill_n(y, out.size(1), 0.0f);
       for (int64_t j = 0; j < topk; ++j)
         if (const int32_t row = routing.permuted_rows.row<int32_t>(t)[j]; row >= 0)
-          add_scaled(y, routing.expert_weights.row<float>(t)[j], expert_out.row<float>(row), out.size(1));
+          cpu::add_scaled(y, routing.expert_weights.row<float>(t)[j], expert_out.row<float>(row), out.size(1));
     }
   });
 }

@@ -121,7 +121,8 @@ int32_t argmax(const float* logits, int64_t vocab) {
 bool scale(float* logits, int64_t vocab, float temperature) {
   for (int64_t id = 0; id < vocab; ++id)
     if (logits[id] != kRemoved && !std::isfinite(logits[id] / temperature)) return false;
-  for (int64_t id = 0; id < vocab; ++id) logits[id] /= temperature;
+  for (int64_t id = 0; id < vocab; ++id)
+    if (logits[id] != kRemoved) logits[id] /= temperature;
   return true;
 }
 
@@ -192,7 +193,8 @@ void CpuOps::token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor lo
       double total = 0;
       for (int64_t id = 0; id < vocab; ++id) total += std::exp(static_cast<double>(row[id]) - max);
       const auto logprob = [&](int32_t id) { return static_cast<float>(row[id] - max - std::log(total)); };
-      const auto likelier = [&](int32_t a, int32_t b) { return row[a] != row[b] ? row[a] > row[b] : a < b; };
+      const auto known = [&](int32_t id) { return std::isnan(row[id]) ? kRemoved : row[id]; };  // NaN has no order
+      const auto likelier = [&](int32_t a, int32_t b) { return known(a) != known(b) ? known(a) > known(b) : a < b; };
 
       ids.row<int32_t>(i)[0] = chosen;
       logprobs.row<float>(i)[0] = logprob(chosen);

@@ -10,9 +10,7 @@ namespace longcat::cpu {
 struct History {
   const int32_t* lane;
   const int32_t* block_table;
-  int32_t operator[](int64_t position) const {
-    return lane[block_table[position / kBlockSize] * kBlockSize + position % kBlockSize];
-  }
+  int32_t operator[](int64_t position) const { return lane[slot_of(block_table, position)]; }
 };
 
 int32_t process_logits(float* logits, int64_t vocab, const SamplingRow& row, History history);

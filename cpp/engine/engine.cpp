@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <numeric>
 #include <utility>
@@ -59,8 +60,6 @@ const char* name_of(FinishReason reason) {
       return "stop";
     case FinishReason::length:
       return "length";
-    case FinishReason::abort:
-      return "abort";
     case FinishReason::error:
       return "error";
   }
@@ -82,21 +81,26 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
     : loaded_(folder, checked(options), progress), options_(options) {
   const ModelConfig& c = config();
   max_model_len_ = options.max_model_len > 0 ? options.max_model_len : c.max_position_embeddings;
+  if (max_model_len_ > c.max_position_embeddings)
+    throw std::invalid_argument(
+        str_cat("max_model_len=", max_model_len_,
+                " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
-  const int64_t useful = options.max_num_seqs * blocks_for(max_model_len_);
+  const int64_t useful = options.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
   const int64_t budget = options.kv_cache_memory > 0 ? options.kv_cache_memory : available_memory() / 4;
   const int64_t num_blocks = std::min(useful, budget / block_bytes);
-  if (num_blocks < 1)
-    throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold no block of ", kBlockSize, " tokens (", block_bytes,
-                              " bytes): raise kv_cache_memory"));
+  if (num_blocks < 2)
+    throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
+                              block_bytes, " bytes each), at least 2 are needed: raise kv_cache_memory"));
   Device& device = loaded_.ops->device();
-  cache_ = std::make_unique<KvCache>(device, c, num_blocks + 1, kv_cache_dtype());
+  cache_ = std::make_unique<KvCache>(device, c, num_blocks, kv_cache_dtype());
   batch_buffers_ = std::make_unique<BatchBuffers>(device, options.max_num_batched_tokens, options.max_num_seqs,
                                                   blocks_for(max_model_len_));
   logits_ = Buffer(device, options.max_num_seqs * c.vocab_size * size_of(DType::f32));
   logit_rows_ = Buffer(device, options.max_num_seqs * size_of(DType::i32));
   sampled_ids_ = Buffer(device, options.max_num_seqs * size_of(DType::i32));
-  for (int64_t block = num_blocks; block >= 1; --block) free_blocks_.push_back(static_cast<int32_t>(block));
+  running_.reserve(static_cast<size_t>(options.max_num_seqs));
+  for (int64_t block = num_blocks - 1; block >= 1; --block) free_blocks_.push_back(static_cast<int32_t>(block));
 }
 
 std::vector<std::string> Engine::warnings() const {
@@ -128,7 +132,7 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
   check_tokens(prompt_token_ids);
   check(params, config().vocab_size);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
-  if (num_prompt_tokens >= max_model_len_)
+  if (num_prompt_tokens + std::min<int64_t>(params.max_tokens, 1) > max_model_len_)
     throw std::invalid_argument(str_cat("the prompt has ", num_prompt_tokens,
                                         " tokens, and max_model_len=", max_model_len_,
                                         " leaves no room for an answer: shorten the prompt or raise max_model_len"));
@@ -141,6 +145,7 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
   sequence->request_id = next_request_id_++;
   sequence->params = params;
   sequence->token_ids = std::move(prompt_token_ids);
+  sequence->token_ids.reserve(static_cast<size_t>(num_prompt_tokens + max_tokens));
   sequence->num_prompt_tokens = num_prompt_tokens;
   sequence->max_tokens = max_tokens;
   waiting_.push_back(std::move(sequence));
@@ -219,50 +224,54 @@ std::vector<StepOutput> Engine::step() {
   const ForwardBatch batch = batch_buffers_->upload(chunks);
   loaded_.model->forward(batch, *cache_);
 
-  // Sequences whose every token is now in the cache get their next one.
+  // What can fail is computed first, request by request; then the results are committed, which cannot fail.
   std::vector<StepOutput> outputs;
+  outputs.reserve(scheduled.size());
   std::vector<Sequence*> sampling;
   std::vector<int32_t> last_rows, batch_rows;
   int64_t first_row = 0;
   for (size_t s = 0; s < scheduled.size(); ++s) {
     Sequence& sequence = *scheduled[s];
     const int64_t count = static_cast<int64_t>(chunks[s].token_ids.size());
-    if (sequence.params.prompt_logprobs >= 0) score_prompt(sequence, first_row, chunks[s]);
+    const bool scored = sequence.params.prompt_logprobs < 0 || score_prompt(sequence, first_row, chunks[s]);
     first_row += count;
-    sequence.num_computed += count;
-    if (uncomputed(sequence) > 0) continue;
-    if (sequence.max_tokens == 0) {
+    const bool complete = uncomputed(sequence) == count;
+    if (!scored || (complete && sequence.max_tokens == 0)) {
       outputs.push_back({.request_id = sequence.request_id,
-                         .finish_reason = FinishReason::length,
+                         .finish_reason = scored ? FinishReason::length : FinishReason::error,
                          .logprobs = {},
                          .prompt_logprobs = std::move(sequence.prompt_logprobs)});
-      continue;
+    } else if (complete) {
+      sampling.push_back(&sequence);
+      last_rows.push_back(static_cast<int32_t>(first_row) - 1);
+      batch_rows.push_back(static_cast<int32_t>(s));
     }
-    sampling.push_back(&sequence);
-    last_rows.push_back(static_cast<int32_t>(first_row) - 1);
-    batch_rows.push_back(static_cast<int32_t>(s));
   }
-
+  std::vector<int32_t> tokens(sampling.size());
+  std::vector<std::optional<TokenLogprobs>> logprobs(sampling.size());
   if (!sampling.empty()) {
     const Tensor logits = compute_logits(last_rows);
-    std::vector<int32_t> tokens(sampling.size());
     sample(sampling, logits, batch, batch_rows, tokens);
-    for (size_t i = 0; i < sampling.size(); ++i) {
-      Sequence& sequence = *sampling[i];
-      StepOutput output{.request_id = sequence.request_id,
-                        .token_id = tokens[i],
-                        .logprobs = {},
-                        .prompt_logprobs = std::exchange(sequence.prompt_logprobs, {})};
-      if (tokens[i] >= 0) {
-        sequence.token_ids.push_back(tokens[i]);
-        const int64_t row = static_cast<int64_t>(i);
-        if (sequence.params.logprobs >= 0)
-          output.logprobs =
-              compute_logprobs(logits.slice(0, row, row + 1), {&tokens[i], 1}, sequence.params.logprobs)[0];
-      }
-      output.finish_reason = finish_reason(sequence, tokens[i]);
-      outputs.push_back(std::move(output));
-    }
+    for (size_t i = 0; i < sampling.size(); ++i)
+      if (tokens[i] >= 0 && sampling[i]->params.logprobs >= 0) try {
+          const int64_t row = static_cast<int64_t>(i);
+          logprobs[i] =
+              compute_logprobs(logits.slice(0, row, row + 1), {&tokens[i], 1}, sampling[i]->params.logprobs)[0];
+        } catch (const std::exception&) {
+          tokens[i] = -1;  // ends this request alone
+        }
+  }
+
+  for (size_t s = 0; s < scheduled.size(); ++s)
+    scheduled[s]->num_computed += static_cast<int64_t>(chunks[s].token_ids.size());
+  for (size_t i = 0; i < sampling.size(); ++i) {
+    Sequence& sequence = *sampling[i];
+    if (tokens[i] >= 0) sequence.token_ids.push_back(tokens[i]);  // its capacity was reserved
+    outputs.push_back({.request_id = sequence.request_id,
+                       .token_id = tokens[i],
+                       .finish_reason = finish_reason(sequence, tokens[i]),
+                       .logprobs = std::move(logprobs[i]),
+                       .prompt_logprobs = std::exchange(sequence.prompt_logprobs, {})});
   }
   for (const StepOutput& output : outputs)
     if (output.finish_reason != FinishReason::none) abort(output.request_id);
@@ -304,8 +313,9 @@ std::vector<TokenLogprobs> Engine::compute_logprobs(Tensor logits, std::span<con
   return result;
 }
 
-// The prompt tokens that the rows of this chunk predict. The chunk begins at row `first_row` of the step.
-void Engine::score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk) {
+// The prompt tokens that the rows of this chunk predict. The chunk begins at row `first_row` of the step. False when
+// that fails or a logit is NaN.
+bool Engine::score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk) try {
   const int64_t end =
       std::min(chunk.start + static_cast<int64_t>(chunk.token_ids.size()), sequence.num_prompt_tokens - 1);
   for (int64_t start = chunk.start; start < end; start += options_.max_num_seqs) {
@@ -313,9 +323,14 @@ void Engine::score_prompt(Sequence& sequence, int64_t first_row, const Chunk& ch
     std::vector<int32_t> rows(static_cast<size_t>(count));
     std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
     const std::span<const int32_t> predicted(sequence.token_ids.data() + start + 1, static_cast<size_t>(count));
-    for (TokenLogprobs& one : compute_logprobs(compute_logits(rows), predicted, sequence.params.prompt_logprobs))
+    for (TokenLogprobs& one : compute_logprobs(compute_logits(rows), predicted, sequence.params.prompt_logprobs)) {
+      if (std::isnan(one.logprobs[0])) return false;
       sequence.prompt_logprobs.push_back(std::move(one));
+    }
   }
+  return true;
+} catch (const std::exception&) {
+  return false;
 }
 
 void Engine::sample(std::span<Sequence* const> sequences, Tensor logits, const ForwardBatch& batch,
@@ -349,7 +364,7 @@ void Engine::sample(std::span<Sequence* const> sequences, Tensor logits, const F
   loaded_.ops->device().copy_to_host(tokens.data(), ids.raw(), ids.num_bytes());
 }
 
-void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
+void Engine::check_forward(std::span<const int32_t> token_ids) const {
   check_tokens(token_ids);
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (num_tokens > max_model_len_)
@@ -357,6 +372,11 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
   if (blocks_for(num_tokens) > num_free_blocks())
     throw OutOfMemory(str_cat("[kv cache] forward of ", num_tokens, " tokens needs ", blocks_for(num_tokens),
                               " blocks, ", num_free_blocks(), " are free: raise kv_cache_memory"));
+}
+
+void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
+  check_forward(token_ids);
+  const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (chunk_size <= 0 || chunk_size > options_.max_num_batched_tokens) chunk_size = options_.max_num_batched_tokens;
 
   Device& device = loaded_.ops->device();

@@ -29,7 +29,7 @@ struct EngineOptions {
   int num_threads = 0;                   // 0: one per available core
 };
 
-enum class FinishReason : uint8_t { none, stop, length, abort, error };
+enum class FinishReason : uint8_t { none, stop, length, error };
 const char* name_of(FinishReason reason);
 
 // A token's log-probability under the model's own logits, and those of the most likely ones.
@@ -89,6 +89,9 @@ class Engine {
   // One forward pass over what is admitted; returns the new tokens. Does nothing without work.
   std::vector<StepOutput> step();
 
+  // Throws what forward would throw for these ids.
+  void check_forward(std::span<const int32_t> token_ids) const;
+
   // Logits of every position of one sequence, in steps of at most `chunk_size` tokens (0: max_num_batched_tokens).
   // out: [num_tokens, vocab_size] floats on the host.
   void forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size = 0);
@@ -114,7 +117,7 @@ class Engine {
   Sequence* find(int64_t request_id);
   Tensor compute_logits(std::span<const int32_t> rows);
   std::vector<TokenLogprobs> compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top);
-  void score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk);
+  bool score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk);
   void sample(std::span<Sequence* const> sequences, Tensor logits, const ForwardBatch& batch,
               std::span<const int32_t> batch_rows, std::vector<int32_t>& tokens);
   FinishReason finish_reason(const Sequence& sequence, int32_t token_id) const;

@@ -32,14 +32,15 @@ void check(const SamplingParams& params, int64_t vocab_size) {
           params.max_tokens, "at least 1, or 0 with prompt_logprobs");
   require(params.min_tokens >= 0 && params.min_tokens <= params.max_tokens, "min_tokens", params.min_tokens,
           str_cat("0 to max_tokens=", params.max_tokens));
-  require(std::isfinite(params.temperature) && params.temperature >= 0, "temperature", params.temperature,
-          "0 (greedy) or a positive number");
+  require(std::isfinite(static_cast<float>(params.temperature)) && params.temperature >= 0, "temperature",
+          params.temperature, "0 (greedy) or a positive number");
   require(params.top_k >= 0 && params.top_k <= std::numeric_limits<int32_t>::max(), "top_k", params.top_k,
-          "0 (off) or a positive integer");
+          "0 (off) to 2147483647");
   require(params.top_p > 0 && params.top_p <= 1, "top_p", params.top_p, "more than 0 and at most 1");
   require(params.min_p >= 0 && params.min_p <= 1, "min_p", params.min_p, "0 to 1");
-  require(std::isfinite(params.repetition_penalty) && params.repetition_penalty > 0, "repetition_penalty",
-          params.repetition_penalty, "a positive number");
+  const float repetition_penalty = static_cast<float>(params.repetition_penalty);
+  require(std::isfinite(repetition_penalty) && repetition_penalty > 0, "repetition_penalty", params.repetition_penalty,
+          "a positive number");
   require_penalty("presence_penalty", params.presence_penalty);
   require_penalty("frequency_penalty", params.frequency_penalty);
   require_count("logprobs", params.logprobs);

@@ -45,12 +45,6 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   full_.moe_out = f32({T, hidden});
 }
 
-int64_t ActivationBuffers::num_bytes() const {
-  int64_t bytes = 0;
-  for (const Buffer& buffer : buffers_) bytes += buffer.bytes();
-  return bytes;
-}
-
 Activations ActivationBuffers::first(int64_t num_tokens) const {
   LC_CHECK(0 < num_tokens && num_tokens <= max_tokens_, num_tokens, " tokens in a step of at most ", max_tokens_);
   Activations a = full_;

@@ -41,8 +41,6 @@ class ActivationBuffers {
  public:
   ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens);
 
-  int64_t max_tokens() const { return max_tokens_; }
-  int64_t num_bytes() const;
   Activations first(int64_t num_tokens) const;
 
  private:

@@ -15,15 +15,14 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
-  int64_t max_tokens() const { return buffers_.max_tokens(); }
-  int64_t activation_bytes() const { return buffers_.num_bytes(); }
 
   // Runs all layers over the batch, storing its latents and token ids in the cache. Returns the final hidden states
   // [num_tokens, hidden_size], valid until the next call.
   Tensor forward(const ForwardBatch& batch, KvCache& cache);
 
   // out = lm_head of the given rows of the last step's hidden states. out: [num_rows, vocab_size] f32;
-  // rows: [num_rows] i32; num_rows <= max_tokens. Overwrites buffers of the step, not its hidden states.
+  // rows: [num_rows] i32, at most as many as the step had tokens. Overwrites buffers of the step, not its hidden
+  // states.
   void logits(Tensor out, Tensor rows);
 
   // Rows of the N-gram tables the last step looked up: [num_tokens, num_tables] i32, empty without tables.

@@ -41,6 +41,11 @@ class WeightBuilder {
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
 
+  // What is left is not used (the MTP layer): the progress ends at 100 %.
+  void finish() const {
+    if (progress_) progress_(total_bytes_, total_bytes_);
+  }
+
   // A norm or bias as f32, times `factor`.
   Tensor vector(const std::string& name, double factor = 1) {
     const StoredTensor& stored = get(name);
@@ -61,7 +66,7 @@ class WeightBuilder {
     return prepared(view(name, stored));
   }
 
-  // N-gram tables are read a row at a time: never converted, never copied.
+  // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype.
   Weight table(const std::string& name) {
     const StoredTensor& stored = get(name);
     if (stored.dtype == DType::f16) return matrix(name);
@@ -251,6 +256,7 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, l));
   weights.final_norm = builder.vector("model.norm.weight");
   weights.lm_head = config.tie_word_embeddings ? weights.word_embedding : builder.matrix("lm_head.weight");
+  builder.finish();
   return weights;
 }
 

@@ -21,8 +21,12 @@ struct ForwardBatch {
   int64_t num_sequences() const { return block_tables.size(0); }
 };
 
+inline int64_t slot_of(const int32_t* block_table, int64_t position) {
+  return block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
+}
+
 inline int64_t slot_of(const ForwardBatch& batch, int64_t sequence, int64_t position) {
-  return batch.block_tables.row<int32_t>(sequence)[position / kBlockSize] * kBlockSize + position % kBlockSize;
+  return slot_of(batch.block_tables.row<int32_t>(sequence), position);
 }
 
 }  // namespace longcat

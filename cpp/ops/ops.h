@@ -151,7 +151,8 @@ class Ops {
   virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
 
   // Writes one latent row a token to its slot: [rms_norm(kv_a[:, :kv_lora]) | rope(kv_a[:, kv_lora:])], rounded to the
-  // dtype of `latents`. kv_a: [T, kv_lora + rope]; latents: [num_slots, kv_lora + rope]; norm_weight: [kv_lora] f32.
+  // dtype of `latents`. kv_a: [T, kv_lora + rope], overwritten; latents: [num_slots, kv_lora + rope]; norm_weight:
+  // [kv_lora] f32.
   virtual void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                          const ForwardBatch& batch) = 0;
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from longcat.outputs import Logprob, RequestOutput
 from longcat.request import TokenStream
-from longcat.tool_stream import StreamingResponseParser, ToolCallDelta
+from longcat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 
 
 @dataclass
@@ -47,23 +47,40 @@ class ChatChunk:
         return self.delta
 
 
+class PlainText:
+    """In place of the parser where no tools were declared: all text is content, whatever it looks like."""
+
+    def __init__(self) -> None:
+        self.message: dict[str, Any] = {"role": "assistant", "content": ""}
+
+    def push(self, text: str) -> list[Delta]:
+        self.message["content"] += text
+        return [Delta(content=text)]
+
+    def finish(self) -> list[Delta]:
+        return []
+
+
 class ChatStream(Iterator[ChatChunk]):
     """Chunks of chat answers as they arrive. Closing it ends what is left."""
 
-    def __init__(self, tokens: TokenStream, tools: Sequence[Mapping[str, Any]] | None):
+    def __init__(self, tokens: TokenStream, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None):
         self._tokens = tokens
         self._tools = tools
-        self._parsers: dict[tuple[int, int], StreamingResponseParser] = {}
+        self._may_call = bool(tools) and tool_choice != "none"
+        self._parsers: dict[tuple[int, int], StreamingResponseParser | PlainText] = {}
 
     def __next__(self) -> ChatChunk:
         news = next(self._tokens)
         key = (news.prompt_index, news.index)
-        parser = self._parsers.setdefault(key, StreamingResponseParser(self._tools))
+        if key not in self._parsers:
+            self._parsers[key] = StreamingResponseParser(self._tools) if self._may_call else PlainText()
+        parser = self._parsers[key]
         deltas = parser.push(news.delta)
         reason = news.finish_reason
         if reason is not None:
             deltas = [*deltas, *parser.finish()]
-            if reason == "stop" and parser.message.get("tool_calls"):
+            if reason == "stop" and self._message(key).get("tool_calls"):
                 reason = "tool_calls"
         chunk = ChatChunk(
             "".join(d.content for d in deltas),
@@ -77,11 +94,16 @@ class ChatStream(Iterator[ChatChunk]):
 
     def _whole(self, output: RequestOutput, prompt_index: int) -> ChatOutput:
         fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-        messages = [self._parsers[prompt_index, answer.index].message for answer in output.outputs]
+        messages = [self._message((prompt_index, answer.index)) for answer in output.outputs]
         for answer, message in zip(output.outputs, messages, strict=True):
             if answer.finish_reason == "stop" and message.get("tool_calls"):
                 answer.finish_reason = "tool_calls"
         return ChatOutput(**fields, messages=messages)
+
+    def _message(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The parsed message, with a content in any case, as OpenAI's clients expect."""
+        message = self._parsers[key].message
+        return {"role": message["role"], "content": message.get("content", ""), **message}
 
     def close(self) -> None:
         self._tokens.close()

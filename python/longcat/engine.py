@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ class Engine:
             what max_num_seqs sequences of max_model_len can use.
         kv_cache_dtype: "auto" (dtype), "f32" or "bf16".
         max_num_seqs: requests that run at once; others wait their turn.
-        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several.
+        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, or
+            max_num_seqs when that is more.
         seed: of the requests that bring none.
         num_threads: of the CPU backend; default one per core this process may use.
         tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.
@@ -69,7 +71,7 @@ class Engine:
         kv_cache_memory: int | str = "auto",
         kv_cache_dtype: str = "auto",
         max_num_seqs: int = 16,
-        max_num_batched_tokens: int = 512,
+        max_num_batched_tokens: int | None = None,
         seed: int = 0,
         num_threads: int | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
@@ -89,16 +91,25 @@ class Engine:
             return
         if model is None:
             raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
-        self.model = os.fspath(model)
+        self.model = os.path.expanduser(os.fspath(model))
+        for name, value in (("device", device), ("dtype", dtype), ("kv_cache_dtype", kv_cache_dtype)):
+            if not isinstance(value, str):
+                raise TypeError(f'{name}={value!r} is a {type(value).__name__}: expected a name such as "auto"')
         options = _core.EngineOptions()
         options.device = device
         options.dtype = dtype
         options.kv_cache_dtype = kv_cache_dtype
-        options.max_model_len = max_model_len or 0
+        options.max_model_len = _positive("max_model_len", max_model_len)
         options.kv_cache_memory = _parse_bytes("kv_cache_memory", kv_cache_memory)
-        options.max_num_seqs = max_num_seqs
-        options.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
-        options.num_threads = num_threads or 0
+        options.max_num_seqs = _positive("max_num_seqs", max_num_seqs)
+        options.max_num_batched_tokens = (
+            max(512, max_num_seqs)
+            if max_num_batched_tokens is None
+            else _positive("max_num_batched_tokens", max_num_batched_tokens)
+        )
+        options.num_threads = _positive("num_threads", num_threads)
+        if not isinstance(seed, int):
+            raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
         self._core = _core.Engine(self.model, options, progress)
         self._info = self._core.info()
         for line in self._info["warnings"]:
@@ -111,6 +122,8 @@ class Engine:
         self._seeds = random.Random(seed)
         # Answers on their way, by the core's id. Whoever waits drives a step for everybody, under this lock.
         self._answers: dict[int, Answer] = {}
+        self._sinks: dict[int, deque[_core.StepOutput]] = {}  # where the core puts their tokens
+        self._closed = False
         self._step_lock = threading.RLock()  # a dropped stream may end inside a step
 
     def __repr__(self) -> str:
@@ -138,6 +151,8 @@ class Engine:
             elif os.path.isfile(source):
                 with open(source, encoding="utf-8") as file:
                     self._chat_template = ChatTemplate(file.read())
+            elif "{" not in os.fspath(source):
+                raise Error(f"[chat template] {os.fspath(source)} does not exist, and is no template itself")
             else:
                 self._chat_template = ChatTemplate(os.fspath(source))
         return self._chat_template
@@ -148,7 +163,11 @@ class Engine:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`."""
-        return self.tokenizer.decode(as_token_ids(token_ids), skip_special_tokens)
+        ids = as_token_ids(token_ids)
+        for token_id in ids:
+            if token_id < 0:
+                raise ValueError(f"token id {token_id} is not in the vocabulary")
+        return self.tokenizer.decode(ids, skip_special_tokens)
 
     # --- numbers -----------------------------------------------------------------------------------------------
 
@@ -201,8 +220,9 @@ class Engine:
         chunks = TokenStream(self, requests)
         if stream:
             return chunks
-        for _ in chunks:
-            pass
+        with chunks:  # an interrupt ends the requests
+            for _ in chunks:
+                pass
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
 
@@ -224,13 +244,15 @@ class Engine:
         Args:
             messages: [{"role", "content", ...}, ...], or a list of such conversations. `tool_calls` in the history may
                 carry `arguments` as a dict or as JSON text. Tags typed by users stay text.
-            tools: functions the model may call, {"type": "function", "function": {...}}.
+            tools: functions the model may call, {"type": "function", "function": {...}}. Without tools nothing in an
+                answer is read as a call.
             tool_choice: "auto", or "none" to leave the tools out.
             continue_final_message: the answer continues the last message in place of beginning a new one.
             chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
             sampling_params, stream, sampling: as for generate; a stream yields ChatChunk.
         Returns:
-            A ChatOutput, whose `message` is {"role", "content", "tool_calls"}; a list of them for a list.
+            A ChatOutput, whose `message` is {"role", "content"} and, when it calls tools, "tool_calls" with `arguments`
+            as a dict; a list of them for a list.
         Raises:
             ValueError: a message or tool is malformed, or the prompt is too long.
             longcat.Error: the checkpoint has no chat template, or it refuses the messages.
@@ -238,6 +260,8 @@ class Engine:
         from longcat.chat import ChatStream
 
         params = SamplingParams.of(sampling_params, sampling)
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+            raise ValueError(f"messages is a {type(messages).__name__}: expected a list of messages")
         single = not messages or isinstance(messages[0], Mapping)
         conversations: Any = [messages] if single else messages
         prompts = [
@@ -251,10 +275,11 @@ class Engine:
             )
             for conversation in conversations
         ]
-        chunks = ChatStream(TokenStream(self, self._submit(prompts, params)), tools)
+        chunks = ChatStream(TokenStream(self, self._submit(prompts, params)), tools, tool_choice)
         if stream:
             return chunks
-        outputs = {chunk.prompt_index: chunk.output for chunk in chunks if chunk.output is not None}
+        with chunks:  # an interrupt ends the requests
+            outputs = {chunk.prompt_index: chunk.output for chunk in chunks if chunk.output is not None}
         ordered = [outputs[index] for index in range(len(conversations))]
         return ordered[0] if single else ordered
 
@@ -307,12 +332,16 @@ class Engine:
                 )  # fmt: skip
                 for sample_idx in range(params.n):
                     core.sample_idx = sample_idx
+                    if sample_idx == 1 and params.max_tokens:
+                        core.prompt_logprobs = -1  # the first answer brings them
                     decoder = self._stream_decoder(text is None and not params.stop, params.skip_special_tokens)
+                    answer = Answer(request, sample_idx, params, decoder)
                     with self._step_lock:
-                        answer = Answer(request, sample_idx, self._core.add_request(ids, core), params, decoder)
-                        request.add(answer)
+                        self._check_open()
+                        answer.core_id = self._core.add_request(ids, core)
                         self._answers[answer.core_id] = answer
-                        self._update_mask(answer)
+                        self._sinks[answer.core_id] = answer.arrived
+                        request.add(answer)
         except BaseException:
             self._abort([answer for request in requests for answer in request.answers])
             raise
@@ -327,49 +356,64 @@ class Engine:
                 return None
             raise
 
-    def _next_chunk(self, answers: Mapping[int, Answer]) -> tuple[StreamChunk, Answer]:
-        """The next chunk of one of `answers`; drives steps, for everybody, until there is one."""
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Error("[engine] this engine is closed")
+
+    def _next_chunk(self, answers: dict[int, Answer]) -> StreamChunk | None:
+        """The next chunk of one of `answers`; drives steps, for everybody, until there is one.
+
+        Ended answers are taken out of `answers`. None when none is left, which another thread may have seen to.
+        """
         while True:
             with self._step_lock:
-                for core_id, answer in answers.items():
-                    if core_id not in self._answers:
-                        raise Error("[engine] this engine is closed")
-                    if answer.arrived:
-                        step = answer.arrived.popleft()
+                for core_id, answer in list(answers.items()):
+                    if answer.output.finish_reason is not None:
+                        del answers[core_id]
+                    elif answer.arrived:
+                        step = answer.arrived[0]
                         chunk = answer.take(step, self._info["eos_token_id"])
+                        answer.arrived.popleft()
                         if chunk.finish_reason is not None:
-                            del self._answers[core_id]
-                            if step.finish_reason is None:  # a stop string: the core does not know
-                                self._core.abort(core_id)
-                        return chunk, answer
-                self._step()
+                            del answers[core_id]
+                            self._forget(answer, known_to_core=step.finish_reason is None)
+                        return chunk
+                if not answers:
+                    return None
+                self._check_open()
+                self._update_masks()
+                self._core.step(self._sinks)
+                if not self._core.has_work() and not any(answer.arrived for answer in answers.values()):
+                    raise Error("[internal] requests " + ", ".join(map(str, answers)) + " are lost")
 
-    def _step(self) -> None:
-        for step in self._core.step():
-            if (answer := self._answers.get(step.request_id)) is None:
+    def _update_masks(self) -> None:
+        """Asks the grammars of requests what may follow. One that fails allows nothing: its request ends in an error."""
+        for answer in list(self._answers.values()):
+            if answer.token_mask is None:
                 continue
-            answer.arrived.append(step)
-            if step.finish_reason is None:
-                self._update_mask(answer)
+            so_far = [*answer.output.token_ids, *(step.token_id for step in answer.arrived)]
+            if answer.masked_tokens == len(so_far):
+                continue
+            try:
+                mask = answer.token_mask(so_far)
+                words = [] if mask is None else mask_words(mask, self._info["vocab_size"])
+            except Exception as error:
+                warnings.warn(f"[mask] the token_mask of request {answer.core_id} failed: {error!r}", stacklevel=2)
+                words = [0] * ((self._info["vocab_size"] + 31) // 32)
+            self._core.set_mask(answer.core_id, words)
+            answer.masked_tokens = len(so_far)
 
-    def _update_mask(self, answer: Answer) -> None:
-        """Asks a request's grammar what may follow. When it fails, the request allows nothing and ends in an error."""
-        if answer.token_mask is None:
-            return
-        so_far = [*answer.output.token_ids, *(step.token_id for step in answer.arrived)]
-        try:
-            mask = answer.token_mask(so_far)
-            words = [] if mask is None else mask_words(mask, self._info["vocab_size"])
-        except Exception as error:
-            warnings.warn(f"[mask] the token_mask of request {answer.core_id} failed: {error!r}", stacklevel=2)
-            words = [0] * ((self._info["vocab_size"] + 31) // 32)
-        self._core.set_mask(answer.core_id, words)
+    def _forget(self, answer: Answer, known_to_core: bool) -> None:
+        self._answers.pop(answer.core_id, None)
+        self._sinks.pop(answer.core_id, None)
+        if known_to_core and not self._closed:
+            self._core.abort(answer.core_id)
 
     def _abort(self, answers: Sequence[Answer]) -> None:
         with self._step_lock:
             for answer in answers:
-                if self._answers.pop(answer.core_id, None) is not None:
-                    self._core.abort(answer.core_id)
+                if answer.output.finish_reason is None:
+                    self._forget(answer, known_to_core=True)
                     answer.finish("abort")
 
     def _eos_token_ids(self) -> list[int]:
@@ -381,7 +425,9 @@ class Engine:
     def close(self) -> None:
         """Frees the model and the cache; requests still open end with an error. May be called twice."""
         with self._step_lock:
+            self._closed = True
             self._answers.clear()
+            self._sinks.clear()
             self._core.close()
 
     def __enter__(self) -> Engine:
@@ -440,6 +486,15 @@ def _as_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[in
     return [as_token_ids(prompt_token_ids)], True
 
 
+def _positive(name: str, value: int | None) -> int:
+    """An optional count for the core, which takes 0 for its default."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
+    return value
+
+
 def _parse_bytes(name: str, value: int | str) -> int:
     """A size in bytes from 4294967296, "4GiB" or "500 MB"; "auto" is 0."""
     if value == "auto":
@@ -449,10 +504,10 @@ def _parse_bytes(name: str, value: int | str) -> int:
         unit = value.strip()[len(digits) :].strip().upper()
         try:
             value = int(float(digits) * _UNITS[unit if unit != "B" else ""])
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             raise ValueError(f'{name}="{value}" is not a size: expected bytes, "500MB" or "4GiB"') from None
-    if value <= 0:
-        raise ValueError(f"{name}={value} is not possible: expected a positive number of bytes")
+    if not isinstance(value, int) or not 0 < value < 2**63:
+        raise ValueError(f"{name}={value!r} is not possible: expected a positive number of bytes")
     return value
 
 

@@ -25,12 +25,15 @@ class StopStrings:
         self._held = ""
         self.found: str | None = None
 
-    def push(self, text: str) -> str:
-        """Text that is surely part of the answer. Once `found` is set, nothing more comes."""
+    def push(self, text: str, armed: bool = True) -> str:
+        """Text that is surely part of the answer. Once `found` is set, nothing more comes.
+
+        Not armed, whole strings pass, but what may be the start of one is held back as ever.
+        """
         if self.found is not None:
             return ""
         text = self._held + text
-        hits = [(text.find(string), -len(string), string) for string in self._strings if string in text]
+        hits = [(text.find(string), -len(string), string) for string in self._strings if armed and string in text]
         if hits:
             start, _, self.found = min(hits)
             self._held = ""
@@ -60,12 +63,13 @@ class Answer:
         self,
         request: Request,
         index: int,
-        core_id: int,
         params: SamplingParams,
         decoder: StreamDecoder | None,
     ):
         self.request = request
-        self.core_id = core_id
+        self.core_id = -1  # set when the core knows it
+        self.masked_tokens = -1  # output tokens that the mask now set has seen
+        self._wants_prompt_logprobs = params.prompt_logprobs is not None
         self.output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
         self.token_mask = params.token_mask
         self.arrived: deque[_core.StepOutput] = deque()
@@ -82,7 +86,7 @@ class Answer:
         if ends:
             self.output.stop_reason = step.token_id
         logprobs = self._take_logprobs(step)
-        if step.prompt_logprobs:
+        if self._wants_prompt_logprobs:
             self.request.take_prompt_logprobs(step.prompt_logprobs)
 
         delta = self._stop_at_strings(self._decoder.push(token_ids)) if self._decoder else ""
@@ -97,9 +101,7 @@ class Answer:
         )  # fmt: skip
 
     def _stop_at_strings(self, text: str) -> str:
-        if len(self.output.token_ids) < self._min_tokens:
-            return text
-        text = self._stop.push(text)
+        text = self._stop.push(text, armed=len(self.output.token_ids) >= self._min_tokens)
         if self._stop.found is not None:
             self.output.stop_reason = self._stop.found
         return text
@@ -168,16 +170,13 @@ class TokenStream(Iterator[StreamChunk]):
         self._open = {answer.core_id: answer for request in requests for answer in request.answers}
 
     def __next__(self) -> StreamChunk:
-        if not self._open:
+        chunk = self._engine._next_chunk(self._open)
+        if chunk is None:
             raise StopIteration
-        chunk, answer = self._engine._next_chunk(self._open)
-        if chunk.finish_reason is not None:
-            del self._open[answer.core_id]
         return chunk
 
     def close(self) -> None:
-        answers, self._open = list(self._open.values()), {}
-        self._engine._abort(answers)
+        self._engine._abort(list(self._open.values()))
 
     def __enter__(self) -> TokenStream:
         return self

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from longcat.tokenizer import Tokenizer
 
 
+MAX_N = 128  # answers to one prompt
+
+
 @dataclass
 class SamplingParams:
     """Sampling parameters of a request; None means the model's own default (generation_config.json).
@@ -86,13 +89,21 @@ class SamplingParams:
         else:
             raise TypeError(f"sampling_params is a {type(params).__name__}: expected SamplingParams or a dict")
         given.update(overrides)
+        given = {name: value for name, value in given.items() if value is not None}  # as clients send unset fields
         known = [f.name for f in dataclasses.fields(cls)]
         for name in given:
             if name not in known:
                 raise unknown_name("SamplingParams", name, known)
         result = cls(**given)
-        if result.n < 1:
-            raise ValueError(f"n={result.n} is not possible: expected at least 1")
+        if not 1 <= _index("n", result.n) <= MAX_N:
+            raise ValueError(f"n={result.n} is not possible: expected 1 to {MAX_N}")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(result, name) is not None and _index(name, getattr(result, name)) < 0:
+                raise ValueError(f"{name}={getattr(result, name)} is not possible: expected 0 or more")
+        if result.token_mask is not None and not callable(result.token_mask):
+            raise TypeError(
+                f"token_mask={result.token_mask!r} is a {type(result.token_mask).__name__}: expected a function"
+            )
         if not all(isinstance(stop, str) and stop for stop in result.stop_strings()):
             raise ValueError(f"stop={result.stop!r} is not possible: expected non-empty strings")
         return result
@@ -128,28 +139,75 @@ def core_params(
         return off if greedy and of_sampling else defaults.get(name, off)
 
     core = _core.SamplingParams()
-    core.max_tokens = params.max_tokens
-    core.min_tokens = params.min_tokens
-    core.temperature = given_or_default("temperature", 0.0 if greedy else 1.0)
-    core.top_k = max(given_or_default("top_k", 0), 0)
-    core.top_p = given_or_default("top_p", 1.0)
-    core.min_p = given_or_default("min_p", 0.0)
-    core.repetition_penalty = given_or_default("repetition_penalty", 1.0, of_sampling=False)
-    core.presence_penalty = params.presence_penalty
-    core.frequency_penalty = params.frequency_penalty
-    core.seed = (params.seed if params.seed is not None else seed) % 2**64
-    core.stop_token_ids = [*params.stop_token_ids, *([] if params.ignore_eos else eos_token_ids)]
+    core.max_tokens = _integer("max_tokens", params.max_tokens)
+    core.min_tokens = _integer("min_tokens", params.min_tokens)
+    core.temperature = _number("temperature", given_or_default("temperature", 0.0 if greedy else 1.0))
+    core.top_k = max(_integer("top_k", given_or_default("top_k", 0)), 0)
+    core.top_p = _number("top_p", given_or_default("top_p", 1.0))
+    core.min_p = _number("min_p", given_or_default("min_p", 0.0))
+    repetition_penalty = given_or_default("repetition_penalty", 1.0, of_sampling=False)
+    core.repetition_penalty = _number("repetition_penalty", repetition_penalty)
+    core.presence_penalty = _number("presence_penalty", params.presence_penalty)
+    core.frequency_penalty = _number("frequency_penalty", params.frequency_penalty)
+    core.seed = seed if params.seed is None else _index("seed", params.seed) % 2**64
+    stops = _token_ids("stop_token_ids", params.stop_token_ids or ())
+    core.stop_token_ids = [*stops, *([] if params.ignore_eos else eos_token_ids)]
     if params.logit_bias:
-        core.set_logit_bias({int(token_id): float(bias) for token_id, bias in params.logit_bias.items()})
+        core.set_logit_bias(_logit_bias(params.logit_bias))
     if params.bad_words:
-        core.bad_words = [ids for word in params.bad_words for ids in _spellings(tokenizer(), word)]
+        words = [params.bad_words] if isinstance(params.bad_words, str) else params.bad_words
+        core.bad_words = [ids for word in words for ids in _spellings(tokenizer(), word)]
     if params.allowed_token_ids is not None:
         if not len(params.allowed_token_ids):
             raise ValueError("allowed_token_ids is empty: no token could follow")
-        core.allowed_token_ids = list(params.allowed_token_ids)
-    core.logprobs = -1 if params.logprobs is None else params.logprobs
-    core.prompt_logprobs = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+        core.allowed_token_ids = _token_ids("allowed_token_ids", params.allowed_token_ids)
+    core.logprobs = -1 if params.logprobs is None else _integer("logprobs", params.logprobs)
+    core.prompt_logprobs = -1 if params.prompt_logprobs is None else _integer("prompt_logprobs", params.prompt_logprobs)
     return core
+
+
+def _index(name: str, value: Any) -> int:
+    """An integer, NumPy's too."""
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        return value.__index__()
+    raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
+
+
+def _integer(name: str, value: Any) -> int:
+    number = _index(name, value)
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"{name}={number} is not possible: expected at most {2**31 - 1}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, NumPy's too."""
+    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected a number")
+    return float(value)
+
+
+def _token_id(name: str, value: Any) -> int:
+    number = _index(name, value)
+    if not 0 <= number < 2**31:
+        raise ValueError(f"{name}={number} is not possible: expected ids of the vocabulary")
+    return number
+
+
+def _logit_bias(bias: Any) -> dict[int, float]:
+    """Ids may be text, as in JSON."""
+    if not hasattr(bias, "items"):
+        raise TypeError(f"logit_bias={bias!r} is a {type(bias).__name__}: expected a mapping from token ids to numbers")
+    try:
+        return {_token_id("logit_bias", int(i)): _number("logit_bias", value) for i, value in bias.items()}
+    except ValueError as error:
+        raise ValueError(f"logit_bias={bias!r} is not possible: {error}") from None
+
+
+def _token_ids(name: str, values: Any) -> list[int]:
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name}={values!r} is a {type(values).__name__}: expected a list of token ids")
+    return [_token_id(name, value) for value in values]
 
 
 def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:

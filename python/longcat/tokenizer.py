@@ -53,7 +53,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written out in it become their ids. Nothing is added around it."""
-        return self.library.encode(text, add_special_tokens=False).ids
+        try:
+            return self.library.encode(text, add_special_tokens=False).ids
+        except TypeError:  # what the library says of text that is no UTF-8
+            raise ValueError(f"{text[:40]!r} cannot be encoded: expected text without lone surrogates") from None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; b"" for an id without a token."""

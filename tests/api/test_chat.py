@@ -85,6 +85,32 @@ def test_tool_choice_none_leaves_the_tools_out(engine):
         engine.chat(case["messages"], tools=case["tools"], tool_choice="sometimes")
 
 
+def test_nothing_is_a_call_where_no_tools_are_declared(engine):
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What is the weather in Lisbon?"},
+    ]
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            },
+        }
+    ]
+    for options in ({}, {"tools": []}, {"tools": tools, "tool_choice": "none"}):
+        out = engine.chat(messages, **options, **GREEDY)
+        assert out.message == {"role": "assistant", "content": out.text}
+        assert out.outputs[0].finish_reason in ("stop", "length")
+
+
+def test_a_message_always_has_a_content(engine):
+    case = TOOL_CALLS[0]
+    assert engine.chat(case["messages"], tools=case["tools"], **GREEDY).message["content"] == ""
+
+
 def test_continue_final_message(engine):
     messages = [*HELLO, {"role": "assistant", "content": "Hello, dear"}]
     out = engine.chat(messages, continue_final_message=True, max_tokens=3, **GREEDY)
@@ -103,6 +129,8 @@ def test_typed_tags_stay_text(engine):
     "messages,message",
     [
         ([], "message"),
+        ({"role": "user", "content": "x"}, "expected a list"),
+        ("Hello", "expected a list"),
         ([{"content": "x"}], "role"),
         ([{"role": "wizard", "content": "x"}], "wizard"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}], "image"),
@@ -120,8 +148,9 @@ def test_a_template_of_ones_own(tiny, tmp_path):
     for given in (template, file):
         with longcat.Engine(tiny, chat_template=given) as engine:
             assert engine.render_chat(HELLO)[0] == "<longcat_user>Hello! My name is Freya.!"
-    with longcat.Engine(tiny, chat_template="{% if %}") as engine, pytest.raises(longcat.Error, match="template"):
-        engine.chat(HELLO)
+    for wrong in ("{% if %}", "nowhere.jinja"):
+        with longcat.Engine(tiny, chat_template=wrong) as engine, pytest.raises(longcat.Error, match="template"):
+            engine.chat(HELLO)
 
 
 def test_command_line(tiny, tmp_path, monkeypatch, capsys):

@@ -129,7 +129,7 @@ def test_small_steps_change_nothing(tiny):
 def test_more_requests_than_the_cache_holds(tiny):
     """Requests wait for blocks; all end."""
     block_bytes = 64 * (4 * 96 * 2 + 4)
-    with longcat.Engine(tiny, kv_cache_memory=3 * block_bytes) as engine:
+    with longcat.Engine(tiny, kv_cache_memory=4 * block_bytes) as engine:  # one is the null block
         assert engine.info()["num_kv_blocks"] == 3
         outs = engine.generate([PROMPT] * 10, max_tokens=50, ignore_eos=True, temperature=0)
         assert {len(o.outputs[0].token_ids) for o in outs} == {50}
@@ -241,6 +241,12 @@ def test_engine_arguments(tiny):
         (dict(max_num_seqs=0), "max_num_seqs=0"),
         (dict(kv_cache_memory="lots"), "lots"),
         (dict(kv_cache_memory=-5), "-5"),
+        (dict(kv_cache_memory="infGB"), "infGB"),
+        (dict(kv_cache_memory=1.5), "1.5"),
+        (dict(max_num_batched_tokens=0), "max_num_batched_tokens=0"),
+        (dict(max_num_batched_tokens=3), "max_num_seqs=16"),
+        (dict(max_model_len=0), "max_model_len=0"),
+        (dict(max_model_len=10**6), "max_position_embeddings=2048"),
     ]:
         with pytest.raises(ValueError, match=message):
             longcat.Engine(tiny, **arguments)
@@ -254,7 +260,7 @@ def test_kv_cache_memory_takes_units(tiny):
     for text, size in [("1MiB", 2**20), ("1 MB", 10**6), (2**20, 2**20), ("0.5MiB", 2**19)]:
         with longcat.Engine(tiny, kv_cache_memory=text) as engine:
             block = 64 * (4 * 96 * 2 + 4)
-            assert engine.info()["num_kv_blocks"] == size // block
+            assert engine.info()["num_kv_blocks"] == size // block - 1
 
 
 def test_forward_gives_logits_by_dlpack(engine):
@@ -268,6 +274,8 @@ def test_forward_gives_logits_by_dlpack(engine):
     assert out.outputs[0].token_ids == [best]
     with pytest.raises(ValueError, match="no tokens"):
         engine.forward([])
+    with pytest.raises(ValueError, match="max_model_len"):
+        engine.forward([5] * 10**7)
 
 
 def test_nan_logits_end_the_request_alone(tmp_path):

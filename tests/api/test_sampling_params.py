@@ -1,5 +1,8 @@
 """Every sampling parameter through Engine.generate."""
 
+import threading
+import warnings
+
 import longcat
 import numpy as np
 import pytest
@@ -190,14 +193,142 @@ def test_token_mask_as_words_and_none(engine, greedy):
 
 @pytest.mark.parametrize("mask", [np.zeros(2048, bool), np.zeros(3, bool), "nonsense"])
 def test_a_mask_that_fails_ends_its_request_alone(engine, greedy, mask):
-    bad_params = longcat.SamplingParams(token_mask=lambda ids: mask, max_tokens=5)
-    if mask is not None and getattr(mask, "shape", None) != (2048,):
-        with pytest.warns(UserWarning, match="token_mask"):
-            stream = engine.generate(PROMPT, bad_params, stream=True)
-    else:
-        stream = engine.generate(PROMPT, bad_params, stream=True)
-    assert same(engine).text == greedy.text
-    assert [c.finish_reason for c in stream] == ["error"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream = engine.generate(PROMPT, token_mask=lambda ids: mask, max_tokens=5, stream=True)
+        assert same(engine).text == greedy.text
+        assert [c.finish_reason for c in stream] == ["error"]
+    wrong_shape = getattr(mask, "shape", None) != (2048,)  # the other one allows nothing
+    assert any("token_mask" in str(w.message) for w in caught) == wrong_shape
+
+
+@pytest.mark.parametrize("min_tokens", [0, 3, 5, 7])
+def test_a_stop_string_across_min_tokens(engine, greedy, min_tokens):
+    """It may begin before min_tokens, if it ends after."""
+    ids = greedy.outputs[0].token_ids
+    stop = engine.decode(ids[3:8])
+    answer = same(engine, stop=stop, min_tokens=min_tokens).outputs[0]
+    assert answer.stop_reason == stop
+    assert answer.text == engine.decode(ids[:3])
+
+
+def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
+    """Interrupted between any two lines of Python, a stream that is read on has all tokens."""
+    import sys
+
+    lines = 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if event == "line" and frame.f_code.co_name == "_next_chunk":
+            lines += 1
+            if lines % 17 == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    stream = engine.generate(PROMPT, max_tokens=40, temperature=0, repetition_penalty=1, stream=True)
+    text, interrupts = "", 0
+    while True:
+        sys.settrace(trace)
+        try:
+            chunk = next(stream, None)
+        except KeyboardInterrupt:
+            interrupts += 1
+            continue
+        finally:
+            sys.settrace(None)
+        if chunk is None:
+            break
+        text += chunk.delta
+    assert interrupts > 3
+    assert len(text) >= len(greedy.text) - 8 * interrupts  # a chunk in hand may be lost, never a token of the core
+    assert engine.info()["num_free_blocks"] == engine.info()["num_kv_blocks"]
+
+
+def test_two_threads_share_a_stream(engine, greedy):
+    stream = engine.generate(PROMPT, max_tokens=40, temperature=0, repetition_penalty=1, stream=True)
+    chunks = []
+
+    def read():
+        for chunk in stream:
+            chunks.append(chunk)
+
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sum(len(c.token_ids) for c in chunks) == len(greedy.outputs[0].token_ids)
+
+
+def test_closing_a_stream_from_another_thread(engine):
+    stream = engine.generate(PROMPT * 20, max_tokens=400, ignore_eos=True, stream=True)
+    ends = []
+
+    def read():
+        for _ in stream:
+            pass
+        ends.append("stopped")
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    stream.close()
+    thread.join(timeout=30)
+    assert ends == ["stopped"]
+    assert engine.info()["num_free_blocks"] == engine.info()["num_kv_blocks"]
+
+
+def test_prompt_logprobs_with_several_answers(engine):
+    out = engine.generate(PROMPT, n=3, prompt_logprobs=1, max_tokens=2)
+    assert len(out.prompt_logprobs) == len(out.prompt_token_ids)
+    assert engine.generate(prompt_token_ids=[5], prompt_logprobs=0, max_tokens=1).prompt_logprobs == [None]
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored(tiny):
+    with longcat.Engine(tiny, max_model_len=16) as engine:
+        assert len(engine.score(prompt_token_ids=list(range(100, 116))).logprobs) == 15
+        with pytest.raises(ValueError, match="max_model_len=16"):
+            engine.score(prompt_token_ids=list(range(100, 117)))
+
+
+@pytest.mark.parametrize(
+    "sampling,message",
+    [
+        (dict(temperature="a"), "temperature='a'"),
+        (dict(temperature=1e39), "temperature=1e\\+39"),
+        (dict(seed=1.5), "seed=1.5"),
+        (dict(max_tokens=10**30), "max_tokens=1000"),
+        (dict(presence_penalty="x"), "presence_penalty='x'"),
+        (dict(n="2"), "n='2'"),
+        (dict(n=10**9), "expected 1 to 128"),
+        (dict(logprobs=-1), "logprobs=-1"),
+        (dict(logit_bias={"a": 1}), "logit_bias="),
+        (dict(logit_bias=[1]), "logit_bias="),
+        (dict(token_mask=5), "token_mask=5"),
+        (dict(top_k=2**40), "top_k="),
+        (dict(allowed_token_ids=[10**12]), "allowed_token_ids="),
+        (dict(stop_token_ids="12"), "stop_token_ids='12'"),
+    ],
+)
+def test_wrong_types_name_the_field(engine, sampling, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        engine.generate(PROMPT, **sampling)
+
+
+def test_none_is_the_default(engine, greedy):
+    unset = dict(
+        max_tokens=None, n=None, presence_penalty=None, stop=None, stop_token_ids=None, seed=None, logprobs=None
+    )
+    text = engine.generate(PROMPT, temperature=0, repetition_penalty=1, **{**unset, "stop": "."}).text
+    assert text and greedy.text.startswith(text[:20])
+
+
+def test_numpy_numbers_and_single_bad_words_are_fine(engine, greedy):
+    numbers = dict(temperature=np.float32(0), top_k=np.int64(0), max_tokens=np.int32(5), seed=np.uint64(3))
+    assert same(engine, **numbers).outputs[0].token_ids == greedy.outputs[0].token_ids[:5]
+    word = greedy.text.split()[2]
+    assert same(engine, bad_words=word).text == same(engine, bad_words=[word]).text != greedy.text
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        print(f"longcat: {error}", file=sys.stderr)
+        return 1
 
 
 def _print_version() -> int:

@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     tools = load_tools(args.tools) if args.tools else None
     with open_engine(args) as engine:
         conversation = Conversation(engine, args.system, tools, sampling_options(args))
+        conversation.check()
+        failed = False
         if sys.stdin.isatty():
             print(f"{engine}\n{HELP}\n")
         for text in user_turns():
@@ -42,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
                 else:
                     conversation.say("user", text)
             except (ValueError, TypeError) as error:
+                failed = True
                 print(f"longcat: {error}", file=sys.stderr)
-    return 0
+    return 1 if failed and not sys.stdin.isatty() else 0
 
 
 def load_tools(path: str) -> list[dict[str, Any]]:
@@ -101,6 +104,16 @@ class Conversation:
         self._sampling = sampling
         self._history: list[dict[str, Any]] = []
 
+    def check(self) -> None:
+        """Raises now what would be wrong with every turn: no tokenizer or template, malformed tools or sampling."""
+        self._engine.chat(
+            self._messages({"role": "user", "content": "Hello"}), tools=self._tools, stream=True, **self._sampling
+        ).close()
+
+    def _messages(self, turn: dict[str, Any]) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        return [*system, *self._history, turn]
+
     def command(self, text: str) -> bool:
         """Obeys a line that begins with a slash; False to leave."""
         name, _, rest = text.partition(" ")
@@ -126,9 +139,8 @@ class Conversation:
 
     def say(self, role: str, text: str) -> None:
         """Answers a user or a tool, as it is generated; keeps both in the history."""
-        system = [{"role": "system", "content": self._system}] if self._system else []
         turn = {"role": role, "content": text}
-        stream = self._engine.chat([*system, *self._history, turn], tools=self._tools, stream=True, **self._sampling)
+        stream = self._engine.chat(self._messages(turn), tools=self._tools, stream=True, **self._sampling)
         said = ""
         try:
             for chunk in stream:
@@ -147,4 +159,4 @@ class Conversation:
                 print(f"[calls {call['function']['name']}({arguments})]")
             if chunk.finish_reason in ("length", "error"):
                 print(f"[{chunk.finish_reason}]")
-        self._history += [turn, {"content": "", **message}]
+        self._history += [turn, message]

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <cstdint>
+
+namespace longcat::cpu {
+
+// y[k] += a * x[k].
+void add_scaled(float* y, float a, const float* x, int64_t n);
+
+// out = x / sqrt(mean(x^2) + eps) * weight; out may be x. All [dim].
+void norm_row(float* out, const float* x, const float* weight, int64_t dim, float eps);
+
+}  // namespace longcat::cpu

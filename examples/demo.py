@@ -52,7 +52,7 @@ def main() -> None:
             print(f"calls {call['function']['name']}({call['function']['arguments']}) -> {result}")
             answer = [*WEATHER, reply, {"role": "tool", "content": result}]
             show(engine.chat(answer, tools=TOOLS, stream=True, temperature=0, repetition_penalty=1))
-        print("(The model is a toy of 8 M parameters: what it puts into calls and answers is often a guess.)")
+        print("(The model is a toy of 8 M parameters: it tells simple stories and knows a dozen kinds of requests.)")
 
 
 if __name__ == "__main__":

@@ -387,7 +387,7 @@ class Engine:
                     raise Error("[internal] requests " + ", ".join(map(str, answers)) + " are lost")
 
     def _update_masks(self) -> None:
-        """Asks the grammars of requests what may follow. One that fails allows nothing: its request ends in an error."""
+        """Asks the grammars of requests what may follow. One that fails allows nothing: that request ends."""
         for answer in list(self._answers.values()):
             if answer.token_mask is None:
                 continue

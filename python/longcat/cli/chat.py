@@ -106,9 +106,8 @@ class Conversation:
 
     def check(self) -> None:
         """Raises now what would be wrong with every turn: no tokenizer or template, malformed tools or sampling."""
-        self._engine.chat(
-            self._messages({"role": "user", "content": "Hello"}), tools=self._tools, stream=True, **self._sampling
-        ).close()
+        hello = self._messages({"role": "user", "content": "Hello"})
+        self._engine.chat(hello, tools=self._tools, stream=True, **self._sampling).close()
 
     def _messages(self, turn: dict[str, Any]) -> list[dict[str, Any]]:
         system = [{"role": "system", "content": self._system}] if self._system else []

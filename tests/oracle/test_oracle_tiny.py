@@ -8,8 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 longcat = pytest.importorskip("longcat")
+from reference.model import ReferenceModel  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
+from oracle.cases import MAX_ABS  # noqa: E402
 from oracle.hf import HfModel  # noqa: E402
 
 pytestmark = pytest.mark.oracle
@@ -47,9 +49,18 @@ def test_bf16_is_as_close_to_fp32_as_transformers():
     assert kl <= hf_kl
 
 
-def test_fp32():
+def test_fp32_is_as_close_to_fp64_as_transformers():
+    """No bound at each position: the trained router often picks its last expert among some of next to no weight.
+
+    Two correct f32 programs then pick differently, and attention carries the small difference on.
+    """
     prompt = windows()[0]
-    engine = longcat.Engine(str(TINY), device="cpu", dtype="f32")
-    difference = np.abs(np.from_dlpack(engine.forward(prompt)) - HfModel(TINY).logits(prompt).numpy())
-    print(f"fp32, {len(prompt)} tokens: max abs {difference.max():.2e}")
-    assert difference.max() <= 1e-4
+    exact = ReferenceModel(TINY, torch.float64).forward(prompt).numpy()
+    published = HfModel(TINY).logits(prompt).numpy()
+    found = np.from_dlpack(longcat.Engine(str(TINY), device="cpu", dtype="f32").forward(prompt))
+    ours, theirs = np.abs(found - exact).max(axis=1), np.abs(published - exact).max(axis=1)
+    print(f"fp32 against fp64, {len(prompt)} tokens, largest difference of a position, median and max:")
+    print(f"engine {np.median(ours):.2e} {ours.max():.2e}, transformers {np.median(theirs):.2e} {theirs.max():.2e}")
+    assert np.median(ours) <= np.median(theirs)
+    assert ours.max() <= 1.5 * theirs.max()
+    assert np.median(np.abs(found - published).max(axis=1)) <= MAX_ABS

@@ -213,7 +213,7 @@ def test_a_stop_string_across_min_tokens(engine, greedy, min_tokens):
 
 
 def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
-    """Interrupted between any two lines of Python, a stream that is read on has all tokens."""
+    """Interrupted between lines of Python, a stream that is read on misses no token."""
     import sys
 
     lines = 0
@@ -227,7 +227,8 @@ def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
         return trace
 
     stream = engine.generate(PROMPT, max_tokens=40, temperature=0, repetition_penalty=1, stream=True)
-    text, interrupts = "", 0
+    [answer] = stream._open.values()
+    interrupts = 0
     while True:
         sys.settrace(trace)
         try:
@@ -239,9 +240,10 @@ def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
             sys.settrace(None)
         if chunk is None:
             break
-        text += chunk.delta
     assert interrupts > 3
-    assert len(text) >= len(greedy.text) - 8 * interrupts  # a chunk in hand may be lost, never a token of the core
+    # A token may be taken twice when the interrupt falls between taking it and noting that; none may be missing.
+    taken = iter(answer.output.token_ids)
+    assert all(token_id in taken for token_id in greedy.outputs[0].token_ids)
     assert engine.info()["num_free_blocks"] == engine.info()["num_kv_blocks"]
 
 

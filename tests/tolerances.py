@@ -9,6 +9,9 @@ F32_TRANSCENDENTAL = 2e-5
 # Latents stored in bf16: 8 significant bits, half a unit in the last place is 2^-9.
 BF16_STORE = 2.0**-8
 
+# Latents stored in e4m3: 4 significant bits, half a unit in the last place is 2^-4; the group's scale is exact enough.
+FP8_STORE = 2.0**-4
+
 # Logits of a whole small f32 model against transformers in f32 where the picked experts agree.
 LOGITS = 1e-4
 

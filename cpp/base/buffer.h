@@ -46,4 +46,34 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
+// Host memory that the device copies to and from (Device::allocate_host).
+class HostBuffer {
+ public:
+  HostBuffer() = default;
+  HostBuffer(Device& device, int64_t bytes) : device_(&device), data_(device.allocate_host(bytes)), bytes_(bytes) {}
+  HostBuffer(HostBuffer&& other) noexcept { swap(other); }
+  HostBuffer& operator=(HostBuffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  HostBuffer(const HostBuffer&) = delete;
+  HostBuffer& operator=(const HostBuffer&) = delete;
+  ~HostBuffer() {
+    if (data_) device_->free_host(data_, bytes_);
+  }
+
+  void* data() const { return data_; }
+
+ private:
+  void swap(HostBuffer& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+  }
+
+  Device* device_ = nullptr;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
 }  // namespace longcat

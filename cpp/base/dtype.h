@@ -92,4 +92,20 @@ inline float e4m3_to_float(uint8_t v) {
   return (v & 0x80u) ? -magnitude : magnitude;
 }
 
+// Round to nearest, ties to even; beyond 448 saturates, NaN stays NaN.
+inline uint8_t to_e4m3(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint8_t sign = static_cast<uint8_t>(bits >> 24 & 0x80u);
+  const float magnitude = std::bit_cast<float>(bits & 0x7fffffffu);
+  if (magnitude != magnitude) return sign | 0x7fu;
+  if (magnitude >= 448.0f) return sign | 0x7eu;
+  if (magnitude < 0x1p-6f) {  // subnormal: steps of 2^-9, by an addition that rounds to them
+    const float shifted = magnitude + 0x1p14f;
+    return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0x1p14f));
+  }
+  const uint32_t m = std::bit_cast<uint32_t>(magnitude);
+  const uint32_t rounded = m + 0x7ffffu + (m >> 20 & 1u);  // three mantissa bits stay
+  return sign | static_cast<uint8_t>((rounded >> 20) - (120u << 3));
+}
+
 }  // namespace longcat

@@ -73,6 +73,17 @@ class Tensor {
     return view;
   }
 
+  // Entry `i` of dimension `dim`, which disappears; the same memory.
+  Tensor index(int dim, int64_t i) const {
+    Tensor view = slice(dim, i, i + 1);
+    for (int d = dim; d + 1 < ndim_; ++d) {
+      view.shape_[d] = view.shape_[d + 1];
+      view.stride_[d] = view.stride_[d + 1];
+    }
+    --view.ndim_;
+    return view;
+  }
+
   // The first `count` rows.
   Tensor first(int64_t count) const { return slice(0, 0, count); }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "cpu/latents.h"
 #include "cpu/sample.h"
 #include "engine/batch_buffers.h"
 #include "engine/engine.h"
@@ -203,6 +204,7 @@ struct SamplingCase {
             .frequency_penalty = get("frequency_penalty", 0.0),
             .seed = get("seed", uint64_t{0}),
             .sample_idx = get("sample_idx", 0),
+            .logits_row = sequence,
             .sequence = sequence,
             .position = position,
             .num_prompt_tokens = get("num_prompt_tokens", position + 1),
@@ -272,47 +274,77 @@ class TestOps {
     return out;
   }
 
-  // Stores the rows of kv_a at positions 0.., then attends from each of them.
-  py::tuple mla(const Array<float>& kv_a, const Array<float>& norm_weight, float eps, const Array<float>& q_latent,
-                const Array<float>& q_rope, const Array<float>& inv_freq, float scale, const std::string& cache_dtype) {
-    const int64_t num_tokens = kv_a.shape(0), latent_dim = kv_a.shape(1);
-    const DType dtype = cache_dtype == "bf16" ? DType::bf16 : DType::f32;
+  // Stores the rows of kv_a at positions 0..; returns the cache and the batch to attend from each of them with.
+  struct StoredLatents {
+    Buffer memory;
+    Tensor latents;
+    std::unique_ptr<BatchBuffers> buffers;
+    ForwardBatch batch;
+    Array<float> stored;  // as attention reads them: [T, kv_lora + rope]
+  };
+  StoredLatents store(const Array<float>& kv_a, const Array<float>& norm_weight, float eps,
+                      const Array<float>& inv_freq, const std::string& cache_dtype, bool generated) {
+    const int64_t num_tokens = kv_a.shape(0), dim = kv_a.shape(1), kv_lora = norm_weight.size(), rope = dim - kv_lora;
+    const DType dtype = cache_dtype == "fp8" ? DType::f8_e4m3 : cache_dtype == "bf16" ? DType::bf16 : DType::f32;
     const std::vector<int32_t> blocks = consecutive_blocks(num_tokens);
-    const int64_t num_slots = (static_cast<int64_t>(blocks.size()) + 1) * kBlockSize;
-    Buffer latents(ops_->device(), num_slots * latent_dim * size_of(dtype));
-    BatchBuffers buffers(ops_->device(), num_tokens, 1, static_cast<int64_t>(blocks.size()));
+    const int64_t num_blocks = static_cast<int64_t>(blocks.size()) + 1, row = latent_row_size(dtype, kv_lora, rope);
+    StoredLatents s;
+    s.memory = Buffer(ops_->device(), num_blocks * kBlockSize * row * size_of(dtype));
+    std::memset(s.memory.data(), 0xff, static_cast<size_t>(s.memory.bytes()));  // NaN where nothing is stored
+    s.latents = s.memory.tensor(dtype, {num_blocks, kBlockSize, row});
+    s.buffers = std::make_unique<BatchBuffers>(ops_->device(), num_tokens, 1, num_blocks - 1);
     const std::vector<int32_t> ids(static_cast<size_t>(num_tokens), 0);
-    const Chunk chunk{.token_ids = ids, .start = 0, .blocks = blocks};
-    const ForwardBatch batch = buffers.upload({&chunk, 1});
-    Array<float> cos({num_tokens, inv_freq.size()}), sin({num_tokens, inv_freq.size()}), work({num_tokens, latent_dim});
+    const Chunk chunk{.token_ids = ids, .start = 0, .blocks = blocks, .generated = generated};
+    s.batch = s.buffers->upload({&chunk, 1});
+    Array<float> cos({num_tokens, inv_freq.size()}), sin({num_tokens, inv_freq.size()}), work({num_tokens, dim});
     std::copy_n(kv_a.data(), kv_a.size(), work.mutable_data());
+    ops_->rope_angles(f32(cos), f32(sin), s.batch.positions, f32(inv_freq), 1.0f);
+    ops_->mla_store(s.latents, f32(work), f32(norm_weight), eps, f32(cos), f32(sin), s.batch);
+    s.stored = Array<float>({num_tokens, dim});
+    std::vector<float> scratch(static_cast<size_t>(kBlockSize * dim));
+    for (int64_t p = 0; p < num_tokens; ++p)
+      std::copy_n(cpu::read_latents(scratch.data(), s.latents, blocks.data(), p, p + 1, kv_lora, rope), dim,
+                  s.stored.mutable_data(p));
+    return s;
+  }
+
+  py::tuple mla_decode(const Array<float>& kv_a, const Array<float>& norm_weight, float eps,
+                       const Array<float>& q_latent, const Array<float>& q_rope, const Array<float>& inv_freq,
+                       float scale, const std::string& cache_dtype) {
+    const StoredLatents s = store(kv_a, norm_weight, eps, inv_freq, cache_dtype, true);
     Array<float> out({q_latent.shape(0), q_latent.shape(1), q_latent.shape(2)});
-    const Tensor slots = latents.tensor(dtype, {num_slots, latent_dim});
-    ops_->rope_angles(f32(cos), f32(sin), batch.positions, f32(inv_freq), 1.0f);
-    ops_->mla_store(slots, f32(work), f32(norm_weight), eps, f32(cos), f32(sin), batch);
-    ops_->mla_attention(f32(out), f32(q_latent), f32(q_rope), slots, batch, scale);
-    Array<float> stored({num_tokens, latent_dim});
-    for (int64_t i = 0; i < num_tokens * latent_dim; ++i)
-      stored.mutable_data()[i] =
-          dtype == DType::bf16 ? to_float(slots.row<bf16>(kBlockSize)[i]) : slots.row<float>(kBlockSize)[i];
-    return py::make_tuple(out, stored);
+    ops_->mla_decode(f32(out), f32(q_latent), f32(q_rope), s.latents, s.batch, scale);
+    return py::make_tuple(out, s.stored);
+  }
+
+  // v: values a head.
+  py::tuple mla_prefill(const Array<float>& kv_a, const Array<float>& norm_weight, float eps, const Array<float>& q,
+                        const py::array& k_up, const py::array& v_up, const Array<float>& inv_freq, float scale,
+                        const std::string& cache_dtype) {
+    const StoredLatents s = store(kv_a, norm_weight, eps, inv_freq, cache_dtype, false);
+    Array<float> out({q.shape(0), q.shape(1), v_up.shape(0) / q.shape(1)});
+    ops_->mla_prefill(f32(out), f32(q), s.latents, as_weight(k_up), as_weight(v_up), s.batch, scale);
+    return py::make_tuple(out, s.stored);
   }
 
   // (picks [T, topk], weights [T, topk], identity_weight [T], out [T, hidden] of the routed experts).
   py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
                 float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
-                const std::vector<py::array>& down) {
+                const std::vector<py::array>& down, int64_t num_real_tokens) {
     const int64_t num_tokens = x.shape(0), num_experts = static_cast<int64_t>(gate.size()), rows = num_tokens * topk;
     const int64_t width = gate.at(0).shape(0), hidden = x.shape(1);
     Array<int32_t> picks({num_tokens, topk}), offsets(num_experts + 1), tokens(rows), permuted({num_tokens, topk});
     Array<float> weights({num_tokens, topk}), identity(num_tokens), scratch({num_tokens, classifier.shape(0)});
+    Array<int32_t> num_real(std::vector<py::ssize_t>{1});
+    num_real.mutable_data()[0] = static_cast<int32_t>(num_real_tokens < 0 ? num_tokens : num_real_tokens);
     Routing routing{.expert_idx = i32(picks),
                     .expert_weights = f32(weights),
                     .identity_weight = f32(identity),
                     .expert_offsets = i32(offsets),
                     .permuted_tokens = i32(tokens),
                     .permuted_rows = i32(permuted)};
-    ops_->moe_route(routing, f32(scratch), f32(x), as_weight(classifier), f32(bias), num_experts, scaling_factor);
+    ops_->moe_route(routing, f32(scratch), f32(x), as_weight(classifier), f32(bias), i32(num_real), num_experts,
+                    scaling_factor);
     std::vector<Weight> gates, ups, downs;
     for (int64_t e = 0; e < num_experts; ++e) {
       gates.push_back(as_weight(gate[static_cast<size_t>(e)]));
@@ -358,23 +390,38 @@ class TestOps {
   std::unique_ptr<Ops> ops_;
 };
 
+// Fills the latents of the blocks [begin, end) with NaN.
+void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begin, int64_t end) {
+  for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config); ++sub_layer)
+    for (int64_t block = begin; block < end; ++block) {
+      const Tensor latents = cache.latents(sub_layer).index(0, block);
+      std::memset(latents.raw(), 0xff, static_cast<size_t>(latents.num_bytes()));
+    }
+}
+
 // The model under explicit batches: the caller owns the block tables.
 class TestModel {
  public:
   TestModel(const std::string& folder, const std::string& dtype, int num_threads, int64_t max_tokens,
-            int64_t num_blocks)
-      : options_{.dtype = dtype, .max_num_batched_tokens = max_tokens, .num_threads = num_threads},
+            int64_t num_blocks, const std::string& kv_cache_dtype)
+      : options_{.dtype = dtype,
+                 .kv_cache_dtype = kv_cache_dtype,
+                 .max_num_batched_tokens = max_tokens,
+                 .num_threads = num_threads},
         loaded_(folder, options_, {}),
         cache_(loaded_.ops->device(), loaded_.config, num_blocks, loaded_.kv_cache_dtype),
         buffers_(loaded_.ops->device(), max_tokens, max_tokens, num_blocks) {}
 
-  // chunks: (block table, position of the first token, token ids) per sequence. Returns the logits of every token.
-  Array<float> forward(const std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>& chunks) {
+  // chunks: (block table, position of the first token, token ids) per sequence; the first num_generated of them are of
+  // generated tokens. num_rows: with padding. Returns the logits of every token.
+  Array<float> forward(const std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>& chunks,
+                       size_t num_generated, int64_t num_rows) {
     std::vector<Chunk> views;
     for (const auto& [blocks, start, ids] : chunks)
-      views.push_back({.token_ids = ids, .start = start, .blocks = blocks});
-    const ForwardBatch batch = buffers_.upload(views);
-    const int64_t num_tokens = batch.num_tokens();
+      views.push_back({.token_ids = ids, .start = start, .blocks = blocks, .generated = views.size() < num_generated});
+    buffers_.stage(views, 0, num_rows);
+    const ForwardBatch batch = buffers_.upload(0);
+    const int64_t num_tokens = batch.num_real_tokens.data<int32_t>()[0];
     Array<float> logits({num_tokens, loaded_.config.vocab_size});
     Array<int32_t> rows(num_tokens);
     for (int64_t i = 0; i < num_tokens; ++i) rows.mutable_data()[i] = static_cast<int32_t>(i);
@@ -394,16 +441,15 @@ class TestModel {
     return out;
   }
 
-  // Stored latents of the first num_tokens positions of a sequence, as float: [num_tokens, kv_lora + rope].
+  // Stored latents of the first num_tokens positions of a sequence, as attention reads them: [T, kv_lora + rope].
   Array<float> latents(int64_t sub_layer, const std::vector<int32_t>& blocks, int64_t num_tokens) {
-    const Tensor slots = cache_.latents(sub_layer);
-    Array<float> out({num_tokens, slots.size(1)});
-    for (int64_t p = 0; p < num_tokens; ++p) {
-      const int64_t slot = blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize;
-      for (int64_t k = 0; k < slots.size(1); ++k)
-        out.mutable_at(p, k) =
-            slots.dtype() == DType::bf16 ? to_float(slots.row<bf16>(slot)[k]) : slots.row<float>(slot)[k];
-    }
+    const ModelConfig& c = loaded_.config;
+    Array<float> out({num_tokens, c.latent_dim()});
+    std::vector<float> scratch(static_cast<size_t>(c.latent_dim()));
+    for (int64_t p = 0; p < num_tokens; ++p)
+      std::copy_n(cpu::read_latents(scratch.data(), cache_.latents(sub_layer), blocks.data(), p, p + 1, c.kv_lora_rank,
+                                    c.qk_rope_head_dim),
+                  c.latent_dim(), out.mutable_data(p));
     return out;
   }
 
@@ -416,10 +462,7 @@ class TestModel {
   }
 
   // Fills every latent of the cache with NaN.
-  void poison() {
-    for (int64_t sub_layer = 0; sub_layer < loaded_.config.num_sub_layers(); ++sub_layer)
-      std::memset(cache_.latents(sub_layer).raw(), 0xff, static_cast<size_t>(cache_.latents(sub_layer).num_bytes()));
-  }
+  void poison() { poison_blocks(cache_, loaded_.config, 0, cache_.num_blocks()); }
 
   std::map<std::string, std::string> weight_formats() const {
     const ModelWeights& w = loaded_.model->weights();
@@ -478,6 +521,7 @@ void register_testing(py::module_& module) {
   testing.def("philox4x32", [](std::array<uint32_t, 4> counter, uint64_t key) { return philox4x32(counter, key); });
   testing.def("sampling_uniform", &sampling_uniform);
   testing.def("kv_piece_end", &kv_piece_end);
+  testing.def("to_e4m3", &to_e4m3);
   testing.def("to_bf16", [](float x) { return to_bf16(x).bits; });
   testing.def("half_to_float", &half_to_float);
   testing.def("e4m3_to_float", &e4m3_to_float);
@@ -490,17 +534,19 @@ void register_testing(py::module_& module) {
       .def("add_rms_norm", &TestOps::add_rms_norm)
       .def("silu_mul", &TestOps::silu_mul)
       .def("rope", &TestOps::rope)
-      .def("mla", &TestOps::mla)
-      .def("moe", &TestOps::moe)
+      .def("mla_decode", &TestOps::mla_decode)
+      .def("mla_prefill", &TestOps::mla_prefill)
+      .def("moe", &TestOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
+           py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("num_real_tokens") = -1)
       .def("sample", &TestOps::sample)
       .def("process_logits", &TestOps::process_logits)
       .def("token_logprobs", &TestOps::token_logprobs);
 
   py::class_<TestModel>(testing, "Model")
-      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t>(), py::arg("folder"),
-           py::arg("dtype") = "auto", py::arg("num_threads") = 1, py::arg("max_tokens") = 512,
-           py::arg("num_blocks") = 64)
-      .def("forward", &TestModel::forward)
+      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::string&>(),
+           py::arg("folder"), py::arg("dtype") = "auto", py::arg("num_threads") = 1, py::arg("max_tokens") = 512,
+           py::arg("num_blocks") = 64, py::arg("kv_cache_dtype") = "auto")
+      .def("forward", &TestModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0)
       .def("last_ngram_ids", &TestModel::last_ngram_ids)
       .def("latents", &TestModel::latents)
       .def("lane", &TestModel::lane)

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "cpu/cpu_ops.h"
@@ -10,8 +11,31 @@
 
 namespace longcat {
 
+namespace {
+
+class StoredFunction final : public Recording {
+ public:
+  explicit StoredFunction(std::function<void()> work) : work_(std::move(work)) {}
+  void launch() override { work_(); }
+
+ private:
+  std::function<void()> work_;
+};
+
+}  // namespace
+
 std::unique_ptr<Ops> make_cpu_ops(int num_threads) {
   return std::make_unique<CpuOps>(num_threads > 0 ? num_threads : available_threads());
+}
+
+CpuDevice::~CpuDevice() {
+  if (!worker_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  submitted_.notify_one();
+  worker_.join();
 }
 
 // Anonymous pages: zeroed by the kernel when first touched, so a large pool costs only what is used of it.
@@ -30,6 +54,58 @@ void CpuDevice::copy_from_host(void* device_data, const void* host_data, int64_t
 
 void CpuDevice::copy_to_host(void* host_data, const void* device_data, int64_t bytes) {
   std::memcpy(host_data, device_data, static_cast<size_t>(bytes));
+}
+
+void CpuDevice::upload(void* device_data, const void* host_data, int64_t bytes) { copy(device_data, host_data, bytes); }
+
+void CpuDevice::download(void* host_data, const void* device_data, int64_t bytes) {
+  copy(host_data, device_data, bytes);
+}
+
+void CpuDevice::copy(void* to, const void* from, int64_t bytes) { std::memcpy(to, from, static_cast<size_t>(bytes)); }
+
+std::unique_ptr<Recording> CpuDevice::record(std::function<void()> work) {
+  return std::make_unique<StoredFunction>(std::move(work));
+}
+
+int64_t CpuDevice::submit(std::function<void()> work) {
+  int64_t ticket;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!worker_.joinable()) worker_ = std::thread([this] { run(); });
+    ticket = ++last_ticket_;
+    jobs_.push_back({ticket, std::move(work)});
+  }
+  submitted_.notify_one();
+  return ticket;
+}
+
+void CpuDevice::wait(int64_t ticket) {
+  for (int64_t done = done_.load(); done < ticket; done = done_.load()) done_.wait(done);
+  const std::lock_guard lock(mutex_);
+  if (const auto failure = failures_.extract(ticket)) std::rethrow_exception(failure.mapped());
+}
+
+void CpuDevice::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    submitted_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
+    if (jobs_.empty()) return;  // stopped, and all is done
+    Job job = std::move(jobs_.front());
+    jobs_.pop_front();
+    lock.unlock();
+    std::exception_ptr failure;
+    try {
+      job.work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    job.work = nullptr;  // frees what it holds before anybody hears that it is done
+    lock.lock();
+    if (failure) failures_[job.ticket] = failure;
+    done_ = job.ticket;
+    done_.notify_all();
+  }
 }
 
 }  // namespace longcat

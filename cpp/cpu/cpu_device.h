@@ -1,5 +1,13 @@
-// Host memory as a Device.
+// Host memory as a Device, and a thread that works through what is submitted.
 #pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <thread>
 
 #include "base/device.h"
 
@@ -7,11 +15,39 @@ namespace longcat {
 
 class CpuDevice final : public Device {
  public:
+  CpuDevice() = default;
+  ~CpuDevice() override;
+
   std::string name() const override { return "cpu"; }
   void* allocate(int64_t bytes) override;
   void free(void* data, int64_t bytes) noexcept override;
+  void* allocate_host(int64_t bytes) override { return allocate(bytes); }
+  void free_host(void* data, int64_t bytes) noexcept override { free(data, bytes); }
   void copy_from_host(void* device_data, const void* host_data, int64_t bytes) override;
   void copy_to_host(void* host_data, const void* device_data, int64_t bytes) override;
+  int64_t submit(std::function<void()> work) override;
+  void wait(int64_t ticket) override;
+  void upload(void* device_data, const void* host_data, int64_t bytes) override;
+  void download(void* host_data, const void* device_data, int64_t bytes) override;
+  void copy(void* to, const void* from, int64_t bytes) override;
+  std::unique_ptr<Recording> record(std::function<void()> work) override;
+  int64_t padded_rows(int64_t rows) const override { return rows; }
+
+ private:
+  struct Job {
+    int64_t ticket;
+    std::function<void()> work;
+  };
+  void run();
+
+  std::mutex mutex_;
+  std::condition_variable submitted_;
+  std::deque<Job> jobs_;
+  std::map<int64_t, std::exception_ptr> failures_;  // not yet waited for
+  int64_t last_ticket_ = 0;
+  std::atomic<int64_t> done_{0};  // tickets up to this one
+  bool stop_ = false;
+  std::thread worker_;  // started by the first submit
 };
 
 }  // namespace longcat

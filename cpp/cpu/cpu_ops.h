@@ -17,6 +17,7 @@ class CpuOps final : public Ops {
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
 
+  void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
   void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
              float scale) override;
@@ -34,11 +35,13 @@ class CpuOps final : public Ops {
   void rope(Tensor x, Tensor cos, Tensor sin) override;
   void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                  const ForwardBatch& batch) override;
-  void mla_attention(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
-                     float scale) override;
+  void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                  float scale) override;
+  void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                   const ForwardBatch& batch, float scale) override;
 
   void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                 int64_t n_routed_experts, float scaling_factor) override;
+                 Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) override;
   void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
                    const ExpertWeights& experts) override;
 

@@ -78,13 +78,20 @@ void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_i
 }  // namespace
 
 void CpuOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                       int64_t n_routed_experts, float scaling_factor) {
+                       Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), num_outputs = classifier.out_features;
+  const int64_t num_real = num_real_tokens.data<int32_t>()[0];
   linear(scratch, x, classifier);
   pool_.parallel_for(num_tokens, grain_for(8 * num_outputs), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* scores = scratch.row<float>(t);
       int32_t* picks = routing.expert_idx.row<int32_t>(t);
+      if (t >= num_real) {
+        std::fill_n(picks, topk, static_cast<int32_t>(n_routed_experts));
+        std::fill_n(routing.expert_weights.row<float>(t), topk, 0.0f);
+        routing.identity_weight.data<float>()[t] = 0;
+        continue;
+      }
       softmax(scores, num_outputs);
       select_top(picks, topk, scores, bias.data<float>(), num_outputs);
       float identity = 0;

@@ -1,4 +1,5 @@
 // N-gram hashing, the gather of one row per table, and the embedding sum.
+#include <algorithm>
 #include <vector>
 
 #include "cpu/cpu_ops.h"
@@ -26,6 +27,12 @@ void look_back(int64_t* context, int64_t t, const int32_t* lane, const ForwardBa
 }
 
 }  // namespace
+
+void CpuOps::select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) {
+  for (int64_t t = 0; t < token_ids.size(0); ++t)
+    if (const int32_t source = sources.data<int32_t>()[t]; source >= 0)
+      token_ids.data<int32_t>()[t] = std::max(sampled_ids.data<int32_t>()[source], 0);
+}
 
 void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
   LC_CHECK(ngram.max_order <= kMaxNgram);

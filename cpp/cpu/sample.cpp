@@ -173,7 +173,7 @@ void CpuOps::sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow
     thread_local std::vector<float> scores;  // grows once
     for (int64_t i = begin; i < end; ++i) {
       const SamplingRow& row = rows[static_cast<size_t>(i)];
-      scores.assign(logits.row<float>(i), logits.row<float>(i) + vocab);
+      scores.assign(logits.row<float>(row.logits_row), logits.row<float>(row.logits_row) + vocab);
       const int32_t most_likely = cpu::process_logits(scores.data(), vocab, row,
                                                       {lane.data<int32_t>(), block_tables.row<int32_t>(row.sequence)});
       const bool greedy = most_likely < 0 || row.temperature == 0;

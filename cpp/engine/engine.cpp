@@ -350,6 +350,7 @@ void Engine::sample(std::span<Sequence* const> sequences, Tensor logits, const F
                     .frequency_penalty = p.frequency_penalty,
                     .seed = p.seed,
                     .sample_idx = p.sample_idx,
+                    .logits_row = static_cast<int32_t>(i),
                     .sequence = batch_rows[i],
                     .position = static_cast<int32_t>(num_tokens) - 1,
                     .num_prompt_tokens = static_cast<int32_t>(sequence.num_prompt_tokens),

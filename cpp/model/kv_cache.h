@@ -10,22 +10,39 @@ namespace longcat {
 
 class KvCache {
  public:
-  // dtype: f32 or bf16. Block 0 is the null block: padded rows write there and nobody reads it.
+  // dtype: f32, bf16 or f8_e4m3 (rows as in Fp8Latent). Block 0 is the null block: padded rows write there and nobody
+  // reads it.
   KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, DType dtype);
 
   // Bytes of one block over all sub-layers, lane included.
   static int64_t block_bytes(const ModelConfig& config, DType dtype);
 
+  // Sub-layers of a block: two a layer, and one more for the MTP layer, whose entry for the pair (hidden state of
+  // position p - 1, token of p) lies at p.
+  static int64_t num_sub_layers(const ModelConfig& config) { return config.num_sub_layers() + 1; }
+
   int64_t num_blocks() const { return num_blocks_; }
   DType dtype() const { return dtype_; }
-  Tensor latents(int64_t sub_layer) const;  // [num_blocks * 64, kv_lora_rank + rope]
+  Tensor latents(int64_t sub_layer) const;  // [num_blocks, 64, latent row], blocks strided
   Tensor lane() const { return lane_.tensor(DType::i32, {num_blocks_ * kBlockSize}); }  // token id of each slot
 
+  // --- inside submitted work -------------------------------------------------------------------------------------
+  // Latents of all sub-layers and the lane move together. `host`: block_bytes of Device::allocate_host.
+  void copy_block(int64_t to, int64_t from);
+  void save_block(void* host, int64_t block);
+  void load_block(int64_t block, const void* host);
+
  private:
-  int64_t num_blocks_, latent_dim_;
+  char* latents_of(int64_t block) const { return static_cast<char*>(latents_.data()) + block * latent_bytes_; }
+  char* lane_of(int64_t block) const { return static_cast<char*>(lane_.data()) + block * kLaneBytes; }
+
+  static constexpr int64_t kLaneBytes = kBlockSize * 4;
+  Device& device_;
+  int64_t num_blocks_, num_sub_layers_, row_size_;
+  int64_t latent_bytes_;  // of a block
   DType dtype_;
-  Buffer latents_;  // [num_sub_layers, num_blocks * 64, latent_dim]
-  Buffer lane_;
+  Buffer latents_;  // [num_blocks, num_sub_layers, 64, row]
+  Buffer lane_;     // [num_blocks, 64] i32
 };
 
 }  // namespace longcat

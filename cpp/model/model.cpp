@@ -68,7 +68,7 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   ops_.add_rms_norm(a_.moe_in, a_.residual, a_.x, w.post_attention_norm[0], eps);
 
   ops_.device().begin_branch();
-  moe(w.moe);
+  moe(w.moe, batch.num_real_tokens);
   ops_.device().end_branch();
 
   ffn(w.ffn[0], a_.moe_in);
@@ -82,24 +82,31 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   ops_.add_scaled_rows(a_.x, a_.moe_in, a_.routing.identity_weight);
 }
 
-// x = MLA(h), absorbed: queries are taken into the latent space, the cache is attended as one head of
-// kv_lora_rank + rope values, and the result is taken out by each head's W_uv.
+// x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens do it absorbed:
+// queries are taken into the latent space, the cache is attended as one head of kv_lora_rank + rope values, and the
+// result is taken out by each head's W_uv.
 void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBatch& batch) {
   const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim();
   const int64_t num_tokens = batch.num_tokens(), attn_width = config_.num_attention_heads * config_.v_head_dim;
-  const Tensor q_nope = a_.q.slice(2, 0, nope), q_rope = a_.q.slice(2, nope, head_dim);
+  const int64_t num_decodes = batch.num_decode_tokens;
+  const Tensor q_rope = a_.q.slice(2, nope, head_dim);
 
   ops_.linear(a_.q_a, a_.h, w.q_a_proj);
   ops_.rms_norm(a_.q_a, a_.q_a, w.q_a_norm, kInnerNormEps);
   ops_.linear(a_.q.reshape({num_tokens, config_.num_attention_heads * head_dim}), a_.q_a, w.q_b_proj);
   ops_.rope(q_rope, a_.cos, a_.sin);
-  ops_.linear_per_head(a_.q_latent, q_nope, w.k_up);
-
   ops_.linear(a_.kv_a, a_.h, w.kv_a_proj);
   ops_.mla_store(latents, a_.kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
-  ops_.mla_attention(a_.latent_out, a_.q_latent, q_rope, latents, batch, softmax_scale_);
 
-  ops_.linear_per_head(a_.attn_out, a_.latent_out, w.v_up);
+  if (num_decodes > 0) {
+    const Tensor q_latent = a_.q_latent.first(num_decodes), latent_out = a_.latent_out.first(num_decodes);
+    ops_.linear_per_head(q_latent, a_.q.first(num_decodes).slice(2, 0, nope), w.k_up);
+    ops_.mla_decode(latent_out, q_latent, q_rope.first(num_decodes), latents, batch, softmax_scale_);
+    ops_.linear_per_head(a_.attn_out.first(num_decodes), latent_out, w.v_up);
+  }
+  if (num_decodes < num_tokens)
+    ops_.mla_prefill(a_.attn_out.slice(0, num_decodes, num_tokens), a_.q.slice(0, num_decodes, num_tokens), latents,
+                     w.k_up, w.v_up, batch, softmax_scale_);
   ops_.linear(a_.x, a_.attn_out.reshape({num_tokens, attn_width}), w.o_proj);
 }
 
@@ -111,8 +118,8 @@ void Model::ffn(const FfnWeights& w, Tensor h) {
 
 // moe_out = weighted sum of the routed experts of moe_in; the identity experts' weight is left in the routing, since
 // their contribution is moe_in itself.
-void Model::moe(const MoeWeights& w) {
-  ops_.moe_route(a_.routing, a_.router_scores, a_.moe_in, w.classifier, w.e_score_correction_bias,
+void Model::moe(const MoeWeights& w, Tensor num_real_tokens) {
+  ops_.moe_route(a_.routing, a_.router_scores, a_.moe_in, w.classifier, w.e_score_correction_bias, num_real_tokens,
                  config_.n_routed_experts, static_cast<float>(config_.routed_scaling_factor));
   ops_.moe_experts(a_.moe_out, a_.expert_gate, a_.expert_up, a_.expert_out, a_.moe_in, a_.routing, w.experts());
 }

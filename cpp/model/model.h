@@ -33,7 +33,7 @@ class Model {
   void decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache);
   void attention(const AttentionWeights& weights, Tensor latents, const ForwardBatch& batch);
   void ffn(const FfnWeights& weights, Tensor h);
-  void moe(const MoeWeights& weights);
+  void moe(const MoeWeights& weights, Tensor num_real_tokens);
 
   Ops& ops_;
   ModelConfig config_;

@@ -8,25 +8,55 @@ namespace longcat {
 constexpr int64_t kBlockSize = 64;  // tokens in a block of the KV cache
 
 // The tokens of a sequence are neighbours in the batch and have consecutive positions (a chunk). Position p of
-// sequence s lies in slot block_tables[s][p / 64] * 64 + p % 64 of the cache; block 0 is the null block, where
-// padded rows write. All tensors are int32 on the device.
+// sequence s lies in block block_tables[s][p / 64] of the cache, at place p % 64; block 0 is the null block, where
+// padded rows write. Generated tokens come first, prompt tokens after them: the two kinds are computed by different
+// arithmetic (ops.h), and a chunk is of one kind. All tensors are int32 on the device.
 struct ForwardBatch {
-  Tensor token_ids;     // [num_tokens]
-  Tensor positions;     // [num_tokens] absolute, from 0
-  Tensor sequence_idx;  // [num_tokens] row of block_tables
-  Tensor query_starts;  // [num_sequences + 1] first token of each sequence in the batch
-  Tensor block_tables;  // [num_sequences, max_blocks]
+  Tensor token_ids;        // [num_tokens]
+  Tensor positions;        // [num_tokens] absolute, from 0
+  Tensor sequence_idx;     // [num_tokens] row of block_tables
+  Tensor query_starts;     // [num_sequences + 1] first token of each sequence in the batch
+  Tensor block_tables;     // [num_sequences, max_blocks], rows may be strided
+  Tensor num_real_tokens;  // [1] rows from there on are padding: position 0 of the null block, no expert
+
+  int64_t num_decode_tokens = 0;     // rows [0, num_decode_tokens) are generated tokens
+  int64_t num_decode_sequences = 0;  // and belong to that many first sequences
 
   int64_t num_tokens() const { return token_ids.size(0); }
   int64_t num_sequences() const { return block_tables.size(0); }
 };
 
+// Index of a position's slot: block * 64 + place. The lane of token ids is addressed by it.
 inline int64_t slot_of(const int32_t* block_table, int64_t position) {
   return block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
 }
 
 inline int64_t slot_of(const ForwardBatch& batch, int64_t sequence, int64_t position) {
   return slot_of(batch.block_tables.row<int32_t>(sequence), position);
+}
+
+// One sub-layer's latents: [num_blocks, 64, row], rows of a block contiguous, blocks strided. Row = kv_lora_rank + rope
+// values of f32 or bf16; of f8_e4m3 it is bytes (Fp8Latent).
+template <class T>
+T* latent_row(Tensor latents, const int32_t* block_table, int64_t position) {
+  return latents.row<T>(block_table[position / kBlockSize]) + position % kBlockSize * latents.size(2);
+}
+
+// An fp8 latent row: kv_lora_rank e4m3 values in groups of 128, a float scale a group, then the rope values in bf16.
+// 656 bytes for 512 + 64. A group's scale is its largest magnitude / 448 (1 when that is 0 or not finite).
+struct Fp8Latent {
+  static constexpr int64_t kGroup = 128;
+  int64_t kv_lora_rank, rope_dim;
+
+  int64_t num_groups() const { return (kv_lora_rank + kGroup - 1) / kGroup; }
+  int64_t scales_offset() const { return (kv_lora_rank + 3) / 4 * 4; }
+  int64_t rope_offset() const { return scales_offset() + 4 * num_groups(); }
+  int64_t row_bytes() const { return (rope_offset() + 2 * rope_dim + 3) / 4 * 4; }
+};
+
+// Elements of a latent row in `dtype` (f32, bf16 or f8_e4m3).
+inline int64_t latent_row_size(DType dtype, int64_t kv_lora_rank, int64_t rope_dim) {
+  return dtype == DType::f8_e4m3 ? Fp8Latent{kv_lora_rank, rope_dim}.row_bytes() : kv_lora_rank + rope_dim;
 }
 
 }  // namespace longcat

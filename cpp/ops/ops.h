@@ -7,8 +7,9 @@
 // Invariance contract, tested on each backend: the bits of a token's result depend on that token and its own history,
 // not on what else is in the batch, on padding, on the number of threads, or on chunk boundaries.
 //   1. One accumulation order per op and weight format, whatever the number of rows.
-//   2. Attention walks the history in a fixed list of pieces by absolute position (kv_piece_end) and combines their
-//      partial results in ascending order.
+//   2. Arithmetic follows a token's kind: prompt tokens are computed by mla_prefill, also alone in a chunk; generated
+//      tokens by mla_decode, also when they are computed again. Each walks the history in a fixed list of pieces by
+//      absolute position (kPrefillTile, kv_piece_end) and combines their partial results in ascending order.
 //   3. Attend to what is stored: a latent is rounded to the cache format and written first, attention reads only
 //      stored latents. Slots behind a token's position are never read: a recycled page may hold NaN.
 //   4. Ties go to the lowest id; expert outputs are summed per token in ascending expert id; no atomics in sums.
@@ -34,6 +35,9 @@ constexpr int64_t kv_piece_end(int64_t position) {
   const int64_t piece = position < 2048 ? 128 : position < 16384 ? 512 : kMaxKvPiece;
   return (position / piece + 1) * piece;
 }
+
+// Keys and values that mla_prefill materialises at once, the first tile from position 0.
+constexpr int64_t kPrefillTile = kBlockSize;
 
 // The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width.
 struct NgramTables {
@@ -80,15 +84,16 @@ struct SamplingRow {
   double frequency_penalty = 0;   // subtracted for every occurrence in the output
   uint64_t seed = 0;
   int32_t sample_idx = 0;         // which of the n samples of a request
+  int32_t logits_row = 0;         // row of the logits; several samples may share one
   int32_t sequence = 0;           // row of the batch's block_tables
   int32_t position = 0;           // of the last token of the history; the sampled token will stand at position + 1
   int32_t num_prompt_tokens = 0;  // history before this position is prompt
-  std::span<const LogitBias> logit_bias;
-  std::span<const std::vector<int32_t>>
-      bad_words;                         // sequences: the last id is removed where the others end the history
-  std::span<const int32_t> banned_ids;   // removed
-  std::span<const int32_t> allowed_ids;  // all others are removed; empty: all stay
-  std::span<const uint32_t> mask;        // [ceil(vocab / 32)] bit i of word w: id 32 w + i stays; empty: all stay
+  std::span<const LogitBias> logit_bias = {};
+  // Sequences: the last id is removed where the others end the history.
+  std::span<const std::vector<int32_t>> bad_words = {};
+  std::span<const int32_t> banned_ids = {};   // removed
+  std::span<const int32_t> allowed_ids = {};  // all others are removed; empty: all stay
+  std::span<const uint32_t> mask = {};        // [ceil(vocab / 32)] bit i of word w: id 32 w + i stays; empty: all stay
 };
 
 class Ops {
@@ -102,6 +107,11 @@ class Ops {
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
 
   // --- embedding -------------------------------------------------------------------------------------------------
+  // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0: ids of the step before, which the host may not have
+  // seen yet. A sampled -1 (see sample) becomes 0, whose result nobody keeps. token_ids, sources: [T] i32;
+  // sampled_ids: [n] i32.
+  virtual void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) = 0;
+
   // For each token: writes its id to its slot of `lane`, reads up to max_order - 1 predecessors (from the batch when
   // they are in the same chunk, else from the lane), hashes them, gathers one row per table.
   //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or
@@ -151,22 +161,32 @@ class Ops {
   virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
 
   // Writes one latent row a token to its slot: [rms_norm(kv_a[:, :kv_lora]) | rope(kv_a[:, kv_lora:])], rounded to the
-  // dtype of `latents`. kv_a: [T, kv_lora + rope], overwritten; latents: [num_slots, kv_lora + rope]; norm_weight:
+  // dtype of `latents`. kv_a: [T, kv_lora + rope], overwritten; latents: of one sub-layer (batch.h); norm_weight:
   // [kv_lora] f32.
   virtual void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                          const ForwardBatch& batch) = 0;
 
-  // Absorbed attention over positions 0..p of each token's own sequence:
+  // Absorbed attention of the generated tokens (rows [0, D) of the batch, D = num_decode_tokens) over positions 0..p of
+  // each one's own sequence:
   // out[t, h] = sum_s softmax_s((q_latent[t, h] . c_s + q_rope[t, h] . k_s) * scale) c_s.
-  // out, q_latent: [T, heads, kv_lora]; q_rope: [T, heads, rope], may be strided; latents as in mla_store.
-  virtual void mla_attention(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
-                             float scale) = 0;
+  // out, q_latent: [D, heads, kv_lora]; q_rope: [D, heads, rope], may be strided; latents as in mla_store.
+  virtual void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                          float scale) = 0;
+
+  // Materialised attention of the prompt tokens (rows [D, T) of the batch) over positions 0..p: with
+  // k_s,h = [k_up_h^T c_s | k_s] and v_s,h = v_up_h c_s from the stored latents,
+  // out[i, h] = sum_s softmax_s((q[i, h] . k_s,h) * scale) v_s,h for the prompt token of row D + i.
+  // out: [T - D, heads, v_head_dim]; q: [T - D, heads, nope + rope], rotated, may be strided; k_up: [heads * kv_lora,
+  // nope]; v_up: [heads * v_head_dim, kv_lora].
+  virtual void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                           const ForwardBatch& batch, float scale) = 0;
 
   // --- mixture of experts ----------------------------------------------------------------------------------------
   // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts; the topk of g + bias are
-  // picked (ties: lowest id), weighted by g * scaling_factor. scratch: [T, num_router_outputs] f32.
+  // picked (ties: lowest id), weighted by g * scaling_factor. Padded rows (from num_real_tokens [1] on) pick nothing:
+  // expert n_routed_experts with weight 0. scratch: [T, num_router_outputs] f32.
   virtual void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                         int64_t n_routed_experts, float scaling_factor) = 0;
+                         Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) = 0;
 
   // out[t] = sum over the routed picks of t, in ascending expert id, of weight * expert(x[t]). Identity picks are not
   // computed here. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
@@ -181,8 +201,8 @@ class Ops {
   // frequency penalties, removals (bad words, banned, allowed, mask), temperature, top-k (ties with the k-th stay),
   // top-p over the survivors (among equals the higher id goes first), min-p, one draw. The draw is Gumbel-max with
   // Philox4x32-10 keyed by the seed and counted by (token id, position, sample), so it does not depend on the batch.
-  // token_ids: [num_rows] i32, -1 for a row whose logits hold a NaN or +infinity, or whose every id is removed;
-  // logits: [num_rows, vocab] f32, left as they are; lane as in ngram_lookup; block_tables: of the batch.
+  // token_ids: [rows.size()] i32, -1 for a row whose logits hold a NaN or +infinity, or whose every id is removed;
+  // logits: [num_logits, vocab] f32, left as they are; lane as in ngram_lookup; block_tables: of the batch.
   virtual void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
                       Tensor block_tables) = 0;
 

@@ -7,7 +7,7 @@ from checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
 from compare import assert_rows_close
 from longcat._core import testing
 from reference import ops as ref
-from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL
+from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE
 
 # Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
 SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000)]
@@ -83,25 +83,89 @@ def test_rope(ops, factor):
     assert_rows_close(ops.rope(x, positions, inv_freq, factor), expected, F32_TRANSCENDENTAL)
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
-@pytest.mark.parametrize("tokens", [1, 65, 300])
-def test_mla_attends_to_what_is_stored(ops, cache, tokens):
-    heads, latent, rope = 2, 24, 6
-    kv_a, weight = normal(tokens, latent + rope), normal(latent, seed=1)
-    q_latent, q_rope = normal(tokens, heads, latent, seed=2), normal(tokens, heads, rope, seed=3)
-    inv_freq = np.array([1.0, 0.1, 0.01], np.float32)
-    out, stored = ops.mla(kv_a, weight, 1e-6, q_latent, q_rope, inv_freq, 0.3, cache)
+STORED = {"f32": F32_TRANSCENDENTAL, "bf16": BF16_STORE, "fp8": FP8_STORE}
 
+
+def causal_attention(q, k, v, scale):
+    """q [T, heads, d], k [T, heads, d], v [T, heads, n] in float64."""
+    scores = np.einsum("thk,shk->hts", q.astype(np.float64), k) * scale
+    scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
+    return np.einsum("hts,shk->thk", ref.softmax(scores), v)
+
+
+def latents_case(tokens, latent, rope):
+    kv_a, weight = normal(tokens, latent + rope), normal(latent, seed=1)
+    inv_freq = (10.0 ** -np.arange(rope // 2)).astype(np.float32)
     c = ref.rms_norm(kv_a[:, :latent], weight, 1e-6)
     key = ref.rope(kv_a[:, None, latent:], np.arange(tokens), inv_freq.astype(np.float64))[:, 0]
-    exact = np.concatenate([c, key], axis=1)
-    assert_rows_close(stored, exact, BF16_STORE if cache == "bf16" else F32_TRANSCENDENTAL)
+    return kv_a, weight, inv_freq, np.concatenate([c, key], axis=1)
 
-    stored = stored.astype(np.float64)
-    scores = np.einsum("thk,sk->hts", np.concatenate([q_latent, q_rope], -1), stored) * 0.3
-    scores = np.where(np.tril(np.ones((tokens, tokens), bool)), scores, -np.inf)
-    expected = np.einsum("hts,sk->thk", ref.softmax(scores), stored[:, :latent])
+
+@pytest.mark.parametrize("cache", STORED)
+@pytest.mark.parametrize("tokens", [1, 65, 300])
+@pytest.mark.parametrize("latent", [24, 130])
+def test_mla_decode_attends_to_what_is_stored(ops, cache, tokens, latent):
+    heads, rope = 11, 6
+    kv_a, weight, inv_freq, exact = latents_case(tokens, latent, rope)
+    q_latent, q_rope = normal(tokens, heads, latent, seed=2), normal(tokens, heads, rope, seed=3)
+    out, stored = ops.mla_decode(kv_a, weight, 1e-6, q_latent, q_rope, inv_freq, 0.3, cache)
+    assert_rows_close(stored, exact, STORED[cache])
+    keys = np.repeat(stored.astype(np.float64)[:, None], heads, axis=1)
+    expected = causal_attention(np.concatenate([q_latent, q_rope], -1), keys, keys[..., :latent], 0.3)
     assert_rows_close(out, expected, F32_TRANSCENDENTAL)
+
+
+@pytest.mark.parametrize("cache", STORED)
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 300])
+@pytest.mark.parametrize("nope, v", [(16, 32), (7, 10)])
+def test_mla_prefill_materialises_what_is_stored(ops, cache, tokens, nope, v):
+    heads, latent, rope = 3, 24, 6
+    kv_a, weight, inv_freq, exact = latents_case(tokens, latent, rope)
+    q = normal(tokens, heads, nope + rope, seed=2)
+    k_up, v_up = normal(heads * latent, nope, seed=4, scale=0.3), normal(heads * v, latent, seed=5, scale=0.3)
+    out, stored = ops.mla_prefill(kv_a, weight, 1e-6, q, k_up, v_up, inv_freq, 0.3, cache)
+    assert_rows_close(stored, exact, STORED[cache])
+    stored = stored.astype(np.float64)
+    k_nope = np.einsum("sl,hld->shd", stored[:, :latent], k_up.reshape(heads, latent, nope))
+    k_rope = np.repeat(stored[:, None, latent:], heads, axis=1)
+    values = np.einsum("sl,hvl->shv", stored[:, :latent], v_up.reshape(heads, v, latent))
+    expected = causal_attention(q, np.concatenate([k_nope, k_rope], -1), values, 0.3)
+    assert_rows_close(out, expected, F32_TRANSCENDENTAL)
+
+
+@pytest.mark.parametrize("cache", STORED)
+def test_absorbed_and_materialised_attention_agree(ops, cache):
+    tokens, heads, latent, rope, nope, v = 150, 2, 32, 4, 8, 12
+    kv_a, weight, inv_freq, _ = latents_case(tokens, latent, rope)
+    q = normal(tokens, heads, nope + rope, seed=2)
+    k_up, v_up = normal(heads * latent, nope, seed=4, scale=0.3), normal(heads * v, latent, seed=5, scale=0.3)
+    materialised, _ = ops.mla_prefill(kv_a, weight, 1e-6, q, k_up, v_up, inv_freq, 0.3, cache)
+    q_latent = ops.linear_per_head(np.ascontiguousarray(q[..., :nope]), k_up)
+    q_rope = np.ascontiguousarray(q[..., nope:])
+    latent_out, _ = ops.mla_decode(kv_a, weight, 1e-6, q_latent, q_rope, inv_freq, 0.3, cache)
+    assert_rows_close(ops.linear_per_head(latent_out, v_up), materialised, F32_TRANSCENDENTAL)
+
+
+def test_fp8_latents_keep_zero_and_scale_by_group(ops):
+    """Groups of 128 with a scale each: a large group does not coarsen a small one, and zeros stay zeros."""
+    latent, rope = 256, 2
+    kv_a = np.zeros((3, latent + rope), np.float32)
+    kv_a[0, :128], kv_a[0, 128:256] = 1000.0, 1e-3
+    kv_a[1, 0] = 1
+    _, stored = ops.mla_decode(
+        kv_a,
+        np.ones(latent, np.float32),
+        1e-6,
+        normal(3, 1, latent),
+        normal(3, 1, rope),
+        np.ones(1, np.float32),
+        1.0,
+        "fp8",
+    )
+    exact = ref.rms_norm(kv_a[:, :latent], np.ones(latent), 1e-6)
+    for group in (slice(0, 128), slice(128, 256)):
+        assert np.allclose(stored[0, group], exact[0, group], rtol=FP8_STORE)
+    assert not stored[2].any() and not stored[1, 1:].any()
 
 
 def test_attention_pieces_depend_on_position_only():
@@ -124,14 +188,14 @@ def moe_case(tokens, hidden=20, width=9, routed=5, identity=3, topk=4):
     return x, weights, {"n_routed_experts": routed, "moe_topk": topk, "routed_scaling_factor": 2.5}
 
 
-def run_moe(ops, x, weights, config):
+def run_moe(ops, x, weights, config, num_real_tokens=-1):
     per_expert = [
         [weights[f"experts.{e}.{n}_proj.weight"] for e in range(config["n_routed_experts"])]
         for n in ("gate", "up", "down")
     ]
     return ops.moe(
         x, weights["router.classifier.weight"], weights["router.e_score_correction_bias"],
-        config["moe_topk"], config["routed_scaling_factor"], *per_expert,
+        config["moe_topk"], config["routed_scaling_factor"], *per_expert, num_real_tokens,
     )  # fmt: skip
 
 
@@ -145,6 +209,17 @@ def test_moe(ops, tokens):
     assert_rows_close(pick_weights, np.take_along_axis(routing.expert_weights, ascending, 1), F32_TRANSCENDENTAL)
     assert np.allclose(identity, routing.identity_weight, rtol=F32_TRANSCENDENTAL)
     assert_rows_close(out + identity[:, None] * x, ref.moe(x, weights, config), F32_TRANSCENDENTAL)
+
+
+def test_padded_rows_pick_no_expert(ops):
+    x, weights, config = moe_case(5)
+    whole = run_moe(ops, x, weights, config)
+    padded = run_moe(ops, x, weights, config, num_real_tokens=3)
+    for found, expected in zip(padded, whole, strict=True):
+        assert np.array_equal(found[:3], expected[:3])
+    picks, pick_weights, identity, out = padded
+    assert (picks[3:] == config["n_routed_experts"]).all()
+    assert not pick_weights[3:].any() and not identity[3:].any() and not out[3:].any()
 
 
 def test_moe_with_identity_picks_only_runs_no_expert(ops):
@@ -184,3 +259,21 @@ def test_dtype_conversions():
     assert np.array_equal(
         np.array([testing.e4m3_to_float(int(c)) for c in codes], np.float32), from_e4m3(codes), equal_nan=True
     )
+
+
+def test_e4m3_rounds_to_nearest_even():
+    codes = np.arange(256, dtype=np.uint8)
+    values = from_e4m3(codes)
+    finite = ~np.isnan(values)
+    for code, value in zip(codes[finite], values[finite], strict=True):
+        assert testing.to_e4m3(float(value)) == code
+    positive = values[:0x7F].astype(np.float64)  # ascending; the last is 448
+    for low in range(0x7E):
+        middle = (positive[low] + positive[low + 1]) / 2
+        assert testing.to_e4m3(float(middle)) == low + low % 2  # the even one
+        assert testing.to_e4m3(float(np.nextafter(np.float32(middle), np.float32(0)))) == low
+        assert testing.to_e4m3(float(np.nextafter(np.float32(middle), np.float32(1e9)))) == low + 1
+        assert testing.to_e4m3(-float(positive[low])) == (low | 0x80)
+    for large in (449.0, 1e30, float("inf")):
+        assert testing.to_e4m3(large) == 0x7E and testing.to_e4m3(-large) == 0xFE
+    assert testing.to_e4m3(float("nan")) & 0x7F == 0x7F

@@ -1,7 +1,7 @@
-// Binding of Engine: the GIL is released while it computes, and a mutex lets one thread in at a time.
+// Binding of Engine and of the queues its outputs come by. The GIL is released while anything waits or computes.
 #include "engine/engine.h"
 
-#include <mutex>
+#include <shared_mutex>
 
 #include "bindings/bindings.h"
 
@@ -23,46 +23,92 @@ class PyEngine {
     const py::gil_scoped_release nogil;
     engine_ = std::make_unique<Engine>(folder, options, report);
   }
+  ~PyEngine() { close(); }
 
-  // Runs `action(engine)` without the GIL, alone. Throws Error after close().
+  // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for all that run.
   template <class Action>
-  auto locked(Action&& action) {
+  auto with(Action&& action) {
     const py::gil_scoped_release nogil;
-    const std::lock_guard lock(mutex_);
+    const std::shared_lock lock(mutex_);
     if (!engine_) throw Error("[engine] this engine is closed");
     return action(*engine_);
   }
 
   py::array_t<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk_size) {
-    const int64_t vocab = locked([&](Engine& e) {
+    const int64_t vocab = with([&](Engine& e) {
       e.check_forward(token_ids);
       return e.config().vocab_size;
     });
     py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
     float* out = logits.mutable_data();
-    locked([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
+    with([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
     return logits;
   }
 
-  // One step; each output is appended to sinks[request_id] when there is such a sink. Done in here because Python may
-  // be interrupted as soon as a call returns, and a token that has been computed must not be lost then.
-  void step(const py::dict& sinks) {
-    for (StepOutput& output : locked([](Engine& e) { return e.step(); })) {
-      const py::int_ request_id(output.request_id);
-      if (sinks.contains(request_id)) sinks[request_id].attr("append")(py::cast(std::move(output)));
-    }
+  std::vector<StepOutput> step() {
+    std::vector<StepOutput> outputs;
+    with([&](Engine& e) { e.step(outputs); });
+    return outputs;
   }
 
   void close() {
     const py::gil_scoped_release nogil;
-    const std::lock_guard lock(mutex_);
+    const std::unique_lock lock(mutex_);
     engine_.reset();
   }
 
  private:
-  std::mutex mutex_;
+  std::shared_mutex mutex_;
   std::unique_ptr<Engine> engine_;
 };
+
+// Appends what there is to `arrived`, a deque. Done in here because Python may be interrupted as soon as a call
+// returns, and a token that has been computed must not be lost then.
+void take(OutputQueue& queue, const py::object& arrived) {
+  const py::object append = arrived.attr("append");
+  for (StepOutput& output : queue.take()) append(py::cast(std::move(output)));
+}
+
+// Waits for outputs, a signal handler's exception, or the end of the engine (false).
+bool wait(OutputQueue& queue, const py::object& arrived) {
+  constexpr double kSignalCheckMs = 50;
+  while (true) {
+    bool closed, any;
+    {
+      const py::gil_scoped_release nogil;
+      queue.wait(kSignalCheckMs);
+      closed = queue.closed();
+      any = !queue.empty();
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (any) {
+      take(queue, arrived);
+      return true;
+    }
+    if (closed) return false;
+  }
+}
+
+py::dict to_dict(const EngineMetrics& m) {
+  const SchedulerStats& c = m.counts;
+  py::dict d;
+  d["num_requests"] = c.num_requests;
+  for (const FinishReason reason : {FinishReason::stop, FinishReason::length, FinishReason::abort, FinishReason::error})
+    d[py::str(str_cat("num_finished_", name_of(reason)))] = c.num_finished[static_cast<int>(reason)];
+  d["num_prompt_tokens"] = c.num_prompt_tokens;
+  d["num_generated_tokens"] = c.num_generated_tokens;
+  d["prefix_cache_queries"] = c.num_prefix_queries;
+  d["prefix_cache_hits"] = c.num_prefix_hits;
+  d["num_swaps"] = c.num_swaps;
+  d["num_recomputes"] = c.num_recomputes;
+  d["num_steps"] = c.num_steps;
+  d["num_running"] = m.num_running;
+  d["num_waiting"] = m.num_waiting;
+  d["num_kv_blocks"] = m.num_kv_blocks;
+  d["num_free_blocks"] = m.num_free_blocks;
+  d["num_cached_blocks"] = m.num_published_blocks;
+  return d;
+}
 
 }  // namespace
 
@@ -75,8 +121,14 @@ void register_engine(py::module_& module) {
       .def_readwrite("max_model_len", &EngineOptions::max_model_len)
       .def_readwrite("max_num_seqs", &EngineOptions::max_num_seqs)
       .def_readwrite("max_num_batched_tokens", &EngineOptions::max_num_batched_tokens)
+      .def_readwrite("max_num_queued", &EngineOptions::max_num_queued)
       .def_readwrite("kv_cache_memory", &EngineOptions::kv_cache_memory)
-      .def_readwrite("num_threads", &EngineOptions::num_threads);
+      .def_readwrite("swap_memory", &EngineOptions::swap_memory)
+      .def_readwrite("enable_prefix_caching", &EngineOptions::enable_prefix_caching)
+      .def_readwrite("mask_timeout_ms", &EngineOptions::mask_timeout_ms)
+      .def_readwrite("num_threads", &EngineOptions::num_threads)
+      .def_readwrite("overlap", &EngineOptions::overlap)
+      .def_readwrite("pad_decodes", &EngineOptions::pad_decodes);
 
   py::class_<SamplingParams>(module, "SamplingParams")
       .def(py::init<>())
@@ -96,6 +148,7 @@ void register_engine(py::module_& module) {
       .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
       .def_readwrite("logprobs", &SamplingParams::logprobs)
       .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
+      .def_readwrite("constrained", &SamplingParams::constrained)
       .def("set_logit_bias", [](SamplingParams& self, const std::map<int32_t, float>& bias) {
         self.logit_bias.clear();
         for (const auto& [token_id, value] : bias) self.logit_bias.push_back({token_id, value});
@@ -106,36 +159,74 @@ void register_engine(py::module_& module) {
       .def_readonly("ids", &TokenLogprobs::ids)
       .def_readonly("logprobs", &TokenLogprobs::logprobs);
 
+  py::class_<RequestStats>(module, "RequestStats")
+      .def_readonly("queue_ms", &RequestStats::queue_ms)
+      .def_readonly("prefill_ms", &RequestStats::prefill_ms)
+      .def_readonly("decode_ms", &RequestStats::decode_ms)
+      .def_readonly("num_cached_tokens", &RequestStats::num_cached_tokens)
+      .def_readonly("num_preemptions", &RequestStats::num_preemptions);
+
   py::class_<StepOutput>(module, "StepOutput")
       .def_readonly("request_id", &StepOutput::request_id)
       .def_readonly("token_id", &StepOutput::token_id)
+      .def_readonly("error", &StepOutput::error)
       .def_readonly("logprobs", &StepOutput::logprobs)
       .def_readonly("prompt_logprobs", &StepOutput::prompt_logprobs)
+      .def_readonly("stats", &StepOutput::stats)
       .def_property_readonly("finish_reason", [](const StepOutput& output) -> py::object {
         if (output.finish_reason == FinishReason::none) return py::none();
         return py::str(name_of(output.finish_reason));
       });
 
+  py::class_<OutputQueue, std::shared_ptr<OutputQueue>>(module, "OutputQueue")
+      .def(py::init<>())
+      .def("wait", &wait)
+      .def("take", &take)
+      .def("close", &OutputQueue::close)
+      .def("event_fd", &OutputQueue::event_fd)
+      .def_property_readonly("closed", &OutputQueue::closed);
+
   py::class_<PyEngine>(module, "Engine")
       .def(py::init<const std::string&, const EngineOptions&, const py::object&>(), py::arg("folder"),
            py::arg("options"), py::arg("progress") = py::none())
-      .def("add_request",
-           [](PyEngine& self, std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
-             return self.locked([&](Engine& e) { return e.add_request(std::move(prompt_token_ids), params); });
+      .def("start", [](PyEngine& self) { self.with([](Engine& e) { e.start(); }); })
+      .def("check_request",
+           [](PyEngine& self, const std::vector<int32_t>& prompt_token_ids, const SamplingParams& params) {
+             self.with([&](Engine& e) { e.check_request(prompt_token_ids, params); });
            })
-      .def("abort", [](PyEngine& self,
-                       int64_t request_id) { return self.locked([&](Engine& e) { return e.abort(request_id); }); })
+      .def(
+          "add_request",
+          [](PyEngine& self, std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t n,
+             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
+            return self.with([&](Engine& e) {
+              return e.add_request(std::move(prompt_token_ids), params, n, std::move(queue), std::move(mask_queue));
+            });
+          },
+          py::arg("prompt_token_ids"), py::arg("params"), py::arg("n") = 1, py::arg("queue") = nullptr,
+          py::arg("mask_queue") = nullptr)
+      .def("abort",
+           [](PyEngine& self, int64_t request_id) { return self.with([&](Engine& e) { return e.abort(request_id); }); })
+      .def("fail",
+           [](PyEngine& self, int64_t request_id, const std::string& error) {
+             return self.with([&](Engine& e) { return e.fail(request_id, error); });
+           })
       .def("set_mask",
-           [](PyEngine& self, int64_t request_id, std::vector<uint32_t> mask) {
-             return self.locked([&](Engine& e) { return e.set_mask(request_id, std::move(mask)); });
+           [](PyEngine& self, int64_t request_id, int64_t num_output_tokens, std::vector<uint32_t> mask) {
+             return self.with([&](Engine& e) { return e.set_mask(request_id, num_output_tokens, std::move(mask)); });
            })
-      .def("has_work", [](PyEngine& self) { return self.locked([](Engine& e) { return e.has_work(); }); })
+      .def("has_work", [](PyEngine& self) { return self.with([](Engine& e) { return e.has_work(); }); })
       .def("step", &PyEngine::step)
+      .def("preempt",
+           [](PyEngine& self, int64_t request_id, bool may_swap) {
+             return self.with([&](Engine& e) { return e.preempt(request_id, may_swap); });
+           })
+      .def("reset_prefix_cache", [](PyEngine& self) { self.with([](Engine& e) { e.reset_prefix_cache(); }); })
+      .def("metrics", [](PyEngine& self) { return to_dict(self.with([](Engine& e) { return e.metrics(); })); })
       .def("forward", &PyEngine::forward, py::arg("token_ids"), py::arg("chunk_size") = 0)
       .def("close", &PyEngine::close)
       .def("info", [](PyEngine& self) {
         py::dict info;
-        self.locked([&](Engine& e) {
+        self.with([&](Engine& e) {
           const py::gil_scoped_acquire gil;
           info["architecture"] = e.config().architecture;
           info["device"] = e.device_name();
@@ -145,7 +236,7 @@ void register_engine(py::module_& module) {
           info["eos_token_id"] = e.config().eos_token_id;
           info["max_model_len"] = e.max_model_len();
           info["num_kv_blocks"] = e.num_kv_blocks();
-          info["num_free_blocks"] = e.num_free_blocks();
+          info["num_free_blocks"] = e.metrics().num_free_blocks;
           info["kv_cache_bytes"] = e.kv_cache_bytes();
           info["num_threads"] = e.num_threads();
           info["warnings"] = e.warnings();

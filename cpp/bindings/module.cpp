@@ -3,6 +3,7 @@
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "cpu/isa.h"
+#include "engine/scheduler.h"
 #include "ops/backend.h"
 
 namespace py = pybind11;
@@ -18,7 +19,9 @@ PYBIND11_MODULE(_core, module) {
   // The more derived one last: translators are tried from the newest on.
   auto& error = py::register_exception<Error>(module, "Error", PyExc_RuntimeError);
   auto& out_of_memory = py::register_exception<OutOfMemory>(module, "OutOfMemoryError", error.ptr());
+  auto& queue_full = py::register_exception<QueueFull>(module, "QueueFullError", error.ptr());
   error.attr("__module__") = "longcat";
+  queue_full.attr("__module__") = "longcat";
   out_of_memory.attr("__module__") = "longcat";
 
   register_checkpoint(module);

@@ -390,15 +390,6 @@ class TestOps {
   std::unique_ptr<Ops> ops_;
 };
 
-// Fills the latents of the blocks [begin, end) with NaN.
-void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begin, int64_t end) {
-  for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config); ++sub_layer)
-    for (int64_t block = begin; block < end; ++block) {
-      const Tensor latents = cache.latents(sub_layer).index(0, block);
-      std::memset(latents.raw(), 0xff, static_cast<size_t>(latents.num_bytes()));
-    }
-}
-
 // The model under explicit batches: the caller owns the block tables.
 class TestModel {
  public:
@@ -493,6 +484,14 @@ class TestModel {
 
 }  // namespace
 
+void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begin, int64_t end) {
+  for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config); ++sub_layer)
+    for (int64_t block = begin; block < end; ++block) {
+      const Tensor latents = cache.latents(sub_layer).index(0, block);
+      std::memset(latents.raw(), 0xff, static_cast<size_t>(latents.num_bytes()));
+    }
+}
+
 void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "For longcat's own tests; may change at any time.");
 
@@ -552,6 +551,8 @@ void register_testing(py::module_& module) {
       .def("lane", &TestModel::lane)
       .def("poison", &TestModel::poison)
       .def("weight_formats", &TestModel::weight_formats);
+
+  register_testing_engine(testing);
 }
 
 }  // namespace longcat

@@ -1,9 +1,8 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <cmath>
 #include <fstream>
-#include <numeric>
+#include <iterator>
 #include <utility>
 
 #include "ops/backend.h"
@@ -12,11 +11,13 @@ namespace longcat {
 
 namespace {
 
-DType parse_dtype(const char* option, const std::string& name, DType automatic) {
+DType parse_dtype(const char* option, const std::string& name, DType automatic, bool fp8) {
   if (name == "auto") return automatic;
   if (name == "f32" || name == "float32" || name == "float") return DType::f32;
   if (name == "bf16" || name == "bfloat16") return DType::bf16;
-  throw std::invalid_argument(str_cat(option, "=\"", name, "\" is not known: use \"auto\", \"f32\" or \"bf16\""));
+  if (fp8 && (name == "fp8" || name == "fp8_e4m3")) return DType::f8_e4m3;
+  throw std::invalid_argument(str_cat(option, "=\"", name, "\" is not known: use \"auto\", \"f32\"",
+                                      fp8 ? ", \"bf16\" or \"fp8\"" : " or \"bf16\""));
 }
 
 void require_positive(const char* option, int64_t value) {
@@ -38,6 +39,7 @@ int64_t available_memory() {
 const EngineOptions& checked(const EngineOptions& options) {
   require_positive("max_num_seqs", options.max_num_seqs);
   require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
+  require_positive("max_num_queued", options.max_num_queued);
   if (options.max_num_seqs > options.max_num_batched_tokens)
     throw std::invalid_argument(str_cat("max_num_seqs=", options.max_num_seqs,
                                         " is more than max_num_batched_tokens=", options.max_num_batched_tokens,
@@ -50,27 +52,28 @@ const EngineOptions& checked(const EngineOptions& options) {
   return options;
 }
 
-}  // namespace
-
-const char* name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::none:
-      return "";
-    case FinishReason::stop:
-      return "stop";
-    case FinishReason::length:
-      return "length";
-    case FinishReason::error:
-      return "error";
-  }
-  return "";
+double ms_between(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double, std::milli>(end - begin).count();
 }
+
+RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
+  constexpr Clock::time_point kNever{};
+  RequestStats stats = sequence.stats;
+  const Clock::time_point first_step = sequence.first_step == kNever ? now : sequence.first_step;
+  const Clock::time_point first_token = sequence.first_token == kNever ? now : sequence.first_token;
+  stats.queue_ms = ms_between(sequence.arrival, first_step);
+  stats.prefill_ms = ms_between(first_step, first_token);
+  stats.decode_ms = ms_between(first_token, now);
+  return stats;
+}
+
+}  // namespace
 
 LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOptions& options,
                          const LoadProgress& progress)
     : config(load_model_config(folder)),
-      dtype(parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32)),
-      kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype)),
+      dtype(parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false)),
+      kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)),
       checkpoint(folder),
       ops(make_ops(options.device, options.num_threads)) {
   ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, progress);
@@ -92,15 +95,29 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
                               block_bytes, " bytes each), at least 2 are needed: raise kv_cache_memory"));
-  Device& device = loaded_.ops->device();
-  cache_ = std::make_unique<KvCache>(device, c, num_blocks, kv_cache_dtype());
-  batch_buffers_ = std::make_unique<BatchBuffers>(device, options.max_num_batched_tokens, options.max_num_seqs,
-                                                  blocks_for(max_model_len_));
-  logits_ = Buffer(device, options.max_num_seqs * c.vocab_size * size_of(DType::f32));
-  logit_rows_ = Buffer(device, options.max_num_seqs * size_of(DType::i32));
-  sampled_ids_ = Buffer(device, options.max_num_seqs * size_of(DType::i32));
-  running_.reserve(static_cast<size_t>(options.max_num_seqs));
-  for (int64_t block = num_blocks - 1; block >= 1; --block) free_blocks_.push_back(static_cast<int32_t>(block));
+  cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
+  runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_,
+                                          RunnerLimits{.max_num_seqs = options.max_num_seqs,
+                                                       .max_num_batched_tokens = options.max_num_batched_tokens,
+                                                       .max_blocks_per_sequence = blocks_for(max_model_len_),
+                                                       .block_bytes = block_bytes,
+                                                       .pad_decodes = options.pad_decodes});
+  const int64_t swap_memory = options.swap_memory >= 0 ? options.swap_memory : num_blocks * block_bytes;
+  scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options.max_num_seqs,
+                                                            .max_num_batched_tokens = options.max_num_batched_tokens,
+                                                            .max_num_queued = options.max_num_queued,
+                                                            .num_blocks = num_blocks,
+                                                            .num_host_blocks = swap_memory / block_bytes,
+                                                            .enable_prefix_caching = options.enable_prefix_caching,
+                                                            .mask_timeout_ms = options.mask_timeout_ms});
+}
+
+Engine::~Engine() {
+  stop();
+  scheduler_->for_each([](const Sequence& sequence) {
+    if (sequence.queue) sequence.queue->close();
+    if (sequence.mask_queue) sequence.mask_queue->close();
+  });
 }
 
 std::vector<std::string> Engine::warnings() const {
@@ -110,6 +127,18 @@ std::vector<std::string> Engine::warnings() const {
   return all;
 }
 
+EngineMetrics Engine::metrics() const {
+  const std::lock_guard lock(mutex_);
+  return {.counts = scheduler_->stats(),
+          .num_running = scheduler_->num_running(),
+          .num_waiting = scheduler_->num_waiting(),
+          .num_kv_blocks = num_kv_blocks(),
+          .num_free_blocks = scheduler_->blocks().num_free(),
+          .num_published_blocks = scheduler_->blocks().num_published()};
+}
+
+// --- requests ------------------------------------------------------------------------------------------------------
+
 void Engine::check_tokens(std::span<const int32_t> token_ids) const {
   if (token_ids.empty()) throw std::invalid_argument("the prompt has no tokens: expected at least one");
   for (size_t i = 0; i < token_ids.size(); ++i)
@@ -118,17 +147,7 @@ void Engine::check_tokens(std::span<const int32_t> token_ids) const {
                                           " is not in the vocabulary: expected 0 to ", config().vocab_size - 1));
 }
 
-std::vector<int32_t> Engine::take_blocks(int64_t count) {
-  std::vector<int32_t> blocks(free_blocks_.end() - count, free_blocks_.end());
-  free_blocks_.resize(free_blocks_.size() - static_cast<size_t>(count));
-  return blocks;
-}
-
-void Engine::give_back(std::span<const int32_t> blocks) {
-  free_blocks_.insert(free_blocks_.end(), blocks.begin(), blocks.end());
-}
-
-int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
+void Engine::check_request(std::span<const int32_t> prompt_token_ids, const SamplingParams& params) const {
   check_tokens(prompt_token_ids);
   check(params, config().vocab_size);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
@@ -141,264 +160,355 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
     throw std::invalid_argument(str_cat("prompt and max_tokens make ", num_prompt_tokens + max_tokens,
                                         " tokens, the KV cache holds ", num_kv_blocks() * kBlockSize,
                                         ": lower max_tokens or raise kv_cache_memory"));
-  auto sequence = std::make_unique<Sequence>();
-  sequence->request_id = next_request_id_++;
-  sequence->params = params;
-  sequence->token_ids = std::move(prompt_token_ids);
-  sequence->token_ids.reserve(static_cast<size_t>(num_prompt_tokens + max_tokens));
-  sequence->num_prompt_tokens = num_prompt_tokens;
-  sequence->max_tokens = max_tokens;
-  waiting_.push_back(std::move(sequence));
-  return waiting_.back()->request_id;
+}
+
+int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
+                            std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
+  require_positive("n", num_samples);
+  check_request(prompt_token_ids, params);
+  const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
+  std::vector<std::shared_ptr<Sequence>> samples;
+  for (int64_t i = 0; i < num_samples; ++i) {
+    Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
+    sequence.params = params;
+    sequence.params.sample_idx = params.sample_idx + static_cast<int32_t>(i);
+    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sample brings them
+    sequence.num_prompt_tokens = num_prompt_tokens;
+    sequence.max_tokens = std::min(params.max_tokens, max_model_len_ - num_prompt_tokens);
+    sequence.queue = queue;
+    sequence.mask_queue = mask_queue;
+    // Other threads read the prompt while tokens are appended: the memory must not move.
+    sequence.token_ids.reserve(static_cast<size_t>(num_prompt_tokens + sequence.max_tokens));
+    sequence.token_ids.assign(prompt_token_ids.begin(), prompt_token_ids.end());
+    sequence.arrival = Clock::now();
+  }
+  int64_t request_id;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) throw Error(str_cat("[engine] this engine has failed: ", failure_));
+    request_id = next_request_id_;
+    for (const auto& sequence : samples) sequence->request_id = next_request_id_++;
+    scheduler_->add(samples);
+    if (mask_queue)
+      for (const auto& sequence : samples) mask_queue->push({.request_id = sequence->request_id});
+  }
+  wake();
+  return request_id;
 }
 
 bool Engine::abort(int64_t request_id) {
-  const auto is_it = [&](const auto& sequence) { return sequence->request_id == request_id; };
-  if (const auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
-    give_back((*it)->blocks);
-    running_.erase(it);
-    return true;
+  std::vector<StepOutput> unread;
+  {
+    const std::lock_guard lock(mutex_);
+    const std::shared_ptr<Sequence> sequence = scheduler_->find(request_id);
+    if (!sequence) return false;
+    end(*sequence, {.request_id = request_id, .finish_reason = FinishReason::abort}, unread);
   }
-  return std::erase_if(waiting_, is_it) > 0;
+  wake();
+  return true;
 }
 
-Engine::Sequence* Engine::find(int64_t request_id) {
-  for (const auto& sequence : running_)
-    if (sequence->request_id == request_id) return sequence.get();
-  for (const auto& sequence : waiting_)
-    if (sequence->request_id == request_id) return sequence.get();
-  return nullptr;
+bool Engine::fail(int64_t request_id, const std::string& error) {
+  std::vector<StepOutput> unread;
+  {
+    const std::lock_guard lock(mutex_);
+    const std::shared_ptr<Sequence> sequence = scheduler_->find(request_id);
+    if (!sequence) return false;
+    end(*sequence, {.request_id = request_id, .finish_reason = FinishReason::error, .error = error}, unread);
+  }
+  wake();
+  return true;
 }
 
-bool Engine::set_mask(int64_t request_id, std::vector<uint32_t> mask) {
+bool Engine::set_mask(int64_t request_id, int64_t num_output_tokens, std::vector<uint32_t> mask) {
   const int64_t words = (config().vocab_size + 31) / 32;
   if (!mask.empty() && static_cast<int64_t>(mask.size()) != words)
     throw std::invalid_argument(
         str_cat("the mask has ", mask.size(), " words of 32 bits, the vocabulary needs ", words));
-  Sequence* sequence = find(request_id);
-  if (sequence) sequence->mask = std::move(mask);
-  return sequence != nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    const std::shared_ptr<Sequence> sequence = scheduler_->find(request_id);
+    if (!sequence) return false;
+    sequence->mask = std::move(mask);
+    sequence->masked_tokens = num_output_tokens;
+  }
+  wake();
+  return true;
 }
 
-void Engine::admit() {
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_num_seqs) {
-    Sequence& next = *waiting_.front();
-    const int64_t needed = blocks_for(next.num_prompt_tokens + next.max_tokens);
-    if (needed > num_free_blocks()) return;
-    next.blocks = take_blocks(needed);
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+void Engine::reset_prefix_cache() {
+  const std::lock_guard lock(mutex_);
+  scheduler_->reset_prefix_cache();
+}
+
+bool Engine::preempt(int64_t request_id, bool may_swap) {
+  const std::lock_guard lock(mutex_);
+  return scheduler_->preempt(request_id, may_swap);
+}
+
+bool Engine::has_work() const {
+  const std::lock_guard lock(mutex_);
+  return scheduler_->has_work();
+}
+
+void Engine::set_observer(StepObserver* observer) {
+  observer_ = observer;
+  runner_->set_observer(observer);
+}
+
+// --- steps ---------------------------------------------------------------------------------------------------------
+
+bool Engine::step(std::vector<StepOutput>& outputs) {
+  bool launched = false;
+  std::ranges::move(std::exchange(left_over_, {}), std::back_inserter(outputs));
+  {
+    const std::lock_guard lock(mutex_);
+    const Clock::time_point now = Clock::now();
+    for (const auto& sequence : scheduler_->overdue(now))
+      end(*sequence,
+          {.request_id = sequence->request_id,
+           .finish_reason = FinishReason::error,
+           .error = str_cat("the mask for its next token did not come within ", options_.mask_timeout_ms, " ms")},
+          outputs);
+    StepPlan plan = scheduler_->schedule(now);
+    if (!plan.empty()) {
+      flights_.push_back(runner_->launch(std::move(plan)));
+      launched = true;
+    }
   }
+  const size_t may_fly = launched && options_.overlap ? 1 : 0;
+  bool finished = false;
+  while (flights_.size() > may_fly) finished = finish_oldest(outputs) || finished;
+  return launched || finished;
+}
+
+// Waits for the oldest step under way and takes in its results.
+bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
+  if (flights_.empty()) return false;
+  std::unique_ptr<Flight> flight = std::move(flights_.front());
+  flights_.pop_front();
+  try {
+    runner_->wait(*flight);
+  } catch (const std::exception& error) {
+    fail_step(*flight, error.what(), outputs);
+    return true;
+  }
+  const std::lock_guard lock(mutex_);
+  commit(*flight, outputs);
+  return true;
 }
 
 FinishReason Engine::finish_reason(const Sequence& sequence, int32_t token_id) const {
-  if (token_id < 0) return FinishReason::error;
   const std::vector<int32_t>& stops = sequence.params.stop_token_ids;
   if (std::find(stops.begin(), stops.end(), token_id) != stops.end()) return FinishReason::stop;
-  const int64_t num_output = static_cast<int64_t>(sequence.token_ids.size()) - sequence.num_prompt_tokens;
-  return num_output >= sequence.max_tokens ? FinishReason::length : FinishReason::none;
+  const int64_t num_seen = static_cast<int64_t>(sequence.token_ids.size()) - sequence.num_prompt_tokens;
+  return num_seen >= sequence.max_tokens ? FinishReason::length : FinishReason::none;
 }
 
-std::vector<StepOutput> Engine::step() {
-  admit();
-  if (running_.empty()) return {};
+void Engine::deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs) {
+  if (sequence.mask_queue)
+    sequence.mask_queue->push(
+        {.request_id = output.request_id, .token_id = output.token_id, .finish_reason = output.finish_reason});
+  if (sequence.queue) {
+    sequence.queue->push(std::move(output));
+  } else {
+    outputs.push_back(std::move(output));
+  }
+}
 
-  // Decodes first: each needs one token, and nobody should wait for somebody else's prompt.
-  std::vector<Chunk> chunks;
-  std::vector<Sequence*> scheduled;
-  int64_t budget = options_.max_num_batched_tokens;
-  const auto schedule = [&](Sequence& sequence, int64_t count) {
-    const std::span<const int32_t> ids(sequence.token_ids);
-    chunks.push_back({.token_ids = ids.subspan(static_cast<size_t>(sequence.num_computed), static_cast<size_t>(count)),
-                      .start = sequence.num_computed,
-                      .blocks = sequence.blocks});
-    scheduled.push_back(&sequence);
-    budget -= count;
-  };
-  const auto uncomputed = [](const Sequence& s) { return static_cast<int64_t>(s.token_ids.size()) - s.num_computed; };
-  for (const auto& sequence : running_)
-    if (uncomputed(*sequence) == 1) schedule(*sequence, 1);
-  for (const auto& sequence : running_)
-    if (uncomputed(*sequence) > 1 && budget > 0) schedule(*sequence, std::min(budget, uncomputed(*sequence)));
+// The last output of a sequence; its blocks are free afterwards.
+void Engine::end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs) {
+  output.stats = stats_of(sequence, Clock::now());
+  if (observer_) observer_->before_release(sequence, *cache_);
+  scheduler_->finish(sequence, output.finish_reason);
+  deliver(sequence, std::move(output), outputs);
+}
 
-  const ForwardBatch batch = batch_buffers_->upload(chunks);
-  loaded_.model->forward(batch, *cache_);
-
-  // What can fail is computed first, request by request; then the results are committed, which cannot fail.
-  std::vector<StepOutput> outputs;
-  outputs.reserve(scheduled.size());
-  std::vector<Sequence*> sampling;
-  std::vector<int32_t> last_rows, batch_rows;
-  int64_t first_row = 0;
-  for (size_t s = 0; s < scheduled.size(); ++s) {
-    Sequence& sequence = *scheduled[s];
-    const int64_t count = static_cast<int64_t>(chunks[s].token_ids.size());
-    const bool scored = sequence.params.prompt_logprobs < 0 || score_prompt(sequence, first_row, chunks[s]);
-    first_row += count;
-    const bool complete = uncomputed(sequence) == count;
-    if (!scored || (complete && sequence.max_tokens == 0)) {
-      outputs.push_back({.request_id = sequence.request_id,
-                         .finish_reason = scored ? FinishReason::length : FinishReason::error,
-                         .logprobs = {},
-                         .prompt_logprobs = std::move(sequence.prompt_logprobs)});
-    } else if (complete) {
-      sampling.push_back(&sequence);
-      last_rows.push_back(static_cast<int32_t>(first_row) - 1);
-      batch_rows.push_back(static_cast<int32_t>(s));
+void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
+  const Clock::time_point now = Clock::now();
+  const auto ended = [](const Sequence& s) { return s.state == Sequence::State::finished; };
+  for (size_t c = 0; c < flight.plan.chunks.size(); ++c) {
+    Sequence& s = *flight.plan.chunks[c].sequence;
+    if (ended(s)) continue;
+    for (TokenLogprobs& one : flight.prompt_logprobs[c]) s.prompt_logprobs.push_back(std::move(one));
+    if (const std::string& error = flight.chunk_errors[c]; !error.empty())
+      end(s, {.request_id = s.request_id, .finish_reason = FinishReason::error, .error = error}, outputs);
+  }
+  for (size_t i = 0; i < flight.plan.samples.size(); ++i) {
+    const PlannedSample& sample = flight.plan.samples[i];
+    Sequence& s = *sample.sequence;
+    if (ended(s)) continue;
+    StepOutput output{.request_id = s.request_id, .prompt_logprobs = std::exchange(s.prompt_logprobs, {})};
+    const int32_t token_id = flight.sampled_ids[i];
+    if (sample.ends) {
+      output.finish_reason = FinishReason::length;
+    } else if (!flight.errors[i].empty() || token_id < 0) {
+      output.finish_reason = FinishReason::error;
+      output.error = flight.errors[i].empty() ? "no token can follow: its logits are not finite, or all are forbidden"
+                                              : flight.errors[i];
+    } else {
+      scheduler_->commit(s, token_id, now);
+      if (s.first_token == Clock::time_point{}) s.first_token = now;
+      output.token_id = token_id;
+      output.logprobs = std::move(flight.logprobs[i]);
+      output.finish_reason = finish_reason(s, token_id);
+    }
+    if (output.finish_reason != FinishReason::none) {
+      end(s, std::move(output), outputs);
+    } else {
+      deliver(s, std::move(output), outputs);
     }
   }
-  std::vector<int32_t> tokens(sampling.size());
-  std::vector<std::optional<TokenLogprobs>> logprobs(sampling.size());
-  if (!sampling.empty()) {
-    const Tensor logits = compute_logits(last_rows);
-    sample(sampling, logits, batch, batch_rows, tokens);
-    for (size_t i = 0; i < sampling.size(); ++i)
-      if (tokens[i] >= 0 && sampling[i]->params.logprobs >= 0) try {
-          const int64_t row = static_cast<int64_t>(i);
-          logprobs[i] =
-              compute_logprobs(logits.slice(0, row, row + 1), {&tokens[i], 1}, sampling[i]->params.logprobs)[0];
-        } catch (const std::exception&) {
-          tokens[i] = -1;  // ends this request alone
-        }
-  }
-
-  for (size_t s = 0; s < scheduled.size(); ++s)
-    scheduled[s]->num_computed += static_cast<int64_t>(chunks[s].token_ids.size());
-  for (size_t i = 0; i < sampling.size(); ++i) {
-    Sequence& sequence = *sampling[i];
-    if (tokens[i] >= 0) sequence.token_ids.push_back(tokens[i]);  // its capacity was reserved
-    outputs.push_back({.request_id = sequence.request_id,
-                       .token_id = tokens[i],
-                       .finish_reason = finish_reason(sequence, tokens[i]),
-                       .logprobs = std::move(logprobs[i]),
-                       .prompt_logprobs = std::exchange(sequence.prompt_logprobs, {})});
-  }
-  for (const StepOutput& output : outputs)
-    if (output.finish_reason != FinishReason::none) abort(output.request_id);
-  return outputs;
 }
 
-// Logits of rows of the last step, at most max_num_seqs of them.
-Tensor Engine::compute_logits(std::span<const int32_t> rows) {
-  const int64_t count = static_cast<int64_t>(rows.size());
-  const Tensor device_rows = logit_rows_.tensor(DType::i32, {count});
-  const Tensor logits = logits_.tensor(DType::f32, {count, config().vocab_size});
-  loaded_.ops->device().copy_from_host(device_rows.raw(), rows.data(), device_rows.num_bytes());
-  loaded_.model->logits(logits, device_rows);
-  return logits;
-}
-
-std::vector<TokenLogprobs> Engine::compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top) {
-  const int64_t count = logits.size(0), width = 1 + top;
-  Device& device = loaded_.ops->device();
-  const Buffer values_buffer(device, count * width * 4), ids_buffer(device, count * width * 4),
-      ranks_buffer(device, count * 4), chosen_buffer(device, count * 4);
-  const Tensor values = values_buffer.tensor(DType::f32, {count, width}),
-               ids = ids_buffer.tensor(DType::i32, {count, width});
-  const Tensor ranks = ranks_buffer.tensor(DType::i32, {count}), chosen = chosen_buffer.tensor(DType::i32, {count});
-  device.copy_from_host(chosen.raw(), token_ids.data(), chosen.num_bytes());
-  loaded_.ops->token_logprobs(values, ids, ranks, logits, chosen);
-
-  std::vector<int32_t> host_ranks(static_cast<size_t>(count));
-  device.copy_to_host(host_ranks.data(), ranks.raw(), ranks.num_bytes());
-  std::vector<TokenLogprobs> result;
-  for (int64_t i = 0; i < count; ++i) {
-    TokenLogprobs& one = result.emplace_back();
-    one.rank = host_ranks[static_cast<size_t>(i)];
-    one.ids.resize(static_cast<size_t>(width));
-    one.logprobs.resize(static_cast<size_t>(width));
-    device.copy_to_host(one.ids.data(), ids.row<int32_t>(i), width * 4);
-    device.copy_to_host(one.logprobs.data(), values.row<float>(i), width * 4);
-  }
-  return result;
-}
-
-// The prompt tokens that the rows of this chunk predict. The chunk begins at row `first_row` of the step. False when
-// that fails or a logit is NaN.
-bool Engine::score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk) try {
-  const int64_t end =
-      std::min(chunk.start + static_cast<int64_t>(chunk.token_ids.size()), sequence.num_prompt_tokens - 1);
-  for (int64_t start = chunk.start; start < end; start += options_.max_num_seqs) {
-    const int64_t count = std::min(options_.max_num_seqs, end - start);
-    std::vector<int32_t> rows(static_cast<size_t>(count));
-    std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
-    const std::span<const int32_t> predicted(sequence.token_ids.data() + start + 1, static_cast<size_t>(count));
-    for (TokenLogprobs& one : compute_logprobs(compute_logits(rows), predicted, sequence.params.prompt_logprobs)) {
-      if (std::isnan(one.logprobs[0])) return false;
-      sequence.prompt_logprobs.push_back(std::move(one));
+// A step failed as a whole: those it computed end, everybody else starts over, since what the cache holds is unknown.
+// The step after it, launched already, is lost with it.
+void Engine::fail_step(const Flight& failed, const std::string& error, std::vector<StepOutput>& outputs) {
+  std::vector<const Flight*> lost{&failed};
+  for (const auto& flight : flights_) {
+    lost.push_back(flight.get());
+    try {
+      runner_->wait(*flight);
+    } catch (const std::exception&) {  // ends with the same requests
     }
+  }
+  const std::lock_guard lock(mutex_);
+  for (const Flight* flight : lost)
+    for (const PlannedChunk& chunk : flight->plan.chunks)
+      if (Sequence& s = *chunk.sequence; s.state != Sequence::State::finished)
+        end(s, {.request_id = s.request_id, .finish_reason = FinishReason::error, .error = error}, outputs);
+  scheduler_->start_over();
+  flights_.clear();
+}
+
+// --- the engine's thread -------------------------------------------------------------------------------------------
+
+void Engine::wake() {
+  {
+    const std::lock_guard lock(mutex_);
+    woken_ = true;
+  }
+  wakeup_.notify_one();
+}
+
+void Engine::start() {
+  if (thread_.joinable()) return;
+  stop_ = ended_ = false;
+  thread_ = std::thread([this] { run(); });
+}
+
+void Engine::stop() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = woken_ = true;
+  }
+  wakeup_.notify_one();
+  thread_.join();
+}
+
+void Engine::run() {
+  std::vector<StepOutput> unread;  // of requests without a queue
+  try {
+    while (work(unread)) unread.clear();
+    while (finish_oldest(unread)) {
+    }
+  } catch (const std::exception& error) {  // a bug of ours: nobody waits for ever, and nobody may begin
+    const std::lock_guard lock(mutex_);
+    failure_ = error.what();
+    std::vector<std::shared_ptr<Sequence>> left;
+    scheduler_->for_each([&](const Sequence& s) { left.push_back(scheduler_->find(s.request_id)); });
+    for (const auto& s : left)
+      deliver(*s, {.request_id = s->request_id, .finish_reason = FinishReason::error, .error = failure_}, unread);
+  }
+  std::deque<std::packaged_task<void()>> tasks;
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    tasks.swap(tasks_);
+  }
+  for (auto& task : tasks) task();
+}
+
+// One turn of the engine's thread; false when it is to end.
+bool Engine::work(std::vector<StepOutput>& outputs) {
+  std::deque<std::packaged_task<void()>> tasks;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stop_) return false;
+    woken_ = false;
+    tasks.swap(tasks_);
+  }
+  if (!tasks.empty())
+    while (finish_oldest(outputs)) {
+    }
+  for (auto& task : tasks) task();
+  if (step(outputs)) return true;
+  std::unique_lock lock(mutex_);
+  const auto ready = [&] { return woken_; };
+  if (const auto due = scheduler_->next_due()) {
+    wakeup_.wait_until(lock, *due, ready);
+  } else {
+    wakeup_.wait(lock, ready);
   }
   return true;
-} catch (const std::exception&) {
-  return false;
 }
 
-void Engine::sample(std::span<Sequence* const> sequences, Tensor logits, const ForwardBatch& batch,
-                    std::span<const int32_t> batch_rows, std::vector<int32_t>& tokens) {
-  std::vector<SamplingRow> rows;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const Sequence& sequence = *sequences[i];
-    const SamplingParams& p = sequence.params;
-    const int64_t num_tokens = static_cast<int64_t>(sequence.token_ids.size());
-    const bool may_stop = num_tokens - sequence.num_prompt_tokens >= p.min_tokens;
-    rows.push_back({.temperature = p.temperature,
-                    .top_k = static_cast<int32_t>(p.top_k),
-                    .top_p = p.top_p,
-                    .min_p = p.min_p,
-                    .repetition_penalty = p.repetition_penalty,
-                    .presence_penalty = p.presence_penalty,
-                    .frequency_penalty = p.frequency_penalty,
-                    .seed = p.seed,
-                    .sample_idx = p.sample_idx,
-                    .logits_row = static_cast<int32_t>(i),
-                    .sequence = batch_rows[i],
-                    .position = static_cast<int32_t>(num_tokens) - 1,
-                    .num_prompt_tokens = static_cast<int32_t>(sequence.num_prompt_tokens),
-                    .logit_bias = p.logit_bias,
-                    .bad_words = p.bad_words,
-                    .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
-                    .allowed_ids = p.allowed_token_ids,
-                    .mask = sequence.mask});
+void Engine::between_steps(std::function<void()> function) {
+  std::packaged_task<void()> task(std::move(function));
+  std::future<void> done = task.get_future();
+  {
+    std::unique_lock lock(mutex_);
+    if (thread_.joinable() && !ended_) {
+      tasks_.push_back(std::move(task));
+    } else {
+      lock.unlock();
+      while (finish_oldest(left_over_)) {
+      }
+      task();
+    }
   }
-  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(sequences.size())});
-  loaded_.ops->sample(ids, logits, rows, cache_->lane(), batch.block_tables);
-  loaded_.ops->device().copy_to_host(tokens.data(), ids.raw(), ids.num_bytes());
+  wake();
+  done.get();
 }
+
+// --- forward -------------------------------------------------------------------------------------------------------
 
 void Engine::check_forward(std::span<const int32_t> token_ids) const {
   check_tokens(token_ids);
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (num_tokens > max_model_len_)
     throw std::invalid_argument(str_cat("forward of ", num_tokens, " tokens: max_model_len is ", max_model_len_));
-  if (blocks_for(num_tokens) > num_free_blocks())
-    throw OutOfMemory(str_cat("[kv cache] forward of ", num_tokens, " tokens needs ", blocks_for(num_tokens),
-                              " blocks, ", num_free_blocks(), " are free: raise kv_cache_memory"));
 }
 
 void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
   check_forward(token_ids);
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (chunk_size <= 0 || chunk_size > options_.max_num_batched_tokens) chunk_size = options_.max_num_batched_tokens;
-
-  Device& device = loaded_.ops->device();
-  struct Borrowed {  // back to the pool also when a step throws
-    Engine& engine;
+  between_steps([&] {
     std::vector<int32_t> blocks;
-    ~Borrowed() { engine.give_back(blocks); }
-  } borrowed{*this, take_blocks(blocks_for(num_tokens))};
-  for (int64_t start = 0; start < num_tokens; start += chunk_size) {
-    const int64_t count = std::min(chunk_size, num_tokens - start);
-    const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
-                      .start = start,
-                      .blocks = borrowed.blocks};
-    loaded_.model->forward(batch_buffers_->upload({&chunk, 1}), *cache_);
-    for (int64_t first = 0; first < count; first += options_.max_num_seqs) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(options_.max_num_seqs, count - first)));
-      std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
-      const Tensor logits = compute_logits(rows);
-      device.copy_to_host(out + (start + first) * config().vocab_size, logits.raw(), logits.num_bytes());
+    {
+      const std::lock_guard lock(mutex_);
+      blocks = scheduler_->borrow(blocks_for(num_tokens));
     }
-  }
+    const auto give_back = [&] {
+      const std::lock_guard lock(mutex_);
+      scheduler_->give_back(blocks);
+    };
+    try {
+      for (int64_t start = 0; start < num_tokens; start += chunk_size) {
+        const int64_t count = std::min(chunk_size, num_tokens - start);
+        runner_->forward({.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+                          .start = start,
+                          .blocks = blocks},
+                         out + start * config().vocab_size);
+      }
+    } catch (...) {
+      give_back();
+      throw;
+    }
+    give_back();
+  });
 }
 
 }  // namespace longcat

@@ -1,19 +1,23 @@
-// From requests to tokens: owns the model and the cache, schedules steps, samples.
+// From requests to tokens: owns the model and the cache, plans steps, runs them, hands out what they bring.
 //
-// Scheduling is first come, first served: a request is admitted when a slot and all the blocks it can ever need are
-// free, so a running request never has to give any back. Decodes of running requests and chunks of prompts share a
-// step, up to max_num_batched_tokens.
+// Requests may come from any thread. Steps are made by one: the caller of step(), or a thread of the engine's own
+// between start() and stop(). A step is planned and launched while the device still computes the one before.
 #pragma once
 
+#include <condition_variable>
 #include <deque>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <memory>
-#include <optional>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
-#include "engine/batch_buffers.h"
-#include "engine/sampling_params.h"
+#include "engine/model_runner.h"
+#include "engine/output_queue.h"
+#include "engine/scheduler.h"
 #include "model/model.h"
 
 namespace longcat {
@@ -21,31 +25,18 @@ namespace longcat {
 struct EngineOptions {
   std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
   std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
-  std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16"
+  std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16", "fp8"
   int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
   int64_t max_num_seqs = 16;             // requests running at once
   int64_t max_num_batched_tokens = 512;  // tokens of a step
+  int64_t max_num_queued = 4096;         // requests that wait
   int64_t kv_cache_memory = 0;           // [bytes] 0: min(a quarter of the free memory, what the two limits can use)
-  int num_threads = 0;                   // 0: one per available core
-};
-
-enum class FinishReason : uint8_t { none, stop, length, error };
-const char* name_of(FinishReason reason);
-
-// A token's log-probability under the model's own logits, and those of the most likely ones.
-struct TokenLogprobs {
-  int32_t rank = 0;             // 1: the token is the most likely
-  std::vector<int32_t> ids;     // the token, then the most likely ones, best first
-  std::vector<float> logprobs;  // of ids
-};
-
-// One new token of one request, or its end.
-struct StepOutput {
-  int64_t request_id = 0;
-  int32_t token_id = -1;  // -1: no token (error, or max_tokens is 0)
-  FinishReason finish_reason = FinishReason::none;
-  std::optional<TokenLogprobs> logprobs;
-  std::vector<TokenLogprobs> prompt_logprobs;  // of prompt tokens 1.., with the first output
+  int64_t swap_memory = -1;              // [bytes] of the host, for preempted requests; -1: as much as the cache
+  bool enable_prefix_caching = true;
+  double mask_timeout_ms = 10000;  // a constrained request ends when its mask takes longer
+  int num_threads = 0;             // 0: one per available core
+  bool overlap = true;             // plan a step before the results of the last are known
+  bool pad_decodes = false;        // for tests: see RunnerLimits
 };
 
 // Everything needed to run forward passes. Members in the order of their lifetimes.
@@ -59,9 +50,19 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 
+// Counters since the start, and what is under way.
+struct EngineMetrics {
+  SchedulerStats counts;
+  int64_t num_running = 0, num_waiting = 0;
+  int64_t num_kv_blocks = 0, num_free_blocks = 0, num_published_blocks = 0;
+};
+
 class Engine {
  public:
   Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   const ModelConfig& config() const { return loaded_.config; }
   DType dtype() const { return loaded_.dtype; }
@@ -71,69 +72,92 @@ class Engine {
   std::vector<std::string> warnings() const;
   int64_t max_model_len() const { return max_model_len_; }
   int64_t num_kv_blocks() const { return cache_->num_blocks() - 1; }
-  int64_t num_free_blocks() const { return static_cast<int64_t>(free_blocks_.size()); }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }
+  EngineMetrics metrics() const;
 
-  // Queues a request. Throws std::invalid_argument for a prompt or parameters that cannot run.
-  int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
+  // Throws std::invalid_argument for a prompt or parameters that cannot run.
+  void check_request(std::span<const int32_t> prompt_token_ids, const SamplingParams& params) const;
 
-  // Ends a request now; its blocks are free on return. False when it is not known (any more).
+  // Queues `num_samples` answers to one prompt; their ids are consecutive, the first is returned. The outputs go to
+  // `queue`, or without one come from step(); what a constrained request needs masks for, and its end, to mask_queue.
+  // Throws as check_request, and QueueFull.
+  int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples = 1,
+                      std::shared_ptr<OutputQueue> queue = nullptr, std::shared_ptr<OutputQueue> mask_queue = nullptr);
+
+  // Ends a request now: its blocks are free on return, and its queue gets a last output with FinishReason::abort.
+  // False when it is not known (any more).
   bool abort(int64_t request_id);
 
-  // Restricts the next token of a request: [ceil(vocab_size / 32)] words, a bit an id; empty lifts the restriction.
-  // Holds until the next call. False when the request is not known. Throws std::invalid_argument for another length.
-  bool set_mask(int64_t request_id, std::vector<uint32_t> mask);
+  // What may follow the first `num_output_tokens` tokens of a constrained request: [ceil(vocab_size / 32)] words, a
+  // bit an id; empty: all ids. False when the request is not known (any more). Throws std::invalid_argument for another
+  // length.
+  bool set_mask(int64_t request_id, int64_t num_output_tokens, std::vector<uint32_t> mask);
 
-  bool has_work() const { return !waiting_.empty() || !running_.empty(); }
+  // Ends a request with an error of the caller's.
+  bool fail(int64_t request_id, const std::string& error);
 
-  // One forward pass over what is admitted; returns the new tokens. Does nothing without work.
-  std::vector<StepOutput> step();
+  void reset_prefix_cache();
+  bool preempt(int64_t request_id, bool may_swap);  // for tests
+  bool has_work() const;
+
+  // Plans and launches a step, and takes in the results of the one before (without `overlap`: its own). Appends outputs
+  // that have no queue. False when there was nothing to do: no work, or all of it waits for masks.
+  bool step(std::vector<StepOutput>& outputs);
+
+  // The engine's own thread calls step() while there is work, and sleeps else.
+  void start();
+  void stop();
 
   // Throws what forward would throw for these ids.
   void check_forward(std::span<const int32_t> token_ids) const;
 
   // Logits of every position of one sequence, in steps of at most `chunk_size` tokens (0: max_num_batched_tokens).
-  // out: [num_tokens, vocab_size] floats on the host.
+  // out: [num_tokens, vocab_size] floats on the host. Runs between two steps.
   void forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size = 0);
 
- private:
-  struct Sequence {
-    int64_t request_id = -1;
-    SamplingParams params;
-    std::vector<int32_t> token_ids;  // prompt, then output
-    int64_t num_prompt_tokens = 0;
-    int64_t max_tokens = 0;       // of output, after max_model_len
-    int64_t num_computed = 0;     // tokens whose latents are in the cache
-    std::vector<int32_t> blocks;  // owned
-    std::vector<uint32_t> mask;   // see set_mask
-    std::vector<TokenLogprobs> prompt_logprobs;
-  };
+  // Calls `function` between two steps, with nothing under way.
+  void between_steps(std::function<void()> function);
 
+  // --- for tests and benchmarks, between steps ---------------------------------------------------------------------
+  void set_observer(StepObserver* observer);
+  KvCache& cache() { return *cache_; }
+  Model& model() { return *loaded_.model; }
+  Ops& ops() { return *loaded_.ops; }
+  const ModelRunner& runner() const { return *runner_; }
+  const Scheduler& scheduler() const { return *scheduler_; }
+
+ private:
   void check_tokens(std::span<const int32_t> token_ids) const;
   int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + kBlockSize - 1) / kBlockSize; }
-  std::vector<int32_t> take_blocks(int64_t count);
-  void give_back(std::span<const int32_t> blocks);
-  void admit();
-  Sequence* find(int64_t request_id);
-  Tensor compute_logits(std::span<const int32_t> rows);
-  std::vector<TokenLogprobs> compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top);
-  bool score_prompt(Sequence& sequence, int64_t first_row, const Chunk& chunk);
-  void sample(std::span<Sequence* const> sequences, Tensor logits, const ForwardBatch& batch,
-              std::span<const int32_t> batch_rows, std::vector<int32_t>& tokens);
+  void run();
+  bool work(std::vector<StepOutput>& outputs);
+  void wake();
+  bool finish_oldest(std::vector<StepOutput>& outputs);
+  void commit(Flight& flight, std::vector<StepOutput>& outputs);
+  void fail_step(const Flight& failed, const std::string& error, std::vector<StepOutput>& outputs);
+  void end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
+  void deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
   FinishReason finish_reason(const Sequence& sequence, int32_t token_id) const;
 
   LoadedModel loaded_;
   EngineOptions options_;
   int64_t max_model_len_;
   std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<BatchBuffers> batch_buffers_;
-  Buffer logits_;       // [max_num_seqs, vocab_size] f32
-  Buffer logit_rows_;   // [max_num_seqs] i32
-  Buffer sampled_ids_;  // [max_num_seqs] i32
-  std::vector<int32_t> free_blocks_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;
-  std::vector<std::unique_ptr<Sequence>> running_;
+  std::unique_ptr<ModelRunner> runner_;
+  StepObserver* observer_ = nullptr;
+
+  mutable std::mutex mutex_;  // of the scheduler and the sequences
+  std::unique_ptr<Scheduler> scheduler_;
   int64_t next_request_id_ = 0;
+
+  std::deque<std::unique_ptr<Flight>> flights_;  // launched, oldest first; of the thread that steps
+  std::vector<StepOutput> left_over_;            // for the next step() to return
+
+  std::thread thread_;
+  std::condition_variable wakeup_;
+  bool woken_ = false, stop_ = false, ended_ = false;
+  std::string failure_;                           // why the thread ended by itself
+  std::deque<std::packaged_task<void()>> tasks_;  // to run between steps
 };
 
 }  // namespace longcat

@@ -26,6 +26,7 @@ struct SamplingParams {
   std::vector<int32_t> allowed_token_ids;  // empty: all
   int64_t logprobs = -1;                   // most likely ids reported beside each new token; -1: none at all
   int64_t prompt_logprobs = -1;            // the same for each prompt token but the first
+  bool constrained = false;                // each token waits for a mask (Engine::set_mask)
 };
 
 // Throws std::invalid_argument that names the field, what was given and what is allowed.

@@ -1,6 +1,6 @@
 """longcat: run LongCat-Flash-Lite. `longcat.Engine(path).generate("Once upon a time")`."""
 
-from longcat._core import Error, OutOfMemoryError, __version__
+from longcat._core import Error, OutOfMemoryError, QueueFullError, __version__
 from longcat.chat import ChatChunk, ChatOutput
 from longcat.engine import Engine
 from longcat.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
@@ -17,6 +17,7 @@ __all__ = [
     "Logprob",
     "OutOfMemoryError",
     "PromptScore",
+    "QueueFullError",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longcat.outputs import Logprob, RequestOutput
-from longcat.request import TokenStream
+from longcat.outputs import Logprob, RequestOutput, StreamChunk
+from longcat.streams import TokenStream
 from longcat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 
 
@@ -42,6 +42,7 @@ class ChatChunk:
     finish_reason: str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     output: ChatOutput | None = None  # the whole result, with the last chunk of the last answer
+    request_id: int | str = -1  # for Engine.abort
 
     def __str__(self) -> str:
         return self.delta
@@ -61,17 +62,15 @@ class PlainText:
         return []
 
 
-class ChatStream(Iterator[ChatChunk]):
-    """Chunks of chat answers as they arrive. Closing it ends what is left."""
+class ChatReader:
+    """Makes chat chunks of token chunks: parses reasoning and tool calls as they arrive."""
 
-    def __init__(self, tokens: TokenStream, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None):
-        self._tokens = tokens
+    def __init__(self, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None):
         self._tools = tools
         self._may_call = bool(tools) and tool_choice != "none"
         self._parsers: dict[tuple[int, int], StreamingResponseParser | PlainText] = {}
 
-    def __next__(self) -> ChatChunk:
-        news = next(self._tokens)
+    def read(self, news: StreamChunk) -> ChatChunk:
         key = (news.prompt_index, news.index)
         if key not in self._parsers:
             self._parsers[key] = StreamingResponseParser(self._tools) if self._may_call else PlainText()
@@ -86,7 +85,7 @@ class ChatStream(Iterator[ChatChunk]):
             "".join(d.content for d in deltas),
             "".join(d.reasoning_content for d in deltas),
             [d.tool_call for d in deltas if d.tool_call is not None],
-            news.token_ids, news.prompt_index, news.index, reason, news.logprobs,
+            news.token_ids, news.prompt_index, news.index, reason, news.logprobs, request_id=news.request_id,
         )  # fmt: skip
         if news.output is not None:
             chunk.output = self._whole(news.output, news.prompt_index)
@@ -104,6 +103,17 @@ class ChatStream(Iterator[ChatChunk]):
         """The parsed message, with a content in any case, as OpenAI's clients expect."""
         message = self._parsers[key].message
         return {"role": message["role"], "content": message.get("content", ""), **message}
+
+
+class ChatStream(Iterator[ChatChunk]):
+    """Chunks of chat answers as they arrive. Closing it ends what is left."""
+
+    def __init__(self, tokens: TokenStream, reader: ChatReader):
+        self._tokens = tokens
+        self._reader = reader
+
+    def __next__(self) -> ChatChunk:
+        return self._reader.read(next(self._tokens))
 
     def close(self) -> None:
         self._tokens.close()

@@ -8,22 +8,27 @@ import os
 import random
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
 from longcat.names import unknown_name
 from longcat.outputs import PromptScore, RequestOutput, StreamChunk
-from longcat.request import Answer, Request, TokenStream
+from longcat.request import Request
 from longcat.sampling_params import SamplingParams, core_params
+from longcat.streams import LoopOutputs, TokenStream
 from longcat.tokenizer import StreamDecoder, Tokenizer, as_token_ids
 
 if TYPE_CHECKING:
+    import asyncio
+
     import numpy as np
 
+    from longcat.chat import ChatChunk
     from longcat.chat_template import ChatTemplate
+    from longcat.masks import MaskFiller
 
 # Names other engines use for the same thing.
 _ALIASES = {
@@ -46,14 +51,19 @@ class Engine:
         max_model_len: most tokens of prompt and answer together; default max_position_embeddings of config.json.
         kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory and
             what max_num_seqs sequences of max_model_len can use.
-        kv_cache_dtype: "auto" (dtype), "f32" or "bf16".
+        kv_cache_dtype: "auto" (dtype), "f32", "bf16" or "fp8" (a row of 512 + 64 values takes 656 bytes).
+        swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
+            "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
+        enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
         max_num_seqs: requests that run at once; others wait their turn.
+        max_num_queued: requests that may wait; `agenerate` raises QueueFullError beyond, `generate` waits.
         max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, or
             max_num_seqs when that is more.
         seed: of the requests that bring none.
         num_threads: of the CPU backend; default one per core this process may use.
         tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.
         chat_template: a jinja file, or the template itself, when it is not the checkpoint's own.
+        mask_timeout: a request with a token_mask ends with an error when a mask takes longer than this [s].
         progress: called with (bytes done, bytes in all) while loading.
     Raises:
         longcat.Error: the checkpoint is missing, damaged or of another model; one line says what and where.
@@ -70,12 +80,16 @@ class Engine:
         max_model_len: int | None = None,
         kv_cache_memory: int | str = "auto",
         kv_cache_dtype: str = "auto",
+        swap_memory: int | str = "auto",
+        enable_prefix_caching: bool = True,
         max_num_seqs: int = 16,
         max_num_batched_tokens: int | None = None,
+        max_num_queued: int = 4096,
         seed: int = 0,
         num_threads: int | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
         chat_template: str | os.PathLike[str] | None = None,
+        mask_timeout: float = 10.0,
         progress: Callable[[int, int], None] | None = None,
         **aliases: Any,
     ):
@@ -83,9 +97,10 @@ class Engine:
             named = {_canonical_name(name): value for name, value in aliases.items()}
             given = dict(
                 model=model, device=device, dtype=dtype, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-                kv_cache_dtype=kv_cache_dtype, max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens, seed=seed, num_threads=num_threads,
-                tokenizer=tokenizer, chat_template=chat_template, progress=progress,
+                kv_cache_dtype=kv_cache_dtype, swap_memory=swap_memory, enable_prefix_caching=enable_prefix_caching,
+                max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+                max_num_queued=max_num_queued, seed=seed, num_threads=num_threads, tokenizer=tokenizer,
+                chat_template=chat_template, mask_timeout=mask_timeout, progress=progress,
             )  # fmt: skip
             self.__init__(**(given | named))  # type: ignore[misc]
             return
@@ -101,13 +116,19 @@ class Engine:
         options.kv_cache_dtype = kv_cache_dtype
         options.max_model_len = _positive("max_model_len", max_model_len)
         options.kv_cache_memory = _parse_bytes("kv_cache_memory", kv_cache_memory)
+        options.swap_memory = -1 if swap_memory == "auto" else _parse_bytes("swap_memory", swap_memory, least=0)
+        options.enable_prefix_caching = bool(enable_prefix_caching)
         options.max_num_seqs = _positive("max_num_seqs", max_num_seqs)
+        options.max_num_queued = _positive("max_num_queued", max_num_queued)
         options.max_num_batched_tokens = (
             max(512, max_num_seqs)
             if max_num_batched_tokens is None
             else _positive("max_num_batched_tokens", max_num_batched_tokens)
         )
         options.num_threads = _positive("num_threads", num_threads)
+        if not mask_timeout > 0:
+            raise ValueError(f"mask_timeout={mask_timeout!r} is not possible: expected seconds")
+        options.mask_timeout_ms = 1000.0 * mask_timeout
         if not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
         self._core = _core.Engine(self.model, options, progress)
@@ -120,11 +141,13 @@ class Engine:
         self._chat_template_source = chat_template
         self._chat_template: ChatTemplate | None = None
         self._seeds = random.Random(seed)
-        # Answers on their way, by the core's id. Whoever waits drives a step for everybody, under this lock.
-        self._answers: dict[int, Answer] = {}
-        self._sinks: dict[int, deque[_core.StepOutput]] = {}  # where the core puts their tokens
+        self._eos_token_id = self._info["eos_token_id"]
+        self._lock = threading.Lock()  # of the fields below
+        self._requests: dict[int | str, list[int]] = {}  # ids of the core by the request's, while it runs
+        self._masks: MaskFiller | None = None
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopOutputs] = weakref.WeakKeyDictionary()
         self._closed = False
-        self._step_lock = threading.RLock()  # a dropped stream may end inside a step
+        self._core.start()
 
     def __repr__(self) -> str:
         i = self._info
@@ -181,6 +204,7 @@ class Engine:
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than max_model_len.
             longcat.OutOfMemoryError: the cache has too few free blocks.
+        Requests that run are held up meanwhile.
         """
         return self._core.forward(as_token_ids(token_ids))
 
@@ -215,8 +239,7 @@ class Engine:
         """
         params = SamplingParams.of(sampling_params, sampling)
         prompt_list, single = _as_prompts(prompts, prompt_token_ids)
-        # Check and queue everything before the first token: a bad prompt in a list fails as a whole.
-        requests = self._submit([self._with_ids(prompt) for prompt in prompt_list], params)
+        requests = self._prepare([self._with_ids(prompt) for prompt in prompt_list], params)
         chunks = TokenStream(self, requests)
         if stream:
             return chunks
@@ -225,6 +248,80 @@ class Engine:
                 pass
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
+
+    async def agenerate(
+        self,
+        prompt: str | None = None,
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
+    ) -> AsyncIterator[StreamChunk]:
+        """Continues one prompt, for asyncio: an asynchronous iterator of StreamChunk.
+
+        Leaving the loop, or cancelling its task, ends the request.
+
+        Args:
+            prompt: a text, or None with prompt_token_ids.
+            request_id: a name for `abort`; default the number in `chunk.request_id`.
+            sampling_params, sampling: as for generate.
+        Raises:
+            longcat.QueueFullError: max_num_queued requests wait already.
+            ValueError, TypeError: as generate, with the first chunk asked for.
+        """
+        params = SamplingParams.of(sampling_params, sampling)
+        prompts, single = _as_prompts(prompt, prompt_token_ids)
+        if not single:
+            raise TypeError("agenerate takes one prompt: call it once for each")
+        [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
+        async for chunk in self._loop_outputs().stream(self, request):
+            yield chunk
+
+    async def achat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
+    ) -> AsyncIterator[ChatChunk]:
+        """Answers one conversation, for asyncio: an asynchronous iterator of ChatChunk.
+
+        Args, Raises: as for chat and agenerate.
+        """
+        from longcat.chat import ChatReader
+
+        params = SamplingParams.of(sampling_params, sampling)
+        prompt = self.render_chat(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        [request] = self._prepare([prompt], params, request_id)
+        reader = ChatReader(tools, tool_choice)
+        async for chunk in self._loop_outputs().stream(self, request):
+            yield reader.read(chunk)
+
+    def abort(self, request_id: int | str) -> bool:
+        """Ends a request from wherever: its answers finish with "abort".
+
+        Args:
+            request_id: of its chunks (`chunk.request_id`), or the name given to agenerate.
+        Returns:
+            False when no such request runs.
+        """
+        with self._lock:
+            core_ids = list(self._requests.get(request_id, []))
+        return any([self._abort_core(core_id) for core_id in core_ids])
 
     def chat(
         self,
@@ -257,7 +354,7 @@ class Engine:
             ValueError: a message or tool is malformed, or the prompt is too long.
             longcat.Error: the checkpoint has no chat template, or it refuses the messages.
         """
-        from longcat.chat import ChatStream
+        from longcat.chat import ChatReader, ChatStream
 
         params = SamplingParams.of(sampling_params, sampling)
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
@@ -275,7 +372,7 @@ class Engine:
             )
             for conversation in conversations
         ]
-        chunks = ChatStream(TokenStream(self, self._submit(prompts, params)), tools, tool_choice)
+        chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, tool_choice))
         if stream:
             return chunks
         with chunks:  # an interrupt ends the requests
@@ -320,32 +417,65 @@ class Engine:
     def _with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
         return (prompt, self.encode(prompt)) if isinstance(prompt, str) else (None, prompt)
 
-    def _submit(self, prompts: Sequence[tuple[str | None, list[int]]], params: SamplingParams) -> list[Request]:
-        """Queues n answers to each prompt: all of them, or none when one is not possible."""
+    def _prepare(
+        self,
+        prompts: Sequence[tuple[str | None, list[int]]],
+        params: SamplingParams,
+        name: str | None = None,
+    ) -> list[Request]:
+        """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
+        self._check_open()
         requests: list[Request] = []
-        try:
-            for index, (text, ids) in enumerate(prompts):
-                requests.append(request := Request(index, text, ids, self))
-                core = core_params(
-                    params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
-                    lambda: self.tokenizer,
-                )  # fmt: skip
-                for sample_idx in range(params.n):
-                    core.sample_idx = sample_idx
-                    if sample_idx == 1 and params.max_tokens:
-                        core.prompt_logprobs = -1  # the first answer brings them
-                    decoder = self._stream_decoder(text is None and not params.stop, params.skip_special_tokens)
-                    answer = Answer(request, sample_idx, params, decoder)
-                    with self._step_lock:
-                        self._check_open()
-                        answer.core_id = self._core.add_request(ids, core)
-                        self._answers[answer.core_id] = answer
-                        self._sinks[answer.core_id] = answer.arrived
-                        request.add(answer)
-        except BaseException:
-            self._abort([answer for request in requests for answer in request.answers])
-            raise
+        for index, (text, ids) in enumerate(prompts):
+            core = core_params(
+                params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
+                lambda: self.tokenizer,
+            )  # fmt: skip
+            self._core.check_request(ids, core)
+            requests.append(Request(self, index, text, ids, params, core, name))
         return requests
+
+    def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:
+        """Hands a request to the core; returns the ids of its answers there."""
+        output, n = request.output, len(request.answers)
+        with self._lock:
+            if output.request_id in self._requests:
+                raise ValueError(f"request_id={output.request_id!r} is the name of a request that runs already")
+            if request.token_mask is None:
+                first = self._core.add_request(output.prompt_token_ids, request.core, n, queue)
+            else:
+                masks = self._mask_filler()
+                with masks.lock:
+                    first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, masks.queue)
+                    for core_id in range(first, first + n):
+                        masks.register(core_id, request.token_mask)
+            if output.request_id == -1:
+                output.request_id = first
+            self._requests[output.request_id] = ids = list(range(first, first + n))
+        return ids
+
+    def _mask_filler(self) -> MaskFiller:
+        if self._masks is None:
+            from longcat.masks import MaskFiller
+
+            self._masks = MaskFiller(self._core, self._info["vocab_size"])
+        return self._masks
+
+    def _forget(self, request: Request) -> None:
+        with self._lock:
+            self._requests.pop(request.output.request_id, None)
+
+    def _abort_core(self, core_id: int) -> bool:
+        return not self._closed and self._core.abort(core_id)
+
+    def _loop_outputs(self) -> LoopOutputs:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if loop not in self._loops:
+                self._loops[loop] = LoopOutputs(loop)
+            return self._loops[loop]
 
     def _stream_decoder(self, optional: bool, skip_special_tokens: bool) -> StreamDecoder | None:
         """None for token ids to a checkpoint without a tokenizer: their outputs have ids and no text."""
@@ -360,101 +490,38 @@ class Engine:
         if self._closed:
             raise Error("[engine] this engine is closed")
 
-    def _next_chunk(self, answers: dict[int, Answer]) -> StreamChunk | None:
-        """The next chunk of one of `answers`; drives steps, for everybody, until there is one.
-
-        Ended answers are taken out of `answers`. None when none is left, which another thread may have seen to.
-        """
-        while True:
-            with self._step_lock:
-                for core_id, answer in list(answers.items()):
-                    if answer.output.finish_reason is not None:
-                        del answers[core_id]
-                    elif answer.arrived:
-                        step = answer.arrived[0]
-                        chunk = answer.take(step, self._info["eos_token_id"])
-                        answer.arrived.popleft()
-                        if chunk.finish_reason is not None:
-                            del answers[core_id]
-                            self._forget(answer, known_to_core=step.finish_reason is None)
-                        return chunk
-                if not answers:
-                    return None
-                self._check_open()
-                self._update_masks()
-                self._core.step(self._sinks)
-                if not self._core.has_work() and not any(answer.arrived for answer in answers.values()):
-                    raise Error("[internal] requests " + ", ".join(map(str, answers)) + " are lost")
-
-    def _update_masks(self) -> None:
-        """Asks the grammars of requests what may follow. One that fails allows nothing: that request ends."""
-        for answer in list(self._answers.values()):
-            if answer.token_mask is None:
-                continue
-            so_far = [*answer.output.token_ids, *(step.token_id for step in answer.arrived)]
-            if answer.masked_tokens == len(so_far):
-                continue
-            try:
-                mask = answer.token_mask(so_far)
-                words = [] if mask is None else mask_words(mask, self._info["vocab_size"])
-            except Exception as error:
-                warnings.warn(f"[mask] the token_mask of request {answer.core_id} failed: {error!r}", stacklevel=2)
-                words = [0] * ((self._info["vocab_size"] + 31) // 32)
-            self._core.set_mask(answer.core_id, words)
-            answer.masked_tokens = len(so_far)
-
-    def _forget(self, answer: Answer, known_to_core: bool) -> None:
-        self._answers.pop(answer.core_id, None)
-        self._sinks.pop(answer.core_id, None)
-        if known_to_core and not self._closed:
-            self._core.abort(answer.core_id)
-
-    def _abort(self, answers: Sequence[Answer]) -> None:
-        with self._step_lock:
-            for answer in answers:
-                if answer.output.finish_reason is None:
-                    self._forget(answer, known_to_core=True)
-                    answer.finish("abort")
-
     def _eos_token_ids(self) -> list[int]:
         listed = self._generation_config.get("eos_token_id", [])
         return sorted({self._info["eos_token_id"], *(listed if isinstance(listed, list) else [listed])})
 
     # --- lifetime ----------------------------------------------------------------------------------------------
 
+    def metrics(self) -> dict[str, int]:
+        """Counters since the engine was made, and what is under way: requests, tokens, prefix cache, preemptions."""
+        return self._core.metrics()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets what was kept for prompts that begin alike; running requests go on."""
+        self._core.reset_prefix_cache()
+
     def close(self) -> None:
         """Frees the model and the cache; requests still open end with an error. May be called twice."""
-        with self._step_lock:
-            self._closed = True
-            self._answers.clear()
-            self._sinks.clear()
-            self._core.close()
+        self._closed = True
+        self._core.close()
+        if self._masks is not None:
+            self._masks.queue.close()
+        for outputs in self._loops.values():
+            outputs.queue.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def mask_words(mask: np.ndarray, vocab_size: int) -> list[int]:
-    """A token mask as 32-bit words, bit i of word w for id 32 w + i.
-
-    Args:
-        mask: [vocab_size] bools, or [ceil(vocab_size / 32)] integers that are words already.
-    Raises:
-        ValueError: another shape or type.
-    """
-    import numpy as np
-
-    array, words = np.asarray(mask), (vocab_size + 31) // 32
-    if array.dtype == bool and array.shape == (vocab_size,):
-        bits = np.zeros(words * 32, np.uint8)
-        bits[:vocab_size] = array
-        return np.packbits(bits, bitorder="little").view("<u4").tolist()
-    if array.dtype.kind in "iu" and array.shape == (words,):
-        return array.astype(np.int64).__and__(0xFFFFFFFF).tolist()
-    raise ValueError(f"a mask of {array.dtype} {array.shape}: expected {vocab_size} bools or {words} words of 32 bits")
 
 
 def _score(output: RequestOutput) -> PromptScore:
@@ -495,7 +562,7 @@ def _positive(name: str, value: int | None) -> int:
     return value
 
 
-def _parse_bytes(name: str, value: int | str) -> int:
+def _parse_bytes(name: str, value: int | str, least: int = 1) -> int:
     """A size in bytes from 4294967296, "4GiB" or "500 MB"; "auto" is 0."""
     if value == "auto":
         return 0
@@ -506,7 +573,7 @@ def _parse_bytes(name: str, value: int | str) -> int:
             value = int(float(digits) * _UNITS[unit if unit != "B" else ""])
         except (KeyError, ValueError, OverflowError):
             raise ValueError(f'{name}="{value}" is not a size: expected bytes, "500MB" or "4GiB"') from None
-    if not isinstance(value, int) or not 0 < value < 2**63:
+    if not isinstance(value, int) or not least <= value < 2**63:
         raise ValueError(f"{name}={value!r} is not possible: expected a positive number of bytes")
     return value
 

@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 
 @dataclass
 class RequestMetrics:
-    """Wall times of one request [s], from the moment it was submitted."""
+    """What one request took.
+
+    `first_token_s` and `total_s` are the caller's wall times from the moment it was submitted; the others are the
+    engine's: waiting for the first step, computing the prompt, generating.
+    """
 
     first_token_s: float | None = None
     total_s: float = 0.0
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    num_preemptions: int = 0  # how often its memory was given to others for a while
 
     def tokens_per_second(self, num_tokens: int) -> float:
         """Rate of the tokens after the first, or of all when there is only one."""
@@ -39,13 +47,14 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop id or string that ended it, unless that was the end token
+    error: str | None = None  # why, when finish_reason is "error"
 
 
 @dataclass
 class RequestOutput:
     """One prompt and its answers; `str(output)` is the first answer's text."""
 
-    request_id: int
+    request_id: int | str  # the name given to agenerate, else the core's id of the first answer
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
@@ -72,6 +81,7 @@ class StreamChunk:
     finish_reason: str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     output: RequestOutput | None = None  # the whole result, with the last chunk of its last answer
+    request_id: int | str = -1  # for Engine.abort
 
     def __str__(self) -> str:
         return self.delta

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from longcat.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 
@@ -57,7 +56,7 @@ def _overlap(text: str, string: str) -> int:
 
 
 class Answer:
-    """One of the n answers to a prompt; a request of its own to the core."""
+    """One of the n answers to a prompt; a sequence of its own to the core."""
 
     def __init__(
         self,
@@ -67,12 +66,8 @@ class Answer:
         decoder: StreamDecoder | None,
     ):
         self.request = request
-        self.core_id = -1  # set when the core knows it
-        self.masked_tokens = -1  # output tokens that the mask now set has seen
         self._wants_prompt_logprobs = params.prompt_logprobs is not None
         self.output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
-        self.token_mask = params.token_mask
-        self.arrived: deque[_core.StepOutput] = deque()
         self._decoder = decoder
         self._stop = StopStrings(params.stop_strings(), params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
@@ -93,11 +88,13 @@ class Answer:
         reason = "stop" if self._stop.found is not None else step.finish_reason
         if reason is not None:
             delta += self.finish(reason)
+            self.output.error = step.error or None
+            self.request.take_stats(step)
         self.output.text += delta
         done = reason is not None and self.request.is_done()
         return StreamChunk(
             delta, token_ids, self.request.prompt_index, self.output.index, reason, logprobs,
-            self.request.output if done else None,
+            self.request.output if done else None, self.request.output.request_id,
         )  # fmt: skip
 
     def _stop_at_strings(self, text: str) -> str:
@@ -123,20 +120,36 @@ class Answer:
 
 
 class Request:
-    """One prompt and its n answers."""
+    """One prompt and its n answers.
 
-    def __init__(self, prompt_index: int, prompt: str | None, prompt_token_ids: list[int], engine: Engine):
+    Args:
+        prompt_index: which prompt of the call.
+        core: parameters for the core.
+        name: the caller's own id, in place of the core's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_index: int,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        core: _core.SamplingParams,
+        name: str | None = None,
+    ):
         self.prompt_index = prompt_index
-        self.answers: list[Answer] = []
-        self.output = RequestOutput(-1, prompt, prompt_token_ids, [], RequestMetrics())
+        self.core = core
+        self.token_mask = params.token_mask
         self._engine = engine
         self._start = time.perf_counter()
-
-    def add(self, answer: Answer) -> None:
-        if not self.answers:
-            self.output.request_id = answer.core_id
-        self.answers.append(answer)
-        self.output.outputs.append(answer.output)
+        self.output = RequestOutput(-1 if name is None else name, prompt, prompt_token_ids, [], RequestMetrics())
+        optional_text = prompt is None and not params.stop
+        self.answers = [
+            Answer(self, index, params, engine._stream_decoder(optional_text, params.skip_special_tokens))
+            for index in range(params.n)
+        ]
+        self.output.outputs = [answer.output for answer in self.answers]
 
     def is_done(self) -> bool:
         return all(answer.output.finish_reason is not None for answer in self.answers)
@@ -146,6 +159,13 @@ class Request:
         metrics.total_s = time.perf_counter() - self._start
         if metrics.first_token_s is None:
             metrics.first_token_s = metrics.total_s
+
+    def take_stats(self, step: _core.StepOutput) -> None:
+        metrics, stats = self.output.metrics, step.stats
+        metrics.queue_ms, metrics.prefill_ms = stats.queue_ms, stats.prefill_ms
+        metrics.decode_ms = max(metrics.decode_ms, stats.decode_ms)
+        metrics.num_preemptions += stats.num_preemptions
+        self.output.num_cached_tokens = self.output.num_cached_tokens or stats.num_cached_tokens
 
     def named_logprobs(self, one: _core.TokenLogprobs) -> dict[int, Logprob]:
         """By id: the token itself with its rank, and the most likely ones."""
@@ -160,30 +180,3 @@ class Request:
     def take_prompt_logprobs(self, entries: Sequence[_core.TokenLogprobs]) -> None:
         if self.output.prompt_logprobs is None:
             self.output.prompt_logprobs = [None, *(self.named_logprobs(entry) for entry in entries)]
-
-
-class TokenStream(Iterator[StreamChunk]):
-    """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left."""
-
-    def __init__(self, engine: Engine, requests: Sequence[Request]):
-        self._engine = engine
-        self._open = {answer.core_id: answer for request in requests for answer in request.answers}
-
-    def __next__(self) -> StreamChunk:
-        chunk = self._engine._next_chunk(self._open)
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    def close(self) -> None:
-        self._engine._abort(list(self._open.values()))
-
-    def __enter__(self) -> TokenStream:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._open:
-            self.close()

@@ -161,6 +161,7 @@ def core_params(
         if not len(params.allowed_token_ids):
             raise ValueError("allowed_token_ids is empty: no token could follow")
         core.allowed_token_ids = _token_ids("allowed_token_ids", params.allowed_token_ids)
+    core.constrained = params.token_mask is not None
     core.logprobs = -1 if params.logprobs is None else _integer("logprobs", params.logprobs)
     core.prompt_logprobs = -1 if params.prompt_logprobs is None else _integer("prompt_logprobs", params.prompt_logprobs)
     return core

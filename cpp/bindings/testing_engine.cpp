@@ -1,0 +1,167 @@
+// The engine under a microscope: steps made by hand, and what each of them computed, token by token.
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+
+#include "bindings/bindings.h"
+#include "cpu/latents.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+namespace {
+
+// Logits and N-gram ids of every token that was computed, at the time; latents of a sequence at its end.
+class Recorder final : public StepObserver {
+ public:
+  explicit Recorder(Ops& ops) : ops_(ops) {}
+
+  struct Record {
+    std::map<int64_t, std::vector<float>> logits;       // by position
+    std::map<int64_t, std::vector<int32_t>> ngram_ids;  // by position
+    std::map<int64_t, int64_t> times_computed;          // by position
+    std::vector<std::vector<float>> latents;            // [sub_layer] of [num_tokens, kv_lora + rope]
+    int64_t num_tokens = 0;                             // in the cache at the end
+  };
+
+  void after_forward(const StepPlan& plan, Model& model) override {
+    if (break_step.exchange(false)) throw Error("this step was broken on purpose");
+    const int64_t vocab = model.config().vocab_size, num_rows = plan.num_tokens();
+    const Buffer logits(ops_.device(), num_rows * vocab * 4), rows(ops_.device(), num_rows * 4);
+    const Tensor all = rows.tensor(DType::i32, {num_rows}), out = logits.tensor(DType::f32, {num_rows, vocab});
+    for (int64_t row = 0; row < num_rows; ++row) all.data<int32_t>()[row] = static_cast<int32_t>(row);
+    model.logits(out, all);
+    const Tensor ngram_ids = model.last_ngram_ids();
+    int64_t row = 0;
+    for (const PlannedChunk& chunk : plan.chunks) {
+      Record& record = records_[chunk.sequence->request_id];
+      for (int64_t i = 0; i < chunk.count; ++i, ++row) {
+        const int64_t position = chunk.start + i;
+        record.logits[position].assign(out.row<float>(row), out.row<float>(row) + vocab);
+        if (!ngram_ids.empty())
+          record.ngram_ids[position].assign(ngram_ids.row<int32_t>(row),
+                                            ngram_ids.row<int32_t>(row) + ngram_ids.size(1));
+        ++record.times_computed[position];
+      }
+    }
+  }
+
+  void before_release(const Sequence& s, const KvCache& cache) override {
+    Record& record = records_[s.request_id];
+    // A step that is under way may be computing the last token.
+    record.num_tokens = std::min(s.num_scheduled, static_cast<int64_t>(s.token_ids.size()) - 1);
+    if (s.blocks.empty()) record.num_tokens = 0;
+    const int64_t dim = kv_lora_rank + rope_dim;
+    std::vector<float> scratch(static_cast<size_t>(dim));
+    for (int64_t sub_layer = 0; sub_layer < num_sub_layers; ++sub_layer) {
+      std::vector<float>& rows = record.latents.emplace_back();
+      for (int64_t p = 0; p < record.num_tokens; ++p) {
+        const float* row = cpu::read_latents(scratch.data(), cache.latents(sub_layer), s.blocks.data(), p, p + 1,
+                                             kv_lora_rank, rope_dim);
+        rows.insert(rows.end(), row, row + dim);
+      }
+    }
+  }
+
+  Record take(int64_t request_id) {
+    Record record = std::move(records_[request_id]);
+    records_.erase(request_id);
+    return record;
+  }
+
+  int64_t kv_lora_rank = 0, rope_dim = 0, num_sub_layers = 0;
+  std::atomic<bool> break_step = false;
+
+ private:
+  Ops& ops_;
+  std::map<int64_t, Record> records_;
+};
+
+class TestEngine {
+ public:
+  TestEngine(const std::string& folder, const EngineOptions& options)
+      : engine_(folder, options), recorder_(engine_.ops()) {
+    recorder_.kv_lora_rank = engine_.config().kv_lora_rank;
+    recorder_.rope_dim = engine_.config().qk_rope_head_dim;
+    recorder_.num_sub_layers = engine_.config().num_sub_layers();
+    engine_.set_observer(&recorder_);
+  }
+
+  std::vector<StepOutput> step() {
+    const py::gil_scoped_release nogil;
+    std::vector<StepOutput> outputs;
+    engine_.step(outputs);
+    return outputs;
+  }
+
+  // NaN into the latents of every block that nobody owns and no prefix is kept in, after the step under way. Returns
+  // how many.
+  int64_t poison_free_blocks() {
+    std::vector<int64_t> unused;
+    for (int64_t block = 1; block <= engine_.num_kv_blocks(); ++block)
+      if (engine_.scheduler().blocks().is_unused(static_cast<int32_t>(block))) unused.push_back(block);
+    Device& device = engine_.ops().device();
+    device.wait(device.submit([&] {
+      for (const int64_t block : unused) poison_blocks(engine_.cache(), engine_.config(), block, block + 1);
+    }));
+    return static_cast<int64_t>(unused.size());
+  }
+
+  // What was computed for an ended request: {"logits": {position: bytes}, "ngram_ids": {position: [...]},
+  // "times_computed": {position: n}, "latents": [bytes a sub-layer], "num_tokens": n}.
+  py::dict record(int64_t request_id) {
+    const auto bytes = [](const std::vector<float>& values) {
+      return py::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+    };
+    const Recorder::Record record = recorder_.take(request_id);
+    py::dict d, logits;
+    py::list latents;
+    for (const auto& [position, row] : record.logits) logits[py::int_(position)] = bytes(row);
+    for (const auto& rows : record.latents) latents.append(bytes(rows));
+    d["logits"] = logits;
+    d["latents"] = latents;
+    d["ngram_ids"] = record.ngram_ids;
+    d["times_computed"] = record.times_computed;
+    d["num_tokens"] = record.num_tokens;
+    return d;
+  }
+
+  void break_next_step() { recorder_.break_step = true; }
+
+  Engine& engine() { return engine_; }
+
+ private:
+  Engine engine_;
+  Recorder recorder_;
+};
+
+}  // namespace
+
+void register_testing_engine(py::module_& testing) {
+  py::class_<TestEngine>(testing, "Engine")
+      .def(py::init<const std::string&, const EngineOptions&>())
+      .def(
+          "add_request",
+          [](TestEngine& self, std::vector<int32_t> ids, const SamplingParams& params, int64_t n) {
+            return self.engine().add_request(std::move(ids), params, n);
+          },
+          py::arg("prompt_token_ids"), py::arg("params"), py::arg("n") = 1)
+      .def("abort", [](TestEngine& self, int64_t id) { return self.engine().abort(id); })
+      .def("set_mask",
+           [](TestEngine& self, int64_t id, int64_t num_output_tokens, std::vector<uint32_t> mask) {
+             return self.engine().set_mask(id, num_output_tokens, std::move(mask));
+           })
+      .def("preempt", [](TestEngine& self, int64_t id, bool may_swap) { return self.engine().preempt(id, may_swap); })
+      .def("reset_prefix_cache", [](TestEngine& self) { self.engine().reset_prefix_cache(); })
+      .def("has_work", [](TestEngine& self) { return self.engine().has_work(); })
+      .def("step", &TestEngine::step)
+      .def("num_recordings", [](TestEngine& self) { return self.engine().runner().num_recordings(); })
+      .def("poison_free_blocks", &TestEngine::poison_free_blocks)
+      .def("break_next_step", &TestEngine::break_next_step)
+      .def("record", &TestEngine::record);
+}
+
+}  // namespace longcat

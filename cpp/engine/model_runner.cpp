@@ -1,0 +1,251 @@
+#include "engine/model_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace longcat {
+
+namespace {
+
+// Rows a step of decodes is padded to, for tests of padding: powers of two.
+int64_t power_of_two_from(int64_t rows) {
+  int64_t padded = 1;
+  while (padded < rows) padded *= 2;
+  return padded;
+}
+
+}  // namespace
+
+ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits)
+    : ops_(ops),
+      device_(ops.device()),
+      model_(model),
+      cache_(cache),
+      limits_(limits),
+      vocab_size_(model.config().vocab_size),
+      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_blocks_per_sequence,
+                     kSlots),
+      logits_(device_, limits.max_num_seqs * vocab_size_ * 4),
+      logit_rows_(device_, limits.max_num_seqs * 4),
+      sampled_ids_(device_, limits.max_num_seqs * 4) {}
+
+// Work under way reads what this object owns.
+ModelRunner::~ModelRunner() {
+  try {
+    device_.wait(device_.submit([] {}));
+  } catch (const std::exception&) {  // told to whoever waited for it
+  }
+}
+
+int64_t ModelRunner::padded_rows(int64_t rows) const {
+  const int64_t padded = limits_.pad_decodes ? power_of_two_from(rows) : device_.padded_rows(rows);
+  return std::min(padded, limits_.max_num_seqs);
+}
+
+std::unique_ptr<Flight> ModelRunner::launch(StepPlan plan) {
+  auto flight = std::make_unique<Flight>();
+  flight->plan = std::move(plan);
+  flight->slot = next_slot_;
+  next_slot_ = 1 - next_slot_;
+  const StepPlan& p = flight->plan;
+  std::vector<Chunk> chunks;
+  for (const PlannedChunk& chunk : p.chunks)
+    chunks.push_back({.token_ids = chunk.token_ids,
+                      .start = chunk.start,
+                      .blocks = chunk.blocks,
+                      .generated = chunk.generated,
+                      .source = chunk.source});
+  // Steps of one generated token a sequence, each of them sampled from, come again and again: they are recorded.
+  const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
+    return c.generated && c.count == 1 && c.samples;
+  });
+  const int64_t recorded_rows = decodes_only ? padded_rows(static_cast<int64_t>(chunks.size())) : 0;
+  if (!chunks.empty()) batch_buffers_.stage(chunks, flight->slot, recorded_rows);
+
+  flight->sampled_ids.resize(p.samples.size(), -1);
+  flight->logprobs.resize(p.samples.size());
+  flight->errors.resize(p.samples.size());
+  flight->prompt_logprobs.resize(p.chunks.size());
+  flight->chunk_errors.resize(p.chunks.size());
+  for (const PlannedSample& sample : p.samples) flight->masks.push_back(sample.sequence->mask);
+  Flight* running = flight.get();
+  flight->ticket = device_.submit([this, running, recorded_rows] { run(*running, recorded_rows); });
+  return flight;
+}
+
+void ModelRunner::wait(Flight& flight) { device_.wait(flight.ticket); }
+
+void ModelRunner::move_blocks(const StepPlan& plan) {
+  for (const BlockMove& move : plan.moves) switch (move.kind) {
+      case BlockMove::Kind::copy:
+        cache_.copy_block(move.other_block, move.block);
+        break;
+      case BlockMove::Kind::save: {
+        HostBuffer& host = host_blocks_[move.other_block];
+        host = HostBuffer(device_, limits_.block_bytes);
+        cache_.save_block(host.data(), move.block);
+        break;
+      }
+      case BlockMove::Kind::load:
+        cache_.load_block(move.block, host_blocks_.at(move.other_block).data());
+        break;
+      case BlockMove::Kind::drop:
+        host_blocks_.erase(move.other_block);
+        break;
+    }
+}
+
+// What a recording holds: everything that has the same shape in every step of so many rows.
+void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
+  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_num_seqs}),
+                        batch_buffers_.sources());
+  model_.forward(batch, cache_);
+  if (!logit_rows.empty()) model_.logits(logits(logit_rows.size(0)), logit_rows);
+}
+
+void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
+  const StepPlan& plan = flight.plan;
+  move_blocks(plan);
+  if (plan.chunks.empty()) return;
+  const ForwardBatch batch = batch_buffers_.upload(flight.slot);
+  std::vector<int32_t> logit_rows;                      // rows of the step whose logits are computed
+  std::vector<int32_t> logits_row(plan.chunks.size());  // where a chunk finds its logits
+  if (recorded_rows > 0) {
+    logit_rows.resize(static_cast<size_t>(recorded_rows));
+    std::iota(logit_rows.begin(), logit_rows.end(), 0);
+    std::iota(logits_row.begin(), logits_row.end(), 0);
+    const Tensor rows = logit_rows_.tensor(DType::i32, {recorded_rows});
+    device_.upload(rows.raw(), logit_rows.data(), rows.num_bytes());
+    std::unique_ptr<Recording>& recording = recordings_[recorded_rows];
+    if (!recording) recording = device_.record([this, batch, rows] { compute(batch, rows); });
+    recording->launch();
+    if (observer_) observer_->after_forward(plan, model_);
+  } else {
+    compute(batch, {});
+    if (observer_) observer_->after_forward(plan, model_);
+    int64_t first_row = 0;
+    for (size_t c = 0; c < plan.chunks.size(); ++c) {
+      score_prompt(flight, c, first_row);
+      first_row += plan.chunks[c].count;
+      if (!plan.chunks[c].samples) continue;
+      logits_row[c] = static_cast<int32_t>(logit_rows.size());
+      logit_rows.push_back(static_cast<int32_t>(first_row) - 1);
+    }
+    if (!logit_rows.empty()) compute_logits(logit_rows);
+  }
+  if (!plan.samples.empty()) sample(flight, batch, logits_row);
+}
+
+// Logits of rows of the last forward pass, at most max_num_seqs of them.
+Tensor ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
+  const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
+  device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
+  const Tensor out = logits(device_rows.size(0));
+  model_.logits(out, device_rows);
+  return out;
+}
+
+std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, std::span<const int32_t> token_ids,
+                                                         int64_t top) {
+  const int64_t count = logits.size(0), width = 1 + top;
+  const Buffer values_buffer(device_, count * width * 4), ids_buffer(device_, count * width * 4),
+      ranks_buffer(device_, count * 4), chosen_buffer(device_, count * 4);
+  const Tensor values = values_buffer.tensor(DType::f32, {count, width}),
+               ids = ids_buffer.tensor(DType::i32, {count, width});
+  const Tensor ranks = ranks_buffer.tensor(DType::i32, {count}), chosen = chosen_buffer.tensor(DType::i32, {count});
+  device_.copy_from_host(chosen.raw(), token_ids.data(), chosen.num_bytes());
+  ops_.token_logprobs(values, ids, ranks, logits, chosen);
+
+  std::vector<int32_t> host_ranks(static_cast<size_t>(count));
+  device_.copy_to_host(host_ranks.data(), ranks.raw(), ranks.num_bytes());
+  std::vector<TokenLogprobs> result;
+  for (int64_t i = 0; i < count; ++i) {
+    TokenLogprobs& one = result.emplace_back();
+    one.rank = host_ranks[static_cast<size_t>(i)];
+    one.ids.resize(static_cast<size_t>(width));
+    one.logprobs.resize(static_cast<size_t>(width));
+    device_.copy_to_host(one.ids.data(), ids.row<int32_t>(i), width * 4);
+    device_.copy_to_host(one.logprobs.data(), values.row<float>(i), width * 4);
+  }
+  return result;
+}
+
+// The prompt tokens that rows of a chunk predict, when they are wanted. The chunk begins at row `first_row`.
+void ModelRunner::score_prompt(Flight& flight, size_t chunk_idx, int64_t first_row) try {
+  const PlannedChunk& chunk = flight.plan.chunks[chunk_idx];
+  const Sequence& sequence = *chunk.sequence;
+  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_num_seqs) {
+    const int64_t count = std::min(limits_.max_num_seqs, chunk.score_end - start);
+    std::vector<int32_t> rows(static_cast<size_t>(count));
+    std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
+    const std::span<const int32_t> predicted(sequence.token_ids.data() + start + 1, static_cast<size_t>(count));
+    for (TokenLogprobs& one : compute_logprobs(compute_logits(rows), predicted, sequence.params.prompt_logprobs)) {
+      if (std::isnan(one.logprobs[0])) throw Error("the logits of the prompt are not finite");
+      flight.prompt_logprobs[chunk_idx].push_back(std::move(one));
+    }
+  }
+} catch (const std::exception& error) {  // ends this request alone
+  flight.chunk_errors[chunk_idx] = error.what();
+}
+
+void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows) {
+  const StepPlan& plan = flight.plan;
+  std::vector<SamplingRow> rows;
+  for (size_t i = 0; i < plan.samples.size(); ++i) {
+    const PlannedSample& planned = plan.samples[i];
+    const SamplingParams& p = planned.sequence->params;
+    const int64_t num_prompt_tokens = planned.sequence->num_prompt_tokens;
+    const bool may_stop = planned.num_tokens - num_prompt_tokens >= p.min_tokens;
+    rows.push_back({.temperature = p.temperature,
+                    .top_k = static_cast<int32_t>(p.top_k),
+                    .top_p = p.top_p,
+                    .min_p = p.min_p,
+                    .repetition_penalty = p.repetition_penalty,
+                    .presence_penalty = p.presence_penalty,
+                    .frequency_penalty = p.frequency_penalty,
+                    .seed = p.seed,
+                    .sample_idx = p.sample_idx,
+                    .logits_row = logits_rows[planned.chunk],
+                    .sequence = static_cast<int32_t>(planned.chunk),
+                    .position = static_cast<int32_t>(planned.num_tokens) - 1,
+                    .num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens),
+                    .logit_bias = p.logit_bias,
+                    .bad_words = p.bad_words,
+                    .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
+                    .allowed_ids = p.allowed_token_ids,
+                    .mask = flight.masks[i]});
+  }
+  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
+  ops_.sample(ids, logits(limits_.max_num_seqs), rows, cache_.lane(), batch.block_tables);
+  device_.download(flight.sampled_ids.data(), ids.raw(), ids.num_bytes());
+  for (size_t i = 0; i < rows.size(); ++i) try {
+      const SamplingParams& p = plan.samples[i].sequence->params;
+      if (p.logprobs < 0) continue;
+      const int64_t row = rows[i].logits_row;
+      int32_t token_id;
+      device_.copy_to_host(&token_id, ids.data<int32_t>() + i, 4);
+      if (token_id < 0) continue;
+      flight.logprobs[i] =
+          compute_logprobs(logits(limits_.max_num_seqs).slice(0, row, row + 1), {&token_id, 1}, p.logprobs)[0];
+    } catch (const std::exception& error) {  // ends this request alone
+      flight.errors[i] = error.what();
+    }
+}
+
+void ModelRunner::forward(const Chunk& chunk, float* out) {
+  constexpr int kSlot = kSlots - 1;
+  batch_buffers_.stage({&chunk, 1}, kSlot);
+  const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
+  device_.wait(device_.submit([&] {
+    compute(batch_buffers_.upload(kSlot), {});
+    for (int64_t first = 0; first < count; first += limits_.max_num_seqs) {
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_num_seqs, count - first)));
+      std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
+      const Tensor logits = compute_logits(rows);
+      device_.copy_to_host(out + first * vocab_size_, logits.raw(), logits.num_bytes());
+    }
+  }));
+}
+
+}  // namespace longcat

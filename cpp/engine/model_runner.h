@@ -1,0 +1,90 @@
+// Runs plans: lays out the batch, moves blocks, computes, samples. At most two steps are under way at once, so that one
+// can be prepared while the device computes the other.
+#pragma once
+
+#include <array>
+#include <map>
+#include <vector>
+
+#include "engine/batch_buffers.h"
+#include "engine/scheduler.h"
+#include "model/model.h"
+
+namespace longcat {
+
+// A launched plan and, once its ticket is done, its results.
+struct Flight {
+  StepPlan plan;
+  int64_t ticket = 0;
+  int slot = 0;  // of the staging buffers
+
+  // By sample of the plan.
+  std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn
+  std::vector<std::optional<TokenLogprobs>> logprobs;
+  std::vector<std::string> errors;  // not empty: that sample failed, and why
+  // By chunk of the plan.
+  std::vector<std::vector<TokenLogprobs>> prompt_logprobs;
+  std::vector<std::string> chunk_errors;
+
+  std::vector<std::vector<uint32_t>> masks;  // by sample, as they were when it was launched
+};
+
+// For tests: sees every step on the device's thread, after its forward pass.
+class StepObserver {
+ public:
+  virtual ~StepObserver() = default;
+  virtual void after_forward(const StepPlan& plan, Model& model) = 0;
+  virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
+};
+
+struct RunnerLimits {
+  int64_t max_num_seqs, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
+  bool pad_decodes = false;  // pad also where the device gains nothing, for tests
+};
+
+class ModelRunner {
+ public:
+  ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits);
+  ~ModelRunner();
+
+  void set_observer(StepObserver* observer) { observer_ = observer; }
+
+  // Submits the plan. `wait` returns when its results are there, or throws what went wrong; flights in their order.
+  std::unique_ptr<Flight> launch(StepPlan plan);
+  void wait(Flight& flight);
+
+  // Logits of all tokens of one chunk of prompt tokens, to out [num_tokens, vocab_size] on the host. Waits.
+  void forward(const Chunk& chunk, float* out);
+
+  int64_t num_recordings() const { return static_cast<int64_t>(recordings_.size()); }
+
+ private:
+  static constexpr int kSlots = 3;  // two steps, and forward()
+
+  int64_t padded_rows(int64_t rows) const;
+  void run(Flight& flight, int64_t recorded_rows);
+  void move_blocks(const StepPlan& plan);
+  void compute(const ForwardBatch& batch, Tensor logit_rows);
+  Tensor logits(int64_t rows) const { return logits_.tensor(DType::f32, {rows, vocab_size_}); }
+  Tensor compute_logits(const std::vector<int32_t>& rows);
+  std::vector<TokenLogprobs> compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top);
+  void score_prompt(Flight& flight, size_t chunk, int64_t first_row);
+  void sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows);
+
+  Ops& ops_;
+  Device& device_;
+  Model& model_;
+  KvCache& cache_;
+  RunnerLimits limits_;
+  int64_t vocab_size_;
+  StepObserver* observer_ = nullptr;
+  BatchBuffers batch_buffers_;
+  Buffer logits_;                                             // [max rows, vocab_size] f32
+  Buffer logit_rows_;                                         // [max rows] i32
+  Buffer sampled_ids_;                                        // [max rows] i32: the next step reads them here
+  std::map<int64_t, std::unique_ptr<Recording>> recordings_;  // by rows of a step of decodes
+  std::map<int32_t, HostBuffer> host_blocks_;                 // swapped out
+  int next_slot_ = 0;
+};
+
+}  // namespace longcat

@@ -1,0 +1,41 @@
+// Tokens on their way from the engine to whoever waits for them.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <vector>
+
+#include "engine/sequence.h"
+
+namespace longcat {
+
+class OutputQueue {
+ public:
+  OutputQueue() = default;
+  ~OutputQueue();
+  OutputQueue(const OutputQueue&) = delete;
+  OutputQueue& operator=(const OutputQueue&) = delete;
+
+  void push(StepOutput output);
+  void close();  // the engine is gone: nothing more comes
+
+  // Waits until there are outputs, the queue is closed, or the time is up.
+  void wait(double timeout_ms);
+  std::vector<StepOutput> take();
+  bool closed() const;
+  bool empty() const;
+
+  // A file descriptor that is readable while there is something to take, for event loops. Owned by the queue.
+  int event_fd();
+
+ private:
+  void signal();
+
+  mutable std::mutex mutex_;
+  std::condition_variable ready_;
+  std::vector<StepOutput> outputs_;
+  bool closed_ = false;
+  int event_fd_ = -1;
+};
+
+}  // namespace longcat

@@ -1,0 +1,412 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "ops/batch.h"
+
+namespace longcat {
+
+namespace {
+
+int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
+
+int64_t size_of(const std::vector<int32_t>& blocks) { return static_cast<int64_t>(blocks.size()); }
+
+}  // namespace
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::none:
+      return "";
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::abort:
+      return "abort";
+    case FinishReason::error:
+      return "error";
+  }
+  return "";
+}
+
+int64_t StepPlan::num_tokens() const {
+  int64_t total = 0;
+  for (const PlannedChunk& chunk : chunks) total += chunk.count;
+  return total;
+}
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options),
+      mask_timeout_(std::chrono::duration_cast<Clock::duration>(
+          std::chrono::duration<double, std::milli>(options.mask_timeout_ms))),
+      blocks_(options.num_blocks, options.enable_prefix_caching) {
+  for (int64_t host = options.num_host_blocks - 1; host >= 0; --host)
+    free_host_blocks_.push_back(static_cast<int32_t>(host));
+}
+
+void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
+  if (num_waiting() >= options_.max_num_queued)
+    throw QueueFull(str_cat("[engine] ", num_waiting(),
+                            " requests are waiting, max_num_queued=", options_.max_num_queued, ": try again later"));
+  const std::shared_ptr<Sequence>& first = samples.front();
+  first->forks.assign(samples.begin() + 1, samples.end());
+  waiting_[first->request_id] = first;
+  for (const auto& sequence : samples) sequences_[sequence->request_id] = sequence;
+  stats_.num_requests += static_cast<int64_t>(samples.size());
+}
+
+std::shared_ptr<Sequence> Scheduler::find(int64_t request_id) const {
+  const auto it = sequences_.find(request_id);
+  return it == sequences_.end() ? nullptr : it->second;
+}
+
+void Scheduler::release(Sequence& sequence) {
+  blocks_.release(sequence.blocks);
+  sequence.blocks.clear();
+  for (const int32_t host : sequence.swapped) {
+    pending_moves_.push_back({.kind = BlockMove::Kind::drop, .other_block = host});
+    free_host_blocks_.push_back(host);
+  }
+  sequence.swapped.clear();
+}
+
+void Scheduler::finish(Sequence& sequence, FinishReason reason) {
+  if (sequence.state == Sequence::State::finished) return;
+  const std::shared_ptr<Sequence> keep = find(sequence.request_id);
+  release(sequence);
+  waiting_.erase(sequence.request_id);
+  running_.erase(sequence.request_id);
+  sequences_.erase(sequence.request_id);
+  sequence.state = Sequence::State::finished;
+  // Samples that would have forked from it begin on their own.
+  for (const auto& fork : sequence.forks)
+    if (fork->state == Sequence::State::waiting) waiting_[fork->request_id] = fork;
+  sequence.forks.clear();
+  ++stats_.num_finished[static_cast<int>(reason)];
+}
+
+void Scheduler::commit(Sequence& sequence, int32_t token_id, Clock::time_point now) {
+  if (sequence.state == Sequence::State::finished) return;
+  LC_CHECK(sequence.num_pending > 0);
+  --sequence.num_pending;
+  sequence.token_ids.push_back(token_id);
+  sequence.mask_due = now + mask_timeout_;
+  ++stats_.num_generated_tokens;
+}
+
+bool Scheduler::waits_for_mask(const Sequence& sequence) const {
+  return sequence.params.constrained &&
+         (sequence.num_pending > 0 || sequence.masked_tokens != sequence.num_output_tokens());
+}
+
+std::vector<std::shared_ptr<Sequence>> Scheduler::overdue(Clock::time_point now) const {
+  std::vector<std::shared_ptr<Sequence>> late;
+  for (const auto& [id, sequence] : running_)
+    if (sequence->params.constrained && sequence->num_pending == 0 && waits_for_mask(*sequence) &&
+        sequence->num_uncomputed() == 1 && sequence->mask_due <= now)
+      late.push_back(sequence);
+  return late;
+}
+
+std::optional<Clock::time_point> Scheduler::next_due() const {
+  std::optional<Clock::time_point> next;
+  for (const auto& [id, sequence] : running_)
+    if (sequence->params.constrained && waits_for_mask(*sequence))
+      next = std::min(next.value_or(sequence->mask_due), sequence->mask_due);
+  return next;
+}
+
+// Prompt blocks that the last plan filled can be found from now on: the step that reads them comes after the one that
+// writes them.
+void Scheduler::publish_filled() {
+  for (const auto& sequence : filling_) {
+    Sequence& s = *sequence;
+    if (s.state != Sequence::State::running) continue;
+    const int64_t full = std::min(s.num_scheduled, s.num_prompt_tokens) / kBlockSize;
+    for (; s.num_published < full; ++s.num_published) {
+      const std::span<const int32_t> ids(s.token_ids.data() + s.num_published * kBlockSize, kBlockSize);
+      s.prefix_uid = blocks_.publish(s.blocks[static_cast<size_t>(s.num_published)], s.prefix_uid, ids);
+    }
+  }
+  filling_.clear();
+}
+
+// Takes the blocks of one sequence: saved to host memory when there is room, else to be computed again.
+void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
+  const std::shared_ptr<Sequence> self = running_.at(s.request_id);
+  const int64_t used = blocks_for(s.num_scheduled);
+  if (may_swap && used <= num_free_host_blocks()) {
+    for (int64_t i = 0; i < used; ++i) {
+      const int32_t host = free_host_blocks_.back();
+      free_host_blocks_.pop_back();
+      plan.moves.push_back(
+          {.kind = BlockMove::Kind::save, .block = s.blocks[static_cast<size_t>(i)], .other_block = host});
+      s.swapped.push_back(host);
+    }
+    ++stats_.num_swaps;
+  } else {
+    s.num_scheduled = 0;
+    s.num_published = 0;
+    s.prefix_uid = 0;
+    ++stats_.num_recomputes;
+  }
+  blocks_.release(s.blocks);
+  s.blocks.clear();
+  s.state = Sequence::State::waiting;
+  ++s.stats.num_preemptions;
+  running_.erase(s.request_id);
+  waiting_[s.request_id] = self;
+}
+
+bool Scheduler::preempt(int64_t request_id, bool may_swap) {
+  const auto it = running_.find(request_id);
+  if (it == running_.end()) return false;
+  StepPlan moves;
+  publish_filled();
+  preempt(*it->second, may_swap, moves);
+  pending_moves_.insert(pending_moves_.end(), moves.moves.begin(), moves.moves.end());
+  return true;
+}
+
+// A block to write the next token to, the sequence's own. When there is none, running sequences make room, the lowest
+// priority first; false when that was the sequence itself.
+bool Scheduler::grow(Sequence& s, StepPlan& plan) {
+  const size_t block_idx = static_cast<size_t>(s.num_scheduled / kBlockSize);
+  const auto has_block = [&] { return block_idx < s.blocks.size() && blocks_.may_write(s.blocks[block_idx]); };
+  while (!has_block() && blocks_.num_free() == 0) {
+    Sequence& lowest = *running_.rbegin()->second;
+    preempt(lowest, true, plan);
+    if (&lowest == &s) return false;
+  }
+  if (has_block()) return true;
+  const int32_t own = blocks_.take();
+  if (block_idx == s.blocks.size()) {
+    s.blocks.push_back(own);
+  } else {  // shared, or published
+    plan.moves.push_back({.kind = BlockMove::Kind::copy, .block = s.blocks[block_idx], .other_block = own});
+    blocks_.release(s.blocks[block_idx]);
+    s.blocks[block_idx] = own;
+  }
+  return true;
+}
+
+// Gives a waiting sequence the blocks for all tokens it has, from the prefix cache as far as they are there, and one
+// for a token more. False, and nothing taken, when there are too few.
+bool Scheduler::admit(Sequence& s, StepPlan& plan) {
+  // A few blocks stay for those that run, so that they are not preempted at once.
+  const int64_t reserve = std::min(num_running(), blocks_.num_blocks() / 100);
+  const int64_t most_stored = s.num_prompt_tokens + std::max<int64_t>(s.max_tokens - 1, 0);  // the last one is not
+  const int64_t needed = blocks_for(std::min(s.num_tokens() + 1, most_stored));
+  if (!s.swapped.empty()) {
+    if (blocks_.num_free() < needed + reserve) return false;
+    for (const int32_t host : s.swapped) {
+      s.blocks.push_back(blocks_.take());
+      plan.moves.push_back({.kind = BlockMove::Kind::load, .block = s.blocks.back(), .other_block = host});
+      plan.moves.push_back({.kind = BlockMove::Kind::drop, .other_block = host});
+      free_host_blocks_.push_back(host);
+    }
+    s.swapped.clear();
+    s.num_published = blocks_for(s.num_prompt_tokens);  // copies of blocks that were published stay as they are
+  } else {
+    const std::span<const int32_t> prompt(s.token_ids.data(), static_cast<size_t>(s.num_prompt_tokens));
+    // Log-probabilities of the prompt need every position's logits.
+    const bool scores = s.params.prompt_logprobs >= 0 && s.num_scored < s.num_prompt_tokens - 1;
+    BlockManager::Match match = scores ? BlockManager::Match{} : blocks_.match(prompt);
+    // The last token is computed in any case, for its logits: in a copy of its block, when that is a shared one.
+    const auto copies = [&] { return size_of(match.blocks) * kBlockSize >= s.num_tokens(); };
+    const auto fits = [&] {
+      return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + reserve;
+    };
+    if (copies() && !fits()) {  // no block for the copy: the shared one itself may become free
+      blocks_.release(match.blocks.back());
+      match.blocks.pop_back();
+      match.uids.pop_back();
+    }
+    if (!fits()) {
+      blocks_.release(match.blocks);
+      return false;
+    }
+    const bool copy = copies();
+    const int64_t cached = std::min(size_of(match.blocks) * kBlockSize, s.num_tokens() - 1);
+    s.num_published = size_of(match.blocks);
+    s.prefix_uid = match.uids.empty() ? 0 : match.uids.back();
+    s.blocks = std::move(match.blocks);
+    s.num_scheduled = cached;
+    if (copy) {
+      const int32_t own = blocks_.take();
+      plan.moves.push_back({.kind = BlockMove::Kind::copy, .block = s.blocks.back(), .other_block = own});
+      blocks_.release(s.blocks.back());
+      s.blocks.back() = own;
+    }
+    if (s.stats.num_preemptions == 0) {
+      s.stats.num_cached_tokens = cached;
+      stats_.num_prefix_queries += s.num_prompt_tokens;
+      stats_.num_prefix_hits += cached;
+      stats_.num_prompt_tokens += s.num_prompt_tokens;
+    }
+  }
+  while (size_of(s.blocks) < blocks_for(s.num_tokens())) s.blocks.push_back(blocks_.take());
+  return true;
+}
+
+// In the order of arrival; whoever finds no room keeps the others behind it waiting.
+void Scheduler::admit(Clock::time_point now, StepPlan& plan) {
+  while (!waiting_.empty() && num_running() < options_.max_num_seqs) {
+    const std::shared_ptr<Sequence> next = waiting_.begin()->second;
+    if (next->num_pending > 0 || !admit(*next, plan)) return;
+    waiting_.erase(waiting_.begin());
+    next->state = Sequence::State::running;
+    next->mask_due = now + mask_timeout_;
+    if (next->first_step == Clock::time_point{}) next->first_step = now;
+    running_[next->request_id] = next;
+  }
+}
+
+// The draws from the last row of a sequence's chunk: its own and, when its prompt is done, those of its forks.
+void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
+  const auto draw = [&](const std::shared_ptr<Sequence>& from) {
+    plan.samples.push_back({.sequence = from,
+                            .chunk = plan.chunks.size() - 1,
+                            .num_tokens = from->num_tokens(),
+                            .ends = from->max_tokens == 0});
+    if (from->max_tokens == 0) return;
+    ++from->num_pending;
+    from->pending_row = static_cast<int32_t>(plan.samples.size()) - 1;
+  };
+  Sequence& s = *sequence;
+  const bool first = s.num_tokens() == s.num_prompt_tokens;
+  draw(sequence);
+  if (!first) return;
+  for (const auto& fork : s.forks) {
+    if (fork->state != Sequence::State::waiting) continue;
+    if (num_running() >= options_.max_num_seqs || waits_for_mask(*fork)) {
+      waiting_[fork->request_id] = fork;  // later, on its own
+      continue;
+    }
+    fork->blocks = s.blocks;
+    for (const int32_t block : fork->blocks) blocks_.share(block);
+    fork->num_scheduled = s.num_scheduled;
+    fork->num_published = blocks_for(s.num_prompt_tokens);  // its sibling publishes them
+    fork->stats.num_cached_tokens = s.num_prompt_tokens;
+    fork->first_step = s.first_step;
+    fork->state = Sequence::State::running;
+    running_[fork->request_id] = fork;
+    draw(fork);
+  }
+  s.forks.clear();
+}
+
+void Scheduler::plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan) {
+  Sequence& s = *sequence;
+  const int64_t start = s.num_scheduled, end = start + count;
+  const bool last_is_pending = s.num_pending > 0 && end == s.num_tokens();
+  LC_CHECK(s.num_pending <= 1 && (last_is_pending || end <= static_cast<int64_t>(s.token_ids.size())));
+  const auto ids = s.token_ids.begin() + start;
+  PlannedChunk& chunk = plan.chunks.emplace_back();
+  chunk = {.sequence = sequence,
+           .start = start,
+           .count = count,
+           .generated = start >= s.num_prompt_tokens,
+           .source = last_is_pending ? s.pending_row : -1,
+           .token_ids = {ids, ids + (last_is_pending ? count - 1 : count)},
+           .blocks = {s.blocks.begin(), s.blocks.begin() + blocks_for(end)}};
+  if (s.params.prompt_logprobs >= 0) {
+    chunk.score_begin = std::max(start, s.num_scored);
+    chunk.score_end = std::max(chunk.score_begin, std::min(end, s.num_prompt_tokens - 1));
+    s.num_scored = std::max(s.num_scored, chunk.score_end);
+  }
+  s.num_scheduled = end;
+  if (!chunk.generated) filling_.push_back(sequence);
+  if (end == s.num_tokens()) {
+    chunk.samples = true;
+    plan_samples(sequence, plan);
+  }
+}
+
+// Prompts, and tokens that are computed again, within the budget that is left.
+void Scheduler::plan_long_chunks(int64_t budget, StepPlan& plan) {
+  std::vector<std::shared_ptr<Sequence>> sequences;
+  std::vector<int64_t> wanted;
+  for (const auto& [id, sequence] : running_) {
+    const Sequence& s = *sequence;
+    const bool known_prompt = s.num_scheduled < s.num_prompt_tokens;
+    int64_t count = (known_prompt ? s.num_prompt_tokens : s.num_tokens()) - s.num_scheduled;
+    if (!known_prompt && count <= 1) continue;  // generates: planned already, or waits
+    if (waits_for_mask(s) && s.num_scheduled + count == s.num_tokens()) --count;  // all but what would be sampled from
+    if (count <= 0) continue;
+    sequences.push_back(sequence);
+    wanted.push_back(count);
+  }
+  std::vector<int64_t> counts(sequences.size(), 0);
+  for (size_t i = 0; i < counts.size() && budget > 0; ++i) {
+    const int64_t others = static_cast<int64_t>(counts.size() - i);
+    const int64_t share = i == 0 ? (budget + 1) / 2 : (budget + others - 1) / others;
+    counts[i] = std::min(wanted[i], share);
+    budget -= counts[i];
+  }
+  for (size_t i = 0; i < counts.size() && budget > 0; ++i) {  // what the others left
+    const int64_t more = std::min(wanted[i] - counts[i], budget);
+    counts[i] += more;
+    budget -= more;
+  }
+  for (const bool generated : {true, false})
+    for (size_t i = 0; i < counts.size(); ++i)
+      if (const Sequence& s = *sequences[i]; counts[i] > 0 && (s.num_scheduled >= s.num_prompt_tokens) == generated)
+        plan_chunk(sequences[i], counts[i], plan);
+}
+
+StepPlan Scheduler::schedule(Clock::time_point now) {
+  publish_filled();
+  StepPlan plan;
+  plan.moves = std::move(pending_moves_);
+  pending_moves_.clear();
+
+  // One token for each sequence that generates, in the order of arrival; `running_` shrinks while we walk.
+  std::vector<std::shared_ptr<Sequence>> generating;
+  for (const auto& [id, sequence] : running_)
+    if (sequence->num_scheduled >= sequence->num_prompt_tokens && sequence->num_uncomputed() == 1 &&
+        sequence->num_output_tokens() < sequence->max_tokens && !waits_for_mask(*sequence))
+      generating.push_back(sequence);
+  int64_t budget = options_.max_num_batched_tokens;
+  bool room_was_made = false;
+  std::vector<std::shared_ptr<Sequence>> growing;
+  for (const auto& sequence : generating) {
+    if (sequence->state != Sequence::State::running || budget == 0) continue;
+    const int64_t running_before = num_running();
+    if (grow(*sequence, plan)) {
+      growing.push_back(sequence);
+      --budget;
+    }
+    room_was_made = room_was_made || num_running() < running_before;
+  }
+  for (const auto& sequence : growing) plan_chunk(sequence, 1, plan);
+
+  if (!room_was_made) admit(now, plan);
+  if (budget > 0) plan_long_chunks(budget, plan);
+  if (!plan.chunks.empty()) ++stats_.num_steps;
+  return plan;
+}
+
+void Scheduler::start_over() {
+  filling_.clear();
+  blocks_.reset();
+  StepPlan nothing;
+  while (!running_.empty()) preempt(*running_.begin()->second, false, nothing);
+  for (const auto& [id, sequence] : waiting_) {
+    release(*sequence);
+    sequence->num_scheduled = sequence->num_pending = 0;
+  }
+}
+
+std::vector<int32_t> Scheduler::borrow(int64_t num_blocks) {
+  if (num_blocks > blocks_.num_free())
+    throw OutOfMemory(str_cat("[kv cache] ", num_blocks, " blocks of ", kBlockSize, " tokens are needed, ",
+                              blocks_.num_free(), " are free: raise kv_cache_memory"));
+  std::vector<int32_t> taken;
+  for (int64_t i = 0; i < num_blocks; ++i) taken.push_back(blocks_.take());
+  return taken;
+}
+
+}  // namespace longcat

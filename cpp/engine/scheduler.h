@@ -1,0 +1,150 @@
+// Which tokens of which sequences the next step computes, and who must make room for them. Knows no model and no
+// device: it hands out a plan.
+//
+// A sequence's priority is its place in the order of arrival. Every step walks the running sequences in that order:
+// each one that generates gets its next token, and the block for it if need be, taken from the lowest priority, which
+// is swapped out to host memory, or dropped and later computed again. So the first in line always advances, and
+// nobody waits for ever. What is left of the token budget goes to prompts: half of it to the first, so that long
+// prompts end, the rest to the others in equal shares, so that short ones need not wait for it.
+//
+// Steps are planned before the results of the one before are known: `commit` tells them later.
+#pragma once
+
+#include <map>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "engine/block_manager.h"
+#include "engine/sequence.h"
+
+namespace longcat {
+
+struct SchedulerOptions {
+  int64_t max_num_seqs = 16;
+  int64_t max_num_batched_tokens = 512;
+  int64_t max_num_queued = 4096;
+  int64_t num_blocks = 2;       // of the cache, the null block included
+  int64_t num_host_blocks = 0;  // to swap to
+  bool enable_prefix_caching = true;
+  double mask_timeout_ms = 10000;
+};
+
+// More requests wait than allowed. Python: longcat.QueueFullError.
+class QueueFull : public Error {
+ public:
+  using Error::Error;
+};
+
+// Moves of whole blocks before the step's forward pass, in their order.
+struct BlockMove {
+  enum class Kind : uint8_t { copy, save, load, drop } kind;  // save: to host block, load: from it, drop: forget it
+  int32_t block = -1;                                         // copy: from; save: from; load: to
+  int32_t other_block = -1;                                   // copy: to; save, load, drop: host block
+};
+
+struct PlannedChunk {
+  std::shared_ptr<Sequence> sequence;
+  int64_t start = 0, count = 0;
+  bool generated = false;
+  int32_t source = -1;             // row of the sampled ids of the step before that holds the last token
+  std::vector<int32_t> token_ids;  // without that one
+  std::vector<int32_t> blocks;
+  int64_t score_begin = 0, score_end = 0;  // positions of the chunk whose successors' log-probabilities are wanted
+  bool samples = false;                    // its last row is sampled from
+};
+
+// A draw from the last row of a chunk.
+struct PlannedSample {
+  std::shared_ptr<Sequence> sequence;
+  size_t chunk = 0;
+  int64_t num_tokens = 0;  // of the history
+  bool ends = false;       // nothing is drawn: max_tokens is 0
+};
+
+struct StepPlan {
+  std::vector<BlockMove> moves;
+  std::vector<PlannedChunk> chunks;  // of generated tokens first
+  std::vector<PlannedSample> samples;
+
+  bool empty() const { return moves.empty() && chunks.empty(); }
+  int64_t num_tokens() const;
+};
+
+struct SchedulerStats {
+  int64_t num_requests = 0, num_finished[5] = {};  // by FinishReason
+  int64_t num_prompt_tokens = 0, num_generated_tokens = 0;
+  int64_t num_prefix_queries = 0, num_prefix_hits = 0;  // [tokens]
+  int64_t num_swaps = 0, num_recomputes = 0;
+  int64_t num_steps = 0;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+
+  const SchedulerStats& stats() const { return stats_; }
+  const BlockManager& blocks() const { return blocks_; }
+  int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t num_free_host_blocks() const { return static_cast<int64_t>(free_host_blocks_.size()); }
+  bool has_work() const { return !sequences_.empty(); }
+
+  // Queues sequences that share a prompt: the first computes it, the others fork from it. Throws QueueFull.
+  void add(const std::vector<std::shared_ptr<Sequence>>& samples);
+  std::shared_ptr<Sequence> find(int64_t request_id) const;  // null: not known, or ended
+  template <class Function>
+  void for_each(Function&& function) const {
+    for (const auto& [id, sequence] : sequences_) function(*sequence);
+  }
+
+  // Ends a sequence now: its blocks are free on return, and steps under way lose its results.
+  void finish(Sequence& sequence, FinishReason reason);
+
+  // Plans the next step; an empty plan when nothing can be computed now. Blocks may be moved without anything computed.
+  StepPlan schedule(Clock::time_point now);
+
+  // Constrained sequences whose mask is overdue, and when the next one will be.
+  std::vector<std::shared_ptr<Sequence>> overdue(Clock::time_point now) const;
+  std::optional<Clock::time_point> next_due() const;
+
+  // A token that was drawn for a sample of a plan, in the order of the plans. Nothing for sequences that have ended.
+  void commit(Sequence& sequence, int32_t token_id, Clock::time_point now);
+
+  // Takes a running sequence's blocks away, as a lack of blocks would. False when it is not running.
+  bool preempt(int64_t request_id, bool may_swap);
+
+  // Nothing in the cache can be trusted: no prefix is known, and every sequence is computed from its start.
+  void start_over();
+
+  void reset_prefix_cache() { blocks_.reset(); }
+
+  // Blocks for a purpose of the caller's own.
+  std::vector<int32_t> borrow(int64_t num_blocks);
+  void give_back(std::span<const int32_t> blocks) { blocks_.release(blocks); }
+
+ private:
+  using Queue = std::map<int64_t, std::shared_ptr<Sequence>>;  // by request id: the order of arrival
+
+  void publish_filled();
+  void preempt(Sequence& sequence, bool may_swap, StepPlan& plan);
+  bool grow(Sequence& sequence, StepPlan& plan);
+  void admit(Clock::time_point now, StepPlan& plan);
+  bool admit(Sequence& sequence, StepPlan& plan);
+  void plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan);
+  void plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
+  void plan_long_chunks(int64_t budget, StepPlan& plan);
+  bool waits_for_mask(const Sequence& sequence) const;
+  void release(Sequence& sequence);
+
+  SchedulerOptions options_;
+  Clock::duration mask_timeout_;
+  BlockManager blocks_;
+  std::vector<int32_t> free_host_blocks_;
+  Queue waiting_, running_;
+  std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
+  std::vector<std::shared_ptr<Sequence>> filling_;                    // had a chunk of their prompt in the last plan
+  std::vector<BlockMove> pending_moves_;                              // to go with the next plan
+  SchedulerStats stats_;
+};
+
+}  // namespace longcat

@@ -1,0 +1,180 @@
+"""Chunks of requests as they arrive from the core's thread: for a loop, and for an event loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from longcat import _core
+from longcat._core import Error, QueueFullError
+from longcat.outputs import StreamChunk
+from longcat.request import Answer, Request
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from longcat.engine import Engine
+
+_RETRY_S = 0.01  # when other callers fill the queue
+
+
+class OpenAnswers:
+    """The answers of some requests that have not ended, by the core's ids."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._answers: dict[int, Answer] = {}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def values(self) -> list[Answer]:
+        return list(self._answers.values())
+
+    def submit(self, request: Request, queue: _core.OutputQueue) -> list[int]:
+        """Hands a request to the core; returns the ids of its answers."""
+        ids = self._engine._add(request, queue)
+        self._answers.update(zip(ids, request.answers, strict=True))
+        return ids
+
+    def take(self, step: _core.StepOutput) -> StreamChunk | None:
+        """The chunk of a token; None when nobody waits for it any more."""
+        answer = self._answers.get(step.request_id)
+        if answer is None:
+            return None
+        if answer.output.finish_reason is not None:  # ended by close()
+            del self._answers[step.request_id]
+            return None
+        chunk = answer.take(step, self._engine._eos_token_id)
+        if chunk.finish_reason is not None:
+            del self._answers[step.request_id]
+            if step.finish_reason is None:  # a stop string: the core does not know
+                self._engine._abort_core(step.request_id)
+            if answer.request.is_done():
+                self._engine._forget(answer.request)
+        return chunk
+
+    def abort(self) -> None:
+        """Ends what is left."""
+        for core_id, answer in list(self._answers.items()):
+            if answer.output.finish_reason is None:
+                answer.output.text += answer.finish("abort")
+            self._engine._abort_core(core_id)
+            self._engine._forget(answer.request)
+        self._answers.clear()
+
+
+class TokenStream(Iterator[StreamChunk]):
+    """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left.
+
+    Requests that the core's queue has no room for wait here for their turn.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]):
+        self._engine = engine
+        self._open = OpenAnswers(engine)
+        self._later = deque(requests)
+        self._queue = _core.OutputQueue()
+        self._arrived: deque[_core.StepOutput] = deque()
+        self._lock = threading.RLock()  # one reader at a time
+        self._submit()
+
+    def _submit(self) -> None:
+        while self._later:
+            try:
+                self._open.submit(self._later[0], self._queue)
+            except QueueFullError:
+                return
+            self._later.popleft()
+
+    def __next__(self) -> StreamChunk:
+        with self._lock:
+            chunk = self._next_chunk()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def _next_chunk(self) -> StreamChunk | None:
+        while True:
+            if self._open or self._later:
+                self._engine._check_open()
+            while self._arrived:
+                chunk = self._open.take(self._arrived[0])
+                self._arrived.popleft()
+                if chunk is not None:
+                    return chunk
+            self._submit()
+            if self._open:
+                self._queue.wait(self._arrived)
+            elif self._later:
+                time.sleep(_RETRY_S)
+            else:
+                return None
+
+    def close(self) -> None:
+        self._later.clear()
+        self._open.abort()
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", None):
+            self.close()
+
+
+class LoopOutputs:
+    """All requests of one event loop: a queue that the loop watches, and who waits for what."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.queue = _core.OutputQueue()
+        self._waiting: dict[int, tuple[deque[_core.StepOutput], asyncio.Event]] = {}
+        loop.add_reader(self.queue.event_fd(), self._distribute)  # the loop refers to this object, not the reverse
+
+    def _distribute(self) -> None:
+        import asyncio
+
+        arrived: deque[_core.StepOutput] = deque()
+        self.queue.take(arrived)
+        for step in arrived:
+            if step.request_id in self._waiting:
+                outputs, news = self._waiting[step.request_id]
+                outputs.append(step)
+                news.set()
+        if self.queue.closed:
+            asyncio.get_running_loop().remove_reader(self.queue.event_fd())
+            for _, news in self._waiting.values():
+                news.set()
+
+    async def stream(self, engine: Engine, request: Request) -> AsyncIterator[StreamChunk]:
+        """Submits a request and yields its chunks; ends it when the caller stops reading."""
+        import asyncio
+
+        answers = OpenAnswers(engine)
+        arrived: deque[_core.StepOutput] = deque()
+        news = asyncio.Event()
+        ids = answers.submit(request, self.queue)
+        for core_id in ids:
+            self._waiting[core_id] = (arrived, news)
+        try:
+            while answers:
+                while arrived:
+                    chunk = answers.take(arrived.popleft())
+                    if chunk is not None:
+                        yield chunk
+                if not answers:
+                    break
+                if self.queue.closed:
+                    raise Error("[engine] this engine is closed")
+                await news.wait()
+                news.clear()
+        finally:
+            answers.abort()
+            for core_id in ids:
+                self._waiting.pop(core_id, None)

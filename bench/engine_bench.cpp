@@ -1,0 +1,198 @@
+// What the engine adds to a bare forward pass: a decode step of Engine::step beside Model::forward and Model::logits on
+// the same tokens, at the same positions, in the same cache.
+//
+//   engine_bench CHECKPOINT [--batch 1,8,64] [--context 100] [--steps 40] [--rounds 7] [--threads N]
+//
+// Rounds of engine steps and of bare passes take turns, so that both meet the same machine. Times are medians.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+using namespace longcat;
+
+namespace {
+
+struct Arguments {
+  std::string checkpoint;
+  std::vector<int64_t> batches{1, 8, 64};
+  int64_t context = 100, steps = 40, rounds = 7;
+  int threads = 0;
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments arguments;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (!name.starts_with("--")) {
+      arguments.checkpoint = name;
+      continue;
+    }
+    if (i + 1 == argc) throw std::invalid_argument(str_cat(name, " needs a value"));
+    const std::string value = argv[++i];
+    if (name == "--batch") {
+      arguments.batches.clear();
+      for (size_t begin = 0; begin < value.size();) {
+        const size_t end = std::min(value.find(',', begin), value.size());
+        arguments.batches.push_back(std::stoll(value.substr(begin, end - begin)));
+        begin = end + 1;
+      }
+    } else if (name == "--context") {
+      arguments.context = std::stoll(value);
+    } else if (name == "--steps") {
+      arguments.steps = std::stoll(value);
+    } else if (name == "--rounds") {
+      arguments.rounds = std::stoll(value);
+    } else if (name == "--threads") {
+      arguments.threads = std::stoi(value);
+    } else {
+      throw std::invalid_argument(str_cat("unknown option ", name));
+    }
+  }
+  if (arguments.checkpoint.empty()) throw std::invalid_argument("which checkpoint?");
+  return arguments;
+}
+
+double us_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+// The newest computed token of every running sequence again: same work as the step that computed it, same bits.
+class BarePass {
+ public:
+  BarePass(Engine& engine, int64_t batch)
+      : engine_(engine),
+        batch_(batch),
+        buffers_(engine.ops().device(), batch, batch, (engine.max_model_len() + kBlockSize - 1) / kBlockSize),
+        logits_(engine.ops().device(), batch * engine.config().vocab_size * 4),
+        rows_(engine.ops().device(), batch * 4) {
+    for (int64_t i = 0; i < batch; ++i) static_cast<int32_t*>(rows_.data())[i] = static_cast<int32_t>(i);
+  }
+
+  void stage() {
+    std::vector<Chunk> chunks;
+    engine_.scheduler().for_each([&](const Sequence& s) {
+      const size_t position = static_cast<size_t>(s.num_scheduled) - 1;
+      chunks.push_back({.token_ids = std::span(s.token_ids).subspan(position, 1),
+                        .start = static_cast<int64_t>(position),
+                        .blocks = s.blocks,
+                        .generated = true});
+    });
+    LC_CHECK(static_cast<int64_t>(chunks.size()) == batch_);
+    buffers_.stage(chunks, 0);
+  }
+
+  void forward() {
+    engine_.model().forward(buffers_.upload(0), engine_.cache());
+    engine_.model().logits(logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}),
+                           rows_.tensor(DType::i32, {batch_}));
+  }
+
+  // Greedy, without penalties: what the engine's requests ask for.
+  void sample() {
+    const std::vector<SamplingRow> rows = [&] {
+      std::vector<SamplingRow> all;
+      for (int32_t i = 0; i < batch_; ++i) all.push_back({.temperature = 0, .logits_row = i, .sequence = i});
+      return all;
+    }();
+    std::vector<int32_t> ids(static_cast<size_t>(batch_));
+    engine_.ops().sample(Tensor(ids.data(), DType::i32, {batch_}),
+                         logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}), rows,
+                         engine_.cache().lane(), buffers_.upload(0).block_tables);
+  }
+
+ private:
+  Engine& engine_;
+  int64_t batch_;
+  BatchBuffers buffers_;
+  Buffer logits_, rows_;
+};
+
+void measure(const Arguments& arguments, int64_t batch, bool overlap) {
+  const int64_t num_tokens = arguments.context + arguments.steps * (arguments.rounds + 1) + 16;
+  EngineOptions options{.max_model_len = num_tokens,
+                        .max_num_seqs = batch,
+                        .max_num_batched_tokens = std::max<int64_t>(512, batch),
+                        .kv_cache_memory = int64_t{8} << 30,
+                        .num_threads = arguments.threads,
+                        .overlap = overlap};
+  Engine engine(arguments.checkpoint, options);
+  std::mt19937 random(1);
+  SamplingParams params;
+  params.max_tokens = num_tokens - arguments.context;
+  params.temperature = 0;
+  std::vector<StepOutput> outputs;
+  for (int64_t i = 0; i < batch; ++i) {
+    std::vector<int32_t> prompt(static_cast<size_t>(arguments.context));
+    for (int32_t& id : prompt) id = static_cast<int32_t>(3 + random() % (engine.config().vocab_size - 3));
+    engine.add_request(prompt, params);
+  }
+  const auto is_prefilling = [&] {
+    bool any = false;
+    engine.scheduler().for_each([&](const Sequence& s) { any = any || s.num_output_tokens() < 3; });
+    return any;
+  };
+  while (is_prefilling()) engine.step(outputs);
+
+  BarePass bare(engine, batch);
+  const auto timed_steps = [&](int64_t count, std::vector<double>& us) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Clock::time_point begin = Clock::now();
+      engine.step(outputs);
+      us.push_back(us_since(begin));
+    }
+    outputs.clear();
+  };
+  std::vector<double> step_us, bare_us, sample_us, warm_up;
+  timed_steps(arguments.steps / 2, warm_up);
+  for (int64_t round = 0; round < arguments.rounds; ++round) {
+    std::vector<double> first;  // fills the pipe: no full step
+    timed_steps(1, first);
+    timed_steps(arguments.steps - 1, step_us);
+    engine.between_steps([&] {
+      bare.stage();
+      bare.forward();
+      for (int64_t i = 0; i < arguments.steps; ++i) {
+        const Clock::time_point begin = Clock::now();
+        bare.forward();
+        bare_us.push_back(us_since(begin));
+      }
+      for (int64_t i = 0; i < arguments.steps; ++i) {
+        const Clock::time_point begin = Clock::now();
+        bare.sample();
+        sample_us.push_back(us_since(begin));
+      }
+    });
+  }
+  const double step = median(step_us), forward = median(bare_us), sample = median(sample_us);
+  std::printf("| %5ld | %-3s | %12.1f | %10.1f | %9.1f | %8.1f | %7.4f | %9.1f |\n", batch, overlap ? "yes" : "no",
+              forward, sample, step, step - forward, step / forward, 1e6 * static_cast<double>(batch) / step);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const Arguments arguments = parse(argc, argv);
+  std::printf("%s, context %ld, %ld rounds of %ld steps, medians\n\n", arguments.checkpoint.c_str(), arguments.context,
+              arguments.rounds, arguments.steps);
+  std::printf("| batch | overlap | forward + head [us] | sample [us] | step [us] | over [us] | ratio | tokens/s |\n");
+  std::printf("| --- | --- | --- | --- | --- | --- | --- | --- |\n");
+  for (const int64_t batch : arguments.batches)
+    for (const bool overlap : {false, true}) measure(arguments, batch, overlap);
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "engine_bench: %s\n", error.what());
+  return 2;
+}

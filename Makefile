@@ -5,7 +5,7 @@ VENV ?= .venv
 SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oracle fuzz lint format wheel test-wheel clean
+.PHONY: demo test oracle fuzz bench lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -24,16 +24,22 @@ fuzz: $(VENV)/.installed-dev
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/fuzz
 	build/fuzz/fuzz_headers --seconds $(FUZZ_SECONDS)
 
+# Benchmark programs, in build/bench.
+bench: $(VENV)/.installed-dev
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
+	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/bench --target engine_bench
+
 lint: $(VENV)/.installed-dev
-	$(VENV)/bin/ruff check python tests examples
-	$(VENV)/bin/ruff format --check python tests examples
+	$(VENV)/bin/ruff check python tests examples bench
+	$(VENV)/bin/ruff format --check python tests examples bench
 	$(VENV)/bin/mypy
-	git ls-files 'cpp/*' 'cuda/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(VENV)/.installed-dev
-	$(VENV)/bin/ruff check --fix python tests examples
-	$(VENV)/bin/ruff format python tests examples
-	git ls-files 'cpp/*' 'cuda/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
+	$(VENV)/bin/ruff check --fix python tests examples bench
+	$(VENV)/bin/ruff format python tests examples bench
+	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,7 +55,7 @@ $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
-	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy==2.4.1 cmake ninja nlohmann-json
+	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy==2.4.1 cmake ninja nlohmann-json pybind11
 	touch $@
 
 .venv-oracle/.installed-oracle: $(SOURCES)

@@ -1,9 +1,10 @@
 // What the engine adds to a bare forward pass: a decode step of Engine::step beside Model::forward and Model::logits on
 // the same tokens, at the same positions, in the same cache.
 //
-//   engine_bench CHECKPOINT [--batch 1,8,64] [--context 100] [--steps 40] [--rounds 7] [--threads N]
+//   engine_bench CHECKPOINT [--batch 1,8,64] [--context 100] [--steps 10] [--rounds 25] [--threads N]
 //
-// Rounds of engine steps and of bare passes take turns, so that both meet the same machine. Times are medians.
+// Rounds of engine steps and of bare passes take turns, so that both meet the same machine. Times are medians over the
+// rounds of a round's median; "over" and "ratio" are medians of each round's own difference and ratio.
 
 #include <algorithm>
 #include <cstdio>
@@ -22,7 +23,7 @@ namespace {
 struct Arguments {
   std::string checkpoint;
   std::vector<int64_t> batches{1, 8, 64};
-  int64_t context = 100, steps = 40, rounds = 7;
+  int64_t context = 100, steps = 10, rounds = 25;
   int threads = 0;
 };
 
@@ -154,30 +155,34 @@ void measure(const Arguments& arguments, int64_t batch, bool overlap) {
     }
     outputs.clear();
   };
-  std::vector<double> step_us, bare_us, sample_us, warm_up;
-  timed_steps(arguments.steps / 2, warm_up);
+  std::vector<double> warm_up, step_us, forward_us, sample_us, over_us, ratios;
+  timed_steps(arguments.steps, warm_up);
   for (int64_t round = 0; round < arguments.rounds; ++round) {
-    std::vector<double> first;  // fills the pipe: no full step
-    timed_steps(1, first);
-    timed_steps(arguments.steps - 1, step_us);
+    std::vector<double> first, steps, forwards, samples;
+    timed_steps(1, first);  // fills the pipe: no full step
+    timed_steps(arguments.steps - 1, steps);
     engine.between_steps([&] {
       bare.stage();
+      const auto time = [&](std::vector<double>& us, auto&& work) {
+        for (int64_t i = 0; i < arguments.steps; ++i) {
+          const Clock::time_point begin = Clock::now();
+          work();
+          us.push_back(us_since(begin));
+        }
+      };
       bare.forward();
-      for (int64_t i = 0; i < arguments.steps; ++i) {
-        const Clock::time_point begin = Clock::now();
-        bare.forward();
-        bare_us.push_back(us_since(begin));
-      }
-      for (int64_t i = 0; i < arguments.steps; ++i) {
-        const Clock::time_point begin = Clock::now();
-        bare.sample();
-        sample_us.push_back(us_since(begin));
-      }
+      time(forwards, [&] { bare.forward(); });
+      time(samples, [&] { bare.sample(); });
     });
+    step_us.push_back(median(steps));
+    forward_us.push_back(median(forwards));
+    sample_us.push_back(median(samples));
+    over_us.push_back(step_us.back() - forward_us.back());
+    ratios.push_back(step_us.back() / forward_us.back());
   }
-  const double step = median(step_us), forward = median(bare_us), sample = median(sample_us);
-  std::printf("| %5ld | %-3s | %12.1f | %10.1f | %9.1f | %8.1f | %7.4f | %9.1f |\n", batch, overlap ? "yes" : "no",
-              forward, sample, step, step - forward, step / forward, 1e6 * static_cast<double>(batch) / step);
+  std::printf("| %ld | %s | %.1f | %.1f | %.1f | %.1f | %.4f | %.0f |\n", batch, overlap ? "yes" : "no",
+              median(forward_us), median(sample_us), median(step_us), median(over_us), median(ratios),
+              1e6 * static_cast<double>(batch) / median(step_us));
   std::fflush(stdout);
 }
 
@@ -185,7 +190,7 @@ void measure(const Arguments& arguments, int64_t batch, bool overlap) {
 
 int main(int argc, char** argv) try {
   const Arguments arguments = parse(argc, argv);
-  std::printf("%s, context %ld, %ld rounds of %ld steps, medians\n\n", arguments.checkpoint.c_str(), arguments.context,
+  std::printf("%s, context %ld, %ld rounds of %ld steps\n\n", arguments.checkpoint.c_str(), arguments.context,
               arguments.rounds, arguments.steps);
   std::printf("| batch | overlap | forward + head [us] | sample [us] | step [us] | over [us] | ratio | tokens/s |\n");
   std::printf("| --- | --- | --- | --- | --- | --- | --- | --- |\n");

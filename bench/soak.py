@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
 
     with longcat.Engine(args.model, max_num_seqs=args.max_num_seqs, kv_cache_memory=args.kv_cache_memory) as engine:
-        asyncio.run(run_jobs(engine, args.requests // 10, args.concurrency, seed=0))  # touches what it will touch
+        asyncio.run(run_jobs(engine, max(1000, args.requests // 10), args.concurrency, seed=0))  # touches what it will touch
         gc.collect()
         base, start = rss_anon_kib(), time.perf_counter()
         report = asyncio.run(run_jobs(engine, args.requests, args.concurrency, seed=1))

@@ -1,10 +1,14 @@
-// Linear layers. One weight row at a time against all inputs: the row stays in the first-level cache, each output is
-// one dot product of the same order whatever the number of inputs.
+// Linear layers. A register tile of a few weight rows and a few inputs at a time: each output is one dot product of 16
+// partial sums, k ascending, then a fixed tree, whatever the tile, so its bits do not depend on the number of inputs.
+//
+// With many inputs the work is blocked so that a block of inputs stays in the second-level cache while the weight rows
+// pass by, and each tile's weight rows are widened to f32 once for the whole block.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/isa.h"
 #include "cpu/matmul.h"
 #include "cpu/vec.h"
 
@@ -14,22 +18,97 @@ namespace cpu {
 
 namespace {
 
-template <class T>
-LC_INLINE void dot_rows(const T* rows, int64_t in_features, const MatmulBlock& b) {
-  for (int64_t r = 0; r < b.num_rows; ++r) {
-    const T* row = rows + r * in_features;
-    for (int64_t i = 0; i < b.num_inputs; ++i) {
-      const float* x = b.x + (b.row_idx ? b.row_idx[i] : i) * b.x_stride;
-      b.out[i * b.out_stride + r] = vec::dot(x, row, in_features);
+constexpr int64_t kInputBlockBytes = 256 << 10;  // of inputs, half of a small second-level cache
+constexpr int64_t kWidenFrom = 4;                // inputs from which widening a row once pays
+
+// out[t * out_stride + r] = rows[r] . x[t] for R rows and T inputs of n values.
+template <int R, int T, class W>
+LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t row_stride, const float* const* x,
+                        int64_t n) {
+  vec::f32x16 acc[R][T] = {};
+  int64_t k = 0;
+  for (; k + vec::kLanes <= n; k += vec::kLanes) {
+    vec::f32x16 inputs[T];
+    for (int t = 0; t < T; ++t) inputs[t] = vec::load(x[t] + k);
+    for (int r = 0; r < R; ++r) {
+      const vec::f32x16 weights = vec::load(rows + r * row_stride + k);
+      for (int t = 0; t < T; ++t) acc[r][t] += weights * inputs[t];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) {
+      float sums[vec::kLanes];
+      vec::store(sums, acc[r][t]);
+      for (int64_t i = k; i < n; ++i) sums[i - k] += to_float(rows[r * row_stride + i]) * x[t][i];
+      for (int width = vec::kLanes / 2; width > 0; width /= 2)
+        for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+      out[t * out_stride + r] = sums[0];
+    }
+}
+
+// All inputs [begin, end) of the block against num_rows rows that lie in memory as W.
+template <int R, int T, class W>
+LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
+                        int64_t end, const MatmulBlock& b) {
+  const auto input = [&](int64_t i) { return b.x + (b.row_idx ? b.row_idx[i] : i) * b.x_stride; };
+  for (int64_t i = begin; i < end;) {
+    const int64_t left = end - i;
+    const float* x[T];
+    for (int64_t t = 0; t < std::min<int64_t>(T, left); ++t) x[t] = input(i + t);
+    float* out = b.out + i * b.out_stride + first_row;
+    int64_t r = 0;
+    if (left >= T) {
+      for (; r + R <= num_rows; r += R)
+        dot_tile<R, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+      for (; r < num_rows; ++r)
+        dot_tile<1, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+      i += T;
+    } else {
+      for (; r + R <= num_rows; r += R)
+        dot_tile<R, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+      for (; r < num_rows; ++r)
+        dot_tile<1, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+      i += 1;
     }
   }
 }
 
-LC_CLONES void dot_rows_f32(const float* rows, int64_t in_features, const MatmulBlock& b) {
-  dot_rows(rows, in_features, b);
+// Tiles by the registers of each instruction set: R * T sums of 16 floats, and the operands.
+template <class W>
+void dot_rows_portable(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
+                       int64_t end, const MatmulBlock& b) {
+  dot_rows<2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
 }
-LC_CLONES void dot_rows_bf16(const bf16* rows, int64_t in_features, const MatmulBlock& b) {
-  dot_rows(rows, in_features, b);
+#ifdef LC_HAS_CLONES
+template <class W>
+__attribute__((target("avx2,fma,bmi2"))) void dot_rows_avx2(const W* rows, int64_t in_features, int64_t first_row,
+                                                            int64_t num_rows, int64_t begin, int64_t end,
+                                                            const MatmulBlock& b) {
+  dot_rows<2, 3>(rows, in_features, first_row, num_rows, begin, end, b);
+}
+template <class W>
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,prefer-vector-width=512"))) void
+dot_rows_avx512(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin, int64_t end,
+                const MatmulBlock& b) {
+  dot_rows<4, 5>(rows, in_features, first_row, num_rows, begin, end, b);
+}
+#endif
+
+template <class W>
+using DotRows = void (*)(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
+                         int64_t end, const MatmulBlock& b);
+
+template <class W>
+DotRows<W> dot_rows_of_this_machine() {
+#ifdef LC_HAS_CLONES
+  if (std::strcmp(cpu_isa(), "avx512") == 0) return dot_rows_avx512<W>;
+  if (std::strcmp(cpu_isa(), "avx2") == 0) return dot_rows_avx2<W>;
+#endif
+  return dot_rows_portable<W>;
+}
+
+LC_CLONES void widen_bf16(float* out, const bf16* x, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) out[k] = to_float(x[k]);
 }
 
 void read_fp8_row(float* out, const Weight& weight, int64_t row) {
@@ -41,25 +120,39 @@ void read_fp8_row(float* out, const Weight& weight, int64_t row) {
 
 }  // namespace
 
-void matmul_block(const Weight& weight, const MatmulBlock& block) {
-  const int64_t first = block.first_row * weight.in_features;
-  switch (weight.format) {
-    case WeightFormat::f32:
-      return dot_rows_f32(static_cast<const float*>(weight.data) + first, weight.in_features, block);
-    case WeightFormat::bf16:
-      return dot_rows_bf16(static_cast<const bf16*>(weight.data) + first, weight.in_features, block);
-    case WeightFormat::fp8_block: {
-      thread_local std::vector<float> row;  // grows to the widest layer once
-      row.resize(static_cast<size_t>(weight.in_features));
-      MatmulBlock one = block;
-      one.num_rows = 1;
-      for (int64_t r = 0; r < block.num_rows; ++r) {
-        read_fp8_row(row.data(), weight, block.first_row + r);
-        one.out = block.out + r;
-        dot_rows_f32(row.data(), weight.in_features, one);
-      }
+namespace {
+
+// Rows widened a few at a time, for every block of inputs.
+void matmul_widened(const Weight& weight, const MatmulBlock& block) {
+  static const DotRows<float> dot_rows = dot_rows_of_this_machine<float>();
+  constexpr int64_t kRows = 4;
+  const int64_t n = weight.in_features;
+  const int64_t inputs_at_once = std::max<int64_t>(8, kInputBlockBytes / (4 * n));
+  thread_local std::vector<float> rows;  // grows to the widest layer once
+  rows.resize(static_cast<size_t>(kRows * n));
+  for (int64_t begin = 0; begin < block.num_inputs; begin += inputs_at_once) {
+    const int64_t end = std::min(begin + inputs_at_once, block.num_inputs);
+    for (int64_t r = 0; r < block.num_rows; r += kRows) {
+      const int64_t count = std::min(kRows, block.num_rows - r);
+      for (int64_t i = 0; i < count; ++i) read_row(rows.data() + i * n, weight, block.first_row + r + i);
+      dot_rows(rows.data(), n, r, count, begin, end, block);
     }
   }
+}
+
+template <class W>
+void matmul_in_place(const Weight& weight, const MatmulBlock& block) {
+  static const DotRows<W> dot_rows = dot_rows_of_this_machine<W>();
+  dot_rows(static_cast<const W*>(weight.data) + block.first_row * weight.in_features, weight.in_features, 0,
+           block.num_rows, 0, block.num_inputs, block);
+}
+
+}  // namespace
+
+void matmul_block(const Weight& weight, const MatmulBlock& block) {
+  if (block.num_inputs >= kWidenFrom || weight.format == WeightFormat::fp8_block) return matmul_widened(weight, block);
+  if (weight.format == WeightFormat::bf16) return matmul_in_place<bf16>(weight, block);
+  matmul_in_place<float>(weight, block);
 }
 
 void read_row(float* out, const Weight& weight, int64_t row) {
@@ -69,8 +162,7 @@ void read_row(float* out, const Weight& weight, int64_t row) {
       std::memcpy(out, static_cast<const float*>(weight.data) + row * n, static_cast<size_t>(n) * 4);
       return;
     case WeightFormat::bf16: {
-      const bf16* data = static_cast<const bf16*>(weight.data) + row * n;
-      for (int64_t k = 0; k < n; ++k) out[k] = to_float(data[k]);
+      widen_bf16(out, static_cast<const bf16*>(weight.data) + row * n, n);
       return;
     }
     case WeightFormat::fp8_block:
@@ -79,6 +171,12 @@ void read_row(float* out, const Weight& weight, int64_t row) {
 }
 
 }  // namespace cpu
+
+// Weight rows that a thread takes at once: whole tiles, so that a block of inputs serves many of them.
+static int64_t row_grain(int64_t multiply_adds_per_row) {
+  constexpr int64_t kTileRows = 4, kLeast = 16;
+  return std::max(kLeast, (grain_for(multiply_adds_per_row) + kTileRows - 1) / kTileRows * kTileRows);
+}
 
 // Kernels read whole elements: a plane that the file leaves unaligned is copied.
 Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
@@ -113,7 +211,7 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
 void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
-  const int64_t grain = grain_for(weight.in_features * x.size(0));
+  const int64_t grain = row_grain(weight.in_features * x.size(0));
   pool_.parallel_for(weight.out_features, grain, [&](int64_t begin, int64_t end) {
     cpu::matmul_block(weight, {.out = out.data<float>() + begin,
                                .out_stride = out.stride(0),

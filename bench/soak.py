@@ -28,7 +28,8 @@ def main() -> None:
     args = parser.parse_args()
 
     with longcat.Engine(args.model, max_num_seqs=args.max_num_seqs, kv_cache_memory=args.kv_cache_memory) as engine:
-        asyncio.run(run_jobs(engine, max(1000, args.requests // 10), args.concurrency, seed=0))  # touches what it will touch
+        warm_up = max(1000, args.requests // 10)  # touches what will be touched
+        asyncio.run(run_jobs(engine, warm_up, args.concurrency, seed=0))
         gc.collect()
         base, start = rss_anon_kib(), time.perf_counter()
         report = asyncio.run(run_jobs(engine, args.requests, args.concurrency, seed=1))

@@ -553,6 +553,7 @@ void register_testing(py::module_& module) {
       .def("weight_formats", &TestModel::weight_formats);
 
   register_testing_engine(testing);
+  register_testing_scheduler(testing);
 }
 
 }  // namespace longcat

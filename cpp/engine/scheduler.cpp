@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/error.h"
 #include "ops/batch.h"
@@ -401,11 +402,23 @@ void Scheduler::start_over() {
 }
 
 std::vector<int32_t> Scheduler::borrow(int64_t num_blocks) {
-  if (num_blocks > blocks_.num_free())
-    throw OutOfMemory(str_cat("[kv cache] ", num_blocks, " blocks of ", kBlockSize, " tokens are needed, ",
-                              blocks_.num_free(), " are free: raise kv_cache_memory"));
-  std::vector<int32_t> taken;
-  for (int64_t i = 0; i < num_blocks; ++i) taken.push_back(blocks_.take());
+  // The caller writes before the next step: what its moves read or write is not to be had.
+  std::set<int32_t> moved;
+  for (const BlockMove& move : pending_moves_) {
+    if (move.kind != BlockMove::Kind::drop) moved.insert(move.block);
+    if (move.kind == BlockMove::Kind::copy) moved.insert(move.other_block);
+  }
+  std::erase_if(moved, [&](int32_t block) { return blocks_.references(block) > 0; });
+  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(moved.size());
+  if (num_blocks > num_free)
+    throw OutOfMemory(str_cat("[kv cache] ", num_blocks, " blocks of ", kBlockSize, " tokens are needed, ", num_free,
+                              " are free: raise kv_cache_memory"));
+  std::vector<int32_t> taken, passed_over;
+  while (size_of(taken) < num_blocks) {
+    const int32_t block = blocks_.take();
+    (moved.contains(block) ? passed_over : taken).push_back(block);
+  }
+  blocks_.release(passed_over);
   return taken;
 }
 

@@ -118,7 +118,7 @@ class Scheduler {
 
   void reset_prefix_cache() { blocks_.reset(); }
 
-  // Blocks for a purpose of the caller's own.
+  // Blocks for a purpose of the caller's own, who may write them at once.
   std::vector<int32_t> borrow(int64_t num_blocks);
   void give_back(std::span<const int32_t> blocks) { blocks_.release(blocks); }
 

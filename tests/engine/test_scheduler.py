@@ -2,7 +2,7 @@
 
 import pytest
 from cache_model import BLOCK, VOCAB, CacheModel
-from longcat._core import QueueFullError, testing
+from longcat._core import OutOfMemoryError, QueueFullError, testing
 
 # Prompts are beginnings of these; the first two have two blocks in common.
 TEXTS = [[(7 * i + i // 64) % VOCAB for i in range(300)]]
@@ -101,3 +101,32 @@ def test_last_token_alone_is_planned_when_its_sequence_comes_back(may_swap):
     assert model.preempt(request, may_swap)
     assert model.schedule()
     model.finish_all()
+
+
+def test_borrowed_blocks_are_not_those_to_be_saved():
+    model = model_with(num_blocks=7, num_host_blocks=4)
+    (request,) = model.add(TEXTS[0][:100], 5)
+    generate(model, 2)
+    model.preempt(request, may_swap=True)
+    assert model.scheduler.num_free == 6
+    with pytest.raises(OutOfMemoryError, match="5 blocks .* 4 are free"):
+        model.scheduler.borrow(5)
+    model.borrow(4)
+    model.give_back()
+    model.finish_all()
+
+
+def test_borrowed_blocks_are_not_those_to_be_copied():
+    """A constrained request found its whole prompt, and waits for its mask before the copy is made."""
+    model = model_with(num_blocks=7)
+    model.add(TEXTS[0][:BLOCK], 5)
+    model.finish_all()
+    model.add(TEXTS[0][:BLOCK], 5, constrained=True)
+    model.step()
+    assert model.scheduler.num_free == 5
+    with pytest.raises(OutOfMemoryError, match="5 blocks .* 4 are free"):
+        model.scheduler.borrow(5)
+    model.borrow(4)
+    model.give_back()
+    model.finish_all()
+    assert model.seen["whole prompt hit"] == 1

@@ -391,6 +391,8 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
 }
 
 void Scheduler::start_over() {
+  // What a move would read is not to be trusted either; a load may find that the lost step saved nothing.
+  std::erase_if(pending_moves_, [](const BlockMove& move) { return move.kind != BlockMove::Kind::drop; });
   filling_.clear();
   blocks_.reset();
   StepPlan nothing;

@@ -130,3 +130,17 @@ def test_borrowed_blocks_are_not_those_to_be_copied():
     model.give_back()
     model.finish_all()
     assert model.seen["whole prompt hit"] == 1
+
+
+def test_nothing_is_loaded_after_a_start_over():
+    """What was to be loaded with the next step, the one that failed was to save."""
+    model = model_with(num_blocks=5, num_host_blocks=4)
+    (first,) = model.add(TEXTS[0][:100], 80)
+    (constrained,) = model.add(TEXTS[1][:100], 5, constrained=True)
+    model.give_mask(constrained)
+    while model.scheduler.num_free_host_blocks == 4:
+        model.step()
+    model.abort(first)
+    assert not model.schedule() and model.scheduler.num_free_host_blocks == 4
+    model.start_over()
+    model.finish_all()

@@ -334,7 +334,7 @@ void Scheduler::plan_long_chunks(int64_t budget, StepPlan& plan) {
     const Sequence& s = *sequence;
     const bool known_prompt = s.num_scheduled < s.num_prompt_tokens;
     int64_t count = (known_prompt ? s.num_prompt_tokens : s.num_tokens()) - s.num_scheduled;
-    if (!known_prompt && s.num_pending > 0) continue;  // its newest token is still to come
+    if (!known_prompt && s.num_pending > 0) continue;                             // its newest token is still to come
     if (waits_for_mask(s) && s.num_scheduled + count == s.num_tokens()) --count;  // all but what would be sampled from
     if (count <= 0) continue;
     sequences.push_back(sequence);

@@ -184,11 +184,11 @@ class CacheModel:
         for request in (self.live[i] for i in admitted):
             self.seen["sample begins on its own"] += request.sample > 0 and not request.begun
             request.begun = True
-        if not plan["chunks"]:
-            assert not plan["moves"] and not plan["samples"]
+        if not plan["chunks"] and not plan["moves"]:
             idle = not self.under_way and not self.borrowed and not any(r.waits for r in self.live.values())
             assert not (idle and self.live), "nothing is under way, nobody is awaited, and the plan is empty"
             return False
+        self.seen["moves alone"] += not plan["chunks"]
         for move in plan["moves"]:
             self.move(*move)
         self.check_chunks(plan, sequences)
@@ -263,7 +263,6 @@ class CacheModel:
         else:
             assert other in self.host or other in self.lost, f"host block {other} was never saved"
             self.host.pop(other, None)
-            self.lost.discard(other)
 
     def check_chunks(self, plan: dict, sequences: dict) -> None:
         chunks = plan["chunks"]
@@ -271,7 +270,7 @@ class CacheModel:
         assert len({c["request_id"] for c in chunks}) == len(chunks) <= self.options["max_num_seqs"]
         generated = [c["generated"] for c in chunks]
         assert generated == sorted(generated, reverse=True), "generated tokens come first"
-        self.seen["generated and prompt tokens in a step"] += generated[0] and not generated[-1]
+        self.seen["generated and prompt tokens in a step"] += len(set(generated)) == 2
         holders: dict[int, set[int]] = {}
         for request_id, sequence in sequences.items():
             for block in sequence["blocks"]:

@@ -4,8 +4,20 @@ LONGCAT_THOROUGH=1 runs 2,000 random schedules of other seeds each time; the usu
 """
 
 import os
+import sys
+from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from longcat._core import OutOfMemoryError, QueueFullError, testing
 
 from engine.cache_model import BLOCK, VOCAB, CacheModel
@@ -123,3 +135,167 @@ def test_borrowed_blocks_are_not_those_to_be_saved():
     model.borrow(4)
     model.give_back()
     model.finish_all()
+
+
+OPTIONS = st.integers(1, 6).flatmap(
+    lambda max_num_seqs: st.fixed_dictionaries(
+        {
+            "max_num_seqs": st.just(max_num_seqs),
+            "max_num_batched_tokens": st.integers(max_num_seqs, 200),
+            "num_blocks": st.integers(2, 12),
+            "num_host_blocks": st.integers(0, 8),
+            "enable_prefix_caching": st.sampled_from([True, True, True, False]),
+        }
+    )
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "text": st.integers(0, 2),
+        "length": st.one_of(st.sampled_from([BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK]), st.integers(1, 300)),
+        "max_tokens": st.integers(0, 80),
+        "n": st.sampled_from([1, 1, 2, 3, 4]),
+        "stop_token_ids": st.sampled_from([[], [7]]),
+        "constrained": st.sampled_from([False, False, False, True]),
+        "scores": st.booleans(),
+    }
+)
+
+
+class RandomSchedules(RuleBasedStateMachine):
+    """Requests come and go, blocks are taken away and masks are late, in any order."""
+
+    @initialize(options=OPTIONS, requests=st.lists(REQUESTS, min_size=1, max_size=4))
+    def start(self, options, requests):
+        self.model = CacheModel(**options)
+        for request in requests:
+            self.add(request)
+
+    def some_request(self, pick: int) -> int:
+        return sorted(self.model.live)[pick % len(self.model.live)]
+
+    @rule(request=REQUESTS)
+    def add(self, request):
+        request = dict(request)
+        room = self.model.scheduler.num_blocks * BLOCK
+        max_tokens = min(request.pop("max_tokens"), room - 1)
+        prompt = TEXTS[request.pop("text")][: min(request.pop("length"), room - max_tokens)]
+        scores = request.pop("scores") or max_tokens == 0
+        self.model.add(prompt, max_tokens, scores=scores, **request)
+
+    @precondition(lambda self: self.model.live)
+    @rule(count=st.integers(1, 40), overlap=st.sampled_from([True, True, False]), masks=st.booleans())
+    def steps(self, count, overlap, masks):
+        for _ in range(count):
+            if masks:
+                self.model.give_masks()
+            self.model.step(overlap)
+            self.model.check_books()
+
+    @precondition(lambda self: self.model.live and len(self.model.under_way) <= 1)
+    @rule()
+    def schedule(self):
+        self.model.schedule()
+
+    @precondition(lambda self: self.model.under_way)
+    @rule()
+    def commit(self):
+        self.model.commit()
+
+    @precondition(lambda self: self.model.live)
+    @rule(pick=st.integers(0, 20), may_swap=st.booleans())
+    def preempt(self, pick, may_swap):
+        self.model.preempt(self.some_request(pick), may_swap)
+
+    @precondition(lambda self: self.model.live)
+    @rule(pick=st.integers(0, 20), behind=st.sampled_from([0, 0, 1]))
+    def give_mask(self, pick, behind):
+        self.model.give_mask(self.some_request(pick), behind)
+
+    @precondition(lambda self: self.model.live)
+    @rule(pick=st.integers(0, 20))
+    def abort(self, pick):
+        self.model.abort(self.some_request(pick))
+
+    @rule(what=st.sampled_from(["borrow", "borrow", "give back", "give back", "forget prefixes", "start over"]))
+    def disturb(self, what):
+        if what == "borrow":
+            self.model.borrow((self.model.scheduler.num_free + 1) // 2)
+        elif what == "give back" and self.model.borrowed:
+            self.model.give_back()
+        elif what == "forget prefixes":
+            self.model.scheduler.reset_prefix_cache()
+        elif what == "start over" and self.model.live:
+            self.model.start_over()
+
+    @invariant()
+    def books(self):
+        self.model.check_books()
+
+    def teardown(self):
+        if sys.exc_info()[0] is None and hasattr(self, "model"):  # what has failed is not finished
+            self.model.finish_all()
+
+
+# What a run must have met, each in one schedule of a hundred at least.
+MUST_OCCUR = [
+    "borrowed",
+    "chunked prompt",
+    "copy",
+    "drop",
+    "dropped, to be computed again",
+    "ended: abort",
+    "ended: length",
+    "ended: stop",
+    "fork",
+    "generated and prompt tokens in a step",
+    "load",
+    "many generated tokens in a chunk",
+    "moves alone",
+    "output computed again",
+    "preempted by hand",
+    "prefix hit",
+    "prompt computed again",
+    "result after its end",
+    "sample begins on its own",
+    "save",
+    "scored",
+    "started over",
+    "swapped out",
+    "token not yet known to the host",
+    "whole prompt hit",
+]
+
+
+def test_random_schedules():
+    num_schedules, schedules_with, times = 0, Counter(), Counter()
+
+    class Counted(RandomSchedules):
+        def teardown(self):
+            nonlocal num_schedules
+            super().teardown()
+            if hasattr(self, "model"):
+                stats = self.model.scheduler.stats()
+                seen = self.model.seen
+                seen["swapped out"] = stats["num_swaps"]
+                seen["dropped, to be computed again"] = stats["num_recomputes"]
+                num_schedules += 1
+                times.update(seen)
+                schedules_with.update(what for what in seen if seen[what] > 0)
+
+    run_state_machine_as_test(
+        Counted,
+        settings=settings(
+            max_examples=NUM_SCHEDULES,
+            stateful_step_count=40,
+            derandomize=not THOROUGH,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    print(f"\n{num_schedules} schedules; schedules with, and times:")
+    for what in sorted(times):
+        print(f"{schedules_with[what]:8d} {times[what]:8d}  {what}")
+    assert num_schedules >= NUM_SCHEDULES
+    assert [what for what in MUST_OCCUR if schedules_with[what] < NUM_SCHEDULES / 100] == []

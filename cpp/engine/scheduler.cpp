@@ -391,8 +391,6 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
 }
 
 void Scheduler::start_over() {
-  // What a move would read is not to be trusted either; a load may find that the lost step saved nothing.
-  std::erase_if(pending_moves_, [](const BlockMove& move) { return move.kind != BlockMove::Kind::drop; });
   filling_.clear();
   blocks_.reset();
   StepPlan nothing;
@@ -404,21 +402,18 @@ void Scheduler::start_over() {
 }
 
 std::vector<int32_t> Scheduler::borrow(int64_t num_blocks) {
-  // The caller writes before the next step: what its moves read or write is not to be had.
-  std::set<int32_t> moved;
-  for (const BlockMove& move : pending_moves_) {
-    if (move.kind != BlockMove::Kind::drop) moved.insert(move.block);
-    if (move.kind == BlockMove::Kind::copy) moved.insert(move.other_block);
-  }
-  std::erase_if(moved, [&](int32_t block) { return blocks_.references(block) > 0; });
-  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(moved.size());
+  // The caller writes before the next step: what that is to save first is not to be had.
+  std::set<int32_t> saved;
+  for (const BlockMove& move : pending_moves_)
+    if (move.kind == BlockMove::Kind::save && blocks_.references(move.block) == 0) saved.insert(move.block);
+  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(saved.size());
   if (num_blocks > num_free)
     throw OutOfMemory(str_cat("[kv cache] ", num_blocks, " blocks of ", kBlockSize, " tokens are needed, ", num_free,
                               " are free: raise kv_cache_memory"));
   std::vector<int32_t> taken, passed_over;
   while (size_of(taken) < num_blocks) {
     const int32_t block = blocks_.take();
-    (moved.contains(block) ? passed_over : taken).push_back(block);
+    (saved.contains(block) ? passed_over : taken).push_back(block);
   }
   blocks_.release(passed_over);
   return taken;

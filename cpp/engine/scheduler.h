@@ -143,7 +143,7 @@ class Scheduler {
   Queue waiting_, running_;
   std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
   std::vector<std::shared_ptr<Sequence>> filling_;                    // had a chunk of their prompt in the last plan
-  std::vector<BlockMove> pending_moves_;                              // to go with the next plan
+  std::vector<BlockMove> pending_moves_;                              // saves and drops, to go with the next plan
   SchedulerStats stats_;
 };
 

@@ -71,6 +71,7 @@ class CacheModel:
         self.borrowed: list[tuple[list[int], int]] = []  # blocks, and what was written to them
         self.live: dict[int, Request] = {}
         self.ended: dict[int, str] = {}
+        self.told: list[list[int]] = []  # prompts with their whole answers
         self.under_way: deque[list[tuple[Request, int]]] = deque()  # what each plan drew, a sample each; -1: nothing
         self.drawn: list[tuple[Request, int]] = []  # by the last plan
         self.seen = Counter()
@@ -218,6 +219,7 @@ class CacheModel:
         for request_id, reason in reasons.items():
             request = self.live[request_id]
             assert not request.scores or request.num_scored == len(request.prompt) - 1
+            self.told.append(request.token_ids[: request.num_known])
             self.end(request_id, reason)
         return len(reasons)
 

@@ -105,6 +105,17 @@ def test_the_rest_goes_on_while_one_waits_for_its_mask():
     model.finish_all()
 
 
+def test_blocks_of_an_answer_are_no_prefix():
+    """They hold what decode arithmetic gives; a prompt that goes on from the answer finds the first prompt alone."""
+    model = model_with()
+    model.add(TEXTS[0][:BLOCK], 70)
+    model.finish_all()
+    (request,) = model.add(model.told[0], 5)
+    model.step()
+    assert model.scheduler.sequences()[request]["num_cached_tokens"] == BLOCK
+    model.finish_all()
+
+
 def test_more_requests_than_may_queue():
     scheduler = testing.Scheduler(max_num_queued=2, num_blocks=4)
     scheduler.add([1], 1)
@@ -156,7 +167,7 @@ REQUESTS = st.fixed_dictionaries(
         "n": st.sampled_from([1, 1, 2, 3, 4]),
         "stop_token_ids": st.sampled_from([[], [7]]),
         "constrained": st.sampled_from([False, False, False, True]),
-        "scores": st.booleans(),
+        "scores": st.sampled_from([False, False, True]),
     }
 )
 
@@ -175,10 +186,21 @@ class RandomSchedules(RuleBasedStateMachine):
 
     @rule(request=REQUESTS)
     def add(self, request):
-        request = dict(request)
+        self.add_prompt(TEXTS[request["text"]][: request["length"]], request)
+
+    @precondition(lambda self: self.model.told)
+    @rule(request=REQUESTS, pick=st.integers(0, 2))
+    def go_on(self, request, pick):
+        """An answer becomes part of a prompt, as in a chat: it is computed by prompt arithmetic from then on."""
+        told = self.model.told[-1 - pick % len(self.model.told)]
+        self.model.seen["goes on from an answer"] += 1
+        self.add_prompt((told + TEXTS[request["text"]][:10])[:300], request)
+
+    def add_prompt(self, prompt, request):
+        request = {key: value for key, value in request.items() if key not in ("text", "length")}
         room = self.model.scheduler.num_blocks * BLOCK
         max_tokens = min(request.pop("max_tokens"), room - 1)
-        prompt = TEXTS[request.pop("text")][: min(request.pop("length"), room - max_tokens)]
+        prompt = prompt[: room - max_tokens]
         scores = request.pop("scores") or max_tokens == 0
         self.model.add(prompt, max_tokens, scores=scores, **request)
 
@@ -234,6 +256,9 @@ class RandomSchedules(RuleBasedStateMachine):
     def teardown(self):
         if sys.exc_info()[0] is None and hasattr(self, "model"):  # what has failed is not finished
             self.model.finish_all()
+            for told in self.model.told[-3:]:  # what is found in the cache at the end is right as well
+                self.model.add((told + TEXTS[2][:10])[: self.model.scheduler.num_blocks * BLOCK - 1], 1)
+            self.model.finish_all()
 
 
 # What a run must have met, each in one schedule of a hundred at least.
@@ -248,6 +273,7 @@ MUST_OCCUR = [
     "ended: stop",
     "fork",
     "generated and prompt tokens in a step",
+    "goes on from an answer",
     "load",
     "many generated tokens in a chunk",
     "moves alone",

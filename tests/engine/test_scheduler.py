@@ -116,6 +116,16 @@ def test_blocks_of_an_answer_are_no_prefix():
     model.finish_all()
 
 
+def test_a_sample_whose_first_token_was_lost_draws_it_again():
+    """The step that failed computed its sibling, which ends; the sample itself starts over."""
+    model = model_with()
+    first, second = model.add(TEXTS[0][:100], 5, n=2)
+    assert model.schedule()
+    model.start_over()
+    model.finish_all()
+    assert model.ended == {first: "error", second: "length"}
+
+
 def test_more_requests_than_may_queue():
     scheduler = testing.Scheduler(max_num_queued=2, num_blocks=4)
     scheduler.add([1], 1)

@@ -10,7 +10,8 @@
 
 #include "base/dtype.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
 #define LC_HAS_CLONES 1
 #define LC_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
 #else

@@ -89,6 +89,9 @@ class TestEngine {
     recorder_.num_sub_layers = engine_.config().num_sub_layers();
     engine_.set_observer(&recorder_);
   }
+  ~TestEngine() {
+    engine_.between_steps([] {});  // a step under way would meet a recorder that is gone
+  }
 
   std::vector<StepOutput> step() {
     const py::gil_scoped_release nogil;

@@ -143,15 +143,15 @@ class Engine {
   EngineOptions options_;
   int64_t max_model_len_;
   std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<ModelRunner> runner_;
+  std::deque<std::unique_ptr<Flight>> flights_;  // launched, oldest first; of the thread that steps
+  std::unique_ptr<ModelRunner> runner_;          // after what it may still be computing
   StepObserver* observer_ = nullptr;
 
   mutable std::mutex mutex_;  // of the scheduler and the sequences
   std::unique_ptr<Scheduler> scheduler_;
   int64_t next_request_id_ = 0;
 
-  std::deque<std::unique_ptr<Flight>> flights_;  // launched, oldest first; of the thread that steps
-  std::vector<StepOutput> left_over_;            // for the next step() to return
+  std::vector<StepOutput> left_over_;  // for the next step() to return
 
   std::thread thread_;
   std::condition_variable wakeup_;

@@ -1,13 +1,35 @@
 // One register function a file; module.cpp calls them.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include "model/kv_cache.h"
 
 namespace longcat {
+
+// Lets Python go on while this thread waits or computes. A thread that wants the GIL back when the interpreter is on
+// its way out never gets it: Python ends it by unwinding its stack, which no destructor survives, so it sleeps until
+// the process ends.
+class GilRelease {
+ public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (abi::__forced_unwind&) {
+      while (true) pause();
+    }
+  }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 void register_checkpoint(pybind11::module_& module);
 void register_engine(pybind11::module_& module);

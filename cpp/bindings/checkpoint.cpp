@@ -54,7 +54,7 @@ py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
     throw std::invalid_argument("expected contiguous bytes of whole elements");
   TensorScan scan;
   {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     scan =
         scan_tensor({static_cast<const std::byte*>(info.ptr), static_cast<size_t>(info.size * info.itemsize)}, dtype);
   }

@@ -20,7 +20,7 @@ class PyEngine {
         const py::gil_scoped_acquire gil;
         progress(done, total);
       };
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     engine_ = std::make_unique<Engine>(folder, options, report);
   }
   ~PyEngine() { close(); }
@@ -28,7 +28,7 @@ class PyEngine {
   // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for all that run.
   template <class Action>
   auto with(Action&& action) {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     const std::shared_lock lock(mutex_);
     if (!engine_) throw Error("[engine] this engine is closed");
     return action(*engine_);
@@ -52,7 +52,7 @@ class PyEngine {
   }
 
   void close() {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     const std::unique_lock lock(mutex_);
     engine_.reset();
   }
@@ -75,7 +75,7 @@ bool wait(OutputQueue& queue, const py::object& arrived) {
   while (true) {
     bool closed, any;
     {
-      const py::gil_scoped_release nogil;
+      const GilRelease nogil;
       queue.wait(kSignalCheckMs);
       closed = queue.closed();
       any = !queue.empty();

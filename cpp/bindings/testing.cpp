@@ -417,7 +417,7 @@ class TestModel {
     Array<int32_t> rows(num_tokens);
     for (int64_t i = 0; i < num_tokens; ++i) rows.mutable_data()[i] = static_cast<int32_t>(i);
     const Tensor out = f32(logits), all = i32(rows);
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     loaded_.model->forward(batch, cache_);
     loaded_.model->logits(out, all);
     return logits;

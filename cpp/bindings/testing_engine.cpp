@@ -94,7 +94,7 @@ class TestEngine {
   }
 
   std::vector<StepOutput> step() {
-    const py::gil_scoped_release nogil;
+    const GilRelease nogil;
     std::vector<StepOutput> outputs;
     engine_.step(outputs);
     return outputs;

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from checkpoints import random_token_ids
 
 PACKAGE = Path(__file__).resolve().parents[2] / "python"
@@ -43,3 +44,28 @@ for i in range(20):
 
 def test_closed_with_a_step_under_way(random_checkpoint):
     run_script(STEP_UNDER_WAY, random_checkpoint, *map(str, random_token_ids(5, 300)))
+
+
+LEFT_RUNNING = {
+    "a stream": 'stream = engine.generate("Once", max_tokens=1500, ignore_eos=True, stream=True); next(stream)',
+    "a mask": 'engine.generate("Once", max_tokens=2, ignore_eos=True, token_mask=lambda ids: None)',
+    "a thread that generates": 'in_thread(lambda: engine.generate("Once", max_tokens=1500, ignore_eos=True))',
+    "a thread in forward": "engine.forward([5]); in_thread(lambda: engine.forward([5] * 1500))",
+}
+
+
+@pytest.mark.parametrize("left", LEFT_RUNNING)
+def test_a_program_ends_without_closing(tiny, left):
+    run_script(
+        f"""
+import sys, threading, time, longcat
+
+def in_thread(work):
+    threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.1)
+
+engine = longcat.Engine(sys.argv[1], num_threads=1)
+{LEFT_RUNNING[left]}
+""",
+        tiny,
+    )

@@ -1,6 +1,8 @@
 // Binding of Engine and of the queues its outputs come by. The GIL is released while anything waits or computes.
 #include "engine/engine.h"
 
+#include <unistd.h>
+
 #include <shared_mutex>
 
 #include "bindings/bindings.h"
@@ -25,9 +27,18 @@ class PyEngine {
   }
   ~PyEngine() { close(); }
 
+  // Throws in a process that was forked from the engine's: its threads are not there, its locks may be held for ever.
+  void check_process() const {
+    if (is_forked())
+      throw Error(
+          str_cat("[engine] this engine belongs to process ", pid_,
+                  ", and a fork has none of its threads: make an engine of its own (multiprocessing: \"spawn\")"));
+  }
+
   // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for all that run.
   template <class Action>
   auto with(Action&& action) {
+    check_process();
     const GilRelease nogil;
     const std::shared_lock lock(mutex_);
     if (!engine_) throw Error("[engine] this engine is closed");
@@ -52,12 +63,16 @@ class PyEngine {
   }
 
   void close() {
+    if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
     const GilRelease nogil;
     const std::unique_lock lock(mutex_);
     engine_.reset();
   }
 
  private:
+  bool is_forked() const { return ::getpid() != pid_; }
+
+  const pid_t pid_ = ::getpid();
   std::shared_mutex mutex_;
   std::unique_ptr<Engine> engine_;
 };
@@ -223,6 +238,7 @@ void register_engine(py::module_& module) {
       .def("reset_prefix_cache", [](PyEngine& self) { self.with([](Engine& e) { e.reset_prefix_cache(); }); })
       .def("metrics", [](PyEngine& self) { return to_dict(self.with([](Engine& e) { return e.metrics(); })); })
       .def("forward", &PyEngine::forward, py::arg("token_ids"), py::arg("chunk_size") = 0)
+      .def("check_process", &PyEngine::check_process)
       .def("close", &PyEngine::close)
       .def("info", [](PyEngine& self) {
         py::dict info;

@@ -466,7 +466,10 @@ class Engine:
             self._requests.pop(request.output.request_id, None)
 
     def _abort_core(self, core_id: int) -> bool:
-        return not self._closed and self._core.abort(core_id)
+        try:
+            return self._core.abort(core_id)
+        except Error:  # closed, perhaps just now: it has ended
+            return False
 
     def _loop_outputs(self) -> LoopOutputs:
         import asyncio
@@ -489,6 +492,7 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise Error("[engine] this engine is closed")
+        self._core.check_process()
 
     def _eos_token_ids(self) -> list[int]:
         listed = self._generation_config.get("eos_token_id", [])

@@ -69,3 +69,29 @@ engine = longcat.Engine(sys.argv[1], num_threads=1)
 """,
         tiny,
     )
+
+
+AFTER_FORK = """
+import os, signal, sys, longcat
+
+engine = longcat.Engine(sys.argv[1], num_threads=1)
+stream = engine.generate("Once", max_tokens=1500, ignore_eos=True, stream=True)
+next(stream)
+if os.fork() == 0:
+    signal.alarm(20)
+    for call in (lambda: engine.generate("Once", max_tokens=3), engine.metrics, lambda: next(stream)):
+        try:
+            call()
+        except longcat.Error as error:
+            print("child:", error, flush=True)
+    sys.exit(0)  # and all that is cleaned up then
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+print("parent:", len(engine.generate("Once", max_tokens=3, ignore_eos=True).outputs[0].token_ids))
+"""
+
+
+def test_a_forked_child_is_told(tiny):
+    """Threads stay with the parent: a child that waited for one would wait for ever."""
+    lines = run_script(AFTER_FORK, tiny).splitlines()
+    assert len(lines) == 4 and lines[3] == "parent: 3"
+    assert all(line.startswith("child: [engine]") and "fork" in line for line in lines[:3])

@@ -356,6 +356,7 @@ void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
     if (output.finish_reason != FinishReason::none) {
       end(s, std::move(output), outputs);
     } else {
+      output.stats = stats_of(s, now);
       deliver(s, std::move(output), outputs);
     }
   }

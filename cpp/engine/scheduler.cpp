@@ -290,7 +290,7 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
     for (const int32_t block : fork->blocks) blocks_.share(block);
     fork->num_scheduled = s.num_scheduled;
     fork->num_published = blocks_for(s.num_prompt_tokens);  // its sibling publishes them
-    fork->stats.num_cached_tokens = s.num_prompt_tokens;
+    fork->stats.num_cached_tokens = s.stats.num_cached_tokens;
     fork->first_step = s.first_step;
     fork->state = Sequence::State::running;
     running_[fork->request_id] = fork;

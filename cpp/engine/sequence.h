@@ -26,7 +26,7 @@ struct TokenLogprobs {
   std::vector<float> logprobs;  // of ids
 };
 
-// What one request cost, told with its end. Times in ms.
+// What one request cost so far. Times in ms.
 struct RequestStats {
   double queue_ms = 0;            // from arrival to the first step
   double prefill_ms = 0;          // to the first token
@@ -43,7 +43,7 @@ struct StepOutput {
   std::string error = {};  // why, when finish_reason is error
   std::optional<TokenLogprobs> logprobs = {};
   std::vector<TokenLogprobs> prompt_logprobs = {};  // of prompt tokens 1.., with the first output
-  RequestStats stats = {};                          // with the last output
+  RequestStats stats = {};
 };
 
 struct Sequence {

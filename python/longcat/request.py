@@ -89,7 +89,7 @@ class Answer:
         if reason is not None:
             delta += self.finish(reason)
             self.output.error = step.error or None
-            self.request.take_stats(step)
+            self.request.take_stats(step, self.output.index)
         self.output.text += delta
         done = reason is not None and self.request.is_done()
         return StreamChunk(
@@ -160,12 +160,13 @@ class Request:
         if metrics.first_token_s is None:
             metrics.first_token_s = metrics.total_s
 
-    def take_stats(self, step: _core.StepOutput) -> None:
+    def take_stats(self, step: _core.StepOutput, index: int) -> None:
         metrics, stats = self.output.metrics, step.stats
         metrics.queue_ms, metrics.prefill_ms = stats.queue_ms, stats.prefill_ms
         metrics.decode_ms = max(metrics.decode_ms, stats.decode_ms)
         metrics.num_preemptions += stats.num_preemptions
-        self.output.num_cached_tokens = self.output.num_cached_tokens or stats.num_cached_tokens
+        if index == 0:  # the others may find what this one computed
+            self.output.num_cached_tokens = stats.num_cached_tokens
 
     def named_logprobs(self, one: _core.TokenLogprobs) -> dict[int, Logprob]:
         """By id: the token itself with its rank, and the most likely ones."""

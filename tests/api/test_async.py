@@ -204,6 +204,21 @@ def test_metrics_and_request_metrics(tiny):
         assert engine.generate(PROMPT * 20, max_tokens=1).num_cached_tokens == 0
 
 
+def test_request_metrics_of_an_answer_that_ends_at_a_string(engine):
+    text = engine.generate(PROMPT * 20, max_tokens=20, temperature=0, ignore_eos=True).text
+    out = engine.generate(PROMPT * 20, max_tokens=20, temperature=0, ignore_eos=True, stop=text[8:12])
+    assert out.outputs[0].finish_reason == "stop" and out.outputs[0].stop_reason == text[8:12]
+    assert out.num_cached_tokens == len(out.prompt_token_ids) // 64 * 64
+    assert out.metrics.prefill_ms > 0 and out.metrics.decode_ms > 0
+
+
+def test_cached_tokens_are_those_found_in_the_cache(engine):
+    """What answers to one prompt share is not found in the cache: it is computed by the first."""
+    for cached in (False, True):
+        out = engine.generate("Metrics. " * 50, n=3, max_tokens=4)
+        assert out.num_cached_tokens == cached * (len(out.prompt_token_ids) // 64 * 64)
+
+
 def test_a_mask_that_hangs_ends_its_request_alone(tiny):
     release = threading.Event()
     with longcat.Engine(tiny, mask_timeout=0.3) as engine:

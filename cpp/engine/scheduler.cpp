@@ -10,6 +10,8 @@ namespace longcat {
 
 namespace {
 
+constexpr double kForeverMs = 1e12;  // 30 years, a time that clocks can still add
+
 int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
 
 int64_t size_of(const std::vector<int32_t>& blocks) { return static_cast<int64_t>(blocks.size()); }
@@ -41,7 +43,7 @@ int64_t StepPlan::num_tokens() const {
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
       mask_timeout_(std::chrono::duration_cast<Clock::duration>(
-          std::chrono::duration<double, std::milli>(options.mask_timeout_ms))),
+          std::chrono::duration<double, std::milli>(std::min(options.mask_timeout_ms, kForeverMs)))),
       blocks_(options.num_blocks, options.enable_prefix_caching) {
   for (int64_t host = options.num_host_blocks - 1; host >= 0; --host)
     free_host_blocks_.push_back(static_cast<int32_t>(host));

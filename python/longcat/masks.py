@@ -29,7 +29,7 @@ class Constrained:
     core_id: int
     token_mask: Callable[[list[int]], Any]
     token_ids: list[int] = field(default_factory=list)
-    working: bool = False  # a thread is in token_mask
+    workers: int = 0  # threads at its masks; two when it asks for the next before the first is back
     ended: bool = False
 
 
@@ -62,7 +62,7 @@ class MaskFiller:
                     if step.finish_reason is not None:
                         request.ended = True
                         del self._requests[step.request_id]
-                        if request.working:  # it may hang for ever: its thread is given up
+                        for _ in range(request.workers):  # they may hang for ever: those threads are given up
                             threading.Thread(target=self._work, name="longcat-masks", daemon=True).start()
                         continue
                 if step.token_id >= 0:
@@ -76,13 +76,13 @@ class MaskFiller:
             with self.lock:
                 if request.ended:
                     continue
-                request.working = True
+                request.workers += 1
             try:
                 self._fill(request)
             except Error:  # the core is closed
                 return
             with self.lock:
-                request.working = False
+                request.workers -= 1
                 if request.ended:  # another thread took this one's place
                     return
 

@@ -244,6 +244,44 @@ def test_a_mask_that_hangs_ends_its_request_alone(tiny):
         release.set()
 
 
+def test_masks_may_take_for_ever(tiny):
+    def slow(ids):
+        time.sleep(0.02)
+
+    for mask_timeout in (float("inf"), 1e300):
+        with longcat.Engine(tiny, mask_timeout=mask_timeout) as engine:
+            answer = engine.generate(PROMPT, max_tokens=3, ignore_eos=True, token_mask=slow).outputs[0]
+            assert (answer.finish_reason, answer.error) == ("length", None)
+
+
+def test_no_mask_thread_is_lost_to_a_fast_core(tiny):
+    """The core may ask for a request's next mask before the thread that gave it the last is back."""
+
+    class SlowToReturn:
+        def __init__(self, core):
+            self.fail, self._set_mask = core.fail, core.set_mask
+
+        def set_mask(self, core_id, num_output_tokens, words):
+            known = self._set_mask(core_id, num_output_tokens, words)
+            if num_output_tokens == 0:
+                assert second.wait(5)
+            while num_output_tokens == 1 and core_id in engine._masks._requests:
+                time.sleep(0.001)
+            return known
+
+    def nothing_forbidden(ids):
+        if len(ids) == 1:
+            second.set()
+            time.sleep(0.05)  # the other thread comes back meanwhile
+
+    with longcat.Engine(tiny, mask_timeout=1) as engine:
+        engine._mask_filler()._core = SlowToReturn(engine._core)
+        for _ in range(5):
+            second = threading.Event()
+            answer = engine.generate(PROMPT, max_tokens=2, ignore_eos=True, token_mask=nothing_forbidden).outputs[0]
+            assert answer.finish_reason == "length", answer.error
+
+
 def test_an_error_says_why(engine):
     def broken(ids):
         raise RuntimeError("no grammar")

@@ -94,8 +94,10 @@ class MaskFiller:
             if request.ended:
                 return
             message = f"the token_mask of request {request.core_id} failed: {error!r}"
-            warnings.warn(f"[mask] {message}", stacklevel=2)
-            self._core.fail(request.core_id, message)
+            try:
+                warnings.warn(f"[mask] {message}", stacklevel=2)
+            finally:  # a warning may be an error
+                self._core.fail(request.core_id, message)
             return
         self._core.set_mask(request.core_id, len(request.token_ids), words)
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+import warnings
 
 import longcat
 import numpy as np
@@ -289,6 +290,14 @@ def test_an_error_says_why(engine):
     with pytest.warns(UserWarning, match="no grammar"):
         answer = engine.generate(PROMPT, max_tokens=5, token_mask=broken).outputs[0]
     assert answer.finish_reason == "error" and "no grammar" in answer.error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mask_that_fails_where_warnings_are_errors(engine):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        answer = engine.generate(PROMPT, max_tokens=5, token_mask=lambda ids: 1 / 0).outputs[0]
+    assert answer.finish_reason == "error" and "ZeroDivisionError" in answer.error
 
 
 def test_the_engine_runs_ahead_of_its_reader(engine):

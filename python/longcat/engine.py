@@ -462,8 +462,8 @@ class Engine:
         return self._masks
 
     def _forget(self, request: Request) -> None:
-        with self._lock:
-            self._requests.pop(request.output.request_id, None)
+        # Without the lock: a stream's __del__ comes here, and garbage may be collected by a thread that holds it.
+        self._requests.pop(request.output.request_id, None)
 
     def _abort_core(self, core_id: int) -> bool:
         try:

@@ -102,6 +102,23 @@ def test_cancelling_a_task_ends_its_request(engine):
     assert asyncio.run(cancel())
 
 
+def test_a_stream_collected_at_an_inconvenient_time(engine):
+    """Garbage is collected whenever Python likes, so also by a thread that holds the engine's lock."""
+    stream = engine.generate(PROMPT, max_tokens=1500, ignore_eos=True, stream=True)
+    collected = threading.Event()
+
+    def collect_garbage():
+        with engine._lock:
+            streams.clear()
+        collected.set()
+
+    streams = [stream]
+    del stream
+    threading.Thread(target=collect_garbage, daemon=True).start()
+    assert collected.wait(5)
+    assert all_blocks_are_free(engine)
+
+
 def test_abort_by_name_and_by_number(engine):
     async def by_name():
         task = asyncio.create_task(

@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from longcat import _core
@@ -275,8 +276,9 @@ class Engine:
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
         [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
-        async for chunk in self._loop_outputs().stream(self, request):
-            yield chunk
+        async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def achat(
         self,
@@ -308,8 +310,9 @@ class Engine:
         )
         [request] = self._prepare([prompt], params, request_id)
         reader = ChatReader(tools, tool_choice)
-        async for chunk in self._loop_outputs().stream(self, request):
-            yield reader.read(chunk)
+        async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
+            async for chunk in chunks:
+                yield reader.read(chunk)
 
     def abort(self, request_id: int | str) -> bool:
         """Ends a request from wherever: its answers finish with "abort".

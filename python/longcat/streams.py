@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat import _core
@@ -152,7 +152,7 @@ class LoopOutputs:
             for _, news in self._waiting.values():
                 news.set()
 
-    async def stream(self, engine: Engine, request: Request) -> AsyncIterator[StreamChunk]:
+    async def stream(self, engine: Engine, request: Request) -> AsyncGenerator[StreamChunk, None]:
         """Submits a request and yields its chunks; ends it when the caller stops reading."""
         import asyncio
 

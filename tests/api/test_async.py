@@ -102,6 +102,18 @@ def test_cancelling_a_task_ends_its_request(engine):
     assert asyncio.run(cancel())
 
 
+def test_closing_the_chunks_ends_the_request_at_once(engine):
+    messages = [{"role": "user", "content": "Hello!"}]
+
+    async def close(chunks):
+        await anext(chunks)
+        await chunks.aclose()
+        return all_blocks_are_free(engine)
+
+    assert asyncio.run(close(engine.agenerate(PROMPT, max_tokens=1500, ignore_eos=True)))
+    assert asyncio.run(close(engine.achat(messages, max_tokens=1500, ignore_eos=True)))
+
+
 def test_a_stream_collected_at_an_inconvenient_time(engine):
     """Garbage is collected whenever Python likes, so also by a thread that holds the engine's lock."""
     stream = engine.generate(PROMPT, max_tokens=1500, ignore_eos=True, stream=True)

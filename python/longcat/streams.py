@@ -46,11 +46,11 @@ class OpenAnswers:
         if answer is None:
             return None
         if answer.output.finish_reason is not None:  # ended by close()
-            del self._answers[step.request_id]
+            self._answers.pop(step.request_id, None)
             return None
         chunk = answer.take(step, self._engine._eos_token_id)
         if chunk.finish_reason is not None:
-            del self._answers[step.request_id]
+            self._answers.pop(step.request_id, None)
             if step.finish_reason is None:  # a stop string: the core does not know
                 self._engine._abort_core(step.request_id)
             if answer.request.is_done():

@@ -336,3 +336,24 @@ def test_closed_engine(tiny):
     for call in (lambda: engine.generate(PROMPT), lambda: engine.forward([1]), lambda: next(stream)):
         with pytest.raises(longcat.Error, match="closed"):
             call()
+
+
+def test_a_stream_closed_by_another_thread_ends(engine):
+    """Between two lines of its reader."""
+    import sys
+
+    stream = engine.generate(PROMPT, max_tokens=20, ignore_eos=True, stream=True)
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_name == "take" and event == "line" and "step" in frame.f_locals:
+            chunk = frame.f_locals.get("chunk")
+            if chunk is not None and chunk.finish_reason is not None:
+                stream.close()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        chunks = list(stream)
+    finally:
+        sys.settrace(None)
+    assert chunks[-1].finish_reason == "length"

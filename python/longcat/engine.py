@@ -405,6 +405,7 @@ class Engine:
             A PromptScore for one prompt, a list of them for a list.
         Raises:
             ValueError: a prompt is empty or too long.
+            longcat.Error: a prompt's logits are not finite, or it was aborted.
         """
         outputs = self.generate(prompts, prompt_token_ids=prompt_token_ids, max_tokens=0, prompt_logprobs=0)
         scores = [_score(output) for output in (outputs if isinstance(outputs, list) else [outputs])]
@@ -533,7 +534,10 @@ class Engine:
 
 def _score(output: RequestOutput) -> PromptScore:
     ids = output.prompt_token_ids
-    entries = zip((output.prompt_logprobs or [None])[1:], ids[1:], strict=True)
+    if output.prompt_logprobs is None:
+        answer = output.outputs[0]
+        raise Error(f"[engine] request {output.request_id} has no score: {answer.error or answer.finish_reason}")
+    entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
     return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])
 
 

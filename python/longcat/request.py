@@ -179,5 +179,5 @@ class Request:
         return {chosen: Logprob(one.logprobs[0], one.rank, self._engine.token_text(chosen)), **entry}
 
     def take_prompt_logprobs(self, entries: Sequence[_core.TokenLogprobs]) -> None:
-        if self.output.prompt_logprobs is None:
+        if self.output.prompt_logprobs is None and len(entries) == len(self.output.prompt_token_ids) - 1:
             self.output.prompt_logprobs = [None, *(self.named_logprobs(entry) for entry in entries)]

@@ -296,6 +296,9 @@ def test_nan_logits_end_the_request_alone(tmp_path):
         bad, good = engine.generate(prompt_token_ids=[[5, 7], [5, 6]], max_tokens=4, seed=1)
         assert (bad.outputs[0].finish_reason, bad.outputs[0].token_ids) == ("error", [])
         assert good.outputs[0].token_ids == alone.token_ids
+        with pytest.raises(longcat.Error, match="not finite"):
+            engine.score(prompt_token_ids=[[5, 6], [5, 7, 8]])
+        assert engine.generate(prompt_token_ids=[5, 7, 8], prompt_logprobs=1, n=2).prompt_logprobs is None
 
 
 def test_without_a_tokenizer(tmp_path):

@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import longcat
 import pytest
 from checkpoints import random_token_ids
 
-PACKAGE = Path(__file__).resolve().parents[2] / "python"
+PACKAGE = Path(longcat.__file__).parents[1]  # the one under test: of the source tree, or installed
 
 
 def run_script(script: str, *arguments: str) -> str:

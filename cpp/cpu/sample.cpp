@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/vec.h"
 #include "ops/philox.h"
 
 namespace longcat {
@@ -107,14 +108,43 @@ void keep_min_p(float* logits, int64_t vocab, double min_p) {
     if (std::exp(logits[id] - max) / total < limit && logits[id] != max) logits[id] = kRemoved;
 }
 
+// The largest; NaN when a NaN or +infinity is among them. n > 0.
+LC_CLONES float largest(const float* x, int64_t n) {
+  vec::f32x16 max = vec::f32x16{} + kRemoved;
+  vec::f32x16 sound = {};  // 0 * x: NaN where x was NaN or infinite, kRemoved being taken as 0
+  int64_t i = 0;
+  for (; i + vec::kLanes <= n; i += vec::kLanes) {
+    const vec::f32x16 v = vec::load(x + i);
+    max = v > max ? v : max;
+    sound += v == kRemoved ? vec::f32x16{} : v * 0.0f;
+  }
+  float lanes[vec::kLanes], flags[vec::kLanes];
+  vec::store(lanes, max);
+  vec::store(flags, sound);
+  float best = kRemoved, flag = 0;
+  for (int lane = 0; lane < vec::kLanes; ++lane) {
+    best = std::max(best, lanes[lane]);
+    flag += flags[lane];
+  }
+  for (; i < n; ++i) {
+    best = std::max(best, x[i]);
+    if (x[i] != kRemoved) flag += x[i] * 0.0f;
+  }
+  return best + flag;
+}
+
 // First of the largest; -1 when a NaN or +infinity is among the logits, or all are removed.
 int32_t argmax(const float* logits, int64_t vocab) {
-  int32_t best = -1;
-  for (int32_t id = 0; id < vocab; ++id) {
-    if (std::isnan(logits[id]) || logits[id] == -kRemoved) return -1;
-    if (logits[id] != kRemoved && (best < 0 || logits[id] > logits[best])) best = id;
-  }
-  return best;
+  const float max = largest(logits, vocab);
+  if (std::isnan(max) || max == kRemoved) return -1;
+  return static_cast<int32_t>(std::find(logits, logits + vocab, max) - logits);
+}
+
+// Whether the logits themselves decide, so that nobody has to change a copy of them.
+bool is_plain_greedy(const SamplingRow& row) {
+  return row.temperature == 0 && row.repetition_penalty == 1 && row.presence_penalty == 0 &&
+         row.frequency_penalty == 0 && row.logit_bias.empty() && row.bad_words.empty() && row.banned_ids.empty() &&
+         row.allowed_ids.empty() && row.mask.empty();
 }
 
 // Divides by the temperature; false when that overflows: so cold that the limit, greedy, is meant.
@@ -173,6 +203,10 @@ void CpuOps::sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow
     thread_local std::vector<float> scores;  // grows once
     for (int64_t i = begin; i < end; ++i) {
       const SamplingRow& row = rows[static_cast<size_t>(i)];
+      if (is_plain_greedy(row)) {
+        token_ids.data<int32_t>()[i] = argmax(logits.row<float>(row.logits_row), vocab);
+        continue;
+      }
       scores.assign(logits.row<float>(row.logits_row), logits.row<float>(row.logits_row) + vocab);
       const int32_t most_likely = cpu::process_logits(scores.data(), vocab, row,
                                                       {lane.data<int32_t>(), block_tables.row<int32_t>(row.sequence)});

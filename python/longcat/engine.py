@@ -441,7 +441,7 @@ class Engine:
 
     def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:
         """Hands a request to the core; returns the ids of its answers there."""
-        output, n = request.output, len(request.answers)
+        output, n = request.output, len(request.output.outputs)
         with self._lock:
             if output.request_id in self._requests:
                 raise ValueError(f"request_id={output.request_id!r} is the name of a request that runs already")

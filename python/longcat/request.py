@@ -145,14 +145,19 @@ class Request:
         self._start = time.perf_counter()
         self.output = RequestOutput(-1 if name is None else name, prompt, prompt_token_ids, [], RequestMetrics())
         optional_text = prompt is None and not params.stop
-        self.answers = [
+        self._answers = [
             Answer(self, index, params, engine._stream_decoder(optional_text, params.skip_special_tokens))
             for index in range(params.n)
         ]
-        self.output.outputs = [answer.output for answer in self.answers]
+        self.output.outputs = [answer.output for answer in self._answers]
+
+    def take_answers(self) -> list[Answer]:
+        """The answers, for whoever reads them, and once: kept here too they would be a cycle, and wait for the collector."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def is_done(self) -> bool:
-        return all(answer.output.finish_reason is not None for answer in self.answers)
+        return all(output.finish_reason is not None for output in self.output.outputs)
 
     def record_time(self) -> None:
         metrics = self.output.metrics

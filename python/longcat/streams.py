@@ -37,7 +37,7 @@ class OpenAnswers:
     def submit(self, request: Request, queue: _core.OutputQueue) -> list[int]:
         """Hands a request to the core; returns the ids of its answers."""
         ids = self._engine._add(request, queue)
-        self._answers.update(zip(ids, request.answers, strict=True))
+        self._answers.update(zip(ids, request.take_answers(), strict=True))
         return ids
 
     def take(self, step: _core.StepOutput) -> StreamChunk | None:

@@ -32,6 +32,24 @@ def test_random_requests(tiny, swap_memory):
         assert finished == metrics["num_requests"] and metrics["num_finished_error"] == 0
 
 
+def test_requests_leave_no_cycles(tiny):
+    """What a request held is free when it ends: cycles would pile up until the collector comes."""
+    with longcat.Engine(tiny) as engine:
+        options = {"max_tokens": 5, "n": 2, "logprobs": 1, "stop": ["xyzzy"]}
+        engine.generate("Once upon a time", **options)
+        gc.collect()
+        gc.disable()
+        try:
+            engine.generate(["Once upon a time"] * 20, **options)
+            for chunk in engine.generate("Once upon a time", stream=True, **options):
+                if chunk.token_ids:
+                    break
+            del chunk
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
 def test_engines_opened_and_closed_leave_nothing(tiny):
     """100 of them, half with requests under way."""
 

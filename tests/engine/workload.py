@@ -99,19 +99,27 @@ async def run_job(engine: longcat.Engine, job: Job, report: Report) -> list[list
 
 
 async def run_jobs(engine: longcat.Engine, num_jobs: int, concurrency: int, seed: int) -> Report:
-    """Runs random jobs, so many at a time, and some of them again alone: the same tokens."""
-    rng, report, finished = random.Random(seed), Report(), []
-    todo = iter([random_job(rng) for _ in range(num_jobs)])
+    """Runs random jobs, so many at a time, and some of them again alone: the same tokens.
+
+    Jobs are made when they are wanted and results kept as hashes: what is kept here would count as the engine's memory.
+    """
+    report, finished = Report(), {}
+    todo = iter(range(num_jobs))
+
+    def job(index: int) -> Job:
+        return random_job(random.Random(seed * num_jobs + index))
+
+    def digest(answers: list[list[int]] | None) -> int:
+        return hash(repr(answers))
 
     async def worker():
-        for job in todo:
-            tokens = await run_job(engine, job, report)
-            if tokens is not None and len(finished) < 20 + num_jobs // 50:
-                finished.append((job, tokens))
+        for index in todo:
+            answers = await run_job(engine, job(index), report)
+            if answers is not None and len(finished) < 20 + num_jobs // 50:
+                finished[index] = digest(answers)
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    for job, tokens in finished:
-        alone = Report()
-        assert await run_job(engine, job, alone) == tokens, "another answer alone"
+    for index, expected in finished.items():
+        assert digest(await run_job(engine, job(index), Report())) == expected, "another answer alone"
         report.checked_alone += 1
     return report

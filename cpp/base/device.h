@@ -49,6 +49,10 @@ class Device {
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;                    // on the device
   virtual std::unique_ptr<Recording> record(std::function<void()> work) = 0;
 
+  // Whether the host can work beside the device without taking time from it: not where the device's threads are on
+  // every core. A thread that is pushed aside for the host's keeps all others waiting, much longer than the host works.
+  virtual bool leaves_host_free() const { return true; }
+
   // Rows a step of `rows` decodes is padded to, so that few sizes are recorded; `rows` where that brings nothing.
   virtual int64_t padded_rows(int64_t rows) const = 0;
 

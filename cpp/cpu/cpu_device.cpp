@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "cpu/cpu_ops.h"
 #include "ops/backend.h"
 
@@ -67,6 +68,8 @@ void CpuDevice::copy(void* to, const void* from, int64_t bytes) { std::memcpy(to
 std::unique_ptr<Recording> CpuDevice::record(std::function<void()> work) {
   return std::make_unique<StoredFunction>(std::move(work));
 }
+
+bool CpuDevice::leaves_host_free() const { return num_threads_ < available_threads(); }
 
 int64_t CpuDevice::submit(std::function<void()> work) {
   int64_t ticket;

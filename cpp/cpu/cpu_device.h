@@ -15,7 +15,7 @@ namespace longcat {
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice() = default;
+  explicit CpuDevice(int num_threads) : num_threads_(num_threads) {}
   ~CpuDevice() override;
 
   std::string name() const override { return "cpu"; }
@@ -32,6 +32,7 @@ class CpuDevice final : public Device {
   void copy(void* to, const void* from, int64_t bytes) override;
   std::unique_ptr<Recording> record(std::function<void()> work) override;
   int64_t padded_rows(int64_t rows) const override { return rows; }
+  bool leaves_host_free() const override;
 
  private:
   struct Job {
@@ -40,6 +41,7 @@ class CpuDevice final : public Device {
   };
   void run();
 
+  const int num_threads_;  // that compute
   std::mutex mutex_;
   std::condition_variable submitted_;
   std::deque<Job> jobs_;

@@ -10,7 +10,7 @@ namespace longcat {
 
 class CpuOps final : public Ops {
  public:
-  explicit CpuOps(int num_threads) : pool_(num_threads) {}
+  explicit CpuOps(int num_threads) : device_(num_threads), pool_(num_threads) {}
 
   Device& device() override { return device_; }
   int num_threads() const override { return pool_.num_threads(); }

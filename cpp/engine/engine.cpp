@@ -81,7 +81,9 @@ LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOption
 }
 
 Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress)
-    : loaded_(folder, checked(options), progress), options_(options) {
+    : loaded_(folder, checked(options), progress),
+      options_(options),
+      overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free())) {
   const ModelConfig& c = config();
   max_model_len_ = options.max_model_len > 0 ? options.max_model_len : c.max_position_embeddings;
   if (max_model_len_ > c.max_position_embeddings)
@@ -276,7 +278,7 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
       launched = true;
     }
   }
-  const size_t may_fly = launched && options_.overlap ? 1 : 0;
+  const size_t may_fly = launched && overlap_ ? 1 : 0;
   bool finished = false;
   while (flights_.size() > may_fly) finished = finish_oldest(outputs) || finished;
   return launched || finished;

@@ -11,6 +11,7 @@
 #include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -35,7 +36,8 @@ struct EngineOptions {
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;  // a constrained request ends when its mask takes longer
   int num_threads = 0;             // 0: one per available core
-  bool overlap = true;             // plan a step before the results of the last are known
+  std::optional<bool> overlap{};   // plan a step before the results of the last are known; default: on devices that
+                                   // leave the host free
   bool pad_decodes = false;        // for tests: see RunnerLimits
 };
 
@@ -141,6 +143,7 @@ class Engine {
 
   LoadedModel loaded_;
   EngineOptions options_;
+  bool overlap_;
   int64_t max_model_len_;
   std::unique_ptr<KvCache> cache_;
   std::deque<std::unique_ptr<Flight>> flights_;  // launched, oldest first; of the thread that steps

@@ -39,7 +39,7 @@ class EngineOptions:
     enable_prefix_caching: bool
     mask_timeout_ms: float
     num_threads: int
-    overlap: bool
+    overlap: bool | None
     pad_decodes: bool
 
 class SamplingParams:

@@ -152,7 +152,7 @@ class Request:
         self.output.outputs = [answer.output for answer in self._answers]
 
     def take_answers(self) -> list[Answer]:
-        """The answers, for whoever reads them, and once: kept here too they would be a cycle, and wait for the collector."""
+        """The answers, once, for whoever reads them: kept here too they would be a cycle, freed by the collector alone."""
         answers, self._answers = self._answers, []
         return answers
 

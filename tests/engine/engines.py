@@ -29,6 +29,7 @@ def make_engine(folder: str, **options) -> testing.Engine:
     core = _core.EngineOptions()
     core.max_num_seqs = 8
     core.num_threads = 2
+    core.overlap = True
     core.kv_cache_memory = 1 << 26
     for name, value in options.items():
         setattr(core, name, value)

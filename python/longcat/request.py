@@ -152,7 +152,7 @@ class Request:
         self.output.outputs = [answer.output for answer in self._answers]
 
     def take_answers(self) -> list[Answer]:
-        """The answers, once, for whoever reads them: kept here too they would be a cycle, freed by the collector alone."""
+        """The answers, once, for whoever reads them: kept here too they would be a cycle, left to the collector."""
         answers, self._answers = self._answers, []
         return answers
 

@@ -1,4 +1,4 @@
-// Element types of tensors, and the conversions to and from float.
+// Element types of tensors, and the conversions to and from float (constexpr: device code calls them too).
 #pragma once
 
 #include <bit>
@@ -58,18 +58,18 @@ struct bf16 {
   uint16_t bits;
 };
 
-inline float to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
-inline float to_float(float x) { return x; }
+constexpr float to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+constexpr float to_float(float x) { return x; }
 
 // Round to nearest, ties to even; NaN stays NaN (the quiet bit is set so that a payload in the low half survives).
-inline bf16 to_bf16(float x) {
+constexpr bf16 to_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x0040u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
 // IEEE half, subnormals, infinities and NaN included.
-inline float half_to_float(uint16_t h) {
+constexpr float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1fu, mantissa = h & 0x3ffu;
   if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
@@ -79,7 +79,7 @@ inline float half_to_float(uint16_t h) {
 }
 
 // OCP 8-bit float with 4 exponent bits (bias 7), no infinities, NaN = S.1111.111; largest finite 448.
-inline float e4m3_to_float(uint8_t v) {
+constexpr float e4m3_to_float(uint8_t v) {
   const uint32_t exponent = (v >> 3) & 0xfu, mantissa = v & 7u;
   float magnitude;
   if (exponent == 0xfu && mantissa == 7u) {
@@ -93,7 +93,7 @@ inline float e4m3_to_float(uint8_t v) {
 }
 
 // Round to nearest, ties to even; beyond 448 saturates, NaN stays NaN.
-inline uint8_t to_e4m3(float x) {
+constexpr uint8_t to_e4m3(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint8_t sign = static_cast<uint8_t>(bits >> 24 & 0x80u);
   const float magnitude = std::bit_cast<float>(bits & 0x7fffffffu);

@@ -1,4 +1,5 @@
-// Every buffer a forward pass writes, named, with its shape. T = max_tokens of a step, H = num_attention_heads.
+// Every buffer a forward pass writes, named, with its shape. T = max_tokens of a step, H = num_attention_heads. Of
+// Ops::activation_dtype() where no dtype is given.
 #pragma once
 
 #include <vector>
@@ -18,7 +19,7 @@ struct Activations {
   Tensor x;         // [T, hidden_size] output of a sub-layer, added to the residual by the next norm
   Tensor h;         // [T, hidden_size] normalised input of a sub-layer; after forward(): the final hidden states
   // attention
-  Tensor cos, sin;    // [T, rope / 2]
+  Tensor cos, sin;    // [T, rope / 2] f32
   Tensor q_a;         // [T, q_lora_rank]
   Tensor q;           // [T, H, nope + rope]
   Tensor kv_a;        // [T, kv_lora_rank + rope]
@@ -29,7 +30,7 @@ struct Activations {
   Tensor gate, up;  // [T, ffn_hidden_size]
   // shortcut MoE: its own buffers, it may run beside the dense branch
   Tensor moe_in;                  // [T, hidden_size] kept to the end of the layer
-  Tensor router_scores;           // [T, num_router_outputs]
+  Tensor router_scores;           // [T, num_router_outputs] f32
   Routing routing;                // see ops.h
   Tensor expert_gate, expert_up;  // [T * topk, expert_ffn_hidden_size]
   Tensor expert_out;              // [T * topk, hidden_size]
@@ -39,7 +40,7 @@ struct Activations {
 // Owns the memory of the largest step; a step uses the first rows of each buffer.
 class ActivationBuffers {
  public:
-  ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens);
+  ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens, DType dtype);
 
   Activations first(int64_t num_tokens) const;
 

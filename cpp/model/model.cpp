@@ -18,7 +18,7 @@ Model::Model(Ops& ops, const ModelConfig& config, ModelWeights weights, int64_t 
       rope_(make_rope_scaling(config)),
       softmax_scale_(static_cast<float>(rope_.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim())))),
       inv_freq_(ops.device(), config.qk_rope_head_dim / 2 * size_of(DType::f32)),
-      buffers_(ops.device(), config, max_tokens) {
+      buffers_(ops.device(), config, max_tokens, ops.activation_dtype()) {
   const std::vector<float> inv_freq(rope_.inv_freq.begin(), rope_.inv_freq.end());
   ops.device().copy_from_host(inv_freq_.data(), inv_freq.data(), inv_freq_.bytes());
 }

@@ -1,6 +1,10 @@
 #include "model/weights.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -33,6 +37,34 @@ float element(const std::byte* data, DType dtype, int64_t i) {
   }
 }
 
+// Reads of a file that do not go through its mapping, so that its pages are not counted twice.
+class FileReader {
+ public:
+  explicit FileReader(const std::filesystem::path& path)
+      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (fd_ < 0) throw Error(str_cat("[safetensors] ", path_.filename().string(), ": cannot be read again"));
+  }
+  FileReader(const FileReader&) = delete;
+  FileReader& operator=(const FileReader&) = delete;
+  ~FileReader() { ::close(fd_); }
+
+  void read(void* to, int64_t offset, int64_t bytes) const {
+    while (bytes > 0) {
+      const ssize_t count = ::pread(fd_, to, static_cast<size_t>(bytes), offset);
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0)
+        throw Error(str_cat("[safetensors] ", path_.filename().string(), ": it changed while it was read"));
+      to = static_cast<std::byte*>(to) + count;
+      offset += count;
+      bytes -= count;
+    }
+  }
+
+ private:
+  std::filesystem::path path_;
+  int fd_;
+};
+
 class WeightBuilder {
  public:
   WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, ModelWeights& weights,
@@ -50,9 +82,11 @@ class WeightBuilder {
   Tensor vector(const std::string& name, double factor = 1) {
     const StoredTensor& stored = get(name);
     const int64_t n = stored.shape[0];
-    Tensor out = allocate(DType::f32, n, 1).reshape({n});
+    std::vector<float> values(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i)
-      out.data<float>()[i] = static_cast<float>(element(stored.data, stored.dtype, i) * factor);
+      values[static_cast<size_t>(i)] = static_cast<float>(element(stored.data, stored.dtype, i) * factor);
+    const Tensor out = weights_.storage.emplace_back(ops_.device(), n * 4).tensor(DType::f32, {n});
+    ops_.device().copy_from_host(out.raw(), values.data(), n * 4);
     return out;
   }
 
@@ -70,15 +104,24 @@ class WeightBuilder {
   Weight table(const std::string& name) {
     const StoredTensor& stored = get(name);
     if (stored.dtype == DType::f16) return matrix(name);
-    return prepared(view(name, stored));
+    const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
+    const FileReader file(shard.path());
+    const int64_t offset = stored.data - shard.bytes().data();
+    Buffer storage;
+    HostBuffer host_storage;
+    const Weight weight = ops_.prepare_table(
+        view(name, stored), [&](void* to, int64_t begin, int64_t bytes) { file.read(to, offset + begin, bytes); },
+        storage, host_storage);
+    if (storage.data()) weights_.storage.push_back(std::move(storage));
+    if (host_storage.data()) weights_.host_storage.push_back(std::move(host_storage));
+    return weight;
   }
 
   Weight matrix_f32(const std::string& name) {
     const StoredTensor& stored = get(name);
     const int64_t rows = stored.shape[0], cols = stored.shape[1];
-    Tensor out = allocate(DType::f32, rows, cols);
-    for (int64_t i = 0; i < rows * cols; ++i) out.data<float>()[i] = element(stored.data, stored.dtype, i);
-    return {.format = WeightFormat::f32, .out_features = rows, .in_features = cols, .data = out.raw()};
+    return converted(WeightFormat::f32, rows, cols,
+                     [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
   }
 
   // kv_b_proj holds per head nope rows of W_uk, then v rows of W_uv.
@@ -129,10 +172,6 @@ class WeightBuilder {
     return *tensor;
   }
 
-  Tensor allocate(DType dtype, int64_t rows, int64_t cols) {
-    return weights_.storage.emplace_back(ops_.device(), rows * cols * size_of(dtype)).tensor(dtype, {rows, cols});
-  }
-
   Weight view(const std::string& name, const StoredTensor& stored) {
     Weight weight{.out_features = stored.shape[0],
                   .in_features = stored.shape[1],
@@ -163,19 +202,25 @@ class WeightBuilder {
   template <class Value>
   Weight rounded(int64_t rows, int64_t cols, Value&& value, bool exact_in_bf16 = false) {
     const bool narrow = exact_in_bf16 || dtype_ == DType::bf16;
-    Tensor out = allocate(narrow ? DType::bf16 : DType::f32, rows, cols);
+    return converted(narrow ? WeightFormat::bf16 : WeightFormat::f32, rows, cols, value);
+  }
+
+  // value(r, c) as f32 or bf16, in memory of its own, which is kept when the backend uses it where it lies.
+  template <class Value>
+  Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value) {
+    const int64_t element_bytes = format == WeightFormat::bf16 ? 2 : 4;
+    std::unique_ptr<std::byte[]> plane(new std::byte[static_cast<size_t>(rows * cols * element_bytes)]);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < cols; ++c) {
-        if (narrow) {
-          out.data<bf16>()[r * cols + c] = to_bf16(value(r, c));
+        if (format == WeightFormat::bf16) {
+          reinterpret_cast<bf16*>(plane.get())[r * cols + c] = to_bf16(value(r, c));
         } else {
-          out.data<float>()[r * cols + c] = value(r, c);
+          reinterpret_cast<float*>(plane.get())[r * cols + c] = value(r, c);
         }
       }
-    return prepared({.format = narrow ? WeightFormat::bf16 : WeightFormat::f32,
-                     .out_features = rows,
-                     .in_features = cols,
-                     .data = out.raw()});
+    const Weight weight = prepared({.format = format, .out_features = rows, .in_features = cols, .data = plane.get()});
+    if (weight.data == plane.get()) weights_.converted.push_back(std::move(plane));
+    return weight;
   }
 
   const Checkpoint& checkpoint_;

@@ -1,7 +1,9 @@
 // The weights of the model by their place in the forward pass, and how they come out of a checkpoint.
 #pragma once
 
+#include <cstddef>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -59,8 +61,10 @@ struct ModelWeights {
   Tensor final_norm;  // [hidden_size] f32
   Weight lm_head;     // [vocab_size, hidden_size]
 
-  std::vector<Buffer> storage;        // planes that are not the mapped file itself
-  std::vector<std::string> warnings;  // one line each
+  std::vector<Buffer> storage;                          // planes on the device that are not the mapped file itself
+  std::vector<HostBuffer> host_storage;                 // tables in host memory that the device reads
+  std::vector<std::unique_ptr<std::byte[]>> converted;  // planes that were converted and are used where they lie
+  std::vector<std::string> warnings;                    // one line each
 };
 
 // Called while loading with the bytes done and the bytes in all.

@@ -27,7 +27,7 @@ struct ForwardBatch {
 };
 
 // Index of a position's slot: block * 64 + place. The lane of token ids is addressed by it.
-inline int64_t slot_of(const int32_t* block_table, int64_t position) {
+constexpr int64_t slot_of(const int32_t* block_table, int64_t position) {
   return block_table[position / kBlockSize] * kBlockSize + position % kBlockSize;
 }
 
@@ -48,10 +48,10 @@ struct Fp8Latent {
   static constexpr int64_t kGroup = 128;
   int64_t kv_lora_rank, rope_dim;
 
-  int64_t num_groups() const { return (kv_lora_rank + kGroup - 1) / kGroup; }
-  int64_t scales_offset() const { return (kv_lora_rank + 3) / 4 * 4; }
-  int64_t rope_offset() const { return scales_offset() + 4 * num_groups(); }
-  int64_t row_bytes() const { return (rope_offset() + 2 * rope_dim + 3) / 4 * 4; }
+  constexpr int64_t num_groups() const { return (kv_lora_rank + kGroup - 1) / kGroup; }
+  constexpr int64_t scales_offset() const { return (kv_lora_rank + 3) / 4 * 4; }
+  constexpr int64_t rope_offset() const { return scales_offset() + 4 * num_groups(); }
+  constexpr int64_t row_bytes() const { return (rope_offset() + 2 * rope_dim + 3) / 4 * 4; }
 };
 
 // Elements of a latent row in `dtype` (f32, bf16 or f8_e4m3).

@@ -2,6 +2,10 @@
 
 namespace longcat {
 
+Weight Ops::prepare_table(const Weight& logical, const ReadPlane&, Buffer& storage, HostBuffer&) {
+  return prepare(logical, storage);
+}
+
 void Ops::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
   linear(out, x, gate_proj);
   linear(scratch, x, up_proj);

@@ -2,7 +2,8 @@
 // class once; cpp/cpu and cuda implement it.
 //
 // Conventions. Outputs first, then inputs, then scalars. Views by value; nothing is allocated inside. Activations are
-// f32 on the CPU. `num_tokens` (T) is the first extent of the activations; rows are tokens.
+// of activation_dtype() where no dtype is given. `num_tokens` (T) is the first extent of the activations; rows are
+// tokens.
 //
 // Invariance contract, tested on each backend: the bits of a token's result depend on that token and its own history,
 // not on what else is in the batch, on padding, on the number of threads, or on chunk boundaries.
@@ -16,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -102,9 +104,17 @@ class Ops {
   virtual Device& device() = 0;
   virtual int num_threads() const = 0;  // of the host that compute
 
-  // The form of `logical` that linear() reads fastest, made once at load; new planes go to `storage`, otherwise the
-  // result is a view of the same memory.
+  // f32 or bf16: what the activations between the operations are kept in.
+  virtual DType activation_dtype() const { return DType::f32; }
+
+  // The form of `logical`, whose planes are in host memory, that linear() reads fastest, made once at load; new planes
+  // go to `storage`, otherwise the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
+
+  // The same for an N-gram table, of which only single rows are ever read. `read(to, begin, bytes)` copies bytes of its
+  // data plane without mapping them. Default: prepare().
+  using ReadPlane = std::function<void(void* to, int64_t begin, int64_t bytes)>;
+  virtual Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage);
 
   // --- embedding -------------------------------------------------------------------------------------------------
   // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0: ids of the step before, which the host may not have

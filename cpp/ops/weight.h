@@ -15,6 +15,7 @@ enum class WeightFormat : uint8_t {
 
 enum class Placement : uint8_t {
   device,  // memory of the device that computes
+  host,    // host memory that the device reads by itself (pinned on CUDA)
   disk,    // pages of the mapped checkpoint file, resident only where touched
 };
 
@@ -45,6 +46,18 @@ struct Weight {
     return 0;
   }
 };
+
+constexpr const char* name_of(Placement placement) {
+  switch (placement) {
+    case Placement::device:
+      return "device";
+    case Placement::host:
+      return "host";
+    case Placement::disk:
+      return "disk";
+  }
+  return "?";
+}
 
 constexpr const char* name_of(WeightFormat format) {
   switch (format) {

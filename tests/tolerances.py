@@ -17,3 +17,6 @@ LOGITS = 1e-4
 
 # Router scores closer than this may be ordered differently by two correct f32 programs.
 ROUTER_GAP = 1e-5
+
+# One op on bf16 activations, relative to a row's largest value: a few roundings of 2^-9 each.
+BF16_OPS = 2e-2

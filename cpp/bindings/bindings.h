@@ -34,6 +34,7 @@ class GilRelease {
 void register_checkpoint(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
+void register_testing_device(pybind11::module_& module);  // after register_testing
 void register_testing_engine(pybind11::module_& testing);
 void register_testing_scheduler(pybind11::module_& testing);
 

@@ -27,4 +27,5 @@ PYBIND11_MODULE(_core, module) {
   register_checkpoint(module);
   register_engine(module);
   register_testing(module);
+  register_testing_device(module);
 }

@@ -1,0 +1,527 @@
+// Single ops and the model on any device, for tests that hold the backends to each other. Arrays go to the device and
+// back; activations are rounded to the device's dtype on the way.
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "bindings/bindings.h"
+#include "bindings/sampling_case.h"
+#include "cuda/arena.h"
+#include "cuda/attention.h"
+#include "cuda/gemm/gemm.h"
+#include "cuda/graph_sizes.h"
+#include "cuda/ngram.h"
+#include "cuda/sampling.h"
+#include "engine/batch_buffers.h"
+#include "io/model_config.h"
+#include "io/safetensors.h"
+#include "model/model.h"
+#include "ops/backend.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+std::vector<int64_t> shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+Tensor shaped(void* data, DType dtype, const std::vector<int64_t>& s) {
+  switch (s.size()) {
+    case 1:
+      return Tensor(data, dtype, {s[0]});
+    case 2:
+      return Tensor(data, dtype, {s[0], s[1]});
+    case 3:
+      return Tensor(data, dtype, {s[0], s[1], s[2]});
+    default:
+      throw std::invalid_argument("testing: arrays have 1 to 3 dimensions");
+  }
+}
+
+// Memory of one call on the device.
+class Scratch {
+ public:
+  explicit Scratch(Ops& ops) : ops_(ops) {}
+
+  Tensor empty(DType dtype, const std::vector<int64_t>& shape) {
+    int64_t count = 1;
+    for (const int64_t extent : shape) count *= extent;
+    memory_.emplace_back(ops_.device(), std::max<int64_t>(count, 1) * size_of(dtype));
+    return shaped(memory_.back().data(), dtype, shape);
+  }
+  Tensor activations(const std::vector<int64_t>& shape) { return empty(ops_.activation_dtype(), shape); }
+
+  Tensor f32(const Array<float>& array) { return copied(array, DType::f32); }
+  Tensor i32(const Array<int32_t>& array) { return copied(array, DType::i32); }
+  Tensor activations(const Array<float>& array) {
+    if (ops_.activation_dtype() == DType::f32) return f32(array);
+    std::vector<bf16> rounded(static_cast<size_t>(array.size()));
+    std::transform(array.data(), array.data() + array.size(), rounded.begin(), to_bf16);
+    const Tensor out = activations(shape_of(array));
+    ops_.device().copy_from_host(out.raw(), rounded.data(), out.num_bytes());
+    return out;
+  }
+
+  // float32, uint16 (bf16 bits) or uint8 (e4m3) with float32 scales; [out, in].
+  Weight weight(const py::array& array, const py::object& scales = py::none()) {
+    Weight logical{.out_features = array.shape(0), .in_features = array.shape(1), .data = array.data()};
+    Array<float> scale_array;
+    if (array.dtype().is(py::dtype::of<uint16_t>())) {
+      logical.format = WeightFormat::bf16;
+    } else if (array.dtype().is(py::dtype::of<uint8_t>())) {
+      logical.format = WeightFormat::fp8_block;
+      scale_array = scales.cast<Array<float>>();
+      logical.scales = scale_array.data();
+    } else if (!array.dtype().is(py::dtype::of<float>())) {
+      throw std::invalid_argument("testing: weights are float32, uint16 or uint8");
+    }
+    Buffer storage;
+    const Weight prepared = ops_.prepare(logical, storage);
+    if (storage.data()) memory_.push_back(std::move(storage));
+    return prepared;
+  }
+
+  Array<float> floats(const Tensor& t) {
+    std::vector<py::ssize_t> shape;
+    for (int d = 0; d < t.ndim(); ++d) shape.push_back(t.size(d));
+    Array<float> out(shape);
+    if (t.dtype() == DType::f32) {
+      ops_.device().copy_to_host(out.mutable_data(), t.raw(), t.num_bytes());
+    } else {
+      std::vector<bf16> stored(static_cast<size_t>(t.numel()));
+      ops_.device().copy_to_host(stored.data(), t.raw(), t.num_bytes());
+      std::transform(stored.begin(), stored.end(), out.mutable_data(), [](bf16 x) { return to_float(x); });
+    }
+    return out;
+  }
+  Array<int32_t> ints(const Tensor& t) {
+    std::vector<py::ssize_t> shape;
+    for (int d = 0; d < t.ndim(); ++d) shape.push_back(t.size(d));
+    Array<int32_t> out(shape);
+    ops_.device().copy_to_host(out.mutable_data(), t.raw(), t.num_bytes());
+    return out;
+  }
+  Array<uint8_t> bytes(const void* data, int64_t count) {
+    Array<uint8_t> out(count);
+    ops_.device().copy_to_host(out.mutable_data(), data, count);
+    return out;
+  }
+
+ private:
+  template <class T>
+  Tensor copied(const Array<T>& array, DType dtype) {
+    const Tensor out = empty(dtype, shape_of(array));
+    ops_.device().copy_from_host(out.raw(), array.data(), out.num_bytes());
+    return out;
+  }
+
+  Ops& ops_;
+  std::vector<Buffer> memory_;
+};
+
+// Chunks as Python gives them: (block table, first position, ids) a sequence, the generated ones first.
+using Chunks = std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>;
+
+std::vector<Chunk> chunk_views(const Chunks& chunks, size_t num_generated) {
+  std::vector<Chunk> views;
+  for (const auto& [blocks, start, ids] : chunks)
+    views.push_back({.token_ids = ids, .start = start, .blocks = blocks, .generated = views.size() < num_generated});
+  return views;
+}
+
+class DeviceOps {
+ public:
+  explicit DeviceOps(const std::string& device) : ops_(make_ops(device, 1)) {}
+
+  std::string activation_dtype() const { return name_of(ops_->activation_dtype()); }
+
+  Array<float> linear(const Array<float>& x, const py::array& weight, const py::object& scales, bool f32_out) {
+    Scratch s(*ops_);
+    const std::vector<int64_t> shape{x.shape(0), weight.shape(0)};
+    const Tensor out = f32_out ? s.empty(DType::f32, shape) : s.activations(shape);
+    ops_->linear(out, s.activations(x), s.weight(weight, scales));
+    return s.floats(out);
+  }
+
+  Array<float> linear_per_head(const Array<float>& x, const py::array& weight) {
+    Scratch s(*ops_);
+    const Tensor out = s.activations({x.shape(0), x.shape(1), weight.shape(0) / x.shape(1)});
+    ops_->linear_per_head(out, s.activations(x), s.weight(weight));
+    return s.floats(out);
+  }
+
+  Array<float> rms_norm(const Array<float>& x, const Array<float>& weight, float eps) {
+    Scratch s(*ops_);
+    const Tensor t = s.activations(x);
+    ops_->rms_norm(t, t, s.f32(weight), eps);
+    return s.floats(t);
+  }
+
+  py::tuple add_rms_norm(const Array<float>& residual, const Array<float>& x, const Array<float>& weight, float eps) {
+    Scratch s(*ops_);
+    const Tensor sum = s.activations(residual), out = s.activations(shape_of(residual));
+    ops_->add_rms_norm(out, sum, s.activations(x), s.f32(weight), eps);
+    return py::make_tuple(s.floats(sum), s.floats(out));
+  }
+
+  Array<float> add(const Array<float>& x, const Array<float>& y) {
+    Scratch s(*ops_);
+    const Tensor sum = s.activations(x);
+    ops_->add(sum, s.activations(y));
+    return s.floats(sum);
+  }
+
+  Array<float> add_scaled_rows(const Array<float>& x, const Array<float>& y, const Array<float>& row_weight) {
+    Scratch s(*ops_);
+    const Tensor sum = s.activations(x);
+    ops_->add_scaled_rows(sum, s.activations(y), s.f32(row_weight));
+    return s.floats(sum);
+  }
+
+  Array<float> silu_mul(const Array<float>& gate, const Array<float>& up) {
+    Scratch s(*ops_);
+    const Tensor out = s.activations(gate);
+    ops_->silu_mul(out, out, s.activations(up));
+    return s.floats(out);
+  }
+
+  Array<float> gather_rows(const Array<float>& x, const Array<int32_t>& rows) {
+    Scratch s(*ops_);
+    const Tensor out = s.activations({rows.size(), x.shape(1)});
+    ops_->gather_rows(out, s.activations(x), s.i32(rows));
+    return s.floats(out);
+  }
+
+  Array<int32_t> select_token_ids(const Array<int32_t>& token_ids, const Array<int32_t>& sampled_ids,
+                                  const Array<int32_t>& sources) {
+    Scratch s(*ops_);
+    const Tensor ids = s.i32(token_ids);
+    ops_->select_token_ids(ids, s.i32(sampled_ids), s.i32(sources));
+    return s.ints(ids);
+  }
+
+  Array<float> rope(const Array<float>& x, const Array<int32_t>& positions, const Array<float>& inv_freq,
+                    float factor) {
+    Scratch s(*ops_);
+    const Tensor t = s.activations(x), cos = s.empty(DType::f32, {x.shape(0), x.shape(2) / 2}),
+                 sin = s.empty(DType::f32, {x.shape(0), x.shape(2) / 2});
+    ops_->rope_angles(cos, sin, s.i32(positions), s.f32(inv_freq), factor);
+    ops_->rope(t, cos, sin);
+    return s.floats(t);
+  }
+
+  Array<float> embed(const Array<int32_t>& token_ids, const py::array& word, const Array<float>& rows,
+                     const py::object& projection, float scale) {
+    Scratch s(*ops_);
+    const Tensor out = s.activations({token_ids.size(), word.shape(1)});
+    ops_->embed(out, s.i32(token_ids), s.weight(word), s.activations(rows),
+                projection.is_none() ? Weight{} : s.weight(projection.cast<py::array>()), scale);
+    return s.floats(out);
+  }
+
+  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows_of(t), dim] each.
+  py::tuple ngram_lookup(const std::vector<std::pair<Chunks, size_t>>& steps, const std::vector<py::array>& tables,
+                         int64_t vocab_size, int64_t max_order, int64_t splits, int32_t eos_token_id,
+                         int64_t num_blocks) {
+    Scratch s(*ops_);
+    std::vector<Weight> weights;
+    std::vector<int64_t> moduli, powers;
+    for (const py::array& table : tables) {
+      weights.push_back(s.weight(table));
+      moduli.push_back(table.shape(0));
+      append_powers(powers, vocab_size, table.shape(0), max_order);
+    }
+    const NgramTables ngram{.tables = weights,
+                            .moduli = moduli,
+                            .powers = powers,
+                            .max_order = max_order,
+                            .splits = splits,
+                            .eos_token_id = eos_token_id};
+    const Tensor lane = s.empty(DType::i32, {num_blocks * kBlockSize});
+    BatchBuffers buffers(ops_->device(), 512, 64, num_blocks);
+    const int64_t num_tables = static_cast<int64_t>(tables.size());
+    Tensor ids, rows;
+    for (const auto& [chunks, num_generated] : steps) {
+      buffers.stage(chunk_views(chunks, num_generated), 0);
+      const ForwardBatch batch = buffers.upload(0);
+      ids = s.empty(DType::i32, {batch.num_tokens(), num_tables});
+      rows = s.activations({batch.num_tokens(), num_tables * (tables.empty() ? 0 : tables[0].shape(1))});
+      ops_->ngram_lookup(ids, rows, lane, batch, ngram);
+    }
+    return py::make_tuple(s.ints(ids), s.floats(rows), s.ints(lane));
+  }
+
+  // Stores kv_a of every chunk, then attends. `generated`: mla_decode with q [T, heads, kv_lora + rope]; else
+  // mla_prefill with q [T, heads, nope + rope], k_up and v_up. Returns (out, stored latents of the whole cache as
+  // bytes).
+  py::tuple attention(const Chunks& chunks, int64_t num_blocks, const Array<float>& kv_a,
+                      const Array<float>& norm_weight, const Array<float>& inv_freq, const std::string& cache_dtype,
+                      bool generated, const Array<float>& q, const py::object& k_up, const py::object& v_up,
+                      float scale) {
+    Scratch s(*ops_);
+    const int64_t kv_lora = norm_weight.size(), rope = kv_a.shape(1) - kv_lora, num_tokens = kv_a.shape(0);
+    const DType dtype = cache_dtype == "fp8" ? DType::f8_e4m3 : cache_dtype == "bf16" ? DType::bf16 : DType::f32;
+    const int64_t row = latent_row_size(dtype, kv_lora, rope);
+    // Three sub-layers, of which the middle one is used: blocks are strided. NaN where nothing is stored.
+    const Tensor cache = s.empty(dtype, {num_blocks, 3 * kBlockSize, row});
+    const std::vector<uint8_t> nan(static_cast<size_t>(cache.num_bytes()), 0xff);
+    ops_->device().copy_from_host(cache.raw(), nan.data(), cache.num_bytes());
+    const Tensor latents = cache.slice(1, kBlockSize, 2 * kBlockSize);
+
+    BatchBuffers buffers(ops_->device(), num_tokens, static_cast<int64_t>(chunks.size()), num_blocks);
+    buffers.stage(chunk_views(chunks, generated ? chunks.size() : 0), 0);
+    const ForwardBatch batch = buffers.upload(0);
+    const Tensor cos = s.empty(DType::f32, {num_tokens, rope / 2}), sin = s.empty(DType::f32, {num_tokens, rope / 2});
+    ops_->rope_angles(cos, sin, batch.positions, s.f32(inv_freq), 1);
+    ops_->mla_store(latents, s.activations(kv_a), s.f32(norm_weight), 1e-6f, cos, sin, batch);
+    const Tensor queries = s.activations(q);
+    Tensor out;
+    if (generated) {
+      out = s.activations({num_tokens, q.shape(1), kv_lora});
+      // mla_decode takes q_latent contiguous or strided: views of one array here.
+      ops_->mla_decode(out, queries.slice(2, 0, kv_lora), queries.slice(2, kv_lora, kv_lora + rope), latents, batch,
+                       scale);
+    } else {
+      const py::array up = v_up.cast<py::array>();
+      out = s.activations({num_tokens, q.shape(1), up.shape(0) / q.shape(1)});
+      ops_->mla_prefill(out, queries, latents, s.weight(k_up.cast<py::array>()), s.weight(up), batch, scale);
+    }
+    return py::make_tuple(s.floats(out), s.bytes(cache.raw(), cache.num_bytes()));
+  }
+
+  // (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
+  py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
+                float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
+                const std::vector<py::array>& down, int64_t num_real_tokens) {
+    Scratch s(*ops_);
+    const int64_t num_tokens = x.shape(0), num_experts = static_cast<int64_t>(gate.size()), rows = num_tokens * topk;
+    const int64_t width = gate.at(0).shape(0), hidden = x.shape(1);
+    Routing routing{.expert_idx = s.empty(DType::i32, {num_tokens, topk}),
+                    .expert_weights = s.empty(DType::f32, {num_tokens, topk}),
+                    .identity_weight = s.empty(DType::f32, {num_tokens}),
+                    .expert_offsets = s.empty(DType::i32, {num_experts + 1}),
+                    .permuted_tokens = s.empty(DType::i32, {rows}),
+                    .permuted_rows = s.empty(DType::i32, {num_tokens, topk})};
+    Array<int32_t> num_real(std::vector<py::ssize_t>{1});
+    num_real.mutable_data()[0] = static_cast<int32_t>(num_real_tokens < 0 ? num_tokens : num_real_tokens);
+    const Tensor inputs = s.activations(x), out = s.activations({num_tokens, hidden});
+    ops_->moe_route(routing, s.empty(DType::f32, {num_tokens, classifier.shape(0)}), inputs, s.weight(classifier),
+                    s.f32(bias), s.i32(num_real), num_experts, scaling_factor);
+    std::vector<Weight> gates, ups, downs;
+    for (size_t e = 0; e < gate.size(); ++e) {
+      gates.push_back(s.weight(gate[e]));
+      ups.push_back(s.weight(up[e]));
+      downs.push_back(s.weight(down[e]));
+    }
+    ops_->moe_experts(out, s.activations({rows, width}), s.activations({rows, width}), s.activations({rows, hidden}),
+                      inputs, routing, {.gate_proj = gates, .up_proj = ups, .down_proj = downs});
+    return py::make_tuple(s.ints(routing.expert_idx), s.floats(routing.expert_weights),
+                          s.floats(routing.identity_weight), s.ints(routing.expert_offsets),
+                          s.ints(routing.permuted_tokens), s.ints(routing.permuted_rows), s.floats(out));
+  }
+
+  // params: dict of SamplingRow fields a row; histories: the ids before the draw.
+  Array<int32_t> sample(const Array<float>& logits, const std::vector<py::dict>& params,
+                        const std::vector<std::vector<int32_t>>& histories) {
+    Scratch s(*ops_);
+    const SamplingCase c(params, histories);
+    const Tensor ids = s.empty(DType::i32, {static_cast<int64_t>(params.size())});
+    ops_->sample(ids, s.f32(logits), c.rows, on_device(s, c.lane_tensor()), on_device(s, c.table_tensor()));
+    return s.ints(ids);
+  }
+
+  py::tuple token_logprobs(const Array<float>& logits, const Array<int32_t>& token_ids, int64_t top) {
+    Scratch s(*ops_);
+    const int64_t rows = logits.shape(0);
+    const Tensor logprobs = s.empty(DType::f32, {rows, 1 + top}), ids = s.empty(DType::i32, {rows, 1 + top}),
+                 ranks = s.empty(DType::i32, {rows});
+    ops_->token_logprobs(logprobs, ids, ranks, s.f32(logits), s.i32(token_ids));
+    return py::make_tuple(s.floats(logprobs), s.ints(ids), s.ints(ranks));
+  }
+
+ private:
+  Tensor on_device(Scratch& s, const Tensor& host) {
+    std::vector<int64_t> shape;
+    for (int d = 0; d < host.ndim(); ++d) shape.push_back(host.size(d));
+    const Tensor out = s.empty(host.dtype(), shape);
+    ops_->device().copy_from_host(out.raw(), host.raw(), host.num_bytes());
+    return out;
+  }
+
+  std::unique_ptr<Ops> ops_;
+};
+
+// A checkpoint under explicit batches; steps run as the engine runs them, recorded or not.
+class DeviceModel {
+ public:
+  DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
+              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks)
+      : config_(load_model_config(folder)),
+        checkpoint_(folder),
+        ops_(make_ops(device, 1)),
+        model_(*ops_, config_, load_weights(checkpoint_, config_, dtype == "f32" ? DType::f32 : DType::bf16, *ops_),
+               max_tokens),
+        cache_(ops_->device(), config_, num_blocks,
+               kv_cache_dtype == "fp8"   ? DType::f8_e4m3
+               : kv_cache_dtype == "f32" ? DType::f32
+                                         : DType::bf16),
+        buffers_(ops_->device(), max_tokens, max_tokens, num_blocks),
+        rows_(ops_->device(), max_tokens * 4),
+        logits_(ops_->device(), max_tokens * config_.vocab_size * 4) {}
+
+  // Logits of every token. num_rows: with padding; recorded: through Device::record.
+  Array<float> forward(const Chunks& chunks, size_t num_generated, int64_t num_rows, bool recorded) {
+    Device& device = ops_->device();
+    buffers_.stage(chunk_views(chunks, num_generated), 0, num_rows);
+    int64_t num_tokens = 0;
+    Array<float> out;
+    device.wait(device.submit([&] {
+      const ForwardBatch batch = buffers_.upload(0);
+      num_tokens = batch.num_tokens();
+      std::vector<int32_t> all(static_cast<size_t>(num_tokens));
+      for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
+      const Tensor rows = rows_.tensor(DType::i32, {num_tokens});
+      device.upload(rows.raw(), all.data(), rows.num_bytes());
+      const auto work = [&] {
+        model_.forward(batch, cache_);
+        model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), rows);
+      };
+      if (recorded) {
+        const std::unique_ptr<Recording> recording = device.record(work);
+        recording->launch();
+        recording->launch();  // a replay writes the same
+      } else {
+        work();
+      }
+      out = Array<float>({num_tokens, config_.vocab_size});
+      device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
+    }));
+    return out;
+  }
+
+  Array<int32_t> last_ngram_ids() {
+    Scratch s(*ops_);
+    const Tensor ids = model_.last_ngram_ids();
+    return ids.empty() ? Array<int32_t>(0) : s.ints(ids);
+  }
+
+  // The cache's blocks as bytes: [num_blocks, bytes of a block in a sub-layer].
+  Array<uint8_t> latents(int64_t sub_layer, const std::vector<int32_t>& blocks) {
+    const Tensor all = cache_.latents(sub_layer);
+    const int64_t bytes = all.index(0, 0).num_bytes();
+    Array<uint8_t> out({static_cast<int64_t>(blocks.size()), bytes});
+    for (size_t i = 0; i < blocks.size(); ++i)
+      ops_->device().copy_to_host(out.mutable_data(static_cast<py::ssize_t>(i)), all.index(0, blocks[i]).raw(), bytes);
+    return out;
+  }
+
+  void poison() {
+    for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config_); ++sub_layer)
+      for (int64_t block = 0; block < cache_.num_blocks(); ++block) {
+        const Tensor latents = cache_.latents(sub_layer).index(0, block);
+        const std::vector<uint8_t> nan(static_cast<size_t>(latents.num_bytes()), 0xff);
+        ops_->device().copy_from_host(latents.raw(), nan.data(), latents.num_bytes());
+      }
+  }
+
+ private:
+  ModelConfig config_;
+  Checkpoint checkpoint_;
+  std::unique_ptr<Ops> ops_;
+  Model model_;
+  KvCache cache_;
+  BatchBuffers buffers_;
+  Buffer rows_, logits_;
+};
+
+// --- host functions of the CUDA backend ----------------------------------------------------------------------------
+
+py::tuple gemm_choice(int64_t num_tokens, int64_t out_features, int64_t in_features, const std::string& format,
+                      const std::string& out_dtype, bool add, int64_t batch, int compute_capability,
+                      int64_t misalignment) {
+  alignas(16) static char memory[32];
+  const GemmProblem problem{.out = memory,
+                            .x = memory + misalignment,
+                            .weight = memory,
+                            .num_tokens = num_tokens,
+                            .out_features = out_features,
+                            .in_features = in_features,
+                            .batch = batch,
+                            .out_stride = out_features * batch,
+                            .x_stride = in_features * batch,
+                            .out_batch_stride = out_features,
+                            .x_batch_stride = in_features,
+                            .out_dtype = out_dtype == "f32" ? DType::f32 : DType::bf16,
+                            .x_dtype = DType::bf16,
+                            .format = format == "f32"    ? WeightFormat::f32
+                                      : format == "bf16" ? WeightFormat::bf16
+                                                         : WeightFormat::fp8_block,
+                            .add = add};
+  const GemmChoice choice = choose_gemm(problem, compute_capability);
+  return py::make_tuple(name_of(choice.path), choice.tile_tokens);
+}
+
+}  // namespace
+
+void register_testing_device(py::module_& module) {
+  py::module_ testing = module.attr("testing");
+
+  py::class_<DeviceOps>(testing, "DeviceOps")
+      .def(py::init<const std::string&>(), py::arg("device"))
+      .def("activation_dtype", &DeviceOps::activation_dtype)
+      .def("linear", &DeviceOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none(),
+           py::arg("f32_out") = false)
+      .def("linear_per_head", &DeviceOps::linear_per_head)
+      .def("rms_norm", &DeviceOps::rms_norm)
+      .def("add_rms_norm", &DeviceOps::add_rms_norm)
+      .def("add", &DeviceOps::add)
+      .def("add_scaled_rows", &DeviceOps::add_scaled_rows)
+      .def("silu_mul", &DeviceOps::silu_mul)
+      .def("gather_rows", &DeviceOps::gather_rows)
+      .def("select_token_ids", &DeviceOps::select_token_ids)
+      .def("rope", &DeviceOps::rope)
+      .def("embed", &DeviceOps::embed)
+      .def("ngram_lookup", &DeviceOps::ngram_lookup, py::arg("steps"), py::arg("tables"), py::arg("vocab_size"),
+           py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"), py::arg("num_blocks"))
+      .def("attention", &DeviceOps::attention, py::arg("chunks"), py::arg("num_blocks"), py::arg("kv_a"),
+           py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
+           py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f)
+      .def("moe", &DeviceOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
+           py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("num_real_tokens") = -1)
+      .def("sample", &DeviceOps::sample)
+      .def("token_logprobs", &DeviceOps::token_logprobs);
+
+  py::class_<DeviceModel>(testing, "DeviceModel")
+      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t>(),
+           py::arg("folder"), py::arg("device"), py::arg("dtype") = "bf16", py::arg("kv_cache_dtype") = "bf16",
+           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16)
+      .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
+           py::arg("recorded") = false)
+      .def("last_ngram_ids", &DeviceModel::last_ngram_ids)
+      .def("latents", &DeviceModel::latents)
+      .def("poison", &DeviceModel::poison);
+
+  py::class_<Arena>(testing, "Arena")
+      .def(py::init<int64_t>())
+      .def("allocate", &Arena::allocate)
+      .def("free", &Arena::free)
+      .def_property_readonly("used_bytes", &Arena::used_bytes)
+      .def_property_readonly("peak_bytes", &Arena::peak_bytes)
+      .def_property_readonly("largest_free", &Arena::largest_free);
+  testing.def("graph_rows", &graph_rows);
+  testing.def("kv_piece_begin", &kv_piece_begin);
+  testing.def("num_kv_pieces", &num_kv_pieces);
+  testing.def("order_key", &order_key);
+  testing.def("expert_of_row", [](const std::vector<int32_t>& offsets, int64_t row) {
+    return expert_of_row(offsets.data(), static_cast<int64_t>(offsets.size()) - 1, row);
+  });
+  testing.def("gemm_choice", &gemm_choice, py::arg("num_tokens"), py::arg("out_features"), py::arg("in_features"),
+              py::arg("format") = "bf16", py::arg("out_dtype") = "bf16", py::arg("add") = false, py::arg("batch") = 1,
+              py::arg("compute_capability") = 90, py::arg("misalignment") = 0);
+}
+
+}  // namespace longcat

@@ -1,0 +1,21 @@
+// Errors of the CUDA runtime as longcat::Error.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "base/error.h"
+
+namespace longcat {
+
+[[noreturn]] void cuda_failed(cudaError_t status, const char* file, int line, const char* expression);
+
+// After a launch: reports a bad configuration; with LONGCAT_SYNC=1 also waits, to find the guilty kernel.
+void check_launch(cudaStream_t stream);
+
+}  // namespace longcat
+
+#define CUDA_CHECK(expression)                                                         \
+  do {                                                                                 \
+    if (const cudaError_t status_ = (expression); status_ != cudaSuccess) [[unlikely]] \
+      ::longcat::cuda_failed(status_, __FILE__, __LINE__, #expression);                \
+  } while (0)

@@ -1,0 +1,57 @@
+#include "cuda/cuda_ops.h"
+
+#include <cstring>
+
+#include "cuda/emulated_device.h"
+#include "ops/backend.h"
+
+namespace longcat {
+
+namespace {
+
+// Partial results of decode pieces, and CUTLASS's scheduling data. 128 MiB hold all pieces of one token at 256k context
+// (164 x 32 heads x 2 KiB = 11 MiB) or 5 pieces of 300 tokens.
+constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
+constexpr int64_t kBranchWorkspaceBytes = int64_t{16} << 20;
+
+}  // namespace
+
+CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype)
+    : device_(std::move(device)),
+      activation_dtype_(activation_dtype),
+      workspace_(*device_, kWorkspaceBytes),
+      branch_workspace_(*device_, kBranchWorkspaceBytes) {
+  LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
+}
+
+// Planes are copied as they are; kernels read every format.
+Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
+  const int64_t count = logical.out_features * logical.in_features;
+  const int64_t data_bytes = logical.format == WeightFormat::fp8_block ? count : logical.num_bytes();
+  const int64_t scales_offset = (data_bytes + 255) / 256 * 256;
+  const int64_t scale_bytes = logical.num_bytes() - data_bytes;
+  storage = Buffer(*device_, scale_bytes > 0 ? scales_offset + scale_bytes : data_bytes);
+  Weight weight = logical;
+  weight.data = storage.data();
+  weight.placement = Placement::device;
+  device_->copy_from_host(storage.data(), logical.data, data_bytes);
+  if (scale_bytes > 0) {
+    char* scales = static_cast<char*>(storage.data()) + scales_offset;
+    device_->copy_from_host(scales, logical.scales, scale_bytes);
+    weight.scales = reinterpret_cast<const float*>(scales);
+  }
+  return weight;
+}
+
+void CudaOps::grow(Buffer& buffer, int64_t bytes) {
+  if (bytes <= buffer.bytes()) return;
+  if (buffer.data()) outgrown_.push_back(std::move(buffer));
+  buffer = Buffer(*device_, bytes + bytes / 4);
+}
+
+std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool reversed) {
+  constexpr int64_t kCapacity = int64_t{8} << 30;  // of address space
+  return std::make_unique<CudaOps>(std::make_unique<EmulatedDevice>(kCapacity, reversed), activation_dtype);
+}
+
+}  // namespace longcat

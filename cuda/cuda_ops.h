@@ -1,0 +1,78 @@
+// The CUDA implementation of Ops. Bodies and kernels lie in one file an area, named as the CPU's: elementwise.cu,
+// gemm.cu, rope.cu, attention.cu, moe.cu, ngram_embed.cu, sample.cu. Without nvcc the same files are compiled for the
+// host, and CudaOps runs on an emulated device (block.h).
+//
+// Activations are bf16 (f32 on request, by plain kernels only, for tests).
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "cuda/gpu_device.h"
+#include "ops/ops.h"
+
+namespace longcat {
+
+class CudaOps final : public Ops {
+ public:
+  CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype);
+
+  GpuDevice& device() override { return *device_; }
+  int num_threads() const override { return 1; }
+  DType activation_dtype() const override { return activation_dtype_; }
+
+  Weight prepare(const Weight& logical, Buffer& storage) override;
+
+  void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
+  void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
+  void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
+             float scale) override;
+
+  void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override;
+  void add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) override;
+  void add(Tensor x, Tensor y) override;
+  void add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) override;
+
+  void linear(Tensor out, Tensor x, const Weight& weight) override;
+  void linear_per_head(Tensor out, Tensor x, const Weight& weight) override;
+  void silu_mul(Tensor out, Tensor gate, Tensor up) override;
+
+  void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) override;
+  void rope(Tensor x, Tensor cos, Tensor sin) override;
+  void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                 const ForwardBatch& batch) override;
+  void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                  float scale) override;
+  void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                   const ForwardBatch& batch, float scale) override;
+
+  void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
+                 Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) override;
+  void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
+                   const ExpertWeights& experts) override;
+
+  void gather_rows(Tensor out, Tensor x, Tensor rows) override;
+  void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
+              Tensor block_tables) override;
+  void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
+
+ private:
+  // out = (x W^T + addend) * scale where out holds the addend before, if `add`.
+  void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
+  void grouped_linear(Tensor out, Tensor x, Tensor expert_offsets, std::span<const Weight> weights);
+
+  const Buffer& workspace() const { return device_->in_branch() ? branch_workspace_ : workspace_; }
+  // At least `bytes`; what a step before may still read is kept.
+  void grow(Buffer& buffer, int64_t bytes);
+
+  std::unique_ptr<GpuDevice> device_;
+  DType activation_dtype_;
+  Buffer workspace_, branch_workspace_;  // of one op at a time, on the main stream and beside it
+  Buffer sampling_scores_;               // [rows sampled at once, vocab] f32
+  Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
+  Buffer sampling_rows_;                 // sampling rows and what their spans hold, packed
+  std::vector<std::byte> packed_rows_;   // the same on the host
+  std::vector<Buffer> outgrown_;
+};
+
+}  // namespace longcat

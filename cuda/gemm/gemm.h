@@ -1,0 +1,105 @@
+// What a linear layer asks of the CUTLASS kernels, and which kernel serves it. Host code, tested without a GPU.
+//
+// The kernels compute out^T = W x^T: W's rows fill the 128-row side of a tile, tokens the narrow side, so the same
+// instruction family and the same ascending K serve one token and thousands (invariance contract, rule 1). Kernels of
+// one path differ only in how many tokens a tile holds.
+#pragma once
+
+#include <span>
+
+#include "base/buffer.h"
+#include "cuda/gpu_device.h"
+#include "cuda/matrix.h"
+
+namespace longcat {
+
+enum class GemmPath { plain, sm90_bf16, sm80_bf16 };
+
+constexpr const char* name_of(GemmPath path) {
+  switch (path) {
+    case GemmPath::plain:
+      return "plain";
+    case GemmPath::sm90_bf16:
+      return "sm90_bf16";
+    case GemmPath::sm80_bf16:
+      return "sm80_bf16";
+  }
+  return "?";
+}
+
+struct GemmChoice {
+  GemmPath path = GemmPath::plain;
+  int tile_tokens = 0;  // tokens a tile holds
+};
+
+// out[t, h, o] = (out[t, h, o] * add + sum_k x[t, h, k] W[h * out_features + o, k]) * scale for every head h < batch.
+struct GemmProblem {
+  void* out = nullptr;
+  const void* x = nullptr;
+  const void* weight = nullptr;
+  int64_t num_tokens = 0, out_features = 0, in_features = 0, batch = 1;
+  int64_t out_stride = 0, x_stride = 0;              // of a token [elements]
+  int64_t out_batch_stride = 0, x_batch_stride = 0;  // of a head [elements]
+  DType out_dtype = DType::f32, x_dtype = DType::f32;
+  WeightFormat format = WeightFormat::f32;
+  bool add = false;
+  float scale = 1;
+};
+
+constexpr int kMaxExperts = 768;  // their pointers travel as kernel parameters: 12 of 32 KiB
+
+// The experts' weights of one projection, by value, so that a recorded graph holds them.
+struct GroupedWeights {
+  explicit GroupedWeights(std::span<const Weight> experts);
+  GroupedWeights() = default;
+
+  int num_experts = 0;
+  WeightFormat format = WeightFormat::f32;
+  int64_t out_features = 0, in_features = 0;
+  const void* data[kMaxExperts];
+  const float* scales[kMaxExperts];
+
+  LC_HD gpu::Matrix matrix(int64_t expert) const {
+    gpu::Matrix m;
+    m.data = data[expert];
+    m.scales = scales[expert];
+    m.format = format;
+    m.out_features = out_features;
+    m.in_features = in_features;
+    return m;
+  }
+};
+
+struct GroupedProblem {
+  void* out = nullptr;
+  const void* x = nullptr;
+  const int32_t* expert_offsets = nullptr;  // [num_experts + 1] on the device
+  int64_t max_rows = 0;                     // rows of x and out; offsets[num_experts] of them are used
+  int64_t out_stride = 0, x_stride = 0;     // [elements]
+  DType out_dtype = DType::f32, x_dtype = DType::f32;
+};
+
+// The expert whose rows [offsets[e], offsets[e + 1]) hold `row`; row < offsets[num_experts].
+LC_HD constexpr int64_t expert_of_row(const int32_t* offsets, int64_t num_experts, int64_t row) {
+  int64_t low = 0, high = num_experts;  // offsets[low] <= row < offsets[high]
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (offsets[middle] <= row ? low : high) = middle;
+  }
+  return low;
+}
+
+GemmProblem dense_problem(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
+GemmProblem per_head_problem(Tensor out, Tensor x, const Weight& weight);
+GroupedProblem grouped_problem(Tensor out, Tensor x, Tensor expert_offsets);
+
+// compute_capability: 90 for 9.0; 0 without a GPU, which leaves only the plain kernel.
+GemmChoice choose_gemm(const GemmProblem& problem, int compute_capability);
+GemmChoice choose_grouped_gemm(const GroupedProblem& problem, const GroupedWeights& weights, int compute_capability);
+
+// Throw Error where the path is not built.
+void run_gemm(GemmChoice choice, const GemmProblem& problem, GpuDevice& device, const Buffer& workspace);
+void run_grouped_gemm(GemmChoice choice, const GroupedProblem& problem, const GroupedWeights& weights,
+                      GpuDevice& device, const Buffer& workspace);
+
+}  // namespace longcat

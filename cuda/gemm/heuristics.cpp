@@ -1,0 +1,99 @@
+#include "cuda/gemm/gemm.h"
+
+namespace longcat {
+
+namespace {
+
+constexpr int64_t kAlignment = 16;  // bytes: TMA's and cp.async's addresses and strides
+
+bool is_aligned(const void* data, int64_t stride, int64_t batch_stride, int64_t element) {
+  return reinterpret_cast<uintptr_t>(data) % kAlignment == 0 && stride * element % kAlignment == 0 &&
+         batch_stride * element % kAlignment == 0;
+}
+
+GemmPath path_for(int compute_capability) {
+  // sm_90a code runs on 9.0 alone; sm_80 code on all later devices that have no better path.
+  if (compute_capability == 90) return GemmPath::sm90_bf16;
+  return compute_capability >= 80 ? GemmPath::sm80_bf16 : GemmPath::plain;
+}
+
+// The narrowest tile that holds the tokens, so that few tokens waste little; the widest for many.
+int tile_tokens_for(GemmPath path, int64_t tokens) {
+  if (path == GemmPath::sm80_bf16) return 128;
+  return tokens <= 16 ? 16 : tokens <= 64 ? 64 : 128;
+}
+
+}  // namespace
+
+GemmProblem dense_problem(Tensor out, Tensor x, const Weight& weight, bool add, float scale) {
+  return {.out = out.raw(),
+          .x = x.raw(),
+          .weight = weight.data,
+          .num_tokens = x.size(0),
+          .out_features = weight.out_features,
+          .in_features = weight.in_features,
+          .batch = 1,
+          .out_stride = out.stride(0),
+          .x_stride = x.stride(0),
+          .out_dtype = out.dtype(),
+          .x_dtype = x.dtype(),
+          .format = weight.format,
+          .add = add,
+          .scale = scale};
+}
+
+GemmProblem per_head_problem(Tensor out, Tensor x, const Weight& weight) {
+  return {.out = out.raw(),
+          .x = x.raw(),
+          .weight = weight.data,
+          .num_tokens = x.size(0),
+          .out_features = out.size(2),
+          .in_features = weight.in_features,
+          .batch = x.size(1),
+          .out_stride = out.stride(0),
+          .x_stride = x.stride(0),
+          .out_batch_stride = out.stride(1),
+          .x_batch_stride = x.stride(1),
+          .out_dtype = out.dtype(),
+          .x_dtype = x.dtype(),
+          .format = weight.format};
+}
+
+GroupedProblem grouped_problem(Tensor out, Tensor x, Tensor expert_offsets) {
+  return {.out = out.raw(),
+          .x = x.raw(),
+          .expert_offsets = expert_offsets.data<int32_t>(),
+          .max_rows = x.size(0),
+          .out_stride = out.stride(0),
+          .x_stride = x.stride(0),
+          .out_dtype = out.dtype(),
+          .x_dtype = x.dtype()};
+}
+
+// The path depends on the layer alone, never on the number of tokens: a result must not depend on the batch.
+GemmChoice choose_gemm(const GemmProblem& p, int compute_capability) {
+  const GemmPath path = path_for(compute_capability);
+  const int64_t out_element = size_of(p.out_dtype);
+  if (path == GemmPath::plain || p.format != WeightFormat::bf16 || p.x_dtype != DType::bf16 ||
+      (p.out_dtype != DType::bf16 && p.out_dtype != DType::f32))
+    return {};
+  if (p.out_dtype == DType::f32 && (p.add || p.batch > 1)) return {};  // no such layer: no such kernel
+  if (!is_aligned(p.x, p.x_stride, p.x_batch_stride, 2) || !is_aligned(p.weight, p.in_features, 0, 2) ||
+      !is_aligned(p.out, p.out_stride, p.out_batch_stride, out_element) || p.out_features % 8 != 0)
+    return {};
+  return {path, tile_tokens_for(path, p.num_tokens)};
+}
+
+GemmChoice choose_grouped_gemm(const GroupedProblem& p, const GroupedWeights& w, int compute_capability) {
+  const GemmPath path = path_for(compute_capability);
+  if (path == GemmPath::plain || w.format != WeightFormat::bf16 || p.x_dtype != DType::bf16 ||
+      p.out_dtype != DType::bf16 || w.out_features % 8 != 0 || w.in_features % 8 != 0)
+    return {};
+  if (!is_aligned(p.x, p.x_stride, 0, 2) || !is_aligned(p.out, p.out_stride, 0, 2)) return {};
+  for (int e = 0; e < w.num_experts; ++e)
+    if (!is_aligned(w.data[e], w.in_features, 0, 2)) return {};
+  // Rows an expert if they were spread evenly: known to the host, unlike the real counts.
+  return {path, tile_tokens_for(path, p.max_rows / w.num_experts)};
+}
+
+}  // namespace longcat

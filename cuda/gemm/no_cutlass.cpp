@@ -1,0 +1,14 @@
+// Linked in place of the CUTLASS kernels where they are not built: choose_gemm never leads here without a GPU.
+#include "cuda/gemm/gemm.h"
+
+namespace longcat {
+
+void run_gemm(GemmChoice, const GemmProblem&, GpuDevice&, const Buffer&) {
+  throw Error("[internal] this build has no CUTLASS kernels");
+}
+
+void run_grouped_gemm(GemmChoice, const GroupedProblem&, const GroupedWeights&, GpuDevice&, const Buffer&) {
+  throw Error("[internal] this build has no CUTLASS kernels");
+}
+
+}  // namespace longcat

@@ -1,0 +1,34 @@
+// A weight as a kernel sees it.
+#pragma once
+
+#include "cuda/block.h"
+#include "ops/weight.h"
+
+namespace longcat::gpu {
+
+struct Matrix {
+  const void* data = nullptr;
+  const float* scales = nullptr;  // fp8_block: [ceil(out / 128), ceil(in / 128)]
+  WeightFormat format = WeightFormat::f32;
+  int64_t out_features = 0, in_features = 0;
+
+  Matrix() = default;
+  explicit Matrix(const Weight& w)
+      : data(w.data), scales(w.scales), format(w.format), out_features(w.out_features), in_features(w.in_features) {}
+
+  LC_HD float get(int64_t row, int64_t col) const {
+    const int64_t at = row * in_features + col;
+    switch (format) {
+      case WeightFormat::f32:
+        return static_cast<const float*>(data)[at];
+      case WeightFormat::bf16:
+        return to_float(static_cast<const bf16*>(data)[at]);
+      case WeightFormat::fp8_block:
+        return e4m3_to_float(static_cast<const uint8_t*>(data)[at]) *
+               scales[row / kFp8Block * ((in_features + kFp8Block - 1) / kFp8Block) + col / kFp8Block];
+    }
+    return 0;
+  }
+};
+
+}  // namespace longcat::gpu

@@ -1,0 +1,198 @@
+// Router, permutation, experts and combine of the shortcut MoE.
+//
+// Router: one kernel, one block a token: 384 dot products of 3,072 (a warp each, weights from L2: 4.7 MB a layer),
+// softmax, bias, top-12 by repeated argmax, weights. Permutation: one block an expert reads all picks (T * 12 ids from
+// L2), so rows come out in token order without atomics. Combine: one block a token gathers its experts' rows in
+// ascending expert id. Shared memory: 8 bytes a router output.
+#include <cmath>
+
+#include "cuda/block.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/elementwise.h"
+#include "cuda/matrix.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+using gpu::Matrix;
+using gpu::View;
+
+struct Candidate {
+  float key;
+  int32_t id;  // -1: none
+};
+
+struct Route {
+  static constexpr int kThreads = 256;
+  int32_t* expert_idx;
+  float* expert_weights;
+  float* identity_weight;
+  int32_t* permuted_rows;
+  float* scores_out;  // [T, num_outputs]
+  View x;
+  Matrix classifier;
+  const float* bias;
+  const int32_t* num_real_tokens;
+  int64_t topk, n_routed_experts;
+  float scaling_factor;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index, n = classifier.out_features;
+    int32_t* picks = expert_idx + t * topk;
+    float* weights = expert_weights + t * topk;
+    if (t >= *num_real_tokens) {
+      block.for_each(topk, [&](int64_t j) {
+        picks[j] = static_cast<int32_t>(n_routed_experts);
+        weights[j] = 0;
+        permuted_rows[t * topk + j] = -1;
+        if (j == 0) identity_weight[t] = 0;
+      });
+      return;
+    }
+    float* scores = scores_out + t * n;
+    int32_t* picked = block.shared<int32_t>();  // [n]
+    block.dots(
+        n, classifier.in_features,
+        [&](int64_t e, int64_t k) { return x.get(t * x.stride0 + k) * classifier.get(e, k); },
+        [&](int64_t e, float sum) { scores[e] = sum; });
+    const float max = block.max(n, [&](int64_t e) { return scores[e]; });
+    block.for_each(n, [&](int64_t e) {
+      scores[e] = expf(scores[e] - max);
+      picked[e] = 0;
+    });
+    const float sum = block.sum<float>(n, [&](int64_t e) { return scores[e]; });
+    block.for_each(n, [&](int64_t e) { scores[e] /= sum; });
+    for (int64_t j = 0; j < topk; ++j) {
+      const Candidate best = block.reduce(
+          n, Candidate{0, -1},
+          [&](int64_t e) {
+            return picked[e] ? Candidate{0, -1} : Candidate{scores[e] + bias[e], static_cast<int32_t>(e)};
+          },
+          [](Candidate a, Candidate b) {  // ties: lowest id; NaN is never better
+            if (a.id < 0) return b;
+            if (b.id < 0) return a;
+            return b.key > a.key || (b.key == a.key && b.id < a.id) ? b : a;
+          });
+      block.for_each(1, [&](int64_t) { picked[best.id] = 1; });
+    }
+    block.compact(
+        n, [&](int64_t e) { return picked[e] != 0; }, [&](int64_t e, int64_t rank) {  // ascending id
+          picks[rank] = static_cast<int32_t>(e);
+          weights[rank] = scores[e] * scaling_factor;
+          if (e >= n_routed_experts) permuted_rows[t * topk + rank] = -1;
+        });
+    block.for_each(1, [&](int64_t) {
+      float identity = 0;
+      for (int64_t j = 0; j < topk; ++j)
+        if (picks[j] >= n_routed_experts) identity += weights[j];
+      identity_weight[t] = identity;
+    });
+  }
+};
+
+// Block e places expert e's rows behind those of the experts before it; one more block ends the list.
+struct Permute {
+  static constexpr int kThreads = 256;
+  const int32_t* expert_idx;
+  int32_t* expert_offsets;
+  int32_t* permuted_tokens;
+  int32_t* permuted_rows;
+  int64_t num_picks, topk;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t expert = block.index;
+    const int32_t first = block.sum<int32_t>(num_picks, [&](int64_t i) { return expert_idx[i] < expert ? 1 : 0; });
+    block.for_each(1, [&](int64_t) { expert_offsets[expert] = first; });
+    if (expert == num_experts) return;
+    block.compact(
+        num_picks, [&](int64_t i) { return expert_idx[i] == expert; },
+        [&](int64_t i, int64_t rank) {
+          const int32_t row = first + static_cast<int32_t>(rank);
+          permuted_rows[i] = row;
+          permuted_tokens[row] = static_cast<int32_t>(i / topk);
+        });
+  }
+  int64_t num_experts;
+};
+
+struct Combine {
+  static constexpr int kThreads = 256;
+  View out, expert_out;
+  const float* expert_weights;
+  const int32_t* permuted_rows;
+  int64_t topk, dim;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    block.for_each(dim, [&](int64_t k) {
+      float sum = 0;
+      for (int64_t j = 0; j < topk; ++j)
+        if (const int64_t row = permuted_rows[t * topk + j]; row >= 0)
+          sum += expert_weights[t * topk + j] * expert_out.get(row * expert_out.stride0 + k);
+      out.set(t * out.stride0 + k, sum);
+    });
+  }
+};
+
+}  // namespace
+
+void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
+                        Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) {
+  const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1);
+  LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features);
+  gpu::launch(*device_, num_tokens, 4 * classifier.out_features,
+              Route{.expert_idx = routing.expert_idx.data<int32_t>(),
+                    .expert_weights = routing.expert_weights.data<float>(),
+                    .identity_weight = routing.identity_weight.data<float>(),
+                    .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                    .scores_out = scratch.data<float>(),
+                    .x = View(x),
+                    .classifier = Matrix(classifier),
+                    .bias = bias.data<float>(),
+                    .num_real_tokens = num_real_tokens.data<int32_t>(),
+                    .topk = topk,
+                    .n_routed_experts = n_routed_experts,
+                    .scaling_factor = scaling_factor});
+  gpu::launch(*device_, n_routed_experts + 1, 0,
+              Permute{.expert_idx = routing.expert_idx.data<int32_t>(),
+                      .expert_offsets = routing.expert_offsets.data<int32_t>(),
+                      .permuted_tokens = routing.permuted_tokens.data<int32_t>(),
+                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                      .num_picks = num_tokens * topk,
+                      .topk = topk,
+                      .num_experts = n_routed_experts});
+}
+
+// The experts' inputs are copied into their permuted order first, because TMA cannot gather rows. They wait in
+// expert_out, which is free until the down projection.
+void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
+                          const Routing& routing, const ExpertWeights& experts) {
+  const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), rows = num_tokens * topk;
+  const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
+  const Tensor offsets = routing.expert_offsets;
+  const int32_t* num_rows = offsets.data<int32_t>() + num_experts;
+  const Tensor gate = hidden.first(rows), up = scratch.first(rows), permuted = expert_out.first(rows);
+
+  gpu::gather_rows(*device_, rows,
+                   {.out = View(permuted),
+                    .x = View(x),
+                    .rows = routing.permuted_tokens.data<int32_t>(),
+                    .dim = x.size(1),
+                    .num_rows = num_rows});
+  grouped_linear(gate, permuted, offsets, experts.gate_proj);
+  grouped_linear(up, permuted, offsets, experts.up_proj);
+  gpu::silu_mul(*device_, rows,
+                {.out = View(gate), .gate = View(gate), .up = View(up), .dim = gate.size(1), .num_rows = num_rows});
+  grouped_linear(permuted, gate, offsets, experts.down_proj);
+  gpu::launch(*device_, num_tokens, 0,
+              Combine{.out = View(out),
+                      .expert_out = View(permuted),
+                      .expert_weights = routing.expert_weights.data<float>(),
+                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                      .topk = topk,
+                      .dim = x.size(1)});
+}
+
+}  // namespace longcat

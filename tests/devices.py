@@ -1,0 +1,24 @@
+"""Devices the tests of the CUDA backend run on: its kernels walked on the host, and a GPU where there is one."""
+
+import pytest
+from longcat import _core
+from longcat._core import testing
+
+
+def cuda_missing() -> str | None:
+    """Why no CUDA device can be used here, or None."""
+    if not _core.cuda_is_built():
+        return "this build has no CUDA backend"
+    try:
+        testing.DeviceOps("cuda")
+    except _core.Error as error:
+        return str(error)
+    return None
+
+
+_MISSING = cuda_missing()
+needs_gpu = pytest.mark.skipif(_MISSING is not None, reason=_MISSING or "")
+
+EMULATED_F32 = "cuda-emulated-f32"
+EMULATED = "cuda-emulated"
+DEVICES = [EMULATED_F32, EMULATED, pytest.param("cuda", marks=needs_gpu)]

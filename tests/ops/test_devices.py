@@ -1,0 +1,383 @@
+"""One table for every device: each op of the CUDA backend against the same op of the CPU backend.
+
+`cuda-emulated` walks the kernels on the host, so all but the CUTLASS kernels are held to the CPU here too; with f32
+activations only the order of additions differs. `cuda` is a real GPU, skipped and counted where there is none.
+"""
+
+import numpy as np
+import pytest
+from checkpoints import from_bf16, quantize_fp8_blocks, to_bf16
+from compare import assert_rows_close
+from devices import DEVICES, EMULATED
+from longcat._core import testing
+from tolerances import BF16_OPS, F32_TRANSCENDENTAL
+
+CPU = testing.DeviceOps("cpu")
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def ops(request):
+    return testing.DeviceOps(request.param)
+
+
+@pytest.fixture(scope="module")
+def tolerance(ops):
+    return F32_TRANSCENDENTAL if ops.activation_dtype() == "F32" else BF16_OPS
+
+
+def normal(*shape, seed=0, scale=1.0):
+    """Random values that are exact in bf16, so that every device gets the same inputs."""
+    values = (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+    return from_bf16(to_bf16(values))
+
+
+# --- norms and sums --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens,dim", [(1, 1), (7, 96), (3, 513)])
+def test_norms(ops, tolerance, tokens, dim):
+    x, residual, weight = normal(tokens, dim), normal(tokens, dim, seed=1, scale=3), normal(dim, seed=2)
+    assert_rows_close(ops.rms_norm(x, weight, 1e-5), CPU.rms_norm(x, weight, 1e-5), tolerance)
+    for found, expected in zip(
+        ops.add_rms_norm(residual, x, weight, 1e-6), CPU.add_rms_norm(residual, x, weight, 1e-6), strict=True
+    ):
+        assert_rows_close(found, expected, tolerance)
+
+
+def test_elementwise(ops, tolerance):
+    x, y, row_weight = normal(5, 70), normal(5, 70, seed=1), normal(5, seed=2)
+    assert_rows_close(ops.add(x, y), CPU.add(x, y), tolerance)
+    assert_rows_close(ops.add_scaled_rows(x, y, row_weight), CPU.add_scaled_rows(x, y, row_weight), tolerance)
+    gate = 5 * x
+    gate[0, :3] = [-100, 0, 100]
+    assert_rows_close(ops.silu_mul(gate, y), CPU.silu_mul(gate, y), tolerance)
+    rows = np.array([4, 0, 0, 2], np.int32)
+    assert np.array_equal(ops.gather_rows(x, rows), x[rows])
+
+
+def test_select_token_ids(ops):
+    ids, sampled = np.array([5, 6, 7, 8], np.int32), np.array([30, -1, 32], np.int32)
+    sources = np.array([-1, 2, 1, 0], np.int32)
+    assert ops.select_token_ids(ids, sampled, sources).tolist() == [5, 32, 0, 30]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.25])
+def test_rope(ops, tolerance, factor):
+    positions = np.array([0, 1, 63, 64, 5000, 262143], np.int32)
+    x, inv_freq = normal(6, 3, 8), (5e6 ** (-np.arange(0, 8, 2) / 8)).astype(np.float32)
+    assert_rows_close(ops.rope(x, positions, inv_freq, factor), CPU.rope(x, positions, inv_freq, factor), tolerance)
+
+
+# --- linear layers ---------------------------------------------------------------------------------
+
+# Odd shapes go through the plain kernel; multiples of 8 through CUTLASS on a GPU. 1 token, a prime, tile size plus one.
+SHAPES = [(1, 1, 1), (3, 33, 65), (1, 128, 64), (17, 200, 192), (129, 136, 264)]
+
+
+@pytest.mark.parametrize("tokens,out,width", SHAPES)
+@pytest.mark.parametrize("format", ["f32", "bf16", "fp8_block"])
+@pytest.mark.parametrize("f32_out", [False, True])
+def test_linear(ops, tolerance, tokens, out, width, format, f32_out):
+    x, weight, scales = normal(tokens, width), normal(out, width, seed=1), None
+    if format == "bf16":
+        weight = to_bf16(weight)
+    elif format == "fp8_block":
+        weight, scales = quantize_fp8_blocks(weight)
+    found = ops.linear(x, weight, scales, f32_out)
+    assert_rows_close(found, CPU.linear(x, weight, scales, f32_out), tolerance)
+
+
+@pytest.mark.parametrize("heads,out,width", [(3, 9, 20), (4, 64, 32)])
+def test_linear_per_head(ops, tolerance, heads, out, width):
+    x, weight = normal(5, heads, width), to_bf16(normal(heads * out, width, seed=1))
+    found, expected = ops.linear_per_head(x, weight), CPU.linear_per_head(x, weight)
+    assert_rows_close(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("tokens,out,width", [(129, 33, 65), (129, 128, 64)])
+def test_rows_do_not_depend_on_their_number(ops, tokens, out, width):
+    x, weight = normal(tokens, width), to_bf16(normal(out, width, seed=1))
+    whole = ops.linear(x, weight)
+    for count in (1, 2, 16, 17, 64, 65):
+        assert np.array_equal(ops.linear(x[:count], weight), whole[:count])
+
+
+# --- embedding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden,width", [(24, 12), (64, 64)])
+def test_embed(ops, tolerance, hidden, width):
+    ids, rows = np.array([3, 0, 3, 10], np.int32), normal(4, width)
+    word, projection = to_bf16(normal(11, hidden, seed=1)), to_bf16(normal(hidden, width, seed=2))
+    assert_rows_close(
+        ops.embed(ids, word, rows, projection, 1 / 7), CPU.embed(ids, word, rows, projection, 1 / 7), tolerance
+    )
+    assert_rows_close(ops.embed(ids, word, rows, None, 0.5), CPU.embed(ids, word, rows, None, 0.5), tolerance)
+
+
+def ngram_tables(max_order, splits, dim, rows=301, seed=0):
+    return [to_bf16(normal(rows + 2 * t, dim, seed=seed + t)) for t in range((max_order - 1) * splits)]
+
+
+def random_steps(rng, vocab, eos, num_sequences=4):
+    """Sequences in chunks over several steps, decodes first; short ones, some EOS; blocks out of order."""
+    blocks = rng.permutation(np.arange(1, 1 + 2 * num_sequences)).reshape(num_sequences, 2).tolist()
+    ids = rng.integers(0, vocab, (num_sequences, 128))
+    ids[rng.random(ids.shape) < 0.2] = eos
+    done, steps = [0] * num_sequences, []
+    for _ in range(6):
+        decodes, prompts = [], []
+        for s in rng.permutation(num_sequences):
+            count = int(rng.integers(0, 20)) if rng.random() < 0.5 else 1
+            if count == 0 or done[s] + count > 128:
+                continue
+            chunk = (blocks[s], done[s], ids[s, done[s] : done[s] + count].tolist())
+            (decodes if count == 1 and done[s] > 0 else prompts).append(chunk)
+            done[s] += count
+        if decodes or prompts:
+            steps.append((decodes + prompts, len(decodes)))
+    return steps
+
+
+@pytest.mark.parametrize("max_order,splits", [(1, 0), (2, 1), (4, 2), (4, 4), (16, 1)])
+def test_ngram_lookup_is_exact(ops, max_order, splits):
+    rng = np.random.default_rng(max_order)
+    tables = ngram_tables(max_order, splits, dim=8)
+    for _ in range(5):
+        steps = random_steps(rng, vocab=97, eos=2)
+        found = ops.ngram_lookup(steps, tables, 97, max_order, splits, 2, 9)
+        expected = CPU.ngram_lookup(steps, tables, 97, max_order, splits, 2, 9)
+        for a, b in zip(found, expected, strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_ngram_ids_of_the_real_model(ops):
+    """The real row counts, with tables of one value; vectors computed by hand from the definition."""
+    moduli = [10223617 + 2 * t for t in range(12)]
+    tables = [np.zeros((m, 1), np.uint16) for m in moduli]
+    ids, _, _ = ops.ngram_lookup([([([1], 0, [131071, 131070, 131069, 131068])], 0)], tables, 131072, 4, 4, 2, 2)
+    assert ids[3].tolist() == [
+        3930476, 3927116, 3923756, 3920396, 8183666, 7293911, 6404328, 5514917, 8016838, 4204349, 2534734, 3007981,
+    ]  # fmt: skip
+    ids, _, _ = ops.ngram_lookup([([([1], 0, [10, 11, 2, 14, 15, 16])], 0)], tables, 131072, 4, 4, 2, 2)
+    assert ids[2, 8:].tolist() == [2204702, 2171094, 2137486, 2103878]  # an EOS looks back
+    assert ids[3].tolist() == [14] * 12  # and nothing looks past it
+
+
+# --- attention -------------------------------------------------------------------------------------
+
+
+def attention_case(lengths, generated, heads, latent, rope, nope=6, v=5):
+    """Chunks of given (start, count) behind stored histories: everything is stored by the call itself from position 0,
+    so histories are chunks from 0."""
+    chunks, block = [], 1
+    for length in lengths:
+        count = -(-length // 64)
+        chunks.append((list(range(block, block + count))[::-1], 0, [0] * length))
+        block += count
+    tokens = sum(lengths)
+    case = {
+        "chunks": chunks,
+        "num_blocks": block,
+        "kv_a": normal(tokens, latent + rope),
+        "norm_weight": normal(latent, seed=1),
+        "inv_freq": (100.0 ** (-np.arange(rope // 2) / rope)).astype(np.float32),
+        "generated": generated,
+        "q": normal(tokens, heads, (latent if generated else nope) + rope, seed=2),
+    }
+    if not generated:
+        case["k_up"] = to_bf16(normal(heads * latent, nope, seed=3, scale=latent**-0.5))
+        case["v_up"] = to_bf16(normal(heads * v, latent, seed=4, scale=latent**-0.5))
+    return case
+
+
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "fp8"])
+@pytest.mark.parametrize("generated", [True, False], ids=["decode", "prefill"])
+@pytest.mark.parametrize("lengths", [[1], [65, 1, 300], [127, 128, 64]], ids=str)
+def test_attention(ops, tolerance, cache_dtype, generated, lengths):
+    case = attention_case(lengths, generated, heads=9, latent=24, rope=6)
+    (found, stored), (expected, cpu_stored) = (o.attention(cache_dtype=cache_dtype, **case) for o in (ops, CPU))
+    assert_rows_close(found, expected, tolerance if cache_dtype != "fp8" else max(tolerance, 0.04))
+    if ops.activation_dtype() == "BF16" and cache_dtype == "bf16":  # same inputs, same roundings
+        differ = np.mean(stored != cpu_stored)
+        assert differ < 0.01, f"{differ:.1%} of the stored bytes differ"
+
+
+def test_long_decode_crosses_every_kind_of_piece(ops, tolerance):
+    case = attention_case([2600], True, heads=1, latent=8, rope=2)
+    found, expected = (o.attention(cache_dtype="bf16", **case)[0] for o in (ops, CPU))
+    assert_rows_close(found, expected, tolerance)
+
+
+def test_attention_pieces_by_index_are_the_same_list():
+    begin = 0
+    for piece in range(200):
+        assert testing.kv_piece_begin(piece) == begin
+        begin = testing.kv_piece_end(begin)
+    for positions in (1, 128, 129, 2048, 2049, 16384, 16385, 262144):
+        count = testing.num_kv_pieces(positions)
+        assert testing.kv_piece_begin(count - 1) < positions <= testing.kv_piece_begin(count)
+
+
+# --- mixture of experts ----------------------------------------------------------------------------
+
+
+def moe_case(tokens, hidden, width, routed, identity, topk, seed=0):
+    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    experts = {
+        name: [to_bf16(normal(*shape, seed=seed + 10 * e + i, scale=0.3)) for e in range(routed)]
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    return {
+        "x": normal(tokens, hidden, seed=seed),
+        "classifier": normal(routed + identity, hidden, seed=seed + 1),
+        "bias": normal(routed + identity, seed=seed + 2, scale=0.05),
+        "topk": topk,
+        "scaling_factor": 2.5,
+        **experts,
+    }
+
+
+@pytest.mark.parametrize(
+    "tokens,hidden,width,routed,identity,topk",
+    [(1, 20, 9, 5, 3, 4), (17, 20, 9, 5, 3, 4), (40, 64, 32, 8, 4, 3), (3, 16, 8, 40, 0, 2)],
+)
+def test_moe(ops, tolerance, tokens, hidden, width, routed, identity, topk):
+    case = moe_case(tokens, hidden, width, routed, identity, topk)
+    found, expected = ops.moe(**case), CPU.moe(**case)
+    names = ("picks", "weights", "identity", "offsets", "tokens", "rows", "out")
+    found, expected = (dict(zip(names, r, strict=True)) for r in (found, expected))
+    rows = expected["offsets"][-1]
+    for name in ("picks", "offsets", "rows"):
+        assert np.array_equal(found[name], expected[name]), name
+    assert np.array_equal(found["tokens"][:rows], expected["tokens"][:rows])
+    assert_rows_close(found["weights"], expected["weights"], F32_TRANSCENDENTAL)
+    assert np.allclose(found["identity"], expected["identity"], rtol=F32_TRANSCENDENTAL, atol=1e-7)
+    assert_rows_close(found["out"], expected["out"], tolerance)
+
+
+def test_padded_rows_pick_nothing(ops):
+    case = moe_case(6, 20, 9, 5, 3, 4)
+    picks, weights, identity, offsets, _, rows, out = ops.moe(**case, num_real_tokens=2)
+    assert (picks[2:] == 5).all() and (weights[2:] == 0).all() and (identity[2:] == 0).all()
+    assert (rows[2:] == -1).all() and (out[2:] == 0).all()
+    alone = ops.moe(**{**case, "x": case["x"][:2]})
+    assert offsets[-1] == alone[3][-1] and np.array_equal(out[:2], alone[-1])
+
+
+def test_router_ties_go_to_the_lowest_id(ops):
+    case = moe_case(2, 16, 8, 5, 3, 3)
+    case["classifier"][:] = 0
+    case["bias"][:] = 0
+    assert ops.moe(**case)[0].tolist() == [[0, 1, 2]] * 2
+
+
+def test_router_survives_nan(ops):
+    case = moe_case(2, 16, 8, 5, 3, 3)
+    case["x"][0] = np.nan
+    picks = ops.moe(**case)[0]
+    assert all(len(set(row)) == 3 and min(row) >= 0 and max(row) < 8 for row in picks.tolist())
+    assert np.array_equal(picks[1], CPU.moe(**case)[0][1])
+
+
+def test_expert_of_row():
+    offsets = [0, 0, 3, 3, 3, 7, 9, 9]
+    assert [testing.expert_of_row(offsets, row) for row in range(9)] == [1, 1, 1, 4, 4, 4, 4, 5, 5]
+
+
+# --- sampling --------------------------------------------------------------------------------------
+
+
+def sampling_cases(rng, count):
+    for case in range(count):
+        vocab = int(rng.integers(1, 60)) if case % 10 else 3000
+        logits = np.round(rng.normal(size=vocab) * 3, 1).astype(np.float32)  # rounded: ties are common
+        history = rng.integers(0, vocab, int(rng.integers(1, 70))).tolist()
+        params = {
+            "repetition_penalty": float(rng.choice([1.0, 1.06, 1.5])),
+            "temperature": float(rng.choice([0.0, 0.5, 1.0, 1.7, 1e-40])),
+            "top_k": int(rng.choice([0, 1, 4, 200])),
+            "top_p": float(rng.choice([1.0, 0.93, 0.41, 0.0])),
+            "min_p": float(rng.choice([0.0, 0.0613])),
+            "presence_penalty": float(rng.choice([0.0, 0.7])),
+            "frequency_penalty": float(rng.choice([0.0, -0.3])),
+            "num_prompt_tokens": int(rng.integers(0, len(history) + 1)),
+            "logit_bias": {int(i): float(rng.choice([-2.0, 1.5])) for i in rng.integers(0, vocab, 2)},
+            "seed": case,
+            "sample_idx": case % 3,
+            "banned_ids": [int(i) for i in rng.integers(0, vocab, int(rng.integers(0, 3)))],
+            "bad_words": [[history[-1], int(rng.integers(vocab))], [0, 0, 0, 0]] if rng.random() < 0.5 else [],
+            "allowed_ids": sorted({int(i) for i in rng.integers(0, vocab, 20)}) if rng.random() < 0.3 else [],
+        }
+        if rng.random() < 0.3:
+            bits = np.zeros(-(-vocab // 32) * 32, np.uint8)
+            bits[:vocab] = rng.random(vocab) < 0.7
+            params["mask"] = np.packbits(bits, bitorder="little").view("<u4").tolist()
+        yield logits, params, history
+
+
+def test_sampled_ids_are_the_cpus(ops):
+    rng = np.random.default_rng(7)
+    for case, (logits, params, history) in enumerate(sampling_cases(rng, 400)):
+        found, expected = (o.sample(logits[None], [params], [history])[0] for o in (ops, CPU))
+        assert found == expected, (case, params)
+
+
+def test_many_rows_at_once_are_the_rows_alone(ops):
+    rng = np.random.default_rng(8)
+    logits = np.round(rng.normal(size=(70, 50)) * 3, 1).astype(np.float32)
+    params = [{"seed": s, "top_p": 0.8, "frequency_penalty": 0.2} for s in range(70)]
+    histories = [rng.integers(0, 50, 1 + s).tolist() for s in range(70)]
+    together = ops.sample(logits, params, histories).tolist()
+    assert together == CPU.sample(logits, params, histories).tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_broken_logits_give_no_token(ops, value):
+    logits = np.zeros((2, 40), np.float32)
+    logits[0, 7] = value
+    assert ops.sample(logits, [{}] * 2, [[0], [0]])[0] == -1
+    logits[0, 7] = -np.inf
+    assert ops.sample(logits, [{"temperature": 0.0}] * 2, [[0], [0]])[0] == 0
+    assert ops.sample(logits, [{"banned_ids": list(range(40))}] * 2, [[0], [0]]).tolist() == [-1, -1]
+
+
+def test_token_logprobs(ops):
+    logits = np.random.default_rng(1).normal(size=(3, 500)).astype(np.float32)
+    logits[0, [4, 9]] = 7  # a tie at the top
+    logits[1, 5] = -np.inf
+    chosen = np.array([9, 0, 17], np.int32)
+    (values, ids, ranks), (cpu_values, cpu_ids, cpu_ranks) = (o.token_logprobs(logits, chosen, 5) for o in (ops, CPU))
+    assert np.array_equal(ids, cpu_ids) and np.array_equal(ranks, cpu_ranks)
+    assert np.abs(values - cpu_values).max() < 1e-5
+
+
+def test_order_keys_are_ordered_like_floats():
+    values = np.array([-np.inf, -3e38, -1.5, -1e-45, -0.0, 0.0, 1e-45, 1.5, 3e38, np.inf], np.float32)
+    keys = [testing.order_key(float(v)) for v in values]
+    assert keys == sorted(keys) and keys[4] == keys[5] and len(set(keys)) == len(keys) - 1
+
+
+# --- the emulation ---------------------------------------------------------------------------------
+
+
+def test_no_result_depends_on_the_order_of_blocks_and_threads():
+    forwards, backwards = testing.DeviceOps(EMULATED), testing.DeviceOps("cuda-emulated-reversed")
+    case = moe_case(17, 20, 9, 5, 3, 4)
+    for a, b in zip(forwards.moe(**case), backwards.moe(**case), strict=True):
+        assert np.array_equal(a, b)
+    for generated in (True, False):
+        case = attention_case([65, 1, 130], generated, heads=9, latent=24, rope=6)
+        for cache_dtype in ("bf16", "fp8"):
+            for a, b in zip(
+                forwards.attention(cache_dtype=cache_dtype, **case),
+                backwards.attention(cache_dtype=cache_dtype, **case),
+                strict=True,
+            ):
+                assert np.array_equal(a, b)
+    rng, tables = np.random.default_rng(3), ngram_tables(4, 4, dim=8)
+    steps = random_steps(rng, vocab=97, eos=2)
+    for a, b in zip(*(o.ngram_lookup(steps, tables, 97, 4, 4, 2, 9) for o in (forwards, backwards)), strict=True):
+        assert np.array_equal(a, b)
+    for logits, params, history in sampling_cases(rng, 60):
+        assert np.array_equal(*(o.sample(logits[None], [params], [history]) for o in (forwards, backwards)))

@@ -1,0 +1,21 @@
+// One function a kernel instance, each in a .cu file of its own: CUTLASS costs 30 to 60 s a file.
+#pragma once
+
+#include "cuda/gemm/gemm.h"
+
+namespace longcat {
+
+using DenseGemm = void(const GemmProblem& problem, GpuDevice& device, const Buffer& workspace);
+using GroupedGemm = void(const GroupedProblem& problem, const GroupedWeights& weights, GpuDevice& device,
+                         const Buffer& workspace);
+
+// sm_90a; the number is the tokens of a tile.
+DenseGemm dense_bf16_sm90_16, dense_bf16_sm90_64, dense_bf16_sm90_128;
+DenseGemm dense_f32_sm90_16, dense_f32_sm90_64, dense_f32_sm90_128;  // f32 out: the logits
+GroupedGemm grouped_bf16_sm90_16, grouped_bf16_sm90_64, grouped_bf16_sm90_128;
+
+// sm_80: 128 tokens.
+DenseGemm dense_bf16_sm80, dense_f32_sm80;
+GroupedGemm grouped_bf16_sm80;
+
+}  // namespace longcat

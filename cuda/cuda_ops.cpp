@@ -1,5 +1,6 @@
 #include "cuda/cuda_ops.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/emulated_device.h"
@@ -40,6 +41,21 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
     device_->copy_from_host(scales, logical.scales, scale_bytes);
     weight.scales = reinterpret_cast<const float*>(scales);
   }
+  return weight;
+}
+
+// Tables stay in pinned host memory, which the kernels read over the bus: 12 rows of 512 bytes a token. The bytes go
+// from the file into that memory directly, so there is never a second copy of a table.
+Weight CudaOps::prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage) {
+  if (logical.format == WeightFormat::fp8_block) return prepare(logical, storage);
+  constexpr int64_t kPiece = int64_t{64} << 20;
+  host_storage = HostBuffer(*device_, logical.num_bytes());
+  char* plane = static_cast<char*>(host_storage.data());
+  for (int64_t begin = 0; begin < logical.num_bytes(); begin += kPiece)
+    read(plane + begin, begin, std::min(kPiece, logical.num_bytes() - begin));
+  Weight weight = logical;
+  weight.data = plane;
+  weight.placement = Placement::host;
   return weight;
 }
 

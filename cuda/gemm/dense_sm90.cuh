@@ -1,10 +1,10 @@
 // Dense bf16 linear layer for Hopper: TMA loads, WGMMA, f32 accumulators, one persistent kernel.
 //
-// out^T [out_features, tokens] = W [out_features, in] x^T: W fills the 128 rows of a tile (two consumer warp groups of 64),
-// tokens its TileTokens columns, K goes in steps of 64 in ascending order with one accumulator an element. Every TileTokens
-// so uses the same instruction but for its width, and the bits of a token do not depend on how many there are.
-// Bound: the weights' bytes up to a few hundred tokens, then WGMMA. Shared memory: as many 64-wide stages of
-// (128 + TileTokens) rows x 128 bytes as fit beside the epilogue's tile.
+// out^T [out_features, tokens] = W [out_features, in] x^T: W fills the 128 rows of a tile (two consumer warp groups of
+// 64), tokens its TileTokens columns, K goes in steps of 64 in ascending order with one accumulator an element. Every
+// TileTokens so uses the same instruction but for its width, and the bits of a token do not depend on how many there
+// are. Bound: the weights' bytes up to a few hundred tokens, then WGMMA. Shared memory: as many 64-wide stages of (128
+// + TileTokens) rows x 128 bytes as fit beside the epilogue's tile.
 #pragma once
 
 // Narrow includes: the builders' umbrella headers pull in every architecture and cost seconds a file.
@@ -50,14 +50,13 @@ void run_dense_sm90(const GemmProblem& p, GpuDevice& device, const Buffer& works
   const int rows = static_cast<int>(p.out_features), tokens = static_cast<int>(p.num_tokens);
   Out* out = static_cast<Out*>(p.out);
   const typename Kernel::StrideD out_stride{_1{}, p.out_stride, p.out_batch_stride};
-  typename Kernel::Arguments arguments{
-      cutlass::gemm::GemmUniversalMode::kGemm,
-      {rows, tokens, static_cast<int>(p.in_features), static_cast<int>(p.batch)},
-      {static_cast<const Element*>(p.weight),
-       {p.in_features, _1{}, p.out_features * p.in_features},
-       static_cast<const Element*>(p.x),
-       {p.x_stride, _1{}, p.x_batch_stride}},
-      {{}, out, out_stride, out, out_stride}};
+  typename Kernel::Arguments arguments{cutlass::gemm::GemmUniversalMode::kGemm,
+                                       {rows, tokens, static_cast<int>(p.in_features), static_cast<int>(p.batch)},
+                                       {static_cast<const Element*>(p.weight),
+                                        {p.in_features, _1{}, p.out_features * p.in_features},
+                                        static_cast<const Element*>(p.x),
+                                        {p.x_stride, _1{}, p.x_batch_stride}},
+                                       {{}, out, out_stride, out, out_stride}};
   arguments.epilogue.thread.alpha = p.scale;
   arguments.epilogue.thread.beta = p.add ? p.scale : 0.0f;
   arguments.hw_info.sm_count = device.num_multiprocessors();

@@ -4,7 +4,7 @@
 namespace longcat {
 
 void grouped_bf16_sm90_128(const GroupedProblem& problem, const GroupedWeights& weights, GpuDevice& device,
-                          const Buffer& workspace) {
+                           const Buffer& workspace) {
   run_grouped_sm90<128>(problem, weights, device, workspace);
 }
 

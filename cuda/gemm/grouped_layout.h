@@ -30,8 +30,8 @@ class GroupedLayout {
 }  // namespace longcat
 
 // A CUTLASS call that can fail only through our own mistake.
-#define CUTLASS_CHECK(expression)                                                                 \
-  do {                                                                                            \
-    const auto status_ = (expression);                                                            \
-    LC_CHECK(status_ == cutlass::Status::kSuccess, cutlass::cutlassGetStatusString(status_));     \
+#define CUTLASS_CHECK(expression)                                                             \
+  do {                                                                                        \
+    const auto status_ = (expression);                                                        \
+    LC_CHECK(status_ == cutlass::Status::kSuccess, cutlass::cutlassGetStatusString(status_)); \
   } while (0)

@@ -1,8 +1,8 @@
 // Grouped bf16 linear layer of the experts for Hopper: as dense_sm90.cuh, with one problem an expert.
 //
 // A small kernel writes each expert's shape, pointers and strides from expert_offsets on the device, so the host never
-// knows the counts and the launch can be recorded. Experts without rows have no tiles. Bound: the weights of the experts
-// that were hit, at decode; WGMMA from about 200 rows an expert on.
+// knows the counts and the launch can be recorded. Experts without rows have no tiles. Bound: the weights of the
+// experts that were hit, at decode; WGMMA from about 200 rows an expert on.
 #pragma once
 
 #include "cutlass/cutlass.h"
@@ -84,8 +84,8 @@ void run_grouped_sm90(const GroupedProblem& p, const GroupedWeights& weights, Gp
       cutlass::layout::ColumnMajor*, kAlign, float, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
       cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperative>::CollectiveOp;
-  using Kernel = cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<Shape<int, int, int>>, Mainloop,
-                                                      Epilogue>;
+  using Kernel =
+      cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<Shape<int, int, int>>, Mainloop, Epilogue>;
 
   const cudaStream_t stream = static_cast<cudaStream_t>(device.stream());
   GroupedLayout layout(workspace.data(), workspace.bytes());
@@ -93,11 +93,10 @@ void run_grouped_sm90(const GroupedProblem& p, const GroupedWeights& weights, Gp
   describe_experts<Kernel><<<1, 256, 0, stream>>>(arrays, p, weights);
   check_launch(stream);
 
-  typename Kernel::Arguments arguments{
-      cutlass::gemm::GemmUniversalMode::kGrouped,
-      {weights.num_experts, arrays.shapes, nullptr},
-      {arrays.weights, arrays.weight_strides, arrays.inputs, arrays.input_strides},
-      {{}, nullptr, nullptr, arrays.outputs, arrays.output_strides}};
+  typename Kernel::Arguments arguments{cutlass::gemm::GemmUniversalMode::kGrouped,
+                                       {weights.num_experts, arrays.shapes, nullptr},
+                                       {arrays.weights, arrays.weight_strides, arrays.inputs, arrays.input_strides},
+                                       {{}, nullptr, nullptr, arrays.outputs, arrays.output_strides}};
   arguments.epilogue.thread.alpha = 1;
   arguments.epilogue.thread.beta = 0;
   arguments.hw_info.sm_count = device.num_multiprocessors();

@@ -1,0 +1,85 @@
+# The CUDA backend. LONGCAT_CUDA: AUTO (where nvcc and the CUTLASS headers are found), ON (they must be), OFF.
+#
+# Without it the same kernel files are compiled as C++ for the tests, and cpp/ops/no_cuda.cpp stands in for the backend.
+set(LONGCAT_CUDA "AUTO" CACHE STRING "CUDA backend: AUTO, ON or OFF")
+set_property(CACHE LONGCAT_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each takes up to 3.5 GiB")
+
+set(_host_kernels
+  cuda/attention.cu cuda/elementwise.cu cuda/gemm.cu cuda/moe.cu cuda/ngram_embed.cu cuda/rope.cu cuda/sample.cu)
+target_sources(longcat_runtime PRIVATE
+  cuda/arena.cpp cuda/cuda_ops.cpp cuda/emulated_device.cpp cuda/gemm/heuristics.cpp ${_host_kernels})
+
+set(_use_cuda OFF)
+set(LONGCAT_CUDA_SUMMARY "off")
+if(NOT LONGCAT_CUDA STREQUAL "OFF")
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" -c "import importlib.util as u, os
+for name, sub in (('cutlass_library', 'source'), ('flashinfer', 'data/cutlass')):
+    module = u.find_spec(name)
+    for path in (module.submodule_search_locations if module else ()): print(os.path.join(path, sub))"
+    OUTPUT_VARIABLE _python_cutlass OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  string(REPLACE "\n" ";" _python_cutlass "${_python_cutlass}")
+  find_path(LONGCAT_CUTLASS_DIR include/cutlass/version.h NO_DEFAULT_PATH
+    HINTS $ENV{LONGCAT_CUTLASS_DIR} "${CMAKE_CURRENT_SOURCE_DIR}/third_party/cutlass" ${_python_cutlass})
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER AND LONGCAT_CUTLASS_DIR)
+    set(_use_cuda ON)
+  elseif(LONGCAT_CUDA STREQUAL "ON")
+    if(NOT CMAKE_CUDA_COMPILER)
+      message(FATAL_ERROR "LONGCAT_CUDA=ON, but no nvcc is found: put it on PATH or pass -DCMAKE_CUDA_COMPILER")
+    endif()
+    message(FATAL_ERROR "LONGCAT_CUDA=ON, but no CUTLASS headers are found: run `make third_party`, or pass -DLONGCAT_CUTLASS_DIR")
+  elseif(CMAKE_CUDA_COMPILER)
+    set(LONGCAT_CUDA_SUMMARY "off (no CUTLASS headers: make third_party)")
+  else()
+    set(LONGCAT_CUDA_SUMMARY "off (no nvcc)")
+  endif()
+endif()
+
+if(NOT _use_cuda)
+  set_source_files_properties(${_host_kernels} PROPERTIES LANGUAGE CXX)
+  target_sources(longcat_runtime PRIVATE cpp/ops/no_cuda.cpp cuda/gemm/no_cutlass.cpp)
+  return()
+endif()
+
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+set(LONGCAT_CUDA_SUMMARY "${CMAKE_CUDA_COMPILER_VERSION} for sm_90a and sm_80")
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS heavy=${LONGCAT_HEAVY_JOBS})
+
+# NDEBUG in every build type: an assert in a wgmma kernel makes ptxas serialise it (C7510). cudart is static and CUTLASS
+# finds the driver at run time, so the module imports where there is no GPU.
+set(_cuda_options --expt-relaxed-constexpr -diag-suppress=2908)
+function(longcat_cuda_target name architectures)
+  set_target_properties(${name} PROPERTIES
+    CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
+    CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static POSITION_INDEPENDENT_CODE ON)
+  target_compile_options(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${_cuda_options}>")
+  target_compile_definitions(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>")
+endfunction()
+
+target_sources(longcat_runtime PRIVATE cuda/cuda_backend.cpp cuda/cuda_device.cpp cuda/gemm/run.cpp)
+longcat_cuda_target(longcat_runtime "90a-real;80-real")
+target_link_libraries(longcat_runtime PUBLIC CUDA::cudart_static)
+# Sums in the sampler and the penalties are rounded as on the CPU, product by product.
+set_source_files_properties(cuda/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
+
+# CUTLASS kernels, each for the one architecture it is written for.
+add_library(longcat_gemm_sm90a OBJECT
+  cuda/gemm/dense_bf16_sm90_16.cu cuda/gemm/dense_bf16_sm90_64.cu cuda/gemm/dense_bf16_sm90_128.cu
+  cuda/gemm/dense_f32_sm90_16.cu cuda/gemm/dense_f32_sm90_64.cu cuda/gemm/dense_f32_sm90_128.cu
+  cuda/gemm/grouped_bf16_sm90_16.cu cuda/gemm/grouped_bf16_sm90_64.cu cuda/gemm/grouped_bf16_sm90_128.cu)
+longcat_cuda_target(longcat_gemm_sm90a 90a-real)
+add_library(longcat_gemm_sm80 OBJECT
+  cuda/gemm/dense_bf16_sm80.cu cuda/gemm/dense_f32_sm80.cu cuda/gemm/grouped_bf16_sm80.cu)
+longcat_cuda_target(longcat_gemm_sm80 80-real)
+foreach(_gemm longcat_gemm_sm90a longcat_gemm_sm80)
+  set_target_properties(${_gemm} PROPERTIES JOB_POOL_COMPILE heavy)
+  target_link_libraries(${_gemm} PRIVATE longcat_options CUDA::cudart_static)
+  target_include_directories(${_gemm} SYSTEM PRIVATE
+    "${LONGCAT_CUTLASS_DIR}/include" "${LONGCAT_CUTLASS_DIR}/tools/util/include")
+  target_sources(longcat_runtime PRIVATE $<TARGET_OBJECTS:${_gemm}>)
+endforeach()

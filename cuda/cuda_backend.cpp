@@ -1,0 +1,35 @@
+// Linked in place of cpp/ops/no_cuda.cpp where the CUDA backend is built.
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda/cuda_device.h"
+#include "cuda/cuda_ops.h"
+#include "ops/backend.h"
+
+namespace longcat {
+
+namespace {
+
+constexpr double kDefaultShare = 0.94;  // what is left is for the driver: graphs, local memory, printf
+
+// Share of the free device memory that the arena takes.
+double memory_share() {
+  const char* text = std::getenv("LONGCAT_GPU_MEMORY");
+  if (!text) return kDefaultShare;
+  double share = 0;
+  const auto [end, status] = std::from_chars(text, text + std::strlen(text), share);
+  if (status != std::errc() || *end != 0 || !(share > 0 && share <= 1))
+    throw std::invalid_argument(str_cat("LONGCAT_GPU_MEMORY must be a share, above 0 and at most 1"));
+  return share;
+}
+
+}  // namespace
+
+std::unique_ptr<Ops> make_cuda_ops(int device_idx) {
+  return std::make_unique<CudaOps>(std::make_unique<CudaDevice>(device_idx, memory_share()), DType::bf16);
+}
+
+bool cuda_is_built() { return true; }
+
+}  // namespace longcat

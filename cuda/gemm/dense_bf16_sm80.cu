@@ -1,0 +1,10 @@
+#include "cuda/gemm/dense_sm80.cuh"
+#include "cuda/gemm/instances.h"
+
+namespace longcat {
+
+void dense_bf16_sm80(const GemmProblem& problem, GpuDevice& device, const Buffer& workspace) {
+  run_dense_sm80<cutlass::bfloat16_t>(problem, device, workspace);
+}
+
+}  // namespace longcat

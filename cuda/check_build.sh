@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# What a build with CUDA must satisfy, read from its log and its module:
+#   cuda/check_build.sh LOG MODULE
+# no wgmma kernel is serialised (ptxas C7510, C7508), and the module needs nothing of the driver to be loaded.
+set -euo pipefail
+log=$1 module=$2
+
+if grep -nE 'C7510|C7508' "$log"; then
+  echo "check_build: ptxas serialised a wgmma kernel" >&2
+  exit 1
+fi
+symbols=$(nm -D --undefined-only "$module")  # read whole: under pipefail a reader that stops early fails the pipe
+test -n "$symbols" || { echo "check_build: nm shows no symbols of $module" >&2; exit 1; }
+if grep -E ' cu[A-Z]' <<< "$symbols"; then
+  echo "check_build: $module needs these symbols of the CUDA driver" >&2
+  exit 1
+fi
+echo "check_build: no C7510 or C7508, no undefined cu[A-Z] symbol in $(basename "$module")"

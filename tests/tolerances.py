@@ -20,3 +20,6 @@ ROUTER_GAP = 1e-5
 
 # One op on bf16 activations, relative to a row's largest value: a few roundings of 2^-9 each.
 BF16_OPS = 2e-2
+
+# Logits of a small model with bf16 activations: a few dozen roundings of 2^-9 in a row.
+BF16_MODEL = 4e-2

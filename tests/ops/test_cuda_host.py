@@ -1,0 +1,84 @@
+"""Host code of the CUDA backend: memory, recorded sizes, and which kernel serves a layer."""
+
+import numpy as np
+import pytest
+from longcat._core import testing
+
+
+def test_recorded_rows():
+    assert [testing.graph_rows(r) for r in (1, 2, 3, 4, 5, 8, 9, 16, 17, 25, 64, 65)] == [
+        1, 2, 4, 4, 8, 8, 16, 16, 24, 32, 64, 72,
+    ]  # fmt: skip
+    for rows in range(1, 600):
+        padded = testing.graph_rows(rows)
+        assert padded >= rows and testing.graph_rows(padded) == padded and padded - rows <= 7
+
+
+def test_arena_keeps_its_budget_and_its_ranges_apart():
+    total, rng = 1 << 20, np.random.default_rng(0)
+    arena, live = testing.Arena(total), {}
+    for _ in range(3000):
+        if live and (rng.random() < 0.5 or len(live) > 40):
+            offset = list(live)[rng.integers(len(live))]
+            arena.free(offset, live.pop(offset))
+        else:
+            size = int(rng.integers(1, 60_000))
+            offset = arena.allocate(size)
+            if offset < 0:
+                assert arena.largest_free < size
+                continue
+            assert offset % 256 == 0 and offset + size <= total
+            for other, other_size in live.items():
+                assert offset + size <= other or other + other_size <= offset
+            live[offset] = size
+        assert sum(live.values()) <= arena.used_bytes <= arena.peak_bytes <= total
+    for offset, size in live.items():
+        arena.free(offset, size)
+    assert arena.used_bytes == 0 and arena.largest_free == total
+    assert arena.allocate(total) == 0 and arena.allocate(1) == -1
+
+
+def test_arena_notices_what_is_freed_twice():
+    arena = testing.Arena(4096)
+    first, second = arena.allocate(512), arena.allocate(512)
+    arena.free(first, 512)
+    with pytest.raises(RuntimeError, match="freed twice"):
+        arena.free(first, 512)
+    arena.free(second, 512)
+
+
+# (out_features, in_features) of LongCat-Flash-Lite's layers.
+LAYERS = [(1536, 3072), (6144, 1536), (576, 3072), (3072, 4096), (6144, 3072), (3072, 6144), (3072, 3072)]
+
+
+@pytest.mark.parametrize("out,width", LAYERS)
+def test_layers_of_the_model_run_on_tensor_cores(out, width):
+    for capability, path in ((90, "sm90_bf16"), (80, "sm80_bf16"), (86, "sm80_bf16"), (100, "sm80_bf16")):
+        for tokens in (1, 16, 17, 64, 65, 8192):
+            found = testing.gemm_choice(tokens, out, width, compute_capability=capability)
+            assert found[0] == path
+    tiles = [testing.gemm_choice(tokens, out, width)[1] for tokens in (1, 16, 17, 64, 65, 8192)]
+    assert tiles == [16, 16, 64, 64, 128, 128]
+
+
+def test_the_path_never_depends_on_the_number_of_tokens():
+    for out, width in [*LAYERS, (33, 65), (131072, 3072), (7, 8)]:
+        for format in ("f32", "bf16", "fp8_block"):
+            for out_dtype in ("bf16", "f32"):
+                paths = {
+                    testing.gemm_choice(t, out, width, format=format, out_dtype=out_dtype)[0]
+                    for t in (1, 2, 16, 17, 100, 5000)
+                }
+                assert len(paths) == 1
+
+
+def test_what_tensor_cores_cannot_address_takes_the_plain_kernel():
+    assert testing.gemm_choice(4, 64, 60)[0] == "plain"  # rows of 120 bytes
+    assert testing.gemm_choice(4, 60, 64)[0] == "plain"
+    assert testing.gemm_choice(4, 64, 64, misalignment=2)[0] == "plain"
+    assert testing.gemm_choice(4, 64, 64, format="fp8_block")[0] == "plain"
+    assert testing.gemm_choice(4, 64, 64, format="f32")[0] == "plain"
+    for capability in (0, 70, 75):
+        assert testing.gemm_choice(4, 64, 64, compute_capability=capability)[0] == "plain"
+    assert testing.gemm_choice(4, 64, 64, out_dtype="f32", add=True)[0] == "plain"
+    assert testing.gemm_choice(4, 512, 128, batch=32)[0] == "sm90_bf16"

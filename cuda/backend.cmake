@@ -62,7 +62,8 @@ function(longcat_cuda_target name architectures)
 endfunction()
 
 target_sources(longcat_runtime PRIVATE cuda/cuda_backend.cpp cuda/cuda_device.cpp cuda/gemm/run.cpp)
-longcat_cuda_target(longcat_runtime "90a-real;80-real")
+# PTX of compute_80 beside the machine code: later devices, 9.0 apart, translate it when the module is first loaded.
+longcat_cuda_target(longcat_runtime "90a-real;80")
 target_link_libraries(longcat_runtime PUBLIC CUDA::cudart_static)
 # Sums in the sampler and the penalties are rounded as on the CPU, product by product.
 set_source_files_properties(cuda/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
@@ -75,7 +76,7 @@ add_library(longcat_gemm_sm90a OBJECT
 longcat_cuda_target(longcat_gemm_sm90a 90a-real)
 add_library(longcat_gemm_sm80 OBJECT
   cuda/gemm/dense_bf16_sm80.cu cuda/gemm/dense_f32_sm80.cu cuda/gemm/grouped_bf16_sm80.cu)
-longcat_cuda_target(longcat_gemm_sm80 80-real)
+longcat_cuda_target(longcat_gemm_sm80 80)
 foreach(_gemm longcat_gemm_sm90a longcat_gemm_sm80)
   set_target_properties(${_gemm} PROPERTIES JOB_POOL_COMPILE heavy)
   target_link_libraries(${_gemm} PRIVATE longcat_options CUDA::cudart_static)

@@ -11,12 +11,10 @@ namespace longcat {
 
 namespace {
 
-constexpr double kDefaultShare = 0.94;  // what is left is for the driver: graphs, local memory, printf
-
-// Share of the free device memory that the arena takes.
+// Share of the free device memory that the arena takes; 0: not said.
 double memory_share() {
   const char* text = std::getenv("LONGCAT_GPU_MEMORY");
-  if (!text) return kDefaultShare;
+  if (!text) return 0;
   double share = 0;
   const auto [end, status] = std::from_chars(text, text + std::strlen(text), share);
   if (status != std::errc() || *end != 0 || !(share > 0 && share <= 1))

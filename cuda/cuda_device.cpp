@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t kRingBytes = int64_t{16} << 20;  // block tables, sampling rows and masks of a few steps
 constexpr int64_t kRingAlignment = 256;
 constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kSpareBytes = int64_t{3} << 29;  // 1.5 GiB for the driver: kernels, graphs, local memory
+constexpr int64_t kStepBytes = int64_t{1} << 30;   // for what is allocated after the cache: logits, sampling
 
 constexpr int64_t rounded_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -28,7 +30,10 @@ class Graph final : public Recording {
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
   }
-  ~Graph() override { cudaGraphExecDestroy(executable_); }
+  ~Graph() override {
+    cudaStreamSynchronize(static_cast<cudaStream_t>(device_.stream()));  // a launch may be under way
+    cudaGraphExecDestroy(executable_);
+  }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
@@ -90,12 +95,13 @@ CudaDevice::CudaDevice(int device_idx, double memory_share) : device_idx_(device
 
   size_t free_bytes = 0, total_bytes = 0;
   CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-  const int64_t arena_bytes =
-      static_cast<int64_t>(static_cast<double>(free_bytes) * memory_share) / kHugePage * kHugePage;
+  const int64_t wanted = memory_share > 0 ? static_cast<int64_t>(static_cast<double>(free_bytes) * memory_share)
+                                          : static_cast<int64_t>(free_bytes) - kSpareBytes;
+  const int64_t arena_bytes = std::max(wanted / kHugePage, int64_t{1}) * kHugePage;
   if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_bytes)) != cudaSuccess) {
     cudaGetLastError();
     throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_bytes, " of ", free_bytes,
-                              " free bytes cannot be taken: lower LONGCAT_GPU_MEMORY (now ", memory_share, ")"));
+                              " free bytes cannot be taken: set LONGCAT_GPU_MEMORY to a lower share"));
   }
   arena_ = Arena(arena_bytes);
 }
@@ -116,6 +122,8 @@ CudaDevice::~CudaDevice() {
 
 // The runtime keeps the device a thread works on per thread.
 void CudaDevice::make_current() const { CUDA_CHECK(cudaSetDevice(device_idx_)); }
+
+int64_t CudaDevice::default_cache_bytes() const { return std::max(arena_.largest_free() - kStepBytes, int64_t{0}); }
 
 void* CudaDevice::allocate(int64_t bytes) {
   if (bytes <= 0) return nullptr;
@@ -156,10 +164,25 @@ void* CudaDevice::allocate_host(int64_t bytes) {
       status != cudaSuccess) {
     cudaGetLastError();
     ::munmap(data, static_cast<size_t>(size));
-    throw OutOfMemory(str_cat("[cuda] ", bytes, " bytes of host memory cannot be pinned (", cudaGetErrorString(status),
+    return allocate_by_driver(size, status);
+  }
+  pinned_[data] = {size, true};
+  return data;
+}
+
+// Where our own pages cannot be pinned, the driver may still have some, whose size is its choice.
+void* CudaDevice::allocate_by_driver(int64_t bytes, cudaError_t refused) {
+  void* data = nullptr;
+  if (cudaHostAlloc(&data, static_cast<size_t>(bytes), cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
+    cudaGetLastError();
+    throw OutOfMemory(str_cat("[cuda] ", bytes, " bytes of host memory cannot be pinned (", cudaGetErrorString(refused),
                               "): free memory, or raise the limit of locked memory (ulimit -l)"));
   }
-  pinned_[data] = size;
+  if (bytes >= kHugePage)
+    std::fprintf(stderr, "longcat: [cuda] %lld bytes are not on huge pages (%s): reads of tables may be slower\n",
+                 static_cast<long long>(bytes), cudaGetErrorString(refused));
+  std::memset(data, 0, static_cast<size_t>(bytes));
+  pinned_[static_cast<const char*>(data)] = {bytes, false};
   return data;
 }
 
@@ -167,9 +190,13 @@ void CudaDevice::free_host(void* data, int64_t) noexcept {
   const auto range = pinned_.find(static_cast<const char*>(data));
   cudaSetDevice(device_idx_);
   cudaDeviceSynchronize();  // work under way may still read it
-  cudaHostUnregister(data);
   if (range == pinned_.end()) return;
-  ::munmap(data, static_cast<size_t>(range->second));
+  if (range->second.registered) {
+    cudaHostUnregister(data);
+    ::munmap(data, static_cast<size_t>(range->second.bytes));
+  } else {
+    cudaFreeHost(data);
+  }
   pinned_.erase(range);
 }
 
@@ -178,7 +205,7 @@ bool CudaDevice::is_pinned(const void* data, int64_t bytes) const {
   auto range = pinned_.upper_bound(begin);
   if (range == pinned_.begin()) return false;
   --range;
-  return begin + bytes <= range->first + range->second;
+  return begin + bytes <= range->first + range->second.bytes;
 }
 
 void CudaDevice::copy_from_host(void* device_data, const void* host_data, int64_t bytes) {
@@ -293,7 +320,8 @@ void CudaDevice::copy(void* to, const void* from, int64_t bytes) {
 
 std::unique_ptr<Recording> CudaDevice::record(std::function<void()> work) {
   LC_CHECK(!in_branch_);
-  CUDA_CHECK(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeThreadLocal));
+  // Relaxed: a kernel that meets its first launch here is loaded on the way, which the other modes may refuse.
+  CUDA_CHECK(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeRelaxed));
   cudaGraph_t graph = nullptr;
   try {
     work();

@@ -19,11 +19,13 @@ namespace longcat {
 
 class CudaDevice final : public GpuDevice {
  public:
-  // memory_share: of the memory that is free now, what the arena takes. Throws Error, OutOfMemory.
+  // memory_share: of the memory that is free now, what the arena takes; 0: all but 1.5 GiB. Throws Error,
+  // OutOfMemory.
   CudaDevice(int device_idx, double memory_share);
   ~CudaDevice() override;
 
   std::string name() const override { return "cuda:" + std::to_string(device_idx_); }
+  int64_t default_cache_bytes() const override;
   void* allocate(int64_t bytes) override;
   void free(void* data, int64_t bytes) noexcept override;
   void* allocate_host(int64_t bytes) override;
@@ -45,8 +47,14 @@ class CudaDevice final : public GpuDevice {
   bool in_branch() const override { return in_branch_; }
   int num_multiprocessors() const override { return num_multiprocessors_; }
   int compute_capability() const override { return compute_capability_; }
+  const Arena& arena() const { return arena_; }
 
  private:
+  // Host memory that the device reaches.
+  struct Pinned {
+    int64_t bytes;    // rounded to pages
+    bool registered;  // pages of ours; else the driver's
+  };
   // A copy out of the ring that the host still has to make.
   struct LateCopy {
     void* to;
@@ -61,6 +69,7 @@ class CudaDevice final : public GpuDevice {
     std::exception_ptr failure;
   };
 
+  void* allocate_by_driver(int64_t bytes, cudaError_t refused);
   bool is_pinned(const void* data, int64_t bytes) const;
   char* take_from_ring(int64_t bytes);  // nullptr: too large for it
   void complete_oldest();
@@ -72,7 +81,7 @@ class CudaDevice final : public GpuDevice {
   bool in_branch_ = false;
   char* memory_ = nullptr;
   Arena arena_{0};
-  std::map<const char*, int64_t> pinned_;  // from allocate_host: start -> bytes [rounded to pages]
+  std::map<const char*, Pinned> pinned_;  // from allocate_host, by their start
   char* ring_ = nullptr;
   int64_t ring_next_ = 0, ring_used_ = 0;  // [bytes], used: by all tickets under way
   Ticket* current_ = nullptr;              // of the submit in progress

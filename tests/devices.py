@@ -1,8 +1,13 @@
 """Devices the tests of the CUDA backend run on: its kernels walked on the host, and a GPU where there is one."""
 
+import os
+
 import pytest
 from longcat import _core
 from longcat._core import testing
+
+# Several devices are open in one run, each with an arena of its own.
+os.environ.setdefault("LONGCAT_GPU_MEMORY", "0.1")
 
 
 def cuda_missing() -> str | None:

@@ -25,6 +25,9 @@ class Device {
   // "cpu", "cuda:0".
   virtual std::string name() const = 0;
 
+  // What a latent cache takes when nobody says how much [bytes]. Asked for after the weights are loaded.
+  virtual int64_t default_cache_bytes() const = 0;
+
   // 64-byte aligned and zeroed. Throws OutOfMemory.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void free(void* data, int64_t bytes) noexcept = 0;

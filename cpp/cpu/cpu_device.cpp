@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -23,6 +25,18 @@ class StoredFunction final : public Recording {
   std::function<void()> work_;
 };
 
+// MemAvailable of /proc/meminfo [bytes]; 4 GiB where it is not told.
+int64_t available_memory() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key, unit;
+  int64_t kib = 0;
+  while (meminfo >> key >> kib) {
+    if (key == "MemAvailable:") return kib * 1024;
+    std::getline(meminfo, unit);
+  }
+  return int64_t{4} << 30;
+}
+
 }  // namespace
 
 std::unique_ptr<Ops> make_cpu_ops(int num_threads) {
@@ -38,6 +52,8 @@ CpuDevice::~CpuDevice() {
   submitted_.notify_one();
   worker_.join();
 }
+
+int64_t CpuDevice::default_cache_bytes() const { return available_memory() / 4; }
 
 // Anonymous pages: zeroed by the kernel when first touched, so a large pool costs only what is used of it.
 void* CpuDevice::allocate(int64_t bytes) {

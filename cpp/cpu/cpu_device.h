@@ -19,6 +19,7 @@ class CpuDevice final : public Device {
   ~CpuDevice() override;
 
   std::string name() const override { return "cpu"; }
+  int64_t default_cache_bytes() const override;
   void* allocate(int64_t bytes) override;
   void free(void* data, int64_t bytes) noexcept override;
   void* allocate_host(int64_t bytes) override { return allocate(bytes); }

@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <utility>
 
@@ -22,18 +21,6 @@ DType parse_dtype(const char* option, const std::string& name, DType automatic, 
 
 void require_positive(const char* option, int64_t value) {
   if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, " is not possible: expected at least 1"));
-}
-
-// MemAvailable of /proc/meminfo [bytes]; 4 GiB where it is not told.
-int64_t available_memory() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key, unit;
-  int64_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    std::getline(meminfo, unit);
-  }
-  return int64_t{4} << 30;
 }
 
 const EngineOptions& checked(const EngineOptions& options) {
@@ -92,7 +79,8 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
                 " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
   const int64_t useful = options.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
-  const int64_t budget = options.kv_cache_memory > 0 ? options.kv_cache_memory : available_memory() / 4;
+  const int64_t budget =
+      options.kv_cache_memory > 0 ? options.kv_cache_memory : loaded_.ops->device().default_cache_bytes();
   const int64_t num_blocks = std::min(useful, budget / block_bytes);
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",

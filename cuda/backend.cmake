@@ -6,7 +6,8 @@ set_property(CACHE LONGCAT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each takes up to 3.5 GiB")
 
 set(_host_kernels
-  cuda/attention.cu cuda/elementwise.cu cuda/gemm.cu cuda/moe.cu cuda/ngram_embed.cu cuda/rope.cu cuda/sample.cu)
+  cuda/attention.cu cuda/elementwise.cu cuda/gemm.cu cuda/moe.cu cuda/ngram_embed.cu cuda/quantize.cu cuda/rope.cu
+  cuda/sample.cu)
 target_sources(longcat_runtime PRIVATE
   cuda/arena.cpp cuda/cuda_ops.cpp cuda/emulated_device.cpp cuda/gemm/heuristics.cpp ${_host_kernels})
 
@@ -72,7 +73,8 @@ set_source_files_properties(cuda/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=fal
 add_library(longcat_gemm_sm90a OBJECT
   cuda/gemm/dense_bf16_sm90_16.cu cuda/gemm/dense_bf16_sm90_64.cu cuda/gemm/dense_bf16_sm90_128.cu
   cuda/gemm/dense_f32_sm90_16.cu cuda/gemm/dense_f32_sm90_64.cu cuda/gemm/dense_f32_sm90_128.cu
-  cuda/gemm/grouped_bf16_sm90_16.cu cuda/gemm/grouped_bf16_sm90_64.cu cuda/gemm/grouped_bf16_sm90_128.cu)
+  cuda/gemm/grouped_bf16_sm90_16.cu cuda/gemm/grouped_bf16_sm90_64.cu cuda/gemm/grouped_bf16_sm90_128.cu
+  cuda/gemm/grouped_fp8_sm90.cu)
 longcat_cuda_target(longcat_gemm_sm90a 90a-real)
 add_library(longcat_gemm_sm80 OBJECT
   cuda/gemm/dense_bf16_sm80.cu cuda/gemm/dense_f32_sm80.cu cuda/gemm/grouped_bf16_sm80.cu)

@@ -25,11 +25,11 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype)
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
 }
 
-// Planes are copied as they are; kernels read every format.
+// Planes are copied as they are, but scales are transposed: the fp8 kernel reads those of a column of blocks together.
 Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   const int64_t count = logical.out_features * logical.in_features;
   const int64_t data_bytes = logical.format == WeightFormat::fp8_block ? count : logical.num_bytes();
-  const int64_t scales_offset = (data_bytes + 255) / 256 * 256;
+  const int64_t scales_offset = scales_offset_of(data_bytes);
   const int64_t scale_bytes = logical.num_bytes() - data_bytes;
   storage = Buffer(*device_, scale_bytes > 0 ? scales_offset + scale_bytes : data_bytes);
   Weight weight = logical;
@@ -38,7 +38,14 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   device_->copy_from_host(storage.data(), logical.data, data_bytes);
   if (scale_bytes > 0) {
     char* scales = static_cast<char*>(storage.data()) + scales_offset;
-    device_->copy_from_host(scales, logical.scales, scale_bytes);
+    const int64_t rows = (logical.out_features + kFp8Block - 1) / kFp8Block,
+                  cols = (logical.in_features + kFp8Block - 1) / kFp8Block;
+    std::vector<float> transposed(static_cast<size_t>(rows * cols));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < cols; ++c)  // a plane in a file may lie at any address
+        std::memcpy(&transposed[static_cast<size_t>(c * rows + r)],
+                    reinterpret_cast<const char*>(logical.scales) + 4 * (r * cols + c), 4);
+    device_->copy_from_host(scales, transposed.data(), scale_bytes);
     weight.scales = reinterpret_cast<const float*>(scales);
   }
   return weight;
@@ -65,9 +72,9 @@ void CudaOps::grow(Buffer& buffer, int64_t bytes) {
   buffer = Buffer(*device_, bytes + bytes / 4);
 }
 
-std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool reversed) {
+std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed) {
   constexpr int64_t kCapacity = int64_t{8} << 30;  // of address space
-  return std::make_unique<CudaOps>(std::make_unique<EmulatedDevice>(kCapacity, reversed), activation_dtype);
+  return std::make_unique<CudaOps>(std::make_unique<EmulatedDevice>(kCapacity, fp8, reversed), activation_dtype);
 }
 
 }  // namespace longcat

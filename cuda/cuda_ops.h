@@ -9,9 +9,12 @@
 #include <optional>
 
 #include "cuda/gpu_device.h"
+#include "cuda/quantize.h"
 #include "ops/ops.h"
 
 namespace longcat {
+
+struct GroupedProblem;
 
 class CudaOps final : public Ops {
  public:
@@ -22,6 +25,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
   Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage,
                        HostBuffer& host_storage) override;
 
@@ -61,7 +65,16 @@ class CudaOps final : public Ops {
  private:
   // out = (x W^T + addend) * scale where out holds the addend before, if `add`.
   void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
-  void grouped_linear(Tensor out, Tensor x, Tensor expert_offsets, std::span<const Weight> weights);
+  // out[row] = x[row] W_e^T for the rows of each expert. expert_offsets null: one expert has all rows.
+  void grouped_linear(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> weights);
+  void grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets, std::span<const Weight> weights);
+  void run_grouped(const GroupedProblem& problem, std::span<const Weight> weights);
+
+  // Whether a layer takes its inputs as fp8 rows here.
+  bool multiplies_fp8(const Weight& weight) const;
+  // Row i of out: row rows[i] of x (null: i) as fp8, up to the last of the experts' rows.
+  void quantize_rows(const Fp8Rows& out, Tensor x, const int32_t* rows, const int32_t* expert_offsets,
+                     int64_t num_experts);
 
   const Buffer& workspace() const { return device_->in_branch() ? branch_workspace_ : workspace_; }
   // At least `bytes`; what a step before may still read is kept.

@@ -24,7 +24,8 @@ class ReplayedFunction final : public Recording {
 
 }  // namespace
 
-EmulatedDevice::EmulatedDevice(int64_t capacity, bool reversed) : arena_(capacity), reversed_(reversed) {
+EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
+    : arena_(capacity), fp8_(fp8), reversed_(reversed) {
   void* data =
       ::mmap(nullptr, static_cast<size_t>(capacity), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) throw OutOfMemory(str_cat("[cuda-emulated] no address space of ", capacity, " bytes"));

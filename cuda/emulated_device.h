@@ -12,8 +12,8 @@ namespace longcat {
 
 class EmulatedDevice final : public GpuDevice {
  public:
-  // capacity: address space; memory is taken when it is touched. reversed: see GpuDevice.
-  EmulatedDevice(int64_t capacity, bool reversed);
+  // capacity: address space; memory is taken when it is touched. fp8, reversed: see GpuDevice.
+  EmulatedDevice(int64_t capacity, bool fp8, bool reversed);
   ~EmulatedDevice() override;
 
   std::string name() const override { return reversed_ ? "cuda-emulated-reversed" : "cuda-emulated"; }
@@ -40,6 +40,7 @@ class EmulatedDevice final : public GpuDevice {
   void begin_kernel() override;
   void end_kernel() override;
   bool reversed() const override { return reversed_; }
+  bool multiplies_fp8() const override { return fp8_; }
 
   const Arena& arena() const { return arena_; }
 
@@ -47,7 +48,7 @@ class EmulatedDevice final : public GpuDevice {
   void clear(char* data, int64_t bytes);
 
   Arena arena_;
-  bool reversed_, in_branch_ = false;
+  bool fp8_, reversed_, in_branch_ = false;
   char* memory_ = nullptr;
   int64_t last_ticket_ = 0;
   std::map<int64_t, std::exception_ptr> failures_;

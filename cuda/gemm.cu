@@ -40,27 +40,42 @@ struct PlainLinear {
   }
 };
 
-// out[row] = x[row] W_e^T for the rows [offsets[e], offsets[e + 1]) of every expert e; rows behind the last are left.
+// out[row] = x[row] W_e^T for the rows of every expert e; rows behind the last are left.
 struct PlainGroupedLinear {
   static constexpr int kThreads = 256;
   static constexpr int64_t kTile = 64;
-  View out, x;
+  GroupedProblem problem;
   GroupedWeights weights;
-  const int32_t* offsets;
   int64_t tiles;
+
+  LC_HD float input(int64_t row, int64_t k, int64_t first, int64_t count) const {
+    const int64_t at = row * problem.x_stride + k;
+    if (problem.x_dtype == DType::f8_e4m3)
+      return e4m3_to_float(static_cast<const uint8_t*>(problem.x)[at]) *
+             problem.x_scales[input_scale_at(first, count, row, k / kFp8Block, problem.x_stride)];
+    return problem.x_dtype == DType::bf16 ? to_float(static_cast<const bf16*>(problem.x)[at])
+                                          : static_cast<const float*>(problem.x)[at];
+  }
 
   LC_HD void operator()(const Block& block) const {
     const int64_t row = block.index / tiles, first = block.index % tiles * kTile;
-    if (row >= offsets[weights.num_experts]) return;
-    const int64_t expert = expert_of_row(offsets, weights.num_experts, row);
+    if (row >= first_row(problem, weights.num_experts)) return;
+    const int64_t expert = problem.expert_offsets ? expert_of_row(problem.expert_offsets, weights.num_experts, row) : 0;
+    const int64_t begin = first_row(problem, expert), rows = first_row(problem, expert + 1) - begin;
     const Matrix weight = weights.matrix(expert);
+    View out;
+    out.data = problem.out;
+    out.dtype = problem.out_dtype;
     const int64_t count = weight.out_features - first < kTile ? weight.out_features - first : kTile;
     block.dots(
         count, weight.in_features,
-        [&](int64_t o, int64_t k) { return x.get(row * x.stride0 + k) * weight.get(first + o, k); },
-        [&](int64_t o, float sum) { out.set(row * out.stride0 + first + o, sum); });
+        [&](int64_t o, int64_t k) { return input(row, k, begin, rows) * weight.get(first + o, k); },
+        [&](int64_t o, float sum) { out.set(row * problem.out_stride + first + o, sum); });
   }
 };
+
+// Descriptions of the experts and tensor maps of each multiprocessor.
+constexpr int64_t kGroupedWorkspaceBytes = int64_t{1} << 20;
 
 constexpr int64_t tiles_of(int64_t out_dim) { return (out_dim + PlainLinear::kTile - 1) / PlainLinear::kTile; }
 
@@ -79,7 +94,23 @@ GroupedWeights::GroupedWeights(std::span<const Weight> experts) : num_experts(st
   }
 }
 
-void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) { gemm(out, x, weight, false, 1); }
+// fp8 layers whose result is an activation take their inputs in fp8 too, as their checkpoints mean it.
+void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) {
+  if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return gemm(out, x, weight, false, 1);
+  LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0));
+  // The rows stand behind what the kernel itself needs of the workspace.
+  const Buffer& all = workspace();
+  LC_CHECK(kGroupedWorkspaceBytes + Fp8Rows::num_bytes(x.size(0), x.size(1)) <= all.bytes(), x.size(0),
+           " tokens: the workspace is too small");
+  const Fp8Rows rows(static_cast<char*>(all.data()) + kGroupedWorkspaceBytes, x.size(0), x.size(1));
+  quantize_rows(rows, x, nullptr, nullptr, 1);
+  grouped_linear(out, rows, nullptr, {&weight, 1});
+}
+
+bool CudaOps::multiplies_fp8(const Weight& weight) const {
+  return device_->multiplies_fp8() && activation_dtype_ == DType::bf16 &&
+         takes_fp8_rows(weight.format, weight.out_features, weight.in_features);
+}
 
 void CudaOps::gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
@@ -117,19 +148,23 @@ void CudaOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
                           .scale = 1});
 }
 
-void CudaOps::grouped_linear(Tensor out, Tensor x, Tensor expert_offsets, std::span<const Weight> weights) {
+void CudaOps::grouped_linear(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> weights) {
+  run_grouped(grouped_problem(out, x, expert_offsets), weights);
+}
+
+void CudaOps::grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets,
+                             std::span<const Weight> weights) {
+  run_grouped(grouped_problem(out, x, expert_offsets), weights);
+}
+
+void CudaOps::run_grouped(const GroupedProblem& problem, std::span<const Weight> weights) {
   const GroupedWeights grouped(weights);
-  const GroupedProblem problem = grouped_problem(out, x, expert_offsets);
   if (const GemmChoice choice = choose_grouped_gemm(problem, grouped, device_->compute_capability());
       choice.path != GemmPath::plain)
     return run_grouped_gemm(choice, problem, grouped, *device_, workspace());
   const int64_t tiles = tiles_of(grouped.out_features);
-  gpu::launch(*device_, x.size(0) * tiles, 0,
-              PlainGroupedLinear{.out = View(out),
-                                 .x = View(x),
-                                 .weights = grouped,
-                                 .offsets = expert_offsets.data<int32_t>(),
-                                 .tiles = tiles});
+  gpu::launch(*device_, problem.max_rows * tiles, 0,
+              PlainGroupedLinear{.problem = problem, .weights = grouped, .tiles = tiles});
 }
 
 }  // namespace longcat

@@ -8,7 +8,7 @@ namespace longcat::gpu {
 
 struct Matrix {
   const void* data = nullptr;
-  const float* scales = nullptr;  // fp8_block: [ceil(out / 128), ceil(in / 128)]
+  const float* scales = nullptr;  // fp8_block: [ceil(in / 128), ceil(out / 128)], see CudaOps::prepare
   WeightFormat format = WeightFormat::f32;
   int64_t out_features = 0, in_features = 0;
 
@@ -25,7 +25,7 @@ struct Matrix {
         return to_float(static_cast<const bf16*>(data)[at]);
       case WeightFormat::fp8_block:
         return e4m3_to_float(static_cast<const uint8_t*>(data)[at]) *
-               scales[row / kFp8Block * ((in_features + kFp8Block - 1) / kFp8Block) + col / kFp8Block];
+               scales[col / kFp8Block * ((out_features + kFp8Block - 1) / kFp8Block) + row / kFp8Block];
     }
     return 0;
   }

@@ -166,26 +166,40 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
 }
 
 // The experts' inputs are copied into their permuted order first, because TMA cannot gather rows. They wait in
-// expert_out, which is free until the down projection.
+// expert_out, which is free until the down projection. Experts in fp8 take fp8 rows, which need half the room: those of
+// the down projection wait in scratch.
 void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                           const Routing& routing, const ExpertWeights& experts) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), rows = num_tokens * topk;
   const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
   const Tensor offsets = routing.expert_offsets;
-  const int32_t* num_rows = offsets.data<int32_t>() + num_experts;
+  const int32_t* expert_offsets = offsets.data<int32_t>();
+  const int32_t* tokens = routing.permuted_tokens.data<int32_t>();
+  const int32_t* num_rows = expert_offsets + num_experts;
   const Tensor gate = hidden.first(rows), up = scratch.first(rows), permuted = expert_out.first(rows);
+  const bool fp8 = multiplies_fp8(experts.gate_proj[0]) && multiplies_fp8(experts.up_proj[0]) &&
+                   multiplies_fp8(experts.down_proj[0]);
 
-  gpu::gather_rows(*device_, rows,
-                   {.out = View(permuted),
-                    .x = View(x),
-                    .rows = routing.permuted_tokens.data<int32_t>(),
-                    .dim = x.size(1),
-                    .num_rows = num_rows});
-  grouped_linear(gate, permuted, offsets, experts.gate_proj);
-  grouped_linear(up, permuted, offsets, experts.up_proj);
+  if (fp8) {
+    const Fp8Rows inputs(permuted.raw(), rows, x.size(1));
+    quantize_rows(inputs, x, tokens, expert_offsets, num_experts);
+    grouped_linear(gate, inputs, expert_offsets, experts.gate_proj);
+    grouped_linear(up, inputs, expert_offsets, experts.up_proj);
+  } else {
+    gpu::gather_rows(*device_, rows,
+                     {.out = View(permuted), .x = View(x), .rows = tokens, .dim = x.size(1), .num_rows = num_rows});
+    grouped_linear(gate, permuted, expert_offsets, experts.gate_proj);
+    grouped_linear(up, permuted, expert_offsets, experts.up_proj);
+  }
   gpu::silu_mul(*device_, rows,
                 {.out = View(gate), .gate = View(gate), .up = View(up), .dim = gate.size(1), .num_rows = num_rows});
-  grouped_linear(permuted, gate, offsets, experts.down_proj);
+  if (fp8) {
+    const Fp8Rows inner(up.raw(), rows, gate.size(1));
+    quantize_rows(inner, gate, nullptr, expert_offsets, num_experts);
+    grouped_linear(permuted, inner, expert_offsets, experts.down_proj);
+  } else {
+    grouped_linear(permuted, gate, expert_offsets, experts.down_proj);
+  }
   gpu::launch(*device_, num_tokens, 0,
               Combine{.out = View(out),
                       .expert_out = View(permuted),

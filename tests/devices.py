@@ -26,4 +26,5 @@ needs_gpu = pytest.mark.skipif(_MISSING is not None, reason=_MISSING or "")
 
 EMULATED_F32 = "cuda-emulated-f32"
 EMULATED = "cuda-emulated"
+EMULATED_FP8 = "cuda-emulated-fp8"
 DEVICES = [EMULATED_F32, EMULATED, pytest.param("cuda", marks=needs_gpu)]

@@ -21,5 +21,8 @@ ROUTER_GAP = 1e-5
 # One op on bf16 activations, relative to a row's largest value: a few roundings of 2^-9 each.
 BF16_OPS = 2e-2
 
+# One op whose inputs are rounded to e4m3 (half a unit is 2^-4 of a value at worst), against the same in f32.
+FP8_OPS = 6e-2
+
 # Logits of a small model with bf16 activations: a few dozen roundings of 2^-9 in a row.
 BF16_MODEL = 4e-2

@@ -147,6 +147,25 @@ class DeviceOps {
     return s.floats(out);
   }
 
+  // The matrix that quantize_fp8 makes of a float32 or uint16 (bf16 bits) one, by multiplying the unit vectors with it.
+  Array<float> quantized(const py::array& matrix) {
+    Scratch s(*ops_);
+    const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
+    const bool is_bf16 = matrix.dtype().is(py::dtype::of<uint16_t>());
+    Buffer storage;
+    const Weight weight = ops_->quantize_fp8({.format = is_bf16 ? WeightFormat::bf16 : WeightFormat::f32,
+                                              .out_features = rows,
+                                              .in_features = cols,
+                                              .data = matrix.data()},
+                                             storage);
+    Array<float> units({cols, cols});
+    std::fill_n(units.mutable_data(), units.size(), 0.0f);
+    for (int64_t i = 0; i < cols; ++i) units.mutable_at(i, i) = 1;
+    const Tensor out = s.empty(DType::f32, {cols, rows});
+    ops_->linear(out, s.activations(units), weight);
+    return s.floats(out);
+  }
+
   Array<float> linear_per_head(const Array<float>& x, const py::array& weight) {
     Scratch s(*ops_);
     const Tensor out = s.activations({x.shape(0), x.shape(1), weight.shape(0) / x.shape(1)});
@@ -296,7 +315,7 @@ class DeviceOps {
   // (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
   py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
                 float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
-                const std::vector<py::array>& down, int64_t num_real_tokens) {
+                const std::vector<py::array>& down, const std::vector<py::object>& scales, int64_t num_real_tokens) {
     Scratch s(*ops_);
     const int64_t num_tokens = x.shape(0), num_experts = static_cast<int64_t>(gate.size()), rows = num_tokens * topk;
     const int64_t width = gate.at(0).shape(0), hidden = x.shape(1);
@@ -313,9 +332,10 @@ class DeviceOps {
                     s.f32(bias), s.i32(num_real), num_experts, scaling_factor);
     std::vector<Weight> gates, ups, downs;
     for (size_t e = 0; e < gate.size(); ++e) {
-      gates.push_back(s.weight(gate[e]));
-      ups.push_back(s.weight(up[e]));
-      downs.push_back(s.weight(down[e]));
+      const auto scales_of = [&](size_t which) { return scales.empty() ? py::none() : scales[3 * e + which]; };
+      gates.push_back(s.weight(gate[e], scales_of(0)));
+      ups.push_back(s.weight(up[e], scales_of(1)));
+      downs.push_back(s.weight(down[e], scales_of(2)));
     }
     ops_->moe_experts(out, s.activations({rows, width}), s.activations({rows, width}), s.activations({rows, hidden}),
                       inputs, routing, {.gate_proj = gates, .up_proj = ups, .down_proj = downs});
@@ -465,6 +485,23 @@ py::tuple gemm_choice(int64_t num_tokens, int64_t out_features, int64_t in_featu
   return py::make_tuple(name_of(choice.path), choice.tile_tokens);
 }
 
+py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features, bool fp8, int compute_capability) {
+  alignas(16) static char memory[32];
+  const Weight weight{.format = fp8 ? WeightFormat::fp8_block : WeightFormat::bf16,
+                      .out_features = out_features,
+                      .in_features = in_features,
+                      .data = memory};
+  const GroupedProblem problem{.out = memory,
+                               .x = memory,
+                               .max_rows = rows,
+                               .out_stride = out_features,
+                               .x_stride = in_features,
+                               .out_dtype = DType::bf16,
+                               .x_dtype = fp8 ? DType::f8_e4m3 : DType::bf16};
+  const GemmChoice choice = choose_grouped_gemm(problem, GroupedWeights({&weight, 1}), compute_capability);
+  return py::make_tuple(name_of(choice.path), choice.tile_tokens);
+}
+
 }  // namespace
 
 void register_testing_device(py::module_& module) {
@@ -475,6 +512,7 @@ void register_testing_device(py::module_& module) {
       .def("activation_dtype", &DeviceOps::activation_dtype)
       .def("linear", &DeviceOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none(),
            py::arg("f32_out") = false)
+      .def("quantized", &DeviceOps::quantized)
       .def("linear_per_head", &DeviceOps::linear_per_head)
       .def("rms_norm", &DeviceOps::rms_norm)
       .def("add_rms_norm", &DeviceOps::add_rms_norm)
@@ -491,7 +529,8 @@ void register_testing_device(py::module_& module) {
            py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
            py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f)
       .def("moe", &DeviceOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
-           py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("num_real_tokens") = -1)
+           py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"),
+           py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1)
       .def("sample", &DeviceOps::sample)
       .def("token_logprobs", &DeviceOps::token_logprobs);
 
@@ -513,6 +552,9 @@ void register_testing_device(py::module_& module) {
       .def_property_readonly("peak_bytes", &Arena::peak_bytes)
       .def_property_readonly("largest_free", &Arena::largest_free);
   testing.def("graph_rows", &graph_rows);
+  testing.def("input_scale_at", &input_scale_at);
+  testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
+              py::arg("fp8") = false, py::arg("compute_capability") = 90);
   testing.def("kv_piece_begin", &kv_piece_begin);
   testing.def("num_kv_pieces", &num_kv_pieces);
   testing.def("order_key", &order_key);

@@ -16,6 +16,7 @@ class CpuOps final : public Ops {
   int num_threads() const override { return pool_.num_threads(); }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
 
   void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;

@@ -63,7 +63,7 @@ LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOption
       kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)),
       checkpoint(folder),
       ops(make_ops(options.device, options.num_threads)) {
-  ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, progress);
+  ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, options.quantize_experts, progress);
   model = std::make_unique<Model>(*ops, config, std::move(weights), options.max_num_batched_tokens);
 }
 

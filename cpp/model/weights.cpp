@@ -67,9 +67,14 @@ class FileReader {
 
 class WeightBuilder {
  public:
-  WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, ModelWeights& weights,
+  WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, bool quantize_experts, ModelWeights& weights,
                 const LoadProgress& progress)
-      : checkpoint_(checkpoint), dtype_(dtype), ops_(ops), weights_(weights), progress_(progress) {
+      : checkpoint_(checkpoint),
+        dtype_(dtype),
+        ops_(ops),
+        quantize_experts_(quantize_experts),
+        weights_(weights),
+        progress_(progress) {
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
 
@@ -100,18 +105,41 @@ class WeightBuilder {
     return prepared(view(name, stored));
   }
 
+  Weight expert(const std::string& name) {
+    const StoredTensor& stored = find(name);
+    if (!quantize_experts_ || stored.dtype == DType::f8_e4m3) return matrix(name);
+    Weight logical = view(name, get(name));
+    std::vector<float> widened;
+    if (stored.dtype == DType::f16) {
+      for (int64_t i = 0; i < logical.out_features * logical.in_features; ++i)
+        widened.push_back(element(stored.data, stored.dtype, i));
+      logical.data = widened.data();
+    }
+    Buffer storage;
+    const Weight weight = ops_.quantize_fp8(logical, storage);
+    weights_.storage.push_back(std::move(storage));
+    return weight;
+  }
+
   // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype.
   Weight table(const std::string& name) {
-    const StoredTensor& stored = get(name);
+    const StoredTensor& stored = find(name);
     if (stored.dtype == DType::f16) return matrix(name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
     const FileReader file(shard.path());
     const int64_t offset = stored.data - shard.bytes().data();
     Buffer storage;
     HostBuffer host_storage;
+    int64_t left = static_cast<int64_t>(stored.num_bytes);
     const Weight weight = ops_.prepare_table(
-        view(name, stored), [&](void* to, int64_t begin, int64_t bytes) { file.read(to, offset + begin, bytes); },
+        view(name, stored),
+        [&](void* to, int64_t begin, int64_t bytes) {
+          file.read(to, offset + begin, bytes);
+          advance(bytes);
+          left -= bytes;
+        },
         storage, host_storage);
+    advance(left);  // what is read when it is needed
     if (storage.data()) weights_.storage.push_back(std::move(storage));
     if (host_storage.data()) weights_.host_storage.push_back(std::move(host_storage));
     return weight;
@@ -164,12 +192,21 @@ class WeightBuilder {
   }
 
  private:
-  const StoredTensor& get(const std::string& name) {
+  const StoredTensor& find(const std::string& name) const {
     const StoredTensor* tensor = checkpoint_.find(name);
     LC_CHECK(tensor, name);
-    done_bytes_ += static_cast<int64_t>(tensor->num_bytes);
-    if (progress_) progress_(std::min(done_bytes_, total_bytes_), total_bytes_);
     return *tensor;
+  }
+
+  const StoredTensor& get(const std::string& name) {
+    const StoredTensor& tensor = find(name);
+    advance(static_cast<int64_t>(tensor.num_bytes));
+    return tensor;
+  }
+
+  void advance(int64_t bytes) {
+    done_bytes_ += bytes;
+    if (progress_) progress_(std::min(done_bytes_, total_bytes_), total_bytes_);
   }
 
   Weight view(const std::string& name, const StoredTensor& stored) {
@@ -226,6 +263,7 @@ class WeightBuilder {
   const Checkpoint& checkpoint_;
   DType dtype_;
   Ops& ops_;
+  bool quantize_experts_;
   ModelWeights& weights_;
   const LoadProgress& progress_;
   int64_t done_bytes_ = 0, total_bytes_ = 0;
@@ -276,9 +314,9 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, int64_t la
   layer.moe.e_score_correction_bias = builder.vector(prefix + "mlp.router.e_score_correction_bias");
   for (int64_t e = 0; e < c.n_routed_experts; ++e) {
     const std::string expert = str_cat("mlp.experts.", e, ".");
-    layer.moe.gate_proj.push_back(matrix(expert + "gate_proj"));
-    layer.moe.up_proj.push_back(matrix(expert + "up_proj"));
-    layer.moe.down_proj.push_back(matrix(expert + "down_proj"));
+    layer.moe.gate_proj.push_back(builder.expert(prefix + expert + "gate_proj.weight"));
+    layer.moe.up_proj.push_back(builder.expert(prefix + expert + "up_proj.weight"));
+    layer.moe.down_proj.push_back(builder.expert(prefix + expert + "down_proj.weight"));
   }
   return layer;
 }
@@ -291,11 +329,11 @@ void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t mod
 }
 
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
-                          const LoadProgress& progress) {
+                          bool quantize_experts, const LoadProgress& progress) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config);
-  WeightBuilder builder(checkpoint, dtype, ops, weights, progress);
+  WeightBuilder builder(checkpoint, dtype, ops, quantize_experts, weights, progress);
   weights.word_embedding = builder.matrix("model.embed_tokens.weight");
   weights.ngram = load_ngram(builder, config);
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, l));

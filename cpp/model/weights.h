@@ -73,8 +73,9 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 // Checks every tensor of the checkpoint against the config first (one Error that lists what is missing or misshapen),
 // then builds the weights. bf16 and fp8 weights stay views of the mapped file: `checkpoint` must outlive the result.
 // dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables stay in the file unless they are
-// f16 (no kernel reads that; they are converted in memory) or not aligned (they are copied).
+// f16 (no kernel reads that; they are converted in memory) or not aligned (they are copied). quantize_experts: those
+// that are not fp8 become it, one at a time.
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
-                          const LoadProgress& progress = {});
+                          bool quantize_experts = false, const LoadProgress& progress = {});
 
 }  // namespace longcat

@@ -8,7 +8,8 @@
 
 namespace longcat {
 
-// device: "auto", "cpu", "cuda" or "cuda:N"; for tests "cuda-emulated", also with "-f32" or "-reversed". num_threads:
+// device: "auto", "cpu", "cuda" or "cuda:N"; for tests "cuda-emulated", also with "-f32", "-fp8" or
+// "-reversed". num_threads:
 // of the CPU backend, 0 = one per core this process may use. Throws std::invalid_argument for an unknown name, Error
 // when the backend is not built or finds no device.
 std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads);
@@ -19,6 +20,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_idx);
 bool cuda_is_built();
 
 // The CUDA kernels walked serially on the host, always built, for tests: see cuda/block.h.
-std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool reversed);
+// fp8: as on a device that multiplies fp8.
+std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed);
 
 }  // namespace longcat

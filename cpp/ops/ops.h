@@ -111,8 +111,12 @@ class Ops {
   // go to `storage`, otherwise the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
 
-  // The same for an N-gram table, of which only single rows are ever read. `read(to, begin, bytes)` copies bytes of its
-  // data plane without mapping them. Default: prepare().
+  // `logical` (f32 or bf16) as fp8 blocks in the form that prepare() gives: the scale of a block is its largest
+  // magnitude / 448. The planes go to `storage`.
+  virtual Weight quantize_fp8(const Weight& logical, Buffer& storage) = 0;
+
+  // As prepare(), for an N-gram table, of which only single rows are ever read. `read(to, begin, bytes)` copies bytes
+  // of its data plane without mapping them. Default: prepare().
   using ReadPlane = std::function<void(void* to, int64_t begin, int64_t bytes)>;
   virtual Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage);
 

@@ -21,6 +21,9 @@ enum class Placement : uint8_t {
 
 constexpr int64_t kFp8Block = 128;
 
+// Scale of values whose largest magnitude is `largest`: 1 where that is 0 or not finite.
+constexpr float fp8_scale(float largest) { return largest > 0 && largest <= 0x1.fffffep127f ? largest / 448.0f : 1.0f; }
+
 // W of y = x W^T, row-major [out_features, in_features]. A view: the model owns the planes.
 struct Weight {
   WeightFormat format = WeightFormat::f32;

@@ -12,7 +12,6 @@
 //
 #include "cute/tensor.hpp"
 #include "cutlass/bfloat16.h"
-#include "cutlass/device_kernel.h"
 #include "cutlass/epilogue/collective/collective_builder.hpp"
 #include "cutlass/gemm/collective/collective_mma_decl.hpp"
 #include "cutlass/gemm/collective/sm90_mma_tma_gmma_ss_warpspecialized.hpp"
@@ -23,8 +22,8 @@
 //
 #include "cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_cooperative.hpp"
 //
-#include "cuda/check.h"
 #include "cuda/gemm/gemm.h"
+#include "cuda/gemm/launch_sm90.cuh"
 
 namespace longcat {
 
@@ -64,12 +63,7 @@ void run_dense_sm90(const GemmProblem& p, GpuDevice& device, const Buffer& works
   LC_CHECK(static_cast<int64_t>(Kernel::get_workspace_size(arguments)) <= workspace.bytes());
   const typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, workspace.data());
 
-  const cudaStream_t stream = static_cast<cudaStream_t>(device.stream());
-  CUDA_CHECK(cudaFuncSetAttribute(cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  Kernel::SharedStorageSize));
-  cutlass::device_kernel<Kernel>
-      <<<Kernel::get_grid_shape(params), Kernel::get_block_shape(), Kernel::SharedStorageSize, stream>>>(params);
-  check_launch(stream);
+  launch_sm90<Kernel>(params, static_cast<cudaStream_t>(device.stream()));
 }
 
 }  // namespace longcat

@@ -10,10 +10,11 @@
 #include "base/buffer.h"
 #include "cuda/gpu_device.h"
 #include "cuda/matrix.h"
+#include "cuda/quantize.h"
 
 namespace longcat {
 
-enum class GemmPath { plain, sm90_bf16, sm80_bf16 };
+enum class GemmPath { plain, sm90_bf16, sm90_fp8, sm80_bf16 };
 
 constexpr const char* name_of(GemmPath path) {
   switch (path) {
@@ -21,6 +22,8 @@ constexpr const char* name_of(GemmPath path) {
       return "plain";
     case GemmPath::sm90_bf16:
       return "sm90_bf16";
+    case GemmPath::sm90_fp8:
+      return "sm90_fp8";
     case GemmPath::sm80_bf16:
       return "sm80_bf16";
   }
@@ -73,11 +76,16 @@ struct GroupedWeights {
 struct GroupedProblem {
   void* out = nullptr;
   const void* x = nullptr;
-  const int32_t* expert_offsets = nullptr;  // [num_experts + 1] on the device
+  const float* x_scales = nullptr;          // of e4m3 rows (quantize.h)
+  const int32_t* expert_offsets = nullptr;  // [num_experts + 1] on the device; null: one expert has all rows
   int64_t max_rows = 0;                     // rows of x and out; offsets[num_experts] of them are used
   int64_t out_stride = 0, x_stride = 0;     // [elements]
   DType out_dtype = DType::f32, x_dtype = DType::f32;
 };
+
+LC_HD constexpr int64_t first_row(const GroupedProblem& p, int64_t expert) {
+  return p.expert_offsets ? p.expert_offsets[expert] : expert * p.max_rows;
+}
 
 // The expert whose rows [offsets[e], offsets[e + 1]) hold `row`; row < offsets[num_experts].
 LC_HD constexpr int64_t expert_of_row(const int32_t* offsets, int64_t num_experts, int64_t row) {
@@ -91,10 +99,13 @@ LC_HD constexpr int64_t expert_of_row(const int32_t* offsets, int64_t num_expert
 
 GemmProblem dense_problem(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
 GemmProblem per_head_problem(Tensor out, Tensor x, const Weight& weight);
-GroupedProblem grouped_problem(Tensor out, Tensor x, Tensor expert_offsets);
+GroupedProblem grouped_problem(Tensor out, Tensor x, const int32_t* expert_offsets);
+GroupedProblem grouped_problem(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets);
 
 // compute_capability: 90 for 9.0; 0 without a GPU, which leaves only the plain kernel.
 GemmChoice choose_gemm(const GemmProblem& problem, int compute_capability);
+// A layer whose inputs are quantised on a device that multiplies fp8: whole blocks of 128.
+bool takes_fp8_rows(WeightFormat format, int64_t out_features, int64_t in_features);
 GemmChoice choose_grouped_gemm(const GroupedProblem& problem, const GroupedWeights& weights, int compute_capability);
 
 // Throw Error where the path is not built.

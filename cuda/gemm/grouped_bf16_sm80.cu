@@ -35,7 +35,7 @@ struct Arrays {
 __global__ void describe_experts(const Arrays arrays, const GroupedProblem problem,
                                  const __grid_constant__ GroupedWeights weights) {
   for (int e = threadIdx.x; e < weights.num_experts; e += blockDim.x) {
-    const int64_t first = problem.expert_offsets[e], rows = problem.expert_offsets[e + 1] - first;
+    const int64_t first = first_row(problem, e), rows = first_row(problem, e + 1) - first;
     arrays.shapes[e] = {static_cast<int>(rows), static_cast<int>(weights.out_features),
                         static_cast<int>(weights.in_features)};
     arrays.inputs[e] = static_cast<Element*>(const_cast<void*>(problem.x)) + first * problem.x_stride;

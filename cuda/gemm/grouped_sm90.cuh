@@ -9,7 +9,6 @@
 //
 #include "cute/tensor.hpp"
 #include "cutlass/bfloat16.h"
-#include "cutlass/device_kernel.h"
 #include "cutlass/epilogue/collective/collective_builder.hpp"
 #include "cutlass/gemm/collective/collective_mma_decl.hpp"
 #include "cutlass/gemm/collective/sm90_mma_array_tma_gmma_ss_warpspecialized.hpp"
@@ -24,6 +23,7 @@
 #include "cuda/check.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/gemm/grouped_layout.h"
+#include "cuda/gemm/launch_sm90.cuh"
 
 namespace longcat {
 
@@ -54,7 +54,7 @@ __global__ void describe_experts(const GroupedArrays<Kernel> arrays, const Group
                                  const __grid_constant__ GroupedWeights weights) {
   using Element = cutlass::bfloat16_t;
   for (int e = threadIdx.x; e < weights.num_experts; e += blockDim.x) {
-    const int64_t first = problem.expert_offsets[e], rows = problem.expert_offsets[e + 1] - first;
+    const int64_t first = first_row(problem, e), rows = first_row(problem, e + 1) - first;
     arrays.shapes[e] = {static_cast<int>(weights.out_features), static_cast<int>(rows),
                         static_cast<int>(weights.in_features)};
     arrays.weights[e] = static_cast<const Element*>(weights.data[e]);
@@ -105,11 +105,7 @@ void run_grouped_sm90(const GroupedProblem& p, const GroupedWeights& weights, Gp
   const typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, layout.rest());
   CUTLASS_CHECK(Kernel::initialize_workspace(arguments, layout.rest(), stream));
 
-  CUDA_CHECK(cudaFuncSetAttribute(cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  Kernel::SharedStorageSize));
-  cutlass::device_kernel<Kernel>
-      <<<Kernel::get_grid_shape(params), Kernel::get_block_shape(), Kernel::SharedStorageSize, stream>>>(params);
-  check_launch(stream);
+  launch_sm90<Kernel>(params, stream);
 }
 
 }  // namespace longcat

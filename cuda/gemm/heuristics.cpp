@@ -59,15 +59,32 @@ GemmProblem per_head_problem(Tensor out, Tensor x, const Weight& weight) {
           .format = weight.format};
 }
 
-GroupedProblem grouped_problem(Tensor out, Tensor x, Tensor expert_offsets) {
+GroupedProblem grouped_problem(Tensor out, Tensor x, const int32_t* expert_offsets) {
   return {.out = out.raw(),
           .x = x.raw(),
-          .expert_offsets = expert_offsets.data<int32_t>(),
+          .expert_offsets = expert_offsets,
           .max_rows = x.size(0),
           .out_stride = out.stride(0),
           .x_stride = x.stride(0),
           .out_dtype = out.dtype(),
           .x_dtype = x.dtype()};
+}
+
+GroupedProblem grouped_problem(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets) {
+  LC_CHECK(out.size(0) == x.num_rows);
+  return {.out = out.raw(),
+          .x = x.data,
+          .x_scales = x.scales,
+          .expert_offsets = expert_offsets,
+          .max_rows = x.num_rows,
+          .out_stride = out.stride(0),
+          .x_stride = x.dim,
+          .out_dtype = out.dtype(),
+          .x_dtype = DType::f8_e4m3};
+}
+
+bool takes_fp8_rows(WeightFormat format, int64_t out_features, int64_t in_features) {
+  return format == WeightFormat::fp8_block && out_features % kFp8Block == 0 && in_features % kFp8Block == 0;
 }
 
 // The path depends on the layer alone, never on the number of tokens: a result must not depend on the batch.
@@ -86,6 +103,15 @@ GemmChoice choose_gemm(const GemmProblem& p, int compute_capability) {
 
 GemmChoice choose_grouped_gemm(const GroupedProblem& p, const GroupedWeights& w, int compute_capability) {
   const GemmPath path = path_for(compute_capability);
+  if (p.x_dtype == DType::f8_e4m3) {
+    if (compute_capability != 90 || p.out_dtype != DType::bf16 ||
+        !takes_fp8_rows(w.format, w.out_features, w.in_features) || !is_aligned(p.x, p.x_stride, 0, 1) ||
+        !is_aligned(p.out, p.out_stride, 0, 2))
+      return {};
+    for (int e = 0; e < w.num_experts; ++e)
+      if (!is_aligned(w.data[e], w.in_features, 0, 1)) return {};
+    return {GemmPath::sm90_fp8, 128};
+  }
   if (path == GemmPath::plain || w.format != WeightFormat::bf16 || p.x_dtype != DType::bf16 ||
       p.out_dtype != DType::bf16 || w.out_features % 8 != 0 || w.in_features % 8 != 0)
     return {};

@@ -13,6 +13,7 @@ using GroupedGemm = void(const GroupedProblem& problem, const GroupedWeights& we
 DenseGemm dense_bf16_sm90_16, dense_bf16_sm90_64, dense_bf16_sm90_128;
 DenseGemm dense_f32_sm90_16, dense_f32_sm90_64, dense_f32_sm90_128;  // f32 out: the logits
 GroupedGemm grouped_bf16_sm90_16, grouped_bf16_sm90_64, grouped_bf16_sm90_128;
+GroupedGemm grouped_fp8_sm90;  // 128 tokens
 
 // sm_80: 128 tokens.
 DenseGemm dense_bf16_sm80, dense_f32_sm80;

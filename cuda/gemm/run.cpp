@@ -23,6 +23,7 @@ void run_gemm(GemmChoice choice, const GemmProblem& problem, GpuDevice& device, 
                                                                                                     workspace);
     case GemmPath::sm80_bf16:
       return (f32_out ? dense_f32_sm80 : dense_bf16_sm80)(problem, device, workspace);
+    case GemmPath::sm90_fp8:  // a dense layer in fp8 is a grouped one of one expert
     case GemmPath::plain:
       break;
   }
@@ -35,6 +36,8 @@ void run_grouped_gemm(GemmChoice choice, const GroupedProblem& problem, const Gr
     case GemmPath::sm90_bf16:
       return of_tile(choice.tile_tokens, grouped_bf16_sm90_16, grouped_bf16_sm90_64, grouped_bf16_sm90_128)(
           problem, weights, device, workspace);
+    case GemmPath::sm90_fp8:
+      return grouped_fp8_sm90(problem, weights, device, workspace);
     case GemmPath::sm80_bf16:
       return grouped_bf16_sm80(problem, weights, device, workspace);
     case GemmPath::plain:

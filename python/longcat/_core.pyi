@@ -30,6 +30,7 @@ class EngineOptions:
     device: str
     dtype: str
     kv_cache_dtype: str
+    quantize_experts: bool
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -49,9 +49,11 @@ class Engine:
         model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" (as config.json says), "f32" or "bf16": how f32 and f16 weights are kept, and the latent cache.
+        quantization: "fp8" keeps the experts of a bf16, f16 or f32 checkpoint as fp8 blocks, in half the memory or
+            less; default None, as they are stored.
         max_model_len: most tokens of prompt and answer together; default max_position_embeddings of config.json.
-        kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory and
-            what max_num_seqs sequences of max_model_len can use.
+        kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory (on a
+            GPU all that is left) and what max_num_seqs sequences of max_model_len can use.
         kv_cache_dtype: "auto" (dtype), "f32", "bf16" or "fp8" (a row of 512 + 64 values takes 656 bytes).
         swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
             "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
@@ -78,6 +80,7 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         max_model_len: int | None = None,
         kv_cache_memory: int | str = "auto",
         kv_cache_dtype: str = "auto",
@@ -97,11 +100,12 @@ class Engine:
         if aliases:
             named = {_canonical_name(name): value for name, value in aliases.items()}
             given = dict(
-                model=model, device=device, dtype=dtype, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-                kv_cache_dtype=kv_cache_dtype, swap_memory=swap_memory, enable_prefix_caching=enable_prefix_caching,
-                max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-                max_num_queued=max_num_queued, seed=seed, num_threads=num_threads, tokenizer=tokenizer,
-                chat_template=chat_template, mask_timeout=mask_timeout, progress=progress,
+                model=model, device=device, dtype=dtype, quantization=quantization, max_model_len=max_model_len,
+                kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype, swap_memory=swap_memory,
+                enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
+                num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
+                progress=progress,
             )  # fmt: skip
             self.__init__(**(given | named))  # type: ignore[misc]
             return
@@ -115,6 +119,9 @@ class Engine:
         options.device = device
         options.dtype = dtype
         options.kv_cache_dtype = kv_cache_dtype
+        if quantization not in (None, "fp8"):
+            raise ValueError(f'quantization={quantization!r} is not known: use None or "fp8"')
+        options.quantize_experts = quantization == "fp8"
         options.max_model_len = _positive("max_model_len", max_model_len)
         options.kv_cache_memory = _parse_bytes("kv_cache_memory", kv_cache_memory)
         options.swap_memory = -1 if swap_memory == "auto" else _parse_bytes("swap_memory", swap_memory, least=0)

@@ -61,6 +61,15 @@ def test_layers_of_the_model_run_on_tensor_cores(out, width):
     assert tiles == [16, 16, 64, 64, 128, 128]
 
 
+def test_experts_of_the_model_run_on_tensor_cores():
+    for out, width in ((1024, 3072), (3072, 1024)):
+        for fp8, paths in ((False, ("sm90_bf16", "sm80_bf16", "plain")), (True, ("sm90_fp8", "plain", "plain"))):
+            for capability, path in zip((90, 80, 0), paths, strict=True):
+                for rows in (12, 24_576):
+                    assert testing.grouped_choice(rows, out, width, fp8, capability)[0] == path
+    assert testing.grouped_choice(12, 192, 128, fp8=True)[0] == "plain"  # half a block
+
+
 def test_the_path_never_depends_on_the_number_of_tokens():
     for out, width in [*LAYERS, (33, 65), (131072, 3072), (7, 8)]:
         for format in ("f32", "bf16", "fp8_block"):

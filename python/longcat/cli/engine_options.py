@@ -17,6 +17,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
+    group.add_argument("--quantization", choices=["fp8"], help="keep the experts in half the memory")
     group.add_argument("--max-model-len", type=int, help="most tokens of prompt and answer together")
     group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
@@ -50,6 +51,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
             args.model,
             device=args.device,
             dtype=args.dtype,
+            quantization=args.quantization,
             max_model_len=args.max_model_len,
             kv_cache_memory=args.kv_cache_memory,
             num_threads=args.num_threads,

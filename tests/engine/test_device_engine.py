@@ -1,0 +1,86 @@
+"""The engine on the CUDA backend: what is beside a request in the batch, and what happens to it, changes no bit."""
+
+import longcat
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint, random_token_ids
+from devices import EMULATED, needs_gpu
+from tolerances import BF16_MODEL, FP8_OPS
+
+PROMPTS = [random_token_ids(i, length) for i, length in enumerate((1, 63, 64, 65, 100))]
+NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("device_engine")
+    make_checkpoint(folder, seed=7, dtype="BF16")
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=[EMULATED, pytest.param("cuda", marks=needs_gpu)])
+def device(request):
+    return request.param
+
+
+def answers(engine, prompts, temperature):
+    """Ids and the bits of their log-probabilities, a request."""
+    outs = engine.generate(
+        prompt_token_ids=prompts,
+        max_tokens=NEW_TOKENS,
+        temperature=temperature,
+        seed=3,
+        logprobs=2,
+        ignore_eos=True,
+    )
+    result = []
+    for out in outs:
+        [answer] = out.outputs
+        assert answer.finish_reason == "length"
+        result.append((answer.token_ids, [{i: lp.logprob for i, lp in step.items()} for step in answer.logprobs]))
+    return result
+
+
+def make(checkpoint, device, **options):
+    options = {"max_num_seqs": 8, "kv_cache_memory": 1 << 22, **options}
+    return longcat.Engine(checkpoint, device=device, **options)
+
+
+def row_errors(found, expected):
+    return np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_do_not_depend_on_the_batch(checkpoint, device, temperature):
+    with make(checkpoint, device, enable_prefix_caching=False, max_num_seqs=1) as engine:
+        alone = [answers(engine, [prompt], temperature)[0] for prompt in PROMPTS]
+    with make(checkpoint, device) as engine:
+        assert answers(engine, PROMPTS, temperature) == alone  # together, padded and recorded
+        assert answers(engine, PROMPTS, temperature) == alone  # with prefix hits
+    with make(checkpoint, device, max_num_batched_tokens=16) as engine:
+        assert answers(engine, PROMPTS, temperature) == alone  # in chunks
+
+
+def test_answers_survive_preemption(checkpoint, device):
+    with make(checkpoint, device) as engine:
+        undisturbed = answers(engine, PROMPTS, 0.0)
+    with make(checkpoint, device, kv_cache_memory=100_000, enable_prefix_caching=False) as engine:
+        assert engine.metrics()["num_kv_blocks"] < 8  # all together would fill 9
+        assert answers(engine, PROMPTS, 0.0) == undisturbed
+        assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
+
+
+def test_forward_is_near_the_cpus(checkpoint, device):
+    with make(checkpoint, device) as engine, make(checkpoint, "cpu") as cpu:
+        found, expected = engine.forward(PROMPTS[4]), cpu.forward(PROMPTS[4])
+    assert np.median(row_errors(found, expected)) < BF16_MODEL
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_experts_can_be_kept_in_fp8(checkpoint, device, where):
+    name = "cpu" if where == "cpu" else device
+    with make(checkpoint, name) as engine, make(checkpoint, name, quantization="fp8") as quantized:
+        error = row_errors(quantized.forward(PROMPTS[4]), engine.forward(PROMPTS[4]))
+    assert 0 < np.median(error) < FP8_OPS
+    with pytest.raises(ValueError, match="quantization='int3'"):
+        make(checkpoint, name, quantization="int3")

@@ -1,52 +1,73 @@
 #!/usr/bin/env bash
 # Proof on a machine with a GPU, in stages of at most eight minutes, each useful alone:
-#   bench/gpu_gate.sh a    builds (or takes WHEEL=FILE), then every op and the model on the GPU against the CPU
+#   bench/gpu_gate.sh a    every op, the model and the engine on the GPU, against the CPU and against themselves
+#   bench/gpu_gate.sh b    LongCat-Flash-Lite's shapes with random weights: memory, decode, prefill, table reads, each op
 #   bench/gpu_gate.sh c    compute-sanitizer: memcheck on the ops, racecheck on one shape of each
-# Stage b (full shapes) is not written yet. Each stage prints one table and adds it to bench/results/<device>-<date>.md.
+# Each prints a table and adds it to bench/results/<device>-<date>.md.
+#
+# The package comes, in this order, from PYTHON=FILE (an interpreter that has it, with PYTHONPATH where needed), from
+# WHEEL=FILE, or from a build here, which takes minutes and needs nvcc. Stage b runs BENCH=FILE, or the cuda_bench that
+# such a build left; TABLE_ROWS=N shortens the N-gram tables where the host has less than 80 GB for them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
-limit=480  # seconds
+case $stage in a | b | c) ;; *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--')
-venv=.venv-gate
 results=bench/results/$device-$(date -u +%F).md
+python=${PYTHON:-.venv-gate/bin/python}
+mkdir -p build bench/results
 
 install() {
-  test -x $venv/bin/python || python3 -m venv $venv
+  test -x $python || python3 -m venv .venv-gate
   if [ -n "${WHEEL:-}" ]; then
-    $venv/bin/python -m pip install --quiet "$WHEEL[test]"
-  elif ! $venv/bin/python -c 'from longcat import _core; assert _core.cuda_is_built()' 2> /dev/null; then
-    make third_party VENV=$venv
-    SKBUILD_CMAKE_DEFINE=LONGCAT_CUDA=ON $venv/bin/python -m pip install --quiet ".[test]"
+    $python -m pip install --quiet "$WHEEL[test]"
+  elif ! $python -c 'from longcat import _core; assert _core.cuda_is_built()' 2> /dev/null; then
+    make third_party VENV=.venv-gate
+    SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON" $python -m pip install --quiet ".[test]"
   fi
-  # Without a GPU the tests would skip and the stage would be green for nothing.
-  $venv/bin/python -c 'from longcat._core import testing; testing.DeviceOps("cuda")'
 }
+if [ -z "${PYTHON:-}" ]; then install; fi
+# Without a GPU the tests would skip and the stage would be green for nothing.
+$python -c 'from longcat._core import testing; testing.DeviceOps("cuda")'
 
-# run NAME COMMAND...: one row of the table; the log is kept.
-export LONGCAT_GPU_MEMORY=${LONGCAT_GPU_MEMORY:-0.2}  # several devices may be open in one test run
-failed=0
+# run NAME COMMAND...: one row of the table; the log is kept. The stage's time is shared by what is left of it.
+end=$((SECONDS + 480)) failed=0
 run() {
   local name=$1 log=build/gate-$stage-$1.log begin=$SECONDS status=ok
   shift
-  timeout "$limit" "$@" > "$log" 2>&1 || { status="FAILED ($?)"; failed=1; tail -n 25 "$log"; }
-  printf '| %s | %s | %d s | %s |\n' "$name" "$status" $((SECONDS - begin)) "$(tail -n 1 "$log" | tr '|' '/')" | tee -a "$results"
+  timeout $((end > SECONDS ? end - SECONDS : 1)) "$@" > "$log" 2>&1 || { status="FAILED ($?)"; failed=1; tail -n 25 "$log"; }
+  printf '| %s | %s | %d s | %s |\n' "$name" "$status" $((SECONDS - begin)) "$(tail -n 1 "$log" | tr '|' '/')" >> "$rows"
 }
+rows=$(mktemp)
+trap 'rm -f "$rows"' EXIT
 
-case $stage in a | c) ;; *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
-mkdir -p build bench/results
-install
-printf '\n## Stage %s, %s, %s\n\n| check | status | time | last line |\n| --- | --- | --- | --- |\n' \
-  "$stage" "$device" "$(git describe --always --dirty)" | tee -a "$results"
-on_gpu=(-q -p no:cacheprovider -k "cuda and not emulated")
-if [ "$stage" = a ]; then
-  run ops $venv/bin/python -m pytest "${on_gpu[@]}" tests/ops/test_devices.py
-  run model $venv/bin/python -m pytest "${on_gpu[@]}" tests/model/test_device_model.py
-else
-  run memcheck compute-sanitizer --tool memcheck --error-exitcode 9 --target-processes all \
-    $venv/bin/python -m pytest "${on_gpu[@]}" tests/ops/test_devices.py
-  run racecheck compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all \
-    $venv/bin/python -m pytest -q -p no:cacheprovider tests/ops/test_devices.py \
-    -k "cuda and not emulated and (test_norms or test_linear or test_moe or test_attention or many_rows or token_logprobs)"
-fi
+test_on_gpu=($python -m pytest -q -p no:cacheprovider)
+case $stage in
+  a)
+    run ops "${test_on_gpu[@]}" -k "cuda and not emulated" tests/ops/test_devices.py
+    run model "${test_on_gpu[@]}" -k "cuda and not emulated" tests/model/test_device_model.py
+    run engine "${test_on_gpu[@]}" -k "cuda and not emulated" tests/engine/test_device_engine.py
+    ;;
+  b)
+    bench=${BENCH:-$(ls -t build/*/cuda_bench | head -n 1)}
+    run gather "$bench" gather
+    run model "$bench" model ${TABLE_ROWS:+--table-rows "$TABLE_ROWS"}
+    run ops "$bench" ops
+    ;;
+  c)
+    sanitizer=(compute-sanitizer --error-exitcode 9 --target-processes all)
+    run memcheck "${sanitizer[@]}" --tool memcheck "${test_on_gpu[@]}" -k "cuda and not emulated" tests/ops/test_devices.py
+    run racecheck "${sanitizer[@]}" --tool racecheck "${test_on_gpu[@]}" tests/ops/test_devices.py \
+      -k "cuda and not emulated and (test_norms or test_linear or test_moe or test_attention or many_rows or token_logprobs)"
+    ;;
+esac
+
+{
+  printf '\n## Stage %s, %s, %s\n\n| check | status | time | last line |\n| --- | --- | --- | --- |\n' \
+    "$stage" "$device" "$(git describe --always --dirty 2> /dev/null || echo 'no git')"
+  cat "$rows"
+  if [ "$stage" = b ]; then
+    for name in gather model ops; do printf '\n### %s\n\n' $name; cat build/gate-b-$name.log; done
+  fi
+} | tee -a "$results"
 exit $failed

@@ -84,6 +84,7 @@ CudaDevice::CudaDevice(int device_idx, double memory_share) : device_idx_(device
   num_multiprocessors_ = attribute(cudaDevAttrMultiProcessorCount);
   compute_capability_ =
       10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  reads_pageable_memory_ = attribute(cudaDevAttrPageableMemoryAccess) != 0;
   if (compute_capability_ < 80)
     throw Error(str_cat("[device] ", name(), " has compute capability ", compute_capability_ / 10, ".",
                         compute_capability_ % 10, ", at least 8.0 is needed: use device=\"cpu\""));

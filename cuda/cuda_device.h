@@ -47,6 +47,7 @@ class CudaDevice final : public GpuDevice {
   bool in_branch() const override { return in_branch_; }
   int num_multiprocessors() const override { return num_multiprocessors_; }
   int compute_capability() const override { return compute_capability_; }
+  bool reads_pageable_memory() const override { return reads_pageable_memory_; }
   const Arena& arena() const { return arena_; }
 
  private:
@@ -76,6 +77,7 @@ class CudaDevice final : public GpuDevice {
   void make_current() const;
 
   int device_idx_, num_multiprocessors_ = 1, compute_capability_ = 0;
+  bool reads_pageable_memory_ = false;
   cudaStream_t main_stream_ = nullptr, branch_stream_ = nullptr;
   cudaEvent_t fork_event_ = nullptr, join_event_ = nullptr;
   bool in_branch_ = false;

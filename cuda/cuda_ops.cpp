@@ -1,6 +1,7 @@
 #include "cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "cuda/emulated_device.h"
@@ -56,7 +57,16 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
 Weight CudaOps::prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage) {
   if (logical.format == WeightFormat::fp8_block) return prepare(logical, storage);
   constexpr int64_t kPiece = int64_t{64} << 20;
-  host_storage = HostBuffer(*device_, logical.num_bytes());
+  try {
+    host_storage = HostBuffer(*device_, logical.num_bytes());
+  } catch (const OutOfMemory& refused) {
+    // Where the driver follows the host's page tables the file itself will do, at the speed of its page faults.
+    const int64_t element = logical.format == WeightFormat::bf16 ? 2 : 4;
+    if (!device_->reads_pageable_memory() || reinterpret_cast<uintptr_t>(logical.data) % element != 0) throw;
+    std::fprintf(stderr, "longcat: %s; a table of %lld bytes is read from its mapped file, slowly\n", refused.what(),
+                 static_cast<long long>(logical.num_bytes()));
+    return logical;
+  }
   char* plane = static_cast<char*>(host_storage.data());
   for (int64_t begin = 0; begin < logical.num_bytes(); begin += kPiece)
     read(plane + begin, begin, std::min(kPiece, logical.num_bytes() - begin));

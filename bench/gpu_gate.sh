@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Proof on a machine with a GPU, in stages of at most eight minutes, each useful alone:
 #   bench/gpu_gate.sh a    every op, the model and the engine on the GPU, against the CPU and against themselves
-#   bench/gpu_gate.sh b    LongCat-Flash-Lite's shapes with random weights: memory, decode, prefill, table reads, each op
+#   bench/gpu_gate.sh b    a small model on the GPU against the emulation, then LongCat-Flash-Lite's shapes with random
+#                          weights: table reads, memory, decode, prefill, each op
 #   bench/gpu_gate.sh c    compute-sanitizer: memcheck on the ops, racecheck on one shape of each
 # Each prints a table and adds it to bench/results/<device>-<date>.md.
 #
 # The package comes, in this order, from PYTHON=FILE (an interpreter that has it, with PYTHONPATH where needed), from
-# WHEEL=FILE, or from a build here, which takes minutes and needs nvcc. Stage b runs BENCH=FILE, or the cuda_bench that
-# such a build left; TABLE_ROWS=N shortens the N-gram tables where the host has less than 80 GB for them.
+# WHEEL=FILE, or from a build here, which takes minutes and needs nvcc. Stage b runs BENCH=FILE and then needs no Python,
+# or the cuda_bench that such a build left; TABLE_ROWS=N shortens the N-gram tables where the host has less than 80 GB for them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
-case $stage in a | b | c) ;; *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+case $stage in a | b | c) ;; *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--')
 results=bench/results/$device-$(date -u +%F).md
 python=${PYTHON:-.venv-gate/bin/python}
@@ -26,9 +27,11 @@ install() {
     SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON" $python -m pip install --quiet ".[test]"
   fi
 }
-if [ -z "${PYTHON:-}" ]; then install; fi
-# Without a GPU the tests would skip and the stage would be green for nothing.
-$python -c 'from longcat._core import testing; testing.DeviceOps("cuda")'
+if [ "$stage" != b ] || [ -z "${BENCH:-}" ]; then
+  if [ -z "${PYTHON:-}" ]; then install; fi
+  # Without a GPU the tests would skip and the stage would be green for nothing.
+  $python -c 'from longcat._core import testing; testing.DeviceOps("cuda")'
+fi
 
 # run NAME COMMAND...: one row of the table; the log is kept. The stage's time is shared by what is left of it.
 end=$((SECONDS + 480)) failed=0
@@ -50,6 +53,7 @@ case $stage in
     ;;
   b)
     bench=${BENCH:-$(ls -t build/*/cuda_bench | head -n 1)}
+    run parity "$bench" parity
     run gather "$bench" gather
     run model "$bench" model ${TABLE_ROWS:+--table-rows "$TABLE_ROWS"}
     run ops "$bench" ops
@@ -67,7 +71,7 @@ esac
     "$stage" "$device" "$(git describe --always --dirty 2> /dev/null || echo 'no git')"
   cat "$rows"
   if [ "$stage" = b ]; then
-    for name in gather model ops; do printf '\n### %s\n\n' $name; cat build/gate-b-$name.log; done
+    for name in parity gather model ops; do printf '\n### %s\n\n' $name; cat build/gate-b-$name.log; done
   fi
 } | tee -a "$results"
 exit $failed

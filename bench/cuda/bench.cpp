@@ -1,9 +1,10 @@
 // Benchmarks of the CUDA backend at the shapes of LongCat-Flash-Lite. No checkpoint is needed.
 //
-//   cuda_bench ops | model | gather [--table-rows N] [--check]
+//   cuda_bench parity | ops | model | gather [--table-rows N] [--check]
 //
 // --table-rows: of each of the 12 N-gram tables, where the host has no 63 GB for them. --check: tiny shapes on the
-// emulated device, which needs no GPU and shows only that the program works.
+// emulated device, which needs no GPU and shows only that the program works. parity: a small model on the GPU against
+// the emulated device, where there is no Python for the tests.
 #include "bench.h"
 
 #include <cuda_runtime.h>
@@ -67,6 +68,23 @@ ModelConfig tiny_config() {
   return c;
 }
 
+// Small, but of widths that the tensor cores take.
+ModelConfig parity_config() {
+  ModelConfig c = lite_config();
+  c.vocab_size = 1024;
+  c.hidden_size = 768;
+  c.num_layers = 2;
+  c.num_attention_heads = 4;
+  c.q_lora_rank = 256;
+  c.ffn_hidden_size = 512;
+  c.expert_ffn_hidden_size = 256;
+  c.n_routed_experts = 16;
+  c.zero_expert_num = 8;
+  c.moe_topk = 4;
+  c.ngram->table_rows = 500;
+  return c;
+}
+
 int attribute(cudaDeviceAttr which) {
   int value = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&value, which, 0));
@@ -85,11 +103,10 @@ double flops_per_cycle(int compute_capability) {
 
 }  // namespace
 
-Bench::Bench(bool check, int64_t table_rows) : check_(check), config_(check ? tiny_config() : lite_config()) {
-  if (table_rows > 0) config_.ngram->table_rows = table_rows;
+Bench::Bench(const ModelConfig& config, bool check, bool fp8) : check_(check), config_(config) {
   std::unique_ptr<GpuDevice> device;
   if (check) {
-    device = std::make_unique<EmulatedDevice>(int64_t{4} << 30, false, false);
+    device = std::make_unique<EmulatedDevice>(int64_t{4} << 30, fp8, false);
   } else {
     device = std::make_unique<CudaDevice>(0, 0);
     cudaDeviceProp properties;
@@ -103,7 +120,7 @@ Bench::Bench(bool check, int64_t table_rows) : check_(check), config_(check ? ti
   }
   ops_ = std::make_unique<CudaOps>(std::move(device), DType::bf16);
   flush_ = Buffer(this->device(), flush_bytes_);
-  std::vector<bf16> values(static_cast<size_t>((check ? 1 << 20 : kPatternBytes) / 2));
+  std::vector<bf16> values(static_cast<size_t>((config.vocab_size < 65536 ? 1 << 20 : kPatternBytes) / 2));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 0.02f);
   for (bf16& value : values) value = to_bf16(normal(random));
@@ -180,10 +197,9 @@ BatchMaker::BatchMaker(Bench& bench, int64_t max_tokens, int64_t max_sequences, 
       buffers_(bench.device(), max_tokens, max_sequences, blocks_per_sequence_) {}
 
 std::vector<int32_t> BatchMaker::ids(int64_t count) {
-  static std::mt19937 random(2);
   std::vector<int32_t> ids(static_cast<size_t>(count));
   for (int32_t& id : ids)
-    id = 3 + static_cast<int32_t>(random() % static_cast<uint32_t>(bench_.config().vocab_size - 3));
+    id = 3 + static_cast<int32_t>(random_() % static_cast<uint32_t>(bench_.config().vocab_size - 3));
   return ids;
 }
 
@@ -226,7 +242,7 @@ int main(int argc, char** argv) try {
       check = true;
     } else if (word == "--table-rows" && i + 1 < argc) {
       table_rows = std::stoll(argv[++i]);
-    } else if (what.empty() && (word == "ops" || word == "model" || word == "gather")) {
+    } else if (what.empty() && (word == "parity" || word == "ops" || word == "model" || word == "gather")) {
       what = word;
     } else {
       what.clear();
@@ -234,10 +250,17 @@ int main(int argc, char** argv) try {
     }
   }
   if (what.empty()) {
-    std::fprintf(stderr, "usage: cuda_bench ops | model | gather [--table-rows N] [--check]\n");
+    std::fprintf(stderr, "usage: cuda_bench parity | ops | model | gather [--table-rows N] [--check]\n");
     return 2;
   }
-  Bench bench(check, table_rows);
+  if (what == "parity") {
+    Bench gpu(parity_config(), check, check);
+    Bench emulated(parity_config(), true, gpu.device().multiplies_fp8());
+    return check_parity(gpu, emulated) ? 0 : 1;
+  }
+  ModelConfig config = check ? tiny_config() : lite_config();
+  if (table_rows > 0) config.ngram->table_rows = table_rows;
+  Bench bench(config, check);
   what == "ops" ? bench_ops(bench) : what == "model" ? bench_model(bench) : bench_gather(bench);
   return 0;
 } catch (const std::exception& error) {

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "engine/batch_buffers.h"
 #include "io/model_config.h"
 #include "model/kv_cache.h"
+#include "model/weights.h"
 
 namespace longcat {
 
@@ -17,9 +19,9 @@ class Arena;
 
 class Bench {
  public:
-  // check: a tiny model on the emulated device, to see that the program works; its times mean nothing.
-  // table_rows: of an N-gram table, 0: as in LongCat-Flash-Lite.
-  Bench(bool check, int64_t table_rows);
+  // check: on the emulated device, to see that the program works; its times mean nothing. fp8: such a device multiplies
+  // fp8.
+  Bench(const ModelConfig& config, bool check, bool fp8 = false);
   ~Bench();
 
   bool check() const { return check_; }
@@ -71,8 +73,14 @@ class BatchMaker {
   Bench& bench_;
   int64_t max_sequences_, blocks_per_sequence_;
   BatchBuffers buffers_;
+  std::mt19937 random_{2};
 };
 
+// Weights of the config's shapes: bf16 (experts in fp8 on request), norms of 1, tables of zeros in pinned host memory
+// (a row costs what it costs). The same for every device.
+ModelWeights random_weights(Bench& bench, bool fp8_experts = false);
+
+bool check_parity(Bench& gpu, Bench& emulated);
 void bench_ops(Bench& bench);     // each op by itself: time, GB/s, TFLOP/s, share of the bound
 void bench_model(Bench& bench);   // the whole model with random weights: memory, decode, prefill
 void bench_gather(Bench& bench);  // N-gram rows from device memory and from pinned host memory of both page sizes

@@ -33,6 +33,7 @@ class GilRelease {
 
 void register_checkpoint(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
+void register_packed(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_testing_device(pybind11::module_& module);  // after register_testing
 void register_testing_engine(pybind11::module_& testing);

@@ -13,7 +13,9 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Native core of longcat";
   module.attr("__version__") = LONGCAT_VERSION;
   module.def("available_threads", &available_threads, "Threads this process may run at once.");
-  module.def("cpu_isa", &cpu_isa, "Instruction set the CPU backend runs: avx512, avx2 or portable.");
+  module.def(
+      "cpu_isa", [] { return name_of(cpu_isa()); },
+      "Instruction set the CPU backend runs: avx512_vnni, avx512, avx2 or portable.");
   module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
 
   // The more derived one last: translators are tried from the newest on.
@@ -26,6 +28,7 @@ PYBIND11_MODULE(_core, module) {
 
   register_checkpoint(module);
   register_engine(module);
+  register_packed(module);
   register_testing(module);
   register_testing_device(module);
 }

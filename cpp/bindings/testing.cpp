@@ -163,6 +163,18 @@ class TestOps {
     return out;
   }
 
+  // With a packed matrix, as pack_matrix makes it.
+  Array<float> linear_packed(const Array<float>& x, const Array<uint8_t>& packed, const std::string& format,
+                             int64_t out_features) {
+    Weight weight{.out_features = out_features, .in_features = x.shape(1), .data = packed.data()};
+    for (const WeightFormat candidate : kAllWeightFormats)
+      if (format == name_of(candidate)) weight.format = candidate;
+    if (packed.nbytes() != weight.num_bytes()) throw std::invalid_argument("testing: not the bytes of this format");
+    Array<float> out({x.shape(0), out_features});
+    ops_->linear(f32(out), f32(x), weight);
+    return out;
+  }
+
   Array<float> linear_per_head(const Array<float>& x, const py::array& weight) {
     Array<float> out({x.shape(0), x.shape(1), weight.shape(0) / x.shape(1)});
     ops_->linear_per_head(f32(out), f32(x), as_weight(weight));
@@ -451,6 +463,8 @@ void register_testing(py::module_& module) {
   py::class_<TestOps>(testing, "Ops")
       .def(py::init<int>(), py::arg("num_threads") = 1)
       .def("linear", &TestOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none())
+      .def("linear_packed", &TestOps::linear_packed, py::arg("x"), py::arg("packed"), py::arg("format"),
+           py::arg("out_features"))
       .def("linear_per_head", &TestOps::linear_per_head)
       .def("rms_norm", &TestOps::rms_norm)
       .def("add_rms_norm", &TestOps::add_rms_norm)

@@ -4,6 +4,7 @@
 
 #include "base/thread_pool.h"
 #include "cpu/cpu_device.h"
+#include "cpu/packed_matmul.h"
 #include "ops/ops.h"
 
 namespace longcat {
@@ -52,8 +53,12 @@ class CpuOps final : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
+  // x in 8 bits when the weight's format wants that, else null. Holds until the next call.
+  const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
+
   CpuDevice device_;
   ThreadPool pool_;
+  cpu::QuantizedInputs quantized_;
 };
 
 }  // namespace longcat

@@ -10,7 +10,9 @@
 #include "cpu/cpu_ops.h"
 #include "cpu/isa.h"
 #include "cpu/matmul.h"
+#include "cpu/packed_matmul.h"
 #include "cpu/vec.h"
+#include "ops/packed.h"
 
 namespace longcat {
 
@@ -101,8 +103,8 @@ using DotRows = void (*)(const W* rows, int64_t in_features, int64_t first_row, 
 template <class W>
 DotRows<W> dot_rows_of_this_machine() {
 #ifdef LC_HAS_CLONES
-  if (std::strcmp(cpu_isa(), "avx512") == 0) return dot_rows_avx512<W>;
-  if (std::strcmp(cpu_isa(), "avx2") == 0) return dot_rows_avx2<W>;
+  if (cpu_isa() >= Isa::avx512) return dot_rows_avx512<W>;
+  if (cpu_isa() >= Isa::avx2) return dot_rows_avx2<W>;
 #endif
   return dot_rows_portable<W>;
 }
@@ -150,6 +152,7 @@ void matmul_in_place(const Weight& weight, const MatmulBlock& block) {
 }  // namespace
 
 void matmul_block(const Weight& weight, const MatmulBlock& block) {
+  if (is_packed(weight.format)) return packed_matmul_block(weight, block);
   if (block.num_inputs >= kWidenFrom || weight.format == WeightFormat::fp8_block) return matmul_widened(weight, block);
   if (weight.format == WeightFormat::bf16) return matmul_in_place<bf16>(weight, block);
   matmul_in_place<float>(weight, block);
@@ -167,6 +170,8 @@ void read_row(float* out, const Weight& weight, int64_t row) {
     }
     case WeightFormat::fp8_block:
       return read_fp8_row(out, weight, row);
+    default:
+      return unpack_row(out, weight, row);
   }
 }
 
@@ -174,7 +179,7 @@ void read_row(float* out, const Weight& weight, int64_t row) {
 
 // Weight rows that a thread takes at once: whole tiles, so that a block of inputs serves many of them.
 static int64_t row_grain(int64_t multiply_adds_per_row) {
-  constexpr int64_t kTileRows = 4, kLeast = 16;
+  constexpr int64_t kTileRows = 16, kLeast = 16;
   return std::max(kLeast, (grain_for(multiply_adds_per_row) + kTileRows - 1) / kTileRows * kTileRows);
 }
 
@@ -204,13 +209,21 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
       weight.scales = static_cast<const float*>(storage.data());
       return weight;
     }
+    default:  // packed: any alignment does
+      return weight;
   }
-  return weight;
+}
+
+const cpu::QuantizedInputs* CpuOps::quantize_for(const Weight& weight, Tensor x) {
+  if (!cpu::want_quantized_inputs(weight.format)) return nullptr;
+  quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+  return &quantized_;
 }
 
 void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
+  const cpu::QuantizedInputs* quantized = quantize_for(weight, x);
   const int64_t grain = row_grain(weight.in_features * x.size(0));
   pool_.parallel_for(weight.out_features, grain, [&](int64_t begin, int64_t end) {
     cpu::matmul_block(weight, {.out = out.data<float>() + begin,
@@ -220,7 +233,8 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
                                .row_idx = nullptr,
                                .num_inputs = x.size(0),
                                .first_row = begin,
-                               .num_rows = end - begin});
+                               .num_rows = end - begin,
+                               .quantized = quantized});
   });
 }
 

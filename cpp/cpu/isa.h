@@ -1,8 +1,20 @@
+// The instruction sets the CPU kernels are written for.
 #pragma once
 
 namespace longcat {
 
-// The instruction set whose clones of the inner loops (vec.h) this machine runs: "avx512", "avx2" or "portable".
-const char* cpu_isa();
+// Each includes those before it.
+enum class Isa {
+  portable,
+  avx2,         // and FMA
+  avx512,       // F, BW, DQ, VL
+  avx512_vnni,  // 8-bit products summed in 32 bits
+};
+
+// What the kernels use: the best this machine has, or less when the environment variable LONGCAT_ISA names it.
+// Throws Error when that names what the machine has not, or nothing known.
+Isa cpu_isa();
+
+const char* name_of(Isa isa);
 
 }  // namespace longcat

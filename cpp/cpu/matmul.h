@@ -5,6 +5,8 @@
 
 namespace longcat::cpu {
 
+class QuantizedInputs;
+
 // out[i * out_stride + r] = x[row i] . W[first_row + r] for r in [0, num_rows), i in [0, num_inputs).
 // Row i of x is x + i * x_stride, or x + row_idx[i] * x_stride when row_idx is not null. Strides in floats.
 struct MatmulBlock {
@@ -15,7 +17,14 @@ struct MatmulBlock {
   const int32_t* row_idx;
   int64_t num_inputs;
   int64_t first_row, num_rows;
+  // The same rows in 8 bits, for weights that want_quantized_inputs(): row i of x is row quantized_first + i there.
+  const QuantizedInputs* quantized = nullptr;
+  int64_t quantized_first = 0;
 };
+
+constexpr bool want_quantized_inputs(WeightFormat format) {
+  return format == WeightFormat::int8_x8 || format == WeightFormat::int4_x8;
+}
 
 void matmul_block(const Weight& weight, const MatmulBlock& block);
 

@@ -55,7 +55,7 @@ void permute(Routing& routing, int64_t n_routed_experts) {
 
 // out[row] = x[row_idx[row]] W_e^T for the rows of every expert e.
 void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_idx, std::span<const Weight> weights,
-                    const std::vector<int32_t>& active, const int32_t* offsets) {
+                    const std::vector<int32_t>& active, const int32_t* offsets, const cpu::QuantizedInputs* quantized) {
   const int64_t out_features = weights.front().out_features;
   const int64_t blocks = (out_features + kRowGrain - 1) / kRowGrain;
   pool.parallel_for(static_cast<int64_t>(active.size()) * blocks, grain_for(kRowGrain * weights.front().in_features),
@@ -70,7 +70,9 @@ void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_i
                                                             .row_idx = row_idx ? row_idx + first : nullptr,
                                                             .num_inputs = offsets[expert + 1] - first,
                                                             .first_row = row,
-                                                            .num_rows = std::min(kRowGrain, out_features - row)});
+                                                            .num_rows = std::min(kRowGrain, out_features - row),
+                                                            .quantized = quantized,
+                                                            .quantized_first = row_idx ? 0 : first});
                       }
                     });
 }
@@ -119,10 +121,12 @@ void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor exper
     if (offsets[e + 1] > offsets[e]) active.push_back(e);
   const int64_t num_rows = offsets[num_experts];
 
-  grouped_linear(pool_, hidden, x, tokens, experts.gate_proj, active, offsets);
-  grouped_linear(pool_, scratch, x, tokens, experts.up_proj, active, offsets);
+  const cpu::QuantizedInputs* quantized = quantize_for(experts.gate_proj.front(), x);
+  grouped_linear(pool_, hidden, x, tokens, experts.gate_proj, active, offsets, quantized);
+  grouped_linear(pool_, scratch, x, tokens, experts.up_proj, active, offsets, quantized);
   silu_mul(hidden.first(num_rows), hidden.first(num_rows), scratch.first(num_rows));
-  grouped_linear(pool_, expert_out, hidden, nullptr, experts.down_proj, active, offsets);
+  quantized = quantize_for(experts.down_proj.front(), hidden.first(num_rows));
+  grouped_linear(pool_, expert_out, hidden, nullptr, experts.down_proj, active, offsets, quantized);
 
   pool_.parallel_for(num_tokens, grain_for(topk * out.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

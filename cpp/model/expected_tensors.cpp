@@ -4,7 +4,7 @@
 #include <set>
 
 #include "base/error.h"
-#include "ops/weight.h"
+#include "ops/packed.h"
 
 namespace longcat {
 
@@ -35,22 +35,24 @@ std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
 
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
   std::vector<ExpectedTensor> expected;
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-    expected.push_back({name + ".weight", {out, in}, true});
+  const auto linear = [&](const std::string& name, int64_t out, int64_t in, TensorUse use = TensorUse::matrix) {
+    expected.push_back({name + ".weight", {out, in}, use, true});
   };
-  const auto plain = [&](const std::string& name, std::vector<int64_t> shape) {
-    expected.push_back({name, std::move(shape)});
+  const auto plain = [&](const std::string& name, std::vector<int64_t> shape, TensorUse use = TensorUse::values) {
+    expected.push_back({name, std::move(shape), use});
   };
   const auto ffn = [&](const std::string& name, int64_t width) {
     linear(name + ".gate_proj", width, c.hidden_size);
     linear(name + ".up_proj", width, c.hidden_size);
     linear(name + ".down_proj", c.hidden_size, width);
   };
-  plain("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
+  plain("model.embed_tokens.weight", {c.vocab_size, c.hidden_size},
+        c.tie_word_embeddings ? TensorUse::matrix : TensorUse::table);
   if (c.ngram)
     for (int64_t t = 0; t < c.ngram->num_tables(); ++t) {
       const int64_t table_dim = c.hidden_size / c.ngram->num_tables();
-      plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim});
+      plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim},
+            TensorUse::table);
       plain(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"), {c.hidden_size, table_dim});
     }
   for (int64_t l = 0; l < c.num_layers; ++l) {
@@ -62,7 +64,8 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
       linear(attention + "q_b_proj", c.num_attention_heads * c.qk_head_dim(), c.q_lora_rank);
       linear(attention + "kv_a_proj_with_mqa", c.latent_dim(), c.hidden_size);
       plain(attention + "kv_a_layernorm.weight", {c.kv_lora_rank});
-      linear(attention + "kv_b_proj", c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+      linear(attention + "kv_b_proj", c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank,
+             TensorUse::values);
       linear(attention + "o_proj", c.hidden_size, c.num_attention_heads * c.v_head_dim);
       plain(str_cat(layer, "input_layernorm.", i, ".weight"), {c.hidden_size});
       plain(str_cat(layer, "post_attention_layernorm.", i, ".weight"), {c.hidden_size});
@@ -73,9 +76,16 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
     for (int64_t e = 0; e < c.n_routed_experts; ++e) ffn(str_cat(layer, "mlp.experts.", e), c.expert_ffn_hidden_size);
   }
   plain("model.norm.weight", {c.hidden_size});
-  if (!c.tie_word_embeddings) plain("lm_head.weight", {c.vocab_size, c.hidden_size});
+  if (!c.tie_word_embeddings) plain("lm_head.weight", {c.vocab_size, c.hidden_size}, TensorUse::matrix);
   return expected;
 }
+
+bool may_be_packed(const ExpectedTensor& tensor, WeightFormat format) {
+  return tensor.use == TensorUse::matrix ? is_x8(format)
+                                         : tensor.use == TensorUse::table && is_packed(format) && !is_x8(format);
+}
+
+std::string packed_name(const std::string& name, WeightFormat format) { return str_cat(name, ".", name_of(format)); }
 
 std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
   std::vector<std::string> problems;
@@ -94,7 +104,20 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
     }
     return tensor;
   };
+  const auto check_packed = [&](const ExpectedTensor& expected) {
+    for (const WeightFormat format : kAllWeightFormats)
+      if (may_be_packed(expected, format) && checkpoint.find(packed_name(expected.name, format))) {
+        const int64_t stride = packed_stride(format, expected.shape[1]);
+        check_one(
+            packed_name(expected.name, format),
+            {packed_bytes(format, expected.shape[0], expected.shape[1]) / stride, stride},
+            [](DType d) { return d == DType::u8; }, "U8");
+        return true;
+      }
+    return false;
+  };
   for (const ExpectedTensor& expected : expected_tensors(config)) {
+    if (!checkpoint.find(expected.name) && check_packed(expected)) continue;
     const bool fp8 = expected.is_linear && config.fp8_blocks;
     const StoredTensor* tensor = check_one(
         expected.name, expected.shape, [&](DType d) { return is_float(d) || (fp8 && d == DType::f8_e4m3); },

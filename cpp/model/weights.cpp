@@ -8,34 +8,15 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <optional>
 
 #include "model/expected_tensors.h"
+#include "ops/packed.h"
 
 namespace longcat {
 
 namespace {
-
-float element(const std::byte* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f32: {
-      float value;
-      std::memcpy(&value, data + 4 * i, 4);
-      return value;
-    }
-    case DType::bf16: {
-      bf16 value;
-      std::memcpy(&value, data + 2 * i, 2);
-      return to_float(value);
-    }
-    case DType::f16: {
-      uint16_t value;
-      std::memcpy(&value, data + 2 * i, 2);
-      return half_to_float(value);
-    }
-    default:
-      throw Error(str_cat("[internal] ", name_of(dtype), " has no float elements here"));
-  }
-}
 
 // Reads of a file that do not go through its mapping, so that its pages are not counted twice.
 class FileReader {
@@ -67,14 +48,15 @@ class FileReader {
 
 class WeightBuilder {
  public:
-  WeightBuilder(const Checkpoint& checkpoint, DType dtype, Ops& ops, bool quantize_experts, ModelWeights& weights,
-                const LoadProgress& progress)
+  WeightBuilder(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops, bool quantize_experts,
+                ModelWeights& weights, const LoadProgress& progress)
       : checkpoint_(checkpoint),
         dtype_(dtype),
         ops_(ops),
         quantize_experts_(quantize_experts),
         weights_(weights),
         progress_(progress) {
+    for (ExpectedTensor& tensor : expected_tensors(config)) shapes_[tensor.name] = std::move(tensor.shape);
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
 
@@ -97,6 +79,7 @@ class WeightBuilder {
 
   // A matrix as it is stored where a kernel reads that format, else converted.
   Weight matrix(const std::string& name) {
+    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
     const StoredTensor& stored = get(name);
     const int64_t rows = stored.shape[0], cols = stored.shape[1];
     if (stored.dtype == DType::f16 || (stored.dtype == DType::f32 && dtype_ == DType::bf16))
@@ -106,6 +89,7 @@ class WeightBuilder {
   }
 
   Weight expert(const std::string& name) {
+    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
     const StoredTensor& stored = find(name);
     if (!quantize_experts_ || stored.dtype == DType::f8_e4m3) return matrix(name);
     Weight logical = view(name, get(name));
@@ -123,6 +107,7 @@ class WeightBuilder {
 
   // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype.
   Weight table(const std::string& name) {
+    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
     const StoredTensor& stored = find(name);
     if (stored.dtype == DType::f16) return matrix(name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
@@ -228,6 +213,20 @@ class WeightBuilder {
     return weight;
   }
 
+  // The matrix as `longcat convert` packed it, if it did.
+  std::optional<Weight> packed(const std::string& name) {
+    if (checkpoint_.find(name)) return std::nullopt;
+    const std::vector<int64_t>& shape = shapes_.at(name);
+    for (const WeightFormat format : kAllWeightFormats)
+      if (is_packed(format) && checkpoint_.find(packed_name(name, format)))
+        return Weight{.format = format,
+                      .out_features = shape[0],
+                      .in_features = shape[1],
+                      .data = get(packed_name(name, format)).data,
+                      .placement = Placement::disk};
+    return std::nullopt;
+  }
+
   Weight prepared(const Weight& logical) {
     Buffer storage;
     const Weight weight = ops_.prepare(logical, storage);
@@ -261,6 +260,7 @@ class WeightBuilder {
   }
 
   const Checkpoint& checkpoint_;
+  std::map<std::string, std::vector<int64_t>> shapes_;  // of the matrices, packed or not
   DType dtype_;
   Ops& ops_;
   bool quantize_experts_;
@@ -323,6 +323,44 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, int64_t la
 
 }  // namespace
 
+float element(const std::byte* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::f32: {
+      float value;
+      std::memcpy(&value, data + 4 * i, 4);
+      return value;
+    }
+    case DType::bf16: {
+      bf16 value;
+      std::memcpy(&value, data + 2 * i, 2);
+      return to_float(value);
+    }
+    case DType::f16: {
+      uint16_t value;
+      std::memcpy(&value, data + 2 * i, 2);
+      return half_to_float(value);
+    }
+    default:
+      throw Error(str_cat("[internal] ", name_of(dtype), " has no float elements here"));
+  }
+}
+
+void read_stored_row(float* out, const Checkpoint& checkpoint, const std::string& name, int64_t row) {
+  const StoredTensor* stored = checkpoint.find(name);
+  LC_CHECK(stored && stored->shape.size() == 2, name);
+  const int64_t cols = stored->shape[1];
+  if (stored->dtype != DType::f8_e4m3) {
+    for (int64_t c = 0; c < cols; ++c) out[c] = element(stored->data, stored->dtype, row * cols + c);
+    return;
+  }
+  const StoredTensor* scales = checkpoint.find(name + "_scale_inv");
+  LC_CHECK(scales, name);
+  const int64_t blocks = (cols + kFp8Block - 1) / kFp8Block;
+  for (int64_t c = 0; c < cols; ++c)
+    out[c] = e4m3_to_float(static_cast<uint8_t>(stored->data[row * cols + c])) *
+             element(scales->data, DType::f32, row / kFp8Block * blocks + c / kFp8Block);
+}
+
 void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order) {
   int64_t power = 1;
   for (int64_t d = 1; d < max_order; ++d) powers.push_back(power = power * (vocab_size % modulus) % modulus);
@@ -333,7 +371,7 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config);
-  WeightBuilder builder(checkpoint, dtype, ops, quantize_experts, weights, progress);
+  WeightBuilder builder(checkpoint, config, dtype, ops, quantize_experts, weights, progress);
   weights.word_embedding = builder.matrix("model.embed_tokens.weight");
   weights.ngram = load_ngram(builder, config);
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, l));

@@ -20,6 +20,12 @@ struct NgramWeights {
   std::vector<int64_t> powers;  // [num_tables, emb_neighbor_num - 1]
 };
 
+// Element i of the data of an f32, bf16 or f16 tensor, which may lie at any address.
+float element(const std::byte* data, DType dtype, int64_t i);
+
+// Row `row` of a matrix of the checkpoint as floats, fp8 blocks included.
+void read_stored_row(float* out, const Checkpoint& checkpoint, const std::string& name, int64_t row);
+
 // Appends vocab_size^d mod modulus for d = 1..max_order - 1, reduced step by step: the plain powers overflow 64 bits.
 void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order);
 

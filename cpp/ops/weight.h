@@ -11,7 +11,15 @@ enum class WeightFormat : uint8_t {
   f32,        // data: float
   bf16,       // data: bf16
   fp8_block,  // data: e4m3, scales: one float per 128 x 128 block (Lite-FP8, `weight_scale_inv`)
+  bf16_x8,    // the packed formats of `longcat convert`, 8 rows interleaved: ops/packed.h
+  int8_x8,
+  int4_x8,
+  int8_row,  // for tables, a row at a time: ops/packed.h
+  int4_row,
 };
+
+// How many bytes a matrix of a packed format takes; declared here, explained in ops/packed.h.
+int64_t packed_bytes(WeightFormat format, int64_t out_features, int64_t in_features);
 
 enum class Placement : uint8_t {
   device,  // memory of the device that computes
@@ -45,8 +53,9 @@ struct Weight {
             ((out_features + kFp8Block - 1) / kFp8Block) * ((in_features + kFp8Block - 1) / kFp8Block);
         return count + blocks * 4;
       }
+      default:
+        return packed_bytes(format, out_features, in_features);
     }
-    return 0;
   }
 };
 
@@ -62,6 +71,10 @@ constexpr const char* name_of(Placement placement) {
   return "?";
 }
 
+constexpr WeightFormat kAllWeightFormats[] = {WeightFormat::f32,      WeightFormat::bf16,    WeightFormat::fp8_block,
+                                              WeightFormat::bf16_x8,  WeightFormat::int8_x8, WeightFormat::int4_x8,
+                                              WeightFormat::int8_row, WeightFormat::int4_row};
+
 constexpr const char* name_of(WeightFormat format) {
   switch (format) {
     case WeightFormat::f32:
@@ -70,6 +83,16 @@ constexpr const char* name_of(WeightFormat format) {
       return "bf16";
     case WeightFormat::fp8_block:
       return "fp8_block";
+    case WeightFormat::bf16_x8:
+      return "bf16_x8";
+    case WeightFormat::int8_x8:
+      return "int8_x8";
+    case WeightFormat::int4_x8:
+      return "int4_x8";
+    case WeightFormat::int8_row:
+      return "int8_row";
+    case WeightFormat::int4_row:
+      return "int4_row";
   }
   return "?";
 }

@@ -1,0 +1,97 @@
+// Binding of the packed weight formats: what `longcat convert` calls.
+#include "ops/packed.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "bindings/bindings.h"
+#include "model/expected_tensors.h"
+#include "model/weights.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+namespace {
+
+WeightFormat packed_format(const std::string& name) {
+  for (const WeightFormat format : kAllWeightFormats)
+    if (is_packed(format) && name == name_of(format)) return format;
+  throw std::invalid_argument(
+      str_cat("packed format \"", name, "\" is not known: expected bf16_x8, int8_x8, int4_x8, int8_row or int4_row"));
+}
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const RowReader& read,
+                                  const std::optional<Floats>& importance) {
+  if (importance && importance->size() != cols)
+    throw std::invalid_argument(str_cat("column importance has ", importance->size(), " values, expected ", cols));
+  const int64_t stride = packed_stride(format, cols);
+  py::array_t<uint8_t> out({packed_bytes(format, rows, cols) / stride, stride});
+  uint8_t* data = out.mutable_data();
+  const float* weights = importance ? importance->data() : nullptr;
+  const GilRelease nogil;
+  pack(data, format, rows, cols, read, weights);
+  return out;
+}
+
+// {tensor: "matrix" or "table"} of those that may be packed.
+py::dict packable_tensors(const std::string& config_text) {
+  py::dict uses;
+  for (const ExpectedTensor& tensor : expected_tensors(parse_model_config(config_text, "config.json")))
+    if (tensor.use != TensorUse::values)
+      uses[py::str(tensor.name)] = tensor.use == TensorUse::matrix ? "matrix" : "table";
+  return uses;
+}
+
+}  // namespace
+
+void register_packed(py::module_& module) {
+  module.def("packable_tensors", &packable_tensors, py::arg("config_text"));
+  // Shape of the U8 tensor that holds a matrix in a packed format.
+  module.def(
+      "packed_shape",
+      [](const std::string& name, int64_t rows, int64_t cols) {
+        const WeightFormat format = packed_format(name);
+        const int64_t stride = packed_stride(format, cols);
+        return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
+      },
+      py::arg("format"), py::arg("rows"), py::arg("cols"));
+  module.def(
+      "pack_matrix",
+      [](const Floats& matrix, const std::string& format, const std::optional<Floats>& importance) {
+        const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
+        const float* values = matrix.data();
+        return packed_array(
+            packed_format(format), rows, cols,
+            [&](int64_t row, float* out) { std::copy_n(values + row * cols, cols, out); }, importance);
+      },
+      py::arg("matrix"), py::arg("format"), py::arg("importance") = py::none());
+  module.def(
+      "pack_tensor",
+      [](const Checkpoint& checkpoint, const std::string& name, const std::string& format,
+         const std::optional<Floats>& importance) {
+        const StoredTensor* stored = checkpoint.find(name);
+        if (!stored || stored->shape.size() != 2) throw std::invalid_argument(str_cat(name, " is no matrix here"));
+        return packed_array(
+            packed_format(format), stored->shape[0], stored->shape[1],
+            [&](int64_t row, float* out) { read_stored_row(out, checkpoint, name, row); }, importance);
+      },
+      py::arg("checkpoint"), py::arg("name"), py::arg("format"), py::arg("importance") = py::none());
+  module.def(
+      "unpack_matrix",
+      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& format, int64_t rows,
+         int64_t cols) {
+        const Weight weight{
+            .format = packed_format(format), .out_features = rows, .in_features = cols, .data = packed.data()};
+        if (packed.nbytes() != weight.num_bytes())
+          throw std::invalid_argument(str_cat(packed.nbytes(), " bytes, expected ", weight.num_bytes()));
+        py::array_t<float> out({rows, cols});
+        for (int64_t row = 0; row < rows; ++row) unpack_row(out.mutable_data() + row * cols, weight, row);
+        return out;
+      },
+      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"));
+}
+
+}  // namespace longcat

@@ -1,0 +1,61 @@
+// Weights as `longcat convert` writes them and the CPU kernels read them: packed once, mapped, never unpacked in
+// memory.
+//
+// x8 formats, for matrices that are multiplied. Rows go in groups of 8, whose values interleave so that one vector
+// register holds the same few columns of 8 outputs: no horizontal sums, and the same order of sums for one input and
+// for many. The last group is filled up with rows of zeros, the last columns with zeros.
+//
+//   bf16_x8  [groups][ceil(in / 2)][8 rows][2 columns] bf16
+//   int8_x8  a group: [blocks][8 quads][8 rows][4 columns] int8, then [blocks][8 rows] bf16 scales
+//   int4_x8  a group: [blocks][4][8 rows][4 columns] bytes, then the scales alike. A byte holds column 4 j + i of quad
+//   j
+//            in its low half and of quad j + 4 in its high half, as value + 8.
+//
+// with blocks = ceil(in / 32) of 32 columns that share a scale a row: 8.5 and 4.5 bits a weight. A group begins on a
+// multiple of 64 bytes.
+//
+// row formats, for tables of which single rows are read: the row's values, then its one f32 scale.
+//
+//   int8_row [rows][in] int8 + f32
+//   int4_row [rows][ceil(in / 2)] bytes + f32; column 2 i in the low half, as value + 8
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "ops/weight.h"
+
+namespace longcat {
+
+constexpr int64_t kPackedRows = 8;
+constexpr int64_t kQuantBlock = 32;  // columns that share a scale
+
+constexpr int64_t num_quant_blocks(int64_t in_features) { return (in_features + kQuantBlock - 1) / kQuantBlock; }
+constexpr int64_t num_packed_groups(int64_t out_features) { return (out_features + kPackedRows - 1) / kPackedRows; }
+
+constexpr bool is_x8(WeightFormat format) {
+  return format == WeightFormat::bf16_x8 || format == WeightFormat::int8_x8 || format == WeightFormat::int4_x8;
+}
+constexpr bool is_packed(WeightFormat format) {
+  return is_x8(format) || format == WeightFormat::int8_row || format == WeightFormat::int4_row;
+}
+
+// Bytes of the values of one block of one group; the scales of the group follow all of them.
+constexpr int64_t block_value_bytes(WeightFormat format) {
+  return kPackedRows * kQuantBlock / (format == WeightFormat::int4_x8 ? 2 : 1);
+}
+
+// Bytes of a group of 8 rows (x8) or of a row (row formats).
+int64_t packed_stride(WeightFormat format, int64_t in_features);
+
+// Packs rows of floats. `read_row(row, values)` writes the in_features values of a row; `column_importance`
+// [in_features], or null: how much the square of an error in a column counts (int4 scales are searched for the least
+// sum). Rows are packed from all threads, so read_row is called from several.
+using RowReader = std::function<void(int64_t row, float* values)>;
+void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row,
+          const float* column_importance = nullptr);
+
+// out[0..in_features) = row `row` of packed data.
+void unpack_row(float* out, const Weight& weight, int64_t row);
+
+}  // namespace longcat

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings/bindings.h"
+#include "cpu/pack.h"
 #include "model/expected_tensors.h"
 #include "model/weights.h"
 
@@ -23,7 +24,7 @@ WeightFormat packed_format(const std::string& name) {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const RowReader& read,
+py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read,
                                   const std::optional<Floats>& importance) {
   if (importance && importance->size() != cols)
     throw std::invalid_argument(str_cat("column importance has ", importance->size(), " values, expected ", cols));
@@ -32,7 +33,7 @@ py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t col
   uint8_t* data = out.mutable_data();
   const float* weights = importance ? importance->data() : nullptr;
   const GilRelease nogil;
-  pack(data, format, rows, cols, read, weights);
+  cpu::pack(data, format, rows, cols, read, weights);
   return out;
 }
 

@@ -21,7 +21,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 
 #include "ops/weight.h"
 
@@ -45,15 +44,13 @@ constexpr int64_t block_value_bytes(WeightFormat format) {
   return kPackedRows * kQuantBlock / (format == WeightFormat::int4_x8 ? 2 : 1);
 }
 
+// Bytes from the beginning of a group to its scales.
+constexpr int64_t value_bytes_of_group(WeightFormat format, int64_t in_features) {
+  return num_quant_blocks(in_features) * block_value_bytes(format);
+}
+
 // Bytes of a group of 8 rows (x8) or of a row (row formats).
 int64_t packed_stride(WeightFormat format, int64_t in_features);
-
-// Packs rows of floats. `read_row(row, values)` writes the in_features values of a row; `column_importance`
-// [in_features], or null: how much the square of an error in a column counts (int4 scales are searched for the least
-// sum). Rows are packed from all threads, so read_row is called from several.
-using RowReader = std::function<void(int64_t row, float* values)>;
-void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row,
-          const float* column_importance = nullptr);
 
 // out[0..in_features) = row `row` of packed data.
 void unpack_row(float* out, const Weight& weight, int64_t row);

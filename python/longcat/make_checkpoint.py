@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ import numpy as np
 from longcat import _core
 from longcat._core import Error
 from longcat.report_text import bytes_text
+from longcat.safetensors_writer import header, write_index
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # where official checkpoints keep the MTP tensors
-INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -452,19 +451,7 @@ def _plan(specs: Mapping[str, TensorSpec], dtype: str, max_shard_bytes: int) -> 
 
 
 def _header(names: list[str], specs: Mapping[str, TensorSpec], dtype: str) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in names:
-        end = offset + _size(specs[name], dtype)
-        header[name] = {
-            "dtype": _tag(specs[name], dtype),
-            "shape": list(specs[name].shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    return header((name, _tag(specs[name], dtype), specs[name].shape, _size(specs[name], dtype)) for name in names)
 
 
 def _check_target(target: Path, partial: Path, total: int) -> None:
@@ -504,11 +491,7 @@ def _write_small_files(
 ) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if "model.safetensors" not in files:
-        index = {
-            "metadata": {"total_size": sum(_size(spec, dtype) for spec in specs.values())},
-            "weight_map": {name: file for file, names in files.items() for name in names},
-        }
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        write_index(folder, files, sum(_size(spec, dtype) for spec in specs.values()))
 
 
 def _write_tensors(

@@ -7,6 +7,7 @@ tokens) is compared with runs in batches, in chunks, with prefix hits, preempted
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
+from longcat.convert import PRESETS, convert_checkpoint
 from reference import ops as reference
 
 from engine.engines import Outcome, Steps, assert_same, make_engine, sampling
@@ -14,14 +15,25 @@ from engine.engines import Outcome, Steps, assert_same, make_engine, sampling
 # Prompts that end inside a block, at its edge, one behind it, and after several pieces of attention.
 PROMPT_LENGTHS = [1, 20, 63, 64, 65, 128, 200]
 NEW_TOKENS = 24
-CONFIGS = [("lite", "f32", "auto"), ("lite", "bf16", "fp8"), ("odd", "f32", "bf16"), ("flash_chat", "bf16", "auto")]
+CONFIGS = [
+    ("lite", "f32", "auto"),
+    ("lite", "bf16", "fp8"),
+    ("odd", "f32", "bf16"),
+    ("flash_chat", "bf16", "auto"),
+    ("lite int4", "f32", "bf16"),  # of `longcat convert`
+    ("odd int8", "bf16", "auto"),
+]
 
 
 class Case:
     """A checkpoint, requests, and what each computes alone and undisturbed."""
 
     def __init__(self, folder: str, variant: str, dtype: str, kv_cache_dtype: str):
+        variant, _, quant = variant.partition(" ")
         make_checkpoint(folder, seed=1, **VARIANTS[variant])
+        if quant:
+            original, folder = folder, f"{folder}/{quant}"
+            convert_checkpoint(original, folder, PRESETS[quant])
         self.folder, self.dtypes = folder, {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype}
         self.config = read_config(folder)
         vocab = self.config["vocab_size"]

@@ -1,0 +1,157 @@
+#include "cpu/pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "cpu/vec.h"
+#include "ops/packed.h"
+
+namespace longcat::cpu {
+
+namespace {
+
+// Adding 1.5 x 2^23 rounds to the nearest integer, ties to even.
+constexpr float kRound = 12582912.0f;
+
+// The scale whose rounded multiples in [-8, 7] come closest to x, in bf16 as it is stored. Starts from scales that put
+// the extreme near -8 and refines each by least squares.
+LC_CLONES bf16 search_int4_scale(const float* x, const float* importance) {
+  const vec::f32x16 a = vec::load(x), b = vec::load(x + 16);
+  const vec::f32x16 weight_a = vec::load(importance), weight_b = vec::load(importance + 16);
+  const auto sum = [](vec::f32x16 v) {
+    float lanes[vec::kLanes], total = 0;
+    vec::store(lanes, v);
+    for (const float lane : lanes) total += lane;
+    return total;
+  };
+  float extreme = 0;
+  for (int64_t k = 0; k < kQuantBlock; ++k)
+    if (std::abs(x[k]) > std::abs(extreme)) extreme = x[k];
+  bf16 best{0};
+  float least = std::numeric_limits<float>::infinity();
+  for (int step = -10; step <= 8 && extreme != 0; ++step) {
+    float scale = extreme / (-8.0f + 0.15f * static_cast<float>(step));  // its sign puts the extreme at -8
+    for (int refined = 0; refined < 2; ++refined) {
+      const bf16 rounded = to_bf16(scale);
+      const float s = to_float(rounded);
+      if (s == 0 || !std::isfinite(1 / s)) break;
+      const auto quantized = [&](vec::f32x16 v) {
+        v = v * (1 / s) + kRound - kRound;
+        v = v < -8.0f ? vec::f32x16{} - 8.0f : v;
+        return v > 7.0f ? vec::f32x16{} + 7.0f : v;
+      };
+      const vec::f32x16 q_a = quantized(a), q_b = quantized(b), e_a = a - q_a * s, e_b = b - q_b * s;
+      const float error = sum(weight_a * e_a * e_a + weight_b * e_b * e_b);
+      if (error < least) {
+        least = error;
+        best = rounded;
+      }
+      const float square = sum(weight_a * q_a * q_a + weight_b * q_b * q_b);
+      if (square == 0) break;
+      scale = sum(weight_a * a * q_a + weight_b * b * q_b) / square;
+    }
+  }
+  return best;
+}
+
+// One row of a block of 32: values as integers, and the scale.
+void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x, const float* importance) {
+  if (format == WeightFormat::int4_x8) {
+    scale = search_int4_scale(x, importance);
+    const float s = to_float(scale);
+    for (int64_t k = 0; k < kQuantBlock; ++k)
+      q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -8.0f, 7.0f));
+    return;
+  }
+  float largest = 0;
+  for (int64_t k = 0; k < kQuantBlock; ++k) largest = std::max(largest, std::abs(x[k]));
+  scale = to_bf16(largest / 127);
+  const float s = to_float(scale);
+  for (int64_t k = 0; k < kQuantBlock; ++k)
+    q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -127.0f, 127.0f));
+}
+
+void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const std::vector<float>& rows,
+                const float* importance) {
+  const int64_t blocks = num_quant_blocks(in_features), width = blocks * kQuantBlock;
+  if (format == WeightFormat::bf16_x8) {
+    bf16* values = reinterpret_cast<bf16*>(group);
+    for (int64_t k = 0; k < (in_features + 1) / 2 * 2; ++k)
+      for (int64_t r = 0; r < kPackedRows; ++r)
+        values[k / 2 * 16 + r * 2 + k % 2] = to_bf16(rows[static_cast<size_t>(r * width + k)]);
+    return;
+  }
+  bf16* scales = reinterpret_cast<bf16*>(group + value_bytes_of_group(format, in_features));
+  for (int64_t b = 0; b < blocks; ++b) {
+    uint8_t* values = group + b * block_value_bytes(format);
+    for (int64_t r = 0; r < kPackedRows; ++r) {
+      int8_t q[kQuantBlock];
+      quantize_block(q, scales[b * kPackedRows + r], format, rows.data() + r * width + b * kQuantBlock,
+                     importance + b * kQuantBlock);
+      for (int64_t k = 0; k < kQuantBlock; ++k) {
+        const int64_t quad = k / 4;
+        if (format == WeightFormat::int8_x8) {
+          values[quad * 32 + r * 4 + k % 4] = static_cast<uint8_t>(q[k]);
+        } else {
+          uint8_t& byte = values[quad % 4 * 32 + r * 4 + k % 4];
+          const uint8_t nibble = static_cast<uint8_t>(q[k] + 8);
+          byte = quad < 4 ? nibble : static_cast<uint8_t>(byte | nibble << 4);
+        }
+      }
+    }
+  }
+}
+
+void pack_table_row(uint8_t* out, WeightFormat format, int64_t in_features, const float* x) {
+  const float most = format == WeightFormat::int8_row ? 127.0f : 7.0f;
+  float largest = 0;
+  for (int64_t k = 0; k < in_features; ++k) largest = std::max(largest, std::abs(x[k]));
+  const float scale = largest / most;
+  const auto value = [&](int64_t k) {
+    return scale == 0 ? 0 : static_cast<int>(std::clamp(std::nearbyint(x[k] / scale), -most, most));
+  };
+  int64_t bytes = in_features;
+  if (format == WeightFormat::int8_row) {
+    for (int64_t k = 0; k < in_features; ++k) out[k] = static_cast<uint8_t>(value(k));
+  } else {
+    bytes = (in_features + 1) / 2;
+    for (int64_t i = 0; i < bytes; ++i) {
+      const int high = 2 * i + 1 < in_features ? value(2 * i + 1) : 0;
+      out[i] = static_cast<uint8_t>((value(2 * i) + 8) | (high + 8) << 4);
+    }
+  }
+  std::memcpy(out + bytes, &scale, sizeof(scale));
+}
+
+}  // namespace
+
+void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row,
+          const float* column_importance) {
+  const int64_t stride = packed_stride(format, in_features);
+  const int64_t rows_at_once = is_x8(format) ? kPackedRows : 64;
+  const int64_t width = num_quant_blocks(in_features) * kQuantBlock;
+  std::vector<float> importance(static_cast<size_t>(width), 1.0f);
+  if (column_importance) std::copy_n(column_importance, in_features, importance.begin());
+  ThreadPool pool(available_threads());
+  pool.parallel_for((out_features + rows_at_once - 1) / rows_at_once, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> rows(static_cast<size_t>(rows_at_once * width));
+    for (int64_t group = begin; group < end; ++group) {
+      std::fill(rows.begin(), rows.end(), 0.0f);
+      const int64_t first = group * rows_at_once, count = std::min(rows_at_once, out_features - first);
+      for (int64_t r = 0; r < count; ++r) read_row(first + r, rows.data() + r * width);
+      if (is_x8(format)) {
+        std::memset(data + group * stride, 0, static_cast<size_t>(stride));
+        pack_group(data + group * stride, format, in_features, rows, importance.data());
+      } else {
+        for (int64_t r = 0; r < count; ++r)
+          pack_table_row(data + (first + r) * stride, format, in_features, rows.data() + r * width);
+      }
+    }
+  });
+}
+
+}  // namespace longcat::cpu

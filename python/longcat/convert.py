@@ -1,0 +1,243 @@
+"""Checkpoints in the formats the CPU kernels read: quantised, interleaved, mapped without unpacking.
+
+A converted folder is a checkpoint like any other: config.json and tokenizer as they were, tensors under their names or,
+packed, under the name and its format ("model.layers.0.mlps.0.up_proj.weight.int4_x8", U8). The formats are described in
+cpp/ops/packed.h.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longcat import _core
+from longcat._core import Error
+from longcat.report_text import bytes_text
+from longcat.safetensors_writer import INDEX_FILE, header, write_index
+
+COMPONENTS = ("core", "experts", "head", "embedding", "tables")
+FORMATS = ("keep", "bf16", "int8", "int4")
+# What --quant NAME means for each component; the word embedding suffers more from few bits than the N-gram tables.
+PRESETS: dict[str, dict[str, str]] = {
+    "bf16": dict.fromkeys(("core", "experts", "head"), "bf16") | {"embedding": "keep", "tables": "keep"},
+    "int8": dict.fromkeys(COMPONENTS, "int8"),
+    "int4": {"core": "int4", "experts": "int4", "head": "int4", "embedding": "int8", "tables": "int4"},
+}
+MAX_SHARD_BYTES = 5 * 10**9
+_PLAN_FILE = "convert.json"  # in the partial folder: what is being made of what
+
+
+@dataclass
+class Converted:
+    """What was written, in how much time."""
+
+    num_bytes: int  # of all safetensors files
+    source_bytes: int
+    files: int
+    resumed_files: int  # found finished from an earlier run
+    seconds: float
+
+
+@dataclass
+class _Tensor:
+    """One tensor to write: copied, or packed in a format."""
+
+    source: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    packed: str | None = None
+    shard: int = 0  # of the source, with the bytes [begin, end)
+    begin: int = 0
+    end: int = 0
+
+
+def component_of(name: str) -> str:
+    """core, experts, head, embedding or tables; of a tensor that may be packed."""
+    if ".mlp.experts." in name:
+        return "experts"
+    if name.startswith("lm_head."):
+        return "head"
+    if name.startswith("model.embed_tokens."):
+        return "embedding"
+    return "tables" if name.startswith("model.ngram_embeddings.embedders.") else "core"
+
+
+def convert_checkpoint(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    formats: Mapping[str, str],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Converted:
+    """Writes a checkpoint in packed formats.
+
+    Files are written to `out`.partial, which then takes the name `out`. A run that was interrupted goes on where it was
+    when it is started again with the same arguments.
+
+    Args:
+        folder: a checkpoint in the Hugging Face layout; bf16, f16, f32 or FP8 blocks.
+        out: must not exist, or be empty.
+        formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get 32 columns a scale, the
+            rows of tables one scale each. "bf16" and "keep" leave tables as they are.
+        max_shard_bytes: tensor bytes after which another file is begun.
+        progress: called with (bytes done, bytes in all) of the source.
+    Returns:
+        sizes and time.
+    Raises:
+        longcat.Error: the checkpoint is wrong or converted already, `out` is not empty, or the disk is too small.
+        ValueError: a component or format is not known.
+    """
+    start = time.perf_counter()
+    formats = _checked(formats)
+    source, target = Path(folder), Path(out)
+    partial = target.with_name(target.name + ".partial")
+    checkpoint = _core.Checkpoint(str(source))
+    checkpoint.check_tensors()
+    tensors = _tensors(checkpoint, source, formats)
+    shards = _shards(tensors, max_shard_bytes)
+    total = sum(tensor.num_bytes for tensor in tensors)
+    plan = _plan(checkpoint, source, formats, max_shard_bytes)
+    source_total = sum(tensor.end - tensor.begin for tensor in tensors)
+    done = resumed = 0
+    try:
+        _open_partial(target, partial, plan, total)
+        for file, members in shards.items():
+            if (partial / file).exists():
+                resumed += 1
+                done += sum(tensor.end - tensor.begin for tensor in members)
+                continue
+            unfinished = partial / (file + ".unfinished")
+            with open(unfinished, "wb") as stream:
+                stream.write(header((t.name, t.dtype, t.shape, t.num_bytes) for t in members))
+                for tensor in members:
+                    _write(stream, tensor, checkpoint, source)
+                    done += tensor.end - tensor.begin
+                    if progress:
+                        progress(done, source_total)
+                stream.flush()
+                os.fsync(stream.fileno())
+            unfinished.rename(partial / file)
+        if list(shards) != ["model.safetensors"]:
+            write_index(partial, {file: [t.name for t in members] for file, members in shards.items()}, total)
+        _copy_small_files(source, partial)
+        (partial / _PLAN_FILE).unlink()
+        if target.exists():
+            target.rmdir()  # empty, as _open_partial saw to
+        partial.rename(target)
+    except OSError as error:
+        raise Error(f"[convert] {error.filename or target}: {error.strerror or error}") from None
+    return Converted(total, source_total, len(shards), resumed, time.perf_counter() - start)
+
+
+def _checked(formats: Mapping[str, str]) -> dict[str, str]:
+    for component, name in formats.items():
+        if component not in COMPONENTS:
+            raise ValueError(f'component "{component}" is not known: expected {", ".join(COMPONENTS)}')
+        if name not in FORMATS:
+            raise ValueError(f'format "{name}" of {component} is not known: expected {", ".join(FORMATS)}')
+    return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
+
+
+def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str]) -> list[_Tensor]:
+    uses = _core.packable_tensors((source / "config.json").read_text())
+    stored = {name: (dtype, shape, shard, begin, end) for name, dtype, shape, shard, begin, end in checkpoint.tensors()}
+    tensors = []
+    for name, (dtype, shape, shard, begin, end) in stored.items():
+        if name.rpartition(".")[2] in ("bf16_x8", "int8_x8", "int4_x8", "int8_row", "int4_row"):
+            raise Error(f'[convert] {source}: "{name}" is packed already: convert the original checkpoint')
+        if name.endswith("_scale_inv") and _packed_as(uses, name.removesuffix("_scale_inv"), formats):
+            continue
+        tensor = _Tensor(name, name, dtype, shape, end - begin, None, shard, begin, end)
+        if packed := _packed_as(uses, name, formats):
+            rows, stride = _core.packed_shape(packed, shape[0], shape[1])
+            tensor = _Tensor(name, f"{name}.{packed}", "U8", (rows, stride), rows * stride, packed, shard, begin, end)
+        tensors.append(tensor)
+    return tensors
+
+
+def _packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:
+    if name not in uses:
+        return None
+    wanted = formats[component_of(name)]
+    if wanted == "keep" or (wanted == "bf16" and uses[name] == "table"):
+        return None
+    return f"{wanted}_{'x8' if uses[name] == 'matrix' else 'row'}"
+
+
+def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Tensor]]:
+    # Within a file the packed matrices come first, each a multiple of 64 bytes, then what has 4-byte and 2-byte values.
+    files: list[list[_Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not files or tensor.num_bytes > room:
+            files.append([])
+            room = max_shard_bytes
+        files[-1].append(tensor)
+        room -= tensor.num_bytes
+    for members in files:
+        members.sort(key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16"))
+    if len(files) == 1:
+        return {"model.safetensors": files[0]}
+    return {f"model-{i + 1:05d}-of-{len(files):05d}.safetensors": members for i, members in enumerate(files)}
+
+
+def _plan(
+    checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str], max_shard_bytes: int
+) -> dict[str, Any]:
+    """What an unfinished run must have had, to go on with it."""
+    shards = {}
+    for name, num_bytes in checkpoint.shards():
+        shards[name] = [num_bytes, (source / name).stat().st_mtime_ns]
+    return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards}
+
+
+def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Error(f"[convert] {target} exists: expected a new or an empty folder, nothing is overwritten")
+    if partial.exists():
+        try:
+            earlier = json.loads((partial / _PLAN_FILE).read_text())
+        except (OSError, ValueError):
+            earlier = None
+        if earlier != plan:
+            raise Error(f"[convert] {partial} is left by a run with another source or other options: remove it")
+        return
+    parent = partial.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if total > free:
+        raise Error(
+            f"[convert] {target} takes {bytes_text(total)}, {bytes_text(free)} are free on its disk: free some, or "
+            "name a folder on another disk"
+        )
+    partial.mkdir(parents=True)
+    (partial / _PLAN_FILE).write_text(json.dumps(plan))
+
+
+def _write(stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path) -> None:
+    if tensor.packed:
+        stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
+        return
+    file_name = checkpoint.shards()[tensor.shard][0]
+    data = np.memmap(source / file_name, np.uint8, "r", tensor.begin, (tensor.end - tensor.begin,))
+    for begin in range(0, len(data), 1 << 26):
+        stream.write(data[begin : begin + (1 << 26)].data)
+
+
+def _copy_small_files(source: Path, partial: Path) -> None:
+    """config.json, tokenizer, generation defaults, licence: all but the weights, their index and their hashes."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, "SHA256SUMS"):
+            shutil.copyfile(path, partial / path.name)

@@ -1,0 +1,140 @@
+"""`longcat convert`: what is written, and that it can be stopped and go on."""
+
+import json
+
+import longcat
+import numpy as np
+import pytest
+from checkpoints import VARIANTS, make_checkpoint
+from longcat import _core
+from longcat.cli import main
+from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
+
+IDS = [5, 9, 2, 33, 7, 60, 12, 4, 21, 90] * 7
+
+
+@pytest.fixture(params=["lite", "odd", "flash_chat"])
+def source(request, tmp_path):
+    make_checkpoint(str(tmp_path / "source"), seed=3, **VARIANTS[request.param])
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    make_checkpoint(str(tmp_path / "source"), seed=3, **VARIANTS["lite"])
+    return tmp_path / "source"
+
+
+def tensors(folder):
+    return {name: (dtype, shape) for name, dtype, shape, *_ in _core.Checkpoint(str(folder)).tensors()}
+
+
+def logits(folder, **options):
+    with longcat.Engine(folder, **options) as engine:
+        return engine.forward(IDS)
+
+
+@pytest.mark.parametrize("quant,close", [("bf16", 0.02), ("int8", 0.05), ("int4", 0.5)])
+def test_logits_stay_close(source, tmp_path, quant, close):
+    convert_checkpoint(source, tmp_path / "out", PRESETS[quant])
+    expected, found = logits(source), logits(tmp_path / "out")
+    difference = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.median(difference) < close
+    assert np.median(difference) > 0 or quant == "bf16"
+
+
+def test_which_tensors_are_packed(plain, tmp_path):
+    convert_checkpoint(plain, tmp_path / "out", PRESETS["int4"])
+    found = tensors(tmp_path / "out")
+    assert {name.rpartition(".")[2] for name in found} >= {"int4_x8", "int8_row", "int4_row", "weight"}
+    for name in tensors(plain):
+        if any(part in name for part in ("norm", "router", "kv_b_proj", "post_projs")):
+            assert name in found  # as it was
+        else:
+            assert name not in found, name
+    assert found["lm_head.weight.int4_x8"][0] == "U8"
+    for component in COMPONENTS:
+        convert_checkpoint(plain, tmp_path / component, {component: "int8"})
+        packed = [name for name in tensors(tmp_path / component) if ".int8_" in name]
+        assert packed and all(_component(name) == component for name in packed)
+
+
+def _component(name):
+    if "experts" in name:
+        return "experts"
+    return {"lm_head": "head", "model.embed_tokens": "embedding"}.get(
+        name.partition(".weight")[0], "tables" if "embedders" in name else "core"
+    )
+
+
+def test_all_files_but_the_weights_are_copied(plain, tmp_path):
+    (plain / "generation_config.json").write_text('{"top_k": 4}')
+    convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    assert (tmp_path / "out" / "config.json").read_bytes() == (plain / "config.json").read_bytes()
+
+
+def test_an_interrupted_run_goes_on(plain, tmp_path):
+    whole = tmp_path / "whole"
+    convert_checkpoint(plain, whole, PRESETS["int4"], max_shard_bytes=60_000)
+    out, calls = tmp_path / "out", []
+
+    def stop_in_the_middle(done, total):
+        calls.append(done)
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(plain, out, PRESETS["int4"], max_shard_bytes=60_000, progress=stop_in_the_middle)
+    assert not out.exists()
+    with pytest.raises(longcat.Error, match="is left by a run with another source or other options: remove it"):
+        convert_checkpoint(plain, out, PRESETS["int8"], max_shard_bytes=60_000)
+    made = convert_checkpoint(plain, out, PRESETS["int4"], max_shard_bytes=60_000)
+    assert 0 < made.resumed_files < made.files
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert not (tmp_path / "out.partial").exists()
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(tensors(out))
+
+
+def test_what_is_refused(plain, tmp_path):
+    convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
+    with pytest.raises(longcat.Error, match="exists: expected a new or an empty folder"):
+        convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
+    with pytest.raises(longcat.Error, match="is packed already: convert the original checkpoint"):
+        convert_checkpoint(tmp_path / "out", tmp_path / "again", PRESETS["int4"])
+    with pytest.raises(ValueError, match='component "norms" is not known: expected core, experts, head'):
+        convert_checkpoint(plain, tmp_path / "again", {"norms": "int4"})
+    with pytest.raises(ValueError, match='format "int3" of core is not known: expected keep, bf16, int8, int4'):
+        convert_checkpoint(plain, tmp_path / "again", {"core": "int3"})
+    assert not list(tmp_path.glob("again*"))
+
+
+def test_a_cut_packed_tensor_is_refused(plain, tmp_path):
+    convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["ffn_hidden_size"] *= 2
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(longcat.Error, match=r'gate_proj.weight.int8_x8" is \[\d+, \d+\], expected \['):
+        longcat.Engine(tmp_path / "out")
+
+
+def test_command(plain, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["convert", str(plain), str(out), "--quant", "int4", "--tables", "keep", "--head", "int8"]) == 0
+    assert "in 1 file, of " in capsys.readouterr().out
+    found = tensors(out)
+    assert "lm_head.weight.int8_x8" in found and "model.ngram_embeddings.embedders.0.weight" in found
+    assert main(["verify", str(out)]) == 0
+    assert main(["convert", str(plain), str(out), "--quant", "int4"]) == 1
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_fp8_checkpoints_are_converted(tmp_path):
+    make_checkpoint(str(tmp_path / "fp8"), seed=3, dtype="FP8")
+    convert_checkpoint(tmp_path / "fp8", tmp_path / "out", PRESETS["int8"])
+    assert not any("scale_inv" in name for name in tensors(tmp_path / "out") if "kv_b_proj" not in name)
+    expected, found = logits(tmp_path / "fp8"), logits(tmp_path / "out")
+    assert np.median(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)) < 0.05
+

@@ -1,0 +1,177 @@
+"""Packed weights: what is stored, and products with it on every instruction set this machine has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import longcat
+import numpy as np
+import pytest
+from checkpoints import from_bf16, to_bf16
+from longcat import _core
+from longcat._core import testing
+
+X8 = ["bf16_x8", "int8_x8", "int4_x8"]
+ROWS = ["int8_row", "int4_row"]
+# (out, in): one group and one block, more, groups and blocks that are not full, odd widths.
+SHAPES = [(8, 32), (64, 96), (40, 70), (17, 33), (128, 256), (9, 1), (1, 31), (200, 520)]
+NUM_INPUTS = [1, 2, 3, 4, 5, 8, 9, 70]  # below, at and beyond every tile; more than are kept in the cache at once
+BITS = {"int8_x8": 8, "int4_x8": 4, "int8_row": 8, "int4_row": 4}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def unpacked(matrix, format):
+    packed = _core.pack_matrix(matrix, format)
+    assert packed.shape == _core.packed_shape(format, *matrix.shape)
+    return packed, _core.unpack_matrix(packed, format, *matrix.shape)
+
+
+def blocks_of(x):
+    """x in blocks of 32 columns, filled up with zeros: [rows, blocks, 32]."""
+    rows, cols = x.shape
+    padded = np.zeros((rows, -(-cols // 32) * 32), x.dtype)
+    padded[:, :cols] = x
+    return padded.reshape(rows, -1, 32)
+
+
+def quantized_inputs(x):
+    """(integers, scales): 127 is the largest of 32 columns, the nearest integer, ties to even."""
+    blocks = blocks_of(x)
+    most = np.abs(blocks).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return np.rint(blocks * inverse), most[..., 0] / np.float32(127)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_is_kept(shape):
+    matrix = from_bf16(to_bf16(normal(*shape)))
+    assert np.array_equal(unpacked(matrix, "bf16_x8")[1], matrix)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", ["int8_x8", "int4_x8"])
+def test_values_are_within_half_a_step(shape, format):
+    """Of the scale a block of 32 needs; int4's searched scale may clip one end for the good of the rest."""
+    matrix = normal(*shape)
+    error = blocks_of(unpacked(matrix, format)[1] - matrix)
+    most = np.abs(blocks_of(matrix)).max(-1)
+    assert np.all(np.abs(error).max(-1) <= most * (0.51 / 127 + 2**-8 if format == "int8_x8" else 0.16))
+    # No worse than the plain choice, the largest value at the end of the range, in bf16 as it is stored.
+    steps = 2 ** (BITS[format] - 1) - 1
+    scale = from_bf16(to_bf16(most / steps))[..., None]
+    q = np.clip(np.rint(np.divide(blocks_of(matrix), scale, where=scale > 0, out=np.zeros_like(error))), -steps, steps)
+    plain = ((q * scale - blocks_of(matrix)) ** 2).sum()
+    assert (error**2).sum() <= plain * (1.0001 if format == "int8_x8" or matrix.size < 200 else 0.95) + 1e-12
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", ROWS)
+def test_rows_have_one_scale(shape, format):
+    matrix = normal(*shape)
+    matrix[0] = 0
+    found = unpacked(matrix, format)[1]
+    step = np.abs(matrix).max(1, keepdims=True) / (2 ** (BITS[format] - 1) - 1)
+    assert np.all(np.abs(found - matrix) <= 0.5001 * step)
+    assert not found[0].any()
+
+
+def test_important_columns_are_closer():
+    matrix, importance = normal(64, 256), np.ones(256, np.float32)
+    importance[::8] = 100
+    found = _core.unpack_matrix(_core.pack_matrix(matrix, "int4_x8", importance), "int4_x8", 64, 256)
+    error, plain = (found - matrix) ** 2, (unpacked(matrix, "int4_x8")[1] - matrix) ** 2
+    assert error[:, ::8].sum() < 0.8 * plain[:, ::8].sum()
+    assert error.sum() > plain.sum()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", X8)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_linear(shape, format, threads):
+    ops = testing.Ops(threads)
+    packed, stored = unpacked(normal(*shape), format)
+    for num_inputs in NUM_INPUTS:
+        x = normal(num_inputs, shape[1], seed=1)
+        used = x
+        if format != "bf16_x8":  # the exact sum of the integers: only the additions of blocks round
+            q, scales = quantized_inputs(x)
+            used = (q * scales[..., None]).reshape(num_inputs, -1)[:, : shape[1]]
+        found = ops.linear_packed(x, packed, format, shape[0])
+        bound = np.abs(used).astype(np.float64) @ np.abs(stored).astype(np.float64).T
+        assert np.all(np.abs(found - used.astype(np.float64) @ stored.T.astype(np.float64)) <= 5e-6 * bound + 1e-30)
+        alone = np.concatenate([ops.linear_packed(x[i : i + 1], packed, format, shape[0]) for i in range(num_inputs)])
+        assert np.array_equal(found, alone), f"{num_inputs} inputs together differ from each alone"
+
+
+@pytest.mark.parametrize("format", X8)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(format, value):
+    x = normal(3, 70)
+    x[1, 65] = value
+    found = testing.Ops(1).linear_packed(x, _core.pack_matrix(normal(16, 70), format), format, 16)
+    assert not np.isfinite(found[1]).any() and np.isfinite(found[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("format", X8)
+def test_zeros_and_tiny_values(format):
+    x = np.zeros((2, 64), np.float32)
+    x[1] = 1e-42
+    found = testing.Ops(1).linear_packed(x, _core.pack_matrix(normal(8, 64), format), format, 8)
+    assert not found[0].any() and np.isfinite(found).all() and np.abs(found).max() < 1e-38
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from longcat import _core
+from longcat._core import testing
+assert _core.cpu_isa() == sys.argv[1]
+ops, rng = testing.Ops(2), np.random.default_rng(0)
+for out, width in [(8, 32), (40, 70), (17, 33), (200, 520)]:
+    matrix = rng.standard_normal((out, width)).astype(np.float32)
+    for format in ["bf16_x8", "int8_x8", "int4_x8"]:
+        packed = _core.pack_matrix(matrix, format)
+        for count in [1, 3, 9]:
+            x = rng.standard_normal((count, width)).astype(np.float32)
+            sys.stdout.buffer.write(ops.linear_packed(x, packed, format, out).tobytes())
+"""
+
+
+def run_on(isa):
+    package = Path(longcat.__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, isa],
+        capture_output=True,
+        env={**os.environ, "LONGCAT_ISA": isa, "PYTHONPATH": str(package)},
+        timeout=60,
+    )
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    results = {}
+    for isa in ["portable", "avx2", "avx512", "avx512_vnni"]:
+        done = run_on(isa)
+        if b"this machine has" in done.stderr:
+            continue
+        assert done.returncode == 0, done.stderr.decode()
+        results[isa] = done.stdout
+    assert len(results["portable"]) > 10_000
+    for isa, result in results.items():
+        assert result == results["portable"], isa
+
+
+def test_an_unknown_instruction_set_is_refused():
+    assert b"[cpu] LONGCAT_ISA=mmx is unknown: expected portable, avx2, avx512 or avx512_vnni" in run_on("mmx").stderr
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match='packed format "int3" is not known: expected bf16_x8, int8_x8'):
+        _core.pack_matrix(normal(8, 32), "int3")
+    with pytest.raises(ValueError, match="column importance has 31 values, expected 32"):
+        _core.pack_matrix(normal(8, 32), "int4_x8", np.ones(31, np.float32))
+    with pytest.raises(ValueError, match="10 bytes, expected 320"):
+        _core.unpack_matrix(np.zeros(10, np.uint8), "int8_x8", 8, 32)

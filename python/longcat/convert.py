@@ -186,7 +186,9 @@ def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Ten
         files[-1].append(tensor)
         room -= tensor.num_bytes
     for members in files:
-        members.sort(key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16"))
+        members.sort(
+            key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16")
+        )
     if len(files) == 1:
         return {"model.safetensors": files[0]}
     return {f"model-{i + 1:05d}-of-{len(files):05d}.safetensors": members for i, members in enumerate(files)}

@@ -137,4 +137,3 @@ def test_fp8_checkpoints_are_converted(tmp_path):
     assert not any("scale_inv" in name for name in tensors(tmp_path / "out") if "kv_b_proj" not in name)
     expected, found = logits(tmp_path / "fp8"), logits(tmp_path / "out")
     assert np.median(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)) < 0.05
-

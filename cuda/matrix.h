@@ -26,8 +26,9 @@ struct Matrix {
       case WeightFormat::fp8_block:
         return e4m3_to_float(static_cast<const uint8_t*>(data)[at]) *
                scales[col / kFp8Block * ((out_features + kFp8Block - 1) / kFp8Block) + row / kFp8Block];
+      default:  // the packed formats: refused by CudaOps::prepare
+        return 0;
     }
-    return 0;
   }
 };
 

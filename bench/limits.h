@@ -1,0 +1,154 @@
+// What this machine can do at most: bytes read, multiply-adds of f32, exact 8-bit multiply-adds. Other benches print
+// their shares of these, measured in the same run.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "cpu/isa.h"
+#include "cpu/vec.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own avx512fintrin.h (GCC bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#endif
+
+namespace longcat::bench {
+
+using Clock = std::chrono::steady_clock;
+inline double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+struct Limits {
+  double read_bytes_per_s = 0;  // of memory, far more than the caches hold
+  double f32_flop_per_s = 0;    // 2 a multiply-add
+  double int8_op_per_s = 0;     // 2 an exact 8-bit multiply-add, summed in 32 bits; 0: no kernel for this machine
+};
+
+namespace detail {
+
+inline volatile float sink_float;
+inline volatile int32_t sink_int;
+
+LC_CLONES inline float sum_of(const float* p, int64_t n) {
+  vec::f32x16 a{}, b{}, c{}, d{};
+  for (int64_t i = 0; i + 64 <= n; i += 64) {
+    a += vec::load(p + i);
+    b += vec::load(p + i + 16);
+    c += vec::load(p + i + 32);
+    d += vec::load(p + i + 48);
+  }
+  float lanes[16];
+  vec::store(lanes, (a + b) + (c + d));
+  return lanes[0] + lanes[7];
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+__attribute__((target("avx2,fma"))) inline float fma_avx2(int64_t count) {
+  __m256 acc[12];
+  for (auto& a : acc) a = _mm256_set1_ps(1);
+  const __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
+  for (int64_t i = 0; i < count; ++i)
+    for (auto& a : acc) a = _mm256_fmadd_ps(a, x, y);
+  float total = 0;
+  for (const auto& a : acc) total += _mm256_cvtss_f32(a);
+  return total;
+}
+__attribute__((target("avx512f"))) inline float fma_avx512(int64_t count) {
+  __m512 acc[24];
+  for (auto& a : acc) a = _mm512_set1_ps(1);
+  const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
+  for (int64_t i = 0; i < count; ++i)
+    for (auto& a : acc) a = _mm512_fmadd_ps(a, x, y);
+  float total = 0;
+  for (const auto& a : acc) total += _mm512_cvtss_f32(a);
+  return total;
+}
+// 4 registers of inputs against a weight from the first-level cache, with the sign trick that exactness needs.
+__attribute__((target("avx2"))) inline int32_t int8_avx2(const int8_t* w, int64_t count) {
+  __m256i sum[4], x[4];
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int t = 0; t < 4; ++t) {
+    sum[t] = _mm256_setzero_si256();
+    x[t] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * t));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + i % 128 * 32));
+    const __m256i magnitude = _mm256_abs_epi8(v);
+    for (int t = 0; t < 4; ++t)
+      sum[t] =
+          _mm256_add_epi32(sum[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x[t], v)), ones));
+  }
+  return _mm256_extract_epi32(_mm256_add_epi32(_mm256_add_epi32(sum[0], sum[1]), _mm256_add_epi32(sum[2], sum[3])), 0);
+}
+__attribute__((target("avx512f,avx512bw,avx512vnni"))) inline int32_t int8_vnni(const int8_t* w, int64_t count) {
+  __m512i sum[16];
+  for (auto& s : sum) s = _mm512_setzero_si512();
+  const __m512i x = _mm512_loadu_si512(w);
+  for (int64_t i = 0; i < count; ++i) {
+    const __m512i v = _mm512_loadu_si512(w + i % 64 * 64);
+    for (auto& s : sum) s = _mm512_dpbusd_epi32(s, v, x);
+  }
+  __m512i total = sum[0];
+  for (int t = 1; t < 16; ++t) total = _mm512_add_epi32(total, sum[t]);
+  return _mm_cvtsi128_si32(_mm512_castsi512_si128(total));
+}
+
+#endif
+
+// Operations a second of work(count) on every thread at once, `each` a count; the best of five.
+template <class Work>
+double rate(ThreadPool& pool, int64_t count, double each, Work&& work) {
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    const Clock::time_point begin = Clock::now();
+    pool.parallel_for(pool.num_threads() * 16, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) work(count);
+    });
+    best = std::max(best, each * static_cast<double>(count) * pool.num_threads() * 16 / seconds_since(begin));
+  }
+  return best;
+}
+
+}  // namespace detail
+
+inline Limits measure_limits(ThreadPool& pool) {
+  Limits limits;
+  const std::vector<float> memory(static_cast<size_t>(256) << 20 >> 2, 1.0f);  // 256 MiB
+  constexpr int64_t kRange = 1 << 18;
+  for (int round = 0; round < 8; ++round) {
+    const Clock::time_point begin = Clock::now();
+    pool.parallel_for(static_cast<int64_t>(memory.size()) / kRange, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) detail::sink_float = detail::sum_of(memory.data() + i * kRange, kRange);
+    });
+    limits.read_bytes_per_s =
+        std::max(limits.read_bytes_per_s, static_cast<double>(memory.size()) * 4 / seconds_since(begin));
+  }
+#if defined(__x86_64__) && defined(__GNUC__)
+  const std::vector<int8_t> bytes(4096, 3);
+  if (cpu_isa() >= Isa::avx512) {
+    limits.f32_flop_per_s =
+        detail::rate(pool, 1 << 17, 24 * 32, [](int64_t n) { detail::sink_float = detail::fma_avx512(n); });
+  } else if (cpu_isa() == Isa::avx2) {
+    limits.f32_flop_per_s =
+        detail::rate(pool, 1 << 18, 12 * 16, [](int64_t n) { detail::sink_float = detail::fma_avx2(n); });
+  }
+  if (cpu_isa() == Isa::avx512_vnni) {
+    limits.int8_op_per_s = detail::rate(pool, 1 << 17, 16 * 128,
+                                        [&](int64_t n) { detail::sink_int = detail::int8_vnni(bytes.data(), n); });
+  } else if (cpu_isa() >= Isa::avx2) {
+    limits.int8_op_per_s =
+        detail::rate(pool, 1 << 18, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2(bytes.data(), n); });
+  }
+#endif
+  return limits;
+}
+
+}  // namespace longcat::bench

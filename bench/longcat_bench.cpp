@@ -1,0 +1,190 @@
+// Tokens a second of a checkpoint, in llama-bench's terms, beside what this machine can do at most.
+//
+//   longcat-bench CHECKPOINT [--prompt 512] [--generate 128] [--depth 0,4096] [--batch 1] [--threads N] [--rounds 5]
+//                            [--kv-cache-dtype auto]
+//
+// ppN: N prompt tokens in one step, without sampling. tgN: N tokens generated one after another, `batch` sequences at
+// once, after `depth` tokens of history. "weights" are the bytes of the matrices a step reads: all but the experts, and
+// of those as many as tokens are expected to meet when every pick is as likely. "share": for tg of the read bandwidth,
+// for pp of the f32 peak, or of the exact int8 peak where the experts are quantised.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "limits.h"
+
+using namespace longcat;
+using bench::Clock;
+using bench::seconds_since;
+
+namespace {
+
+struct Arguments {
+  std::string checkpoint, kv_cache_dtype = "auto";
+  int64_t prompt = 512, generate = 128, batch = 1, rounds = 5;
+  std::vector<int64_t> depths{0};
+  int threads = 0;
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments arguments;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (!name.starts_with("--")) {
+      arguments.checkpoint = name;
+      continue;
+    }
+    if (i + 1 == argc) throw std::invalid_argument(str_cat(name, " needs a value"));
+    const std::string value = argv[++i];
+    if (name == "--prompt") {
+      arguments.prompt = std::stoll(value);
+    } else if (name == "--generate") {
+      arguments.generate = std::stoll(value);
+    } else if (name == "--batch") {
+      arguments.batch = std::stoll(value);
+    } else if (name == "--rounds") {
+      arguments.rounds = std::stoll(value);
+    } else if (name == "--threads") {
+      arguments.threads = std::stoi(value);
+    } else if (name == "--kv-cache-dtype") {
+      arguments.kv_cache_dtype = value;
+    } else if (name == "--depth") {
+      arguments.depths.clear();
+      for (size_t begin = 0; begin < value.size();) {
+        const size_t end = std::min(value.find(',', begin), value.size());
+        arguments.depths.push_back(std::stoll(value.substr(begin, end - begin)));
+        begin = end + 1;
+      }
+    } else {
+      throw std::invalid_argument(str_cat("unknown option ", name));
+    }
+  }
+  if (arguments.checkpoint.empty()) throw std::invalid_argument("which checkpoint?");
+  return arguments;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// What the matrices of a step take and cost.
+struct Work {
+  double bytes = 0;      // read by a step of `tokens` tokens
+  double multiply_adds;  // of one token
+  bool quantized;
+};
+
+Work work_of(const ModelWeights& weights, const ModelConfig& config, double tokens) {
+  Work work{.multiply_adds = 0, .quantized = false};
+  const auto add = [&](const Weight& w, double share_read, double share_computed) {
+    work.bytes += share_read * static_cast<double>(w.num_bytes());
+    work.multiply_adds += share_computed * static_cast<double>(w.out_features * w.in_features);
+  };
+  for (const LayerWeights& layer : weights.layers) {
+    for (int i = 0; i < 2; ++i) {
+      const AttentionWeights& a = layer.attention[i];
+      for (const Weight* w : {&a.q_a_proj, &a.q_b_proj, &a.kv_a_proj, &a.k_up, &a.v_up, &a.o_proj,
+                              &layer.ffn[i].gate_proj, &layer.ffn[i].up_proj, &layer.ffn[i].down_proj})
+        add(*w, 1, 1);
+    }
+    add(layer.moe.classifier, 1, 1);
+    const double picked = static_cast<double>(config.moe_topk) / static_cast<double>(config.num_router_outputs());
+    const double met = 1 - std::pow(1 - picked, tokens);
+    for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
+      for (const Weight& w : *experts) add(w, met, picked);
+    work.quantized = work.quantized || layer.moe.gate_proj.front().format == WeightFormat::int8_x8 ||
+                     layer.moe.gate_proj.front().format == WeightFormat::int4_x8;
+  }
+  if (!weights.ngram.projection.empty()) add(weights.ngram.projection, 1, 1);
+  add(weights.lm_head, 1, 0);
+  return work;
+}
+
+std::vector<int32_t> random_prompt(const ModelConfig& config, int64_t length, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> prompt(static_cast<size_t>(length));
+  for (int32_t& id : prompt) id = static_cast<int32_t>(3 + random() % static_cast<uint32_t>(config.vocab_size - 3));
+  return prompt;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const Arguments arguments = parse(argc, argv);
+  const int threads = arguments.threads > 0 ? arguments.threads : available_threads();
+  const Clock::time_point start = Clock::now();
+  EngineOptions options{.kv_cache_dtype = arguments.kv_cache_dtype,
+                        .max_num_seqs = arguments.batch,
+                        .max_num_batched_tokens = std::max<int64_t>(512, arguments.prompt),
+                        .kv_cache_memory = int64_t{2} << 30,
+                        .enable_prefix_caching = false,
+                        .num_threads = threads};
+  Engine engine(arguments.checkpoint, options);
+  const double load_s = seconds_since(start);
+  ThreadPool pool(threads);
+  bench::Limits limits = bench::measure_limits(pool);
+  std::printf("%s, %s, %d threads; loaded in %.2f s\n", arguments.checkpoint.c_str(), name_of(cpu_isa()), threads,
+              load_s);
+  std::printf("read %.1f GB/s, f32 %.0f GFLOP/s, exact int8 %.0f GOP/s\n\n", limits.read_bytes_per_s / 1e9,
+              limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9);
+  std::printf("| test | batch | tok/s | weights [GB/step] | GB/s | GOP/s | share |\n");
+  std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
+
+  std::vector<StepOutput> outputs;
+  SamplingParams params;
+  params.temperature = 0;
+  if (arguments.prompt > 0) {
+    std::vector<double> rates;
+    for (int64_t round = 0; round <= arguments.rounds; ++round) {
+      params.max_tokens = 1;
+      engine.add_request(random_prompt(engine.config(), arguments.prompt, static_cast<uint32_t>(round)), params);
+      const Clock::time_point begin = Clock::now();
+      while (engine.has_work()) engine.step(outputs);
+      if (round > 0) rates.push_back(static_cast<double>(arguments.prompt) / seconds_since(begin));
+    }
+    const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.prompt));
+    const double rate = median(rates), ops = 2 * work.multiply_adds * rate;
+    std::printf("| pp%ld | 1 | %.2f | %.3f | %.1f | %.1f | %.1f %% |\n", arguments.prompt, rate, work.bytes / 1e9,
+                work.bytes * rate / static_cast<double>(arguments.prompt) / 1e9, ops / 1e9,
+                100 * ops / (work.quantized ? limits.int8_op_per_s : limits.f32_flop_per_s));
+    std::fflush(stdout);
+  }
+  for (const int64_t depth : arguments.depths) {
+    if (arguments.generate <= 0) break;
+    params.max_tokens = arguments.generate * (arguments.rounds + 1) + 1;
+    for (int64_t i = 0; i < arguments.batch; ++i)
+      engine.add_request(random_prompt(engine.config(), std::max<int64_t>(1, depth), static_cast<uint32_t>(100 + i)),
+                         params);
+    const auto prefilling = [&] {
+      bool any = false;
+      engine.scheduler().for_each([&](const Sequence& s) { any = any || s.num_output_tokens() < 1; });
+      return any;
+    };
+    while (prefilling()) engine.step(outputs);
+    std::vector<double> rates;
+    for (int64_t round = 0; round <= arguments.rounds; ++round) {
+      const Clock::time_point begin = Clock::now();
+      for (int64_t i = 0; i < arguments.generate; ++i) engine.step(outputs);
+      if (round > 0) rates.push_back(static_cast<double>(arguments.generate * arguments.batch) / seconds_since(begin));
+    }
+    while (engine.has_work()) engine.step(outputs);
+    outputs.clear();
+    const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.batch));
+    const double rate = median(rates), bytes = work.bytes * rate / static_cast<double>(arguments.batch);
+    std::printf("| tg%ld%s | %ld | %.2f | %.3f | %.1f | %.1f | %.1f %% |\n", arguments.generate,
+                depth ? str_cat(" @ d", depth).c_str() : "", arguments.batch, rate, work.bytes / 1e9, bytes / 1e9,
+                2 * work.multiply_adds * rate / 1e9, 100 * bytes / limits.read_bytes_per_s);
+    std::fflush(stdout);
+  }
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "longcat-bench: %s\n", error.what());
+  return 1;
+}

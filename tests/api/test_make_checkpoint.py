@@ -155,7 +155,7 @@ def test_same_seed_same_bytes(tmp_path):
     assert a["config.json"] == c["config.json"]
     assert a["model-00001-of-00001.safetensors"] != c["model-00001-of-00001.safetensors"]
     digest = hashlib.sha256(a["model-00001-of-00001.safetensors"]).hexdigest()
-    assert digest.startswith("c6f4fa1baf8c3000")  # on any machine
+    assert digest.startswith("355a0508027e214d")  # on any machine
 
 
 def test_shards_hold_what_one_file_holds(tmp_path):

@@ -5,6 +5,7 @@ from longcat.chat import ChatChunk, ChatOutput
 from longcat.engine import Engine
 from longcat.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
 from longcat.sampling_params import SamplingParams
+from longcat.structured import StructuredOutputs
 from longcat.tool_parser import parse_model_response
 from longcat.tool_stream import StreamingResponseParser
 
@@ -23,6 +24,7 @@ __all__ = [
     "SamplingParams",
     "StreamChunk",
     "StreamingResponseParser",
+    "StructuredOutputs",
     "__version__",
     "parse_model_response",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longcat.outputs import Logprob, RequestOutput, StreamChunk
+from longcat.sampling_params import SamplingParams
 from longcat.streams import TokenStream
 from longcat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 
@@ -46,6 +47,24 @@ class ChatChunk:
 
     def __str__(self) -> str:
         return self.delta
+
+
+def force_calls(
+    params: SamplingParams, tools: Sequence[Mapping[str, Any]] | None, tool_choice: Any, parallel: bool = True
+) -> tuple[SamplingParams, str | None]:
+    """Parameters that hold the answer to tool calls where `tool_choice` says so, and the choice for the template.
+
+    Raises:
+        ValueError: the choice is not possible, or the answer is held to another form already.
+    """
+    if tool_choice is None or tool_choice in ("auto", "none"):
+        return params, tool_choice
+    from longcat.tool_grammar import forced_calls
+
+    form = forced_calls(tools, tool_choice, parallel)
+    if params.structured_outputs is not None or params.token_mask is not None:
+        raise ValueError("tool_choice forces a call: it does not go together with another form of the answer")
+    return dataclasses.replace(params, structured_outputs=form), "auto"
 
 
 class PlainText:

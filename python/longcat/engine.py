@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from longcat.chat import ChatChunk
     from longcat.chat_template import ChatTemplate
     from longcat.masks import MaskFiller
+    from longcat.structured import Grammar, GrammarCompiler, StructuredOutputs
 
 # Names other engines use for the same thing.
 _ALIASES = {
@@ -153,6 +154,7 @@ class Engine:
         self._lock = threading.Lock()  # of the fields below
         self._requests: dict[int | str, list[int]] = {}  # ids of the core by the request's, while it runs
         self._masks: MaskFiller | None = None
+        self._grammars: GrammarCompiler | None = None
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopOutputs] = weakref.WeakKeyDictionary()
         self._closed = False
         self._core.start()
@@ -282,6 +284,7 @@ class Engine:
         prompts, single = _as_prompts(prompt, prompt_token_ids)
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
+        await self._compile_off_loop(params)
         [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
@@ -293,7 +296,7 @@ class Engine:
         sampling_params: SamplingParams | Mapping[str, Any] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -304,9 +307,10 @@ class Engine:
 
         Args, Raises: as for chat and agenerate.
         """
-        from longcat.chat import ChatReader
+        from longcat.chat import ChatReader, force_calls
 
         params = SamplingParams.of(sampling_params, sampling)
+        params, tool_choice = force_calls(params, tools, tool_choice)
         prompt = self.render_chat(
             messages,
             tools=tools,
@@ -315,6 +319,7 @@ class Engine:
             continue_final_message=continue_final_message,
             **(chat_template_kwargs or {}),
         )
+        await self._compile_off_loop(params)
         [request] = self._prepare([prompt], params, request_id)
         reader = ChatReader(tools, tool_choice)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
@@ -339,7 +344,7 @@ class Engine:
         sampling_params: SamplingParams | Mapping[str, Any] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -353,7 +358,8 @@ class Engine:
                 carry `arguments` as a dict or as JSON text. Tags typed by users stay text.
             tools: functions the model may call, {"type": "function", "function": {...}}. Without tools nothing in an
                 answer is read as a call.
-            tool_choice: "auto", or "none" to leave the tools out.
+            tool_choice: "auto", "none" to leave the tools out, "required" for an answer that calls, or
+                {"type": "function", "function": {"name": ...}} for one call of that tool.
             continue_final_message: the answer continues the last message in place of beginning a new one.
             chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
             sampling_params, stream, sampling: as for generate; a stream yields ChatChunk.
@@ -364,9 +370,10 @@ class Engine:
             ValueError: a message or tool is malformed, or the prompt is too long.
             longcat.Error: the checkpoint has no chat template, or it refuses the messages.
         """
-        from longcat.chat import ChatReader, ChatStream
+        from longcat.chat import ChatReader, ChatStream, force_calls
 
         params = SamplingParams.of(sampling_params, sampling)
+        params, tool_choice = force_calls(params, tools, tool_choice)
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise ValueError(f"messages is a {type(messages).__name__}: expected a list of messages")
         single = not messages or isinstance(messages[0], Mapping)
@@ -425,6 +432,27 @@ class Engine:
         except Error:
             return None
 
+    def compile_grammar(self, form: StructuredOutputs | Mapping[str, Any]) -> Grammar:
+        """Compiles the grammar of `SamplingParams.structured_outputs` ahead of its first use; the last ones are kept.
+
+        Raises:
+            ValueError, TypeError: the form is malformed or too large.
+            longcat.Error: llguidance is not installed, or there is no tokenizer.
+        """
+        from longcat.structured import GrammarCompiler, StructuredOutputs
+
+        with self._lock:
+            if self._grammars is None:
+                vocab_size = self._info["vocab_size"]
+                self._grammars = GrammarCompiler(lambda: self.tokenizer, vocab_size, self._eos_token_ids())
+        return self._grammars.compile(StructuredOutputs.of(form))
+
+    async def _compile_off_loop(self, params: SamplingParams) -> None:
+        import asyncio
+
+        if params.structured_outputs is not None:
+            await asyncio.to_thread(self.compile_grammar, params.structured_outputs)
+
     def _with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
         return (prompt, self.encode(prompt)) if isinstance(prompt, str) else (None, prompt)
 
@@ -437,13 +465,14 @@ class Engine:
         """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
         self._check_open()
         requests: list[Request] = []
+        grammar = None if params.structured_outputs is None else self.compile_grammar(params.structured_outputs)
         for index, (text, ids) in enumerate(prompts):
             core = core_params(
                 params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
                 lambda: self.tokenizer,
             )  # fmt: skip
             self._core.check_request(ids, core)
-            requests.append(Request(self, index, text, ids, params, core, name))
+            requests.append(Request(self, index, text, ids, params, core, name, grammar))
         return requests
 
     def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:
@@ -452,14 +481,14 @@ class Engine:
         with self._lock:
             if output.request_id in self._requests:
                 raise ValueError(f"request_id={output.request_id!r} is the name of a request that runs already")
-            if request.token_mask is None:
+            if not request.core.constrained:
                 first = self._core.add_request(output.prompt_token_ids, request.core, n, queue)
             else:
                 masks = self._mask_filler()
                 with masks.lock:
                     first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, masks.queue)
-                    for core_id in range(first, first + n):
-                        masks.register(core_id, request.token_mask)
+                    for core_id, token_mask in enumerate(request.token_masks, start=first):
+                        masks.register(core_id, token_mask)
             if output.request_id == -1:
                 output.request_id = first
             self._requests[output.request_id] = ids = list(range(first, first + n))

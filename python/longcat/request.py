@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longcat.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from longcat import _core
     from longcat.engine import Engine
     from longcat.sampling_params import SamplingParams
+    from longcat.structured import Grammar
     from longcat.tokenizer import StreamDecoder
 
 
@@ -126,6 +127,7 @@ class Request:
         prompt_index: which prompt of the call.
         core: parameters for the core.
         name: the caller's own id, in place of the core's.
+        grammar: what the answers are held to.
     """
 
     def __init__(
@@ -137,10 +139,12 @@ class Request:
         params: SamplingParams,
         core: _core.SamplingParams,
         name: str | None = None,
+        grammar: Grammar | None = None,
     ):
         self.prompt_index = prompt_index
         self.core = core
-        self.token_mask = params.token_mask
+        # One function an answer, if its tokens are masked: each is somewhere else in its grammar.
+        self.token_masks: list[Any] = [grammar.new_mask() if grammar else params.token_mask for _ in range(params.n)]
         self._engine = engine
         self._start = time.perf_counter()
         self.output = RequestOutput(-1 if name is None else name, prompt, prompt_token_ids, [], RequestMetrics())

@@ -13,6 +13,7 @@ from longcat.names import unknown_name
 if TYPE_CHECKING:
     import numpy as np
 
+    from longcat.structured import StructuredOutputs
     from longcat.tokenizer import Tokenizer
 
 
@@ -46,6 +47,8 @@ class SamplingParams:
         logprobs, prompt_logprobs: report that many most likely tokens, and the chosen one, with each token.
         token_mask: called with the output ids so far, before each token; returns which ids may follow, as [vocab_size]
             bools or [ceil(vocab_size / 32)] words of uint32 bits, or None for all. For grammars.
+        structured_outputs: the form of the answer, as {"json": schema}, {"regex": ...}, {"choice": [...]} or
+            {"grammar": ...}; see StructuredOutputs.
         skip_special_tokens: leave special tokens out of the text.
     """
 
@@ -70,6 +73,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     token_mask: Callable[[list[int]], np.ndarray | None] | None = None
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
     skip_special_tokens: bool = True
 
     @classmethod
@@ -104,6 +108,12 @@ class SamplingParams:
             raise TypeError(
                 f"token_mask={result.token_mask!r} is a {type(result.token_mask).__name__}: expected a function"
             )
+        if result.structured_outputs is not None:
+            from longcat.structured import StructuredOutputs
+
+            result.structured_outputs = StructuredOutputs.of(result.structured_outputs)
+            if result.token_mask is not None:
+                raise ValueError("token_mask and structured_outputs do not go together: give one of them")
         if not all(isinstance(stop, str) and stop for stop in result.stop_strings()):
             raise ValueError(f"stop={result.stop!r} is not possible: expected non-empty strings")
         return result
@@ -161,7 +171,7 @@ def core_params(
         if not len(params.allowed_token_ids):
             raise ValueError("allowed_token_ids is empty: no token could follow")
         core.allowed_token_ids = _token_ids("allowed_token_ids", params.allowed_token_ids)
-    core.constrained = params.token_mask is not None
+    core.constrained = params.token_mask is not None or params.structured_outputs is not None
     core.logprobs = -1 if params.logprobs is None else _integer("logprobs", params.logprobs)
     core.prompt_logprobs = -1 if params.prompt_logprobs is None else _integer("prompt_logprobs", params.prompt_logprobs)
     return core

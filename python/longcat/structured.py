@@ -1,0 +1,211 @@
+"""Answers held to a form: a JSON schema, a regular expression, a choice or a grammar, by llguidance.
+
+A grammar is compiled once and then says, token by token, which ids may follow. Compiling costs at most
+MAX_COMPILE_SECONDS and the memory that the limits below leave; what is beyond is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longcat._core import Error
+from longcat.names import unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from llguidance import LLMatcher, LLTokenizer
+
+    from longcat.tokenizer import Tokenizer
+
+MAX_GRAMMAR_CHARS = 256 * 1024
+MAX_COMPILE_SECONDS = 2.0
+# 64 MiB a grammar: a state of the lexer takes up to 2 kB. Fuel is llguidance's measure of work: about 15 ms a step.
+_LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lexer_fuel": 1_000_000,
+           "step_lexer_fuel": 200_000, "verbose_errors": False}  # fmt: skip
+# As json.dumps writes it. With free white space a model may write nothing else for ever.
+_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_MAX_CACHED = 32
+_MAX_ERROR_CHARS = 300
+
+
+@dataclass(frozen=True)
+class StructuredOutputs:
+    """The form of an answer, one of:
+
+    Args:
+        json: a JSON schema, as an object or its text.
+        json_object: any JSON object.
+        regex: a regular expression for the whole answer (Rust's syntax).
+        choice: texts, of which the answer is one.
+        grammar: a Lark grammar with the rule `start`, in llguidance's dialect.
+    """
+
+    json: Mapping[str, Any] | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+
+    @classmethod
+    def of(cls, value: StructuredOutputs | Mapping[str, Any]) -> StructuredOutputs:
+        """An object or a dict.
+
+        Raises:
+            TypeError: an unknown name, or a value of another type.
+            ValueError: not exactly one form is given.
+        """
+        if isinstance(value, Mapping):
+            known = [f.name for f in dataclasses.fields(cls)]
+            for name in value:
+                if name not in known:
+                    raise unknown_name("structured_outputs", name, known)
+            value = cls(**value)
+        if not isinstance(value, cls):
+            raise TypeError(f"structured_outputs is a {type(value).__name__}: expected StructuredOutputs or a dict")
+        given = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) not in (None, False)]
+        if len(given) != 1:
+            raise ValueError(
+                f"structured_outputs has {' and '.join(given) or 'no form'}: "
+                "expected one of json, json_object, regex, choice, grammar"
+            )
+        return value
+
+    def source(self) -> str:
+        """The grammar in llguidance's form.
+
+        Raises:
+            TypeError, ValueError: the value is not of the form's type, or too long.
+        """
+        from llguidance import LLMatcher, grammar_from
+
+        if self.regex is not None:
+            return LLMatcher.grammar_from_regex(_text("regex", self.regex))
+        if self.grammar is not None:
+            return LLMatcher.grammar_from_lark(_text("grammar", self.grammar))
+        if self.choice is not None:
+            choices = [] if isinstance(self.choice, str) else list(self.choice)
+            if not choices or not all(isinstance(text, str) and text for text in choices):
+                raise ValueError(f"choice={str(self.choice)[:100]} is not possible: expected a list of non-empty texts")
+            return grammar_from("choice", _text("choice", json.dumps(choices)))
+        schema: Any = {"type": "object"} if self.json_object else self.json
+        if not isinstance(schema, str):
+            try:
+                schema = json.dumps(schema, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"the JSON schema is not possible: {error}") from None
+        try:
+            return LLMatcher.grammar_from_json_schema(_text("json", schema), overrides=_JSON_STYLE)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"the JSON schema is not possible: {_one_line(str(error))}") from None
+
+
+class Grammar:
+    """A compiled grammar, to be followed by any number of answers."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int):
+        self._matcher = matcher
+        self._num_words = (vocab_size + 31) // 32
+
+    def new_mask(self) -> Callable[[list[int]], np.ndarray]:
+        """A `token_mask` for one answer."""
+        return _Follower(self._matcher.deep_copy(), self._num_words)
+
+
+class _Follower:
+    """Where one answer is in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, num_words: int):
+        self._matcher = matcher
+        self._num_words = num_words  # of a mask; llguidance appends one that is not used
+        self._num_taken = 0
+
+    def __call__(self, token_ids: list[int]) -> np.ndarray:
+        """[ceil(vocab_size / 32)] uint32: which ids may follow `token_ids`, the answer so far."""
+        import numpy as np
+
+        if len(token_ids) < self._num_taken:
+            self._matcher.rollback(self._num_taken - len(token_ids))
+        elif len(token_ids) > self._num_taken:
+            self._matcher.consume_tokens(token_ids[self._num_taken :])
+        self._num_taken = len(token_ids)
+        mask = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise ValueError(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
+        return np.frombuffer(mask, np.uint32, count=self._num_words)
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer, and keeps the last ones. Used from any thread.
+
+    Args:
+        tokenizer: called when the first grammar comes.
+        vocab_size: of the model.
+        eos_token_ids: what may follow a complete answer.
+    """
+
+    def __init__(self, tokenizer: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: Sequence[int]):
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = list(eos_token_ids)
+        self._lock = threading.Lock()  # of the fields below
+        self._vocabulary: LLTokenizer | None = None
+        self._cache: OrderedDict[str, Grammar] = OrderedDict()
+
+    def compile(self, form: StructuredOutputs) -> Grammar:
+        """The grammar of `form`. Takes a moment, without the GIL: not for an event loop.
+
+        Raises:
+            ValueError: the form is malformed, or too large; says why.
+            longcat.Error: llguidance is not installed, or the checkpoint has no tokenizer.
+        """
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError as error:
+            raise Error(f"[structured outputs] llguidance is needed ({error}): pip install 'longcat[server]'") from None
+
+        source = form.source()
+        with self._lock:
+            if source in self._cache:
+                self._cache.move_to_end(source)
+                return self._cache[source]
+        matcher = LLMatcher(self._vocab(), source, log_level=0, limits=LLParserLimits(**_LIMITS))  # type: ignore[arg-type]
+        if matcher.is_error():
+            raise ValueError(f"the grammar is not possible: {_one_line(matcher.get_error())}")
+        grammar = Grammar(matcher, self._vocab_size)
+        with self._lock:
+            self._cache[source] = grammar
+            if len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        return grammar
+
+    def _vocab(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        with self._lock:
+            if self._vocabulary is None:
+                text = self._tokenizer().library.to_str()
+                self._vocabulary = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+            return self._vocabulary
+
+
+def _text(name: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is a {type(text).__name__}: expected a text")
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise ValueError(f"{name} has {len(text)} characters: expected at most {MAX_GRAMMAR_CHARS}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has half of a surrogate pair in it: expected Unicode") from None
+    return text
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_ERROR_CHARS else line[:_MAX_ERROR_CHARS] + "..."

@@ -1,0 +1,149 @@
+"""Answers held to a form, in Engine.generate and Engine.chat."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import longcat
+import pytest
+
+pytest.importorskip("llguidance", reason="needs the extra `server`")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny):
+    with longcat.Engine(tiny) as engine:
+        yield engine
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def test_json_schema_regex_choice_grammar(engine):
+    outputs = engine.generate(["A boy:", "A girl:"], structured_outputs={"json": PERSON}, n=2, max_tokens=120)
+    for answer in [answer for output in outputs for answer in output.outputs]:
+        person = json.loads(answer.text)
+        assert answer.finish_reason == "stop"
+        assert set(person) == {"name", "age"} and 0 <= person["age"] <= 99 and len(person["name"]) <= 12
+    regex = engine.generate("Call", structured_outputs={"regex": "[0-9]{3}-[a-f]{2}"})
+    assert re.fullmatch("[0-9]{3}-[a-f]{2}", regex.text)
+    assert engine.generate("Yes or no?", structured_outputs={"choice": ["yes", "no"]}).text in ("yes", "no")
+    lark = engine.generate("x", structured_outputs=longcat.StructuredOutputs(grammar='start: "a" B\nB: /[bc]{3}/'))
+    assert re.fullmatch("a[bc]{3}", lark.text)
+    assert isinstance(json.loads(engine.generate("x", structured_outputs={"json": '{"enum": [1, 2]}'}).text), int)
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "message"),
+    [
+        ({"regex": "("}, ValueError, "unclosed group"),
+        ({"regex": 3}, TypeError, "regex is a int"),
+        ({"json": {"type": "number of legs"}}, ValueError, "number of legs"),
+        ({"json": "{"}, ValueError, "JSON schema"),
+        ({"grammar": "begin: 'a'"}, ValueError, "not possible"),
+        ({"choice": []}, ValueError, "non-empty"),
+        ({"choice": "yes"}, ValueError, "list"),
+        ({"jsn": {}}, TypeError, 'did you mean "json"'),
+        ({}, ValueError, "no form"),
+        ({"json": {}, "regex": "a"}, ValueError, "json and regex"),
+        ({"regex": "\ud800"}, ValueError, "surrogate"),
+        ({"regex": "a" * 300_000}, ValueError, "at most"),
+    ],
+)
+def test_what_is_no_form_is_refused_in_one_line(engine, form, error, message):
+    with pytest.raises(error, match=re.escape(message)) as raised:
+        engine.generate("x", structured_outputs=form)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mask_of_ones_own_does_not_go_with_a_form(engine):
+    with pytest.raises(ValueError, match="do not go together"):
+        engine.generate("x", structured_outputs={"regex": "a"}, token_mask=lambda ids: None)
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "d", "parameters": parameters}}
+    for name, parameters in [
+        ("get_weather", {"type": "object", "required": ["city", "days"], "properties": {
+            "city": {"type": "string"}, "unit": {"type": "string", "enum": ["C", "F"]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 9}}}),
+        ("now", {"type": "object", "properties": {}}),
+        ("plot", {"type": "object", "required": ["points"], "$defs": {"p": {"type": "integer", "maximum": 9}},
+                  "properties": {"points": {"type": "array", "items": {"$ref": "#/$defs/p"}, "maxItems": 3}}}),
+    ]
+]  # fmt: skip
+HELLO = [{"role": "user", "content": "Once upon a time"}]
+
+
+@pytest.mark.parametrize("name", ["get_weather", "now", "plot"])
+def test_a_named_tool_is_called_once(engine, name):
+    reply = engine.chat(HELLO, tools=TOOLS, tool_choice={"type": "function", "function": {"name": name}}, seed=1)
+    [call] = reply.message["tool_calls"]
+    assert call["function"]["name"] == name and reply.outputs[0].finish_reason == "tool_calls"
+    arguments = call["function"]["arguments"]
+    if name == "get_weather":
+        assert isinstance(arguments["city"], str) and 1 <= arguments["days"] <= 9
+        assert arguments.get("unit", "C") in ("C", "F")
+    if name == "plot":
+        assert all(isinstance(point, int) for point in arguments["points"])
+
+
+def test_required_calls_whatever_was_asked(engine):
+    for seed in range(3):
+        reply = engine.chat(HELLO, tools=TOOLS, tool_choice="required", seed=seed, max_tokens=400)
+        assert reply.message["tool_calls"] and reply.message["content"] == ""
+    with pytest.raises(ValueError, match="not declared"):
+        engine.chat(HELLO, tools=TOOLS, tool_choice={"function": {"name": "fly"}})
+    with pytest.raises(ValueError, match="without tools"):
+        engine.chat(HELLO, tool_choice="required")
+
+
+HOSTILE = {
+    "nested groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},
+    "counted counts": {"regex": "((((a{0,100}){0,100}){0,100}){0,100})"},
+    "many alternatives": {"regex": "|".join(f"(a{{1,{i}}}b.*){{1,30}}" for i in range(2, 400))},
+    "complement": {"grammar": "start: T\nT: ~(/(.*a.{12}b.*)/ & /(.*b.{14}a.*)/ & /.*c.{17}d.*/)"},
+    "left recursion": {"grammar": 'start: start start | "a" | ""'},
+    "nested parentheses": {"grammar": "start: " + "(" * 50_000 + '"a"' + ")" * 50_000},
+    "doubling": {"grammar": 'start: a0\n' + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(40)) + 'a40: "x"'},
+    "big enum": {"json": {"enum": [str(i) for i in range(20_000)]}},
+    "many patterns": {"json": {"properties": {f"p{i}": {"type": "string", "pattern": "^(a|b|c{1,50}){1,50}$"}
+                                              for i in range(2_000)}}},
+    "deep": {"json": '{"items":' * 20_000 + "{}" + "}" * 20_000},
+    "endless reference": {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
+    "product of unions": {"json": {"allOf": [
+        {"anyOf": [{"properties": {f"p{i}{j}": {"type": "string"}}} for j in range(6)]} for i in range(12)]}},
+    "long array": {"json": {"type": "array", "minItems": 1_000_000, "items": {"type": "integer"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_forms_end_soon_and_disturb_nobody(engine, name, record_property):
+    alone = engine.generate("Once upon a time", max_tokens=12, temperature=0).text
+    stream = engine.generate("Once upon a time", max_tokens=12, temperature=0, stream=True)
+    start = time.perf_counter()
+    try:
+        outcome = engine.generate("x", structured_outputs=HOSTILE[name], max_tokens=20).outputs[0].finish_reason
+    except ValueError as error:
+        outcome = str(error)[:60]
+    seconds = time.perf_counter() - start
+    print(f"{name}: {seconds:.2f} s, {outcome}")
+    assert "".join(chunk.delta for chunk in stream) == alone
+    assert seconds < 20  # a machine that does something else besides; the figure is printed
+
+
+def test_the_interpreter_ends_with_an_engine_that_is_still_open(tiny):
+    code = f"import longcat; print(longcat.Engine({tiny!r}).generate('x', structured_outputs={{'regex': '[0-9]'}}))"
+    held = f"import longcat; e = longcat.Engine({tiny!r}); e.generate('x', structured_outputs={{'regex': '[0-9]'}})"
+    for program in (code, held):
+        assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0

@@ -238,6 +238,7 @@ void register_engine(py::module_& module) {
            })
       .def("reset_prefix_cache", [](PyEngine& self) { self.with([](Engine& e) { e.reset_prefix_cache(); }); })
       .def("metrics", [](PyEngine& self) { return to_dict(self.with([](Engine& e) { return e.metrics(); })); })
+      .def("failure", [](PyEngine& self) { return self.with([](Engine& e) { return e.failure(); }); })
       .def("forward", &PyEngine::forward, py::arg("token_ids"), py::arg("chunk_size") = 0)
       .def("check_process", &PyEngine::check_process)
       .def("close", &PyEngine::close)

@@ -117,6 +117,11 @@ std::vector<std::string> Engine::warnings() const {
   return all;
 }
 
+std::string Engine::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
 EngineMetrics Engine::metrics() const {
   const std::lock_guard lock(mutex_);
   return {.counts = scheduler_->stats(),

@@ -77,6 +77,7 @@ class Engine {
   int64_t num_kv_blocks() const { return cache_->num_blocks() - 1; }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }
   EngineMetrics metrics() const;
+  std::string failure() const;  // why the engine's thread ended by itself; empty while it has not
 
   // Throws std::invalid_argument for a prompt or parameters that cannot run.
   void check_request(std::span<const int32_t> prompt_token_ids, const SamplingParams& params) const;

@@ -544,6 +544,13 @@ class Engine:
         """Counters since the engine was made, and what is under way: requests, tokens, prefix cache, preemptions."""
         return self._core.metrics()
 
+    def failure(self) -> str | None:
+        """Why the engine can make no more tokens: it was closed, or its thread ended by an error. None: it can."""
+        try:
+            return self._core.failure() or None
+        except Error as error:  # closed
+            return str(error)
+
     def reset_prefix_cache(self) -> None:
         """Forgets what was kept for prompts that begin alike; running requests go on."""
         self._core.reset_prefix_cache()

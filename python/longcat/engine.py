@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -284,7 +285,7 @@ class Engine:
         prompts, single = _as_prompts(prompt, prompt_token_ids)
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
-        await self._compile_off_loop(params)
+        params = await self._compiled(params)
         [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
@@ -319,7 +320,7 @@ class Engine:
             continue_final_message=continue_final_message,
             **(chat_template_kwargs or {}),
         )
-        await self._compile_off_loop(params)
+        params = await self._compiled(params)
         [request] = self._prepare([prompt], params, request_id)
         reader = ChatReader(tools, tool_choice)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
@@ -432,26 +433,31 @@ class Engine:
         except Error:
             return None
 
-    def compile_grammar(self, form: StructuredOutputs | Mapping[str, Any]) -> Grammar:
-        """Compiles the grammar of `SamplingParams.structured_outputs` ahead of its first use; the last ones are kept.
+    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, Any]) -> Grammar:
+        """The grammar of a form, which `SamplingParams.structured_outputs` takes in its place; the last ones are kept.
 
         Raises:
             ValueError, TypeError: the form is malformed or too large.
             longcat.Error: llguidance is not installed, or there is no tokenizer.
         """
-        from longcat.structured import GrammarCompiler, StructuredOutputs
+        from longcat.structured import Grammar, GrammarCompiler, StructuredOutputs
 
+        if isinstance(form, Grammar):
+            return form
         with self._lock:
             if self._grammars is None:
                 vocab_size = self._info["vocab_size"]
                 self._grammars = GrammarCompiler(lambda: self.tokenizer, vocab_size, self._eos_token_ids())
         return self._grammars.compile(StructuredOutputs.of(form))
 
-    async def _compile_off_loop(self, params: SamplingParams) -> None:
+    async def _compiled(self, params: SamplingParams) -> SamplingParams:
+        """`params` with their grammar compiled, away from the event loop."""
         import asyncio
 
-        if params.structured_outputs is not None:
-            await asyncio.to_thread(self.compile_grammar, params.structured_outputs)
+        if params.structured_outputs is None:
+            return params
+        grammar = await asyncio.to_thread(self.compile_grammar, params.structured_outputs)
+        return dataclasses.replace(params, structured_outputs=grammar)
 
     def _with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
         return (prompt, self.encode(prompt)) if isinstance(prompt, str) else (None, prompt)

@@ -13,7 +13,7 @@ from longcat.names import unknown_name
 if TYPE_CHECKING:
     import numpy as np
 
-    from longcat.structured import StructuredOutputs
+    from longcat.structured import Grammar, StructuredOutputs
     from longcat.tokenizer import Tokenizer
 
 
@@ -48,7 +48,7 @@ class SamplingParams:
         token_mask: called with the output ids so far, before each token; returns which ids may follow, as [vocab_size]
             bools or [ceil(vocab_size / 32)] words of uint32 bits, or None for all. For grammars.
         structured_outputs: the form of the answer, as {"json": schema}, {"regex": ...}, {"choice": [...]} or
-            {"grammar": ...}; see StructuredOutputs.
+            {"grammar": ...}; see StructuredOutputs. Or what Engine.compile_grammar made of it.
         skip_special_tokens: leave special tokens out of the text.
     """
 
@@ -73,7 +73,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     token_mask: Callable[[list[int]], np.ndarray | None] | None = None
-    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
+    structured_outputs: StructuredOutputs | Grammar | Mapping[str, Any] | None = None
     skip_special_tokens: bool = True
 
     @classmethod
@@ -109,9 +109,10 @@ class SamplingParams:
                 f"token_mask={result.token_mask!r} is a {type(result.token_mask).__name__}: expected a function"
             )
         if result.structured_outputs is not None:
-            from longcat.structured import StructuredOutputs
+            from longcat.structured import Grammar, StructuredOutputs
 
-            result.structured_outputs = StructuredOutputs.of(result.structured_outputs)
+            if not isinstance(result.structured_outputs, Grammar):
+                result.structured_outputs = StructuredOutputs.of(result.structured_outputs)
             if result.token_mask is not None:
                 raise ValueError("token_mask and structured_outputs do not go together: give one of them")
         if not all(isinstance(stop, str) and stop for stop in result.stop_strings()):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "generate": ("longcat.cli.generate", "continue a prompt, as it is generated"),
     "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
+    "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
     "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
     "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),

@@ -42,8 +42,8 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def open_engine(args: argparse.Namespace) -> Engine:
-    """The engine the options describe, with a progress bar while it loads."""
+def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
+    """The engine that the options and `more` describe, with a progress bar while it loads."""
     from longcat.engine import Engine
 
     with ByteBar("loading") as bar:
@@ -56,4 +56,5 @@ def open_engine(args: argparse.Namespace) -> Engine:
             kv_cache_memory=args.kv_cache_memory,
             num_threads=args.num_threads,
             progress=bar.update,
+            **more,
         )

@@ -1,0 +1,57 @@
+"""The application: endpoints, and what is around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+import longcat
+from longcat.server import chat, completions, misc, pages
+from longcat.server.errors import add_error_handlers
+from longcat.server.generation import Service
+from longcat.server.guard import Guard, RequestLog, write_line
+from longcat.server.lifecycle import Lifecycle
+from longcat.server.metrics import ServerMetrics
+from longcat.server.settings import ServerSettings
+
+
+class Application:
+    """`asgi` is what a web server runs, `api` the FastAPI application in it.
+
+    Args:
+        engine: a longcat.Engine, or what behaves like one.
+        settings: names, keys and limits.
+        on_end: called when the server has to leave: drained, or the engine died.
+        write_log: takes the lines of the access log.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        settings: ServerSettings,
+        on_end: Callable[[], None] = lambda: None,
+        write_log: Callable[[str], Any] = write_line,
+    ):
+        self.lifecycle = Lifecycle(engine, settings, on_end)
+        metrics = ServerMetrics(engine, settings.model_names[0])
+        self.api = FastAPI(
+            title="longcat", version=longcat.__version__, description="OpenAI's API over one LongCat model.",
+            docs_url=None, redoc_url=None,
+        )  # fmt: skip
+        self.api.state.service = Service(engine, settings, self.lifecycle, metrics)
+        self.api.state.started = int(time.time())
+        add_error_handlers(self.api)
+        for module in (chat, completions, misc, pages):
+            self.api.include_router(module.router)
+        app: ASGIApp = Guard(self.api, settings)
+        if settings.cors_origins:
+            app = CORSMiddleware(
+                app, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )  # fmt: skip
+        self.asgi = RequestLog(app, settings, self.lifecycle, metrics, write_log)

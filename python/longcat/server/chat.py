@@ -1,0 +1,213 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from longcat.chat import ChatChunk, ChatReader, force_calls
+from longcat.outputs import Logprob, RequestOutput, StreamChunk
+from longcat.server.errors import ApiError, json_response
+from longcat.server.generation import Service, answer_form, usage
+from longcat.server.protocol import ChatRequest
+from longcat.server.streaming import EventStream, unless_client_leaves
+from longcat.tool_parser import json_text
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", summary="Answer a conversation")
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Whole, or with `stream` as server-sent events."""
+    service: Service = request.app.state.service
+    if ignored := body.ignored():
+        request.state.log["ignored"] = ignored
+    service.lifecycle.check_ready()
+    answer = await unless_client_leaves(request, start_chat(service, body))
+    answer.log = request.state.log
+    if body.stream:
+        return EventStream(answer.events(), service.settings.send_timeout)
+    return json_response(await unless_client_leaves(request, answer.whole()))
+
+
+async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
+    """Renders, compiles and queues.
+
+    Raises:
+        ApiError: the request is not possible, or the server is full.
+    """
+    model = service.model_name(body.model)
+    if body.chat_template is not None:
+        raise ApiError(400, "chat_template: templates of requests are off; use the server's", param="chat_template")
+    logprobs = service.logprobs(body.top_logprobs or 0) if body.logprobs else None
+    params = await service.sampling_params(body, logprobs=logprobs)
+    form = answer_form(body)
+    with service.refusals():
+        params, tool_choice = force_calls(params, body.tools, body.tool_choice, body.parallel_tool_calls)
+    if params.structured_outputs is not None and form is not None:
+        raise ApiError(400, "tool_choice forces a call: leave out response_format", param="tool_choice")
+    params.structured_outputs = await service.compiled(form or params.structured_outputs)
+    _, token_ids = await service.in_text_thread(
+        lambda: service.engine.render_chat(
+            body.messages, tools=body.tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message, **(body.chat_template_kwargs or {}),
+        )
+    )  # fmt: skip
+    limit = body.max_completion_tokens or body.max_tokens
+    params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
+    id = f"chatcmpl-{uuid.uuid4().hex}"
+    chunks = await service.submit(id, token_ids, params)
+    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(body.tools, tool_choice))
+
+
+@dataclass
+class ChatAnswer:
+    """An answer on its way, in OpenAI's shapes."""
+
+    service: Service
+    body: ChatRequest
+    id: str
+    model: str
+    num_prompt_tokens: int
+    chunks: AsyncIterator[StreamChunk]
+    reader: ChatReader
+    created: int = field(default_factory=lambda: int(time.time()))
+    log: dict[str, Any] = field(default_factory=dict)
+
+    async def whole(self) -> dict[str, Any]:
+        output: Any = None
+        async for chunk in self.chunks:
+            output = self.reader.read(chunk).output
+        self._log_end(output)
+        choices = [
+            {
+                "index": answer.index, "message": _message(message), "finish_reason": answer.finish_reason,
+                "stop_reason": answer.stop_reason, "logprobs": self._logprobs(answer.logprobs),
+                **({"error": answer.error} if answer.error else {}),
+            }
+            for answer, message in zip(output.outputs, output.messages, strict=True)
+        ]  # fmt: skip
+        return self._frame("chat.completion", choices) | {"usage": usage([output])}
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of the stream."""
+        options = self.body.stream_options
+        continuous = options is not None and options.continuous_usage_stats
+        output: RequestOutput | None = None
+        num_tokens = 0
+        calls = [CallIndices() for _ in range(self.body.n)]
+        for index in range(self.body.n):
+            yield self._event(index, {"role": "assistant", "content": ""})
+        async for raw in self.chunks:
+            chunk = self.reader.read(raw)
+            num_tokens += len(chunk.token_ids)
+            output = chunk.output
+            deltas = _deltas(chunk, calls[chunk.index])
+            if chunk.logprobs is not None and not deltas:
+                deltas = [{}]
+            if chunk.finish_reason is not None:
+                deltas = deltas or [{}]
+            for position, delta in enumerate(deltas):
+                last = position == len(deltas) - 1
+                event = self._event(
+                    chunk.index, delta, self._logprobs(chunk.logprobs) if position == 0 else None,
+                    chunk.finish_reason if last else None,
+                )  # fmt: skip
+                if last and chunk.finish_reason == "error" and output is not None:
+                    event["choices"][0]["error"] = output.outputs[chunk.index].error
+                if continuous:
+                    event["usage"] = self._usage_so_far(num_tokens)
+                yield event
+        if output is not None:
+            self._log_end(output)
+            if options is not None and options.include_usage:
+                yield self._frame("chat.completion.chunk", []) | {"usage": usage([output])}
+
+    def _usage_so_far(self, num_tokens: int) -> dict[str, int]:
+        total = self.num_prompt_tokens + num_tokens
+        return {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens, "total_tokens": total}
+
+    def _event(
+        self, index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._frame("chat.completion.chunk", [choice])
+
+    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+    def _logprobs(self, entries: list[dict[int, Logprob]] | None) -> dict[str, Any] | None:
+        if entries is None:
+            return None
+        count = self.body.top_logprobs or 0
+        content = []
+        for entry in entries:
+            [chosen, *_] = entry
+            top = sorted(entry.items(), key=lambda item: item[1].rank)
+            top = [(id, one) for id, one in top if one.rank <= count][:count]
+            listed = [self._logprob(id, one) for id, one in top]
+            content.append({**self._logprob(chosen, entry[chosen]), "top_logprobs": listed})
+        return {"content": content, "refusal": None}
+
+    def _logprob(self, token_id: int, one: Logprob) -> dict[str, Any]:
+        raw = self.service.engine.tokenizer.token_bytes(token_id)
+        return {"token": one.decoded_token or "", "logprob": max(one.logprob, -9999.0), "bytes": list(raw)}
+
+    def _log_end(self, output: RequestOutput) -> None:
+        self.log["prompt_tokens"] = len(output.prompt_token_ids)
+        self.log["completion_tokens"] = sum(len(answer.token_ids) for answer in output.outputs)
+        self.log["finish_reason"] = [answer.finish_reason for answer in output.outputs]
+
+
+class CallIndices:
+    """Places of tool calls in OpenAI's list. A call that the parser takes back cannot be: the next gets a new place."""
+
+    def __init__(self) -> None:
+        self._shift = 0
+
+    def delta(self, call: Any) -> dict[str, Any] | None:
+        if call.dropped:
+            self._shift += 1
+            return None
+        index = call.index + self._shift
+        if call.name is None:
+            return {"index": index, "function": {"arguments": call.arguments}}
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": index, "id": _call_id(), "type": "function", "function": function}
+
+
+def _deltas(chunk: ChatChunk, indices: CallIndices) -> list[dict[str, Any]]:
+    """What a chunk adds to the message, nothing empty."""
+    deltas: list[dict[str, Any]] = []
+    if chunk.reasoning_delta:
+        deltas.append({"reasoning_content": chunk.reasoning_delta})
+    if chunk.delta:
+        deltas.append({"content": chunk.delta})
+    calls = [delta for call in chunk.tool_calls if (delta := indices.delta(call)) is not None]
+    if calls:
+        deltas.append({"tool_calls": calls})
+    return deltas
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its calls in OpenAI's shape: ids, and arguments as text."""
+    calls = [
+        {
+            "id": _call_id(), "type": "function",
+            "function": {"name": call["function"]["name"], "arguments": json_text(call["function"]["arguments"])},
+        }
+        for call in message.get("tool_calls", ())
+    ]  # fmt: skip
+    if not calls:
+        return dict(message)
+    return {**message, "content": message["content"] or None, "tool_calls": calls}
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

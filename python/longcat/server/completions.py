@@ -1,0 +1,219 @@
+"""POST /v1/completions. The prompt is taken as it is: tags written out in it are tags."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from longcat.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk
+from longcat.server.errors import ApiError, json_response
+from longcat.server.generation import Service, answer_form, usage
+from longcat.server.protocol import CompletionRequest
+from longcat.server.streaming import EventStream, unless_client_leaves
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", summary="Continue a text")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Whole, or with `stream` as server-sent events. `echo` with `logprobs` scores the prompt."""
+    service: Service = request.app.state.service
+    if ignored := body.ignored():
+        request.state.log["ignored"] = ignored
+    service.lifecycle.check_ready()
+    answer = await unless_client_leaves(request, start_completion(service, body))
+    answer.log = request.state.log
+    if body.stream:
+        return EventStream(answer.events(), service.settings.send_timeout)
+    return json_response(await unless_client_leaves(request, answer.whole()))
+
+
+async def start_completion(service: Service, body: CompletionRequest) -> CompletionAnswer:
+    """Tokenizes, compiles and queues all prompts, or none.
+
+    Raises:
+        ApiError: the request is not possible, or the server is full.
+    """
+    model = service.model_name(body.model)
+    if body.suffix:
+        raise ApiError(400, "suffix: the model cannot fill in; leave it out", param="suffix")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens=0 asks for nothing: expected 1 or more, or echo", param="max_tokens")
+    if body.echo and body.stream:
+        raise ApiError(400, "echo does not go together with stream: expected one of them", param="echo")
+    texts, prompts = await _prompts(service, body)
+    logprobs = service.logprobs(body.logprobs)
+    params = await service.sampling_params(
+        body, max_tokens=body.max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.echo else None
+    )
+    params.structured_outputs = await service.compiled(answer_form(body))
+    id = f"cmpl-{uuid.uuid4().hex}"
+    streams: list[AsyncIterator[StreamChunk]] = []
+    try:
+        for position, token_ids in enumerate(prompts):
+            streams.append(await service.submit(f"{id}-{position}", token_ids, params))
+    except BaseException:
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+        raise
+    return CompletionAnswer(service, body, id, model, texts, streams)
+
+
+async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str | None], list[list[int]]]:
+    """Texts (None where ids were given) and token ids."""
+    prompt: Any = body.prompt
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        prompt = [prompt]
+    if not 1 <= len(prompt) <= service.settings.max_prompts:
+        limit = service.settings.max_prompts
+        raise ApiError(400, f"prompt is a list of {len(prompt)}: expected 1 to {limit}", param="prompt")
+    texts = [one if isinstance(one, str) else None for one in prompt]
+    encode = service.engine.encode
+    ids = await service.in_text_thread(lambda: [encode(one) if isinstance(one, str) else one for one in prompt])
+    return texts, ids
+
+
+@dataclass
+class CompletionAnswer:
+    """The answers on their way, in OpenAI's shapes. Answer i to prompt p has the index p * n + i."""
+
+    service: Service
+    body: CompletionRequest
+    id: str
+    model: str
+    texts: list[str | None]
+    streams: list[AsyncIterator[StreamChunk]]
+    created: int = field(default_factory=lambda: int(time.time()))
+    log: dict[str, Any] = field(default_factory=dict)
+
+    async def whole(self) -> dict[str, Any]:
+        outputs = await asyncio.gather(*(_last(stream) for stream in self.streams))
+        self._log_end(outputs)
+        choices = [
+            self._choice(position * self.body.n, answer, output, self.texts[position])
+            for position, output in enumerate(outputs)
+            for answer in output.outputs
+        ]
+        return self._frame(choices) | {"usage": usage(outputs)}
+
+    def _choice(self, base: int, answer: CompletionOutput, output: RequestOutput, prompt: str | None) -> dict[str, Any]:
+        text, tokens, entries = answer.text, list(answer.token_ids), list(answer.logprobs or ())
+        if self.body.echo:
+            text = (self._text(output.prompt_token_ids) if prompt is None else prompt) + text
+            tokens = output.prompt_token_ids + tokens
+            entries = [*(output.prompt_logprobs or ()), *entries]  # type: ignore[list-item]
+        logprobs = self._logprobs(tokens, entries) if self.body.logprobs is not None else None
+        choice = {
+            "index": base + answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }  # fmt: skip
+        return choice | ({"error": answer.error} if answer.error else {})
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of the stream, of all prompts as they come."""
+        outputs: dict[int, RequestOutput] = {}
+        lengths: dict[int, int] = {}  # characters given out, by index
+        async with contextlib.aclosing(merged(self.streams)) as news:  # type: ignore[type-var]
+            async for position, chunk in news:
+                index = position * self.body.n + chunk.index
+                if chunk.output is not None:
+                    outputs[position] = chunk.output
+                if not chunk.delta and chunk.logprobs is None and chunk.finish_reason is None:
+                    continue
+                logprobs = None
+                if chunk.logprobs is not None:
+                    logprobs = self._logprobs(chunk.token_ids, chunk.logprobs, lengths.get(index, 0))
+                lengths[index] = lengths.get(index, 0) + len(chunk.delta)
+                choice = {"index": index, "text": chunk.delta, "logprobs": logprobs}
+                yield self._frame([{**choice, "finish_reason": chunk.finish_reason}])
+        ended = [outputs[position] for position in sorted(outputs)]
+        self._log_end(ended)
+        if self.body.stream_options is not None and self.body.stream_options.include_usage:
+            yield self._frame([]) | {"usage": usage(ended)}
+
+    def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
+            "choices": choices,
+        }  # fmt: skip
+
+    def _logprobs(
+        self, token_ids: list[int], entries: list[dict[int, Logprob] | None] | list[dict[int, Logprob]], offset: int = 0
+    ) -> dict[str, Any]:
+        """OpenAI's older form: lists by position. A prompt's first token has none."""
+        tokens = [self.service.engine.token_text(token_id) or "" for token_id in token_ids]
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token)
+        chosen: list[float | None] = []
+        top: list[dict[str, float] | None] = []
+        for token_id, entry in zip(token_ids, entries, strict=True):
+            chosen.append(None if entry is None else max(entry[token_id].logprob, -9999.0))
+            top.append(None if entry is None else _by_text(entry))
+        return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": top, "text_offset": offsets}
+
+    def _text(self, token_ids: list[int]) -> str:
+        return self.service.engine.decode(token_ids, skip_special_tokens=False)
+
+    def _log_end(self, outputs: list[RequestOutput]) -> None:
+        answers = [answer for output in outputs for answer in output.outputs]
+        self.log["prompt_tokens"] = sum(len(output.prompt_token_ids) for output in outputs)
+        self.log["completion_tokens"] = sum(len(answer.token_ids) for answer in answers)
+        self.log["finish_reason"] = [answer.finish_reason for answer in answers][:8]
+
+
+def _by_text(entry: dict[int, Logprob]) -> dict[str, float]:
+    """Log-probabilities by the token's text; of two with the same text the likelier."""
+    texts: dict[str, float] = {}
+    for one in entry.values():
+        text = one.decoded_token or ""
+        texts[text] = max(texts.get(text, -9999.0), one.logprob)
+    return texts
+
+
+async def _last(stream: AsyncIterator[StreamChunk]) -> RequestOutput:
+    output: RequestOutput | None = None
+    async for chunk in stream:
+        output = chunk.output
+    assert output is not None  # with the last chunk
+    return output
+
+
+async def merged(streams: list[AsyncIterator[Any]]) -> AsyncIterator[tuple[int, Any]]:
+    """(which stream, its next item) as they come. Closing it closes all of them."""
+    queue: asyncio.Queue[tuple[int, Any, Exception | None]] = asyncio.Queue(maxsize=len(streams))
+
+    async def feed(position: int, stream: Any) -> None:
+        error: Exception | None = None
+        async with contextlib.aclosing(stream):
+            try:
+                async for item in stream:
+                    await queue.put((position, item, None))
+            except Exception as caught:
+                error = caught
+        await queue.put((-1, None, error))
+
+    tasks = [asyncio.ensure_future(feed(position, stream)) for position, stream in enumerate(streams)]
+    num_open = len(streams)
+    try:
+        while num_open:
+            position, item, error = await queue.get()
+            if error is not None:
+                raise error
+            if position < 0:
+                num_open -= 1
+            else:
+                yield position, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

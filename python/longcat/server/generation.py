@@ -1,0 +1,201 @@
+"""From a request's fields to the engine's chunks: parameters, prompts, and what may go wrong on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from longcat._core import Error, QueueFullError
+from longcat.outputs import RequestOutput, StreamChunk
+from longcat.sampling_params import SamplingParams
+from longcat.server.errors import ApiError
+from longcat.server.lifecycle import Lifecycle
+from longcat.server.metrics import ServerMetrics
+from longcat.server.protocol import GenerationBody
+from longcat.server.settings import ServerSettings
+from longcat.structured import MAX_GRAMMAR_CHARS
+
+T = TypeVar("T")
+
+# Fields that SamplingParams has under the same name.
+_SAMPLING = (
+    "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "seed", "include_stop_str_in_output", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens",
+    "logit_bias", "bad_words", "allowed_token_ids",
+)  # fmt: skip
+_TEXT_THREADS = 2  # templates, tokenizer
+_GRAMMAR_THREADS = 2
+
+
+class Service:
+    """What the endpoints work with.
+
+    Args:
+        engine: a longcat.Engine.
+    """
+
+    def __init__(self, engine: Any, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics):
+        self.engine = engine
+        self.settings = settings
+        self.lifecycle = lifecycle
+        self.metrics = metrics
+        self.max_model_len: int = engine.info()["max_model_len"]
+        self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
+        self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to answer with.
+
+        Raises:
+            ApiError: 404, the model is another.
+        """
+        names = self.settings.model_names
+        if asked and asked not in names:
+            raise ApiError(
+                404, f'the model "{asked[:100]}" is not here: expected {" or ".join(names)}', param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        return asked or names[0]
+
+    async def in_text_thread(self, work: Callable[[], T]) -> T:
+        """`work`, which renders or tokenizes, away from the event loop; what it refuses is the client's mistake."""
+        with self.refusals():
+            return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
+
+    @contextlib.contextmanager
+    def refusals(self) -> Any:
+        """Turns what the engine raises into answers."""
+        try:
+            yield
+        except QueueFullError as error:
+            raise ApiError(429, str(error), code="queue_full", retry_after=self.settings.retry_after) from None
+        except (ValueError, TypeError) as error:
+            raise ApiError(400, str(error)) from None
+        except Error as error:
+            self.lifecycle.check_ready()
+            raise ApiError(400, str(error)) from None
+
+    async def sampling_params(self, body: GenerationBody, **more: Any) -> SamplingParams:
+        """The parameters of a request, its grammar compiled.
+
+        Args:
+            more: fields of SamplingParams besides the shared ones.
+        Raises:
+            ApiError: 400, a field is out of range, or the grammar is not possible.
+        """
+        given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
+        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        if len(stops) > self.settings.max_stop_strings:
+            limit = self.settings.max_stop_strings
+            raise ApiError(400, f"stop has {len(stops)} strings: expected at most {limit}", param="stop")
+        with self.refusals():
+            return SamplingParams.of(given | {"stop": stops} | more, {})
+
+    def logprobs(self, count: int | None) -> int | None:
+        if count is not None and count > self.settings.max_logprobs:
+            raise ApiError(400, f"logprobs={count}: expected at most {self.settings.max_logprobs}", param="logprobs")
+        return count
+
+    async def compiled(self, form: Any) -> Any:
+        """The grammar of a form (None for None), compiled within the time and on a thread of its own.
+
+        Raises:
+            ApiError: 400, it is malformed, too large, or takes too long.
+        """
+        if form is None:
+            return None
+        loop, limit = asyncio.get_running_loop(), self.settings.grammar_timeout
+        with self.refusals():
+            work = loop.run_in_executor(self._grammar_threads, self.engine.compile_grammar, form)
+            try:
+                return await asyncio.wait_for(asyncio.shield(work), limit)
+            except asyncio.TimeoutError:
+                work.add_done_callback(lambda done: done.exception())
+                raise ApiError(400, f"the grammar takes longer than {limit:g} s to compile: make it smaller") from None
+
+    async def submit(self, name: str, token_ids: list[int], params: SamplingParams) -> AsyncIterator[StreamChunk]:
+        """Queues a request.
+
+        Args:
+            name: of the request, for the engine.
+        Returns:
+            Its chunks; closing them ends it.
+        Raises:
+            ApiError: the engine does not take it: the queue is full, the prompt too long, a parameter out of range.
+        """
+        chunks = self.engine.agenerate(prompt_token_ids=token_ids, sampling_params=params, request_id=name)
+        first = asyncio.ensure_future(anext(chunks))
+        await asyncio.sleep(0)  # the first step of `chunks` queues it
+        if first.done() and first.exception() is not None:
+            with self.refusals():
+                first.result()
+        return self._chunks(name, first, chunks, params)
+
+    async def _chunks(
+        self, name: str, first: asyncio.Future[StreamChunk], chunks: Any, params: SamplingParams
+    ) -> AsyncIterator[StreamChunk]:
+        output: RequestOutput | None = None
+        try:
+            with self.lifecycle.generation(name), self.refusals():
+                chunk = await first
+                yield chunk
+                output = chunk.output
+                async for chunk in chunks:
+                    output = chunk.output
+                    yield chunk
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+            await chunks.aclose()
+            if output is not None:
+                self.metrics.observe(output, params.max_tokens)
+            else:
+                self.metrics.count_end("abort")
+
+
+def answer_form(body: GenerationBody) -> Any:
+    """What `response_format`, `structured_outputs` or vLLM's older guided_* fields ask for; None: free text.
+
+    Raises:
+        ApiError: 400, they say nothing possible.
+    """
+    forms = [form for form in (_of_response_format(body.response_format), body.structured_outputs) if form]
+    older = {name: body.model_extra.get(f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}  # type: ignore[union-attr]
+    forms += [{name: value} for name, value in older.items() if value is not None]
+    if len(forms) > 1:
+        raise ApiError(400, "the answer's form is given twice: expected response_format or structured_outputs")
+    return forms[0] if forms else None
+
+
+def _of_response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    kind = None if given is None else given.get("type")
+    if given is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"json_object": True}
+    inner = given.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if kind != "json_schema" or not isinstance(schema, (Mapping, bool)):
+        raise ApiError(
+            400, 'response_format is not possible: expected {"type": "text"}, {"type": "json_object"} or '
+            '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}', param="response_format",
+        )  # fmt: skip
+    return {"json": schema if isinstance(schema, Mapping) else str(schema).lower()}
+
+
+def usage(outputs: list[RequestOutput]) -> dict[str, Any]:
+    """OpenAI's count of tokens."""
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    completion = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
+    cached = sum(output.num_cached_tokens for output in outputs)
+    return {
+        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }  # fmt: skip
+
+
+__all__ = ["MAX_GRAMMAR_CHARS", "Service", "answer_form", "usage"]

@@ -1,0 +1,130 @@
+"""Around all endpoints, as plain ASGI: request ids, a line of log for each request, keys, and the size of bodies."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from longcat.server.errors import ApiError
+from longcat.server.lifecycle import Lifecycle
+from longcat.server.metrics import ServerMetrics
+from longcat.server.settings import ServerSettings
+from longcat.server.streaming import ClientLeft
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # without a key
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestLog:
+    """Gives each request an id (the client's X-Request-Id, or a new one), returns it, and logs what became of it.
+
+    Endpoints add to the line through `scope["state"]["log"]`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics,
+        write: Callable[[str], Any],
+    ):  # fmt: skip
+        self._app = app
+        self._lifecycle = lifecycle
+        self._access_log = settings.access_log
+        self._metrics = metrics
+        self._write = write
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        line: dict[str, Any] = {}
+        scope.setdefault("state", {})
+        scope["state"] |= {"request_id": request_id, "log": line}
+        start, status = time.time(), 499  # as long as nothing was sent: the client left first
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        try:
+            with self._lifecycle.request():
+                await self._app(scope, receive, send_with_id)
+        except ClientLeft:
+            pass
+        finally:
+            self._metrics.count_response(status)
+            if self._access_log:
+                client = scope["client"][0] if scope.get("client") else None
+                facts = {
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start)) + f".{int(start % 1 * 1000):03}Z",
+                    "request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"],
+                    "status": status, "duration_ms": round(1000 * (time.time() - start), 1), **line,
+                }  # fmt: skip
+                self._write(json.dumps(facts))
+
+
+def write_line(line: str) -> None:
+    """To standard error, whole."""
+    sys.stderr.write(line + "\n")
+
+
+class Guard:
+    """Refuses requests without a key, and bodies that are too long."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings):
+        self._app = app
+        self._keys = [_digest(key.encode()) for key in settings.api_keys]
+        self._max_body_bytes = settings.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        too_long = ApiError(413, f"the body is longer than the limit of {self._max_body_bytes} bytes", code="too_long")
+        try:
+            if self._keys and scope["path"] not in OPEN_PATHS:
+                self._check_key(headers.get(b"authorization", b""))
+            length = headers.get(b"content-length", b"")
+            if length.isdigit() and int(length) > self._max_body_bytes:
+                raise too_long
+        except ApiError as error:
+            # The rest of the body is not read: the connection ends with the answer.
+            error.headers["Connection"] = "close"
+            return await error.response()(scope, receive, send)
+        received = 0
+
+        async def receive_at_most() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise too_long
+            return message
+
+        await self._app(scope, receive_at_most, send)
+
+    def _check_key(self, authorization: bytes) -> None:
+        """Compares digests, all of them, so that the time tells nothing about the keys."""
+        scheme, _, key = authorization.partition(b" ")
+        digest = _digest(key.strip())
+        matches = [hmac.compare_digest(digest, known) for known in self._keys]
+        if not any(matches) or scheme.lower() != b"bearer":
+            raise ApiError(
+                401, 'the API key is missing or wrong: expected the header "Authorization: Bearer KEY"',
+                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

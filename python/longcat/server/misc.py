@@ -1,0 +1,84 @@
+"""Models, tokenizer, health and metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from longcat.server.errors import ApiError, json_response
+from longcat.server.generation import Service
+from longcat.server.protocol import DetokenizeRequest, TokenizeRequest
+
+router = APIRouter()
+
+
+@router.get("/v1/models", summary="What is served")
+async def models(request: Request) -> Response:
+    service: Service = request.app.state.service
+    names = service.settings.model_names
+    return json_response({"object": "list", "data": [_model(service, request, name) for name in names]})
+
+
+@router.get("/v1/models/{name:path}", summary="One of the names")
+async def model(name: str, request: Request) -> Response:
+    service: Service = request.app.state.service
+    return json_response(_model(service, request, service.model_name(name)))
+
+
+def _model(service: Service, request: Request, name: str) -> dict[str, Any]:
+    return {
+        "id": name, "object": "model", "created": request.app.state.started, "owned_by": "longcat",
+        "max_model_len": service.max_model_len,
+    }  # fmt: skip
+
+
+@router.post("/tokenize", summary="Token ids of a prompt or of messages")
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.model_name(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "prompt or messages, one of them, is expected")
+    engine, prompt, messages = service.engine, body.prompt, body.messages
+
+    def work() -> list[int]:
+        if prompt is not None:
+            return engine.encode(prompt)
+        return engine.render_chat(
+            messages, tools=body.tools, add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message, **(body.chat_template_kwargs or {}),
+        )[1]  # fmt: skip
+
+    token_ids = await service.in_text_thread(work)
+    answer = {"count": len(token_ids), "max_model_len": service.max_model_len, "tokens": token_ids}
+    if body.return_token_strs:
+        answer["token_strs"] = [engine.token_text(token_id) for token_id in token_ids]
+    return json_response(answer)
+
+
+@router.post("/detokenize", summary="Text of token ids")
+async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.model_name(body.model)
+    text = await service.in_text_thread(lambda: service.engine.decode(body.tokens, skip_special_tokens=False))
+    return json_response({"prompt": text})
+
+
+@router.get("/health", summary="200 while the engine lives")
+async def health(request: Request) -> Response:
+    lifecycle = request.app.state.service.lifecycle
+    alive = lifecycle.is_alive()
+    return json_response({"status": "alive" if alive else "dead", "failure": lifecycle.failure}, 200 if alive else 503)
+
+
+@router.get("/ready", summary="200 while requests are taken: from the first token until the server is to leave")
+async def ready(request: Request) -> Response:
+    lifecycle = request.app.state.service.lifecycle
+    is_ready = lifecycle.is_alive() and lifecycle.state == "ready"
+    return json_response({"status": lifecycle.state}, 200 if is_ready else 503)
+
+
+@router.get("/metrics", summary="For Prometheus")
+async def metrics(request: Request) -> Response:
+    return Response(request.app.state.service.metrics.text(), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,89 @@
+"""Pages for people: the playground, and the API's description as one page without scripts."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, Response
+
+router = APIRouter(include_in_schema=False)
+
+# Nothing from elsewhere, and only this page's own script and style.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+
+
+@functools.cache
+def playground() -> str:
+    """The page as it is in the package."""
+    return resources.files("longcat.server").joinpath("playground.html").read_text(encoding="utf-8")
+
+
+@router.get("/")
+async def root() -> Response:
+    return HTMLResponse(playground(), headers=_HEADERS)
+
+
+@router.get("/docs")
+async def docs(request: Request) -> Response:
+    return HTMLResponse(api_page(request.app.openapi()), headers=_HEADERS)
+
+
+def api_page(description: dict[str, Any]) -> str:
+    """An OpenAPI description as HTML: each endpoint with the fields of its body."""
+    schemas = description.get("components", {}).get("schemas", {})
+    parts = [f"<h1>{_e(description['info']['title'])} {_e(description['info']['version'])}</h1>"]
+    parts.append(f'<p>{_e(description["info"]["description"])} As data: <a href="/openapi.json">openapi.json</a>.</p>')
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {_e(path)}</code></h2><p>{_e(operation.get('summary', ''))}</p>")
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+            if name in schemas:
+                parts.append(_fields(schemas[name]))
+    return _PAGE.replace("BODY", "\n".join(parts))
+
+
+def _fields(schema: dict[str, Any]) -> str:
+    required = schema.get("required", ())
+    rows = [
+        f"<tr><td><code>{_e(name)}</code>{' *' if name in required else ''}</td><td>{_e(_type(field))}</td>"
+        f"<td>{_e(json.dumps(field['default'])) if 'default' in field else ''}</td>"
+        f"<td>{_e(field.get('description', ''))}</td></tr>"
+        for name, field in schema.get("properties", {}).items()
+    ]
+    head = "<tr><th>field (* required)</th><th>type</th><th>default</th><th></th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _type(field: dict[str, Any]) -> str:
+    """A schema in a few words."""
+    if "anyOf" in field:
+        return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
+    if "$ref" in field:
+        return field["$ref"].rpartition("/")[2]
+    name = str(field.get("type", "any"))
+    if name == "array":
+        name = f"list of {_type(field.get('items', {}))}"
+    limits = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    return " ".join([name, *(f"{sign} {field[key]}" for key, sign in limits.items() if key in field)])
+
+
+def _e(text: Any) -> str:
+    return html.escape(str(text))
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>longcat API</title><style>
+:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #8884}
+h2{margin-top:2rem;font-size:1.1rem}</style>BODY</html>
+"""

@@ -1,0 +1,80 @@
+"""A `longcat serve` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+
+
+class LiveServer:
+    """Starts, waits until it is ready, and ends it with SIGTERM.
+
+    Args:
+        model: checkpoint folder.
+        arguments: of `longcat serve`; `program` in its place is Python code that serves on port 0.
+    """
+
+    def __init__(self, model: str, *arguments: str, program: str | None = None, env: dict[str, str] | None = None):
+        command = ["-c", program] if program else ["-m", "longcat", "serve", model, "--port", "0", *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+        )
+        self.lines: list[str] = []
+        self._listening = threading.Event()
+        self.url = ""
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._listening.wait(60) and self.url, "".join(self.lines)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if match := re.search(r"listening on (https?://\S+)", line):
+                self.url = match[1]
+                self._listening.set()
+        self._listening.set()
+
+    def wait_ready(self, **options) -> LiveServer:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(self.url + "/ready", **options).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError("not ready: " + "".join(self.lines))
+
+    def log(self) -> list[dict]:
+        """The lines of the access log."""
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def metric(self, name: str, **options) -> float:
+        """The sum of a metric over its labels."""
+        text = httpx.get(self.url + "/metrics", **options).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"longcat:{name}(\{{|\s)", line))
+
+    def terminate(self, timeout: float = 40) -> int:
+        """Sends SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> LiveServer:
+        return self.wait_ready()
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()

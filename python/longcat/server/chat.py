@@ -98,12 +98,11 @@ class ChatAnswer:
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """The chunks of the stream."""
         options = self.body.stream_options
-        continuous = options is not None and options.continuous_usage_stats
         output: RequestOutput | None = None
         num_tokens = 0
         calls = [CallIndices() for _ in range(self.body.n)]
         for index in range(self.body.n):
-            yield self._event(index, {"role": "assistant", "content": ""})
+            yield self._event(index, {"role": "assistant", "content": ""}) | self._usage_so_far(0)
         async for raw in self.chunks:
             chunk = self.reader.read(raw)
             num_tokens += len(chunk.token_ids)
@@ -121,17 +120,18 @@ class ChatAnswer:
                 )  # fmt: skip
                 if last and chunk.finish_reason == "error" and output is not None:
                     event["choices"][0]["error"] = output.outputs[chunk.index].error
-                if continuous:
-                    event["usage"] = self._usage_so_far(num_tokens)
-                yield event
+                yield event | self._usage_so_far(num_tokens)
         if output is not None:
             self._log_end(output)
             if options is not None and options.include_usage:
                 yield self._frame("chat.completion.chunk", []) | {"usage": usage([output])}
 
-    def _usage_so_far(self, num_tokens: int) -> dict[str, int]:
-        total = self.num_prompt_tokens + num_tokens
-        return {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens, "total_tokens": total}
+    def _usage_so_far(self, num_tokens: int) -> dict[str, Any]:
+        """To be added to a chunk, if the client wants it in each."""
+        if self.body.stream_options is None or not self.body.stream_options.continuous_usage_stats:
+            return {}
+        counts = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens}
+        return {"usage": {**counts, "total_tokens": sum(counts.values())}}
 
     def _event(
         self, index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None

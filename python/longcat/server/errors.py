@@ -15,7 +15,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _MAX_SHOWN = 4  # of the mistakes in one request
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):  # so that FastAPI lets it through while it reads a body
     """An answer that is an error.
 
     Args:
@@ -30,21 +30,17 @@ class ApiError(Exception):
         self, status: int, message: str, *, param: str | None = None, code: str | None = None,
         retry_after: int | None = None, headers: Mapping[str, str] | None = None,
     ):  # fmt: skip
-        super().__init__(message)
-        self.status = status
-        self.message = message
+        retry = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(status, message, {**(headers or {}), **retry})
         self.param = param
         self.code = code
-        self.headers = dict(headers or {})
-        if retry_after is not None:
-            self.headers["Retry-After"] = str(retry_after)
 
     def body(self) -> dict[str, Any]:
-        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        return json_response(self.body(), self.status, self.headers)
+        return json_response(self.body(), self.status_code, self.headers)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

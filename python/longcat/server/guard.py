@@ -100,8 +100,9 @@ class Guard:
                 raise too_long
         except ApiError as error:
             # The rest of the body is not read: the connection ends with the answer.
-            error.headers["Connection"] = "close"
-            return await error.response()(scope, receive, send)
+            response = error.response()
+            response.headers["Connection"] = "close"
+            return await response(scope, receive, send)
         received = 0
 
         async def receive_at_most() -> Message:

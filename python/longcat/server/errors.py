@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+CLIENT_LEFT = 499  # nginx's number
 _MAX_SHOWN = 4  # of the mistakes in one request
 
 
@@ -43,6 +44,10 @@ class ApiError(HTTPException):  # so that FastAPI lets it through while it reads
         return json_response(self.body(), self.status_code, self.headers)
 
 
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
+
+
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(to_json(value), status, headers, media_type="application/json")
 
@@ -69,6 +74,9 @@ def add_error_handlers(api: FastAPI) -> None:
     async def own(request: Request, error: Any) -> Response:
         return error.response()
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)  # for the log; nobody reads it
+
     async def invalid(request: Request, error: Any) -> Response:
         return validation_error(error).response()
 
@@ -80,6 +88,7 @@ def add_error_handlers(api: FastAPI) -> None:
         return ApiError(500, "the server made a mistake; its log has more").response()
 
     api.add_exception_handler(ApiError, own)
+    api.add_exception_handler(ClientLeft, gone)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(HTTPException, http)
     api.add_exception_handler(Exception, bug)

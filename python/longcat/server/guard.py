@@ -14,11 +14,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longcat.server.errors import ApiError
+from longcat.server.errors import CLIENT_LEFT, ApiError
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings
-from longcat.server.streaming import ClientLeft
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # without a key
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -48,7 +47,7 @@ class RequestLog:
         line: dict[str, Any] = {}
         scope.setdefault("state", {})
         scope["state"] |= {"request_id": request_id, "log": line}
-        start, status = time.time(), 499  # as long as nothing was sent: the client left first
+        start, status = time.time(), CLIENT_LEFT  # unless something is sent
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -60,8 +59,6 @@ class RequestLog:
         try:
             with self._lifecycle.request():
                 await self._app(scope, receive, send_with_id)
-        except ClientLeft:
-            pass
         finally:
             self._metrics.count_response(status)
             if self._access_log:

@@ -11,13 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from longcat.server.errors import to_json
+from longcat.server.errors import ClientLeft, to_json
 
 T = TypeVar("T")
-
-
-class ClientLeft(Exception):
-    """Nobody waits for the answer any more."""
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:

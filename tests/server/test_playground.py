@@ -1,0 +1,201 @@
+"""The playground in headless Chromium: send, stream, stop, tool calls, keyboard, and how it looks.
+
+LONGCAT_SCREENSHOTS=FOLDER keeps the pictures.
+"""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+from live import LiveServer
+
+pytestmark = pytest.mark.browser
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not CHROMIUM or not DRIVER:
+    pytest.skip("needs Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `server-test`")
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Get the weather of a city",
+          "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+                         "required": ["city"]}}}]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--window-size=1200,800",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(browser, server):
+    browser.get(server.url + "/")
+    wait(lambda: browser.find_element("id", "model").text == "longcat-tiny")
+    return browser
+
+
+def wait(condition, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def set_value(page, name, value):
+    page.execute_script("document.getElementById(arguments[0]).value = arguments[1]", name, str(value))
+
+
+def say(page, text):
+    page.find_element("id", "text").send_keys(text + "\ue007")  # and Enter
+
+
+def answers(page):
+    return page.find_elements("css selector", ".turn.assistant")
+
+
+def is_idle(page):
+    return page.find_element("id", "send").is_displayed()
+
+
+def look(page, name):
+    if folder := os.environ.get("LONGCAT_SCREENSHOTS"):
+        os.makedirs(folder, exist_ok=True)
+        page.save_screenshot(os.path.join(folder, name + ".png"))
+
+
+def as_seen(page, width, height, scheme):
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+
+
+def test_send_stream_and_remember(page):
+    set_value(page, "max_tokens", 60)
+    set_value(page, "temperature", 0)
+    say(page, "Tell me a story about a dog.")
+    lengths = set()
+    wait(lambda: answers(page))
+    while not is_idle(page):
+        lengths.add(len(answers(page)[0].text))
+    assert len(lengths) > 3  # it grew
+    assert "tokens/s" in page.find_element("id", "speed").text
+    used = page.find_element("id", "context").text
+    assert used.endswith("of 2048 tokens") and int(used.split()[0]) >= 60
+    assert page.switch_to.active_element.get_attribute("id") == "text"
+    say(page, "And a cat?")
+    wait(lambda: len(answers(page)) == 2 and is_idle(page))
+    assert page.execute_script("return messages.map(m => m.role)") == ["user", "assistant"] * 2
+    page.find_element("id", "reset").click()
+    assert not answers(page) and page.execute_script("return messages.length") == 0
+
+
+def test_stop_by_escape_and_by_button(page, server):
+    set_value(page, "max_tokens", 1500)
+    page.execute_script("const r = request; request = () => ({...r(), ignore_eos: true})")
+    for stop in (lambda: page.find_element("tag name", "body").send_keys("\ue00c"),
+                 lambda: page.find_element("id", "stop").click()):  # fmt: skip
+        say(page, "Tell me a story about a dog.")
+        wait(lambda: answers(page) and len(answers(page)[-1].text) > 20)
+        stop()
+        wait(lambda: is_idle(page))
+        assert answers(page)[-1].text.endswith("[stopped]")
+        wait(lambda: server.metric("num_requests_running") == 0)
+
+
+def test_tool_calls_are_shown_as_calls(page):
+    set_value(page, "temperature", 0)
+    set_value(page, "max_tokens", 80)
+    set_value(page, "tools", json.dumps(TOOLS))
+    say(page, "What is the weather in Paris?")
+    wait(lambda: page.find_elements("css selector", ".call form"))
+    card = page.find_element("css selector", ".call")
+    assert "get_weather" in card.text and '"city": "Paris"' in card.text
+    page.switch_to.active_element.send_keys('{"temperature": 21}\ue007')  # the focus is where the result goes
+    wait(lambda: len(answers(page)) == 2 and is_idle(page))
+    assert page.find_element("css selector", ".turn.tool").text.startswith("get_weather → ")
+    roles = page.execute_script("return messages.map(m => m.role)")
+    assert roles == ["user", "assistant", "tool", "assistant"] and answers(page)[1].text
+
+
+def test_mistakes_are_told(page):
+    set_value(page, "tools", "[{")
+    say(page, "Hello")
+    wait(lambda: page.find_elements("css selector", ".error"))
+    assert "JSON" in page.find_element("css selector", ".error").text
+    set_value(page, "tools", "")
+    set_value(page, "temperature", -1)
+    say(page, "Hello")
+    wait(lambda: len(page.find_elements("css selector", ".error")) == 2)
+    assert "temperature" in page.find_elements("css selector", ".error")[1].text
+
+
+def test_what_the_model_writes_is_text(page):
+    page.execute_script("addTurn('assistant', '<img src=x onerror=document.title=1>')")
+    assert page.find_elements("css selector", ".turn img") == [] and page.title == "longcat playground"
+
+
+def test_light_dark_and_phone(page):
+    say(page, "Tell me a story about a dog.")
+    set_value(page, "max_tokens", 80)
+    wait(lambda: answers(page) and is_idle(page))
+    set_value(page, "tools", json.dumps(TOOLS, indent=1))
+    say(page, "What is the weather in Paris?")
+    wait(lambda: page.find_elements("css selector", ".call form") and is_idle(page))
+    backs = {}
+    for name, width, height, scheme in [
+        ("light", 1200, 800, "light"), ("dark", 1200, 800, "dark"),
+        ("phone-light", 390, 780, "light"), ("phone-dark", 390, 780, "dark"),
+    ]:  # fmt: skip
+        as_seen(page, width, height, scheme)
+        look(page, name)
+        backs[name] = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth"), name
+        send = page.find_element("id", "send").rect
+        assert send["x"] + send["width"] <= width and send["y"] + send["height"] <= height, name
+    assert backs["light"] == backs["phone-light"] != backs["dark"]
+    assert not page.find_element("id", "settings").is_displayed()
+    page.find_element("id", "menu").click()
+    assert page.find_element("id", "settings").is_displayed()
+    look(page, "phone-settings")
+    page.switch_to.active_element.send_keys("\ue00c")
+    assert not page.find_element("id", "settings").is_displayed()
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_key_is_asked_for(browser, tiny):
+    with LiveServer(tiny, "--api-key", "secret") as server:
+        browser.get(server.url + "/")
+        wait(lambda: "API key" in browser.find_element("id", "model").text)
+        browser.find_element("id", "key").send_keys("secret\t")
+        wait(lambda: browser.find_element("id", "model").text == "longcat-tiny")
+
+
+def test_everything_comes_from_the_server(page, server):
+    urls = [
+        json.loads(entry["message"])["message"]["params"]["request"]["url"]
+        for entry in page.get_log("performance")
+        if '"Network.requestWillBeSent"' in entry["message"]
+    ]
+    assert urls and all(url.startswith(("http://127.0.0.1:", "data:")) for url in urls)
+    severe = [
+        entry
+        for entry in page.get_log("browser")
+        if entry["level"] == "SEVERE" and "status of 40" not in entry["message"]
+    ]
+    assert not severe

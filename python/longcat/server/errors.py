@@ -11,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from longcat.report_text import printable
+
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CLIENT_LEFT = 499  # nginx's number
 _MAX_SHOWN = 4  # of the mistakes in one request
@@ -32,7 +34,7 @@ class ApiError(HTTPException):  # so that FastAPI lets it through while it reads
         retry_after: int | None = None, headers: Mapping[str, str] | None = None,
     ):  # fmt: skip
         retry = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        super().__init__(status, message, {**(headers or {}), **retry})
+        super().__init__(status, printable(message), {**(headers or {}), **retry})  # what clients sent may be quoted
         self.param = param
         self.code = code
 

@@ -9,13 +9,19 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 LONGCAT_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 export SKBUILD_CMAKE_DEFINE = LONGCAT_CUDA=$(LONGCAT_CUDA)
 
-.PHONY: demo test oracle fuzz bench cuda third_party lint format wheel test-wheel clean
+.PHONY: demo test server-test oracle fuzz bench cuda third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -q -m "not oracle"
+
+# The server at length: the playground in Chromium (Debian's chromium and chromium-driver; skipped without), and random
+# requests by the API's own description.
+FUZZ_REQUESTS ?= 5000
+server-test: $(VENV)/.installed-server-test
+	LONGCAT_FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(VENV)/bin/python -m pytest -q -rs tests/server/test_playground.py tests/server/test_fuzz.py
 
 # Against PyTorch and transformers, in an environment of their own (about 1 GB).
 oracle: .venv-oracle/.installed-oracle
@@ -57,6 +63,10 @@ $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	@echo "building longcat (about a minute) ..."
 	$(PIP_INSTALL) ".[test]"
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-server-test: $(VENV)/.installed-test
+	$(PIP_INSTALL) ".[test,server-test]"
+	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy==2.4.1 cmake ninja nlohmann-json pybind11

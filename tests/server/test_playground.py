@@ -11,11 +11,19 @@ import time
 import pytest
 from live import LiveServer
 
-pytestmark = pytest.mark.browser
+try:
+    from selenium import webdriver
+except ImportError:
+    webdriver = None
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not CHROMIUM or not DRIVER:
-    pytest.skip("needs Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `server-test`")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER and webdriver),
+        reason="needs Chromium (apt-get install chromium chromium-driver) and the extra `server-test`",
+    ),
+]
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Get the weather of a city",
           "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},

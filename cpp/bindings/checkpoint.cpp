@@ -1,6 +1,7 @@
 // Binding of what can be known of a checkpoint without loading it: its tensors, its shards, and whether they are whole.
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "engine/memory_plan.h"
 #include "io/model_config.h"
 #include "io/safetensors.h"
 #include "io/tensor_scan.h"
@@ -61,11 +62,25 @@ py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
   return py::make_tuple(scan.first_non_finite, scan.is_nan, scan.all_zero);
 }
 
+// {"block_bytes", "activation_bytes", "step_bytes"}.
+py::dict buffers(const std::string& folder, const std::string& kv_cache_dtype, int64_t max_model_len,
+                 int64_t max_num_seqs, int64_t max_num_batched_tokens) {
+  const BufferPlan plan = plan_buffers(load_model_config(folder), dtype_of(kv_cache_dtype), max_model_len, max_num_seqs,
+                                       max_num_batched_tokens);
+  py::dict dict;
+  dict["block_bytes"] = plan.block_bytes;
+  dict["activation_bytes"] = plan.activation_bytes;
+  dict["step_bytes"] = plan.step_bytes;
+  return dict;
+}
+
 }  // namespace
 
 void register_checkpoint(py::module_& module) {
   module.def("expected_tensors", &list_expected_tensors, py::arg("config_text"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
+  module.def("plan_buffers", &buffers, py::arg("folder"), py::arg("kv_cache_dtype"), py::arg("max_model_len"),
+             py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"));
   module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
   py::class_<Checkpoint>(module, "Checkpoint")
       .def(py::init<const std::string&>(), py::arg("folder"))

@@ -44,6 +44,8 @@ struct RunnerLimits {
 
 class ModelRunner {
  public:
+  static constexpr int kSlots = 3;  // of BatchBuffers: two steps, and forward()
+
   ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits);
   ~ModelRunner();
 
@@ -59,8 +61,6 @@ class ModelRunner {
   int64_t num_recordings() const { return static_cast<int64_t>(recordings_.size()); }
 
  private:
-  static constexpr int kSlots = 3;  // two steps, and forward()
-
   int64_t padded_rows(int64_t rows) const;
   void run(Flight& flight, int64_t recorded_rows);
   void move_blocks(const StepPlan& plan);

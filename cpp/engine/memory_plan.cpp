@@ -1,0 +1,64 @@
+#include "engine/memory_plan.h"
+
+#include <algorithm>
+
+#include "engine/batch_buffers.h"
+#include "engine/model_runner.h"
+#include "model/activations.h"
+#include "model/kv_cache.h"
+
+namespace longcat {
+
+namespace {
+
+// Gives no memory, and counts what was asked for: so the plan comes from the code that allocates.
+class CountingDevice final : public Device {
+ public:
+  std::string name() const override { return "counting"; }
+  void* allocate(int64_t bytes) override {
+    bytes_ += bytes;
+    return nullptr;
+  }
+  void free(void*, int64_t) noexcept override {}
+  void* allocate_host(int64_t bytes) override { return allocate(bytes); }
+  void free_host(void*, int64_t) noexcept override {}
+  void copy_from_host(void*, const void*, int64_t) override {}
+  void copy_to_host(void*, const void*, int64_t) override {}
+  int64_t submit(std::function<void()>) override { return 0; }
+  void wait(int64_t) override {}
+  void upload(void*, const void*, int64_t) override {}
+  void download(void*, const void*, int64_t) override {}
+  void copy(void*, const void*, int64_t) override {}
+  std::unique_ptr<Recording> record(std::function<void()>) override { return nullptr; }
+  int64_t padded_rows(int64_t rows) const override { return rows; }
+
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+}  // namespace
+
+BufferPlan plan_buffers(const ModelConfig& config, DType kv_cache_dtype, int64_t max_model_len, int64_t max_num_seqs,
+                        int64_t max_num_batched_tokens) {
+  if (max_model_len < 1 || max_num_seqs < 1 || max_num_batched_tokens < 1)
+    throw std::invalid_argument("max_model_len, max_num_seqs and max_num_batched_tokens must be positive");
+  CountingDevice activations, steps;
+  const ActivationBuffers buffers(activations, config, max_num_batched_tokens);
+  const BatchBuffers batches(steps, max_num_batched_tokens, max_num_seqs, (max_model_len + kBlockSize - 1) / kBlockSize,
+                             ModelRunner::kSlots);
+  // Pages that are never written cost nothing: latent queries are made of generated tokens alone, and rows of experts
+  // only for picks that are no identity.
+  const int64_t latent_rows = max_num_batched_tokens - std::min(max_num_seqs, max_num_batched_tokens);
+  const int64_t picks = max_num_batched_tokens * config.moe_topk;
+  const int64_t identity_picks = picks * config.zero_expert_num / config.num_router_outputs();
+  const int64_t untouched = latent_rows * config.num_attention_heads * config.kv_lora_rank * 2 +
+                            identity_picks * (2 * config.expert_ffn_hidden_size + config.hidden_size);
+  const int64_t logits = max_num_seqs * (config.vocab_size + 2) * 4;  // with their rows and the sampled ids
+  return {.block_bytes = KvCache::block_bytes(config, kv_cache_dtype),
+          .activation_bytes = activations.bytes() - 4 * untouched,  // f32
+          .step_bytes = steps.bytes() + logits};
+}
+
+}  // namespace longcat

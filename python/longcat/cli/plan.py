@@ -1,0 +1,107 @@
+"""`longcat plan`: what a checkpoint needs and where it fits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longcat.plan import Plan
+
+_CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # what is free [GiB] where so many GB are written on the box
+_BATCHES = [1, 16]
+_CONTEXTS = [1024, 32768]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="checkpoint folder, or one with a config.json alone")
+    parser.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, f32, bf16 or fp8")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
+    parser.add_argument("--max-running-requests", "--max-num-seqs", type=int, default=16, metavar="N",
+                        help="requests that run at once (default 16)")  # fmt: skip
+    parser.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens of a step (default 512)")
+    parser.add_argument("--kv-cache-memory", default="auto", metavar="SIZE", help='latent cache, as "4GiB"')
+    parser.add_argument("--num-tokens", type=int, metavar="N",
+                        help="that pass before the peak (default: what the latent cache holds)")  # fmt: skip
+    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: measured)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    from longcat.plan import plan
+
+    made = plan(
+        args.model, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, max_model_len=args.max_model_len,
+        max_num_seqs=args.max_running_requests, max_num_batched_tokens=args.max_num_batched_tokens,
+        kv_cache_memory=args.kv_cache_memory, num_tokens=args.num_tokens,
+        bandwidth=args.bandwidth and args.bandwidth * 1e9,
+    )  # fmt: skip
+    print(json.dumps(made.as_dict(), indent=2) if args.json else text(made))
+    return 0
+
+
+def text(plan: Plan) -> str:
+    """The plan as tables."""
+    from longcat.plan import GIB, GPU_BANDWIDTH
+
+    source = "its headers" if plan.has_weights else "config.json alone, as bf16: there are no weights here"
+    lines = [f"{plan.model}: {plan.architecture}, {plan.parameters / 1e9:.2f} B parameters, from {source}", ""]
+    lines += _table(
+        ["memory on this CPU", "in files", "in memory", "read a token"],
+        [
+            *([part.name, _size(part.stored), _size(part.touched + part.copied), _size(part.read)]
+              for part in plan.parts),
+            ["latent cache", "", _size(plan.kv_cache), f"{_size(plan.kv_bytes_per_token)} a token of context"],
+            ["activations and logits", "", _size(plan.activations), ""],
+            ["Python and libraries", "", _size(plan.process), ""],
+            ["peak", "", _size(plan.peak), ""],
+        ],
+    )  # fmt: skip
+    lines += ["", f"{plan.max_num_seqs} requests of up to {plan.max_model_len} tokens, latent cache in "
+                  f"{plan.kv_cache_dtype}; the peak after {plan.num_tokens:,} tokens of random text"]  # fmt: skip
+    if plan.fits:
+        lines.append(f"fits: {_size(plan.available)} are free")
+    else:
+        lines.append(
+            f"does not fit: {_size(plan.available)} are free; weights that find no room are read from disk again "
+            "as they are needed: lower kv_cache_memory, max_num_seqs or max_model_len, or expect that speed"
+        )
+    lines += ["", "at most, where reading memory is all that takes time:"]
+    lines += _table(
+        [f"tokens/s at {plan.bandwidth / 1e9:.1f} GB/s", *(f"context {context}" for context in _CONTEXTS)],
+        [[f"{batch} at once", *(f"{plan.tokens_per_second(batch, context):.1f}" for context in _CONTEXTS)]
+         for batch in _BATCHES],
+    )  # fmt: skip
+    lines += ["", "tokens of latent cache that memory of so many GB holds beside the weights (* not in this version);"]
+    lines += [f"tokens/s as above, one at once, context {_CONTEXTS[0]}; of a GPU at {GPU_BANDWIDTH / 1e12:.1f} TB/s:"]
+    rows = []
+    for row in plan.placements():
+        sizes = [_tokens(plan.cache_tokens(row, int(gib * GIB))) for gib in _CARDS.values()]
+        name = row.placement + ("" if row.today else " *")
+        host = _size(row.host_bytes) if row.host_bytes else ""
+        rate = f"{plan.tokens_per_second(1, _CONTEXTS[0], row):.1f}"
+        rows.append([name, row.format, _size(row.fast_bytes), host, *sizes, rate])
+    head = ["placement", "weights", "size", "and tables", *(f"{gb} GB" for gb in _CARDS), "tokens/s"]
+    lines += _table(head, rows)
+    return "\n".join(lines)
+
+
+def _tokens(count: int) -> str:
+    return "-" if count <= 0 else f"{count / 1e6:.1f}M" if count >= 10**6 else f"{count // 1000}k"
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in [head, *rows]
+    ]

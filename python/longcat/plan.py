@@ -1,0 +1,295 @@
+"""What a checkpoint needs and where it fits, from its config and headers alone.
+
+Where there is only a config.json, the shapes it promises stand for the headers: one can plan before downloading.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longcat import _core
+from longcat._core import Error
+from longcat.machine import available_memory, measured_bandwidth, process_bytes
+
+GIB = 1 << 30
+BLOCK_TOKENS = 64  # of the latent cache
+WORKSPACE = 3 * GIB // 2  # of a GPU: context, graphs, activations of a step
+GPU_BANDWIDTH = 3.0e12  # [bytes/s] that copies reach on an H100
+# A fault maps what is cached around it: 64 KiB by default (Linux's fault_around_bytes), whole folios since Linux 6.18.
+_WINDOW = 128 << 10  # measured there
+_TAGS = {"f32": ("F32", 4), "bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1)}
+# Bits a weight, scales included: fp8 has one f32 a block of 128 x 128, the others 16 bits for 32 weights.
+_BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / 128**2, "int8": 8.5, "int4": 4.5}
+
+# What a tensor belongs to, by its name; the first that matches.
+_PARTS = [
+    ("word embedding", r"model\.embed_tokens\."),
+    ("N-gram tables", r"model\.ngram_embeddings\.embedders\."),
+    ("N-gram projections", r"model\.ngram_embeddings\.post_projs\."),
+    ("attention", r"model\.layers\.\d+\.self_attn\."),
+    ("dense FFN", r"model\.layers\.\d+\.mlps\."),
+    ("experts", r"model\.layers\.\d+\.mlp\.experts\."),
+    ("router", r"model\.layers\.\d+\.mlp\.router\."),
+    ("head", r"lm_head\."),
+    ("norms", r"model\.(layers\.\d+\.\w*norm|norm)\."),
+]
+_LOOKED_UP = ("word embedding", "N-gram tables")
+# What the engine keeps a copy of, in the form that its kernels read.
+_COPIED = re.compile(r"norm|kv_b_proj|post_projs|\.router\.")
+_COPIED_AS_F32 = re.compile(r"norm|\.router\.")
+
+
+@dataclass
+class Part:
+    """One component of the model: its weights [count], and bytes."""
+
+    name: str
+    weights: int = 0
+    stored: int = 0  # in the files
+    copied: int = 0  # beside them in memory
+    touched: int = 0  # of the files, in memory at the peak
+    read: int = 0  # for one decode step
+
+
+@dataclass
+class Row:
+    """One way to place the model, and whether this version can."""
+
+    placement: str
+    format: str
+    expert_bits: float  # a weight
+    core_bits: float  # of attention, dense FFN, head
+    fast_bytes: int  # in the memory that is computed from
+    host_bytes: int  # looked up beside it
+    today: bool
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.placement.startswith("CPU")
+
+
+@dataclass
+class Plan:
+    """What an engine with these options takes [bytes] and reaches."""
+
+    model: str
+    architecture: str
+    has_weights: bool
+    dtype: str
+    kv_cache_dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    num_tokens: int  # that were looked up at the peak
+    parts: list[Part]
+    kv_cache: int
+    kv_bytes_per_token: int  # with the place of the MTP layer
+    kv_read_per_token: int
+    activations: int
+    process: int  # Python, libraries, tokenizer
+    available: int
+    bandwidth: float  # [bytes/s]
+    config: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.weights for part in self.parts)
+
+    @property
+    def weights(self) -> int:
+        """In memory at the peak."""
+        return sum(part.touched + part.copied for part in self.parts)
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.process
+
+    @property
+    def fits(self) -> bool:
+        return self.peak - self.process <= self.available
+
+    def step_bytes(self, batch: int, context: int, row: Row | None = None) -> float:
+        """Read from memory for one token of each of `batch` requests at `context` tokens: as stored, or as in `row`."""
+        total = float(batch * context * self.kv_read_per_token)
+        for part in self.parts:
+            if part.name in _LOOKED_UP:
+                continue
+            is_expert = part.name == "experts"
+            size = part.read if row is None else part.weights * (row.expert_bits if is_expert else row.core_bits) / 8
+            total += size * self._share_of_experts(batch) if is_expert else size
+        return total
+
+    def tokens_per_second(self, batch: int, context: int, row: Row | None = None) -> float:
+        """All requests together, where reading memory is all that takes time."""
+        bandwidth = GPU_BANDWIDTH if row and not row.on_cpu else self.bandwidth
+        return batch * bandwidth / self.step_bytes(batch, context, row)
+
+    def _share_of_experts(self, batch: int) -> float:
+        c = self.config
+        picked = c["moe_topk"] / (c["n_routed_experts"] + c.get("zero_expert_num", 0))
+        return 1 - (1 - picked) ** batch
+
+    def placements(self) -> list[Row]:
+        """Every placement and weight format that is or will be there."""
+        size = {part.name: part.weights for part in self.parts}
+        looked_up = sum(size[name] for name in _LOOKED_UP if name in size)
+        tables = size.get("N-gram tables", 0)
+        words = looked_up - tables
+        experts = size["experts"]
+        core = self.parameters - looked_up - experts
+
+        def row(placement: str, format: str, expert: str, rest: str, host: int, today: bool = False) -> Row:
+            bits = 16 * (looked_up - host) + _BITS[expert] * experts + _BITS[rest] * core
+            return Row(placement, format, _BITS[expert], _BITS[rest], int(bits / 8), 2 * host, today)
+
+        rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, True)]
+        rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, True))
+        rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up))
+        rows.append(row("GPU", "bf16", "bf16", "bf16", 0))
+        if tables:
+            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables))
+            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables))
+            rows.append(row("GPU, all lookups in host memory", "fp8 experts", "fp8", "bf16", tables + words))
+            rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
+        return rows
+
+    def cache_tokens(self, row: Row, memory: int) -> int:
+        """Tokens of the latent cache that `memory` has room for beside the weights; negative: not even those."""
+        workspace = self.activations + self.process if row.on_cpu else WORKSPACE
+        return int((memory - row.fast_bytes - workspace) // self.kv_bytes_per_token)
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["config"]
+        rows = [asdict(row) for row in self.placements()]
+        return values | {"peak": self.peak, "fits": self.fits, "parameters": self.parameters, "placements": rows}
+
+
+def plan(
+    model: str | os.PathLike[str], *, dtype: str = "auto", kv_cache_dtype: str = "auto",
+    max_model_len: int | None = None, max_num_seqs: int = 16, max_num_batched_tokens: int | None = None,
+    kv_cache_memory: int | str = "auto", num_tokens: int | None = None,
+    bandwidth: float | None = None,
+) -> Plan:  # fmt: skip
+    """What an Engine with these options will take.
+
+    Args:
+        model: a checkpoint folder, or one that holds a config.json alone.
+        num_tokens: that pass through before the peak; default: as many as the latent cache holds.
+        bandwidth: of the memory [bytes/s]; default: measured, which takes a moment.
+        others: as for Engine.
+    Raises:
+        longcat.Error: config or headers are damaged, or of another model.
+        ValueError: an option is out of range.
+    """
+    from longcat.checkpoint_facts import read_json_object
+    from longcat.engine import _parse_bytes
+
+    model = os.path.expanduser(os.fspath(model))
+    _core.config_warnings(model)  # which says what is wrong
+    config = read_json_object(Path(model, "config.json"))
+    tensors, has_weights = _tensors(model, config)
+    stored_as = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
+    dtype = _dtype("dtype", dtype, "bf16" if stored_as == "bfloat16" else "f32", ("f32", "bf16"))
+    kv_cache_dtype = _dtype("kv_cache_dtype", kv_cache_dtype, dtype, tuple(_TAGS))
+    longest = int(config["max_position_embeddings"])
+    max_model_len = max_model_len or longest
+    if not 1 <= max_model_len <= longest:
+        raise ValueError(f"max_model_len={max_model_len}: expected 1 to the checkpoint's {longest}")
+    num_batched = max_num_batched_tokens or max(512, max_num_seqs)
+    buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched)
+
+    available = available_memory()
+    budget = _parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4
+    block = buffers["block_bytes"]
+    useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1
+    num_blocks = min(useful, budget // block)
+    if num_blocks < 2:
+        raise ValueError(f"kv_cache_memory={budget} holds {num_blocks} blocks of {block} bytes: expected 2 at least")
+    num_tokens = num_tokens or num_blocks * BLOCK_TOKENS
+    sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which decoding does not read
+    return Plan(
+        model=model,
+        architecture=config["architectures"][0],
+        has_weights=has_weights,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        num_tokens=num_tokens,
+        parts=_parts(tensors, dtype, num_tokens),
+        kv_cache=num_blocks * block,
+        kv_bytes_per_token=block // BLOCK_TOKENS,
+        kv_read_per_token=block // BLOCK_TOKENS * sub_layers // (sub_layers + 1),
+        activations=buffers["activation_bytes"] + buffers["step_bytes"],
+        process=process_bytes(model),
+        available=available,
+        bandwidth=bandwidth or measured_bandwidth(),
+        config=config,
+    )
+
+
+def _dtype(name: str, value: str, automatic: str, known: tuple[str, ...]) -> str:
+    value = automatic if value == "auto" else value
+    if value not in known:
+        raise ValueError(f'{name}="{value}" is not known: expected {", ".join(known)}')
+    return value
+
+
+def _tensors(model: str, config: dict[str, Any]) -> tuple[list[tuple[str, str, int, int]], bool]:
+    """(name, dtype, weights, bytes) of each tensor of the text model, and whether they are in the folder."""
+    try:
+        checkpoint = _core.Checkpoint(model)
+    except Error:
+        if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in os.listdir(model)):
+            raise
+        with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
+            expected = _core.expected_tensors(file.read())
+        return [(name, "BF16", _product(shape), 2 * _product(shape)) for name, shape, _ in expected], False
+    checkpoint.check_tensors()
+    found = [
+        (name, dtype, _product(shape), end - begin)
+        for name, dtype, shape, _, begin, end in checkpoint.tensors()
+        if not name.startswith("model.mtp.")
+    ]
+    return found, True
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def _parts(tensors: list[tuple[str, str, int, int]], dtype: str, num_tokens: int) -> list[Part]:
+    parts = {name: Part(name) for name, _ in _PARTS}
+    for name, stored_as, count, num_bytes in tensors:
+        part = next((parts[part] for part, pattern in _PARTS if re.match(pattern, name)), None)
+        if part is None:
+            continue
+        looked_up = part.name in _LOOKED_UP
+        part.weights += 0 if name.endswith("_scale_inv") else count
+        part.stored += num_bytes
+        part.touched += _touched(num_bytes, num_tokens) if looked_up else num_bytes
+        copied = _copied_bytes(name, stored_as, count, dtype, part.name == "N-gram tables")
+        part.copied += copied
+        part.read += 0 if looked_up else copied or num_bytes
+    return [part for part in parts.values() if part.stored]
+
+
+def _copied_bytes(name: str, stored_as: str, count: int, dtype: str, is_table: bool) -> int:
+    narrow = stored_as == "BF16" or dtype == "bf16"
+    if _COPIED.search(name) and not name.endswith("_scale_inv"):
+        return count * (4 if _COPIED_AS_F32.search(name) or not narrow else 2)
+    converted = stored_as == "F16" or (stored_as == "F32" and dtype == "bf16" and not is_table)
+    return count * (2 if dtype == "bf16" else 4) if converted else 0
+
+
+def _touched(num_bytes: int, num_tokens: int) -> int:
+    """Of a table in the page cache that is looked up in random places."""
+    windows = -(-num_bytes // _WINDOW)
+    return int(num_bytes * (1 - (1 - 1 / windows) ** num_tokens))

@@ -1,0 +1,108 @@
+"""`longcat plan`: the peak it predicts beside the one that is measured, and the byte budget of the real model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import longcat
+import pytest
+from longcat.cli import main
+from longcat.make_checkpoint import LITE_CONFIG, preset_config, write_checkpoint
+from longcat.plan import GIB, plan
+
+PACKAGE = Path(longcat.__file__).parents[1]  # the one under test: of the source tree, or installed
+
+# Fills the latent cache with random prompts; the program's peak.
+FILLS_THE_CACHE = """
+import json, random, re, sys, longcat
+engine = longcat.Engine(sys.argv[1], **json.loads(sys.argv[2]))
+info, rng, prompts = engine.info(), random.Random(1), []
+while len(prompts) * 500 < info["num_kv_blocks"] * 64:
+    prompts.append([rng.randrange(info["vocab_size"]) for _ in range(500)])
+engine.generate(prompt_token_ids=prompts, max_tokens=2, ignore_eos=True, temperature=1.0)
+print(501 * len(prompts), 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]))
+"""
+
+
+def run(*command):
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Medium has 7.3 GB: LONGCAT_MEDIUM names a folder that `longcat make-checkpoint --preset medium` made.
+@pytest.mark.parametrize("preset", ["tiny", "small", "medium"])
+def test_the_predicted_peak_is_the_measured_one(tmp_path, preset):
+    folder = os.environ.get("LONGCAT_MEDIUM") if preset == "medium" else str(tmp_path / preset)
+    if folder is None:
+        pytest.skip("LONGCAT_MEDIUM names no folder")
+    if preset != "medium":
+        write_checkpoint(folder, preset_config(preset), seed=1)
+    options = {"kv_cache_memory": "8MiB", "max_model_len": 512}
+    tokens, measured = map(int, run("-c", FILLS_THE_CACHE, folder, json.dumps(options)).split())
+    arguments = ["--kv-cache-memory", "8MiB", "--max-model-len", "512", "--bandwidth", "10", "--json"]
+    predicted = json.loads(run("-m", "longcat", "plan", folder, *arguments, "--num-tokens", str(tokens)))["peak"]
+    error = predicted / measured - 1
+    print(f"{preset}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB: {error:+.1%}")
+    assert abs(error) < 0.03
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory):
+    """The real model's config, without its 137 GB."""
+    folder = tmp_path_factory.mktemp("lite")
+    (folder / "config.json").write_text(json.dumps(LITE_CONFIG))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("placement", "format", "gib", "free", "thousands"),
+    [
+        ("GPU", "bf16", 127.7, 139, (310, 325)),
+        ("GPU, tables in host memory", "bf16", 69.2, 78, (230, 240)),
+        ("GPU, tables in host memory", "fp8 experts", 37.7, 78, (1200, 1270)),
+        ("GPU, all lookups in host memory", "fp8 experts", 37.0, 44.6, (190, 200)),
+        ("GPU, all lookups in host memory", "int4 experts, int8 core", 20.6, 23.1, (25, 35)),
+    ],
+)
+def test_the_real_models_budget(lite, placement, format, gib, free, thousands):
+    made = plan(lite, bandwidth=16e9)
+    [row] = [row for row in made.placements() if (row.placement, row.format) == (placement, format)]
+    assert row.fast_bytes / GIB == pytest.approx(gib, abs=0.1)
+    assert thousands[0] <= made.cache_tokens(row, int(free * GIB)) / 1000 <= thousands[1]
+
+
+def test_the_real_models_rate(lite):
+    made = plan(lite, bandwidth=16e9)
+    [gpu] = [row for row in made.placements() if row.placement == "GPU"]
+    assert made.tokens_per_second(1, 1024, gpu) == pytest.approx(375, abs=2)
+    assert made.parameters == pytest.approx(68.5e9, rel=0.01) and not made.has_weights
+    assert made.kv_bytes_per_token == 33408 + 4 and made.kv_read_per_token == pytest.approx(32256, abs=4)
+
+
+def test_a_page_for_people(lite, tiny, capsys):
+    assert main(["plan", tiny, "--bandwidth", "16"]) == 0
+    text = capsys.readouterr().out
+    assert "peak" in text and "fits: " in text and "latent cache" in text and "tokens/s at 16.0 GB/s" in text
+    assert main(["plan", lite, "--kv-cache-memory", "1GiB", "--bandwidth", "16"]) == 0
+    assert "config.json alone" in capsys.readouterr().out
+
+
+def test_what_cannot_be_planned_is_told_in_one_line(tmp_path, tiny, capsys):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(LITE_CONFIG))
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nothing!")
+    for arguments, code, message in [
+        ([str(tmp_path / "nowhere")], 1, "nowhere does not exist"),
+        ([str(tmp_path / "damaged")], 1, "model.safetensors"),
+        ([tiny, "--max-model-len", "99999"], 2, "max_model_len=99999"),
+        ([tiny, "--kv-cache-memory", "1kB"], 2, "kv_cache_memory=1000"),
+        ([tiny, "--max-running-requests", "0"], 2, "max_num_seqs"),
+        ([tiny, "--dtype", "int3"], 2, 'dtype="int3"'),
+    ]:
+        assert main(["plan", *arguments]) == code
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error, error

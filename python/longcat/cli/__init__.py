@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
     "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
     "plan": ("longcat.cli.plan", "say what a checkpoint needs and where it fits, from its headers"),
+    "doctor": ("longcat.cli.doctor", "say whether this machine is fit, and what to do where it is not"),
     "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
     "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),

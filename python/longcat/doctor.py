@@ -1,0 +1,300 @@
+"""Is this machine fit to run a checkpoint? One verdict a line, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from longcat import _core
+from longcat._core import Error
+
+_SERVER_PACKAGES = (
+    "fastapi",
+    "httptools",
+    "llguidance",
+    "orjson",
+    "prometheus_client",
+    "pydantic",
+    "uvicorn",
+    "uvloop",
+)
+_NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "lustre")
+_MIN_FILES = 1024  # connections of a busy server
+_PINNED_BYTES = 64 << 30  # the N-gram tables of the real model
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line. `status` is "ok", "warn" (it runs, not at its best) or "FAIL"; `fix` is empty when it is ok."""
+
+    name: str
+    status: str
+    finding: str
+    fix: str = ""
+
+
+@dataclass
+class System:
+    """Where the answers come from; tests put others in.
+
+    Args:
+        root: of /proc, /sys and /dev.
+    """
+
+    root: str = "/"
+    num_threads: int = field(default_factory=_core.available_threads)
+    isa: str = field(default_factory=_core.cpu_isa)
+    cuda_is_built: bool = field(default_factory=_core.cuda_is_built)
+    limit: Callable[[int], tuple[int, int]] = resource.getrlimit
+
+    def read(self, path: str) -> str | None:
+        try:
+            return Path(self.root, path).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        return Path(self.root, path).exists()
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.exists("dev/nvidia0") or self.exists("dev/nvidiactl")
+
+
+def examine(model: str | None = None, system: System | None = None) -> list[Verdict]:
+    """All verdicts: about this machine, and with a checkpoint folder about how the two go together."""
+    system = system or System()
+    checks = [_build, _cpu, _threads, _gpu, _pinned_memory, _numa, _address_space, _overcommit, _files, _packages]
+    verdicts = [verdict for check in checks for verdict in check(system)]
+    if model is not None:
+        verdicts += _checkpoint(model, system)
+    return verdicts
+
+
+def _build(system: System) -> Iterator[Verdict]:
+    cuda = "with CUDA" if system.cuda_is_built else "without CUDA"
+    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}")
+
+
+def _cpu(system: System) -> Iterator[Verdict]:
+    cpuinfo = system.read("proc/cpuinfo") or ""
+    name = re.search(r"model name\s*:\s*(.+)", cpuinfo)
+    finding = f"{name[1] if name else 'unknown'}, kernels for {system.isa}"
+    if system.isa == "portable":
+        yield Verdict("cpu", "warn", finding, "a CPU with AVX2 is several times faster; a virtual machine may hide it")
+    else:
+        yield Verdict("cpu", "ok", finding)
+
+
+def _threads(system: System) -> Iterator[Verdict]:
+    quota = _cpu_quota(system)
+    finding = f"{system.num_threads} for the CPU backend"
+    if quota is not None and quota < system.num_threads:
+        yield Verdict(
+            "threads", "warn", f"{finding}, and a quota of {quota:g} cores: threads would stop each other",
+            f"pass --num-threads {max(1, int(quota))}, or raise the quota of the container",
+        )  # fmt: skip
+    else:
+        yield Verdict("threads", "ok", finding)
+
+
+def _cpu_quota(system: System) -> float | None:
+    """Cores that the control group grants, versions 2 and 1."""
+    words = (system.read("sys/fs/cgroup/cpu.max") or "").split()
+    if len(words) != 2:
+        words = [system.read(f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    try:
+        quota, period = map(int, words)
+    except ValueError:  # "max", or no group
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _gpu(system: System) -> Iterator[Verdict]:
+    driver = system.read("proc/driver/nvidia/version")
+    version = re.search(r"\b(\d{3}\.[\d.]+)", driver or "")
+    if not system.has_gpu and driver is None:
+        yield Verdict("gpu", "ok", "none: the CPU computes")
+    elif driver is None:
+        yield Verdict(
+            "gpu", "FAIL", "a device and no driver",
+            "load it (modprobe nvidia) or install it; in a container, start that with --gpus all",
+        )  # fmt: skip
+    elif not system.has_gpu:
+        yield Verdict(
+            "gpu", "FAIL", f"driver {version[1] if version else '?'} and no device",
+            "start the container with --gpus all, or check that /dev/nvidia0 may be opened",
+        )  # fmt: skip
+    elif not system.cuda_is_built:
+        yield Verdict(
+            "gpu", "warn", f"driver {version[1] if version else '?'}, which this build cannot use: the CPU computes",
+            "install a build with CUDA, where there is one",
+        )  # fmt: skip
+    else:
+        yield Verdict("gpu", "ok", f"driver {version[1] if version else '?'}")
+
+
+def _pinned_memory(system: System) -> Iterator[Verdict]:
+    if not (system.has_gpu and system.cuda_is_built):
+        return
+    soft, _ = system.limit(resource.RLIMIT_MEMLOCK)
+    if soft != resource.RLIM_INFINITY and soft < _PINNED_BYTES:
+        yield Verdict(
+            "pinned memory", "warn", f"at most {soft >> 20} MiB, and the N-gram tables take up to 58.5 GiB",
+            "ulimit -l unlimited (containers: --ulimit memlock=-1)",
+        )  # fmt: skip
+    else:
+        yield Verdict("pinned memory", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"{soft >> 30} GiB")
+
+
+def _numa(system: System) -> Iterator[Verdict]:
+    nodes = len(_numbers(system.read("sys/devices/system/node/has_memory") or "0"))
+    if nodes <= 1:
+        yield Verdict("numa", "ok", "one node")
+        return
+    allowed = re.search(r"Mems_allowed_list:\s*(\S+)", system.read("proc/self/status") or "")
+    if allowed and len(_numbers(allowed[1])) == 1:
+        yield Verdict("numa", "ok", f"bound to one of {nodes} nodes")
+    else:
+        yield Verdict(
+            "numa", "warn", f"{nodes} nodes: half the reads and more cross between them",
+            "numactl --cpunodebind=0 --membind=0 longcat ..., or --interleave=all when one node is too small",
+        )  # fmt: skip
+
+
+def _numbers(text: str) -> list[int]:
+    """Of "0-1,4"."""
+    numbers: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _address_space(system: System) -> Iterator[Verdict]:
+    soft, _ = system.limit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        yield Verdict(
+            "address space", "warn", f"limited to {soft / 1e9:.1f} GB: files are mapped whole", "ulimit -v unlimited"
+        )
+    else:
+        yield Verdict("address space", "ok", "no limit")
+
+
+def _overcommit(system: System) -> Iterator[Verdict]:
+    if (system.read("proc/sys/vm/overcommit_memory") or "0").strip() == "2":
+        yield Verdict(
+            "overcommit", "warn", "vm.overcommit_memory is 2: the latent cache counts before it is used",
+            "sysctl vm.overcommit_memory=0, or pass a smaller --kv-cache-memory",
+        )  # fmt: skip
+    else:
+        yield Verdict("overcommit", "ok", "memory counts when it is used")
+
+
+def _files(system: System) -> Iterator[Verdict]:
+    _, hard = system.limit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _MIN_FILES:
+        yield Verdict(
+            "open files", "warn", f"at most {hard}: each client of a server is one",
+            f"ulimit -Hn {_MIN_FILES} or more (containers: --ulimit nofile=65536)",
+        )  # fmt: skip
+    else:
+        yield Verdict("open files", "ok", "no limit" if hard == resource.RLIM_INFINITY else f"at most {hard}")
+
+
+def _packages(system: System) -> Iterator[Verdict]:
+    missing = []
+    for name in _SERVER_PACKAGES:
+        try:
+            importlib.import_module(name)
+        except Exception:  # a broken package may raise anything
+            missing.append(name)
+    if missing:
+        yield Verdict(
+            "server packages", "warn", f"cannot be imported: {', '.join(missing)}", "pip install 'longcat[server]'"
+        )
+    else:
+        yield Verdict("server packages", "ok", "all there")
+
+
+# --- with a checkpoint ---------------------------------------------------------------------------------------------
+
+
+def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
+    from longcat.plan import plan
+
+    model = os.path.expanduser(model)
+    try:
+        made = plan(model, bandwidth=1.0)
+    except Error as error:
+        yield Verdict(
+            "checkpoint", "FAIL", str(error), "longcat verify says more; download the files that are named again"
+        )
+        return
+    if not made.has_weights:
+        yield Verdict(
+            "checkpoint", "FAIL", f"{model} has a config.json and no weights",
+            "download the *.safetensors files and model.safetensors.index.json beside it",
+        )  # fmt: skip
+        return
+    yield Verdict("checkpoint", "ok", f"{made.architecture}, {made.parameters / 1e9:.2f} B parameters, headers whole")
+    for name, what in [("tokenizer.json", "texts"), ("chat_template.jinja", "conversations")]:
+        if name == "chat_template.jinja" and _has_template(model):
+            continue
+        if not os.path.exists(os.path.join(model, name)):
+            yield Verdict(name, "warn", f"missing: {what} need it", f"download {name} into {model}")
+    yield from _memory(made.peak - made.process, made.available)
+    yield from _disk(model, system)
+
+
+def _has_template(model: str) -> bool:
+    from longcat.chat_template import ChatTemplate
+
+    try:
+        ChatTemplate.from_checkpoint(model)
+    except Error:
+        return False
+    return True
+
+
+def _memory(needed: int, available: int) -> Iterator[Verdict]:
+    finding = f"{available / 1e9:.1f} GB free, {needed / 1e9:.1f} GB at the peak"
+    if needed > available:
+        yield Verdict(
+            "memory", "warn", f"{finding}: weights will be read from disk again and again",
+            "longcat plan shows what takes it; lower --kv-cache-memory or --max-model-len, or use more memory",
+        )  # fmt: skip
+    else:
+        yield Verdict("memory", "ok", finding)
+
+
+def _disk(model: str, system: System) -> Iterator[Verdict]:
+    kind = _filesystem(os.path.realpath(model), system)
+    if kind in _NETWORK_DISKS:
+        yield Verdict(
+            "disk", "warn", f"{model} is on {kind}: pages that are read again cross the network",
+            "copy the checkpoint to a disk of this machine",
+        )  # fmt: skip
+    else:
+        yield Verdict("disk", "ok", f"{model} is on {kind or 'an unknown file system'}")
+
+
+def _filesystem(path: str, system: System) -> str | None:
+    """Type of the file system that holds `path`: of the longest mount point above it, the last one mounted there."""
+    best, kind = -1, None
+    for line in (system.read("proc/self/mountinfo") or "").splitlines():
+        left, _, right = line.partition(" - ")
+        words = left.split()
+        if len(words) < 5 or not right:
+            continue
+        point = words[4].replace("\\040", " ")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), right.split()[0]
+    return kind

@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": ("longcat.cli.generate", "continue a prompt, as it is generated"),
     "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
     "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
+    "bench": ("longcat.cli.bench", "measure a server (serve) or starting (startup)"),
     "plan": ("longcat.cli.plan", "say what a checkpoint needs and where it fits, from its headers"),
     "doctor": ("longcat.cli.doctor", "say whether this machine is fit, and what to do where it is not"),
     "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),

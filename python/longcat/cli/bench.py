@@ -1,0 +1,150 @@
+"""`longcat bench`: how fast a server answers, and how fast an engine starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    serve = kinds.add_parser(
+        "serve", help="send requests to a running server", description="Send requests to a server."
+    )
+    serve.add_argument("--base-url", metavar="URL", help="(default http://HOST:PORT)")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--model", metavar="NAME", help="(default: the first that the server tells)")
+    serve.add_argument("--api-key", metavar="KEY")
+    serve.add_argument("--num-prompts", type=int, default=100, metavar="N", help="requests in all (default 100)")
+    serve.add_argument("--random-input-len", "--input-len", type=int, default=128, metavar="N",
+                       help="tokens of a prompt (default 128)")  # fmt: skip
+    serve.add_argument("--random-output-len", "--output-len", type=int, default=64, metavar="N",
+                       help="tokens of an answer (default 64)")  # fmt: skip
+    serve.add_argument("--request-rate", type=float, default=float("inf"), metavar="R",
+                       help="arrivals a second, at random times (default inf: all at once)")  # fmt: skip
+    serve.add_argument("--max-concurrency", type=int, metavar="N", help="most requests under way (default: no limit)")
+    serve.add_argument("--temperature", type=float, default=0.0, help="(default 0)")
+    serve.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
+    serve.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
+    startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
+    startup.add_argument("model", help="checkpoint folder")
+    startup.add_argument("--num-iters", type=int, default=5, metavar="N", help="starts (default 5)")
+    startup.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    startup.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
+    startup.add_argument("--max-model-len", type=int, metavar="N")
+    startup.add_argument("--kv-cache-memory", default="auto", metavar="SIZE")
+    startup.add_argument("--num-threads", type=int, metavar="N")
+    startup.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    return _serve(args) if args.kind == "serve" else _startup(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from tqdm import tqdm
+
+    from longcat.bench_serve import Load, summary
+    from longcat.bench_serve import run as send
+
+    for name in ("num_prompts", "random_input_len", "random_output_len", "request_rate"):
+        if not getattr(args, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not possible: expected more than 0")
+    load = Load(
+        args.base_url or f"http://{args.host}:{args.port}", args.model, args.api_key, args.num_prompts,
+        args.random_input_len, args.random_output_len, args.request_rate, args.max_concurrency, args.temperature,
+        args.seed,
+    )  # fmt: skip
+    with tqdm(total=load.num_prompts, unit="request", delay=0.5, leave=False) as bar:
+        seconds, outcomes = asyncio.run(send(load, lambda outcome: bar.update()))
+    result = summary(seconds, outcomes)
+    for error in sorted({outcome.error for outcome in outcomes if outcome.error})[:3]:
+        print(f"longcat: {error}", file=sys.stderr)
+    print(json.dumps(result, indent=2) if args.json else serve_text(result))
+    return int(bool(result["failed"]))
+
+
+def serve_text(result: dict[str, float]) -> str:
+    """As vLLM prints it."""
+    lines = [f"{' Serving Benchmark Result ':=^50}"]
+    for label, name, digits in [
+        ("Successful requests:", "completed", 0), ("Failed requests:", "failed", 0),
+        ("Benchmark duration (s):", "duration", 2), ("Total input tokens:", "total_input_tokens", 0),
+        ("Total generated tokens:", "total_output_tokens", 0), ("Request throughput (req/s):", "request_throughput", 2),
+        ("Output token throughput (tok/s):", "output_throughput", 2),
+        ("Total token throughput (tok/s):", "total_token_throughput", 2),
+    ]:  # fmt: skip
+        lines.append(f"{label:<40} {result[name]:<9.{digits}f}")
+    for title, name in [
+        ("Time to First Token", "ttft"), ("Time per Output Token (excl. 1st token)", "tpot"),
+        ("Inter-token Latency", "itl"), ("End-to-end Latency", "e2el"),
+    ]:  # fmt: skip
+        lines.append(f"{title:-^50}")
+        for label, figure in (("Mean", "mean"), ("Median", "median"), ("P99", "p99")):
+            lines.append(f"{f'{label} {name.upper()} (ms):':<40} {result[f'{figure}_{name}_ms']:<9.2f}")
+    return "\n".join([*lines, "=" * 50])
+
+
+# Tells when it has imported, loaded, and made a token [s], counted from its own first line.
+_START = """
+import time
+start = time.perf_counter()
+import json, sys, longcat
+times = [time.perf_counter() - start]
+engine = longcat.Engine(sys.argv[1], **json.loads(sys.argv[2]))
+times.append(time.perf_counter() - start)
+engine.generate(prompt_token_ids=[0], max_tokens=1, ignore_eos=True)
+print(json.dumps([*times, time.perf_counter() - start]))
+"""
+
+
+def _startup(args: argparse.Namespace) -> int:
+    import os
+    import subprocess
+    import time
+    from pathlib import Path
+
+    import longcat
+    from longcat._core import Error
+
+    if args.num_iters < 1:
+        raise ValueError(f"--num-iters {args.num_iters} is not possible: expected 1 or more")
+    names = ("device", "dtype", "max_model_len", "kv_cache_memory", "num_threads")
+    options = json.dumps({name: getattr(args, name) for name in names})
+    path = os.pathsep.join(filter(None, [str(Path(longcat.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    runs: dict[str, list[float]] = {"import": [], "load": [], "first token": [], "whole process": []}
+    for _ in range(args.num_iters):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", _START, os.path.expanduser(args.model), options], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise Error(f"[bench] {(done.stderr.strip().splitlines() or ['the start failed'])[-1]}")
+        imported, loaded, first = json.loads(done.stdout.splitlines()[-1])
+        for name, value in zip(runs, (imported, loaded - imported, first - loaded, seconds), strict=True):
+            runs[name].append(value)
+    result = {name: _figures(values) for name, values in runs.items()}
+    if args.json:
+        print(json.dumps({name.replace(" ", "_"): figures for name, figures in result.items()}, indent=2))
+        return 0
+    print(f"{args.num_iters} starts [s]      mean    median       p99")
+    for name, figures in result.items():
+        print(f"{name:<14} {figures['mean']:9.3f} {figures['median']:9.3f} {figures['p99']:9.3f}")
+    return 0
+
+
+def _figures(values: Sequence[float]) -> dict[str, float]:
+    import statistics
+
+    from longcat.bench_serve import percentile
+
+    return {
+        "mean": statistics.fmean(values), "median": statistics.median(values), "p99": percentile(sorted(values), 99)
+    }  # fmt: skip

@@ -19,10 +19,10 @@ FILLS_THE_CACHE = """
 import json, random, re, sys, longcat
 engine = longcat.Engine(sys.argv[1], **json.loads(sys.argv[2]))
 info, rng, prompts = engine.info(), random.Random(1), []
-while len(prompts) * 500 < info["num_kv_blocks"] * 64:
-    prompts.append([rng.randrange(info["vocab_size"]) for _ in range(500)])
+while len(prompts) * 200 < info["num_kv_blocks"] * 64:
+    prompts.append([rng.randrange(info["vocab_size"]) for _ in range(200)])
 engine.generate(prompt_token_ids=prompts, max_tokens=2, ignore_eos=True, temperature=1.0)
-print(501 * len(prompts), 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]))
+print(201 * len(prompts), 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]))
 """
 
 

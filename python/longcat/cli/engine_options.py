@@ -11,14 +11,25 @@ if TYPE_CHECKING:
     from longcat.engine import Engine
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that open_engine reads."""
-    parser.add_argument("model", help="checkpoint folder in the Hugging Face layout")
+def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = False) -> None:
+    """The options that open_engine reads.
+
+    Args:
+        model_flag: the checkpoint may also be named by --model or --model-path.
+    """
+    text = "checkpoint folder in the Hugging Face layout"
+    if model_flag:
+        parser.add_argument("model", nargs="?", help=text)
+        parser.add_argument("--model", "--model-path", dest="model_path", metavar="FOLDER", help="the same")
+    else:
+        parser.add_argument("model", help=text)
     group = parser.add_argument_group("engine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
     group.add_argument("--quantization", choices=["fp8"], help="keep the experts in half the memory")
-    group.add_argument("--max-model-len", type=int, help="most tokens of prompt and answer together")
+    group.add_argument(
+        "--max-model-len", "--context-length", type=int, metavar="N", help="most tokens of prompt and answer together"
+    )
     group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
 

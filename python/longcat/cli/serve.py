@@ -20,12 +20,12 @@ _IGNORED_OPTIONS = (
     "load-format", "tokenizer-mode", "cuda-graph-max-bs", "mem-fraction-static", "gpu-memory-utilization",
     "chunked-prefill-size", "swap-space", "log-level", "uvicorn-log-level", "schedule-policy", "watchdog-timeout",
     "distributed-executor-backend", "block-size", "page-size", "revision", "download-dir", "guided-decoding-backend",
-    "grammar-backend",
+    "structured-outputs-config", "grammar-backend",
 )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, model_flag=True)
     engine = parser.add_argument_group("requests")
     engine.add_argument("--max-running-requests", "--max-num-seqs", type=int, default=16, metavar="N",
                         help="requests that run at once (default 16)")  # fmt: skip
@@ -77,6 +77,9 @@ class _Ignored(argparse.Action):
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.model is None) == (args.model_path is None):
+        raise ValueError("the checkpoint folder is expected once: longcat serve FOLDER, or --model FOLDER")
+    args.model = args.model or args.model_path
     for flag in args.ignored or ():
         print(f"longcat: {flag} has no meaning here and is ignored", file=sys.stderr)
     for flag, value in (("--tp", args.tp), ("--ep", args.ep)):

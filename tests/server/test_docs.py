@@ -1,0 +1,96 @@
+"""The documents about serving: their examples run, their tables name every flag, their launch lines are understood."""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from longcat.cli import main, serve
+from longcat.server.settings import ServerSettings
+
+DOCS = Path(__file__).parents[2] / "docs"
+SERVING = (DOCS / "serving.md").read_text()
+MIGRATING = (DOCS / "migrating.md").read_text()
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+CURLS = [block for block in blocks(SERVING, "sh") if block.startswith("curl")]
+PROGRAMS = blocks(SERVING, "python")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("index", range(len(CURLS)))
+def test_curl_examples(server, index):
+    command = CURLS[index].replace(ADDRESS, server.url)
+    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if "stream" in command:
+        assert done.stdout.endswith("data: [DONE]\n\n") and '"usage"' in done.stdout
+    else:
+        [choice] = json.loads(done.stdout)["choices"]
+        assert choice["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.parametrize("index", range(len(PROGRAMS)))
+def test_openai_examples(server, index):
+    program = PROGRAMS[index].replace(ADDRESS, server.url)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+def test_there_are_examples():
+    assert len(CURLS) >= 3 and len(PROGRAMS) >= 3
+
+
+def flags() -> dict[str, argparse.Action]:
+    parser = argparse.ArgumentParser(add_help=False)
+    serve.add_arguments(parser)
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    return {flag: action for action in shown for flag in action.option_strings}
+
+
+def test_every_flag_is_described_and_no_other():
+    described = set(re.findall(r"`(--[a-z-]+)`", SERVING[SERVING.index("## Flags") :]))
+    assert described == set(flags())
+
+
+def test_every_limit_is_described():
+    defaults = ServerSettings(("x",))
+    for value, text in [
+        (defaults.max_body_bytes, "32 MiB"), (defaults.max_header_bytes, "16 KiB"), (defaults.max_prompts, "1,024"),
+        (defaults.max_stop_strings, "16"), (defaults.max_logprobs, "20"), (defaults.grammar_timeout, "2 s"),
+        (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"),
+    ]:  # fmt: skip
+        number, _, unit = text.replace(",", "").partition(" ")
+        assert value == int(number) * {"MiB": 1 << 20, "KiB": 1 << 10}.get(unit, 1)
+        assert re.search(rf"\| [^|]*\b{text}\b[^|]* \|", SERVING), text
+
+
+def test_launch_lines_are_understood(tiny, capsys):
+    """Of the model card and of this project, on a folder that is there, with as many processes as this version has."""
+    card, ours = [block for block in blocks(MIGRATING, "sh") if "--max-running-requests" in block]
+    arguments = shlex.split(card.replace("\\\n", " "))[3:]  # python3 -m sglang.launch_server
+    assert main(["serve", *arguments]) == 2
+    assert "--tp 2" in capsys.readouterr().err.splitlines()[-1]
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    theirs = parser.parse_args(arguments)
+    mine = parser.parse_args(shlex.split(ours.replace("\\\n", " "))[2:])
+    for name in ("host", "port", "max_running_requests"):
+        assert getattr(theirs, name) == getattr(mine, name)
+    assert {"--trust-remote-code", "--disable-cuda-graph", "--mem-fraction-static"} <= set(theirs.ignored)
+
+
+def test_the_folder_is_given_once(tiny, capsys):
+    for arguments in ([], [tiny, "--model", tiny]):
+        assert main(["serve", *arguments]) == 2
+        assert "FOLDER" in capsys.readouterr().err

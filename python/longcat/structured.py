@@ -1,7 +1,7 @@
 """Answers held to a form: a JSON schema, a regular expression, a choice or a grammar, by llguidance.
 
-A grammar is compiled once and then says, token by token, which ids may follow. Compiling costs at most
-MAX_COMPILE_SECONDS and the memory that the limits below leave; what is beyond is refused.
+A grammar is compiled once and then says, token by token, which ids may follow. The limits below bound the time and the
+memory of both; what is beyond is refused, or ends its request alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from longcat.tokenizer import Tokenizer
 
 MAX_GRAMMAR_CHARS = 256 * 1024
-MAX_COMPILE_SECONDS = 2.0
 # 64 MiB a grammar: a state of the lexer takes up to 2 kB. Fuel is llguidance's measure of work: about 15 ms a step.
 _LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lexer_fuel": 1_000_000,
            "step_lexer_fuel": 200_000, "verbose_errors": False}  # fmt: skip
@@ -165,7 +164,7 @@ class GrammarCompiler:
             longcat.Error: llguidance is not installed, or the checkpoint has no tokenizer.
         """
         try:
-            from llguidance import LLMatcher, LLParserLimits
+            import llguidance  # noqa: F401
         except ImportError as error:
             raise Error(f"[structured outputs] llguidance is needed ({error}): pip install 'longcat[server]'") from None
 
@@ -174,10 +173,7 @@ class GrammarCompiler:
             if source in self._cache:
                 self._cache.move_to_end(source)
                 return self._cache[source]
-        matcher = LLMatcher(self._vocab(), source, log_level=0, limits=LLParserLimits(**_LIMITS))  # type: ignore[arg-type]
-        if matcher.is_error():
-            raise ValueError(f"the grammar is not possible: {_one_line(matcher.get_error())}")
-        grammar = Grammar(matcher, self._vocab_size)
+        grammar = Grammar(compile_source(source, self._vocab()), self._vocab_size)
         with self._lock:
             self._cache[source] = grammar
             if len(self._cache) > _MAX_CACHED:
@@ -185,13 +181,32 @@ class GrammarCompiler:
         return grammar
 
     def _vocab(self) -> LLTokenizer:
-        from llguidance import LLTokenizer
-
         with self._lock:
             if self._vocabulary is None:
                 text = self._tokenizer().library.to_str()
-                self._vocabulary = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+                self._vocabulary = make_vocabulary(text, self._vocab_size, self._eos_token_ids)
             return self._vocabulary
+
+
+def make_vocabulary(tokenizer_text: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+    """What grammars are compiled for: a tokenizer.json, and the ids that end an answer."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(tokenizer_text, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+
+
+def compile_source(source: str, vocabulary: LLTokenizer) -> LLMatcher:
+    """A grammar in llguidance's form, compiled.
+
+    Raises:
+        ValueError: it is malformed, or too large.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    matcher = LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(**_LIMITS))  # type: ignore[arg-type]
+    if matcher.is_error():
+        raise ValueError(f"the grammar is not possible: {_one_line(matcher.get_error())}")
+    return matcher
 
 
 def _text(name: str, text: Any) -> str:

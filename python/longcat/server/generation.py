@@ -12,11 +12,12 @@ from longcat._core import Error, QueueFullError
 from longcat.outputs import RequestOutput, StreamChunk
 from longcat.sampling_params import SamplingParams
 from longcat.server.errors import ApiError
+from longcat.server.grammar_check import GrammarChecker
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.protocol import GenerationBody
 from longcat.server.settings import ServerSettings
-from longcat.structured import MAX_GRAMMAR_CHARS
+from longcat.structured import StructuredOutputs
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Service:
         self.max_model_len: int = engine.info()["max_model_len"]
         self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
+        self._checker: GrammarChecker | None = None
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer with.
@@ -100,21 +102,27 @@ class Service:
         return count
 
     async def compiled(self, form: Any) -> Any:
-        """The grammar of a form (None for None), compiled within the time and on a thread of its own.
+        """The grammar of a form (None for None), compiled on a thread once a process has shown that it can be.
 
         Raises:
             ApiError: 400, it is malformed, too large, or takes too long.
         """
         if form is None:
             return None
-        loop, limit = asyncio.get_running_loop(), self.settings.grammar_timeout
+        loop = asyncio.get_running_loop()
         with self.refusals():
-            work = loop.run_in_executor(self._grammar_threads, self.engine.compile_grammar, form)
-            try:
-                return await asyncio.wait_for(asyncio.shield(work), limit)
-            except asyncio.TimeoutError:
-                work.add_done_callback(lambda done: done.exception())
-                raise ApiError(400, f"the grammar takes longer than {limit:g} s to compile: make it smaller") from None
+            source = await loop.run_in_executor(self._grammar_threads, lambda: StructuredOutputs.of(form).source())
+            await (await self._grammar_checker()).check(source)
+            return await loop.run_in_executor(self._grammar_threads, self.engine.compile_grammar, form)
+
+    async def _grammar_checker(self) -> GrammarChecker:
+        if self._checker is None:
+            engine, info = self.engine, self.engine.info()
+            text = await self.in_text_thread(lambda: engine.tokenizer.library.to_str())
+            if self._checker is None:  # another request may have been here meanwhile
+                eos, limit = info["eos_token_id"], self.settings.grammar_timeout
+                self._checker = GrammarChecker(text, info["vocab_size"], [eos], limit)
+        return self._checker
 
     async def submit(self, name: str, token_ids: list[int], params: SamplingParams) -> AsyncIterator[StreamChunk]:
         """Queues a request.
@@ -196,6 +204,3 @@ def usage(outputs: list[RequestOutput]) -> dict[str, Any]:
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip
-
-
-__all__ = ["MAX_GRAMMAR_CHARS", "Service", "answer_form", "usage"]

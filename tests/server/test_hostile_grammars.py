@@ -1,0 +1,93 @@
+"""Grammars that are meant to take for ever: each ends soon, and the streams beside them hardly notice."""
+
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from hostile_grammars import HOSTILE, UNBOUNDED
+from live import LiveServer
+
+ALL = HOSTILE | UNBOUNDED
+BODY = {"prompt": "Once upon a time", "max_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def own(tiny):
+    with LiveServer(tiny, "--disable-access-log") as server:
+        assert ask(server, {"regex": "[ab]+"}).status_code == 200  # from now on the checking process is there
+        yield server
+
+
+def ask(server, form):
+    return httpx.post(server.url + "/v1/completions", json=BODY | {"structured_outputs": form}, timeout=60)
+
+
+class Neighbour(threading.Thread):
+    """A stream, and its longest pause."""
+
+    def __init__(self, server):
+        super().__init__(daemon=True)
+        self.server, self.text, self.longest = server, "", 0.0
+        self.start()
+
+    def run(self):
+        body = BODY | {"max_tokens": 1500, "stream": True, "ignore_eos": True, "temperature": 0}
+        with httpx.stream("POST", self.server.url + "/v1/completions", json=body, timeout=60) as response:
+            last = time.perf_counter()
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    now = time.perf_counter()
+                    self.longest, last = max(self.longest, now - last), now
+                    self.text += line
+
+    def end(self) -> float:
+        self.join(60)
+        assert '"finish_reason":"length"' in self.text
+        return self.longest
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_hostile_form_is_stopped_and_disturbs_nobody(own, name):
+    neighbour = Neighbour(own)
+    start = time.perf_counter()
+    response = ask(own, ALL[name])
+    seconds = time.perf_counter() - start
+    if response.status_code == 200:
+        outcome = response.json()["choices"][0]["finish_reason"]
+    else:
+        assert response.status_code == 400
+        outcome = response.json()["error"]["message"][:60]
+    print(f"{name}: {seconds:.2f} s, {outcome}; longest pause of a stream beside {1000 * neighbour.end():.0f} ms")
+    assert seconds < 20  # a machine that does something else besides; the figure is printed
+    if name in UNBOUNDED:
+        assert outcome.startswith("the grammar takes ")
+
+
+def test_good_forms_go_on_after_bad_ones(own):
+    threads = [threading.Thread(target=ask, args=(own, UNBOUNDED["optional properties"])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert ask(own, {"regex": "[ab]+"}).status_code == 200  # known
+    assert ask(own, {"regex": "[abc]{2,4}"}).status_code == 200  # not yet
+    for thread in threads:
+        thread.join()
+
+
+def children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_no_process_outlives_the_server(tiny, how):
+    with LiveServer(tiny) as server:
+        assert ask(server, {"regex": "[ab]+"}).status_code == 200
+        [checker] = children(server.process.pid)
+        getattr(server.process, how)()
+        server.process.wait(30)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{checker}").exists() and "Z" not in Path(f"/proc/{checker}/stat").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -12,6 +12,7 @@ from longcat.cli import main
 from longcat.make_checkpoint import LITE_CONFIG, preset_config, write_checkpoint
 from longcat.plan import GIB, plan
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PACKAGE = Path(longcat.__file__).parents[1]  # the one under test: of the source tree, or installed
 
 # Fills the latent cache with random prompts; the program's peak.
@@ -36,6 +37,8 @@ def run(*command):
 # Medium has 7.3 GB: LONGCAT_MEDIUM names a folder that `longcat make-checkpoint --preset medium` made.
 @pytest.mark.parametrize("preset", ["tiny", "small", "medium"])
 def test_the_predicted_peak_is_the_measured_one(tmp_path, preset):
+    if HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text():
+        pytest.skip("huge pages are always on: what is not touched of a buffer takes memory, too")
     folder = os.environ.get("LONGCAT_MEDIUM") if preset == "medium" else str(tmp_path / preset)
     if folder is None:
         pytest.skip("LONGCAT_MEDIUM names no folder")

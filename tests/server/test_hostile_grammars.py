@@ -1,5 +1,7 @@
 """Grammars that are meant to take for ever: each ends soon, and the streams beside them hardly notice."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -33,7 +35,7 @@ class Neighbour(threading.Thread):
         self.start()
 
     def run(self):
-        body = BODY | {"max_tokens": 1500, "stream": True, "ignore_eos": True, "temperature": 0}
+        body = BODY | {"max_tokens": 800, "stream": True, "ignore_eos": True, "temperature": 0}
         with httpx.stream("POST", self.server.url + "/v1/completions", json=body, timeout=60) as response:
             last = time.perf_counter()
             for line in response.iter_lines():
@@ -73,6 +75,13 @@ def test_good_forms_go_on_after_bad_ones(own):
     assert ask(own, {"regex": "[abc]{2,4}"}).status_code == 200  # not yet
     for thread in threads:
         thread.join()
+
+
+def test_a_process_that_somebody_ended_is_replaced(own):
+    for process in children(own.process.pid):
+        os.kill(process, signal.SIGKILL)
+    time.sleep(0.2)
+    assert ask(own, {"regex": "[abcd]{2,4}"}).status_code == 200
 
 
 def children(process: int) -> list[int]:

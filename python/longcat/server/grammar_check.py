@@ -73,7 +73,7 @@ class GrammarChecker:
             self._known.popitem(last=False)
 
     async def _ask(self, data: bytes) -> str | None:
-        process = self._idle.pop() if self._idle else await self._start()
+        process = self._take_idle() or await self._start()
         try:
             line = await asyncio.wait_for(_talk(process, data), self._timeout)
         except asyncio.TimeoutError:
@@ -89,6 +89,13 @@ class GrammarChecker:
             if process not in self._idle:
                 await _kill(process)
                 self._replacement = asyncio.ensure_future(self._replace())
+
+    def _take_idle(self) -> asyncio.subprocess.Process | None:
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:  # nobody ended it meanwhile
+                return process
+        return None
 
     async def _replace(self) -> None:
         """Has a process ready for the next grammar, so that it need not wait for one."""
@@ -144,6 +151,11 @@ def _answer(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def _limit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
 def main() -> None:
     """Compiles what comes on standard input, until that ends."""
     from longcat.structured import compile_source, make_vocabulary
@@ -153,14 +165,14 @@ def main() -> None:
     compile_source('{"grammars": [{"lark_grammar": "start: \\"a\\""}]}', vocabulary)
     with open("/proc/self/status") as status:
         used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (used + setup["max_bytes"],) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_DATA, used + setup["max_bytes"])
+    _limit(resource.RLIMIT_CORE, 0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a grammar that takes all memory makes it complain at length
     _answer("ready")
     while (source := _read(sys.stdin.buffer)) is not None:
         times = resource.getrusage(resource.RUSAGE_SELF)
         deadline = int(times.ru_utime + times.ru_stime + setup["timeout"]) + 2  # when nobody is left to end this one
-        resource.setrlimit(resource.RLIMIT_CPU, (deadline, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, deadline)
         try:
             compile_source(source.decode(), vocabulary)
             _answer(None)

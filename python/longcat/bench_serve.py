@@ -170,10 +170,9 @@ class _Client:
             writer.close()
         except (OSError, ValueError, IndexError) as error:
             raise Error(f"[bench] {self._url} does not answer: {error or type(error).__name__}") from None
-        found = text[text.find("{") : text.rfind("}") + 1]
         if status != 200:
-            raise Error(f"[bench] {self._url}{path}: status {status}: {_message(found)}")
-        return json.loads(found)
+            raise Error(f"[bench] {self._url}{path}: status {status}: {_message(text)}")
+        return json.loads(_object(text))
 
     async def stream(self, body: dict[str, Any]) -> Outcome:
         outcome = Outcome(len(body["prompt"]))
@@ -181,8 +180,7 @@ class _Client:
         try:
             reader, writer, status = await self._send("POST", "/v1/completions", body)
             if status != 200:
-                text = (await reader.read()).decode(errors="replace")
-                outcome.error = f"status {status}: {_message(text[text.find('{') : text.rfind('}') + 1])}"
+                outcome.error = f"status {status}: {_message((await reader.read()).decode(errors='replace'))}"
             async for line in reader:
                 if not line.startswith(b"data: {"):
                     continue
@@ -201,8 +199,13 @@ class _Client:
         return outcome
 
 
+def _object(text: str) -> str:
+    """The JSON object in a body: the sizes of chunked encoding may stand around it."""
+    return text[text.find("{") : text.rfind("}") + 1]
+
+
 def _message(text: str) -> str:
     try:
-        return str(json.loads(text)["error"]["message"])
+        return str(json.loads(_object(text))["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return text[:200]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from longcat import _core
+from longcat._core import Error
 
-_WHEN_AT_WORK = 1 << 20  # stacks of threads, and code that is first touched when they compute (measured)
+_WHEN_AT_WORK = 3 << 19  # stacks of threads, and code that is first touched when they compute (measured)
 
 
 def available_memory() -> int:
@@ -31,14 +33,29 @@ def _left_in_groups() -> Iterator[int]:
             continue
 
 
-def process_bytes(model: str) -> int:
-    """Resident size of this process with all that an engine imports, and the checkpoint's tokenizer."""
-    from longcat.engine import Engine  # noqa: F401
-    from longcat.tokenizer import Tokenizer
+# What a program has in memory when it has imported all that an engine does, and loaded the tokenizer, if there is one.
+_BARE_PROCESS = """
+import os, sys, longcat.engine, longcat.tokenizer, tokenizers
+keep = longcat.tokenizer.Tokenizer(sys.argv[1]) if len(sys.argv) > 1 else None
+print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+"""
 
-    keep = Tokenizer(model) if os.path.exists(os.path.join(model, "tokenizer.json")) else None  # noqa: F841
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") + _WHEN_AT_WORK
+
+def process_bytes(model: str) -> int:
+    """Resident size of a program without its model: Python, libraries, tokenizer. Asks a process of its own."""
+    import subprocess
+    import sys
+
+    package = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    tokenizer = [model] if os.path.exists(os.path.join(model, "tokenizer.json")) else []
+    done = subprocess.run(
+        [sys.executable, "-c", _BARE_PROCESS, *tokenizer], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    if done.returncode:
+        raise Error(f"[plan] {(done.stderr.strip().splitlines() or ['Python does not start'])[-1]}")
+    return int(done.stdout) + _WHEN_AT_WORK
 
 
 def measured_bandwidth(seconds: float = 0.3) -> float:

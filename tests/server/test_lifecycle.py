@@ -131,7 +131,7 @@ def test_what_does_not_finish_is_aborted_with_a_last_chunk(own, how):
 def test_a_client_that_leaves_gives_its_memory_back(one_at_a_time, phase, stream):
     server = one_at_a_time
     num_lines = len(server.log())
-    first = Reader(server, LONG | {"max_tokens": 400}) if phase == "queued" else None
+    first = Reader(server, LONG | {"max_tokens": 1200}) if phase == "queued" else None
     body = LONG | {"stream": stream}
     if phase == "prefill":
         body["messages"] = [{"role": "user", "content": "a dog " * 900}]

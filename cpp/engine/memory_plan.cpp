@@ -15,6 +15,7 @@ namespace {
 class CountingDevice final : public Device {
  public:
   std::string name() const override { return "counting"; }
+  int64_t default_cache_bytes() const override { return 0; }
   void* allocate(int64_t bytes) override {
     bytes_ += bytes;
     return nullptr;
@@ -45,7 +46,7 @@ BufferPlan plan_buffers(const ModelConfig& config, DType kv_cache_dtype, int64_t
   if (max_model_len < 1 || max_num_seqs < 1 || max_num_batched_tokens < 1)
     throw std::invalid_argument("max_model_len, max_num_seqs and max_num_batched_tokens must be positive");
   CountingDevice activations, steps;
-  const ActivationBuffers buffers(activations, config, max_num_batched_tokens);
+  const ActivationBuffers buffers(activations, config, max_num_batched_tokens, DType::f32);  // of the CPU
   const BatchBuffers batches(steps, max_num_batched_tokens, max_num_seqs, (max_model_len + kBlockSize - 1) / kBlockSize,
                              ModelRunner::kSlots);
   // Pages that are never written cost nothing: latent queries are made of generated tokens alone, and rows of experts

@@ -10,10 +10,11 @@
 
 #include "base/dtype.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
+// Levels, not processors: "arch=skylake-avx512" is that processor alone, and every later one would run the default.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define LC_HAS_CLONES 1
-#define LC_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#define LC_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define LC_CLONES
 #endif

@@ -19,22 +19,6 @@ void pause() {
 #endif
 }
 
-// While it lives, this thread takes numbers too small for a normal float as zero: sums of many, as softmax leaves them,
-// are a hundred times slower and change nothing.
-class FlushDenormals {
-#if defined(__x86_64__)
- public:
-  FlushDenormals() { __builtin_ia32_ldmxcsr(before_ | 0x8040); }
-  ~FlushDenormals() { __builtin_ia32_ldmxcsr(before_); }
-
- private:
-  unsigned before_ = __builtin_ia32_stmxcsr();
-#else
- public:
-  FlushDenormals() {}
-#endif
-};
-
 // Until `ready(value)`; spins, then sleeps on the atomic.
 template <class Ready>
 uint32_t wait_until(const std::atomic<uint32_t>& atomic, Ready&& ready) {
@@ -98,7 +82,6 @@ void ThreadPool::take_ranges(uint32_t generation) {
 
 void ThreadPool::run(int64_t count, int64_t grain, RangeFunction function, void* context) {
   if (count <= 0) return;
-  const FlushDenormals flush;
   if (workers_.empty() || count <= grain) return function(context, 0, count);
   const uint32_t generation = generation_.load() + 1;
   const uint32_t num_ranges = static_cast<uint32_t>((count + grain - 1) / grain);
@@ -118,7 +101,6 @@ void ThreadPool::run(int64_t count, int64_t grain, RangeFunction function, void*
 }
 
 void ThreadPool::work() {
-  const FlushDenormals flush;
   for (uint32_t seen = 0; !stop_; take_ranges(seen))
     seen = wait_until(generation_, [&](uint32_t generation) { return generation != seen; });
 }

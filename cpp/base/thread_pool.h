@@ -34,7 +34,7 @@ class ThreadPool {
 
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, from all threads;
   // returns when all are done. When a body throws, the first exception is rethrown here after all ranges have ended.
-  // One caller at a time. Inside, numbers too small for a normal float are zero.
+  // One caller at a time.
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     using Function = std::remove_reference_t<Body>;

@@ -114,7 +114,24 @@ def test_send_stream_and_remember(page):
     assert not answers(page) and page.execute_script("return messages.length") == 0
 
 
+# The whole answer takes half a second: in the page it arrives as over a slow line.
+SLOW_LINE = """
+const plain = fetch;
+fetch = async (...request) => {
+  const response = await plain(...request), reader = response.body.getReader();
+  const pull = async (sink) => {
+    await new Promise((wake) => setTimeout(wake, 300));
+    const {done, value} = await reader.read();
+    if (done) sink.close();
+    else for (let i = 0; i < value.length; i += 2048) sink.enqueue(value.slice(i, i + 2048));
+  };
+  return new Response(new ReadableStream({pull, cancel: (why) => reader.cancel(why)}), response);
+};
+"""
+
+
 def test_stop_by_escape_and_by_button(page, server):
+    page.execute_script(SLOW_LINE)
     set_value(page, "max_tokens", 1500)
     page.execute_script("const r = request; request = () => ({...r(), ignore_eos: true})")
     for stop in (lambda: page.find_element("tag name", "body").send_keys("\ue00c"),

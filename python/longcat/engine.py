@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 import os
 import random
 import threading
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.names import unknown_name
+from longcat.arguments import canonical_name, parse_bytes, positive, to_prompts
+from longcat.generation_config import read_generation_config
 from longcat.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request import Request
 from longcat.sampling_params import SamplingParams, core_params
@@ -32,16 +31,6 @@ if TYPE_CHECKING:
     from longcat.chat_template import ChatTemplate
     from longcat.masks import MaskFiller
     from longcat.structured import Grammar, GrammarCompiler, StructuredOutputs
-
-# Names other engines use for the same thing.
-_ALIASES = {
-    "model_path": "model",
-    "context_length": "max_model_len",
-    "max_running_requests": "max_num_seqs",
-    "threads": "num_threads",
-}
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_MAX_GENERATION_CONFIG_BYTES = 1 << 20
 
 
 class Engine:
@@ -100,7 +89,7 @@ class Engine:
         **aliases: Any,
     ):
         if aliases:
-            named = {_canonical_name(name): value for name, value in aliases.items()}
+            named = {canonical_name(Engine, name): value for name, value in aliases.items()}
             given = dict(
                 model=model, device=device, dtype=dtype, quantization=quantization, max_model_len=max_model_len,
                 kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype, swap_memory=swap_memory,
@@ -124,18 +113,18 @@ class Engine:
         if quantization not in (None, "fp8"):
             raise ValueError(f'quantization={quantization!r} is not known: use None or "fp8"')
         options.quantize_experts = quantization == "fp8"
-        options.max_model_len = _positive("max_model_len", max_model_len)
-        options.kv_cache_memory = _parse_bytes("kv_cache_memory", kv_cache_memory)
-        options.swap_memory = -1 if swap_memory == "auto" else _parse_bytes("swap_memory", swap_memory, least=0)
+        options.max_model_len = positive("max_model_len", max_model_len)
+        options.kv_cache_memory = parse_bytes("kv_cache_memory", kv_cache_memory)
+        options.swap_memory = -1 if swap_memory == "auto" else parse_bytes("swap_memory", swap_memory, least=0)
         options.enable_prefix_caching = bool(enable_prefix_caching)
-        options.max_num_seqs = _positive("max_num_seqs", max_num_seqs)
-        options.max_num_queued = _positive("max_num_queued", max_num_queued)
+        options.max_num_seqs = positive("max_num_seqs", max_num_seqs)
+        options.max_num_queued = positive("max_num_queued", max_num_queued)
         options.max_num_batched_tokens = (
             max(512, max_num_seqs)
             if max_num_batched_tokens is None
-            else _positive("max_num_batched_tokens", max_num_batched_tokens)
+            else positive("max_num_batched_tokens", max_num_batched_tokens)
         )
-        options.num_threads = _positive("num_threads", num_threads)
+        options.num_threads = positive("num_threads", num_threads)
         if not mask_timeout > 0:
             raise ValueError(f"mask_timeout={mask_timeout!r} is not possible: expected seconds")
         options.mask_timeout_ms = 1000.0 * mask_timeout
@@ -145,7 +134,7 @@ class Engine:
         self._info = self._core.info()
         for line in self._info["warnings"]:
             warnings.warn(line, stacklevel=2)
-        self._generation_config = _read_generation_config(self.model)
+        self._generation_config = read_generation_config(self.model)
         self._tokenizer_path = tokenizer if tokenizer is not None else self.model
         self._tokenizer: Tokenizer | None = None
         self._chat_template_source = chat_template
@@ -249,7 +238,7 @@ class Engine:
             TypeError: an unknown parameter name, answered with the nearest.
         """
         params = SamplingParams.of(sampling_params, sampling)
-        prompt_list, single = _as_prompts(prompts, prompt_token_ids)
+        prompt_list, single = to_prompts(prompts, prompt_token_ids)
         requests = self._prepare([self._with_ids(prompt) for prompt in prompt_list], params)
         chunks = TokenStream(self, requests)
         if stream:
@@ -282,7 +271,7 @@ class Engine:
             ValueError, TypeError: as generate, with the first chunk asked for.
         """
         params = SamplingParams.of(sampling_params, sampling)
-        prompts, single = _as_prompts(prompt, prompt_token_ids)
+        prompts, single = to_prompts(prompt, prompt_token_ids)
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
         params = await self._compiled(params)
@@ -588,68 +577,3 @@ def _score(output: RequestOutput) -> PromptScore:
         raise Error(f"[engine] request {output.request_id} has no score: {answer.error or answer.finish_reason}")
     entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
     return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])
-
-
-def _canonical_name(name: str) -> str:
-    known = [p for p in inspect.signature(Engine).parameters if p != "aliases"]
-    name = _ALIASES.get(name, name)
-    if name not in known:
-        raise unknown_name("Engine", name, [*known, *_ALIASES])
-    return name
-
-
-def _as_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int]], bool]:
-    """The prompts as a list, and whether a single one was given."""
-    if (prompts is None) == (prompt_token_ids is None):
-        raise TypeError("generate needs prompts or prompt_token_ids, one of them")
-    if prompts is not None:
-        if isinstance(prompts, str):
-            return [prompts], True
-        if not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
-            raise TypeError("prompts is neither a text nor a list of texts: for token ids use prompt_token_ids")
-        return list(prompts), False
-    if len(prompt_token_ids) and hasattr(prompt_token_ids[0], "__len__"):
-        return [as_token_ids(ids) for ids in prompt_token_ids], False
-    return [as_token_ids(prompt_token_ids)], True
-
-
-def _positive(name: str, value: int | None) -> int:
-    """An optional count for the core, which takes 0 for its default."""
-    if value is None:
-        return 0
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
-    return value
-
-
-def _parse_bytes(name: str, value: int | str, least: int = 1) -> int:
-    """A size in bytes from 4294967296, "4GiB" or "500 MB"; "auto" is 0."""
-    if value == "auto":
-        return 0
-    if isinstance(value, str):
-        digits = value.strip().rstrip("BbKkMmGgIi ")
-        unit = value.strip()[len(digits) :].strip().upper()
-        try:
-            value = int(float(digits) * _UNITS[unit if unit != "B" else ""])
-        except (KeyError, ValueError, OverflowError):
-            raise ValueError(f'{name}="{value}" is not a size: expected bytes, "500MB" or "4GiB"') from None
-    if not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"{name}={value!r} is not possible: expected a positive number of bytes")
-    return value
-
-
-def _read_generation_config(folder: str) -> dict[str, Any]:
-    """generation_config.json, or nothing when the checkpoint has none."""
-    path = os.path.join(folder, "generation_config.json")
-    if not os.path.exists(path):
-        return {}
-    try:
-        if os.path.getsize(path) > _MAX_GENERATION_CONFIG_BYTES:
-            raise ValueError("larger than 1 MiB")
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise Error(f"[generation config] {path} is not valid: {error}") from None
-    return {name: value for name, value in config.items() if value is not None}

@@ -186,8 +186,8 @@ def plan(
         longcat.Error: config or headers are damaged, or of another model.
         ValueError: an option is out of range.
     """
+    from longcat.arguments import parse_bytes
     from longcat.checkpoint_facts import read_json_object
-    from longcat.engine import _parse_bytes
 
     model = os.path.expanduser(os.fspath(model))
     _core.config_warnings(model)  # which says what is wrong
@@ -204,7 +204,7 @@ def plan(
     buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched)
 
     available = available_memory()
-    budget = _parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4
+    budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4
     block = buffers["block_bytes"]
     useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1
     num_blocks = min(useful, budget // block)

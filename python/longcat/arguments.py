@@ -1,0 +1,72 @@
+"""What callers give an engine, checked and in one form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from longcat.names import unknown_name
+from longcat.tokenizer import as_token_ids
+
+# Names other engines use for the same thing.
+_ALIASES = {
+    "model_path": "model",
+    "context_length": "max_model_len",
+    "max_running_requests": "max_num_seqs",
+    "threads": "num_threads",
+}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def canonical_name(engine: type, name: str) -> str:
+    """Our name of a keyword of `engine`.
+
+    Raises:
+        TypeError: neither ours nor another engine's.
+    """
+    known = [p for p in inspect.signature(engine).parameters if p != "aliases"]
+    name = _ALIASES.get(name, name)
+    if name not in known:
+        raise unknown_name("Engine", name, [*known, *_ALIASES])
+    return name
+
+
+def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int]], bool]:
+    """The prompts as a list, and whether a single one was given."""
+    if (prompts is None) == (prompt_token_ids is None):
+        raise TypeError("generate needs prompts or prompt_token_ids, one of them")
+    if prompts is not None:
+        if isinstance(prompts, str):
+            return [prompts], True
+        if not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
+            raise TypeError("prompts is neither a text nor a list of texts: for token ids use prompt_token_ids")
+        return list(prompts), False
+    if len(prompt_token_ids) and hasattr(prompt_token_ids[0], "__len__"):
+        return [as_token_ids(ids) for ids in prompt_token_ids], False
+    return [as_token_ids(prompt_token_ids)], True
+
+
+def positive(name: str, value: int | None) -> int:
+    """An optional count for the core, which takes 0 for its default."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
+    return value
+
+
+def parse_bytes(name: str, value: int | str, least: int = 1) -> int:
+    """A size in bytes from 4294967296, "4GiB" or "500 MB"; "auto" is 0."""
+    if value == "auto":
+        return 0
+    if isinstance(value, str):
+        digits = value.strip().rstrip("BbKkMmGgIi ")
+        unit = value.strip()[len(digits) :].strip().upper()
+        try:
+            value = int(float(digits) * _UNITS[unit if unit != "B" else ""])
+        except (KeyError, ValueError, OverflowError):
+            raise ValueError(f'{name}="{value}" is not a size: expected bytes, "500MB" or "4GiB"') from None
+    if not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name}={value!r} is not possible: expected a positive number of bytes")
+    return value

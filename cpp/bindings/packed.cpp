@@ -1,8 +1,7 @@
-// Binding of the packed weight formats: what `longcat convert` calls.
+// Binding of the packed weight formats: what `longcat convert` calls, and what the tests call.
 #include "ops/packed.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "bindings/bindings.h"
 #include "cpu/pack.h"
@@ -22,18 +21,12 @@ WeightFormat packed_format(const std::string& name) {
       str_cat("packed format \"", name, "\" is not known: expected bf16_x8, int8_x8, int4_x8, int8_row or int4_row"));
 }
 
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read,
-                                  const std::optional<Floats>& importance) {
-  if (importance && importance->size() != cols)
-    throw std::invalid_argument(str_cat("column importance has ", importance->size(), " values, expected ", cols));
+py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read) {
   const int64_t stride = packed_stride(format, cols);
   py::array_t<uint8_t> out({packed_bytes(format, rows, cols) / stride, stride});
   uint8_t* data = out.mutable_data();
-  const float* weights = importance ? importance->data() : nullptr;
   const GilRelease nogil;
-  cpu::pack(data, format, rows, cols, read, weights);
+  cpu::pack(data, format, rows, cols, read);
   return out;
 }
 
@@ -60,27 +53,37 @@ void register_packed(py::module_& module) {
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
   module.def(
-      "pack_matrix",
-      [](const Floats& matrix, const std::string& format, const std::optional<Floats>& importance) {
-        const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
-        const float* values = matrix.data();
-        return packed_array(
-            packed_format(format), rows, cols,
-            [&](int64_t row, float* out) { std::copy_n(values + row * cols, cols, out); }, importance);
-      },
-      py::arg("matrix"), py::arg("format"), py::arg("importance") = py::none());
-  module.def(
       "pack_tensor",
-      [](const Checkpoint& checkpoint, const std::string& name, const std::string& format,
-         const std::optional<Floats>& importance) {
+      [](const Checkpoint& checkpoint, const std::string& name, const std::string& format) {
         const StoredTensor* stored = checkpoint.find(name);
         if (!stored || stored->shape.size() != 2) throw std::invalid_argument(str_cat(name, " is no matrix here"));
-        return packed_array(
-            packed_format(format), stored->shape[0], stored->shape[1],
-            [&](int64_t row, float* out) { read_stored_row(out, checkpoint, name, row); }, importance);
+        try {
+          return packed_array(packed_format(format), stored->shape[0], stored->shape[1],
+                              [&](int64_t row, float* out) { read_stored_row(out, checkpoint, name, row); });
+        } catch (const Error& error) {
+          throw Error(str_cat("[convert] ", checkpoint.folder().string(), ": \"", name, "\", ", error.what(),
+                              " (longcat verify lists such values)"));
+        }
       },
-      py::arg("checkpoint"), py::arg("name"), py::arg("format"), py::arg("importance") = py::none());
-  module.def(
+      py::arg("checkpoint"), py::arg("name"), py::arg("format"));
+  py::list names;
+  for (const WeightFormat format : kAllWeightFormats)
+    if (is_packed(format)) names.append(name_of(format));
+  module.attr("PACKED_FORMATS") = py::tuple(names);
+}
+
+void register_testing_packed(py::module_& testing) {
+  using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+  testing.def(
+      "pack_matrix",
+      [](const Floats& matrix, const std::string& format) {
+        const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
+        const float* values = matrix.data();
+        return packed_array(packed_format(format), rows, cols,
+                            [&](int64_t row, float* out) { std::copy_n(values + row * cols, cols, out); });
+      },
+      py::arg("matrix"), py::arg("format"));
+  testing.def(
       "unpack_matrix",
       [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& format, int64_t rows,
          int64_t cols) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "base/error.h"
 #include "base/thread_pool.h"
 #include "cpu/vec.h"
 #include "ops/packed.h"
@@ -19,9 +20,8 @@ constexpr float kRound = 12582912.0f;
 
 // The scale whose rounded multiples in [-8, 7] come closest to x, in bf16 as it is stored. Starts from scales that put
 // the extreme near -8 and refines each by least squares.
-LC_CLONES bf16 search_int4_scale(const float* x, const float* importance) {
+LC_CLONES bf16 search_int4_scale(const float* x) {
   const vec::f32x16 a = vec::load(x), b = vec::load(x + 16);
-  const vec::f32x16 weight_a = vec::load(importance), weight_b = vec::load(importance + 16);
   const auto sum = [](vec::f32x16 v) {
     float lanes[vec::kLanes], total = 0;
     vec::store(lanes, v);
@@ -45,23 +45,23 @@ LC_CLONES bf16 search_int4_scale(const float* x, const float* importance) {
         return v > 7.0f ? vec::f32x16{} + 7.0f : v;
       };
       const vec::f32x16 q_a = quantized(a), q_b = quantized(b), e_a = a - q_a * s, e_b = b - q_b * s;
-      const float error = sum(weight_a * e_a * e_a + weight_b * e_b * e_b);
+      const float error = sum(e_a * e_a + e_b * e_b);
       if (error < least) {
         least = error;
         best = rounded;
       }
-      const float square = sum(weight_a * q_a * q_a + weight_b * q_b * q_b);
+      const float square = sum(q_a * q_a + q_b * q_b);
       if (square == 0) break;
-      scale = sum(weight_a * a * q_a + weight_b * b * q_b) / square;
+      scale = sum(a * q_a + b * q_b) / square;
     }
   }
   return best;
 }
 
 // One row of a block of 32: values as integers, and the scale.
-void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x, const float* importance) {
+void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x) {
   if (format == WeightFormat::int4_x8) {
-    scale = search_int4_scale(x, importance);
+    scale = search_int4_scale(x);
     const float s = to_float(scale);
     for (int64_t k = 0; k < kQuantBlock; ++k)
       q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -8.0f, 7.0f));
@@ -75,8 +75,7 @@ void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x,
     q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -127.0f, 127.0f));
 }
 
-void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const std::vector<float>& rows,
-                const float* importance) {
+void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const std::vector<float>& rows) {
   const int64_t blocks = num_quant_blocks(in_features), width = blocks * kQuantBlock;
   if (format == WeightFormat::bf16_x8) {
     bf16* values = reinterpret_cast<bf16*>(group);
@@ -90,8 +89,7 @@ void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const 
     uint8_t* values = group + b * block_value_bytes(format);
     for (int64_t r = 0; r < kPackedRows; ++r) {
       int8_t q[kQuantBlock];
-      quantize_block(q, scales[b * kPackedRows + r], format, rows.data() + r * width + b * kQuantBlock,
-                     importance + b * kQuantBlock);
+      quantize_block(q, scales[b * kPackedRows + r], format, rows.data() + r * width + b * kQuantBlock);
       for (int64_t k = 0; k < kQuantBlock; ++k) {
         const int64_t quad = k / 4;
         if (format == WeightFormat::int8_x8) {
@@ -129,23 +127,26 @@ void pack_table_row(uint8_t* out, WeightFormat format, int64_t in_features, cons
 
 }  // namespace
 
-void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row,
-          const float* column_importance) {
+void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row) {
   const int64_t stride = packed_stride(format, in_features);
   const int64_t rows_at_once = is_x8(format) ? kPackedRows : 64;
   const int64_t width = num_quant_blocks(in_features) * kQuantBlock;
-  std::vector<float> importance(static_cast<size_t>(width), 1.0f);
-  if (column_importance) std::copy_n(column_importance, in_features, importance.begin());
   ThreadPool pool(available_threads());
   pool.parallel_for((out_features + rows_at_once - 1) / rows_at_once, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> rows(static_cast<size_t>(rows_at_once * width));
     for (int64_t group = begin; group < end; ++group) {
       std::fill(rows.begin(), rows.end(), 0.0f);
       const int64_t first = group * rows_at_once, count = std::min(rows_at_once, out_features - first);
-      for (int64_t r = 0; r < count; ++r) read_row(first + r, rows.data() + r * width);
+      for (int64_t r = 0; r < count; ++r) {
+        float* row = rows.data() + r * width;
+        read_row(first + r, row);
+        for (int64_t k = 0; k < in_features; ++k)
+          if (!std::isfinite(row[k]))
+            throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], ": no scale can hold that"));
+      }
       if (is_x8(format)) {
         std::memset(data + group * stride, 0, static_cast<size_t>(stride));
-        pack_group(data + group * stride, format, in_features, rows, importance.data());
+        pack_group(data + group * stride, format, in_features, rows);
       } else {
         for (int64_t r = 0; r < count; ++r)
           pack_table_row(data + (first + r) * stride, format, in_features, rows.data() + r * width);

@@ -473,7 +473,7 @@ void QuantizedInputs::quantize(ThreadPool& pool, const float* x, int64_t x_strid
 }
 
 void packed_matmul_block(const Weight& weight, const MatmulBlock& block) {
-  LC_CHECK(block.first_row % kPackedRows == 0);
+  LC_CHECK(block.first_row % kPackedRows == 0 && (block.quantized || !want_quantized_inputs(weight.format)));
   switch (weight.format) {
     case WeightFormat::bf16_x8:
       return walk<WeightFormat::bf16_x8>(weight, block);

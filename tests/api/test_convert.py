@@ -34,13 +34,12 @@ def logits(folder, **options):
         return engine.forward(IDS)
 
 
-@pytest.mark.parametrize("quant,close", [("bf16", 0.02), ("int8", 0.05), ("int4", 0.5)])
+@pytest.mark.parametrize("quant,close", [("bf16", 0.008), ("int8", 0.03), ("int4", 0.25)])
 def test_logits_stay_close(source, tmp_path, quant, close):
     convert_checkpoint(source, tmp_path / "out", PRESETS[quant])
     expected, found = logits(source), logits(tmp_path / "out")
     difference = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    assert np.median(difference) < close
-    assert np.median(difference) > 0 or quant == "bf16"
+    assert 0 < np.median(difference) < close  # the source is f32: bf16 rounds it, too
 
 
 def test_which_tensors_are_packed(plain, tmp_path):
@@ -109,6 +108,15 @@ def test_what_is_refused(plain, tmp_path):
     with pytest.raises(ValueError, match='format "int3" of core is not known: expected keep, bf16, int8, int4'):
         convert_checkpoint(plain, tmp_path / "again", {"core": "int3"})
     assert not list(tmp_path.glob("again*"))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_no_scale_can_hold_is_refused(plain, tmp_path, value):
+    name = "model.layers.0.mlps.1.up_proj.weight"
+    [(_, _, _, _, begin, end)] = [t for t in _core.Checkpoint(str(plain)).tensors() if t[0] == name]
+    np.memmap(plain / "model.safetensors", np.float32, "r+", begin, ((end - begin) // 4,))[96 + 5] = value
+    with pytest.raises(longcat.Error, match=rf'source: "{name}", row 1, column 5 is {value}: no scale can hold that'):
+        convert_checkpoint(plain, tmp_path / "out", PRESETS["int4"])
 
 
 def test_a_cut_packed_tensor_is_refused(plain, tmp_path):

@@ -25,9 +25,9 @@ def normal(*shape, seed=0):
 
 
 def unpacked(matrix, format):
-    packed = _core.pack_matrix(matrix, format)
+    packed = testing.pack_matrix(matrix, format)
     assert packed.shape == _core.packed_shape(format, *matrix.shape)
-    return packed, _core.unpack_matrix(packed, format, *matrix.shape)
+    return packed, testing.unpack_matrix(packed, format, *matrix.shape)
 
 
 def blocks_of(x):
@@ -65,7 +65,8 @@ def test_values_are_within_half_a_step(shape, format):
     scale = from_bf16(to_bf16(most / steps))[..., None]
     q = np.clip(np.rint(np.divide(blocks_of(matrix), scale, where=scale > 0, out=np.zeros_like(error))), -steps, steps)
     plain = ((q * scale - blocks_of(matrix)) ** 2).sum()
-    assert (error**2).sum() <= plain * (1.0001 if format == "int8_x8" or matrix.size < 200 else 0.95) + 1e-12
+    gain = 0.95 if format == "int4_x8" and matrix.size > 200 else 1.0001  # in a single block there may be none
+    assert (error**2).sum() <= plain * gain + 1e-12
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -77,15 +78,6 @@ def test_rows_have_one_scale(shape, format):
     step = np.abs(matrix).max(1, keepdims=True) / (2 ** (BITS[format] - 1) - 1)
     assert np.all(np.abs(found - matrix) <= 0.5001 * step)
     assert not found[0].any()
-
-
-def test_important_columns_are_closer():
-    matrix, importance = normal(64, 256), np.ones(256, np.float32)
-    importance[::8] = 100
-    found = _core.unpack_matrix(_core.pack_matrix(matrix, "int4_x8", importance), "int4_x8", 64, 256)
-    error, plain = (found - matrix) ** 2, (unpacked(matrix, "int4_x8")[1] - matrix) ** 2
-    assert error[:, ::8].sum() < 0.8 * plain[:, ::8].sum()
-    assert error.sum() > plain.sum()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -112,7 +104,7 @@ def test_linear(shape, format, threads):
 def test_what_is_not_finite_stays_so(format, value):
     x = normal(3, 70)
     x[1, 65] = value
-    found = testing.Ops(1).linear_packed(x, _core.pack_matrix(normal(16, 70), format), format, 16)
+    found = testing.Ops(1).linear_packed(x, testing.pack_matrix(normal(16, 70), format), format, 16)
     assert not np.isfinite(found[1]).any() and np.isfinite(found[[0, 2]]).all()
 
 
@@ -120,7 +112,7 @@ def test_what_is_not_finite_stays_so(format, value):
 def test_zeros_and_tiny_values(format):
     x = np.zeros((2, 64), np.float32)
     x[1] = 1e-42
-    found = testing.Ops(1).linear_packed(x, _core.pack_matrix(normal(8, 64), format), format, 8)
+    found = testing.Ops(1).linear_packed(x, testing.pack_matrix(normal(8, 64), format), format, 8)
     assert not found[0].any() and np.isfinite(found).all() and np.abs(found).max() < 1e-38
 
 
@@ -134,7 +126,7 @@ ops, rng = testing.Ops(2), np.random.default_rng(0)
 for out, width in [(8, 32), (40, 70), (17, 33), (200, 520)]:
     matrix = rng.standard_normal((out, width)).astype(np.float32)
     for format in ["bf16_x8", "int8_x8", "int4_x8"]:
-        packed = _core.pack_matrix(matrix, format)
+        packed = testing.pack_matrix(matrix, format)
         for count in [1, 3, 9]:
             x = rng.standard_normal((count, width)).astype(np.float32)
             sys.stdout.buffer.write(ops.linear_packed(x, packed, format, out).tobytes())
@@ -170,8 +162,11 @@ def test_an_unknown_instruction_set_is_refused():
 
 def test_wrong_arguments():
     with pytest.raises(ValueError, match='packed format "int3" is not known: expected bf16_x8, int8_x8'):
-        _core.pack_matrix(normal(8, 32), "int3")
-    with pytest.raises(ValueError, match="column importance has 31 values, expected 32"):
-        _core.pack_matrix(normal(8, 32), "int4_x8", np.ones(31, np.float32))
+        testing.pack_matrix(normal(8, 32), "int3")
+    for value in (np.nan, np.inf):
+        matrix = normal(8, 32)
+        matrix[5, 7] = value
+        with pytest.raises(longcat.Error, match=f"row 5, column 7 is {value}: no scale can hold that"):
+            testing.pack_matrix(matrix, "int4_x8")
     with pytest.raises(ValueError, match="10 bytes, expected 320"):
-        _core.unpack_matrix(np.zeros(10, np.uint8), "int8_x8", 8, 32)
+        testing.unpack_matrix(np.zeros(10, np.uint8), "int8_x8", 8, 32)

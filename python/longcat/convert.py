@@ -20,8 +20,15 @@ import numpy as np
 
 from longcat import _core
 from longcat._core import Error
-from longcat.report_text import bytes_text
-from longcat.safetensors_writer import INDEX_FILE, header, write_index
+from longcat.checkpoint_writer import (
+    INDEX_FILE,
+    MAX_SHARD_BYTES,
+    check_new,
+    check_room,
+    header,
+    split,
+    write_index,
+)
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
@@ -31,7 +38,6 @@ PRESETS: dict[str, dict[str, str]] = {
     "int8": dict.fromkeys(COMPONENTS, "int8"),
     "int4": {"core": "int4", "experts": "int4", "head": "int4", "embedding": "int8", "tables": "int4"},
 }
-MAX_SHARD_BYTES = 5 * 10**9
 _PLAN_FILE = "convert.json"  # in the partial folder: what is being made of what
 
 
@@ -154,7 +160,7 @@ def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, s
     stored = {name: (dtype, shape, shard, begin, end) for name, dtype, shape, shard, begin, end in checkpoint.tensors()}
     tensors = []
     for name, (dtype, shape, shard, begin, end) in stored.items():
-        if name.rpartition(".")[2] in ("bf16_x8", "int8_x8", "int4_x8", "int8_row", "int4_row"):
+        if name.rpartition(".")[2] in _core.PACKED_FORMATS:
             raise Error(f'[convert] {source}: "{name}" is packed already: convert the original checkpoint')
         if name.endswith("_scale_inv") and _packed_as(uses, name.removesuffix("_scale_inv"), formats):
             continue
@@ -176,22 +182,14 @@ def _packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -
 
 
 def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Tensor]]:
-    # Within a file the packed matrices come first, each a multiple of 64 bytes, then what has 4-byte and 2-byte values.
-    files: list[list[_Tensor]] = []
-    room = 0
-    for tensor in tensors:
-        if not files or tensor.num_bytes > room:
-            files.append([])
-            room = max_shard_bytes
-        files[-1].append(tensor)
-        room -= tensor.num_bytes
-    for members in files:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    files = split({tensor.name: tensor.num_bytes for tensor in tensors}, max_shard_bytes)
+    shards = {file: [by_name[name] for name in names] for file, names in files.items()}
+    for members in shards.values():  # multiples of 64 bytes first, then of 4: so that all lie aligned
         members.sort(
             key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16")
         )
-    if len(files) == 1:
-        return {"model.safetensors": files[0]}
-    return {f"model-{i + 1:05d}-of-{len(files):05d}.safetensors": members for i, members in enumerate(files)}
+    return shards
 
 
 def _plan(
@@ -205,8 +203,7 @@ def _plan(
 
 
 def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Error(f"[convert] {target} exists: expected a new or an empty folder, nothing is overwritten")
+    check_new("convert", target)
     if partial.exists():
         try:
             earlier = json.loads((partial / _PLAN_FILE).read_text())
@@ -215,15 +212,7 @@ def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: i
         if earlier != plan:
             raise Error(f"[convert] {partial} is left by a run with another source or other options: remove it")
         return
-    parent = partial.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if total > free:
-        raise Error(
-            f"[convert] {target} takes {bytes_text(total)}, {bytes_text(free)} are free on its disk: free some, or "
-            "name a folder on another disk"
-        )
+    check_room("convert", target, total, "free some, or name a folder on another disk")
     partial.mkdir(parents=True)
     (partial / _PLAN_FILE).write_text(json.dumps(plan))
 

@@ -22,11 +22,9 @@ import numpy as np
 
 from longcat import _core
 from longcat._core import Error
-from longcat.report_text import bytes_text
-from longcat.safetensors_writer import header, write_index
+from longcat.checkpoint_writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # where official checkpoints keep the MTP tensors
-MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -431,22 +429,10 @@ def _size(spec: TensorSpec, dtype: str) -> int:
 
 
 def _plan(specs: Mapping[str, TensorSpec], dtype: str, max_shard_bytes: int) -> dict[str, list[str]]:
-    """file name -> tensor names: as many tensors in order as fit into each."""
-    shards: list[list[str]] = []
-    room = 0
-    for name, spec in specs.items():
-        if name.startswith("model.mtp."):
-            continue
-        size = _size(spec, dtype)
-        if not shards or size > room:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(name)
-        room -= size
+    """file name -> tensor names."""
     mtp = [name for name in specs if name.startswith("model.mtp.")]
-    if len(shards) == 1 and not mtp:
-        return {"model.safetensors": shards[0]}
-    files = {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards)}
+    sizes = {name: _size(spec, dtype) for name, spec in specs.items() if name not in mtp}
+    files = split(sizes, max_shard_bytes, more_files=bool(mtp))
     return files | ({AUXILIARY_FILE: mtp} if mtp else {})
 
 
@@ -455,19 +441,11 @@ def _header(names: list[str], specs: Mapping[str, TensorSpec], dtype: str) -> by
 
 
 def _check_target(target: Path, partial: Path, total: int) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Error(f"[make-checkpoint] {target} exists: expected a new or an empty folder, nothing is overwritten")
+    check_new("make-checkpoint", target)
     if partial.exists():
         raise Error(f"[make-checkpoint] {partial} exists, left by a run that was interrupted or is going on: remove it")
-    parent = partial.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if total > free:
-        raise Error(
-            f"[make-checkpoint] {target} takes {bytes_text(total)}, {bytes_text(free)} are free on its disk: "
-            "free some, name a folder on another disk, or make a smaller model (--preset, --layers)"
-        )
+    remedy = "free some, name a folder on another disk, or make a smaller model (--preset, --layers)"
+    check_room("make-checkpoint", target, total, remedy)
 
 
 def _tokenizer_files(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> list[Path]:

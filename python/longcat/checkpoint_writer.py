@@ -1,0 +1,71 @@
+"""What whoever writes a checkpoint needs: headers, shards, an index, and room for all of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longcat._core import Error
+from longcat.report_text import bytes_text
+
+MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
+INDEX_FILE = "model.safetensors.index.json"
+ALIGNMENT = 64  # [bytes] of the first tensor in the file: a cache line
+
+
+def header(tensors: Iterable[tuple[str, str, Iterable[int], int]]) -> bytes:
+    """The bytes before the tensors of a file. tensors: (name, dtype, shape, bytes), in the order they follow."""
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, num_bytes in tensors:
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
+        offset += num_bytes
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = False) -> dict[str, list[str]]:
+    """file name -> tensors, as many in order as fit into each. A single one has no number, unless more_files follow."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1 and not more_files:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards)}
+
+
+def check_new(command: str, target: Path) -> None:
+    """Raises longcat.Error when there is something in `target`."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Error(f"[{command}] {target} exists: expected a new or an empty folder, nothing is overwritten")
+
+
+def check_room(command: str, target: Path, total: int, remedy: str) -> None:
+    """Raises longcat.Error when `total` bytes do not fit on the disk of `target`."""
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if total > free:
+        raise Error(
+            f"[{command}] {target} takes {bytes_text(total)}, {bytes_text(free)} are free on its disk: {remedy}"
+        )
+
+
+def write_index(folder: Path, files: Mapping[str, Iterable[str]], total_bytes: int) -> None:
+    """Which file holds which tensor."""
+    index = {
+        "metadata": {"total_size": total_bytes},
+        "weight_map": {name: file for file, names in files.items() for name in names},
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

@@ -14,9 +14,14 @@
 #include <string>
 #include <vector>
 
+#include "command_line.h"
 #include "engine/engine.h"
+#include "timing.h"
 
 using namespace longcat;
+using bench::Clock;
+using bench::median;
+using bench::us_since;
 
 namespace {
 
@@ -28,45 +33,16 @@ struct Arguments {
 };
 
 Arguments parse(int argc, char** argv) {
-  Arguments arguments;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    if (!name.starts_with("--")) {
-      arguments.checkpoint = name;
-      continue;
-    }
-    if (i + 1 == argc) throw std::invalid_argument(str_cat(name, " needs a value"));
-    const std::string value = argv[++i];
-    if (name == "--batch") {
-      arguments.batches.clear();
-      for (size_t begin = 0; begin < value.size();) {
-        const size_t end = std::min(value.find(',', begin), value.size());
-        arguments.batches.push_back(std::stoll(value.substr(begin, end - begin)));
-        begin = end + 1;
-      }
-    } else if (name == "--context") {
-      arguments.context = std::stoll(value);
-    } else if (name == "--steps") {
-      arguments.steps = std::stoll(value);
-    } else if (name == "--rounds") {
-      arguments.rounds = std::stoll(value);
-    } else if (name == "--threads") {
-      arguments.threads = std::stoi(value);
-    } else {
-      throw std::invalid_argument(str_cat("unknown option ", name));
-    }
-  }
-  if (arguments.checkpoint.empty()) throw std::invalid_argument("which checkpoint?");
+  bench::CommandLine line(argc, argv);
+  const Arguments fallback;
+  Arguments arguments{.checkpoint = line.checkpoint(),
+                      .batches = line.numbers("--batch", fallback.batches),
+                      .context = line.number("--context", fallback.context),
+                      .steps = line.number("--steps", fallback.steps),
+                      .rounds = line.number("--rounds", fallback.rounds),
+                      .threads = static_cast<int>(line.number("--threads", fallback.threads))};
+  line.finish();
   return arguments;
-}
-
-double us_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
 }
 
 // The newest computed token of every running sequence again: same work as the step that computed it, same bits.

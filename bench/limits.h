@@ -2,13 +2,13 @@
 // their shares of these, measured in the same run.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <vector>
 
 #include "base/thread_pool.h"
 #include "cpu/isa.h"
 #include "cpu/vec.h"
+#include "timing.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #if !defined(__clang__)
@@ -19,11 +19,6 @@
 #endif
 
 namespace longcat::bench {
-
-using Clock = std::chrono::steady_clock;
-inline double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 struct Limits {
   double read_bytes_per_s = 0;  // of memory, far more than the caches hold

@@ -16,11 +16,14 @@
 #include <string>
 #include <vector>
 
+#include "command_line.h"
 #include "engine/engine.h"
 #include "limits.h"
+#include "timing.h"
 
 using namespace longcat;
 using bench::Clock;
+using bench::median;
 using bench::seconds_since;
 
 namespace {
@@ -33,45 +36,18 @@ struct Arguments {
 };
 
 Arguments parse(int argc, char** argv) {
-  Arguments arguments;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    if (!name.starts_with("--")) {
-      arguments.checkpoint = name;
-      continue;
-    }
-    if (i + 1 == argc) throw std::invalid_argument(str_cat(name, " needs a value"));
-    const std::string value = argv[++i];
-    if (name == "--prompt") {
-      arguments.prompt = std::stoll(value);
-    } else if (name == "--generate") {
-      arguments.generate = std::stoll(value);
-    } else if (name == "--batch") {
-      arguments.batch = std::stoll(value);
-    } else if (name == "--rounds") {
-      arguments.rounds = std::stoll(value);
-    } else if (name == "--threads") {
-      arguments.threads = std::stoi(value);
-    } else if (name == "--kv-cache-dtype") {
-      arguments.kv_cache_dtype = value;
-    } else if (name == "--depth") {
-      arguments.depths.clear();
-      for (size_t begin = 0; begin < value.size();) {
-        const size_t end = std::min(value.find(',', begin), value.size());
-        arguments.depths.push_back(std::stoll(value.substr(begin, end - begin)));
-        begin = end + 1;
-      }
-    } else {
-      throw std::invalid_argument(str_cat("unknown option ", name));
-    }
-  }
-  if (arguments.checkpoint.empty()) throw std::invalid_argument("which checkpoint?");
+  bench::CommandLine line(argc, argv);
+  const Arguments fallback;
+  Arguments arguments{.checkpoint = line.checkpoint(),
+                      .kv_cache_dtype = line.text("--kv-cache-dtype", fallback.kv_cache_dtype),
+                      .prompt = line.number("--prompt", fallback.prompt),
+                      .generate = line.number("--generate", fallback.generate),
+                      .batch = line.number("--batch", fallback.batch),
+                      .rounds = line.number("--rounds", fallback.rounds),
+                      .depths = line.numbers("--depth", fallback.depths),
+                      .threads = static_cast<int>(line.number("--threads", fallback.threads))};
+  line.finish();
   return arguments;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // What the matrices of a step take and cost.

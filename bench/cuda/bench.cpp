@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <random>
 
+#include "../timing.h"
 #include "cuda/check.h"
 #include "cuda/cuda_device.h"
 #include "cuda/emulated_device.h"
@@ -89,11 +90,6 @@ int attribute(cudaDeviceAttr which) {
   int value = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&value, which, 0));
   return value;
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
 }
 
 // Dense bf16 operations a multiprocessor does in a cycle.
@@ -187,7 +183,7 @@ double Bench::time(const std::function<void()>& work, bool cold, int repeats) {
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
   }
-  return median(us);
+  return bench::median(us);
 }
 
 BatchMaker::BatchMaker(Bench& bench, int64_t max_tokens, int64_t max_sequences, int64_t max_context)

@@ -1,0 +1,78 @@
+// The command line of a benchmark: a checkpoint, then options with a value each.
+#pragma once
+
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+
+namespace longcat::bench {
+
+class CommandLine {
+ public:
+  // Throws std::invalid_argument for an option without a value.
+  CommandLine(int argc, char** argv) {
+    for (int i = 1; i < argc; ++i) {
+      const std::string name = argv[i];
+      if (!name.starts_with("--")) {
+        checkpoint_ = name;
+      } else if (i + 1 == argc) {
+        throw std::invalid_argument(str_cat(name, " needs a value"));
+      } else {
+        options_[name] = argv[++i];
+      }
+    }
+  }
+
+  const std::string& checkpoint() const {
+    if (checkpoint_.empty()) throw std::invalid_argument("which checkpoint?");
+    return checkpoint_;
+  }
+
+  // The value of an option, which counts as known from then on.
+  std::string text(const std::string& name, const std::string& fallback) {
+    const auto option = options_.extract(name);
+    return option ? option.mapped() : fallback;
+  }
+  int64_t number(const std::string& name, int64_t fallback) {
+    const std::string value = text(name, "");
+    return value.empty() ? fallback : to_number(name, value);
+  }
+  std::vector<int64_t> numbers(const std::string& name, std::vector<int64_t> fallback) {  // "1,8,64"
+    const std::string value = text(name, "");
+    if (value.empty()) return fallback;
+    std::vector<int64_t> list;
+    for (size_t begin = 0; begin <= value.size();) {
+      const size_t end = std::min(value.find(',', begin), value.size());
+      list.push_back(to_number(name, value.substr(begin, end - begin)));
+      begin = end + 1;
+    }
+    return list;
+  }
+
+  // Throws std::invalid_argument for an option nobody asked for.
+  void finish() const {
+    if (!options_.empty()) throw std::invalid_argument(str_cat("unknown option ", options_.begin()->first));
+  }
+
+ private:
+  static int64_t to_number(const std::string& name, const std::string& value) {
+    size_t used = 0;
+    int64_t number = 0;
+    try {
+      number = std::stoll(value, &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used == 0 || used != value.size())
+      throw std::invalid_argument(str_cat(name, " ", value, ": expected a whole number"));
+    return number;
+  }
+
+  std::string checkpoint_;
+  std::map<std::string, std::string> options_;  // not yet asked for
+};
+
+}  // namespace longcat::bench

@@ -21,7 +21,7 @@ ALONE = {f"{c} {q}": {c: q} for q in ("int8", "int4") for c in COMPONENTS}
 
 
 def measure(model: Path, texts: list[list[int]], tools: list[dict[str, Any]], original: list[np.ndarray] | None):
-    """(nats a token, calls exact, greedy tokens per text)."""
+    """(nats a token, calls exact, share of greedy tokens as `original`, greedy tokens of each text)."""
     nats = count = exact = 0
     best = []
     with longcat.Engine(model, enable_prefix_caching=False) as engine:
@@ -46,14 +46,14 @@ def measure(model: Path, texts: list[list[int]], tools: list[dict[str, Any]], or
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("texts", type=Path, help='JSON with "texts": [{"ids": [...]} or {"text": ...}]')
-    parser.add_argument("tools", type=Path, help='JSON with "tests" or "cases": prompt and expected_text')
+    parser.add_argument("texts", type=Path, help='JSON with a list of {"text": ...}')
+    parser.add_argument("tools", type=Path, help='JSON with a list of {"prompt": ..., "expected_text": ...}')
     parser.add_argument("--formats", nargs="+", default=[*PRESETS, *ALONE])
     args = parser.parse_args()
     with longcat.Engine(args.model) as engine:
-        texts = [engine.encode(text) for text in read_texts(args.texts)]
+        texts = [engine.encode(entry["text"]) for entry in listed(args.texts)]
         size = sum(shard[1] for shard in longcat._core.Checkpoint(str(args.model)).shards())
-    tools = next(v for v in json.loads(args.tools.read_text()).values() if isinstance(v, list))
+    tools = listed(args.tools)
     nats, exact, _, original = measure(args.model, texts, tools, None)
     print(f"{len(texts)} texts, {sum(map(len, texts))} tokens, {len(tools)} tool calls\n")
     print("| format | MB | perplexity | change | tool calls exact | top-1 as the original |")
@@ -71,12 +71,9 @@ def main() -> None:
         )
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a JSON file (a list of objects with "text"), or the paragraphs of a text file."""
-    if path.suffix != ".json":
-        return path.read_text().split("\n\n\n")
-    listed = next(v for v in json.loads(path.read_text()).values() if isinstance(v, list))
-    return [entry["text"] for entry in listed]
+def listed(path: Path) -> list[dict[str, Any]]:
+    """The one list in a JSON file."""
+    return next(value for value in json.loads(path.read_text()).values() if isinstance(value, list))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ namespace longcat {
 
 namespace {
 
-// Partial results of decode pieces, and CUTLASS's scheduling data. 128 MiB hold all pieces of one token at 256k context
-// (164 x 32 heads x 2 KiB = 11 MiB) or 5 pieces of 300 tokens.
-constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
 constexpr int64_t kBranchWorkspaceBytes = int64_t{16} << 20;
 
 }  // namespace
 
-CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype)
+CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int64_t workspace_bytes)
     : device_(std::move(device)),
       activation_dtype_(activation_dtype),
-      workspace_(*device_, kWorkspaceBytes),
+      workspace_(*device_, workspace_bytes),
       branch_workspace_(*device_, kBranchWorkspaceBytes) {
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
 }
@@ -31,7 +28,8 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype)
 Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   if (is_packed(logical.format))
     throw Error(str_cat("[cuda] weights in ", name_of(logical.format),
-                        " are read by the CPU only: give the checkpoint ", "that was converted, or device=\"cpu\""));
+                        " are read by the CPU only: give the original checkpoint, ",
+                        "that longcat convert read, or device=\"cpu\""));
   const int64_t count = logical.out_features * logical.in_features;
   const int64_t data_bytes = logical.format == WeightFormat::fp8_block ? count : logical.num_bytes();
   const int64_t scales_offset = scales_offset_of(data_bytes);
@@ -82,13 +80,16 @@ Weight CudaOps::prepare_table(const Weight& logical, const ReadPlane& read, Buff
 
 void CudaOps::grow(Buffer& buffer, int64_t bytes) {
   if (bytes <= buffer.bytes()) return;
-  if (buffer.data()) outgrown_.push_back(std::move(buffer));
+  buffer = {};  // the device frees it when nothing reads it any more
   buffer = Buffer(*device_, bytes + bytes / 4);
 }
 
 std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed) {
   constexpr int64_t kCapacity = int64_t{8} << 30;  // of address space
-  return std::make_unique<CudaOps>(std::make_unique<EmulatedDevice>(kCapacity, fp8, reversed), activation_dtype);
+  // Small enough backwards that decode attention takes its pieces in rounds and its tokens in slices.
+  constexpr int64_t kSmallWorkspace = 256 << 10;
+  return std::make_unique<CudaOps>(std::make_unique<EmulatedDevice>(kCapacity, fp8, reversed), activation_dtype,
+                                   reversed ? kSmallWorkspace : CudaOps::kWorkspaceBytes);
 }
 
 }  // namespace longcat

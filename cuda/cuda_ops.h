@@ -6,7 +6,7 @@
 #pragma once
 
 #include <memory>
-#include <optional>
+#include <vector>
 
 #include "cuda/gpu_device.h"
 #include "cuda/quantize.h"
@@ -18,7 +18,12 @@ struct GroupedProblem;
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype);
+  // Partial results of decode pieces, and CUTLASS's scheduling data. 128 MiB hold all pieces of one token at 256k
+  // context (164 x 32 heads x 2 KiB = 11 MiB) or 5 pieces of 300 tokens.
+  static constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
+
+  // No result depends on workspace_bytes.
+  CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int64_t workspace_bytes = kWorkspaceBytes);
 
   GpuDevice& device() override { return *device_; }
   int num_threads() const override { return 1; }
@@ -77,7 +82,7 @@ class CudaOps final : public Ops {
                      int64_t num_experts);
 
   const Buffer& workspace() const { return device_->in_branch() ? branch_workspace_ : workspace_; }
-  // At least `bytes`; what a step before may still read is kept.
+  // Makes it at least `bytes`; what it held is lost.
   void grow(Buffer& buffer, int64_t bytes);
 
   std::unique_ptr<GpuDevice> device_;
@@ -87,7 +92,6 @@ class CudaOps final : public Ops {
   Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
   Buffer sampling_rows_;                 // sampling rows and what their spans hold, packed
   std::vector<std::byte> packed_rows_;   // the same on the host
-  std::vector<Buffer> outgrown_;
 };
 
 }  // namespace longcat

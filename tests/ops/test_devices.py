@@ -144,15 +144,15 @@ def test_scales_of_rows_lie_apart():
         assert places == set(range(3 * sum(counts)))
 
 
+@pytest.mark.parametrize("device", ["cpu", EMULATED, EMULATED_FP8, pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("rows,cols", [(1, 1), (130, 257), (256, 128)])
-def test_quantized_matrices_are_the_same_everywhere(rows, cols):
+def test_quantized_matrices_are_the_same_everywhere(device, rows, cols):
     matrix = normal(rows, cols, scale=0.02)
     matrix[0, 0] = 3
     codes, scales = quantize_fp8_blocks(matrix)
     expected = from_e4m3(codes) * np.kron(scales, np.ones((128, 128), np.float32))[:rows, :cols]
-    for device in ("cpu", EMULATED, EMULATED_FP8):
-        for stored in (matrix, to_bf16(matrix)):
-            assert np.array_equal(testing.DeviceOps(device).quantized(stored).T, expected), device
+    for stored in (matrix, to_bf16(matrix)):
+        assert np.array_equal(testing.DeviceOps(device).quantized(stored).T, expected)
 
 
 @pytest.mark.parametrize("heads,out,width", [(3, 9, 20), (4, 64, 32)])
@@ -267,12 +267,14 @@ def test_attention(ops, tolerance, cache_dtype, generated, lengths):
     (found, stored), (expected, cpu_stored) = (o.attention(cache_dtype=cache_dtype, **case) for o in (ops, CPU))
     assert_rows_close(found, expected, tolerance if cache_dtype != "fp8" else max(tolerance, 0.04))
     if ops.activation_dtype() == "BF16" and cache_dtype == "bf16":  # same inputs, same roundings
-        differ = np.mean(stored != cpu_stored)
-        assert differ < 0.01, f"{differ:.1%} of the stored bytes differ"
+        written = (stored != 0xFF) | (cpu_stored != 0xFF)  # the rest is as it was: NaN
+        assert written.any()
+        differ = np.mean(stored[written] != cpu_stored[written])
+        assert differ < 0.05, f"{differ:.1%} of the stored bytes differ"
 
 
 def test_long_decode_crosses_every_kind_of_piece(ops, tolerance):
-    case = attention_case([2600], True, heads=1, latent=8, rope=2)
+    case = attention_case([18600], True, heads=1, latent=8, rope=2)
     found, expected = (o.attention(cache_dtype="bf16", **case)[0] for o in (ops, CPU))
     assert_rows_close(found, expected, tolerance)
 

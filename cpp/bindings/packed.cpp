@@ -6,7 +6,7 @@
 #include "bindings/bindings.h"
 #include "cpu/pack.h"
 #include "model/expected_tensors.h"
-#include "model/weights.h"
+#include "model/stored_values.h"
 
 namespace py = pybind11;
 

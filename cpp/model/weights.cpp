@@ -1,50 +1,20 @@
 #include "model/weights.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <map>
 #include <optional>
 
+#include "io/file_reader.h"
 #include "model/expected_tensors.h"
+#include "model/stored_values.h"
 #include "ops/packed.h"
 
 namespace longcat {
 
 namespace {
-
-// Reads of a file that do not go through its mapping, so that its pages are not counted twice.
-class FileReader {
- public:
-  explicit FileReader(const std::filesystem::path& path)
-      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) throw Error(str_cat("[safetensors] ", path_.filename().string(), ": cannot be read again"));
-  }
-  FileReader(const FileReader&) = delete;
-  FileReader& operator=(const FileReader&) = delete;
-  ~FileReader() { ::close(fd_); }
-
-  void read(void* to, int64_t offset, int64_t bytes) const {
-    while (bytes > 0) {
-      const ssize_t count = ::pread(fd_, to, static_cast<size_t>(bytes), offset);
-      if (count < 0 && errno == EINTR) continue;
-      if (count <= 0)
-        throw Error(str_cat("[safetensors] ", path_.filename().string(), ": it changed while it was read"));
-      to = static_cast<std::byte*>(to) + count;
-      offset += count;
-      bytes -= count;
-    }
-  }
-
- private:
-  std::filesystem::path path_;
-  int fd_;
-};
 
 class WeightBuilder {
  public:
@@ -111,7 +81,7 @@ class WeightBuilder {
     const StoredTensor& stored = find(name);
     if (stored.dtype == DType::f16) return matrix(name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
-    const FileReader file(shard.path());
+    std::optional<FileReader> file;  // opened by the first read: not every device copies its tables
     const int64_t offset = stored.data - shard.bytes().data();
     Buffer storage;
     HostBuffer host_storage;
@@ -119,7 +89,8 @@ class WeightBuilder {
     const Weight weight = ops_.prepare_table(
         view(name, stored),
         [&](void* to, int64_t begin, int64_t bytes) {
-          file.read(to, offset + begin, bytes);
+          if (!file) file.emplace(shard.path());
+          file->read(to, offset + begin, bytes);
           advance(bytes);
           left -= bytes;
         },
@@ -140,16 +111,9 @@ class WeightBuilder {
   // kv_b_proj holds per head nope rows of W_uk, then v rows of W_uv.
   void split_kv_b(AttentionWeights& attention, const std::string& name, const ModelConfig& c) {
     const StoredTensor& stored = get(name);
-    const Weight kv_b = view(name, stored);
+    const StoredTensor* scales = checkpoint_.find(name + "_scale_inv");
     const int64_t latent = c.kv_lora_rank, nope = c.qk_nope_head_dim, v = c.v_head_dim;
-    const auto value = [&](int64_t row, int64_t col) {
-      if (kv_b.format != WeightFormat::fp8_block || stored.dtype != DType::f8_e4m3)
-        return element(stored.data, stored.dtype, row * latent + col);
-      float scale;
-      const int64_t block = row / kFp8Block * ((latent + kFp8Block - 1) / kFp8Block) + col / kFp8Block;
-      std::memcpy(&scale, reinterpret_cast<const std::byte*>(kv_b.scales) + 4 * block, 4);
-      return e4m3_to_float(static_cast<uint8_t>(stored.data[row * latent + col])) * scale;
-    };
+    const auto value = [&](int64_t row, int64_t col) { return stored_value(stored, scales, row, col); };
     const auto k_row = [&](int64_t r, int64_t col) { return value(r / latent * (nope + v) + col, r % latent); };
     const auto v_row = [&](int64_t r, int64_t col) { return value(r / v * (nope + v) + nope + r % v, col); };
     const bool exact_in_bf16 = stored.dtype == DType::bf16;
@@ -322,44 +286,6 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, int64_t la
 }
 
 }  // namespace
-
-float element(const std::byte* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f32: {
-      float value;
-      std::memcpy(&value, data + 4 * i, 4);
-      return value;
-    }
-    case DType::bf16: {
-      bf16 value;
-      std::memcpy(&value, data + 2 * i, 2);
-      return to_float(value);
-    }
-    case DType::f16: {
-      uint16_t value;
-      std::memcpy(&value, data + 2 * i, 2);
-      return half_to_float(value);
-    }
-    default:
-      throw Error(str_cat("[internal] ", name_of(dtype), " has no float elements here"));
-  }
-}
-
-void read_stored_row(float* out, const Checkpoint& checkpoint, const std::string& name, int64_t row) {
-  const StoredTensor* stored = checkpoint.find(name);
-  LC_CHECK(stored && stored->shape.size() == 2, name);
-  const int64_t cols = stored->shape[1];
-  if (stored->dtype != DType::f8_e4m3) {
-    for (int64_t c = 0; c < cols; ++c) out[c] = element(stored->data, stored->dtype, row * cols + c);
-    return;
-  }
-  const StoredTensor* scales = checkpoint.find(name + "_scale_inv");
-  LC_CHECK(scales, name);
-  const int64_t blocks = (cols + kFp8Block - 1) / kFp8Block;
-  for (int64_t c = 0; c < cols; ++c)
-    out[c] = e4m3_to_float(static_cast<uint8_t>(stored->data[row * cols + c])) *
-             element(scales->data, DType::f32, row / kFp8Block * blocks + c / kFp8Block);
-}
 
 void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order) {
   int64_t power = 1;

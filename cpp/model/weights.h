@@ -20,12 +20,6 @@ struct NgramWeights {
   std::vector<int64_t> powers;  // [num_tables, emb_neighbor_num - 1]
 };
 
-// Element i of the data of an f32, bf16 or f16 tensor, which may lie at any address.
-float element(const std::byte* data, DType dtype, int64_t i);
-
-// Row `row` of a matrix of the checkpoint as floats, fp8 blocks included.
-void read_stored_row(float* out, const Checkpoint& checkpoint, const std::string& name, int64_t row);
-
 // Appends vocab_size^d mod modulus for d = 1..max_order - 1, reduced step by step: the plain powers overflow 64 bits.
 void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order);
 
@@ -77,10 +71,10 @@ struct ModelWeights {
 using LoadProgress = std::function<void(int64_t, int64_t)>;
 
 // Checks every tensor of the checkpoint against the config first (one Error that lists what is missing or misshapen),
-// then builds the weights. bf16 and fp8 weights stay views of the mapped file: `checkpoint` must outlive the result.
-// dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables stay in the file unless they are
-// f16 (no kernel reads that; they are converted in memory) or not aligned (they are copied). quantize_experts: those
-// that are not fp8 become it, one at a time.
+// then builds the weights. On the CPU bf16, fp8 and packed weights stay views of the mapped file: `checkpoint` must
+// outlive the result. dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables stay in the
+// file unless they are f16 (no kernel reads that; they are converted in memory) or not aligned (they are copied).
+// quantize_experts: those that are not fp8 become it, one at a time.
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
                           bool quantize_experts = false, const LoadProgress& progress = {});
 

@@ -3,7 +3,7 @@
 #   bench/gpu_gate.sh a    every op, the model and the engine on the GPU, against the CPU and against themselves
 #   bench/gpu_gate.sh b    a small model on the GPU against the emulation, then LongCat-Flash-Lite's shapes with random
 #                          weights: table reads, memory, decode, prefill, each op
-#   bench/gpu_gate.sh c    compute-sanitizer: memcheck on the ops, racecheck on one shape of each
+#   bench/gpu_gate.sh c    compute-sanitizer: memcheck on the ops, racecheck on some of them
 # Each prints a table and adds it to bench/results/<device>-<date>.md.
 #
 # The package comes, in this order, from PYTHON=FILE (an interpreter that has it, with PYTHONPATH where needed), from
@@ -22,7 +22,7 @@ install() {
   test -x $python || python3 -m venv .venv-gate
   if [ -n "${WHEEL:-}" ]; then
     $python -m pip install --quiet "$WHEEL[test]"
-  elif ! $python -c 'from longcat import _core; assert _core.cuda_is_built()' 2> /dev/null; then
+  else  # again each time, so that the table is of this commit: what has not changed is not compiled anew
     make third_party VENV=.venv-gate
     SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON" $python -m pip install --quiet ".[test]"
   fi
@@ -68,7 +68,7 @@ esac
 
 {
   printf '\n## Stage %s, %s, %s\n\n| check | status | time | last line |\n| --- | --- | --- | --- |\n' \
-    "$stage" "$device" "$(git describe --always --dirty 2> /dev/null || echo 'no git')"
+    "$stage" "$device" "$(git describe --always --dirty 2> /dev/null || echo 'no git')${PYTHON:+${BENCH:+}, built elsewhere}"
   cat "$rows"
   if [ "$stage" = b ]; then
     for name in parity gather model ops; do printf '\n### %s\n\n' $name; cat build/gate-b-$name.log; done

@@ -5,6 +5,7 @@
 set -euo pipefail
 log=$1 module=$2
 
+test -s "$log" || { echo "check_build: $log is missing or empty" >&2; exit 1; }
 if grep -nE 'C7510|C7508' "$log"; then
   echo "check_build: ptxas serialised a wgmma kernel" >&2
   exit 1

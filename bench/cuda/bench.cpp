@@ -94,7 +94,8 @@ int attribute(cudaDeviceAttr which) {
 
 // Dense bf16 operations a multiprocessor does in a cycle.
 double flops_per_cycle(int compute_capability) {
-  return compute_capability >= 90 && compute_capability < 120 ? 4096 : compute_capability == 80 ? 2048 : 1024;
+  if (compute_capability >= 100 && compute_capability < 120) return 8192;
+  return compute_capability >= 90 && compute_capability < 100 ? 4096 : compute_capability == 80 ? 2048 : 1024;
 }
 
 }  // namespace
@@ -257,7 +258,8 @@ int main(int argc, char** argv) try {
   ModelConfig config = check ? tiny_config() : lite_config();
   if (table_rows > 0) config.ngram->table_rows = table_rows;
   Bench bench(config, check);
-  what == "ops" ? bench_ops(bench) : what == "model" ? bench_model(bench) : bench_gather(bench);
+  if (what == "model") return bench_model(bench) ? 0 : 1;
+  what == "ops" ? bench_ops(bench) : bench_gather(bench);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "cuda_bench: %s\n", error.what());

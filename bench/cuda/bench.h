@@ -82,7 +82,7 @@ ModelWeights random_weights(Bench& bench, bool fp8_experts = false);
 
 bool check_parity(Bench& gpu, Bench& emulated);
 void bench_ops(Bench& bench);     // each op by itself: time, GB/s, TFLOP/s, share of the bound
-void bench_model(Bench& bench);   // the whole model with random weights: memory, decode, prefill
+bool bench_model(Bench& bench);   // the whole model with random weights; whether replay equals eager
 void bench_gather(Bench& bench);  // N-gram rows from device memory and from pinned host memory of both page sizes
 
 }  // namespace longcat

@@ -28,13 +28,13 @@ double weight_bytes(const ModelConfig& c, double device_bytes, int64_t tokens) {
 
 class ModelBench {
  public:
-  ModelBench(Bench& bench, ModelWeights weights)
+  ModelBench(Bench& bench, ModelWeights weights, int64_t device_weight_bytes)
       : b_(bench),
         c_(bench.config()),
         max_tokens_(bench.check() ? 5 : 2048),
         max_sequences_(bench.check() ? 3 : 64),
         context_(bench.check() ? 70 : 1024),
-        device_weight_bytes_(static_cast<double>(bench.arena().used_bytes())),
+        device_weight_bytes_(static_cast<double>(device_weight_bytes)),
         model_(bench.ops(), c_, std::move(weights), max_tokens_),
         batches_(bench, max_tokens_, max_sequences_, std::max(context_ + 1, max_tokens_)),
         cache_(bench.device(), c_, batches_.num_blocks(), DType::bf16),
@@ -46,7 +46,8 @@ class ModelBench {
     b_.device().copy_from_host(rows_.data(), rows.data(), rows_.bytes());
   }
 
-  void run() {
+  // Whether every replayed step gave the bits of the eager one.
+  bool run() {
     std::printf(
         "\n| step | us | tokens/s | GB/s of weights | of the bandwidth | with sampling, us | replay = eager |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n");
@@ -54,6 +55,7 @@ class ModelBench {
       decode(tokens);
     std::printf("\n| prompt | ms | tokens/s |\n| --- | --- | --- |\n");
     for (const int64_t tokens : {max_tokens_ / 4, max_tokens_}) prefill(tokens);
+    return same_;
   }
 
  private:
@@ -79,6 +81,7 @@ class ModelBench {
     b_.run([&] { recording->launch(); });
     const std::vector<float> replayed = host_logits(tokens);
     const bool same = std::memcmp(eager.data(), replayed.data(), eager.size() * 4) == 0;
+    same_ = same_ && same;
     const double us = b_.time([&] { recording->launch(); }, false);
 
     // As the engine does it: sampled, and the ids awaited by the host.
@@ -115,6 +118,7 @@ class ModelBench {
   ModelConfig c_;
   int64_t max_tokens_, max_sequences_, context_;
   double device_weight_bytes_;
+  bool same_ = true;
   Model model_;
   BatchMaker batches_;
   KvCache cache_;
@@ -123,7 +127,7 @@ class ModelBench {
 
 }  // namespace
 
-void bench_model(Bench& bench) {
+bool bench_model(Bench& bench) {
   const Arena& arena = bench.arena();
   const int64_t before = arena.used_bytes();
   const auto begin = std::chrono::steady_clock::now();
@@ -134,10 +138,11 @@ void bench_model(Bench& bench) {
   std::printf("weights made in %.1f s: %.1f GiB on the device, tables %.1f GiB in pinned host memory\n",
               seconds.count(), static_cast<double>(arena.used_bytes() - before) / kGiB,
               static_cast<double>(table_bytes) / kGiB);
-  ModelBench model(bench, std::move(weights));
-  model.run();
+  ModelBench model(bench, std::move(weights), arena.used_bytes() - before);
+  const bool same = model.run();
   std::printf("\npeak memory %.2f GiB of an arena of %.2f GiB\n", static_cast<double>(arena.peak_bytes()) / kGiB,
               static_cast<double>(arena.bytes()) / kGiB);
+  return same;
 }
 
 }  // namespace longcat

@@ -27,7 +27,6 @@ using gpu::Block;
 using gpu::Matrix;
 using gpu::View;
 
-constexpr float kMaxE4m3 = 448.0f;
 constexpr int64_t kHeadGroup = 8;  // heads of a decode block
 
 // --- store ---------------------------------------------------------------------------------------------------------
@@ -80,7 +79,7 @@ struct MlaStore {
       const float largest = block.reduce(
           count, 0.0f, [&](int64_t k) { return fabsf(values[begin + k]); },
           [](float a, float b) { return b > a ? b : a; });
-      const float scale = largest > 0 && largest < -Block::minus_infinity() ? largest / kMaxE4m3 : 1.0f;
+      const float scale = fp8_scale(largest);
       block.for_each(count, [&](int64_t k) {
         row[begin + k] = to_e4m3(values[begin + k] / scale);
         if (k == 0) scales[g] = scale;
@@ -404,9 +403,10 @@ void CudaOps::mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_
                  .num_heads = num_heads,
                  .tile_rows = 64,
                  .scale = scale};
-  constexpr int64_t kSmallShared = 96 << 10;  // what devices of 8.6, 8.9 and 12.0 give a block
+  constexpr int64_t kSmallShared = 99 << 10;  // what devices of 8.6, 8.9 and 12.0 give a block
   const int capability = device_->compute_capability();
-  if ((capability == 86 || capability == 89 || capability >= 120) && kernel.shared_bytes() > kSmallShared)
+  if ((capability == 86 || capability == 89 || capability >= 120) &&
+      kernel.shared_bytes() + Prefill::kThreads * gpu::kReduceSlot > kSmallShared)
     kernel.tile_rows = 16;  // no row's result depends on it
   gpu::launch(*device_, (q.size(0) + kernel.tile_rows - 1) / kernel.tile_rows * num_heads, kernel.shared_bytes(),
               kernel);

@@ -18,7 +18,8 @@ double memory_share() {
   double share = 0;
   const auto [end, status] = std::from_chars(text, text + std::strlen(text), share);
   if (status != std::errc() || *end != 0 || !(share > 0 && share <= 1))
-    throw std::invalid_argument(str_cat("LONGCAT_GPU_MEMORY must be a share, above 0 and at most 1"));
+    throw std::invalid_argument(
+        str_cat("LONGCAT_GPU_MEMORY=\"", text, "\": expected a share above 0 and at most 1, such as 0.5"));
   return share;
 }
 

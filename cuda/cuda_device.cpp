@@ -65,7 +65,7 @@ void check_launch(cudaStream_t stream) {
   if (capturing == cudaStreamCaptureStatusNone) CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
-CudaDevice::CudaDevice(int device_idx, double memory_share) : device_idx_(device_idx) {
+CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
   int count = 0;
   if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || count == 0) {
     cudaGetLastError();
@@ -88,6 +88,10 @@ CudaDevice::CudaDevice(int device_idx, double memory_share) : device_idx_(device
   if (compute_capability_ < 80)
     throw Error(str_cat("[device] ", name(), " has compute capability ", compute_capability_ / 10, ".",
                         compute_capability_ % 10, ", at least 8.0 is needed: use device=\"cpu\""));
+}
+
+// Complete before anything is made, so that the destructor frees what was when the rest fails.
+CudaDevice::CudaDevice(int device_idx, double memory_share) : CudaDevice(device_idx) {
   CUDA_CHECK(cudaStreamCreateWithFlags(&main_stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaStreamCreateWithFlags(&branch_stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaEventCreateWithFlags(&fork_event_, cudaEventDisableTiming));
@@ -115,10 +119,10 @@ CudaDevice::~CudaDevice() {
   for (const cudaEvent_t event : free_events_) cudaEventDestroy(event);
   cudaFreeHost(ring_);
   cudaFree(memory_);
-  cudaEventDestroy(fork_event_);
-  cudaEventDestroy(join_event_);
-  cudaStreamDestroy(branch_stream_);
-  cudaStreamDestroy(main_stream_);
+  for (const cudaEvent_t event : {fork_event_, join_event_})
+    if (event) cudaEventDestroy(event);
+  for (const cudaStream_t stream : {branch_stream_, main_stream_})
+    if (stream) cudaStreamDestroy(stream);
 }
 
 // The runtime keeps the device a thread works on per thread.
@@ -237,7 +241,8 @@ int64_t CudaDevice::submit(std::function<void()> work) {
     work();
   } catch (...) {
     ticket.failure = std::current_exception();
-    in_branch_ = false;
+    in_branch_ = false;  // and what it still computes comes before the event of this ticket
+    if (cudaEventRecord(join_event_, branch_stream_) == cudaSuccess) cudaStreamWaitEvent(main_stream_, join_event_, 0);
   }
   current_ = nullptr;
   if (const cudaError_t status = cudaEventRecord(ticket.event, main_stream_); status != cudaSuccess && !ticket.failure)

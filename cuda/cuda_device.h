@@ -70,6 +70,8 @@ class CudaDevice final : public GpuDevice {
     std::exception_ptr failure;
   };
 
+  explicit CudaDevice(int device_idx);  // what it is; nothing is taken of it yet
+
   void* allocate_by_driver(int64_t bytes, cudaError_t refused);
   bool is_pinned(const void* data, int64_t bytes) const;
   char* take_from_ring(int64_t bytes);  // nullptr: too large for it

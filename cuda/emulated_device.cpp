@@ -104,6 +104,7 @@ int64_t EmulatedDevice::submit(std::function<void()> work) {
     work();
   } catch (...) {
     failures_[last_ticket_] = std::current_exception();
+    in_branch_ = false;
   }
   return last_ticket_;
 }

@@ -74,9 +74,6 @@ struct PlainGroupedLinear {
   }
 };
 
-// Descriptions of the experts and tensor maps of each multiprocessor.
-constexpr int64_t kGroupedWorkspaceBytes = int64_t{1} << 20;
-
 constexpr int64_t tiles_of(int64_t out_dim) { return (out_dim + PlainLinear::kTile - 1) / PlainLinear::kTile; }
 
 }  // namespace

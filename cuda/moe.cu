@@ -3,7 +3,7 @@
 // Router: one kernel, one block a token: 384 dot products of 3,072 (a warp each, weights from L2: 4.7 MB a layer),
 // softmax, bias, top-12 by repeated argmax, weights. Permutation: one block an expert reads all picks (T * 12 ids from
 // L2), so rows come out in token order without atomics. Combine: one block a token gathers its experts' rows in
-// ascending expert id. Shared memory: 8 bytes a router output.
+// ascending expert id. Shared memory: 4 bytes a router output.
 #include <cmath>
 
 #include "cuda/block.h"

@@ -3,22 +3,22 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cmath>
 #include <cstring>
 
 #include "cpu/vec.h"
+#include "ops/weight.h"
 
 namespace longcat::cpu {
 
 namespace {
-
-constexpr float kMaxE4m3 = 448.0f;
 
 void pack_fp8(uint8_t* row, const float* values, Fp8Latent layout) {
   for (int64_t g = 0; g < layout.num_groups(); ++g) {
     const int64_t begin = g * Fp8Latent::kGroup, end = std::min(begin + Fp8Latent::kGroup, layout.kv_lora_rank);
     float largest = 0;
     for (int64_t k = begin; k < end; ++k) largest = std::max(largest, std::abs(values[k]));
-    const float scale = largest > 0 && std::isfinite(largest) ? largest / kMaxE4m3 : 1.0f;
+    const float scale = fp8_scale(largest);
     for (int64_t k = begin; k < end; ++k) row[k] = to_e4m3(values[k] / scale);
     std::memcpy(row + layout.scales_offset() + 4 * g, &scale, 4);
   }

@@ -1,8 +1,8 @@
 // What a linear layer asks of the CUTLASS kernels, and which kernel serves it. Host code, tested without a GPU.
 //
-// The kernels compute out^T = W x^T: W's rows fill the 128-row side of a tile, tokens the narrow side, so the same
-// instruction family and the same ascending K serve one token and thousands (invariance contract, rule 1). Kernels of
-// one path differ only in how many tokens a tile holds.
+// The kernels compute out^T = W x^T. In bf16 on 9.0 W's rows fill the 128-row side of a tile and tokens the narrow
+// side; in fp8 and on 8.0 tokens fill the 128 rows. The same instruction family and the same ascending K serve one
+// token and thousands (invariance contract, rule 1): kernels of one path differ only in how many tokens a tile holds.
 #pragma once
 
 #include <span>
@@ -49,12 +49,14 @@ struct GemmProblem {
   float scale = 1;
 };
 
+// What a grouped kernel needs of the workspace: descriptions of the experts, and tensor maps of each multiprocessor.
+constexpr int64_t kGroupedWorkspaceBytes = int64_t{1} << 20;
+
 constexpr int kMaxExperts = 768;  // their pointers travel as kernel parameters: 12 of 32 KiB
 
 // The experts' weights of one projection, by value, so that a recorded graph holds them.
 struct GroupedWeights {
   explicit GroupedWeights(std::span<const Weight> experts);
-  GroupedWeights() = default;
 
   int num_experts = 0;
   WeightFormat format = WeightFormat::f32;

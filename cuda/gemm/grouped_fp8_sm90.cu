@@ -90,7 +90,7 @@ __global__ void describe_experts(const Arrays arrays, const GroupedProblem probl
 void grouped_fp8_sm90(const GroupedProblem& p, const GroupedWeights& weights, GpuDevice& device,
                       const Buffer& workspace) {
   const cudaStream_t stream = static_cast<cudaStream_t>(device.stream());
-  GroupedLayout layout(workspace.data(), workspace.bytes());
+  GroupedLayout layout(workspace.data(), std::min(workspace.bytes(), kGroupedWorkspaceBytes));
   Arrays arrays;
   layout.place(arrays.shapes, weights.num_experts);
   layout.place(arrays.inputs, weights.num_experts);

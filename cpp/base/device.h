@@ -47,7 +47,7 @@ class Device {
   virtual void wait(int64_t ticket) = 0;
 
   // --- only inside submitted work, in its order ------------------------------------------------------------------
-  virtual void upload(void* device_data, const void* host_data, int64_t bytes) = 0;    // from allocate_host
+  virtual void upload(void* device_data, const void* host_data, int64_t bytes) = 0;    // fastest from allocate_host
   virtual void download(void* host_data, const void* device_data, int64_t bytes) = 0;  // done when the ticket is
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;                    // on the device
   virtual std::unique_ptr<Recording> record(std::function<void()> work) = 0;

@@ -8,10 +8,9 @@
 
 namespace longcat {
 
-// device: "auto", "cpu", "cuda" or "cuda:N"; for tests "cuda-emulated", also with "-f32", "-fp8" or
-// "-reversed". num_threads:
-// of the CPU backend, 0 = one per core this process may use. Throws std::invalid_argument for an unknown name, Error
-// when the backend is not built or finds no device.
+// device: "auto", "cpu", "cuda" or "cuda:N"; for tests "cuda-emulated", also with "-f32", "-fp8" or "-reversed".
+// num_threads: of the CPU backend, 0 = one per core this process may use. Throws std::invalid_argument for an unknown
+// name, Error when the backend is not built or finds no device.
 std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads);
 
 // The two backends. The CUDA one is replaced at link time by no_cuda.cpp where it is not built.

@@ -1,5 +1,4 @@
-// Weights as `longcat convert` writes them and the CPU kernels read them: packed once, mapped, never unpacked in
-// memory.
+// Weights as `longcat convert` writes them and the CPU kernels read them: packed once, mapped, never unpacked.
 //
 // x8 formats, for matrices that are multiplied. Rows go in groups of 8, whose values interleave so that one vector
 // register holds the same few columns of 8 outputs: no horizontal sums, and the same order of sums for one input and
@@ -7,9 +6,8 @@
 //
 //   bf16_x8  [groups][ceil(in / 2)][8 rows][2 columns] bf16
 //   int8_x8  a group: [blocks][8 quads][8 rows][4 columns] int8, then [blocks][8 rows] bf16 scales
-//   int4_x8  a group: [blocks][4][8 rows][4 columns] bytes, then the scales alike. A byte holds column 4 j + i of quad
-//   j
-//            in its low half and of quad j + 4 in its high half, as value + 8.
+//   int4_x8  a group: [blocks][4][8 rows][4 columns] bytes, then the scales alike. A byte holds column
+//            4 j + i of the block in its low half and column 4 j + 16 + i in its high half, as value + 8.
 //
 // with blocks = ceil(in / 32) of 32 columns that share a scale a row: 8.5 and 4.5 bits a weight. A group begins on a
 // multiple of 64 bytes.

@@ -245,6 +245,9 @@ def test_flags_of_other_engines(tiny, capsys):
     assert main(["serve", tiny, "--tp", "2"]) == 2
     assert "--tp 2" in capsys.readouterr().err
     assert main(["serve", tiny, "--ssl-keyfile", "x"]) == 2
+    capsys.readouterr()
+    assert main(["serve", tiny, "--ssl-ca-certs", "x", "--port", "70000"]) == 2
+    assert "--ssl-ca-certs needs --ssl-certfile" in capsys.readouterr().err
     taken = socket.create_server(("127.0.0.1", 0))
     assert main(["serve", tiny, "--port", str(taken.getsockname()[1])]) == 1
     assert "cannot listen" in capsys.readouterr().err

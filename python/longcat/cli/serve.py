@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import ssl
 import sys
 
 from longcat.cli.engine_options import add_engine_arguments, open_engine
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{flag} {value}: this version runs in one process; expected 1")
     if bool(args.ssl_keyfile) != bool(args.ssl_certfile):
         raise ValueError("--ssl-keyfile and --ssl-certfile go together: give both")
+    if args.ssl_ca_certs and not args.ssl_certfile:
+        raise ValueError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile: without them the server speaks no TLS")
     try:
         from longcat.server.run import bind
         from longcat.server.run import run as serve
@@ -112,5 +115,5 @@ def run(args: argparse.Namespace) -> int:
         return serve(
             engine, settings, sock, ssl_keyfile=args.ssl_keyfile, ssl_certfile=args.ssl_certfile,
             ssl_ca_certs=args.ssl_ca_certs, ssl_keyfile_password=args.ssl_keyfile_password,
-            **({"ssl_cert_reqs": 2} if args.ssl_ca_certs else {}),
+            **({"ssl_cert_reqs": ssl.CERT_REQUIRED} if args.ssl_ca_certs else {}),
         )  # fmt: skip

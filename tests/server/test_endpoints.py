@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 from live import LiveServer
+from longcat.cli import main
 
 HELLO = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 4}
 
@@ -208,6 +209,12 @@ def test_keys_cors_and_template(tiny, tmp_path):
         assert post(server, "/v1/completions", text, headers=headers).status_code == 200
 
 
+def test_empty_keys_are_refused(tiny, capsys):
+    for key in ("", " "):
+        assert main(["serve", tiny, "--port", "70000", "--api-key", "good", key]) == 2
+        assert "API key is empty" in capsys.readouterr().err
+
+
 def test_there_is_no_cors_unless_asked_for(server):
     response = httpx.get(server.url + "/v1/models", headers={"Origin": "https://a.example"})
     assert "access-control-allow-origin" not in response.headers
@@ -240,8 +247,6 @@ def test_flags_of_other_engines(tiny, capsys):
         fits = post(server, "/v1/completions", {"prompt": [100] * 63, "max_tokens": 9}).json()
         assert fits["usage"]["completion_tokens"] == 1 and fits["choices"][0]["finish_reason"] == "length"
         assert post(server, "/v1/completions", {"prompt": [100] * 64, "max_tokens": 1}).status_code == 400
-    from longcat.cli import main
-
     assert main(["serve", tiny, "--tp", "2"]) == 2
     assert "--tp 2" in capsys.readouterr().err
     assert main(["serve", tiny, "--ssl-keyfile", "x"]) == 2

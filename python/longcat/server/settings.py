@@ -36,3 +36,7 @@ class ServerSettings:
     shutdown_timeout: float = 30.0
     retry_after: int = 1
     access_log: bool = True
+
+    def __post_init__(self) -> None:
+        if not all(key.strip() for key in self.api_keys):
+            raise ValueError("an API key is empty: expected some text, or no key for a server that is open to all")

@@ -221,12 +221,13 @@ def test_there_is_no_cors_unless_asked_for(server):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-def test_tls(tiny, tmp_path):
+def test_tls(tiny, tmp_path, capsys):
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
          "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True,
     )  # fmt: skip
+    mistakes_are_told_at_once(tmp_path, key, certificate, capsys)
     context = ssl.create_default_context(cafile=certificate)
     server = LiveServer(tiny, "--ssl-keyfile", key, "--ssl-certfile", certificate)
     try:
@@ -235,6 +236,25 @@ def test_tls(tiny, tmp_path):
         assert httpx.get(server.url + "/v1/models", verify=context).status_code == 200
     finally:
         server.__exit__()
+
+
+def mistakes_are_told_at_once(folder, key, certificate, capsys):
+    """Before a model is loaded: there is none."""
+    locked, none = str(folder / "locked.pem"), str(folder / "none.pem")
+    subprocess.run(["openssl", "rsa", "-aes256", "-in", key, "-passout", "pass:sesame", "-out", locked], check=True,
+                   capture_output=True)  # fmt: skip
+    for certificate_file, key_file, more, found in [
+        (none, key, [], f"--ssl-certfile {none}"),
+        (certificate, certificate, [], f"--ssl-keyfile {certificate}"),
+        (certificate, locked, [], f"--ssl-keyfile {locked}"),
+        (certificate, locked, ["--ssl-keyfile-password", "open"], f"--ssl-keyfile {locked}"),
+        (certificate, key, ["--ssl-ca-certs", none], f"--ssl-ca-certs {none}"),
+        (certificate, locked, ["--ssl-keyfile-password", "sesame"], "nowhere does not exist"),
+    ]:
+        files = ["--ssl-certfile", certificate_file, "--ssl-keyfile", key_file, *more, "--port", "0"]
+        assert main(["serve", str(folder / "nowhere"), *files]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and found in error, error
 
 
 def test_flags_of_other_engines(tiny, capsys):

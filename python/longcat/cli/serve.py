@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ssl_ca_certs and not args.ssl_certfile:
         raise ValueError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile: without them the server speaks no TLS")
     try:
-        from longcat.server.run import bind
+        from longcat.server.run import bind, check_tls
         from longcat.server.run import run as serve
     except ImportError as error:
         raise ValueError(f"serving needs more packages ({error}): pip install 'longcat[server]'") from None
@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
         grammar_timeout=args.grammar_timeout, send_timeout=args.send_timeout, shutdown_timeout=args.shutdown_timeout,
         access_log=not args.disable_access_log,
     )  # fmt: skip
+    if args.ssl_certfile:
+        check_tls(args.ssl_certfile, args.ssl_keyfile, args.ssl_keyfile_password, args.ssl_ca_certs)
     sock = bind(args.host, args.port)
     with open_engine(
         args, max_num_seqs=args.max_running_requests, max_num_queued=args.max_queued_requests,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 import sys
 from types import FrameType
 from typing import Any
@@ -22,10 +23,18 @@ _GOODBYE_SECONDS = 5  # for connections to close
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with signals handed to the lifecycle: the first drains, the second hurries."""
+    """uvicorn, which says where it listens. Signals are the lifecycle's: the first drains, the second hurries."""
 
     lifecycle: Any
     loop: asyncio.AbstractEventLoop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or ():
+            host, port = sock.getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            scheme = "https" if self.config.is_ssl else "http"
+            logging.getLogger("longcat.server").info("listening on %s://%s:%d", scheme, host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.loop.call_soon_threadsafe(self.lifecycle.terminate)
@@ -47,12 +56,33 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def run(engine: Any, settings: ServerSettings, sock: socket.socket, **ssl: Any) -> int:
+def check_tls(certificate: str, key: str, password: str | None, authorities: str | None) -> None:
+    """Loads what HTTPS needs, before anything slow begins.
+
+    Raises:
+        longcat.Error: a file is not there, is damaged, or does not go with the others.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, lambda: password or "")  # a text: OpenSSL would ask the terminal
+    except (OSError, ValueError) as error:
+        raise Error(
+            f"[serve] --ssl-certfile {certificate}, --ssl-keyfile {key}: {error}; expected a certificate and its "
+            "private key as PEM files, and --ssl-keyfile-password if the key has one"
+        ) from None
+    if authorities is not None:
+        try:
+            context.load_verify_locations(authorities)
+        except (OSError, ValueError) as error:
+            raise Error(f"[serve] --ssl-ca-certs {authorities}: {error}; expected certificates as a PEM file") from None
+
+
+def run(engine: Any, settings: ServerSettings, sock: socket.socket, **tls: Any) -> int:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 
     Args:
         sock: bound, from `bind`.
-        ssl: uvicorn's ssl_keyfile, ssl_certfile, ssl_ca_certs, ssl_keyfile_password, ssl_cert_reqs.
+        tls: uvicorn's ssl_keyfile, ssl_certfile, ssl_ca_certs, ssl_keyfile_password, ssl_cert_reqs.
     Returns:
         The exit code: 0 after draining, 1 when the engine died.
     """
@@ -60,10 +90,10 @@ def run(engine: Any, settings: ServerSettings, sock: socket.socket, **ssl: Any) 
     for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _raise_file_limit()
-    return uvloop.run(_serve(engine, settings, sock, ssl))
+    return uvloop.run(_serve(engine, settings, sock, tls))
 
 
-async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, ssl: dict[str, Any]) -> int:
+async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, tls: dict[str, Any]) -> int:
     def end() -> None:
         server.should_exit = True
 
@@ -71,15 +101,11 @@ async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, ssl
     protocol = type("Protocol", (LimitedHttpProtocol,), {"max_header_bytes": settings.max_header_bytes})
     config = uvicorn.Config(
         app.asgi, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=4096, **ssl,
+        date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=4096, **tls,
     )  # fmt: skip
     server = Server(config)
     server.lifecycle, server.loop = app.lifecycle, asyncio.get_running_loop()
     watch = asyncio.ensure_future(app.lifecycle.run())
-    host, port = sock.getsockname()[:2]
-    scheme = "https" if ssl.get("ssl_certfile") else "http"
-    host = f"[{host}]" if ":" in host else host
-    logging.getLogger("longcat.server").info("listening on %s://%s:%d", scheme, host, port)
     await server.serve(sockets=[sock])
     watch.cancel()
     return 1 if app.lifecycle.state == "dead" else 0

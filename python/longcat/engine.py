@@ -443,8 +443,10 @@ class Engine:
         """`params` with their grammar compiled, away from the event loop."""
         import asyncio
 
-        if params.structured_outputs is None:
-            return params
+        from longcat.structured import Grammar
+
+        if params.structured_outputs is None or isinstance(params.structured_outputs, Grammar):
+            return params  # without a pause: the caller's next step queues the request
         grammar = await asyncio.to_thread(self.compile_grammar, params.structured_outputs)
         return dataclasses.replace(params, structured_outputs=grammar)
 

@@ -75,6 +75,12 @@ def test_a_prompt_one_token_too_long_is_refused_with_the_limit(server):
     assert response.status_code == 400 and "max_model_len=2048" in response.json()["error"]["message"]
 
 
+def test_a_stream_with_a_form_is_refused_before_it_begins(server):
+    body = {"prompt": [100] * 2048, "structured_outputs": {"regex": "[ab]+"}, "stream": True}
+    response = post(server, "/v1/completions", body)
+    assert response.status_code == 400 and "max_model_len=2048" in response.json()["error"]["message"]
+
+
 def test_oversized_bodies_and_headers(server):
     text = b'{"prompt": "' + b"a" * (33 << 20) + b'"}'
     headers = {"content-type": "application/json"}

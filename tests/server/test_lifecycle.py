@@ -13,6 +13,7 @@ import pytest
 from live import LiveServer
 
 LONG = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 1900, "ignore_eos": True}
+HELD = LONG | {"n": 8}  # seconds of work
 SHORT = LONG | {"max_tokens": 2}
 CHAT = "/v1/chat/completions"
 
@@ -182,6 +183,17 @@ def test_overload_is_told_at_once(own):
     assert reader.finish_reason() == "length"
     times = sorted(seconds for _, seconds in refused)
     print(f"40 at once: 38 refused, median {1000 * times[19]:.0f} ms, slowest {1000 * times[-1]:.0f} ms")
+
+
+def test_prompts_queued_before_a_refused_one_are_taken_back(own):
+    queue = ["--max-running-requests", "1", "--max-queued-requests", "9", "--shutdown-timeout", "0"]
+    server = own(*queue).wait_ready()
+    reader = Reader(server, HELD)
+    until(lambda: server.metric("num_requests_waiting") == 7)
+    response = httpx.post(server.url + "/v1/completions", json={"prompt": ["a", "b", "c", "d"], "max_tokens": 9})
+    assert response.status_code == 429
+    until(lambda: server.metric("num_requests_waiting") <= 7, timeout=2)
+    assert reader.is_alive() and server.metric("request_success_total") == 2  # answers that ended: the two, aborted
 
 
 def test_a_slow_reader_is_cut_off_and_disturbs_nobody(own):

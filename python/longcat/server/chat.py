@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from longcat.chat import ChatChunk, ChatReader, force_calls
-from longcat.outputs import Logprob, RequestOutput, StreamChunk
-from longcat.server.errors import ApiError, json_response
-from longcat.server.generation import Service, answer_form, usage
+from longcat.outputs import Logprob, RequestOutput
+from longcat.server.errors import ApiError
+from longcat.server.generation import Generation, Service, answer_form, usage
 from longcat.server.protocol import ChatRequest
-from longcat.server.streaming import EventStream, unless_client_leaves
+from longcat.server.streaming import respond
 from longcat.tool_parser import json_text
 
 router = APIRouter()
@@ -25,15 +25,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions", summary="Answer a conversation")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Whole, or with `stream` as server-sent events."""
-    service: Service = request.app.state.service
-    if ignored := body.ignored():
-        request.state.log["ignored"] = ignored
-    service.lifecycle.check_ready()
-    answer = await unless_client_leaves(request, start_chat(service, body))
-    answer.log = request.state.log
-    if body.stream:
-        return EventStream(answer.events(), service.settings.send_timeout)
-    return json_response(await unless_client_leaves(request, answer.whole()))
+    return await respond(request, body, start_chat)
 
 
 async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
@@ -75,10 +67,13 @@ class ChatAnswer:
     id: str
     model: str
     num_prompt_tokens: int
-    chunks: AsyncIterator[StreamChunk]
+    chunks: Generation
     reader: ChatReader
     created: int = field(default_factory=lambda: int(time.time()))
     log: dict[str, Any] = field(default_factory=dict)
+
+    async def aclose(self) -> None:
+        await self.chunks.aclose()
 
     async def whole(self) -> dict[str, Any]:
         output: Any = None
@@ -95,7 +90,7 @@ class ChatAnswer:
         ]  # fmt: skip
         return self._frame("chat.completion", choices) | {"usage": usage([output])}
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of the stream."""
         options = self.body.stream_options
         output: RequestOutput | None = None

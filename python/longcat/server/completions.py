@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk
-from longcat.server.errors import ApiError, json_response
-from longcat.server.generation import Service, answer_form, usage
+from longcat.outputs import CompletionOutput, Logprob, RequestOutput
+from longcat.server.errors import ApiError
+from longcat.server.generation import Generation, Service, answer_form, usage
 from longcat.server.protocol import CompletionRequest
-from longcat.server.streaming import EventStream, unless_client_leaves
+from longcat.server.streaming import respond
 
 router = APIRouter()
 
@@ -25,15 +25,7 @@ router = APIRouter()
 @router.post("/v1/completions", summary="Continue a text")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Whole, or with `stream` as server-sent events. `echo` with `logprobs` scores the prompt."""
-    service: Service = request.app.state.service
-    if ignored := body.ignored():
-        request.state.log["ignored"] = ignored
-    service.lifecycle.check_ready()
-    answer = await unless_client_leaves(request, start_completion(service, body))
-    answer.log = request.state.log
-    if body.stream:
-        return EventStream(answer.events(), service.settings.send_timeout)
-    return json_response(await unless_client_leaves(request, answer.whole()))
+    return await respond(request, body, start_completion)
 
 
 async def start_completion(service: Service, body: CompletionRequest) -> CompletionAnswer:
@@ -56,15 +48,14 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
     )
     params.structured_outputs = await service.compiled(answer_form(body))
     id = f"cmpl-{uuid.uuid4().hex}"
-    streams: list[AsyncIterator[StreamChunk]] = []
+    answer = CompletionAnswer(service, body, id, model, texts)
     try:
         for position, token_ids in enumerate(prompts):
-            streams.append(await service.submit(f"{id}-{position}", token_ids, params))
+            answer.streams.append(await service.submit(f"{id}-{position}", token_ids, params))
     except BaseException:
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
+        await answer.aclose()
         raise
-    return CompletionAnswer(service, body, id, model, texts, streams)
+    return answer
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str | None], list[list[int]]]:
@@ -90,12 +81,22 @@ class CompletionAnswer:
     id: str
     model: str
     texts: list[str | None]
-    streams: list[AsyncIterator[StreamChunk]]
+    streams: list[Generation] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     log: dict[str, Any] = field(default_factory=dict)
 
+    async def aclose(self) -> None:
+        async with contextlib.AsyncExitStack() as closing:
+            for stream in self.streams:
+                closing.push_async_callback(stream.aclose)
+
     async def whole(self) -> dict[str, Any]:
-        outputs = await asyncio.gather(*(_last(stream) for stream in self.streams))
+        ended: dict[int, RequestOutput] = {}
+        async with contextlib.aclosing(merged(self.streams)) as news:
+            async for position, chunk in news:
+                if chunk.output is not None:
+                    ended[position] = chunk.output
+        outputs = [ended[position] for position in range(len(self.streams))]
         self._log_end(outputs)
         choices = [
             self._choice(position * self.body.n, answer, output, self.texts[position])
@@ -117,11 +118,11 @@ class CompletionAnswer:
         }  # fmt: skip
         return choice | ({"error": answer.error} if answer.error else {})
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of the stream, of all prompts as they come."""
         outputs: dict[int, RequestOutput] = {}
         lengths: dict[int, int] = {}  # characters given out, by index
-        async with contextlib.aclosing(merged(self.streams)) as news:  # type: ignore[type-var]
+        async with contextlib.aclosing(merged(self.streams)) as news:
             async for position, chunk in news:
                 index = position * self.body.n + chunk.index
                 if chunk.output is not None:
@@ -180,15 +181,7 @@ def _by_text(entry: dict[int, Logprob]) -> dict[str, float]:
     return texts
 
 
-async def _last(stream: AsyncIterator[StreamChunk]) -> RequestOutput:
-    output: RequestOutput | None = None
-    async for chunk in stream:
-        output = chunk.output
-    assert output is not None  # with the last chunk
-    return output
-
-
-async def merged(streams: list[AsyncIterator[Any]]) -> AsyncIterator[tuple[int, Any]]:
+async def merged(streams: Sequence[Any]) -> AsyncGenerator[tuple[int, Any], None]:
     """(which stream, its next item) as they come. Closing it closes all of them."""
     queue: asyncio.Queue[tuple[int, Any, Exception | None]] = asyncio.Queue(maxsize=len(streams))
 

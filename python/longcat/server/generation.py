@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -124,45 +124,88 @@ class Service:
                 self._checker = GrammarChecker(text, info["vocab_size"], [eos], limit)
         return self._checker
 
-    async def submit(self, name: str, token_ids: list[int], params: SamplingParams) -> AsyncIterator[StreamChunk]:
+    async def submit(self, name: str, token_ids: list[int], params: SamplingParams) -> Generation:
         """Queues a request.
 
         Args:
             name: of the request, for the engine.
         Returns:
-            Its chunks; closing them ends it.
+            Its chunks, to be closed in any case.
         Raises:
             ApiError: the engine does not take it: the queue is full, the prompt too long, a parameter out of range.
         """
         chunks = self.engine.agenerate(prompt_token_ids=token_ids, sampling_params=params, request_id=name)
-        first = asyncio.ensure_future(anext(chunks))
-        await asyncio.sleep(0)  # the first step of `chunks` queues it
-        if first.done() and first.exception() is not None:
-            with self.refusals():
-                first.result()
-        return self._chunks(name, first, chunks, params)
-
-    async def _chunks(
-        self, name: str, first: asyncio.Future[StreamChunk], chunks: Any, params: SamplingParams
-    ) -> AsyncIterator[StreamChunk]:
-        output: RequestOutput | None = None
+        generation = Generation(self, name, chunks, params.max_tokens)
         try:
-            with self.lifecycle.generation(name), self.refusals():
-                chunk = await first
-                yield chunk
-                output = chunk.output
-                async for chunk in chunks:
-                    output = chunk.output
-                    yield chunk
-        finally:
-            if not first.done():
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
-            await chunks.aclose()
-            if output is not None:
-                self.metrics.observe(output, params.max_tokens)
-            else:
-                self.metrics.count_end("abort")
+            await generation.queued()
+        except BaseException:
+            await generation.aclose()
+            raise
+        return generation
+
+
+class Generation:
+    """The chunks of one request of the engine. Closing it ends the request, taken up or not, and counts it.
+
+    Args:
+        chunks: of Engine.agenerate, not begun.
+        max_tokens: that were asked for.
+    """
+
+    def __init__(self, service: Service, name: str, chunks: Any, max_tokens: int):
+        self._service = service
+        self._chunks = chunks
+        self._max_tokens = max_tokens
+        self._first: asyncio.Future[StreamChunk] = asyncio.ensure_future(anext(chunks))
+        self._is_first = True
+        self._output: RequestOutput | None = None
+        self._is_refused = False
+        self._until_closed = contextlib.ExitStack()
+        self._until_closed.enter_context(service.lifecycle.generation(name))
+        self._until_closed.callback(self._count)
+
+    async def queued(self) -> None:
+        """The first step of `chunks` is done: the engine has taken the request, or has said why not.
+
+        Raises:
+            ApiError: it has not.
+        """
+        await asyncio.sleep(0)
+        if self._first.done() and not self._first.cancelled() and self._first.exception() is not None:
+            self._is_refused = True
+            with self._service.refusals():
+                self._first.result()
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> StreamChunk:
+        try:
+            chunk = await (self._first if self._is_first else anext(self._chunks))
+        except Error:
+            await self.aclose()
+            with self._service.refusals():
+                raise
+        except BaseException:
+            await self.aclose()
+            raise
+        self._is_first, self._output = False, chunk.output
+        return chunk
+
+    async def aclose(self) -> None:
+        self._until_closed.close()
+        if not self._first.done():
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+        await self._chunks.aclose()
+
+    def _count(self) -> None:
+        if self._is_refused:
+            return
+        if self._output is not None:
+            self._service.metrics.observe(self._output, self._max_tokens)
+        else:
+            self._service.metrics.count_end("abort")
 
 
 def answer_form(body: GenerationBody) -> Any:

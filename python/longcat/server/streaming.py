@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from longcat.server.errors import ClientLeft, to_json
+from longcat.server.errors import ClientLeft, json_response, to_json
+from longcat.server.protocol import GenerationBody
+
+if TYPE_CHECKING:
+    from longcat.server.generation import Service
 
 T = TypeVar("T")
+B = TypeVar("B", bound=GenerationBody)
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
@@ -44,18 +49,45 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class Answer(Protocol):
+    """What the engine was asked for, in the shapes of an endpoint: read once, by `whole` or `events`, and then closed.
+
+    Closing it ends its requests, whether anything was read or not.
+    """
+
+    log: dict[str, Any]
+
+    async def whole(self) -> dict[str, Any]: ...
+    def events(self) -> AsyncGenerator[dict[str, Any], None]: ...
+    async def aclose(self) -> None: ...
+
+
+async def respond(request: Request, body: B, start: Callable[[Service, B], Awaitable[Answer]]) -> Response:
+    """The answer that `start` begins: whole, or with `stream` as server-sent events."""
+    service: Service = request.app.state.service
+    if ignored := body.ignored():
+        request.state.log["ignored"] = ignored
+    service.lifecycle.check_ready()
+    answer = await unless_client_leaves(request, start(service, body))
+    answer.log = request.state.log
+    if body.stream:
+        return EventStream(answer, service.settings.send_timeout)
+    async with contextlib.aclosing(answer):
+        return json_response(await unless_client_leaves(request, answer.whole()))
+
+
 class EventStream(Response):
-    """Server-sent events, as they come, then [DONE]. A client that leaves, or takes nothing for a while, ends `events`.
+    """Server-sent events, as they come, then [DONE]. A client that leaves, or takes nothing for a while, ends `answer`.
 
     Args:
-        events: JSON values; closed in any case.
+        answer: closed in any case.
         send_timeout: how long a client may take nothing [s].
     """
 
-    def __init__(self, events: AsyncIterator[Any], send_timeout: float, headers: Mapping[str, str] | None = None):
-        super().__init__(None, 200, {"Cache-Control": "no-cache", **(headers or {})}, "text/event-stream")
+    def __init__(self, answer: Answer, send_timeout: float):
+        super().__init__(None, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
         del self.headers["content-length"]
-        self._events = events
+        self._answer = answer
         self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,6 +99,7 @@ class EventStream(Response):
                 writer.result()
         finally:
             await _cancel(writer, watcher)
+            await self._answer.aclose()
 
     async def _write(self, scope: Scope, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -86,7 +119,7 @@ class EventStream(Response):
             finally:
                 timer.cancel()
 
-        async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._answer.events()) as events:
             await deliver({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in events:
                 body = b"data: " + to_json(event) + b"\n\n"

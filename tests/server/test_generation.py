@@ -1,0 +1,167 @@
+"""Requests of the engine end with the HTTP request that asked for them, however that ends."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from longcat.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from longcat.server.app import Application
+from longcat.server.chat import start_chat
+from longcat.server.completions import start_completion
+from longcat.server.protocol import ChatRequest, CompletionRequest
+from longcat.server.settings import ServerSettings
+from longcat.server.streaming import EventStream
+
+
+class Waiting:
+    """An engine that begins no request but the server's first, and knows which are there."""
+
+    def __init__(self):
+        self.open = set()
+        self.fails = asyncio.Event()
+
+    async def agenerate(self, *, prompt_token_ids, sampling_params=None, request_id=None, **_):
+        output = RequestOutput(request_id, None, [1], [CompletionOutput(0, token_ids=[1], finish_reason="length")],
+                               RequestMetrics())  # fmt: skip
+        if request_id is None:
+            yield StreamChunk("a", [1], finish_reason="length", output=output)
+            return
+        self.open.add(request_id)
+        try:
+            await self.fails.wait()
+            raise ValueError("a bug")
+        finally:
+            self.open.discard(request_id)
+        yield
+
+    def encode(self, text):
+        return [1]
+
+    def render_chat(self, messages, **_):
+        return "a", [1]
+
+    def info(self):
+        return {"max_model_len": 100}
+
+    def metrics(self):
+        raise RuntimeError("nothing to tell")
+
+    def failure(self):
+        return None
+
+
+START = {
+    "chat": (start_chat, ChatRequest(messages=[{"role": "user", "content": "x"}], stream=True)),
+    "completions": (start_completion, CompletionRequest(prompt=["x", "y", "z"], stream=True)),
+}
+
+
+@contextlib.asynccontextmanager
+async def ready():
+    app = Application(Waiting(), ServerSettings(("stub",), access_log=False))
+    watch = asyncio.ensure_future(app.lifecycle.run())
+    while app.lifecycle.state != "ready":
+        await asyncio.sleep(0)
+    app.api.state.service.app = app
+    yield app.api.state.service
+    watch.cancel()
+
+
+def num_aborted(service):
+    registry = service.metrics._registry
+    return registry.get_sample_value(
+        "longcat:request_success_total", {"model_name": "stub", "finished_reason": "abort"}
+    )
+
+
+@pytest.mark.parametrize("kind", START)
+def test_an_answer_that_nobody_read_is_closed(kind):
+    async def run():
+        async with ready() as service:
+            start, body = START[kind]
+            answer = await start(service, body)
+            num = len(service.engine.open)
+            assert num == (3 if kind == "completions" else 1) == len(service.lifecycle._names)
+            await answer.aclose()
+            assert not service.engine.open and not service.lifecycle._names
+            assert num_aborted(service) == num
+            await answer.aclose()
+            assert num_aborted(service) == num
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("kind", START)
+def test_a_start_that_is_cancelled_leaves_nothing(kind, steps):
+    """After each of the first steps, among them those between asking the engine and hearing from it."""
+
+    async def run():
+        async with ready() as service:
+            start, body = START[kind]
+            service.in_text_thread = at_once
+            task = asyncio.ensure_future(start(service, body))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            [answer] = await asyncio.gather(task, return_exceptions=True)
+            if not isinstance(answer, BaseException):
+                await answer.aclose()
+            assert not service.engine.open and not service.lifecycle._names
+
+    async def at_once(work):
+        return work()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", START)
+def test_a_stream_that_is_cancelled_as_it_begins_leaves_nothing(kind):
+    async def run():
+        async with ready() as service:
+            start, body = START[kind]
+            stream = EventStream(await start(service, body), 30.0)
+            assert service.engine.open
+            sending = asyncio.Event()
+
+            async def send(message):
+                sending.set()
+                await asyncio.Event().wait()
+
+            async def receive():
+                await asyncio.Event().wait()
+
+            task = asyncio.ensure_future(stream({"type": "http", "state": {"log": {}}}, receive, send))
+            await sending.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert not service.engine.open and not service.lifecycle._names
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_bug_ends_all_requests_and_is_no_mistake_of_the_client(path):
+    async def run():
+        async with ready() as service:
+            body = {"prompt": ["x", "y"]} if path == "/v1/completions" else {"messages": [{"role": "user"}]}
+            app = service.app
+            statuses = []
+
+            async def send(message):
+                statuses.append(message.get("status"))
+
+            messages = asyncio.Queue()
+            messages.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+            scope = {
+                "type": "http", "http_version": "1.1", "method": "POST", "path": path, "query_string": b"",
+                "raw_path": path.encode(), "root_path": "", "scheme": "http", "server": ("x", 1), "client": ("x", 1),
+                "headers": [(b"content-type", b"application/json")],
+            }  # fmt: skip
+            asyncio.get_running_loop().call_later(0.1, service.engine.fails.set)
+            with pytest.raises(ValueError):  # for the server's log
+                await app.asgi(scope, messages.get, send)
+            assert statuses[0] == 500 and not service.engine.open and not service.lifecycle._names
+
+    asyncio.run(run())

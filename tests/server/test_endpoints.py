@@ -42,6 +42,8 @@ def timed(what, call):
         ("/v1/chat/completions", HELLO | {"response_format": {"type": "xml"}}, "response_format"),
         ("/v1/chat/completions", HELLO | {"structured_outputs": {"regex": "("}}, "unclosed group"),
         ("/v1/chat/completions", HELLO | {"tools": [{"type": "function"}]}, "tool 0 has no name"),
+        ("/v1/chat/completions", HELLO | {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs: tools"),
+        ("/tokenize", {"messages": [], "chat_template_kwargs": {"tags": []}}, "chat_template_kwargs: tags"),
         ("/v1/completions", {"prompt": "x", "logprobs": 21}, "at most 20"),
         ("/v1/completions", {"prompt": ""}, "no tokens"),
         ("/v1/completions", {"prompt": [5000]}, "5000"),

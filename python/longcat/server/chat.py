@@ -14,7 +14,7 @@ from starlette.responses import Response
 from longcat.chat import ChatChunk, ChatReader, force_calls
 from longcat.outputs import Logprob, RequestOutput
 from longcat.server.errors import ApiError
-from longcat.server.generation import Generation, Service, answer_form, usage
+from longcat.server.generation import Generation, Service, answer_form, template_variables, usage
 from longcat.server.protocol import ChatRequest
 from longcat.server.streaming import respond
 from longcat.tool_parser import json_text
@@ -45,10 +45,11 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     if params.structured_outputs is not None and form is not None:
         raise ApiError(400, "tool_choice forces a call: leave out response_format", param="tool_choice")
     params.structured_outputs = await service.compiled(form or params.structured_outputs)
+    variables = template_variables(body)
     _, token_ids = await service.in_text_thread(
         lambda: service.engine.render_chat(
             body.messages, tools=body.tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message, **(body.chat_template_kwargs or {}),
+            continue_final_message=body.continue_final_message, **variables,
         )
     )  # fmt: skip
     limit = body.max_completion_tokens or body.max_tokens

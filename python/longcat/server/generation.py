@@ -15,7 +15,7 @@ from longcat.server.errors import ApiError
 from longcat.server.grammar_check import GrammarChecker
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
-from longcat.server.protocol import GenerationBody
+from longcat.server.protocol import ChatRequest, GenerationBody, TokenizeRequest
 from longcat.server.settings import ServerSettings
 from longcat.structured import StructuredOutputs
 
@@ -27,6 +27,8 @@ _SAMPLING = (
     "seed", "include_stop_str_in_output", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens",
     "logit_bias", "bad_words", "allowed_token_ids",
 )  # fmt: skip
+# Arguments of Engine.render_chat, and of what it calls.
+_RENDERING = ("self", "messages", "tags", "tools", "tool_choice", "add_generation_prompt", "continue_final_message")
 _TEXT_THREADS = 2  # templates, tokenizer
 _GRAMMAR_THREADS = 2
 
@@ -206,6 +208,19 @@ class Generation:
             self._service.metrics.observe(self._output, self._max_tokens)
         else:
             self._service.metrics.count_end("abort")
+
+
+def template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+    """Variables of the template, from `chat_template_kwargs`.
+
+    Raises:
+        ApiError: 400, one is none: what the server passes itself.
+    """
+    given = body.chat_template_kwargs or {}
+    if taken := [name for name in given if name in _RENDERING]:
+        message = f"chat_template_kwargs: {taken[0]} is a name of the server's own: expected others, or a field"
+        raise ApiError(400, message, param="chat_template_kwargs")
+    return given
 
 
 def answer_form(body: GenerationBody) -> Any:

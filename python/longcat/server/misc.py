@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from longcat.server.errors import ApiError, json_response
-from longcat.server.generation import Service
+from longcat.server.generation import Service, template_variables
 from longcat.server.protocol import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter()
@@ -40,14 +40,14 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     service.model_name(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "prompt or messages, one of them, is expected")
-    engine, prompt, messages = service.engine, body.prompt, body.messages
+    engine, prompt, messages, variables = service.engine, body.prompt, body.messages, template_variables(body)
 
     def work() -> list[int]:
         if prompt is not None:
             return engine.encode(prompt)
         return engine.render_chat(
             messages, tools=body.tools, add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message, **(body.chat_template_kwargs or {}),
+            continue_final_message=body.continue_final_message, **variables,
         )[1]  # fmt: skip
 
     token_ids = await service.in_text_thread(work)

@@ -14,6 +14,15 @@ import time
 import httpx
 
 
+def until(condition, timeout=30.0):
+    """Waits; returns how long it took [s]."""
+    start = time.perf_counter()
+    while not condition():
+        assert time.perf_counter() - start < timeout
+        time.sleep(0.01)
+    return time.perf_counter() - start
+
+
 class LiveServer:
     """Starts, waits until it is ready, and ends it with SIGTERM.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import LiveServer
+from live import LiveServer, until
 
 LONG = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 1900, "ignore_eos": True}
 HELD = LONG | {"n": 8}  # seconds of work
@@ -63,15 +63,6 @@ class Reader(threading.Thread):
         self.join(60)
         assert self.error is None and self.events[-1] == "[DONE]"
         return json.loads(self.events[-2])["choices"][0]["finish_reason"]
-
-
-def until(condition, timeout=30.0):
-    """Waits; returns how long it took [s]."""
-    start = time.perf_counter()
-    while not condition():
-        assert time.perf_counter() - start < timeout
-        time.sleep(0.01)
-    return time.perf_counter() - start
 
 
 def test_ready_after_a_first_token(own):

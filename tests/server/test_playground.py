@@ -6,10 +6,9 @@ LONGCAT_SCREENSHOTS=FOLDER keeps the pictures.
 import json
 import os
 import shutil
-import time
 
 import pytest
-from live import LiveServer
+from live import LiveServer, until
 
 try:
     from selenium import webdriver
@@ -50,15 +49,8 @@ def browser():
 @pytest.fixture
 def page(browser, server):
     browser.get(server.url + "/")
-    wait(lambda: browser.find_element("id", "model").text == "longcat-tiny")
+    until(lambda: browser.find_element("id", "model").text == "longcat-tiny")
     return browser
-
-
-def wait(condition, timeout=30):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def set_value(page, name, value):
@@ -101,14 +93,14 @@ def test_send_stream_and_remember(page):
         "?.textContent.length)).observe(document.getElementById('log'), {subtree: true, childList: true})"
     )
     say(page, "Tell me a story about a dog.")
-    wait(lambda: answers(page) and is_idle(page))
+    until(lambda: answers(page) and is_idle(page))
     assert page.execute_script("return lengths.size") > 3  # it grew
     assert "tokens/s" in page.find_element("id", "speed").text
     used = page.find_element("id", "context").text
     assert used.endswith("of 2048 tokens") and int(used.split()[0]) >= 60
     assert page.switch_to.active_element.get_attribute("id") == "text"
     say(page, "And a cat?")
-    wait(lambda: len(answers(page)) == 2 and is_idle(page))
+    until(lambda: len(answers(page)) == 2 and is_idle(page))
     assert page.execute_script("return messages.map(m => m.role)") == ["user", "assistant"] * 2
     page.find_element("id", "reset").click()
     assert not answers(page) and page.execute_script("return messages.length") == 0
@@ -137,11 +129,11 @@ def test_stop_by_escape_and_by_button(page, server):
     for stop in (lambda: page.find_element("tag name", "body").send_keys("\ue00c"),
                  lambda: page.find_element("id", "stop").click()):  # fmt: skip
         say(page, "Tell me a story about a dog.")
-        wait(lambda: answers(page) and len(answers(page)[-1].text) > 20)
+        until(lambda: answers(page) and len(answers(page)[-1].text) > 20)
         stop()
-        wait(lambda: is_idle(page))
+        until(lambda: is_idle(page))
         assert answers(page)[-1].text.endswith("[stopped]")
-        wait(lambda: server.metric("num_requests_running") == 0)
+        until(lambda: server.metric("num_requests_running") == 0)
 
 
 def test_tool_calls_are_shown_as_calls(page):
@@ -149,11 +141,11 @@ def test_tool_calls_are_shown_as_calls(page):
     set_value(page, "max_tokens", 80)
     set_value(page, "tools", json.dumps(TOOLS))
     say(page, "What is the weather in Paris?")
-    wait(lambda: page.find_elements("css selector", ".call form"))
+    until(lambda: page.find_elements("css selector", ".call form"))
     card = page.find_element("css selector", ".call")
     assert "get_weather" in card.text and '"city": "Paris"' in card.text
     page.switch_to.active_element.send_keys('{"temperature": 21}\ue007')  # the focus is where the result goes
-    wait(lambda: len(answers(page)) == 2 and is_idle(page))
+    until(lambda: len(answers(page)) == 2 and is_idle(page))
     assert page.find_element("css selector", ".turn.tool").text.startswith("get_weather → ")
     roles = page.execute_script("return messages.map(m => m.role)")
     assert roles == ["user", "assistant", "tool", "assistant"] and answers(page)[1].text
@@ -162,12 +154,12 @@ def test_tool_calls_are_shown_as_calls(page):
 def test_mistakes_are_told(page):
     set_value(page, "tools", "[{")
     say(page, "Hello")
-    wait(lambda: page.find_elements("css selector", ".error"))
+    until(lambda: page.find_elements("css selector", ".error"))
     assert "JSON" in page.find_element("css selector", ".error").text
     set_value(page, "tools", "")
     set_value(page, "temperature", -1)
     say(page, "Hello")
-    wait(lambda: len(page.find_elements("css selector", ".error")) == 2)
+    until(lambda: len(page.find_elements("css selector", ".error")) == 2)
     assert "temperature" in page.find_elements("css selector", ".error")[1].text
 
 
@@ -179,10 +171,10 @@ def test_what_the_model_writes_is_text(page):
 def test_light_dark_and_phone(page):
     set_value(page, "max_tokens", 80)
     say(page, "Tell me a story about a dog.")
-    wait(lambda: answers(page) and is_idle(page))
+    until(lambda: answers(page) and is_idle(page))
     set_value(page, "tools", json.dumps(TOOLS, indent=1))
     say(page, "What is the weather in Paris?")
-    wait(lambda: page.find_elements("css selector", ".call form") and is_idle(page))
+    until(lambda: page.find_elements("css selector", ".call form") and is_idle(page))
     backs = {}
     for name, width, height, scheme in [
         ("light", 1200, 800, "light"), ("dark", 1200, 800, "dark"),
@@ -207,9 +199,9 @@ def test_light_dark_and_phone(page):
 def test_a_key_is_asked_for(browser, tiny):
     with LiveServer(tiny, "--api-key", "secret") as server:
         browser.get(server.url + "/")
-        wait(lambda: "API key" in browser.find_element("id", "model").text)
+        until(lambda: "API key" in browser.find_element("id", "model").text)
         browser.find_element("id", "key").send_keys("secret\t")
-        wait(lambda: browser.find_element("id", "model").text == "longcat-tiny")
+        until(lambda: browser.find_element("id", "model").text == "longcat-tiny")
 
 
 def test_everything_comes_from_the_server(page, server):

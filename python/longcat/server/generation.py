@@ -230,7 +230,7 @@ def answer_form(body: GenerationBody) -> Any:
         ApiError: 400, they say nothing possible.
     """
     forms = [form for form in (_of_response_format(body.response_format), body.structured_outputs) if form]
-    older = {name: body.model_extra.get(f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}  # type: ignore[union-attr]
+    older = {name: getattr(body, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
     forms += [{name: value} for name, value in older.items() if value is not None]
     if len(forms) > 1:
         raise ApiError(400, "the answer's form is given twice: expected response_format or structured_outputs")

@@ -5,7 +5,7 @@ Field limits that pydantic states here are part of the OpenAPI description.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,6 +58,10 @@ class GenerationBody(Body):
     structured_outputs: dict[str, Any] | None = Field(
         None, description="one of json, json_object, regex, choice, grammar (Lark)"
     )
+    guided_json: dict[str, Any] | str | None = Field(None, description="older name of structured_outputs.json")
+    guided_regex: str | None = Field(None, description="older name of structured_outputs.regex")
+    guided_choice: list[str] | None = Field(None, description="older name of structured_outputs.choice")
+    guided_grammar: str | None = Field(None, description="older name of structured_outputs.grammar")
 
 
 class ChatRequest(GenerationBody):
@@ -99,6 +103,3 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     model: str | None = None
     tokens: list[TokenId]
-
-
-Reason = Literal["stop", "length", "tool_calls", "abort", "error"]

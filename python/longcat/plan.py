@@ -5,6 +5,7 @@ Where there is only a config.json, the shapes it promises stand for the headers:
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -192,7 +193,8 @@ def plan(
     model = os.path.expanduser(os.fspath(model))
     _core.config_warnings(model)  # which says what is wrong
     config = read_json_object(Path(model, "config.json"))
-    tensors, has_weights = _tensors(model, config)
+    expected = [(name, _product(shape)) for name, shape, _ in _core.expected_tensors(json.dumps(config))]
+    stored, has_weights = _stored(model, expected)
     stored_as = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
     dtype = _dtype("dtype", dtype, "bf16" if stored_as == "bfloat16" else "f32", ("f32", "bf16"))
     kv_cache_dtype = _dtype("kv_cache_dtype", kv_cache_dtype, dtype, tuple(_TAGS))
@@ -221,7 +223,7 @@ def plan(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         num_tokens=num_tokens,
-        parts=_parts(tensors, dtype, num_tokens),
+        parts=_parts(expected, stored, dtype, num_tokens),
         kv_cache=num_blocks * block,
         kv_bytes_per_token=block // BLOCK_TOKENS,
         kv_read_per_token=block // BLOCK_TOKENS * sub_layers // (sub_layers + 1),
@@ -240,19 +242,27 @@ def _dtype(name: str, value: str, automatic: str, known: tuple[str, ...]) -> str
     return value
 
 
-def _tensors(model: str, config: dict[str, Any]) -> tuple[list[tuple[str, str, int, int]], bool]:
-    """(name, dtype, weights, bytes) of each tensor of the text model, and whether they are in the folder."""
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in the files."""
+
+    name: str
+    dtype: str
+    count: int  # of elements: not of weights where it is packed
+    num_bytes: int
+
+
+def _stored(model: str, expected: list[tuple[str, int]]) -> tuple[list[_Stored], bool]:
+    """The tensors of the text model, and whether they are in the folder: if not, as they would be in bf16."""
     try:
         checkpoint = _core.Checkpoint(model)
     except Error:
         if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in os.listdir(model)):
             raise
-        with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
-            expected = _core.expected_tensors(file.read())
-        return [(name, "BF16", _product(shape), 2 * _product(shape)) for name, shape, _ in expected], False
+        return [_Stored(name, "BF16", count, 2 * count) for name, count in expected], False
     checkpoint.check_tensors()
     found = [
-        (name, dtype, _product(shape), end - begin)
+        _Stored(name, dtype, _product(shape), end - begin)
         for name, dtype, shape, _, begin, end in checkpoint.tensors()
         if not name.startswith("model.mtp.")
     ]
@@ -266,28 +276,33 @@ def _product(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _parts(tensors: list[tuple[str, str, int, int]], dtype: str, num_tokens: int) -> list[Part]:
+def _parts(expected: list[tuple[str, int]], stored: list[_Stored], dtype: str, num_tokens: int) -> list[Part]:
     parts = {name: Part(name) for name, _ in _PARTS}
-    for name, stored_as, count, num_bytes in tensors:
-        part = next((parts[part] for part, pattern in _PARTS if re.match(pattern, name)), None)
-        if part is None:
+    for name, count in expected:
+        if (part := _part_of(name, parts)) is not None:
+            part.weights += count
+    for tensor in stored:
+        if (part := _part_of(tensor.name, parts)) is None:
             continue
         looked_up = part.name in _LOOKED_UP
-        part.weights += 0 if name.endswith("_scale_inv") else count
-        part.stored += num_bytes
-        part.touched += _touched(num_bytes, num_tokens) if looked_up else num_bytes
-        copied = _copied_bytes(name, stored_as, count, dtype, part.name == "N-gram tables")
+        part.stored += tensor.num_bytes
+        part.touched += _touched(tensor.num_bytes, num_tokens) if looked_up else tensor.num_bytes
+        copied = _copied_bytes(tensor, dtype, part.name == "N-gram tables")
         part.copied += copied
-        part.read += 0 if looked_up else copied or num_bytes
+        part.read += 0 if looked_up else copied or tensor.num_bytes
     return [part for part in parts.values() if part.stored]
 
 
-def _copied_bytes(name: str, stored_as: str, count: int, dtype: str, is_table: bool) -> int:
-    narrow = stored_as == "BF16" or dtype == "bf16"
-    if _COPIED.search(name) and not name.endswith("_scale_inv"):
-        return count * (4 if _COPIED_AS_F32.search(name) or not narrow else 2)
-    converted = stored_as == "F16" or (stored_as == "F32" and dtype == "bf16" and not is_table)
-    return count * (2 if dtype == "bf16" else 4) if converted else 0
+def _part_of(tensor: str, parts: dict[str, Part]) -> Part | None:
+    return next((parts[part] for part, pattern in _PARTS if re.match(pattern, tensor)), None)
+
+
+def _copied_bytes(tensor: _Stored, dtype: str, is_table: bool) -> int:
+    narrow = tensor.dtype == "BF16" or dtype == "bf16"
+    if _COPIED.search(tensor.name) and not tensor.name.endswith("_scale_inv"):
+        return tensor.count * (4 if _COPIED_AS_F32.search(tensor.name) or not narrow else 2)
+    converted = tensor.dtype == "F16" or (tensor.dtype == "F32" and dtype == "bf16" and not is_table)
+    return tensor.count * (2 if dtype == "bf16" else 4) if converted else 0
 
 
 def _touched(num_bytes: int, num_tokens: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import longcat
 import pytest
 from longcat.cli import main
+from longcat.convert import PRESETS, convert_checkpoint
 from longcat.make_checkpoint import LITE_CONFIG, preset_config, write_checkpoint
 from longcat.plan import GIB, plan
 
@@ -84,6 +85,15 @@ def test_the_real_models_rate(lite):
     assert made.tokens_per_second(1, 1024, gpu) == pytest.approx(375, abs=2)
     assert made.parameters == pytest.approx(68.5e9, rel=0.01) and not made.has_weights
     assert made.kv_bytes_per_token == 33408 + 4 and made.kv_read_per_token == pytest.approx(32256, abs=4)
+
+
+@pytest.mark.parametrize("quant", PRESETS)
+def test_a_converted_checkpoint_has_the_weights_of_its_source(tiny, tmp_path, quant):
+    convert_checkpoint(tiny, tmp_path / "out", PRESETS[quant])
+    source, converted = plan(tiny, bandwidth=16e9), plan(tmp_path / "out", bandwidth=16e9)
+    assert converted.parameters == source.parameters
+    assert [part.weights for part in converted.parts] == [part.weights for part in source.parts]
+    assert converted.placements() == source.placements()
 
 
 def test_a_page_for_people(lite, tiny, capsys):

@@ -59,7 +59,7 @@ class Part:
 
 @dataclass
 class Row:
-    """One way to place the model, and whether this version can."""
+    """One way to place the model."""
 
     placement: str
     format: str
@@ -67,7 +67,7 @@ class Row:
     core_bits: float  # of attention, dense FFN, head
     fast_bytes: int  # in the memory that is computed from
     host_bytes: int  # looked up beside it
-    today: bool
+    state: str  # "today", "untried" (built, but not yet run on a GPU) or "later": whether this version can
 
     @property
     def on_cpu(self) -> bool:
@@ -143,17 +143,17 @@ class Plan:
         experts = size["experts"]
         core = self.parameters - looked_up - experts
 
-        def row(placement: str, format: str, expert: str, rest: str, host: int, today: bool = False) -> Row:
+        def row(placement: str, format: str, expert: str, rest: str, host: int, state: str = "later") -> Row:
             bits = 16 * (looked_up - host) + _BITS[expert] * experts + _BITS[rest] * core
-            return Row(placement, format, _BITS[expert], _BITS[rest], int(bits / 8), 2 * host, today)
+            return Row(placement, format, _BITS[expert], _BITS[rest], int(bits / 8), 2 * host, state)
 
-        rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, True)]
-        rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, True))
-        rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up))
-        rows.append(row("GPU", "bf16", "bf16", "bf16", 0))
+        rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
+        rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, "today"))
+        rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up, "today"))
+        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "later" if tables else "untried"))
         if tables:
-            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables))
-            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables))
+            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, "untried"))
+            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
             rows.append(row("GPU, all lookups in host memory", "fp8 experts", "fp8", "bf16", tables + words))
             rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
         return rows

@@ -96,6 +96,14 @@ def test_a_converted_checkpoint_has_the_weights_of_its_source(tiny, tmp_path, qu
     assert converted.placements() == source.placements()
 
 
+def test_what_this_version_can_do_is_not_said_to_come_later(lite):
+    states = {(row.placement, row.format): row.state for row in plan(lite, bandwidth=16e9).placements()}
+    assert {state for (placement, _), state in states.items() if placement.startswith("CPU")} == {"today"}
+    assert [key for key, state in states.items() if state == "untried"] == [
+        ("GPU, tables in host memory", "bf16"), ("GPU, tables in host memory", "fp8 experts")
+    ]  # fmt: skip
+
+
 def test_a_page_for_people(lite, tiny, capsys):
     assert main(["plan", tiny, "--bandwidth", "16"]) == 0
     text = capsys.readouterr().out

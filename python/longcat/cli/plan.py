@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from longcat.plan import Plan
 
 _CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # what is free [GiB] where so many GB are written on the box
+_STATES = {"today": "", "untried": " **", "later": " *"}
 _BATCHES = [1, 16]
 _CONTEXTS = [1024, 32768]
 
@@ -74,12 +75,13 @@ def text(plan: Plan) -> str:
         [[f"{batch} at once", *(f"{plan.tokens_per_second(batch, context):.1f}" for context in _CONTEXTS)]
          for batch in _BATCHES],
     )  # fmt: skip
-    lines += ["", "tokens of latent cache that memory of so many GB holds beside the weights (* not in this version);"]
+    lines += ["", "tokens of latent cache that memory of so many GB holds beside the weights (* not in this version,"]
+    lines += ["** in a build with CUDA, whose kernels have not run on a GPU yet);"]
     lines += [f"tokens/s as above, one at once, context {_CONTEXTS[0]}; of a GPU at {GPU_BANDWIDTH / 1e12:.1f} TB/s:"]
     rows = []
     for row in plan.placements():
         sizes = [_tokens(plan.cache_tokens(row, int(gib * GIB))) for gib in _CARDS.values()]
-        name = row.placement + ("" if row.today else " *")
+        name = row.placement + _STATES[row.state]
         host = _size(row.host_bytes) if row.host_bytes else ""
         rate = f"{plan.tokens_per_second(1, _CONTEXTS[0], row):.1f}"
         rows.append([name, row.format, _size(row.fast_bytes), host, *sizes, rate])

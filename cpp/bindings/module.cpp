@@ -1,4 +1,5 @@
 // longcat._core: the native module. Private; the public names are in the longcat package.
+#include "base/available_memory.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
@@ -13,6 +14,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Native core of longcat";
   module.attr("__version__") = LONGCAT_VERSION;
   module.def("available_threads", &available_threads, "Threads this process may run at once.");
+  module.def("available_memory", [] { return available_memory(); }, "Bytes this process may still take.");
   module.def(
       "cpu_isa", [] { return name_of(cpu_isa()); },
       "Instruction set the CPU backend runs: avx512_vnni, avx512, avx2 or portable.");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/available_memory.h"
 #include "bindings/bindings.h"
 #include "bindings/sampling_case.h"
 #include "cpu/latents.h"
@@ -430,6 +431,7 @@ void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begi
 void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "For longcat's own tests; may change at any time.");
 
+  testing.def("available_memory", [](const std::string& root) { return available_memory(root); }, py::arg("root"));
   testing.def("parse_safetensors_header", [](const py::bytes& header, uint64_t data_bytes) {
     std::map<std::string, py::tuple> entries;
     for (const auto& [name, entry] : parse_safetensors_header(std::string_view(header), data_bytes, "header"))

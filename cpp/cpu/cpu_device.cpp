@@ -3,10 +3,9 @@
 #include <sys/mman.h>
 
 #include <cstring>
-#include <fstream>
-#include <string>
 #include <utility>
 
+#include "base/available_memory.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "cpu/cpu_ops.h"
@@ -24,18 +23,6 @@ class StoredFunction final : public Recording {
  private:
   std::function<void()> work_;
 };
-
-// MemAvailable of /proc/meminfo [bytes]; 4 GiB where it is not told.
-int64_t available_memory() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key, unit;
-  int64_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    std::getline(meminfo, unit);
-  }
-  return int64_t{4} << 30;
-}
 
 }  // namespace
 

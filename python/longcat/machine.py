@@ -1,37 +1,15 @@
-"""This machine: its free memory, how fast that is read, and what this process takes of it."""
+"""This machine: how fast its memory is read, and what a process without a model takes of it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from longcat import _core
 from longcat._core import Error
 
 _WHEN_AT_WORK = 3 << 19  # stacks of threads, and code that is first touched when they compute (measured)
-
-
-def available_memory() -> int:
-    """What this process may still take [bytes]: the free memory, or what its control group leaves."""
-    with open("/proc/meminfo") as file:
-        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    return min([free, *_left_in_groups()])
-
-
-def _left_in_groups() -> Iterator[int]:
-    """What control groups leave [bytes], version 2 and 1."""
-    for limit_file, used_file in [
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ]:
-        try:
-            with open(limit_file) as limit, open(used_file) as used:
-                yield int(limit.read()) - int(used.read())
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-
 
 # What a program has in memory when it has imported all that an engine does, and loaded the tokenizer, if there is one.
 _BARE_PROCESS = """

@@ -14,7 +14,7 @@ from typing import Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.machine import available_memory, measured_bandwidth, process_bytes
+from longcat.machine import measured_bandwidth, process_bytes
 
 GIB = 1 << 30
 BLOCK_TOKENS = 64  # of the latent cache
@@ -205,7 +205,7 @@ def plan(
     num_batched = max_num_batched_tokens or max(512, max_num_seqs)
     buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched)
 
-    available = available_memory()
+    available = _core.available_memory()
     budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4
     block = buffers["block_bytes"]
     useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1

@@ -116,7 +116,7 @@ def test_a_fault_of_the_checkpoint_is_found(tmp_path, tiny, how, name, status, t
 
 
 def test_too_little_memory_is_found(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("longcat.plan.available_memory", lambda: 8 << 20)
+    monkeypatch.setattr("longcat._core.available_memory", lambda: 8 << 20)
     [verdict] = bad(examine(tiny, machine(tmp_path)))
     assert verdict.name == "memory" and "longcat plan" in verdict.fix
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from longcat import _core
-from longcat._core import Error
 
 _WHEN_AT_WORK = 3 << 19  # stacks of threads, and code that is first touched when they compute (measured)
 
@@ -21,19 +19,10 @@ print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE
 
 def process_bytes(model: str) -> int:
     """Resident size of a program without its model: Python, libraries, tokenizer. Asks a process of its own."""
-    import subprocess
-    import sys
+    from longcat.child_process import run_program
 
-    package = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     tokenizer = [model] if os.path.exists(os.path.join(model, "tokenizer.json")) else []
-    done = subprocess.run(
-        [sys.executable, "-c", _BARE_PROCESS, *tokenizer], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    if done.returncode:
-        raise Error(f"[plan] {(done.stderr.strip().splitlines() or ['Python does not start'])[-1]}")
-    return int(done.stdout) + _WHEN_AT_WORK
+    return int(run_program("plan", _BARE_PROCESS, *tokenizer)) + _WHEN_AT_WORK
 
 
 def measured_bandwidth(seconds: float = 0.3) -> float:

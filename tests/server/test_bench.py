@@ -76,4 +76,6 @@ def test_startup(tiny, tmp_path, capsys):
     assert main(["bench", "startup", tiny, "--num-iters", "1"]) == 0
     assert "first token" in capsys.readouterr().out
     assert main(["bench", "startup", str(tmp_path)]) == 1
-    assert "config.json" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("longcat: [config] ")
+    assert main(["bench", "startup", tiny, "--kv-cache-memory", "10kB"]) == 1
+    assert capsys.readouterr().err.startswith("longcat: [kv cache] 10000 bytes")

@@ -105,29 +105,20 @@ print(json.dumps([*times, time.perf_counter() - start]))
 
 def _startup(args: argparse.Namespace) -> int:
     import os
-    import subprocess
     import time
-    from pathlib import Path
 
-    import longcat
-    from longcat._core import Error
+    from longcat.child_process import run_program
 
     if args.num_iters < 1:
         raise ValueError(f"--num-iters {args.num_iters} is not possible: expected 1 or more")
     names = ("device", "dtype", "max_model_len", "kv_cache_memory", "num_threads")
     options = json.dumps({name: getattr(args, name) for name in names})
-    path = os.pathsep.join(filter(None, [str(Path(longcat.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     runs: dict[str, list[float]] = {"import": [], "load": [], "first token": [], "whole process": []}
     for _ in range(args.num_iters):
         start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", _START, os.path.expanduser(args.model), options], capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+        output = run_program("bench", _START, os.path.expanduser(args.model), options)
         seconds = time.perf_counter() - start
-        if done.returncode:
-            raise Error(f"[bench] {(done.stderr.strip().splitlines() or ['the start failed'])[-1]}")
-        imported, loaded, first = json.loads(done.stdout.splitlines()[-1])
+        imported, loaded, first = json.loads(output.splitlines()[-1])
         for name, value in zip(runs, (imported, loaded - imported, first - loaded, seconds), strict=True):
             runs[name].append(value)
     result = {name: _figures(values) for name, values in runs.items()}

@@ -16,11 +16,13 @@ import resource
 import struct
 import sys
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, BinaryIO
+
+from longcat.child_process import environment
 
 _NUM_PROCESSES = 2
 _START_SECONDS = 30.0  # for a process to load the tokenizer
+_MAX_BYTES = 64 << 20  # for a grammar
 _MAX_KNOWN = 1024
 _LENGTH = struct.Struct("<I")
 
@@ -36,17 +38,13 @@ class GrammarChecker:
         tokenizer_text: a tokenizer.json.
         eos_token_ids: what may follow a complete answer.
         timeout: for a grammar [s].
-        max_bytes: for a grammar.
     """
 
-    def __init__(
-        self, tokenizer_text: str, vocab_size: int, eos_token_ids: list[int], timeout: float, max_bytes: int = 64 << 20
-    ):
+    def __init__(self, tokenizer_text: str, vocab_size: int, eos_token_ids: list[int], timeout: float):
         setup = {"tokenizer": tokenizer_text, "vocab_size": vocab_size, "eos_token_ids": eos_token_ids,
-                 "timeout": timeout, "max_bytes": max_bytes}  # fmt: skip
+                 "timeout": timeout, "max_bytes": _MAX_BYTES}  # fmt: skip
         self._setup = json.dumps(setup).encode()
         self._timeout = timeout
-        self._max_bytes = max_bytes
         self._slots = asyncio.Semaphore(_NUM_PROCESSES)
         self._idle: list[asyncio.subprocess.Process] = []
         self._replacement: asyncio.Future[None] | None = None  # kept from being collected
@@ -81,7 +79,7 @@ class GrammarChecker:
             raise GrammarTooHard(f"the grammar takes longer than {limit} to compile: make it smaller") from None
         else:
             if not line:
-                limit = f"{self._max_bytes >> 20} MiB"
+                limit = f"{_MAX_BYTES >> 20} MiB"
                 raise GrammarTooHard(f"the grammar takes more than {limit} to compile: make it smaller")
             self._idle.append(process)
             return json.loads(line)
@@ -106,11 +104,9 @@ class GrammarChecker:
             await _kill(process)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True,  # a Ctrl-C is not for it
+            env=environment(), start_new_session=True,  # a Ctrl-C is not for it
         )  # fmt: skip
         try:
             ready = await asyncio.wait_for(_talk(process, self._setup), _START_SECONDS)

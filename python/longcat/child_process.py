@@ -1,0 +1,37 @@
+"""This package in a Python of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from longcat._core import Error
+
+_OUR_ERROR = re.compile(r"(?:longcat\.\w+|ValueError|TypeError|OSError): (?=\[)")
+
+
+def environment() -> dict[str, str]:
+    """In which `import longcat` finds the package of this process."""
+    package = str(Path(__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+
+
+def run_program(what: str, program: str, *arguments: str) -> str:
+    """Standard output of a program in Python.
+
+    Args:
+        what: it is about, for messages.
+    Raises:
+        longcat.Error: it failed: with the message of its exception.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment()
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["Python does not start"])[-1]
+        ours = _OUR_ERROR.match(last)
+        raise Error(last[ours.end() :] if ours else f"[{what}] {last}")
+    return done.stdout

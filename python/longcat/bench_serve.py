@@ -141,11 +141,15 @@ class _Client:
     """A client of few lines, so that what is measured is the server: a connection a request."""
 
     def __init__(self, load: Load):
-        parts = urlsplit(load.url if "://" in load.url else f"http://{load.url}")
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
+        try:
+            parts = urlsplit(load.url if "://" in load.url else f"http://{load.url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:  # a port that is no number, half an IPv6 address
+            host = None
+        if host is None or parts.scheme not in ("http", "https"):
             raise ValueError(f"base_url={load.url!r} is not possible: expected http://HOST:PORT")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._host, self._port = parts.hostname, parts.port or (443 if self._tls else 80)
+        self._host, self._port = host, port or (443 if self._tls else 80)
         self._base = parts.path.rstrip("/")
         self._url = load.url
         self._key = f"Authorization: Bearer {load.api_key}\r\n" if load.api_key else ""
@@ -188,9 +192,11 @@ class _Client:
                 event = json.loads(line[6:])
                 if event.get("usage"):
                     outcome.output_tokens = event["usage"]["completion_tokens"]
-                if event["choices"]:
+                for choice in event["choices"]:
                     outcome.chunk_times.append(now)
                     outcome.end = now
+                    if choice["finish_reason"] in ("abort", "error"):
+                        outcome.error = choice.get("error") or f"the answer ended with {choice['finish_reason']}"
             writer.close()
         except (OSError, ValueError, IndexError, KeyError) as error:
             outcome.error = str(error) or type(error).__name__

@@ -1,10 +1,11 @@
 """`longcat bench serve` and `bench startup`."""
 
+import asyncio
 import json
 import socket
 
 import pytest
-from longcat.bench_serve import Outcome, percentile, summary
+from longcat.bench_serve import Load, Outcome, _Client, percentile, summary
 from longcat.cli import main
 
 VLLM_NAMES = ["duration", "completed", "total_input_tokens", "total_output_tokens", "request_throughput",
@@ -53,6 +54,33 @@ def test_figures_of_a_known_run():
     assert percentile([0.0, 1.0, 2.0], 99) == pytest.approx(1.98) and percentile([3.0], 99) == 3
 
 
+@pytest.mark.parametrize(
+    ("choice", "error"),
+    [
+        ({"finish_reason": "length"}, None),
+        ({"finish_reason": "abort"}, "the answer ended with abort"),
+        ({"finish_reason": "error", "error": "not a number"}, "not a number"),
+    ],
+)
+def test_answers_that_failed_are_no_successes(choice, error):
+    events = [{"choices": [{"finish_reason": None}]}, {"choices": [choice]},
+              {"choices": [], "usage": {"completion_tokens": 2}}]  # fmt: skip
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body.encode())
+        writer.close()
+
+    async def ask():
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            return await _Client(Load(f"http://127.0.0.1:{port}")).stream({"prompt": [1, 2]})
+
+    outcome = asyncio.run(ask())
+    assert outcome.error == error and outcome.output_tokens == 2
+
+
 def test_mistakes_are_told_in_one_line(server, capsys):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -61,7 +89,10 @@ def test_mistakes_are_told_in_one_line(server, capsys):
         (["--base-url", server.url, "--model", "other"], 1, "other"),
         (["--base-url", server.url, "--input-len", "9999"], 1, "max_model_len=2048"),
         (["--base-url", server.url, "--num-prompts", "0"], 2, "--num-prompts 0"),
+        (["--base-url", server.url, "--max-concurrency", "0"], 2, "--max-concurrency 0"),
         (["--base-url", "ftp://x"], 2, "ftp://x"),
+        (["--base-url", "http://x:abc"], 2, "base_url='http://x:abc'"),
+        (["--base-url", "http://[::1"], 2, "base_url='http://[::1'"),
     ]:
         assert main(["bench", "serve", *arguments]) == code
         error = capsys.readouterr().err

@@ -52,8 +52,8 @@ def _serve(args: argparse.Namespace) -> int:
     from longcat.bench_serve import Load, summary
     from longcat.bench_serve import run as send
 
-    for name in ("num_prompts", "random_input_len", "random_output_len", "request_rate"):
-        if not getattr(args, name) > 0:
+    for name in ("num_prompts", "random_input_len", "random_output_len", "request_rate", "max_concurrency"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not possible: expected more than 0")
     load = Load(
         args.base_url or f"http://{args.host}:{args.port}", args.model, args.api_key, args.num_prompts,

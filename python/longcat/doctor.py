@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longcat import _core
-from longcat._core import Error
+from longcat._core import Error, OutOfMemoryError
 
 _SERVER_PACKAGES = (
     "fastapi",
@@ -232,6 +232,9 @@ def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
     model = os.path.expanduser(model)
     try:
         made = plan(model, bandwidth=1.0)
+    except OutOfMemoryError as error:
+        yield Verdict("memory", "FAIL", str(error), "free some memory, or give the container more")
+        return
     except Error as error:
         yield Verdict(
             "checkpoint", "FAIL", str(error), "longcat verify says more; download the files that are named again"

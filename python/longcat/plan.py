@@ -6,6 +6,7 @@ Where there is only a config.json, the shapes it promises stand for the headers:
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longcat import _core
-from longcat._core import Error
+from longcat._core import Error, OutOfMemoryError
 from longcat.machine import measured_bandwidth, process_bytes
 
 GIB = 1 << 30
@@ -185,9 +186,10 @@ def plan(
         others: as for Engine.
     Raises:
         longcat.Error: config or headers are damaged, or of another model.
+        longcat.OutOfMemoryError: the latent cache has no room.
         ValueError: an option is out of range.
     """
-    from longcat.arguments import parse_bytes
+    from longcat.arguments import parse_bytes, positive
     from longcat.checkpoint_facts import read_json_object
 
     model = os.path.expanduser(os.fspath(model))
@@ -199,10 +201,13 @@ def plan(
     dtype = _dtype("dtype", dtype, "bf16" if stored_as == "bfloat16" else "f32", ("f32", "bf16"))
     kv_cache_dtype = _dtype("kv_cache_dtype", kv_cache_dtype, dtype, tuple(_TAGS))
     longest = int(config["max_position_embeddings"])
-    max_model_len = max_model_len or longest
-    if not 1 <= max_model_len <= longest:
+    max_model_len = positive("max_model_len", max_model_len) or longest
+    if max_model_len > longest:
         raise ValueError(f"max_model_len={max_model_len}: expected 1 to the checkpoint's {longest}")
-    num_batched = max_num_batched_tokens or max(512, max_num_seqs)
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s is not possible: expected more than 0")
+    max_num_seqs = positive("max_num_seqs", max_num_seqs)
+    num_batched = positive("max_num_batched_tokens", max_num_batched_tokens) or max(512, max_num_seqs)
     buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched)
 
     available = _core.available_memory()
@@ -211,8 +216,11 @@ def plan(
     useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1
     num_blocks = min(useful, budget // block)
     if num_blocks < 2:
-        raise ValueError(f"kv_cache_memory={budget} holds {num_blocks} blocks of {block} bytes: expected 2 at least")
-    num_tokens = num_tokens or num_blocks * BLOCK_TOKENS
+        raise OutOfMemoryError(
+            f"[kv cache] {budget} bytes hold {num_blocks} blocks of {BLOCK_TOKENS} tokens ({block} bytes each), at "
+            "least 2 are needed: raise kv_cache_memory"
+        )
+    num_tokens = positive("num_tokens", num_tokens) or num_blocks * BLOCK_TOKENS
     sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which decoding does not read
     return Plan(
         model=model,

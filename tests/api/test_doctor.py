@@ -119,6 +119,9 @@ def test_too_little_memory_is_found(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr("longcat._core.available_memory", lambda: 8 << 20)
     [verdict] = bad(examine(tiny, machine(tmp_path)))
     assert verdict.name == "memory" and "longcat plan" in verdict.fix
+    monkeypatch.setattr("longcat._core.available_memory", lambda: 8 << 10)
+    [verdict] = bad(examine(tiny, machine(tmp_path)))
+    assert (verdict.name, verdict.status) == ("memory", "FAIL") and "[kv cache] 2048 bytes" in verdict.finding
 
 
 def test_a_missing_package_is_found(tmp_path, monkeypatch):

@@ -108,6 +108,9 @@ def test_a_page_for_people(lite, tiny, capsys):
     assert main(["plan", tiny, "--bandwidth", "16"]) == 0
     text = capsys.readouterr().out
     assert "peak" in text and "fits: " in text and "latent cache" in text and "tokens/s at 16.0 GB/s" in text
+    assert "context 1024  context 2048\n" in text and "32768" not in text  # which is all that the checkpoint takes
+    assert main(["plan", tiny, "--bandwidth", "16", "--max-model-len", "64"]) == 0
+    assert "context 64\n" in capsys.readouterr().out
     assert main(["plan", lite, "--kv-cache-memory", "1GiB", "--bandwidth", "16"]) == 0
     assert "config.json alone" in capsys.readouterr().out
 
@@ -120,7 +123,13 @@ def test_what_cannot_be_planned_is_told_in_one_line(tmp_path, tiny, capsys):
         ([str(tmp_path / "nowhere")], 1, "nowhere does not exist"),
         ([str(tmp_path / "damaged")], 1, "model.safetensors"),
         ([tiny, "--max-model-len", "99999"], 2, "max_model_len=99999"),
-        ([tiny, "--kv-cache-memory", "1kB"], 2, "kv_cache_memory=1000"),
+        ([tiny, "--max-model-len", "0"], 2, "max_model_len=0"),
+        ([tiny, "--max-num-batched-tokens", "0"], 2, "max_num_batched_tokens=0"),
+        ([tiny, "--num-tokens", "-3"], 2, "num_tokens=-3"),
+        ([tiny, "--bandwidth", "-3"], 2, "bandwidth=-3 GB/s"),
+        ([tiny, "--bandwidth", "0"], 2, "bandwidth=0 GB/s"),
+        ([tiny, "--bandwidth", "nan"], 2, "bandwidth=nan GB/s"),
+        ([tiny, "--kv-cache-memory", "1kB"], 1, "[kv cache] 1000 bytes hold 0 blocks"),
         ([tiny, "--max-running-requests", "0"], 2, "max_num_seqs"),
         ([tiny, "--dtype", "int3"], 2, 'dtype="int3"'),
     ]:

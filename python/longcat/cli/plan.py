@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         args.model, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, max_model_len=args.max_model_len,
         max_num_seqs=args.max_running_requests, max_num_batched_tokens=args.max_num_batched_tokens,
         kv_cache_memory=args.kv_cache_memory, num_tokens=args.num_tokens,
-        bandwidth=args.bandwidth and args.bandwidth * 1e9,
+        bandwidth=None if args.bandwidth is None else args.bandwidth * 1e9,
     )  # fmt: skip
     print(json.dumps(made.as_dict(), indent=2) if args.json else text(made))
     return 0
@@ -47,6 +47,7 @@ def text(plan: Plan) -> str:
     """The plan as tables."""
     from longcat.plan import GIB, GPU_BANDWIDTH
 
+    contexts = sorted({min(context, plan.max_model_len) for context in _CONTEXTS})
     source = "its headers" if plan.has_weights else "config.json alone, as bf16: there are no weights here"
     lines = [f"{plan.model}: {plan.architecture}, {plan.parameters / 1e9:.2f} B parameters, from {source}", ""]
     lines += _table(
@@ -71,19 +72,19 @@ def text(plan: Plan) -> str:
         )
     lines += ["", "at most, where reading memory is all that takes time:"]
     lines += _table(
-        [f"tokens/s at {plan.bandwidth / 1e9:.1f} GB/s", *(f"context {context}" for context in _CONTEXTS)],
-        [[f"{batch} at once", *(f"{plan.tokens_per_second(batch, context):.1f}" for context in _CONTEXTS)]
+        [f"tokens/s at {plan.bandwidth / 1e9:.1f} GB/s", *(f"context {context}" for context in contexts)],
+        [[f"{batch} at once", *(f"{plan.tokens_per_second(batch, context):.1f}" for context in contexts)]
          for batch in _BATCHES],
     )  # fmt: skip
     lines += ["", "tokens of latent cache that memory of so many GB holds beside the weights (* not in this version,"]
     lines += ["** in a build with CUDA, whose kernels have not run on a GPU yet);"]
-    lines += [f"tokens/s as above, one at once, context {_CONTEXTS[0]}; of a GPU at {GPU_BANDWIDTH / 1e12:.1f} TB/s:"]
+    lines += [f"tokens/s as above, one at once, context {contexts[0]}; of a GPU at {GPU_BANDWIDTH / 1e12:.1f} TB/s:"]
     rows = []
     for row in plan.placements():
         sizes = [_tokens(plan.cache_tokens(row, int(gib * GIB))) for gib in _CARDS.values()]
         name = row.placement + _STATES[row.state]
         host = _size(row.host_bytes) if row.host_bytes else ""
-        rate = f"{plan.tokens_per_second(1, _CONTEXTS[0], row):.1f}"
+        rate = f"{plan.tokens_per_second(1, contexts[0], row):.1f}"
         rows.append([name, row.format, _size(row.fast_bytes), host, *sizes, rate])
     head = ["placement", "weights", "size", "and tables", *(f"{gb} GB" for gb in _CARDS), "tokens/s"]
     lines += _table(head, rows)

@@ -28,38 +28,38 @@ def timed(what, call):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "message"),
+    ("path", "body", "status", "message"),
     [
-        ("/v1/chat/completions", {}, "messages"),
-        ("/v1/chat/completions", {"messages": []}, "messages"),
-        ("/v1/chat/completions", {"messages": [{"role": "pope", "content": "x"}]}, "role 'pope'"),
-        ("/v1/chat/completions", HELLO | {"n": 129}, "n: "),
-        ("/v1/chat/completions", HELLO | {"stop": ["a"] * 17}, "at most 16"),
-        ("/v1/chat/completions", HELLO | {"stop": [""]}, "non-empty"),
-        ("/v1/chat/completions", HELLO | {"logprobs": True, "top_logprobs": 21}, "at most 20"),
-        ("/v1/chat/completions", HELLO | {"temperature": -1}, "temperature"),
-        ("/v1/chat/completions", HELLO | {"chat_template": "{{ 1 }}"}, "templates of requests are off"),
-        ("/v1/chat/completions", HELLO | {"response_format": {"type": "xml"}}, "response_format"),
-        ("/v1/chat/completions", HELLO | {"structured_outputs": {"regex": "("}}, "unclosed group"),
-        ("/v1/chat/completions", HELLO | {"tools": [{"type": "function"}]}, "tool 0 has no name"),
-        ("/v1/chat/completions", HELLO | {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs: tools"),
-        ("/tokenize", {"messages": [], "chat_template_kwargs": {"tags": []}}, "chat_template_kwargs: tags"),
-        ("/v1/completions", {"prompt": "x", "logprobs": 21}, "at most 20"),
-        ("/v1/completions", {"prompt": ""}, "no tokens"),
-        ("/v1/completions", {"prompt": [5000]}, "5000"),
-        ("/v1/completions", {"prompt": ["x"] * 1025}, "1 to 1024"),
-        ("/v1/completions", {"prompt": "x", "suffix": "y"}, "suffix"),
-        ("/v1/completions", {"prompt": "x", "logit_bias": {"x": 1}}, "logit_bias"),
-        ("/v1/completions", {"prompt": "x", "allowed_token_ids": []}, "allowed_token_ids"),
-        ("/tokenize", {}, "prompt or messages"),
-        ("/tokenize", {"prompt": "x", "model": "y"}, "not here"),
-        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/v1/chat/completions", {}, 400, "messages"),
+        ("/v1/chat/completions", {"messages": []}, 400, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "pope", "content": "x"}]}, 400, "role 'pope'"),
+        ("/v1/chat/completions", HELLO | {"n": 129}, 400, "n: "),
+        ("/v1/chat/completions", HELLO | {"stop": ["a"] * 17}, 400, "at most 16"),
+        ("/v1/chat/completions", HELLO | {"stop": [""]}, 400, "non-empty"),
+        ("/v1/chat/completions", HELLO | {"logprobs": True, "top_logprobs": 21}, 400, "at most 20"),
+        ("/v1/chat/completions", HELLO | {"temperature": -1}, 400, "temperature"),
+        ("/v1/chat/completions", HELLO | {"chat_template": "{{ 1 }}"}, 400, "templates of requests are off"),
+        ("/v1/chat/completions", HELLO | {"response_format": {"type": "xml"}}, 400, "response_format"),
+        ("/v1/chat/completions", HELLO | {"structured_outputs": {"regex": "("}}, 400, "unclosed group"),
+        ("/v1/chat/completions", HELLO | {"tools": [{"type": "function"}]}, 400, "tool 0 has no name"),
+        ("/v1/chat/completions", HELLO | {"chat_template_kwargs": {"tools": []}}, 400, "chat_template_kwargs: tools"),
+        ("/tokenize", {"messages": [], "chat_template_kwargs": {"tags": []}}, 400, "chat_template_kwargs: tags"),
+        ("/v1/completions", {"prompt": "x", "logprobs": 21}, 400, "at most 20"),
+        ("/v1/completions", {"prompt": ""}, 400, "no tokens"),
+        ("/v1/completions", {"prompt": [5000]}, 400, "5000"),
+        ("/v1/completions", {"prompt": ["x"] * 1025}, 400, "1 to 1024"),
+        ("/v1/completions", {"prompt": "x", "suffix": "y"}, 400, "suffix"),
+        ("/v1/completions", {"prompt": "x", "logit_bias": {"x": 1}}, 400, "logit_bias"),
+        ("/v1/completions", {"prompt": "x", "allowed_token_ids": []}, 400, "allowed_token_ids"),
+        ("/tokenize", {}, 400, "prompt or messages"),
+        ("/tokenize", {"prompt": "x", "model": "y"}, 404, "not here"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
     ],
 )
-def test_refusals_are_one_line(server, path, body, message):
+def test_refusals_are_one_line(server, path, body, status, message):
     response = post(server, path, body)
     error = response.json()["error"]
-    assert response.status_code in (400, 404) and message in error["message"] and "\n" not in error["message"]
+    assert response.status_code == status and message in error["message"] and "\n" not in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
 
 

@@ -63,6 +63,28 @@ def test_every_flag_is_described_and_no_other():
     assert described == set(flags())
 
 
+def rows(heading: str) -> list[list[str]]:
+    """Cells of the table below a heading."""
+    section = SERVING[SERVING.index(heading) :].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_default_is_the_one_described():
+    known = flags()
+    for names, said, _ in rows("## Flags"):
+        defaults = {known[flag].dest: known[flag].default for flag in re.findall(r"`(--[a-z-]+)`", names)}
+        values = list(dict.fromkeys(str(value) for value in defaults.values() if value not in (None, False, [])))
+        if "--max-num-batched-tokens" in names:
+            values = ["512"]  # the engine's
+        assert re.sub(": .*", "", said) == ", ".join(values) if values else not re.search(r"\d", said), names
+    for _, said, flag, _ in rows("## Limits"):
+        if flag:
+            number, unit = re.match(r"([\d,]+) ?(\w*)", said).groups()
+            size = {"MiB": 1 << 20, "KiB": 1 << 10}.get(unit, 1)
+            assert known[flag.strip("`")].default == int(number.replace(",", "")) * size, flag
+
+
 def test_every_limit_is_described():
     defaults = ServerSettings(("x",))
     for value, text in [

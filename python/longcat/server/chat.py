@@ -38,7 +38,7 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     if body.chat_template is not None:
         raise ApiError(400, "chat_template: templates of requests are off; use the server's", param="chat_template")
     logprobs = service.logprobs(body.top_logprobs or 0) if body.logprobs else None
-    params = await service.sampling_params(body, logprobs=logprobs)
+    params = service.sampling_params(body, logprobs=logprobs)
     form = answer_form(body)
     with service.refusals():
         params, tool_choice = force_calls(params, body.tools, body.tool_choice, body.parallel_tool_calls)

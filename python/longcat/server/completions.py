@@ -43,7 +43,7 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
         raise ApiError(400, "echo does not go together with stream: expected one of them", param="echo")
     texts, prompts = await _prompts(service, body)
     logprobs = service.logprobs(body.logprobs)
-    params = await service.sampling_params(
+    params = service.sampling_params(
         body, max_tokens=body.max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.echo else None
     )
     params.structured_outputs = await service.compiled(answer_form(body))

@@ -82,13 +82,13 @@ class Service:
             self.lifecycle.check_ready()
             raise ApiError(400, str(error)) from None
 
-    async def sampling_params(self, body: GenerationBody, **more: Any) -> SamplingParams:
-        """The parameters of a request, its grammar compiled.
+    def sampling_params(self, body: GenerationBody, **more: Any) -> SamplingParams:
+        """The parameters of a request, but for the form of its answer.
 
         Args:
             more: fields of SamplingParams besides the shared ones.
         Raises:
-            ApiError: 400, a field is out of range, or the grammar is not possible.
+            ApiError: 400, a field is out of range.
         """
         given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []

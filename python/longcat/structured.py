@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
 from longcat.names import unknown_name
+from longcat.report_text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,5 +223,4 @@ def _text(name: str, text: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_ERROR_CHARS else line[:_MAX_ERROR_CHARS] + "..."
+    return printable(" ".join(text.split()), _MAX_ERROR_CHARS)

@@ -129,3 +129,9 @@ def test_the_interpreter_ends_with_an_engine_that_is_still_open(tiny):
     held = f"import longcat; e = longcat.Engine({tiny!r}); e.generate('x', structured_outputs={{'regex': '[0-9]'}})"
     for program in (code, held):
         assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
+
+
+def test_what_a_grammar_says_cannot_disturb_a_terminal(engine):
+    with pytest.raises(ValueError) as caught:
+        engine.compile_grammar({"grammar": 'start: \x1b[31m"a'})
+    assert str(caught.value).isprintable()

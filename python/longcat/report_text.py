@@ -17,8 +17,11 @@ def count(n: int, noun: str) -> str:
 
 
 def bytes_text(n: int) -> str:
-    """ "7.30 GB", "4.2 MB"."""
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+    """ "7.30 GB", "4.25 MB", "1.00 kB", "12 B"."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.2f} {unit}"
+    return f"{n} B"
 
 
 def some_of(items: Iterable[str], separator: str = ", ", shown: int = 4) -> str:

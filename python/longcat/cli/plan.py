@@ -46,28 +46,30 @@ def run(args: argparse.Namespace) -> int:
 def text(plan: Plan) -> str:
     """The plan as tables."""
     from longcat.plan import GIB, GPU_BANDWIDTH
+    from longcat.report_text import bytes_text
 
     contexts = sorted({min(context, plan.max_model_len) for context in _CONTEXTS})
     source = "its headers" if plan.has_weights else "config.json alone, as bf16: there are no weights here"
     lines = [f"{plan.model}: {plan.architecture}, {plan.parameters / 1e9:.2f} B parameters, from {source}", ""]
+    per_token = bytes_text(plan.kv_bytes_per_token)
     lines += _table(
         ["memory on this CPU", "in files", "in memory", "read a token"],
         [
-            *([part.name, _size(part.stored), _size(part.touched + part.copied), _size(part.read)]
+            *([part.name, bytes_text(part.stored), bytes_text(part.touched + part.copied), bytes_text(part.read)]
               for part in plan.parts),
-            ["latent cache", "", _size(plan.kv_cache), f"{_size(plan.kv_bytes_per_token)} a token of context"],
-            ["activations and logits", "", _size(plan.activations), ""],
-            ["Python and libraries", "", _size(plan.process), ""],
-            ["peak", "", _size(plan.peak), ""],
+            ["latent cache", "", bytes_text(plan.kv_cache), f"{per_token} a token of context"],
+            ["activations and logits", "", bytes_text(plan.activations), ""],
+            ["Python and libraries", "", bytes_text(plan.process), ""],
+            ["peak", "", bytes_text(plan.peak), ""],
         ],
     )  # fmt: skip
     lines += ["", f"{plan.max_num_seqs} requests of up to {plan.max_model_len} tokens, latent cache in "
                   f"{plan.kv_cache_dtype}; the peak after {plan.num_tokens:,} tokens of random text"]  # fmt: skip
     if plan.fits:
-        lines.append(f"fits: {_size(plan.available)} are free")
+        lines.append(f"fits: {bytes_text(plan.available)} are free")
     else:
         lines.append(
-            f"does not fit: {_size(plan.available)} are free; weights that find no room are read from disk again "
+            f"does not fit: {bytes_text(plan.available)} are free; weights that find no room are read from disk again "
             "as they are needed: lower kv_cache_memory, max_num_seqs or max_model_len, or expect that speed"
         )
     lines += ["", "at most, where reading memory is all that takes time:"]
@@ -83,9 +85,9 @@ def text(plan: Plan) -> str:
     for row in plan.placements():
         sizes = [_tokens(plan.cache_tokens(row, int(gib * GIB))) for gib in _CARDS.values()]
         name = row.placement + _STATES[row.state]
-        host = _size(row.host_bytes) if row.host_bytes else ""
+        host = bytes_text(row.host_bytes) if row.host_bytes else ""
         rate = f"{plan.tokens_per_second(1, contexts[0], row):.1f}"
-        rows.append([name, row.format, _size(row.fast_bytes), host, *sizes, rate])
+        rows.append([name, row.format, bytes_text(row.fast_bytes), host, *sizes, rate])
     head = ["placement", "weights", "size", "and tables", *(f"{gb} GB" for gb in _CARDS), "tokens/s"]
     lines += _table(head, rows)
     return "\n".join(lines)
@@ -93,13 +95,6 @@ def text(plan: Plan) -> str:
 
 def _tokens(count: int) -> str:
     return "-" if count <= 0 else f"{count / 1e6:.1f}M" if count >= 10**6 else f"{count // 1000}k"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.2f} {unit}"
-    return f"{num_bytes} B"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

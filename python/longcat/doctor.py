@@ -133,7 +133,7 @@ def _gpu(system: System) -> Iterator[Verdict]:
     elif not system.cuda_is_built:
         yield Verdict(
             "gpu", "warn", f"driver {version[1] if version else '?'}, which this build cannot use: the CPU computes",
-            "install a build with CUDA, where there is one",
+            "make cuda builds one with CUDA, whose kernels have not run on a GPU yet",
         )  # fmt: skip
     else:
         yield Verdict("gpu", "ok", f"driver {version[1] if version else '?'}")

@@ -52,7 +52,7 @@ FAULTS = {
          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, {}, {}, "threads", "warn", "--num-threads 2"),
     "no driver": ({"dev/nvidia0": ""}, {}, {}, "gpu", "FAIL", "modprobe"),
     "no device": (DRIVER, {}, {}, "gpu", "FAIL", "--gpus all"),
-    "build without CUDA": (GPU, {}, {}, "gpu", "warn", "a build with CUDA"),
+    "build without CUDA": (GPU, {}, {}, "gpu", "warn", "make cuda"),
     "pinned memory": (GPU, {resource.RLIMIT_MEMLOCK: (8 << 20, 8 << 20)}, {"cuda_is_built": True}, "pinned memory",
                       "warn", "ulimit -l unlimited"),
     "two NUMA nodes": ({"sys/devices/system/node/has_memory": "0-1\n", "proc/self/status": "Mems_allowed_list:\t0-1\n"},

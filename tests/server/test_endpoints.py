@@ -195,6 +195,10 @@ def test_pages_are_offline(server):
 def test_unknown_paths_and_methods(server):
     assert httpx.get(server.url + "/nowhere").json()["error"]["type"] == "not_found_error"
     assert httpx.get(server.url + "/v1/completions").status_code == 405
+    assert httpx.get(server.url + "/health/").status_code == 404  # a redirect would repeat the Host header
+    for path in ("/health", "/ready"):
+        head = httpx.head(server.url + path)
+        assert head.status_code == 200 and not head.content
     text = httpx.post(
         server.url + "/v1/completions", content=b'{"prompt": "x"}', headers={"content-type": "text/plain"}
     )

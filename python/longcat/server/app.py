@@ -41,7 +41,7 @@ class Application:
         metrics = ServerMetrics(engine, settings.model_names[0])
         self.api = FastAPI(
             title="longcat", version=longcat.__version__, description="OpenAI's API over one LongCat model.",
-            docs_url=None, redoc_url=None,
+            docs_url=None, redoc_url=None, redirect_slashes=False,
         )  # fmt: skip
         self.api.state.service = Service(engine, settings, self.lifecycle, metrics)
         self.api.state.started = int(time.time())

@@ -65,6 +65,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     return json_response({"prompt": text})
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="200 while the engine lives")
 async def health(request: Request) -> Response:
     lifecycle = request.app.state.service.lifecycle
@@ -72,6 +73,7 @@ async def health(request: Request) -> Response:
     return json_response({"status": "alive" if alive else "dead", "failure": lifecycle.failure}, 200 if alive else 503)
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="200 while requests are taken: from the first token until the server is to leave")
 async def ready(request: Request) -> Response:
     lifecycle = request.app.state.service.lifecycle

@@ -104,7 +104,7 @@ def test_startup(tiny, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"import", "load", "first_token", "whole_process"}
     assert result["load"]["mean"] < result["whole_process"]["mean"]
-    assert main(["bench", "startup", tiny, "--num-iters", "1"]) == 0
+    assert main(["bench", "startup", tiny, "--num-iters", "1", "--quantization", "fp8"]) == 0
     assert "first token" in capsys.readouterr().out
     assert main(["bench", "startup", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("longcat: [config] ")

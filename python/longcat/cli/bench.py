@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from longcat.cli.engine_options import add_engine_arguments, engine_keywords
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
@@ -30,13 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
     serve.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
     startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
-    startup.add_argument("model", help="checkpoint folder")
+    add_engine_arguments(startup)
     startup.add_argument("--num-iters", type=int, default=5, metavar="N", help="starts (default 5)")
-    startup.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    startup.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
-    startup.add_argument("--max-model-len", type=int, metavar="N")
-    startup.add_argument("--kv-cache-memory", default="auto", metavar="SIZE")
-    startup.add_argument("--num-threads", type=int, metavar="N")
     startup.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
@@ -111,8 +108,7 @@ def _startup(args: argparse.Namespace) -> int:
 
     if args.num_iters < 1:
         raise ValueError(f"--num-iters {args.num_iters} is not possible: expected 1 or more")
-    names = ("device", "dtype", "max_model_len", "kv_cache_memory", "num_threads")
-    options = json.dumps({name: getattr(args, name) for name in names})
+    options = json.dumps(engine_keywords(args))
     runs: dict[str, list[float]] = {"import": [], "load": [], "first token": [], "whole process": []}
     for _ in range(args.num_iters):
         start = time.perf_counter()

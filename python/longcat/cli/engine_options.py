@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = False) -> None:
-    """The options that open_engine reads.
+    """The options that engine_keywords reads.
 
     Args:
         model_flag: the checkpoint may also be named by --model or --model-path.
@@ -53,19 +53,15 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords for Engine, but for the model."""
+    names = ("device", "dtype", "quantization", "max_model_len", "kv_cache_memory", "num_threads")
+    return {name: getattr(args, name) for name in names}
+
+
 def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
     """The engine that the options and `more` describe, with a progress bar while it loads."""
     from longcat.engine import Engine
 
     with ByteBar("loading") as bar:
-        return Engine(
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            quantization=args.quantization,
-            max_model_len=args.max_model_len,
-            kv_cache_memory=args.kv_cache_memory,
-            num_threads=args.num_threads,
-            progress=bar.update,
-            **more,
-        )
+        return Engine(args.model, progress=bar.update, **engine_keywords(args), **more)

@@ -162,6 +162,7 @@ class Generation:
         self._is_first = True
         self._output: RequestOutput | None = None
         self._is_refused = False
+        self._closing: asyncio.Future[None] | None = None
         self._until_closed = contextlib.ExitStack()
         self._until_closed.enter_context(service.lifecycle.generation(name))
         self._until_closed.callback(self._count)
@@ -195,7 +196,13 @@ class Generation:
         return chunk
 
     async def aclose(self) -> None:
-        self._until_closed.close()
+        if self._closing is None:
+            self._until_closed.close()
+            self._closing = asyncio.ensure_future(self._close())
+        # A cancellation that comes meanwhile, or several, must not leave the engine with a request nobody reads.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         if not self._first.done():
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)

@@ -98,8 +98,10 @@ class EventStream(Response):
             if writer.done():
                 writer.result()
         finally:
-            await _cancel(writer, watcher)
-            await self._answer.aclose()
+            try:
+                await _cancel(writer, watcher)
+            finally:  # even where a second cancellation comes while the first is carried out
+                await self._answer.aclose()
 
     async def _write(self, scope: Scope, send: Send) -> None:
         loop = asyncio.get_running_loop()

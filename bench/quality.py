@@ -49,9 +49,11 @@ def main() -> None:
     parser.add_argument("texts", type=Path, help='JSON with a list of {"text": ...}')
     parser.add_argument("tools", type=Path, help='JSON with a list of {"prompt": ..., "expected_text": ...}')
     parser.add_argument("--formats", nargs="+", default=[*PRESETS, *ALONE])
+    parser.add_argument("--calibrate", type=Path, help="a text to round int4 for")
     args = parser.parse_args()
     with longcat.Engine(args.model) as engine:
         texts = [engine.encode(entry["text"]) for entry in listed(args.texts)]
+        calibration = engine.encode(args.calibrate.read_text())[:16384] if args.calibrate else None
         size = sum(shard[1] for shard in longcat._core.Checkpoint(str(args.model)).shards())
     tools = listed(args.tools)
     nats, exact, _, original = measure(args.model, texts, tools, None)
@@ -62,7 +64,7 @@ def main() -> None:
     for name in args.formats:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "model"
-            made = convert_checkpoint(args.model, out, PRESETS.get(name) or ALONE[name])
+            made = convert_checkpoint(args.model, out, PRESETS.get(name) or ALONE[name], calibration=calibration)
             found, exact, same, _ = measure(out, texts, tools, original)
         change = math.expm1(found - nats)
         print(

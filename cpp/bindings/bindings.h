@@ -31,6 +31,7 @@ class GilRelease {
   PyThreadState* state_;
 };
 
+void register_calibration(pybind11::module_& module);
 void register_checkpoint(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
 void register_packed(pybind11::module_& module);

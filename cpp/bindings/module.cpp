@@ -28,6 +28,7 @@ PYBIND11_MODULE(_core, module) {
   queue_full.attr("__module__") = "longcat";
   out_of_memory.attr("__module__") = "longcat";
 
+  register_calibration(module);
   register_checkpoint(module);
   register_engine(module);
   register_packed(module);

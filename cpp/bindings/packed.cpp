@@ -14,6 +14,8 @@ namespace longcat {
 
 namespace {
 
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
 WeightFormat packed_format(const std::string& name) {
   for (const WeightFormat format : kAllWeightFormats)
     if (is_packed(format) && name == name_of(format)) return format;
@@ -52,6 +54,17 @@ void register_packed(py::module_& module) {
         return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
+  // A matrix as floats, whatever it is stored as.
+  module.def(
+      "read_matrix",
+      [](const Checkpoint& checkpoint, const std::string& name) {
+        const StoredTensor* stored = checkpoint.find(name);
+        if (!stored || stored->shape.size() != 2) throw std::invalid_argument(str_cat(name, " is no matrix here"));
+        py::array_t<float> out({stored->shape[0], stored->shape[1]});
+        for (int64_t row = 0; row < out.shape(0); ++row) read_stored_row(out.mutable_data(row), checkpoint, name, row);
+        return out;
+      },
+      py::arg("checkpoint"), py::arg("name"));
   module.def(
       "pack_tensor",
       [](const Checkpoint& checkpoint, const std::string& name, const std::string& format) {
@@ -66,6 +79,24 @@ void register_packed(py::module_& module) {
         }
       },
       py::arg("checkpoint"), py::arg("name"), py::arg("format"));
+  module.def(
+      "search_int4_scales",
+      [](const Floats& values) {
+        py::array_t<float> scales(values.size() / kQuantBlock);
+        cpu::search_int4_scales(scales.mutable_data(), values.data(), scales.size());
+        return scales;
+      },
+      py::arg("values"));
+  module.def(
+      "pack_int4",
+      [](const py::array_t<int8_t, py::array::c_style>& q, const Floats& scales) {
+        const int64_t rows = q.shape(0), cols = q.shape(1), stride = packed_stride(WeightFormat::int4_x8, cols);
+        if (scales.size() != rows * num_quant_blocks(cols)) throw std::invalid_argument("scales do not fit q");
+        py::array_t<uint8_t> out({num_packed_groups(rows), stride});
+        cpu::pack_int4(out.mutable_data(), rows, cols, q.data(), scales.data());
+        return out;
+      },
+      py::arg("q"), py::arg("scales"));
   py::list names;
   for (const WeightFormat format : kAllWeightFormats)
     if (is_packed(format)) names.append(name_of(format));
@@ -73,7 +104,6 @@ void register_packed(py::module_& module) {
 }
 
 void register_testing_packed(py::module_& testing) {
-  using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
   testing.def(
       "pack_matrix",
       [](const Floats& matrix, const std::string& format) {

@@ -75,6 +75,18 @@ void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x)
     q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -127.0f, 127.0f));
 }
 
+// What a block holds at column k of row r of its group.
+void put(uint8_t* values, WeightFormat format, int64_t r, int64_t k, int8_t q) {
+  const int64_t quad = k / 4;
+  if (format == WeightFormat::int8_x8) {
+    values[quad * 32 + r * 4 + k % 4] = static_cast<uint8_t>(q);
+    return;
+  }
+  uint8_t& byte = values[quad % 4 * 32 + r * 4 + k % 4];
+  const uint8_t nibble = static_cast<uint8_t>(q + 8);
+  byte = quad < 4 ? nibble : static_cast<uint8_t>(byte | nibble << 4);
+}
+
 void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const std::vector<float>& rows) {
   const int64_t blocks = num_quant_blocks(in_features), width = blocks * kQuantBlock;
   if (format == WeightFormat::bf16_x8) {
@@ -85,30 +97,38 @@ void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const 
     return;
   }
   bf16* scales = reinterpret_cast<bf16*>(group + value_bytes_of_group(format, in_features));
-  for (int64_t b = 0; b < blocks; ++b) {
-    uint8_t* values = group + b * block_value_bytes(format);
+  for (int64_t b = 0; b < blocks; ++b)
     for (int64_t r = 0; r < kPackedRows; ++r) {
       int8_t q[kQuantBlock];
       quantize_block(q, scales[b * kPackedRows + r], format, rows.data() + r * width + b * kQuantBlock);
-      for (int64_t k = 0; k < kQuantBlock; ++k) {
-        const int64_t quad = k / 4;
-        if (format == WeightFormat::int8_x8) {
-          values[quad * 32 + r * 4 + k % 4] = static_cast<uint8_t>(q[k]);
-        } else {
-          uint8_t& byte = values[quad % 4 * 32 + r * 4 + k % 4];
-          const uint8_t nibble = static_cast<uint8_t>(q[k] + 8);
-          byte = quad < 4 ? nibble : static_cast<uint8_t>(byte | nibble << 4);
-        }
-      }
+      for (int64_t k = 0; k < kQuantBlock; ++k) put(group + b * block_value_bytes(format), format, r, k, q[k]);
+    }
+}
+
+// The scale of a row whose multiples in [-7, 7] come closest to it: larger magnitudes may be cut.
+LC_CLONES float search_row_scale(const float* x, int64_t n, float largest) {
+  float best = largest / 7, least = std::numeric_limits<float>::infinity();
+  for (int step = -10; step <= 20 && largest > 0; ++step) {
+    const float scale = largest / (7.0f + 0.1f * static_cast<float>(step)), inverse = 1 / scale;
+    if (!std::isfinite(inverse)) break;
+    float error = 0;
+    for (int64_t k = 0; k < n; ++k) {
+      const float q = std::min(std::max(x[k] * inverse + kRound - kRound, -7.0f), 7.0f), e = x[k] - q * scale;
+      error += e * e;
+    }
+    if (error < least) {
+      least = error;
+      best = scale;
     }
   }
+  return best;
 }
 
 void pack_table_row(uint8_t* out, WeightFormat format, int64_t in_features, const float* x) {
   const float most = format == WeightFormat::int8_row ? 127.0f : 7.0f;
   float largest = 0;
   for (int64_t k = 0; k < in_features; ++k) largest = std::max(largest, std::abs(x[k]));
-  const float scale = largest / most;
+  const float scale = format == WeightFormat::int4_row ? search_row_scale(x, in_features, largest) : largest / most;
   const auto value = [&](int64_t k) {
     return scale == 0 ? 0 : static_cast<int>(std::clamp(std::nearbyint(x[k] / scale), -most, most));
   };
@@ -153,6 +173,31 @@ void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_f
       }
     }
   });
+}
+
+void search_int4_scales(float* scales, const float* values, int64_t num_blocks) {
+  ThreadPool pool(available_threads());
+  pool.parallel_for(num_blocks, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) scales[b] = to_float(search_int4_scale(values + b * kQuantBlock));
+  });
+}
+
+void pack_int4(uint8_t* data, int64_t out_features, int64_t in_features, const int8_t* q, const float* scales) {
+  constexpr WeightFormat format = WeightFormat::int4_x8;
+  const int64_t stride = packed_stride(format, in_features), blocks = num_quant_blocks(in_features);
+  const int64_t groups = num_packed_groups(out_features);
+  std::memset(data, 0, static_cast<size_t>(groups * stride));
+  for (int64_t row = 0; row < groups * kPackedRows; ++row) {
+    uint8_t* group = data + row / kPackedRows * stride;
+    const int64_t r = row % kPackedRows;
+    bf16* group_scales = reinterpret_cast<bf16*>(group + value_bytes_of_group(format, in_features));
+    const bool is_there = row < out_features;
+    for (int64_t k = 0; k < blocks * kQuantBlock; ++k)
+      put(group + k / kQuantBlock * block_value_bytes(format), format, r, k % kQuantBlock,
+          is_there && k < in_features ? q[row * in_features + k] : int8_t{0});
+    for (int64_t b = 0; is_there && b < blocks; ++b)
+      group_scales[b * kPackedRows + r] = to_bf16(scales[row * blocks + b]);
+  }
 }
 
 }  // namespace longcat::cpu

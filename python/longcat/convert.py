@@ -7,11 +7,12 @@ cpp/ops/packed.h.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from longcat import _core
 from longcat._core import Error
+from longcat.calibration import InputMoments, check_text
 from longcat.checkpoint_writer import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
@@ -29,10 +31,12 @@ from longcat.checkpoint_writer import (
     split,
     write_index,
 )
+from longcat.gptq import round_int4
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
-# What --quant NAME means for each component; the word embedding suffers more from few bits than the N-gram tables.
+# What --quant NAME means for each component; the word embedding suffers more from few bits than the N-gram tables. So
+# do the few rows that make the latents (kv_a_proj), which every later token reads: int4 leaves them in int8.
 PRESETS: dict[str, dict[str, str]] = {
     "bf16": dict.fromkeys(("core", "experts", "head"), "bf16") | {"embedding": "keep", "tables": "keep"},
     "int8": dict.fromkeys(COMPONENTS, "int8"),
@@ -62,6 +66,7 @@ class _Tensor:
     shape: tuple[int, ...]
     num_bytes: int
     packed: str | None = None
+    width: int = 0  # columns of a matrix
     shard: int = 0  # of the source, with the bytes [begin, end)
     begin: int = 0
     end: int = 0
@@ -83,8 +88,10 @@ def convert_checkpoint(
     out: str | os.PathLike[str],
     formats: Mapping[str, str],
     *,
+    calibration: Sequence[int] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Converted:
     """Writes a checkpoint in packed formats.
 
@@ -96,13 +103,16 @@ def convert_checkpoint(
         out: must not exist, or be empty.
         formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get 32 columns a scale, the
             rows of tables one scale each. "bf16" and "keep" leave tables as they are.
+        calibration: token ids of a text like those the model will read. The core's int4 matrices are then rounded for
+            what reaches them while the model reads it, which costs far less quality; see longcat.gptq.
         max_shard_bytes: tensor bytes after which another file is begun.
         progress: called with (bytes done, bytes in all) of the source.
+        log: called with a line about what takes long.
     Returns:
         sizes and time.
     Raises:
         longcat.Error: the checkpoint is wrong or converted already, `out` is not empty, or the disk is too small.
-        ValueError: a component or format is not known.
+        ValueError: a component or format is not known, or a calibration token is not in the vocabulary.
     """
     start = time.perf_counter()
     formats = _checked(formats)
@@ -110,14 +120,21 @@ def convert_checkpoint(
     partial = target.with_name(target.name + ".partial")
     checkpoint = _core.Checkpoint(str(source))
     checkpoint.check_tensors()
+    if calibration is not None:
+        check_text(source, calibration)
     tensors = _tensors(checkpoint, source, formats)
     shards = _shards(tensors, max_shard_bytes)
     total = sum(tensor.num_bytes for tensor in tensors)
-    plan = _plan(checkpoint, source, formats, max_shard_bytes)
+    plan = _plan(checkpoint, source, formats, max_shard_bytes, calibration)
     source_total = sum(tensor.end - tensor.begin for tensor in tensors)
     done = resumed = 0
+    moments: InputMoments | None = None
     try:
         _open_partial(target, partial, plan, total)
+        if calibration is not None:
+            left = [tensor for file, members in shards.items() if not (partial / file).exists() for tensor in members]
+            widths = {t.source: t.width for t in left if t.packed == "int4_x8" and component_of(t.source) == "core"}
+            moments = InputMoments(source, calibration, widths, log)
         for file, members in shards.items():
             if (partial / file).exists():
                 resumed += 1
@@ -127,7 +144,7 @@ def convert_checkpoint(
             with open(unfinished, "wb") as stream:
                 stream.write(header((t.name, t.dtype, t.shape, t.num_bytes) for t in members))
                 for tensor in members:
-                    _write(stream, tensor, checkpoint, source)
+                    _write(stream, tensor, checkpoint, source, moments)
                     done += tensor.end - tensor.begin
                     if progress:
                         progress(done, source_total)
@@ -164,10 +181,12 @@ def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, s
             raise Error(f'[convert] {source}: "{name}" is packed already: convert the original checkpoint')
         if name.endswith("_scale_inv") and _packed_as(uses, name.removesuffix("_scale_inv"), formats):
             continue
-        tensor = _Tensor(name, name, dtype, shape, end - begin, None, shard, begin, end)
+        tensor = _Tensor(name, name, dtype, shape, end - begin, None, 0, shard, begin, end)
         if packed := _packed_as(uses, name, formats):
             rows, stride = _core.packed_shape(packed, shape[0], shape[1])
-            tensor = _Tensor(name, f"{name}.{packed}", "U8", (rows, stride), rows * stride, packed, shard, begin, end)
+            tensor = _Tensor(
+                name, f"{name}.{packed}", "U8", (rows, stride), rows * stride, packed, shape[1], shard, begin, end
+            )
         tensors.append(tensor)
     return tensors
 
@@ -176,6 +195,8 @@ def _packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -
     if name not in uses:
         return None
     wanted = formats[component_of(name)]
+    if wanted == "int4" and ".kv_a_proj_with_mqa." in name:
+        wanted = "int8"
     if wanted == "keep" or (wanted == "bf16" and uses[name] == "table"):
         return None
     return f"{wanted}_{'x8' if uses[name] == 'matrix' else 'row'}"
@@ -193,13 +214,18 @@ def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Ten
 
 
 def _plan(
-    checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str], max_shard_bytes: int
+    checkpoint: _core.Checkpoint,
+    source: Path,
+    formats: Mapping[str, str],
+    max_shard_bytes: int,
+    calibration: Sequence[int] | None,
 ) -> dict[str, Any]:
     """What an unfinished run must have had, to go on with it."""
     shards = {}
     for name, num_bytes in checkpoint.shards():
         shards[name] = [num_bytes, (source / name).stat().st_mtime_ns]
-    return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards}
+    text = None if calibration is None else hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
+    return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards, "calibration": text}
 
 
 def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> None:
@@ -217,7 +243,12 @@ def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: i
     (partial / _PLAN_FILE).write_text(json.dumps(plan))
 
 
-def _write(stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path) -> None:
+def _write(
+    stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
+) -> None:
+    if moments is not None and (inputs := moments.of(tensor.source)) is not None:
+        stream.write(_core.pack_int4(*round_int4(_core.read_matrix(checkpoint, tensor.source), inputs)).data)
+        return
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
         return

@@ -1,6 +1,7 @@
 """`longcat convert`: what is written, and that it can be stopped and go on."""
 
 import json
+from pathlib import Path
 
 import longcat
 import numpy as np
@@ -10,6 +11,8 @@ from longcat import _core
 from longcat.cli import main
 from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
 
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "examples" / "longcat-tiny")
 IDS = [5, 9, 2, 33, 7, 60, 12, 4, 21, 90] * 7
 
 
@@ -145,3 +148,70 @@ def test_fp8_checkpoints_are_converted(tmp_path):
     assert not any("scale_inv" in name for name in tensors(tmp_path / "out") if "kv_b_proj" not in name)
     expected, found = logits(tmp_path / "fp8"), logits(tmp_path / "out")
     assert np.median(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)) < 0.05
+
+
+CALIBRATION = np.random.default_rng(5).integers(4, 90, 3000).tolist()
+
+
+def convert_calibrated(source, out, **options):
+    return convert_checkpoint(source, out, PRESETS["int4"], calibration=CALIBRATION, **options)
+
+
+def test_calibrated_matrices_are_the_same_in_one_reading_and_in_many(plain, tmp_path, monkeypatch):
+    lines = []
+    convert_calibrated(plain, tmp_path / "once", log=lines.append)
+    assert len(lines) == 1
+    monkeypatch.setattr("longcat.calibration._MIN_MEMORY", 1)
+    monkeypatch.setattr("longcat._core.available_memory", lambda: 0)
+    convert_calibrated(plain, tmp_path / "often", log=lines.append)
+    assert len(lines) > 10
+    once, often = (tmp_path / name / "model.safetensors" for name in ("once", "often"))
+    assert once.read_bytes() == often.read_bytes()
+    convert_checkpoint(plain, tmp_path / "plain", PRESETS["int4"])
+    assert tensors(tmp_path / "plain") == tensors(tmp_path / "once")
+    assert once.read_bytes() != (tmp_path / "plain" / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_calibrated_run_goes_on_with_the_same_text(plain, tmp_path):
+    def stop_in_the_middle(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    convert_calibrated(plain, tmp_path / "whole", max_shard_bytes=60_000)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        convert_calibrated(plain, out, max_shard_bytes=60_000, progress=stop_in_the_middle)
+    with pytest.raises(longcat.Error, match="another source or other options"):
+        convert_checkpoint(plain, out, PRESETS["int4"], calibration=CALIBRATION[:-1], max_shard_bytes=60_000)
+    assert convert_calibrated(plain, out, max_shard_bytes=60_000).resumed_files > 0
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == whole
+
+
+def test_calibration_text_is_checked(plain, tmp_path, capsys):
+    vocab_size = json.loads((plain / "config.json").read_text())["vocab_size"]
+    for ids, match in (([1, vocab_size], f"has token {vocab_size}: expected ids from 0 to"), ([], "has no tokens")):
+        with pytest.raises(ValueError, match=match):
+            convert_checkpoint(plain, tmp_path / "out", PRESETS["int4"], calibration=ids)
+    assert not list(tmp_path.glob("out*"))
+    command = ["convert", TINY, str(tmp_path / "new"), "--quant", "int4", "--calibrate"]
+    (tmp_path / "short").write_text("Once upon a time.")
+    assert main([*command, str(tmp_path / "short")]) == 2
+    assert "gives 5 tokens: expected at least 1024" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "missing")]) == 1
+    assert "No such file or directory: expected text" in capsys.readouterr().err
+
+
+def test_calibrated_tiny_stays_closer(tmp_path):
+    text = str(ROOT / "tests" / "data" / "stories.txt")
+    rest = [word for c in COMPONENTS if c != "core" for word in (f"--{c}", "keep")]
+    for name, more in (("plain", []), ("calibrated", ["--calibrate", text])):
+        assert main(["convert", TINY, str(tmp_path / name), "--quant", "int4", *rest, *more]) == 0
+    with longcat.Engine(TINY) as engine:
+        ids = engine.encode("Mira and her brother went to the market. They wanted to buy a red hat for their mother.")
+        expected = engine.forward(ids)
+    far = {}
+    for name in ("plain", "calibrated"):
+        with longcat.Engine(tmp_path / name) as engine:
+            far[name] = np.square(engine.forward(ids) - expected).mean()
+    assert far["calibrated"] < 0.6 * far["plain"]

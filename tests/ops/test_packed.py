@@ -75,8 +75,16 @@ def test_rows_have_one_scale(shape, format):
     matrix = normal(*shape)
     matrix[0] = 0
     found = unpacked(matrix, format)[1]
-    step = np.abs(matrix).max(1, keepdims=True) / (2 ** (BITS[format] - 1) - 1)
-    assert np.all(np.abs(found - matrix) <= 0.5001 * step)
+    steps = 2 ** (BITS[format] - 1) - 1
+    step = np.abs(matrix).max(1, keepdims=True) / steps
+    plain = np.rint(np.divide(matrix, step, where=step > 0, out=np.zeros_like(matrix))) * step
+    if format == "int8_row":
+        assert np.all(np.abs(found - matrix) <= 0.5001 * step)
+    else:  # the searched scale may cut the largest for the good of the rest
+        error, of_plain = ((x - matrix) ** 2 for x in (found, plain))
+        assert np.all(error.sum(1) <= of_plain.sum(1) * 1.0001 + 1e-12)
+        assert matrix.size < 200 or error.sum() < 0.97 * of_plain.sum()
+        assert all(len(np.unique(row)) <= 15 for row in found)
     assert not found[0].any()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from longcat.cli.progress import ByteBar
+
+MIN_TOKENS = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=PRESETS,
         help="int4 (4.5 bits a weight: the smallest), int8 (8.5 bits) or bf16 (the same values, faster to read)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="a text like those the model was trained on or will read: int4 is rounded for it, and loses far less",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="of FILE, from its start (default: %(default)s)",
     )
     what = {
         "core": "attention and dense layers",
@@ -35,9 +50,12 @@ def run(args: argparse.Namespace) -> int:
     from longcat.report_text import bytes_text, count
 
     formats = PRESETS[args.quant] | {c: getattr(args, c) for c in COMPONENTS if getattr(args, c)}
+    calibration = None if args.calibrate is None else _token_ids(args.model, args.calibrate, args.calibration_tokens)
     with ByteBar("converting") as bar:
         try:
-            made = convert_checkpoint(args.model, args.out, formats, progress=bar.update)
+            made = convert_checkpoint(
+                args.model, args.out, formats, calibration=calibration, progress=bar.update, log=bar.print
+            )
         except KeyboardInterrupt:
             bar.print(f"[stopped; the same command goes on from {args.out}.partial]", sys.stderr)
             return 130
@@ -47,3 +65,25 @@ def run(args: argparse.Namespace) -> int:
         f"{resumed}, {made.seconds:.1f} s"
     )
     return 0
+
+
+def _token_ids(model: str, file: str, count: int) -> list[int]:
+    """The first tokens of a text file.
+
+    Raises:
+        longcat.Error: there is no tokenizer, or the file is no text.
+        ValueError: the text is too short to say anything.
+    """
+    from longcat._core import Error
+    from longcat.tokenizer import Tokenizer
+
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(
+            f"[convert] --calibrate {file}: {getattr(error, 'strerror', None) or error}: expected text"
+        ) from None
+    ids = Tokenizer(model).encode(text)[: max(0, count)]
+    if len(ids) < MIN_TOKENS:
+        raise ValueError(f"--calibrate {file} gives {len(ids)} tokens: expected at least {MIN_TOKENS}")
+    return ids

@@ -1,4 +1,4 @@
-"""`longcat bench`: how fast a server answers, and how fast an engine starts."""
+"""`longcat bench`: how fast an engine or a server answers, and how fast an engine starts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ import json
 import sys
 from collections.abc import Sequence
 
-from longcat.cli.engine_options import add_engine_arguments, engine_keywords
+from longcat.cli.engine_options import add_engine_arguments, engine_keywords, open_engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    latency = kinds.add_parser(
+        "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
+    )
+    add_engine_arguments(latency)
+    _add_lengths(latency, input_len=32, output_len=128)
+    latency.add_argument("--batch-size", type=int, default=1, metavar="N", help="requests at once (default 1)")
+    latency.add_argument("--num-iters", type=int, default=10, metavar="N", help="timed (default 10)")
+    latency.add_argument("--num-iters-warmup", type=int, default=2, metavar="N", help="before them (default 2)")
+    throughput = kinds.add_parser(
+        "throughput", help="time many requests at once", description="Time many requests that come all at once."
+    )
+    add_engine_arguments(throughput)
+    _add_lengths(throughput, input_len=128, output_len=64)
+    throughput.add_argument("--num-prompts", type=int, default=100, metavar="N", help="requests in all (default 100)")
     serve = kinds.add_parser(
         "serve", help="send requests to a running server", description="Send requests to a server."
     )
@@ -30,15 +44,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--max-concurrency", type=int, metavar="N", help="most requests under way (default: no limit)")
     serve.add_argument("--temperature", type=float, default=0.0, help="(default 0)")
     serve.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
-    serve.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
     startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
     add_engine_arguments(startup)
     startup.add_argument("--num-iters", type=int, default=5, metavar="N", help="starts (default 5)")
-    startup.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
+    for kind in kinds.choices.values():
+        kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
+
+
+def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
+    parser.add_argument("--input-len", type=int, default=input_len, metavar="N",
+                        help="tokens of a prompt (default %(default)s)")  # fmt: skip
+    parser.add_argument("--output-len", type=int, default=output_len, metavar="N",
+                        help="tokens of an answer (default %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
 
 
 def run(args: argparse.Namespace) -> int:
-    return _serve(args) if args.kind == "serve" else _startup(args)
+    return {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup}[args.kind](args)
+
+
+def _check_positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not possible: expected more than 0")
+
+
+def _latency(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from longcat.bench_engine import latency
+
+    _check_positive(args, "batch_size", "input_len", "output_len", "num_iters")
+    warmup = max(0, args.num_iters_warmup)
+    with open_engine(args, max_num_seqs=args.batch_size, enable_prefix_caching=False) as engine:
+        with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False) as bar:
+            result = latency(
+                engine, batch_size=args.batch_size, input_len=args.input_len, output_len=args.output_len,
+                num_iters=args.num_iters, num_iters_warmup=warmup, seed=args.seed, progress=bar.update,
+            )  # fmt: skip
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f"Avg latency: {result['avg_latency']:.4g} seconds")
+    for name, value in result["percentiles"].items():
+        print(f"{name}% percentile latency: {value:.4g} seconds")
+    return 0
+
+
+def _throughput(args: argparse.Namespace) -> int:
+    from longcat.bench_engine import throughput
+
+    _check_positive(args, "num_prompts", "input_len", "output_len")
+    with open_engine(args, enable_prefix_caching=False) as engine:
+        result = throughput(
+            engine, num_prompts=args.num_prompts, input_len=args.input_len, output_len=args.output_len, seed=args.seed
+        )
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    figures = [result[f"{name}_per_second"] for name in ("requests", "tokens", "output_tokens")]
+    print("Throughput: {:.2f} requests/s, {:.2f} total tokens/s, {:.2f} output tokens/s".format(*figures))
+    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -49,9 +115,7 @@ def _serve(args: argparse.Namespace) -> int:
     from longcat.bench_serve import Load, summary
     from longcat.bench_serve import run as send
 
-    for name in ("num_prompts", "random_input_len", "random_output_len", "request_rate", "max_concurrency"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not possible: expected more than 0")
+    _check_positive(args, "num_prompts", "random_input_len", "random_output_len", "request_rate", "max_concurrency")
     load = Load(
         args.base_url or f"http://{args.host}:{args.port}", args.model, args.api_key, args.num_prompts,
         args.random_input_len, args.random_output_len, args.request_rate, args.max_concurrency, args.temperature,
@@ -106,8 +170,7 @@ def _startup(args: argparse.Namespace) -> int:
 
     from longcat.child_process import run_program
 
-    if args.num_iters < 1:
-        raise ValueError(f"--num-iters {args.num_iters} is not possible: expected 1 or more")
+    _check_positive(args, "num_iters")
     options = json.dumps(engine_keywords(args))
     runs: dict[str, list[float]] = {"import": [], "load": [], "first token": [], "whole process": []}
     for _ in range(args.num_iters):

@@ -1,0 +1,84 @@
+"""How fast an engine of this process answers: one batch at a time, or all there is. Names of figures are vLLM's."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from longcat.bench_serve import percentile
+from longcat.engine import Engine
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
+
+
+def latency(
+    engine: Engine,
+    *,
+    batch_size: int,
+    input_len: int,
+    output_len: int,
+    num_iters: int,
+    num_iters_warmup: int,
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Times the same batch of random prompts again and again.
+
+    Args:
+        engine: without prefix caching, or the prompts are free from the second time on.
+        batch_size: prompts at once.
+        input_len, output_len: of each [tokens].
+        num_iters, num_iters_warmup: timed, and before them.
+        progress: called after each iteration.
+    Returns:
+        avg_latency, latencies and percentiles [s].
+    """
+    prompts = _prompts(engine, batch_size, input_len, seed)
+    latencies = []
+    for iteration in range(num_iters_warmup + num_iters):
+        start = time.perf_counter()
+        _generate(engine, prompts, output_len)
+        if iteration >= num_iters_warmup:
+            latencies.append(time.perf_counter() - start)
+        progress()
+    return {
+        "avg_latency": sum(latencies) / len(latencies),
+        "latencies": latencies,
+        "percentiles": {str(p): percentile(sorted(latencies), p) for p in PERCENTILES},
+    }
+
+
+def throughput(engine: Engine, *, num_prompts: int, input_len: int, output_len: int, seed: int = 0) -> dict[str, float]:
+    """Times random prompts that are all there from the start.
+
+    Args:
+        num_prompts: of input_len tokens, each answered with output_len.
+    Returns:
+        elapsed_time [s], num_requests, total_num_tokens, requests_per_second, tokens_per_second (prompts too) and
+        output_tokens_per_second.
+    """
+    prompts = _prompts(engine, num_prompts, input_len, seed)
+    _generate(engine, prompts[:1], 1)  # threads, pages of the checkpoint
+    start = time.perf_counter()
+    _generate(engine, prompts, output_len)
+    elapsed = time.perf_counter() - start
+    total = num_prompts * (input_len + output_len)
+    return {
+        "elapsed_time": elapsed,
+        "num_requests": num_prompts,
+        "total_num_tokens": total,
+        "requests_per_second": num_prompts / elapsed,
+        "tokens_per_second": total / elapsed,
+        "output_tokens_per_second": num_prompts * output_len / elapsed,
+    }
+
+
+def _prompts(engine: Engine, count: int, input_len: int, seed: int) -> list[list[int]]:
+    rng, vocab_size = random.Random(seed), engine.info()["vocab_size"]
+    return [[rng.randrange(vocab_size) for _ in range(input_len)] for _ in range(count)]
+
+
+def _generate(engine: Engine, prompts: list[list[int]], output_len: int) -> None:
+    engine.generate(prompt_token_ids=prompts, max_tokens=output_len, temperature=0, ignore_eos=True, stop=[])

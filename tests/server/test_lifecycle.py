@@ -209,6 +209,7 @@ def test_a_slow_reader_is_cut_off_and_disturbs_nobody(own):
     assert reader.finish_reason() == "length"
     until(lambda: server.metric("num_requests_running") == 0, timeout=60)
     print(f"slow reader cut off {time.perf_counter() - start:.1f} s after its request (send timeout 1 s)")
+    until(lambda: any(line.get("slow_reader") for line in server.log()))  # written after the request has ended
     [line] = [line for line in server.log() if line.get("slow_reader")]
     assert line["path"] == CHAT
     assert server.terminate() == 0

@@ -1,5 +1,5 @@
 // The CPU implementation of Ops: plain and readable. The bodies lie in one file an area: gemm.cpp, elementwise.cpp,
-// rope.cpp, attention.cpp, moe.cpp, ngram_embed.cpp, sample.cpp.
+// rope.cpp, attention.cpp, attention_prefill.cpp, moe.cpp, ngram_embed.cpp, sample.cpp.
 #pragma once
 
 #include "base/thread_pool.h"

@@ -16,6 +16,7 @@ class CpuOps final : public Ops {
   Device& device() override { return device_; }
   int num_threads() const override { return pool_.num_threads(); }
 
+  bool reads_latents(DType) const override { return true; }
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
 

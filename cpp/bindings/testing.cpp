@@ -435,6 +435,17 @@ void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "For longcat's own tests; may change at any time.");
 
   testing.def("available_memory", [](const std::string& root) { return available_memory(root); }, py::arg("root"));
+  testing.def(
+      "cached_table_bytes",
+      [](const std::string& folder) {
+        const Checkpoint checkpoint(folder);
+        int64_t bytes = 0;
+        for (const auto& [name, tensor] : checkpoint.tensors())
+          if (name.starts_with("model.ngram_embeddings.embedders."))
+            bytes += cached_bytes(tensor.data, static_cast<int64_t>(tensor.num_bytes));
+        return bytes;
+      },
+      py::arg("folder"));
   testing.def("parse_safetensors_header", [](const py::bytes& header, uint64_t data_bytes) {
     std::map<std::string, py::tuple> entries;
     for (const auto& [name, entry] : parse_safetensors_header(std::string_view(header), data_bytes, "header"))

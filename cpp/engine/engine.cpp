@@ -67,6 +67,10 @@ LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOption
   if (!ops->reads_latents(kv_cache_dtype))
     throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
                                         ops->device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
+  const char* placement = name_of(ops->table_placement());
+  if (options.ngram_placement != "auto" && options.ngram_placement != placement)
+    throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
+                                        ops->device().name(), ": use \"auto\" or \"", placement, "\""));
   ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, options.quantize_experts, progress);
   model = std::make_unique<Model>(*ops, config, std::move(weights), options.max_num_batched_tokens);
 }

@@ -1,20 +1,25 @@
 // Attention of one sub-layer at the real shape, beside what the machine can do at most.
 //
-//   attention_bench [--depth 4096,32768] [--chunk 512] [--threads N] [--rounds 9]
+//   attention_bench [CHECKPOINT] [--depth 4096,32768] [--latents f32,bf16,fp8,int8] [--chunk 512] [--threads N]
+//                   [--rounds 9]
 //
 // decode: one generated token after `depth` tokens; the bound is the larger of the time its multiply-adds take at the
 // machine's peak (exact int8 for int8 latents, else f32) and the time its latents take to be read. prefill: a chunk of
 // prompt tokens that ends at `depth`; the multiply-adds of its keys, values, scores and sums at the f32 peak. The
-// latents are random: their values do not change the time.
+// latents are random: their values do not change the time. With a checkpoint also whole decode steps of its model
+// (step): the history is filled with such latents in place of computing a prompt for minutes; the bound is what its
+// attention alone would take.
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "command_line.h"
 #include "engine/batch_buffers.h"
+#include "engine/engine.h"
 #include "limits.h"
 #include "ops/backend.h"
 #include "timing.h"
@@ -55,6 +60,11 @@ class Attention {
     };
     ops.mla_store(latents_, view(rows, depth, kLatent + kRope), Tensor(ones.data(), DType::f32, {kLatent}), 1e-6f,
                   view(ones, depth, kRope / 2), view(ones, depth, kRope / 2), batch(0, depth, false));
+  }
+
+  // The first block of latents to where another one lies.
+  void copy_block(Tensor to) const {
+    std::memcpy(to.raw(), latents_.index(0, 1).raw(), static_cast<size_t>(to.num_bytes()));
   }
 
   int64_t latent_bytes() const { return depth_ * row_ * size_of(latents_.dtype()); }
@@ -102,11 +112,50 @@ class Attention {
   std::vector<int32_t> blocks_;
 };
 
+// A model after `depth` tokens, of which only the latents are there.
+class DeepModel {
+ public:
+  DeepModel(const std::string& folder, const std::string& latents, int threads, int64_t depth)
+      : loaded_(folder, {.kv_cache_dtype = latents, .max_num_batched_tokens = 64, .num_threads = threads}, {}),
+        depth_(depth),
+        num_blocks_((depth + kBlockSize - 1) / kBlockSize),
+        cache_(loaded_.ops->device(), loaded_.config, num_blocks_ + 1, loaded_.kv_cache_dtype),
+        buffers_(loaded_.ops->device(), 1, 1, num_blocks_),
+        logits_(static_cast<size_t>(loaded_.config.vocab_size)) {
+    for (int64_t b = 1; b <= num_blocks_; ++b) blocks_.push_back(static_cast<int32_t>(b));
+    Attention one(*loaded_.ops, loaded_.kv_cache_dtype, kBlockSize);
+    for (int64_t sub_layer = 0; sub_layer < loaded_.config.num_sub_layers(); ++sub_layer)
+      for (int64_t b = 1; b <= num_blocks_; ++b) one.copy_block(cache_.latents(sub_layer).index(0, b));
+  }
+
+  void step() {
+    const std::vector<int32_t> ids{static_cast<int32_t>(3 + random_() % 1000)};
+    const Chunk chunk{.token_ids = ids, .start = depth_ - 1, .blocks = blocks_, .generated = true};
+    loaded_.model->forward(buffers_.upload({&chunk, 1}), cache_);
+    int32_t row = 0;
+    loaded_.model->logits(Tensor(logits_.data(), DType::f32, {1, loaded_.config.vocab_size}),
+                          Tensor(&row, DType::i32, {1}));
+  }
+
+  int64_t num_sub_layers() const { return loaded_.config.num_sub_layers(); }
+
+ private:
+  LoadedModel loaded_;
+  int64_t depth_, num_blocks_;
+  KvCache cache_;
+  BatchBuffers buffers_;
+  std::vector<int32_t> blocks_;
+  std::vector<float> logits_;
+  std::mt19937 random_{3};
+};
+
 }  // namespace
 
 int main(int argc, char** argv) try {
   bench::CommandLine line(argc, argv);
   const std::vector<int64_t> depths = line.numbers("--depth", {4096, 32768});
+  const std::vector<std::string> wanted = line.words("--latents", {"f32", "bf16", "fp8", "int8"});
+  const std::string checkpoint = line.checkpoint_or_empty();
   const int64_t chunk = line.number("--chunk", 512), rounds = line.number("--rounds", 9);
   const int threads = static_cast<int>(line.number("--threads", available_threads()));
   line.finish();
@@ -146,12 +195,20 @@ int main(int argc, char** argv) try {
   for (const int64_t depth : depths)
     for (const Format format : {Format{"f32", DType::f32}, Format{"bf16", DType::bf16}, Format{"fp8", DType::f8_e4m3},
                                 Format{"int8", DType::i8}}) {
+      if (std::find(wanted.begin(), wanted.end(), format.name) == wanted.end()) continue;
       Attention attention(*ops, format.dtype, depth);
       const double bytes = static_cast<double>(attention.latent_bytes());
       attention.decode([&](auto&& work) {
         measure("decode", format.name, depth, rounds, 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)),
                 bytes, format.dtype == DType::i8 && cpu_isa() != Isa::portable, work);
       });
+      if (!checkpoint.empty()) {
+        DeepModel model(checkpoint, format.name, threads, depth);
+        const double sub_layers = static_cast<double>(model.num_sub_layers());
+        measure("step", format.name, depth, rounds,
+                sub_layers * 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), sub_layers * bytes,
+                format.dtype == DType::i8 && cpu_isa() != Isa::portable, [&] { model.step(); });
+      }
       if (chunk <= 0 || chunk > depth) continue;
       const double pairs = static_cast<double>(chunk) * (static_cast<double>(depth) - 0.5 * static_cast<double>(chunk));
       const double operations =

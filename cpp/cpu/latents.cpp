@@ -47,19 +47,41 @@ void unpack_fp8(float* values, const uint8_t* row, Fp8Latent layout) {
   }
 }
 
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+
 constexpr float kTiny = 1e-30f;  // magnitudes that are rounded to 0, because their inverse might overflow
 
 // values[k] = scale * integers[k], integers of at most `levels`; returns the scale, NaN when a value is not finite.
 template <class Integer>
 LC_INLINE float round_to_levels(Integer* integers, const float* values, int64_t n, float levels) {
+  typedef Integer Integers __attribute__((vector_size(16 * sizeof(Integer))));
+  constexpr float kMagic = 0x1.8p23f;  // rounds a small number that it is added to and taken from
+  const auto tail = [&](int64_t k) {   // fewer values than lanes, filled up with zeros
+    float filled[vec::kLanes] = {};
+    std::copy_n(values + k, n - k, filled);
+    return vec::load(filled);
+  };
+  const auto lanes = [&](int64_t k) { return k + vec::kLanes <= n ? vec::load(values + k) : tail(k); };
+  vec::f32x16 largest_lanes{};
+  i32x16 finite_lanes = i32x16{} - 1;
+  for (int64_t k = 0; k < n; k += vec::kLanes) {
+    const vec::f32x16 v = lanes(k), magnitude = v < 0 ? -v : v;
+    largest_lanes = vec::max(magnitude, largest_lanes);
+    finite_lanes &= magnitude <= std::numeric_limits<float>::max();
+  }
   float largest = 0;
   bool finite = true;
-  for (int64_t k = 0; k < n; ++k) {
-    largest = std::max(largest, std::abs(values[k]));
-    finite &= std::abs(values[k]) <= std::numeric_limits<float>::max();
+  for (int lane = 0; lane < vec::kLanes; ++lane) {
+    largest = std::max(largest, largest_lanes[lane]);
+    finite = finite && finite_lanes[lane];
   }
   const float inverse = finite && largest > kTiny ? levels / largest : 0;
-  for (int64_t k = 0; k < n; ++k) integers[k] = static_cast<Integer>(inverse > 0 ? std::rint(values[k] * inverse) : 0);
+  for (int64_t k = 0; k < n; k += vec::kLanes) {
+    const vec::f32x16 scaled = inverse > 0 ? lanes(k) * inverse : vec::f32x16{};
+    const Integers rounded =
+        __builtin_convertvector(__builtin_convertvector((scaled + kMagic) - kMagic, i32x16), Integers);
+    std::memcpy(integers + k, &rounded, static_cast<size_t>(std::min<int64_t>(vec::kLanes, n - k)) * sizeof(Integer));
+  }
   return finite ? largest / levels : std::numeric_limits<float>::quiet_NaN();
 }
 
@@ -130,7 +152,6 @@ LC_CLONES void round_weights(Int16Pair* out, float* lane_scales, const float* we
     vec::store(lane_scales + lane, largest * (1.0f / 32767));
     const vec::f32x16 inverse = largest > kTiny ? 32767.0f / largest : vec::f32x16{};
     for (int64_t s = 0; s < n; s += 2) {
-      typedef int32_t i32x16 __attribute__((vector_size(64)));
       i32x16 pairs = __builtin_convertvector(scaled(s) * inverse + 0.5f, i32x16) & 0xffff;
       if (s + 1 < n) pairs |= __builtin_convertvector(scaled(s + 1) * inverse + 0.5f, i32x16) << 16;
       std::memcpy(out + s / 2 * lanes + lane, &pairs, sizeof(pairs));

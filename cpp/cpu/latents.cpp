@@ -131,7 +131,8 @@ LC_CLONES void widen_int8(Int16Pair* pairs, const uint8_t* row, Int8Latent layou
 
 // Latents of two rows, column by column; without `second` its place is zero.
 LC_CLONES void interleave_int8(Int16Pair* pairs, const int8_t* first, const int8_t* second, int64_t n) {
-  uint32_t* out = reinterpret_cast<uint32_t*>(pairs);
+  typedef uint32_t __attribute__((may_alias)) PairBits;
+  PairBits* out = reinterpret_cast<PairBits*>(pairs);
   if (!second) {
     for (int64_t k = 0; k < n; ++k) out[k] = static_cast<uint32_t>(static_cast<int32_t>(first[k])) & 0xffff;
     return;

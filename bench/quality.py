@@ -18,13 +18,18 @@ from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
 
 # Presets, and each component alone in few bits: what it is that costs.
 ALONE = {f"{c} {q}": {c: q} for q in ("int8", "int4") for c in COMPONENTS}
+# The checkpoint as it is, the latent cache in fewer bits.
+LATENTS = {f"latents {dtype}": dtype for dtype in ("f32", "bf16", "fp8", "int8")}
 
 
-def measure(model: Path, texts: list[list[int]], tools: list[dict[str, Any]], original: list[np.ndarray] | None):
+def measure(
+    model: Path, texts: list[list[int]], tools: list[dict[str, Any]], original: list[np.ndarray] | None,
+    kv_cache_dtype: str = "auto",
+):  # fmt: skip
     """(nats a token, calls exact, share of greedy tokens as `original`, greedy tokens of each text)."""
     nats = count = exact = 0
     best = []
-    with longcat.Engine(model, enable_prefix_caching=False) as engine:
+    with longcat.Engine(model, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype) as engine:
         for ids in texts:
             logits = engine.forward(ids)
             rows = logits[:-1].astype(np.float64)
@@ -48,7 +53,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("texts", type=Path, help='JSON with a list of {"text": ...}')
     parser.add_argument("tools", type=Path, help='JSON with a list of {"prompt": ..., "expected_text": ...}')
-    parser.add_argument("--formats", nargs="+", default=[*PRESETS, *ALONE])
+    parser.add_argument("--formats", nargs="+", default=[*PRESETS, *ALONE, *LATENTS])
     parser.add_argument("--calibrate", type=Path, help="a text to round int4 for")
     args = parser.parse_args()
     with longcat.Engine(args.model) as engine:
@@ -63,12 +68,14 @@ def main() -> None:
     print(f"| original | {size / 1e6:.1f} | {math.exp(nats):.4f} | | {exact} | |")
     for name in args.formats:
         with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "model"
-            made = convert_checkpoint(args.model, out, PRESETS.get(name) or ALONE[name], calibration=calibration)
-            found, exact, same, _ = measure(out, texts, tools, original)
+            out, num_bytes = args.model, size
+            if name not in LATENTS:
+                out, formats = Path(folder) / "model", PRESETS.get(name) or ALONE[name]
+                num_bytes = convert_checkpoint(args.model, out, formats, calibration=calibration).num_bytes
+            found, exact, same, _ = measure(out, texts, tools, original, LATENTS.get(name, "auto"))
         change = math.expm1(found - nats)
         print(
-            f"| {name} | {made.num_bytes / 1e6:.1f} | {math.exp(found):.4f} | {change:+.2%} | {exact} | {same:.2%} |",
+            f"| {name} | {num_bytes / 1e6:.1f} | {math.exp(found):.4f} | {change:+.2%} | {exact} | {same:.2%} |",
             flush=True,
         )
 

@@ -30,6 +30,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  Placement table_placement() const override { return Placement::host; }
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
   Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage,
                        HostBuffer& host_storage) override;

@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -52,5 +54,37 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
+
+namespace {
+
+int64_t page_bytes() {
+  static const int64_t bytes = ::sysconf(_SC_PAGESIZE);
+  return bytes;
+}
+
+// From the beginning of the first page.
+std::span<std::byte> whole_pages(const void* data, int64_t bytes) {
+  const auto into_page = reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(page_bytes());
+  auto* begin = static_cast<std::byte*>(const_cast<void*>(data)) - into_page;
+  return {begin, static_cast<size_t>(bytes) + into_page};
+}
+
+void advise(const void* data, int64_t bytes, int advice) {
+  const std::span<std::byte> pages = whole_pages(data, bytes);
+  ::madvise(pages.data(), pages.size(), advice);
+}
+
+}  // namespace
+
+int64_t cached_bytes(const void* data, int64_t bytes) {
+  const std::span<std::byte> pages = whole_pages(data, bytes);
+  std::vector<unsigned char> states(pages.size() / static_cast<size_t>(page_bytes()) + 1);
+  if (::mincore(pages.data(), pages.size(), states.data()) != 0)
+    throw Error(str_cat("[memory] mincore: ", reason_of(errno)));
+  return page_bytes() * std::count_if(states.begin(), states.end(), [](unsigned char state) { return state & 1; });
+}
+
+void expect_random_reads(const void* data, int64_t bytes) { advise(data, bytes, MADV_RANDOM); }
+void read_ahead(const void* data, int64_t bytes) { advise(data, bytes, MADV_WILLNEED); }
 
 }  // namespace longcat

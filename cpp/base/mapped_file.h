@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string_view>
@@ -26,5 +27,12 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };
+
+// Of `bytes` of a mapped file, those that are in memory, whoever brought them there.
+int64_t cached_bytes(const void* data, int64_t bytes);
+
+// What is known of how `bytes` of mapped files will be used; hints, whose failure changes nothing but the time.
+void expect_random_reads(const void* data, int64_t bytes);  // a fault reads its page alone, not what lies around it
+void read_ahead(const void* data, int64_t bytes);           // starts to read the pages, and does not wait
 
 }  // namespace longcat

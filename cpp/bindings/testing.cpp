@@ -222,7 +222,10 @@ class TestOps {
   StoredLatents store(const Array<float>& kv_a, const Array<float>& norm_weight, float eps,
                       const Array<float>& inv_freq, const std::string& cache_dtype, bool generated) {
     const int64_t num_tokens = kv_a.shape(0), dim = kv_a.shape(1), kv_lora = norm_weight.size(), rope = dim - kv_lora;
-    const DType dtype = cache_dtype == "fp8" ? DType::f8_e4m3 : cache_dtype == "bf16" ? DType::bf16 : DType::f32;
+    const DType dtype = cache_dtype == "fp8"    ? DType::f8_e4m3
+                        : cache_dtype == "int8" ? DType::i8
+                        : cache_dtype == "bf16" ? DType::bf16
+                                                : DType::f32;
     const std::vector<int32_t> blocks = consecutive_blocks(num_tokens);
     const int64_t num_blocks = static_cast<int64_t>(blocks.size()) + 1, row = latent_row_size(dtype, kv_lora, rope);
     StoredLatents s;
@@ -432,6 +435,17 @@ void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "For longcat's own tests; may change at any time.");
 
   testing.def("available_memory", [](const std::string& root) { return available_memory(root); }, py::arg("root"));
+  testing.def(
+      "cached_table_bytes",
+      [](const std::string& folder) {
+        const Checkpoint checkpoint(folder);
+        int64_t bytes = 0;
+        for (const auto& [name, tensor] : checkpoint.tensors())
+          if (name.starts_with("model.ngram_embeddings.embedders."))
+            bytes += cached_bytes(tensor.data, static_cast<int64_t>(tensor.num_bytes));
+        return bytes;
+      },
+      py::arg("folder"));
   testing.def("parse_safetensors_header", [](const py::bytes& header, uint64_t data_bytes) {
     std::map<std::string, py::tuple> entries;
     for (const auto& [name, entry] : parse_safetensors_header(std::string_view(header), data_bytes, "header"))

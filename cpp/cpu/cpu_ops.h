@@ -1,5 +1,5 @@
 // The CPU implementation of Ops: plain and readable. The bodies lie in one file an area: gemm.cpp, elementwise.cpp,
-// rope.cpp, attention.cpp, moe.cpp, ngram_embed.cpp, sample.cpp.
+// rope.cpp, attention.cpp, attention_prefill.cpp, moe.cpp, ngram_embed.cpp, sample.cpp.
 #pragma once
 
 #include "base/thread_pool.h"
@@ -16,6 +16,7 @@ class CpuOps : public Ops {
   Device& device() override { return device_; }
   int num_threads() const override { return pool_.num_threads(); }
 
+  bool reads_latents(DType) const override { return true; }
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
 

@@ -11,8 +11,8 @@ enum class Isa {
   avx512_vnni,  // 8-bit products summed in 32 bits
 };
 
-// What the products with matrices use: the best this machine has, or less when the environment variable LONGCAT_ISA
-// names it. Norms, attention and sampling are compiled for each (LC_CLONES) and always run the machine's best.
+// What the products of matrices use: the best this machine has, or less when the environment variable LONGCAT_ISA
+// names it. Norms, softmax and sampling are compiled for each (LC_CLONES) and always run the machine's best.
 // Throws Error when that names what the machine has not, or nothing known.
 Isa cpu_isa();
 

@@ -44,6 +44,27 @@ LC_INLINE f32x16 load(const bf16* p) {
 
 LC_INLINE void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof(v)); }
 
+LC_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+// e^x for x <= 0, within an ulp or two; 0 below the smallest normal result, NaN of NaN. Every lane is computed alike.
+LC_INLINE f32x16 exp(f32x16 x) {
+  constexpr float kMagic = 0x1.8p23f;  // its sum with a small number is that number, rounded, in the low bits
+  const f32x16 shifted = x * 1.44269504f + kMagic, n = shifted - kMagic;
+  const f32x16 r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log 2 in two parts, the first exact in 10 bits
+  f32x16 y = 1.9875691500e-4f * r + 1.3981999507e-3f;          // coefficients of the Cephes library's expf
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  u32x16 power;
+  std::memcpy(&power, &shifted, sizeof(power));
+  power = (power + 127) << 23;
+  f32x16 two_to_n;
+  std::memcpy(&two_to_n, &power, sizeof(two_to_n));
+  return x < -87.3f ? f32x16{} : y * two_to_n;
+}
+
 // sum_k a[k] * b[k].
 template <class T>
 LC_INLINE float dot(const float* a, const T* b, int64_t n) {

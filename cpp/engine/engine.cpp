@@ -10,13 +10,14 @@ namespace longcat {
 
 namespace {
 
-DType parse_dtype(const char* option, const std::string& name, DType automatic, bool fp8) {
+DType parse_dtype(const char* option, const std::string& name, DType automatic, bool of_latents) {
   if (name == "auto") return automatic;
   if (name == "f32" || name == "float32" || name == "float") return DType::f32;
   if (name == "bf16" || name == "bfloat16") return DType::bf16;
-  if (fp8 && (name == "fp8" || name == "fp8_e4m3")) return DType::f8_e4m3;
+  if (of_latents && (name == "fp8" || name == "fp8_e4m3")) return DType::f8_e4m3;
+  if (of_latents && name == "int8") return DType::i8;
   throw std::invalid_argument(str_cat(option, "=\"", name, "\" is not known: use \"auto\", \"f32\"",
-                                      fp8 ? ", \"bf16\" or \"fp8\"" : " or \"bf16\""));
+                                      of_latents ? ", \"bf16\", \"fp8\" or \"int8\"" : " or \"bf16\""));
 }
 
 void require_positive(const char* option, int64_t value) {
@@ -63,6 +64,13 @@ LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOption
       kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)),
       checkpoint(folder),
       ops(make_ops(options.device, options.num_threads)) {
+  if (!ops->reads_latents(kv_cache_dtype))
+    throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
+                                        ops->device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
+  const char* placement = name_of(ops->table_placement());
+  if (options.ngram_placement != "auto" && options.ngram_placement != placement)
+    throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
+                                        ops->device().name(), ": use \"auto\" or \"", placement, "\""));
   ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, options.quantize_experts, progress);
   model = std::make_unique<Model>(*ops, config, std::move(weights), options.max_num_batched_tokens);
 }

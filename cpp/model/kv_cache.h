@@ -10,8 +10,8 @@ namespace longcat {
 
 class KvCache {
  public:
-  // dtype: f32, bf16 or f8_e4m3 (rows as in Fp8Latent). Block 0 is the null block: padded rows write there and nobody
-  // reads it.
+  // dtype: f32, bf16, f8_e4m3 or i8 (rows as in Fp8Latent, Int8Latent). Block 0 is the null block: padded rows write
+  // there and nobody reads it.
   KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, DType dtype);
 
   // Bytes of one block over all sub-layers, lane included.

@@ -75,29 +75,11 @@ class WeightBuilder {
     return weight;
   }
 
-  // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype.
+  // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype. Of those in the file
+  // no page is read that holds no wanted row.
   Weight table(const std::string& name) {
-    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
-    const StoredTensor& stored = find(name);
-    if (stored.dtype == DType::f16) return matrix(name);
-    const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
-    std::optional<FileReader> file;  // opened by the first read: not every device copies its tables
-    const int64_t offset = stored.data - shard.bytes().data();
-    Buffer storage;
-    HostBuffer host_storage;
-    int64_t left = static_cast<int64_t>(stored.num_bytes);
-    const Weight weight = ops_.prepare_table(
-        view(name, stored),
-        [&](void* to, int64_t begin, int64_t bytes) {
-          if (!file) file.emplace(shard.path());
-          file->read(to, offset + begin, bytes);
-          advance(bytes);
-          left -= bytes;
-        },
-        storage, host_storage);
-    advance(left);  // what is read when it is needed
-    if (storage.data()) weights_.storage.push_back(std::move(storage));
-    if (host_storage.data()) weights_.host_storage.push_back(std::move(host_storage));
+    const Weight weight = table_as_stored(name);
+    if (weight.placement == Placement::disk) expect_random_reads(weight.data, weight.num_bytes());
     return weight;
   }
 
@@ -141,6 +123,31 @@ class WeightBuilder {
   }
 
  private:
+  Weight table_as_stored(const std::string& name) {
+    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
+    const StoredTensor& stored = find(name);
+    if (stored.dtype == DType::f16) return matrix(name);
+    const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
+    std::optional<FileReader> file;  // opened by the first read: not every device copies its tables
+    const int64_t offset = stored.data - shard.bytes().data();
+    Buffer storage;
+    HostBuffer host_storage;
+    int64_t left = static_cast<int64_t>(stored.num_bytes);
+    const Weight weight = ops_.prepare_table(
+        view(name, stored),
+        [&](void* to, int64_t begin, int64_t bytes) {
+          if (!file) file.emplace(shard.path());
+          file->read(to, offset + begin, bytes);
+          advance(bytes);
+          left -= bytes;
+        },
+        storage, host_storage);
+    advance(left);  // what is read when it is needed
+    if (storage.data()) weights_.storage.push_back(std::move(storage));
+    if (host_storage.data()) weights_.host_storage.push_back(std::move(host_storage));
+    return weight;
+  }
+
   const StoredTensor& find(const std::string& name) const {
     const StoredTensor* tensor = checkpoint_.find(name);
     LC_CHECK(tensor, name);

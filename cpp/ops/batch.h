@@ -36,7 +36,7 @@ inline int64_t slot_of(const ForwardBatch& batch, int64_t sequence, int64_t posi
 }
 
 // One sub-layer's latents: [num_blocks, 64, row], rows of a block contiguous, blocks strided. Row = kv_lora_rank + rope
-// values of f32 or bf16; of f8_e4m3 it is bytes (Fp8Latent).
+// values of f32 or bf16; of f8_e4m3 and i8 it is bytes (Fp8Latent, Int8Latent).
 template <class T>
 T* latent_row(Tensor latents, const int32_t* block_table, int64_t position) {
   return latents.row<T>(block_table[position / kBlockSize]) + position % kBlockSize * latents.size(2);
@@ -54,9 +54,31 @@ struct Fp8Latent {
   constexpr int64_t row_bytes() const { return (rope_offset() + 2 * rope_dim + 3) / 4 * 4; }
 };
 
-// Elements of a latent row in `dtype` (f32, bf16 or f8_e4m3).
+// An int8 latent row: kv_lora_rank values of 8 bits and rope values of 12 in 16, each in groups of 128, after a float
+// scale a group. 660 bytes for 512 + 64. A group's scale is its largest magnitude / 127 or 2047; of a group with a
+// value that is not finite it is NaN.
+struct Int8Latent {
+  static constexpr int64_t kGroup = 128;
+  static constexpr float kLevels = 127, kRopeLevels = 2047;
+  int64_t kv_lora_rank, rope_dim;
+
+  static constexpr int64_t groups_of(int64_t values) { return (values + kGroup - 1) / kGroup; }
+  constexpr int64_t num_groups() const { return groups_of(kv_lora_rank) + groups_of(rope_dim); }
+  constexpr int64_t values_offset() const { return 4 * num_groups(); }
+  constexpr int64_t rope_offset() const { return values_offset() + (kv_lora_rank + 1) / 2 * 2; }
+  constexpr int64_t row_bytes() const { return (rope_offset() + 2 * rope_dim + 3) / 4 * 4; }
+};
+
+// Elements of a latent row in `dtype` (f32, bf16, f8_e4m3 or i8).
 inline int64_t latent_row_size(DType dtype, int64_t kv_lora_rank, int64_t rope_dim) {
-  return dtype == DType::f8_e4m3 ? Fp8Latent{kv_lora_rank, rope_dim}.row_bytes() : kv_lora_rank + rope_dim;
+  switch (dtype) {
+    case DType::f8_e4m3:
+      return Fp8Latent{kv_lora_rank, rope_dim}.row_bytes();
+    case DType::i8:
+      return Int8Latent{kv_lora_rank, rope_dim}.row_bytes();
+    default:
+      return kv_lora_rank + rope_dim;
+  }
 }
 
 }  // namespace longcat

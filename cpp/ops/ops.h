@@ -107,6 +107,12 @@ class Ops {
   // f32 or bf16: what the activations between the operations are kept in.
   virtual DType activation_dtype() const { return DType::f32; }
 
+  // Where prepare_table() leaves the N-gram tables.
+  virtual Placement table_placement() const { return Placement::disk; }
+
+  // Whether attention reads and writes latents of this dtype.
+  virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
+
   // The form of `logical`, whose planes are in host memory, that linear() reads fastest, made once at load; new planes
   // go to `storage`, otherwise the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;

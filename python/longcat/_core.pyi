@@ -48,6 +48,7 @@ class EngineOptions:
     device: str
     dtype: str
     kv_cache_dtype: str
+    ngram_placement: str
     quantize_experts: bool
     max_model_len: int
     max_num_seqs: int

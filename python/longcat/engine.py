@@ -45,7 +45,11 @@ class Engine:
         max_model_len: most tokens of prompt and answer together; default max_position_embeddings of config.json.
         kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory (on a
             GPU all that is left) and what max_num_seqs sequences of max_model_len can use.
-        kv_cache_dtype: "auto" (dtype), "f32", "bf16" or "fp8" (a row of 512 + 64 values takes 656 bytes).
+        kv_cache_dtype: "auto" (dtype), "f32", "bf16", "fp8" (a row of 512 + 64 values takes 656 bytes) or, on the CPU,
+            "int8" (660 bytes; the fastest there over long contexts).
+        ngram_placement: of the N-gram tables. "disk", the CPU's: they stay in the mapped file, and only pages that hold
+            looked up rows are read, those of all tokens of a step together. "host", of CUDA: in pinned host memory,
+            which the GPU reads itself. "auto" is what the device has.
         swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
             "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
         enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
@@ -75,6 +79,7 @@ class Engine:
         max_model_len: int | None = None,
         kv_cache_memory: int | str = "auto",
         kv_cache_dtype: str = "auto",
+        ngram_placement: str = "auto",
         swap_memory: int | str = "auto",
         enable_prefix_caching: bool = True,
         max_num_seqs: int = 16,
@@ -92,8 +97,8 @@ class Engine:
             named = {canonical_name(Engine, name): value for name, value in aliases.items()}
             given = dict(
                 model=model, device=device, dtype=dtype, quantization=quantization, max_model_len=max_model_len,
-                kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype, swap_memory=swap_memory,
-                enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
+                kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype, ngram_placement=ngram_placement,
+                swap_memory=swap_memory, enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
                 num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
                 progress=progress,
@@ -103,13 +108,17 @@ class Engine:
         if model is None:
             raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
         self.model = os.path.expanduser(os.fspath(model))
-        for name, value in (("device", device), ("dtype", dtype), ("kv_cache_dtype", kv_cache_dtype)):
+        for name, value in (
+            ("device", device), ("dtype", dtype), ("kv_cache_dtype", kv_cache_dtype),
+            ("ngram_placement", ngram_placement),
+        ):  # fmt: skip
             if not isinstance(value, str):
                 raise TypeError(f'{name}={value!r} is a {type(value).__name__}: expected a name such as "auto"')
         options = _core.EngineOptions()
         options.device = device
         options.dtype = dtype
         options.kv_cache_dtype = kv_cache_dtype
+        options.ngram_placement = ngram_placement
         if quantization not in (None, "fp8"):
             raise ValueError(f'quantization={quantization!r} is not known: use None or "fp8"')
         options.quantize_experts = quantization == "fp8"

@@ -24,7 +24,7 @@ GPU_BANDWIDTH = 3.0e12  # [bytes/s] that copies reach on an H100
 # A fault maps what is cached of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may be more, as
 # the file came into the cache: up to 128 KiB was seen.
 _WINDOW = 64 << 10
-_TAGS = {"f32": ("F32", 4), "bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1)}
+_TAGS = {"f32": ("F32", 4), "bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1), "int8": ("I8", 1)}
 # Bits a weight, scales included: fp8 has one f32 a block of 128 x 128, the others 16 bits for 32 weights.
 _BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / 128**2, "int8": 8.5, "int4": 4.5}
 

@@ -22,6 +22,8 @@ CONFIGS = [
     ("flash_chat", "bf16", "auto"),
     ("lite int4", "f32", "bf16"),  # of `longcat convert`
     ("odd int8", "bf16", "auto"),
+    ("lite", "f32", "int8"),
+    ("odd int4", "bf16", "int8"),
 ]
 
 
@@ -163,7 +165,8 @@ def block_size(case) -> int:
     dtype = case.dtypes["kv_cache_dtype"] if case.dtypes["kv_cache_dtype"] != "auto" else case.dtypes["dtype"]
     groups = -(-latent // 128)
     fp8_row = -(-(-(-latent // 4) * 4 + 4 * groups + 2 * rope) // 4) * 4
-    row = {"f32": 4 * (latent + rope), "bf16": 2 * (latent + rope), "fp8": fp8_row}[dtype]
+    int8_row = -(-(4 * (groups + -(-rope // 128)) + -(-latent // 2) * 2 + 2 * rope) // 4) * 4
+    row = {"f32": 4 * (latent + rope), "bf16": 2 * (latent + rope), "fp8": fp8_row, "int8": int8_row}[dtype]
     return 64 * ((2 * c["num_layers"] + 1) * row + 4)
 
 

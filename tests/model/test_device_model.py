@@ -1,5 +1,6 @@
 """The whole model on the CUDA backend: against the CPU, and the invariance contract bit for bit."""
 
+import longcat
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
@@ -20,6 +21,11 @@ def checkpoint(tmp_path_factory):
 
 def ids_of(count, seed=0):
     return np.random.default_rng(seed).integers(3, 60, count).tolist()
+
+
+def test_int8_latents_are_of_the_cpu_alone(checkpoint):
+    with pytest.raises(ValueError, match='kv_cache_dtype="int8" is not possible on'):
+        longcat.Engine(checkpoint, device=EMULATED, kv_cache_dtype="int8")
 
 
 def test_f32_kernels_give_the_cpus_logits(checkpoint):

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import read_safetensors, write_safetensors
 from longcat._core import testing
 from reference.stored import stored_cases
-from tolerances import F32_TRANSCENDENTAL, LOGITS, ROUTER_GAP
+from tolerances import F32_TRANSCENDENTAL, INT8_LATENT_NATS, LOGITS, ROUTER_GAP
 
 CASES = stored_cases()
 MAX_EXCLUDED = 0.01  # share of positions that a router near-tie may excuse
@@ -130,3 +130,23 @@ def test_greedy_continuations_equal_the_reference(tiny):
             )
             assert out.outputs[0].token_ids == case["output_ids"], case["prompt"]
             assert out.text == case["output"].removesuffix("</longcat_s>")
+
+
+def test_int8_latents_cost_little(tiny):
+    """Prompts and then generated tokens: the trained model finds the same text as likely as with f32 latents."""
+    data = json.loads((Path(__file__).parents[1] / "data" / "greedy.json").read_text())
+    models = {kind: testing.Model(tiny, "f32", kv_cache_dtype=kind) for kind in ("f32", "int8")}
+    nats, best = {kind: [] for kind in models}, {kind: [] for kind in models}
+    for case in data["cases"]:
+        prompt, output = case["prompt_ids"], case["output_ids"]
+        blocks = list(range(1, len(prompt + output) // 64 + 2))
+        for kind, model in models.items():
+            logits = np.concatenate(
+                [model.forward([(blocks, 0, prompt)]), model.forward([(blocks, len(prompt), output)], 1)]
+            ).astype(np.float64)
+            logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            answer = np.arange(len(prompt) - 1, len(logits) - 1)
+            nats[kind].extend(-logprobs[answer, output])
+            best[kind].extend(logits.argmax(axis=1))
+    assert np.mean(np.equal(best["int8"], best["f32"])) > 0.97
+    assert abs(np.mean(nats["int8"]) - np.mean(nats["f32"])) < INT8_LATENT_NATS

@@ -7,7 +7,7 @@ from checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
 from compare import assert_rows_close
 from longcat._core import testing
 from reference import ops as ref
-from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE
+from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE, INT8_ATTENTION, INT8_STORE
 
 # Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
 SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000)]
@@ -83,7 +83,7 @@ def test_rope(ops, factor):
     assert_rows_close(ops.rope(x, positions, inv_freq, factor), expected, F32_TRANSCENDENTAL)
 
 
-STORED = {"f32": F32_TRANSCENDENTAL, "bf16": BF16_STORE, "fp8": FP8_STORE}
+STORED = {"f32": F32_TRANSCENDENTAL, "bf16": BF16_STORE, "fp8": FP8_STORE, "int8": INT8_STORE}
 
 
 def causal_attention(q, k, v, scale):
@@ -112,7 +112,7 @@ def test_mla_decode_attends_to_what_is_stored(ops, cache, tokens, latent):
     assert_rows_close(stored, exact, STORED[cache])
     keys = np.repeat(stored.astype(np.float64)[:, None], heads, axis=1)
     expected = causal_attention(np.concatenate([q_latent, q_rope], -1), keys, keys[..., :latent], 0.3)
-    assert_rows_close(out, expected, F32_TRANSCENDENTAL)
+    assert_rows_close(out, expected, INT8_ATTENTION if cache == "int8" else F32_TRANSCENDENTAL)
 
 
 @pytest.mark.parametrize("cache", STORED)
@@ -143,10 +143,12 @@ def test_absorbed_and_materialised_attention_agree(ops, cache):
     q_latent = ops.linear_per_head(np.ascontiguousarray(q[..., :nope]), k_up)
     q_rope = np.ascontiguousarray(q[..., nope:])
     latent_out, _ = ops.mla_decode(kv_a, weight, 1e-6, q_latent, q_rope, inv_freq, 0.3, cache)
-    assert_rows_close(ops.linear_per_head(latent_out, v_up), materialised, F32_TRANSCENDENTAL)
+    tolerance = INT8_ATTENTION if cache == "int8" else F32_TRANSCENDENTAL
+    assert_rows_close(ops.linear_per_head(latent_out, v_up), materialised, tolerance)
 
 
-def test_fp8_latents_keep_zero_and_scale_by_group(ops):
+@pytest.mark.parametrize("cache, tolerance", [("fp8", FP8_STORE), ("int8", INT8_STORE)])
+def test_latents_keep_zero_and_scale_by_group(ops, cache, tolerance):
     """Groups of 128 with a scale each: a large group does not coarsen a small one, and zeros stay zeros."""
     latent, rope = 256, 2
     kv_a = np.zeros((3, latent + rope), np.float32)
@@ -160,12 +162,27 @@ def test_fp8_latents_keep_zero_and_scale_by_group(ops):
         normal(3, 1, rope),
         np.ones(1, np.float32),
         1.0,
-        "fp8",
+        cache,
     )
     exact = ref.rms_norm(kv_a[:, :latent], np.ones(latent), 1e-6)
     for group in (slice(0, 128), slice(128, 256)):
-        assert np.allclose(stored[0, group], exact[0, group], rtol=FP8_STORE)
+        assert np.allclose(stored[0, group], exact[0, group], rtol=tolerance)
     assert not stored[2].any() and not stored[1, 1:].any()
+
+
+@pytest.mark.parametrize("cache", STORED)
+def test_nan_reaches_those_that_see_it_and_nobody_else(ops, cache):
+    """A latent that is NaN makes its own and later tokens NaN, whatever shares their tile."""
+    tokens, latent, rope, bad = 80, 24, 6, 70
+    kv_a, weight, inv_freq, _ = latents_case(tokens, latent, rope)
+    kv_a[bad, 3] = np.nan
+    out, _ = ops.mla_decode(
+        kv_a, weight, 1e-6, normal(tokens, 3, latent), normal(tokens, 3, rope), inv_freq, 0.3, cache
+    )
+    assert np.isnan(out[bad:]).all() and np.isfinite(out[:bad]).all()
+    k_up, v_up = normal(3 * latent, 8, seed=4, scale=0.3), normal(3 * 12, latent, seed=5, scale=0.3)
+    out, _ = ops.mla_prefill(kv_a, weight, 1e-6, normal(tokens, 3, 8 + rope), k_up, v_up, inv_freq, 0.3, cache)
+    assert np.isnan(out[bad:]).all() and np.isfinite(out[:bad]).all()
 
 
 def test_attention_pieces_depend_on_position_only():

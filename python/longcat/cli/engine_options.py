@@ -30,7 +30,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = Fal
     group.add_argument(
         "--max-model-len", "--context-length", type=int, metavar="N", help="most tokens of prompt and answer together"
     )
+    group.add_argument("--kv-cache-dtype", default="auto", help="latent cache: auto, f32, bf16, fp8 or int8")
     group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
+    group.add_argument("--ngram-placement", default="auto", help="N-gram tables: auto, disk (CPU) or host (CUDA)")
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
 
 
@@ -55,7 +57,10 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for Engine, but for the model."""
-    names = ("device", "dtype", "quantization", "max_model_len", "kv_cache_memory", "num_threads")
+    names = (
+        "device", "dtype", "quantization", "max_model_len", "kv_cache_dtype", "kv_cache_memory", "ngram_placement",
+        "num_threads",
+    )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 

@@ -18,7 +18,7 @@ _CONTEXTS = [1024, 32768]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="checkpoint folder, or one with a config.json alone")
     parser.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
-    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, f32, bf16 or fp8")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, f32, bf16, fp8 or int8")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
     parser.add_argument("--max-running-requests", "--max-num-seqs", type=int, default=16, metavar="N",
                         help="requests that run at once (default 16)")  # fmt: skip

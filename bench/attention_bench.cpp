@@ -1,0 +1,225 @@
+// Attention of one sub-layer at the real shape, beside what the machine can do at most.
+//
+//   attention_bench [CHECKPOINT] [--depth 4096,32768] [--latents f32,bf16,fp8,int8] [--chunk 512] [--threads N]
+//                   [--rounds 9]
+//
+// decode: one generated token after `depth` tokens; the bound is the larger of the time its multiply-adds take at the
+// machine's peak (exact int8 for int8 latents, else f32) and the time its latents take to be read. prefill: a chunk of
+// prompt tokens that ends at `depth`; the multiply-adds of its keys, values, scores and sums at the f32 peak. The
+// latents are random: their values do not change the time. With a checkpoint also whole decode steps of its model
+// (step): the history is filled with such latents in place of computing a prompt for minutes; the bound is what its
+// attention alone would take.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "command_line.h"
+#include "engine/batch_buffers.h"
+#include "engine/engine.h"
+#include "limits.h"
+#include "ops/backend.h"
+#include "timing.h"
+
+using namespace longcat;
+using bench::Clock;
+using bench::median;
+using bench::seconds_since;
+
+namespace {
+
+constexpr int64_t kHeads = 32, kLatent = 512, kRope = 64, kNope = 128, kValue = 128;
+
+std::vector<float> random_values(int64_t n) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<size_t>(n));
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// A cache of one sequence of `depth` tokens, and batches at its end.
+class Attention {
+ public:
+  Attention(Ops& ops, DType dtype, int64_t depth)
+      : ops_(ops),
+        depth_(depth),
+        num_blocks_((depth + kBlockSize - 1) / kBlockSize),
+        row_(latent_row_size(dtype, kLatent, kRope)),
+        memory_(ops.device(), (num_blocks_ + 1) * kBlockSize * row_ * size_of(dtype)),
+        latents_(memory_.tensor(dtype, {num_blocks_ + 1, kBlockSize, row_})),
+        buffers_(ops.device(), depth, 1, num_blocks_) {
+    for (int64_t b = 1; b <= num_blocks_; ++b) blocks_.push_back(static_cast<int32_t>(b));
+    std::vector<float> rows = random_values(depth * (kLatent + kRope));
+    std::vector<float> ones(static_cast<size_t>(std::max(kLatent, depth * kRope / 2)), 1.0f);
+    const auto view = [](std::vector<float>& values, int64_t r, int64_t c) {
+      return Tensor(values.data(), DType::f32, {r, c});
+    };
+    ops.mla_store(latents_, view(rows, depth, kLatent + kRope), Tensor(ones.data(), DType::f32, {kLatent}), 1e-6f,
+                  view(ones, depth, kRope / 2), view(ones, depth, kRope / 2), batch(0, depth, false));
+  }
+
+  // The first block of latents to where another one lies.
+  void copy_block(Tensor to) const {
+    std::memcpy(to.raw(), latents_.index(0, 1).raw(), static_cast<size_t>(to.num_bytes()));
+  }
+
+  int64_t latent_bytes() const { return depth_ * row_ * size_of(latents_.dtype()); }
+
+  // Calls time(function) with what computes one generated token's attention.
+  template <class Time>
+  void decode(Time&& time) {
+    std::vector<float> q = random_values(kHeads * (kLatent + kRope)), out(static_cast<size_t>(kHeads * kLatent));
+    const ForwardBatch at_end = batch(depth_ - 1, 1, true);
+    time([&] {
+      ops_.mla_decode(Tensor(out.data(), DType::f32, {1, kHeads, kLatent}),
+                      Tensor(q.data(), DType::f32, {1, kHeads, kLatent}),
+                      Tensor(q.data() + kHeads * kLatent, DType::f32, {1, kHeads, kRope}), latents_, at_end, 0.07f);
+    });
+  }
+
+  // The same for a chunk of prompt tokens.
+  template <class Time>
+  void prefill(int64_t chunk, Time&& time) {
+    std::vector<float> q = random_values(chunk * kHeads * (kNope + kRope)),
+                       out(static_cast<size_t>(chunk * kHeads * kValue)),
+                       weight = random_values(kHeads * kLatent * kNope);
+    const Weight k_up{.out_features = kHeads * kLatent, .in_features = kNope, .data = weight.data()};
+    const Weight v_up{.out_features = kHeads * kValue, .in_features = kLatent, .data = weight.data()};
+    const ForwardBatch at_end = batch(depth_ - chunk, chunk, false);
+    time([&] {
+      ops_.mla_prefill(Tensor(out.data(), DType::f32, {chunk, kHeads, kValue}),
+                       Tensor(q.data(), DType::f32, {chunk, kHeads, kNope + kRope}), latents_, k_up, v_up, at_end,
+                       0.07f);
+    });
+  }
+
+ private:
+  ForwardBatch batch(int64_t start, int64_t tokens, bool generated) {
+    const std::vector<int32_t> ids(static_cast<size_t>(tokens), 0);
+    const Chunk chunk{.token_ids = ids, .start = start, .blocks = blocks_, .generated = generated};
+    return buffers_.upload({&chunk, 1});
+  }
+
+  Ops& ops_;
+  int64_t depth_, num_blocks_, row_;
+  Buffer memory_;
+  Tensor latents_;
+  BatchBuffers buffers_;
+  std::vector<int32_t> blocks_;
+};
+
+// A model after `depth` tokens, of which only the latents are there.
+class DeepModel {
+ public:
+  DeepModel(const std::string& folder, const std::string& latents, int threads, int64_t depth)
+      : loaded_(folder, {.kv_cache_dtype = latents, .max_num_batched_tokens = 64, .num_threads = threads}, {}),
+        depth_(depth),
+        num_blocks_((depth + kBlockSize - 1) / kBlockSize),
+        cache_(loaded_.ops->device(), loaded_.config, num_blocks_ + 1, loaded_.kv_cache_dtype),
+        buffers_(loaded_.ops->device(), 1, 1, num_blocks_),
+        logits_(static_cast<size_t>(loaded_.config.vocab_size)) {
+    for (int64_t b = 1; b <= num_blocks_; ++b) blocks_.push_back(static_cast<int32_t>(b));
+    Attention one(*loaded_.ops, loaded_.kv_cache_dtype, kBlockSize);
+    for (int64_t sub_layer = 0; sub_layer < loaded_.config.num_sub_layers(); ++sub_layer)
+      for (int64_t b = 1; b <= num_blocks_; ++b) one.copy_block(cache_.latents(sub_layer).index(0, b));
+  }
+
+  void step() {
+    const std::vector<int32_t> ids{static_cast<int32_t>(3 + random_() % 1000)};
+    const Chunk chunk{.token_ids = ids, .start = depth_ - 1, .blocks = blocks_, .generated = true};
+    loaded_.model->forward(buffers_.upload({&chunk, 1}), cache_);
+    int32_t row = 0;
+    loaded_.model->logits(Tensor(logits_.data(), DType::f32, {1, loaded_.config.vocab_size}),
+                          Tensor(&row, DType::i32, {1}));
+  }
+
+  int64_t num_sub_layers() const { return loaded_.config.num_sub_layers(); }
+
+ private:
+  LoadedModel loaded_;
+  int64_t depth_, num_blocks_;
+  KvCache cache_;
+  BatchBuffers buffers_;
+  std::vector<int32_t> blocks_;
+  std::vector<float> logits_;
+  std::mt19937 random_{3};
+};
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  bench::CommandLine line(argc, argv);
+  const std::vector<int64_t> depths = line.numbers("--depth", {4096, 32768});
+  const std::vector<std::string> wanted = line.words("--latents", {"f32", "bf16", "fp8", "int8"});
+  const std::string checkpoint = line.checkpoint_or_empty();
+  const int64_t chunk = line.number("--chunk", 512), rounds = line.number("--rounds", 9);
+  const int threads = static_cast<int>(line.number("--threads", available_threads()));
+  line.finish();
+  const std::unique_ptr<Ops> ops = make_ops("cpu", threads);
+  ThreadPool pool(threads);
+  std::printf("%s, %d threads\n\n| op | latents | depth | ms | bound [ms] | times the bound | of |\n",
+              name_of(cpu_isa()), threads);
+  std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
+  // The medians of rounds that measure the limits and then the work: the machine may be shared.
+  const auto measure = [&](const char* op, const char* latents, int64_t depth, int64_t times, double operations,
+                           double bytes, bool int8, auto&& work) {
+    std::vector<double> seconds, bounds, shares;
+    bool reading = false;
+    work();
+    for (int64_t round = 0; round < times; ++round) {
+      const bench::Limits limits = bench::measure_limits(pool);
+      const double computed = operations / (int8 ? limits.int8_op_per_s : limits.f32_flop_per_s);
+      const double read = bytes / limits.read_bytes_per_s;
+      reading = read > computed;
+      const Clock::time_point begin = Clock::now();
+      work();
+      seconds.push_back(seconds_since(begin));
+      bounds.push_back(std::max(computed, read));
+      shares.push_back(seconds.back() / bounds.back());
+    }
+    std::printf("| %s | %s | %ld | %.2f | %.2f | %.2f | %s |\n", op, latents, depth, 1e3 * median(seconds),
+                1e3 * median(bounds), median(shares),
+                reading ? "reading"
+                : int8  ? "exact int8"
+                        : "f32");
+    std::fflush(stdout);
+  };
+  struct Format {
+    const char* name;
+    DType dtype;
+  };
+  for (const int64_t depth : depths)
+    for (const Format format : {Format{"f32", DType::f32}, Format{"bf16", DType::bf16}, Format{"fp8", DType::f8_e4m3},
+                                Format{"int8", DType::i8}}) {
+      if (std::find(wanted.begin(), wanted.end(), format.name) == wanted.end()) continue;
+      Attention attention(*ops, format.dtype, depth);
+      const double bytes = static_cast<double>(attention.latent_bytes());
+      attention.decode([&](auto&& work) {
+        measure("decode", format.name, depth, rounds, 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)),
+                bytes, format.dtype == DType::i8 && cpu_isa() != Isa::portable, work);
+      });
+      if (!checkpoint.empty()) {
+        DeepModel model(checkpoint, format.name, threads, depth);
+        const double sub_layers = static_cast<double>(model.num_sub_layers());
+        measure("step", format.name, depth, rounds,
+                sub_layers * 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), sub_layers * bytes,
+                format.dtype == DType::i8 && cpu_isa() != Isa::portable, [&] { model.step(); });
+      }
+      if (chunk <= 0 || chunk > depth) continue;
+      const double pairs = static_cast<double>(chunk) * (static_cast<double>(depth) - 0.5 * static_cast<double>(chunk));
+      const double operations =
+          2.0 * kHeads * (static_cast<double>(depth * kLatent) * (kNope + kValue) + pairs * (kNope + kRope + kValue));
+      attention.prefill(chunk, [&](auto&& work) {
+        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, std::max<int64_t>(1, rounds / 3), operations,
+                bytes, false, work);
+      });
+    }
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "attention_bench: %s\n", error.what());
+  return 1;
+}

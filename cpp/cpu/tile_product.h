@@ -1,0 +1,60 @@
+// C += A B for the small matrices of attention, whose operands lie in the nearer caches: A is read value by value, B
+// and C in registers of neighbouring columns. An element of C is one sum over ascending k whatever the rest of the
+// shape, so its bits do not depend on it.
+#pragma once
+
+#include <cstdint>
+
+namespace longcat::cpu {
+
+// B and C have whole multiples of these columns.
+constexpr int64_t kTileColumns = 16;
+constexpr int64_t padded_columns(int64_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
+
+// Two neighbours along k, so that one instruction adds their products.
+struct Int16Pair {
+  int16_t first, second;
+};
+
+// Memory that is wanted soon: a product brings it nearer, a few lines now and then, while it computes.
+struct Prefetch {
+  const char *next = nullptr, *end = nullptr;
+  int lines_at_once = 0;
+
+  void some_lines() {
+    for (int line = 0; line < lines_at_once && next < end; ++line, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
+// C[i][j] += sum_k A[i][k] B[k][j]. Strides in elements; A(i, k) lies at a + i * a_row + k * a_column.
+struct FloatProduct {
+  float* c;
+  int64_t c_row;
+  const float* a;
+  int64_t a_row, a_column;
+  const float* b;
+  int64_t b_row;
+  int64_t rows, columns, depth;
+  Prefetch* beside = nullptr;
+};
+
+// C[i][j] += scales[i * scales_stride] * sum_k (A[i][k].first B[k][j].first + A[i][k].second B[k][j].second), the sum
+// exact: the caller's values keep it in 32 bits.
+struct Int16Product {
+  float* c;
+  int64_t c_row;
+  const Int16Pair* a;
+  int64_t a_row, a_column;
+  const float* scales;
+  int64_t scales_stride;
+  const Int16Pair* b;
+  int64_t b_row;
+  int64_t rows, columns, depth;
+  Prefetch* beside = nullptr;
+};
+
+// On the best instruction set of cpu_isa().
+void multiply_add(const FloatProduct& product);
+void multiply_add(const Int16Product& product);
+
+}  // namespace longcat::cpu

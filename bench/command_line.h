@@ -1,6 +1,7 @@
-// The command line of a benchmark: a checkpoint, then options with a value each.
+// The command line of a benchmark: a checkpoint where there is one, and options with a value each.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -40,16 +41,23 @@ class CommandLine {
     const std::string value = text(name, "");
     return value.empty() ? fallback : to_number(name, value);
   }
-  std::vector<int64_t> numbers(const std::string& name, std::vector<int64_t> fallback) {  // "1,8,64"
+  std::vector<std::string> words(const std::string& name, std::vector<std::string> fallback) {  // "int8_x8,int4_x8"
     const std::string value = text(name, "");
     if (value.empty()) return fallback;
-    std::vector<int64_t> list;
+    std::vector<std::string> list;
     for (size_t begin = 0; begin <= value.size();) {
       const size_t end = std::min(value.find(',', begin), value.size());
-      list.push_back(to_number(name, value.substr(begin, end - begin)));
+      list.push_back(value.substr(begin, end - begin));
       begin = end + 1;
     }
     return list;
+  }
+  std::vector<int64_t> numbers(const std::string& name, std::vector<int64_t> fallback) {  // "1,8,64"
+    const std::vector<std::string> list = words(name, {});
+    if (list.empty()) return fallback;
+    std::vector<int64_t> numbers;
+    for (const std::string& number : list) numbers.push_back(to_number(name, number));
+    return numbers;
   }
 
   // Throws std::invalid_argument for an option nobody asked for.

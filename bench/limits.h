@@ -98,52 +98,75 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) inline int32_t int8_vnni(
 
 #endif
 
-// Operations a second of work(count) on every thread at once, `each` a count; the best of five.
-template <class Work>
-double rate(ThreadPool& pool, int64_t count, double each, Work&& work) {
-  double best = 0;
-  for (int round = 0; round < 5; ++round) {
-    const Clock::time_point begin = Clock::now();
-    pool.parallel_for(pool.num_threads() * 16, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) work(count);
-    });
-    best = std::max(best, each * static_cast<double>(count) * pool.num_threads() * 16 / seconds_since(begin));
-  }
-  return best;
-}
-
 }  // namespace detail
 
-inline Limits measure_limits(ThreadPool& pool) {
-  Limits limits;
-  const std::vector<float> memory(static_cast<size_t>(256) << 20 >> 2, 1.0f);  // 256 MiB
-  constexpr int64_t kRange = 1 << 18;
-  for (int round = 0; round < 8; ++round) {
-    const Clock::time_point begin = Clock::now();
-    pool.parallel_for(static_cast<int64_t>(memory.size()) / kRange, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) detail::sink_float = detail::sum_of(memory.data() + i * kRange, kRange);
-    });
-    limits.read_bytes_per_s =
-        std::max(limits.read_bytes_per_s, static_cast<double>(memory.size()) * 4 / seconds_since(begin));
-  }
+// Measures again and again: a machine that others use too is not the same from one second to the next.
+class LimitsMeter {
+ public:
+  explicit LimitsMeter(ThreadPool& pool) : pool_(pool), memory_(static_cast<size_t>(kMemoryFloats), 1.0f) {}
+
+  // About 10 ms.
+  Limits measure() {
+    Limits limits;
+    limits.read_bytes_per_s = measure_read();
 #if defined(__x86_64__) && defined(__GNUC__)
-  const std::vector<int8_t> bytes(4096, 3);
-  if (cpu_isa() >= Isa::avx512) {
-    limits.f32_flop_per_s =
-        detail::rate(pool, 1 << 17, 24 * 32, [](int64_t n) { detail::sink_float = detail::fma_avx512(n); });
-  } else if (cpu_isa() == Isa::avx2) {
-    limits.f32_flop_per_s =
-        detail::rate(pool, 1 << 18, 12 * 16, [](int64_t n) { detail::sink_float = detail::fma_avx2(n); });
-  }
-  if (cpu_isa() == Isa::avx512_vnni) {
-    limits.int8_op_per_s = detail::rate(pool, 1 << 17, 16 * 128,
-                                        [&](int64_t n) { detail::sink_int = detail::int8_vnni(bytes.data(), n); });
-  } else if (cpu_isa() >= Isa::avx2) {
-    limits.int8_op_per_s =
-        detail::rate(pool, 1 << 18, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2(bytes.data(), n); });
-  }
+    if (cpu_isa() >= Isa::avx512) {
+      limits.f32_flop_per_s = rate(1 << 12, 24 * 32, [](int64_t n) { detail::sink_float = detail::fma_avx512(n); });
+    } else if (cpu_isa() == Isa::avx2) {
+      limits.f32_flop_per_s = rate(1 << 13, 12 * 16, [](int64_t n) { detail::sink_float = detail::fma_avx2(n); });
+    }
+    if (cpu_isa() == Isa::avx512_vnni) {
+      limits.int8_op_per_s =
+          rate(1 << 12, 16 * 128, [&](int64_t n) { detail::sink_int = detail::int8_vnni(bytes_.data(), n); });
+    } else if (cpu_isa() >= Isa::avx2) {
+      limits.int8_op_per_s =
+          rate(1 << 13, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2(bytes_.data(), n); });
+    }
 #endif
-  return limits;
-}
+    return limits;
+  }
+
+  // The best of many: what to print.
+  Limits best(int rounds = 40) {
+    Limits best;
+    for (int round = 0; round < rounds; ++round) {
+      const Limits limits = measure();
+      best.read_bytes_per_s = std::max(best.read_bytes_per_s, limits.read_bytes_per_s);
+      best.f32_flop_per_s = std::max(best.f32_flop_per_s, limits.f32_flop_per_s);
+      best.int8_op_per_s = std::max(best.int8_op_per_s, limits.int8_op_per_s);
+    }
+    return best;
+  }
+
+ private:
+  static constexpr int64_t kMemoryFloats = int64_t{256} << 20 >> 2, kReadFloats = kMemoryFloats / 4;
+
+  double measure_read() {
+    constexpr int64_t kRange = 1 << 16;
+    const float* begin = memory_.data() + next_;
+    next_ = (next_ + kReadFloats) % kMemoryFloats;
+    const Clock::time_point start = Clock::now();
+    pool_.parallel_for(kReadFloats / kRange, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) detail::sink_float = detail::sum_of(begin + i * kRange, kRange);
+    });
+    return static_cast<double>(kReadFloats) * 4 / seconds_since(start);
+  }
+
+  // Operations a second of work(count) on every thread at once, `each` a count.
+  template <class Work>
+  double rate(int64_t count, double each, Work&& work) {
+    const int64_t times = pool_.num_threads() * 16;
+    const Clock::time_point start = Clock::now();
+    pool_.parallel_for(times, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) work(count);
+    });
+    return each * static_cast<double>(count * times) / seconds_since(start);
+  }
+
+  ThreadPool& pool_;
+  std::vector<float> memory_;
+  std::vector<int8_t> bytes_ = std::vector<int8_t>(4096, 3);
+  int64_t next_ = 0;
+};
 
 }  // namespace longcat::bench

@@ -177,10 +177,11 @@ void read_row(float* out, const Weight& weight, int64_t row) {
 
 }  // namespace cpu
 
-// Weight rows that a thread takes at once: whole tiles, so that a block of inputs serves many of them.
-static int64_t row_grain(int64_t multiply_adds_per_row) {
-  constexpr int64_t kTileRows = 16, kLeast = 16;
-  return std::max(kLeast, (grain_for(multiply_adds_per_row) + kTileRows - 1) / kTileRows * kTileRows);
+// Weight rows that a thread takes at once: whole tiles, enough for the inputs to serve many of them, few enough for a
+// slow thread to fall behind by little.
+static int64_t row_grain(int64_t num_rows, int num_threads) {
+  constexpr int64_t kTileRows = 64, kRangesPerThread = 8;
+  return std::max(kTileRows, num_rows / (num_threads * kRangesPerThread) / kTileRows * kTileRows);
 }
 
 // Kernels read whole elements: a plane that the file leaves unaligned is copied.
@@ -224,7 +225,7 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
   const cpu::QuantizedInputs* quantized = quantize_for(weight, x);
-  const int64_t grain = row_grain(weight.in_features * x.size(0));
+  const int64_t grain = row_grain(weight.out_features, pool_.num_threads());
   pool_.parallel_for(weight.out_features, grain, [&](int64_t begin, int64_t end) {
     cpu::matmul_block(weight, {.out = out.data<float>() + begin,
                                .out_stride = out.stride(0),

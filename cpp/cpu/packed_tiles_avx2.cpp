@@ -10,8 +10,6 @@
 #include "cpu/vec.h"
 
 #define LC_AVX2 __attribute__((target("avx2,fma")))
-// Sums in arrays stay in registers only when every loop over them is unrolled.
-#define LC_UNROLL _Pragma("GCC unroll 8")
 
 namespace longcat::cpu {
 

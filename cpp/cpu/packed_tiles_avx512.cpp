@@ -13,8 +13,6 @@
 #include "cpu/vec.h"
 
 #define LC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
-// Sums in arrays stay in registers only when every loop over them is unrolled.
-#define LC_UNROLL _Pragma("GCC unroll 8")
 
 namespace longcat::cpu {
 

@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "cpu/matmul.h"
 #include "cpu/packed_matmul.h"
+#include "cpu/rows.h"
 #include "cpu/vec.h"
 #include "ops/packed.h"
 
@@ -90,6 +91,7 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
     Lanes inputs[T];
     LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(x[t] + k);
     LC_UNROLL for (int r = 0; r < R; ++r) {
+      if constexpr (T == 1) __builtin_prefetch(rows + (r + R) * row_stride + k);  // of the next tile
       const Lanes weights = Lanes::load(rows + r * row_stride + k);
       LC_UNROLL for (int t = 0; t < T; ++t) Lanes::multiply_add(acc[r][t], weights, inputs[t]);
     }
@@ -105,8 +107,8 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
   }
 }
 
-// All inputs [begin, end) of the block against num_rows rows that lie in memory as W.
-template <class Lanes, int R, int T, class W>
+// All inputs [begin, end) of the block, T at a time and then one by one, against num_rows rows that lie in memory as W.
+template <class Lanes, int R, int T, int ROne, class W>
 LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                         int64_t end, const MatmulBlock& b) {
   const auto input = [&](int64_t i) { return b.x + (b.row_idx ? b.row_idx[i] : i) * b.x_stride; };
@@ -123,8 +125,8 @@ LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, i
         dot_tile<Lanes, 1, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       i += T;
     } else {
-      for (; r + R <= num_rows; r += R)
-        dot_tile<Lanes, R, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+      for (; r + ROne <= num_rows; r += ROne)
+        dot_tile<Lanes, ROne, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       for (; r < num_rows; ++r)
         dot_tile<Lanes, 1, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       i += 1;
@@ -136,20 +138,20 @@ LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, i
 template <class W>
 void dot_rows_portable(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                        int64_t end, const MatmulBlock& b) {
-  dot_rows<Whole, 2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<Whole, 2, 2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 #ifdef LC_HAS_CLONES
 template <class W>
 __attribute__((target("avx2,fma,bmi2"))) void dot_rows_avx2(const W* rows, int64_t in_features, int64_t first_row,
                                                             int64_t num_rows, int64_t begin, int64_t end,
                                                             const MatmulBlock& b) {
-  dot_rows<Halves, 3, 2>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<Halves, 3, 2, 4>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 template <class W>
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,prefer-vector-width=512"))) void
 dot_rows_avx512(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin, int64_t end,
                 const MatmulBlock& b) {
-  dot_rows<Whole, 4, 5>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<Whole, 4, 5, 4>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 #endif
 
@@ -184,7 +186,7 @@ namespace {
 // Rows widened a few at a time, for every block of inputs.
 void matmul_widened(const Weight& weight, const MatmulBlock& block) {
   static const DotRows<float> dot_rows = dot_rows_of_this_machine<float>();
-  constexpr int64_t kRows = 4;
+  constexpr int64_t kRows = 12;  // whole tiles of every instruction set
   const int64_t n = weight.in_features;
   const int64_t inputs_at_once = std::max<int64_t>(8, kInputBlockBytes / (4 * n));
   thread_local std::vector<float> rows;  // grows to the widest layer once
@@ -293,6 +295,34 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
                                .first_row = begin,
                                .num_rows = end - begin,
                                .quantized = quantized});
+  });
+}
+
+// One pass over the rows of both: neither a wait between them nor one before the activation.
+void CpuOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
+  LC_CHECK(gate_proj.out_features == up_proj.out_features && out.size(1) == up_proj.out_features &&
+           x.size(1) == gate_proj.in_features && x.size(1) == up_proj.in_features);
+  if (cpu::want_quantized_inputs(gate_proj.format) != cpu::want_quantized_inputs(up_proj.format))
+    return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
+  const cpu::QuantizedInputs* quantized = quantize_for(gate_proj, x);
+  const int64_t num_inputs = x.size(0);
+  pool_.parallel_for(out.size(1), row_grain(out.size(1), pool_.num_threads()), [&](int64_t begin, int64_t end) {
+    const auto multiply = [&](Tensor y, const Weight& weight) {
+      cpu::matmul_block(weight, {.out = y.data<float>() + begin,
+                                 .out_stride = y.stride(0),
+                                 .x = x.data<float>(),
+                                 .x_stride = x.stride(0),
+                                 .row_idx = nullptr,
+                                 .num_inputs = num_inputs,
+                                 .first_row = begin,
+                                 .num_rows = end - begin,
+                                 .quantized = quantized});
+    };
+    multiply(out, gate_proj);
+    multiply(scratch, up_proj);
+    for (int64_t t = 0; t < num_inputs; ++t)
+      cpu::silu_mul_row(out.row<float>(t) + begin, out.row<float>(t) + begin, scratch.row<float>(t) + begin,
+                        end - begin);
   });
 }
 

@@ -167,13 +167,11 @@ constexpr Tiles kIntTiles{
 Tiles tiles_avx2(WeightFormat format) {
   switch (format) {
     case WeightFormat::bf16_x8:
-      return {.several = {2,
-                          {nullptr, tile_bf16<2, 1>, tile_bf16<2, 2>, tile_bf16<2, 3>, tile_bf16<2, 4>, tile_bf16<2, 5>,
-                           tile_bf16<2, 6>}},
-              .single = {8, {nullptr, tile_bf16<8, 1>}},
-              .last = {1,
-                       {nullptr, tile_bf16<1, 1>, tile_bf16<1, 2>, tile_bf16<1, 3>, tile_bf16<1, 4>, tile_bf16<1, 5>,
-                        tile_bf16<1, 6>}}};
+      return {
+          .several = {2,
+                      {nullptr, tile_bf16<2, 1>, tile_bf16<2, 2>, tile_bf16<2, 3>, tile_bf16<2, 4>, tile_bf16<2, 5>}},
+          .single = {8, {nullptr, tile_bf16<8, 1>}},
+          .last = {1, {nullptr, tile_bf16<1, 1>, tile_bf16<1, 2>, tile_bf16<1, 3>, tile_bf16<1, 4>, tile_bf16<1, 5>}}};
     case WeightFormat::int8_x8:
       return kIntTiles<WeightFormat::int8_x8>;
     default:

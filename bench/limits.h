@@ -23,7 +23,10 @@ namespace longcat::bench {
 struct Limits {
   double read_bytes_per_s = 0;  // of memory, far more than the caches hold
   double f32_flop_per_s = 0;    // 2 a multiply-add
-  double int8_op_per_s = 0;     // 2 an exact 8-bit multiply-add, summed in 32 bits; 0: no kernel for this machine
+  // 2 an exact 8-bit multiply-add, summed in 32 bits; 0: no kernel for this machine. Of two signed factors, and of one
+  // unsigned factor so small that two products fit 16 bits, such as a weight of 4 bits.
+  double int8_op_per_s = 0;
+  double int4_op_per_s = 0;
 };
 
 namespace detail {
@@ -66,7 +69,8 @@ __attribute__((target("avx512f"))) inline float fma_avx512(int64_t count) {
   for (const auto& a : acc) total += _mm512_cvtss_f32(a);
   return total;
 }
-// 4 registers of inputs against a weight from the first-level cache, with the sign trick that exactness needs.
+// 4 registers of inputs against a weight from the first-level cache. Two signed factors of 8 bits need the sign trick.
+template <bool both_signed>
 __attribute__((target("avx2"))) inline int32_t int8_avx2(const int8_t* w, int64_t count) {
   __m256i sum[4], x[4];
   const __m256i ones = _mm256_set1_epi16(1);
@@ -76,10 +80,11 @@ __attribute__((target("avx2"))) inline int32_t int8_avx2(const int8_t* w, int64_
   }
   for (int64_t i = 0; i < count; ++i) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + i % 128 * 32));
-    const __m256i magnitude = _mm256_abs_epi8(v);
-    for (int t = 0; t < 4; ++t)
-      sum[t] =
-          _mm256_add_epi32(sum[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x[t], v)), ones));
+    const __m256i magnitude = both_signed ? _mm256_abs_epi8(v) : v;
+    for (int t = 0; t < 4; ++t) {
+      const __m256i factor = both_signed ? _mm256_sign_epi8(x[t], v) : x[t];
+      sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, factor), ones));
+    }
   }
   return _mm256_extract_epi32(_mm256_add_epi32(_mm256_add_epi32(sum[0], sum[1]), _mm256_add_epi32(sum[2], sum[3])), 0);
 }
@@ -116,11 +121,13 @@ class LimitsMeter {
       limits.f32_flop_per_s = rate(1 << 13, 12 * 16, [](int64_t n) { detail::sink_float = detail::fma_avx2(n); });
     }
     if (cpu_isa() == Isa::avx512_vnni) {
-      limits.int8_op_per_s =
+      limits.int8_op_per_s = limits.int4_op_per_s =
           rate(1 << 12, 16 * 128, [&](int64_t n) { detail::sink_int = detail::int8_vnni(bytes_.data(), n); });
     } else if (cpu_isa() >= Isa::avx2) {
       limits.int8_op_per_s =
-          rate(1 << 13, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2(bytes_.data(), n); });
+          rate(1 << 13, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2<true>(bytes_.data(), n); });
+      limits.int4_op_per_s =
+          rate(1 << 13, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2<false>(bytes_.data(), n); });
     }
 #endif
     return limits;
@@ -134,6 +141,7 @@ class LimitsMeter {
       best.read_bytes_per_s = std::max(best.read_bytes_per_s, limits.read_bytes_per_s);
       best.f32_flop_per_s = std::max(best.f32_flop_per_s, limits.f32_flop_per_s);
       best.int8_op_per_s = std::max(best.int8_op_per_s, limits.int8_op_per_s);
+      best.int4_op_per_s = std::max(best.int4_op_per_s, limits.int4_op_per_s);
     }
     return best;
   }

@@ -6,8 +6,8 @@
 // ppN: N prompt tokens in one step, without sampling. tgN: N tokens generated one after another, `batch` sequences at
 // once, after `depth` tokens of history. "weights" are the bytes of the matrices a step reads: all but the experts, and
 // of those as many as tokens are expected to meet when every pick is as likely. "share": for tg of the read bandwidth,
-// for pp of the f32 peak, or of the exact int8 peak where the experts are quantised, as measured around each round; the
-// median of the rounds.
+// for pp of the f32 peak, or where the experts are int8 or int4 of that of exact integer products, as measured around
+// each round; the median of the rounds.
 
 #include <algorithm>
 #include <cmath>
@@ -53,13 +53,13 @@ Arguments parse(int argc, char** argv) {
 
 // What the matrices of a step take and cost.
 struct Work {
-  double bytes = 0;      // read by a step of `tokens` tokens
-  double multiply_adds;  // of one token
-  bool quantized;
+  double bytes = 0;          // read by a step of `tokens` tokens
+  double multiply_adds = 0;  // of one token
+  double bench::Limits::* peak = &bench::Limits::f32_flop_per_s;
 };
 
 Work work_of(const ModelWeights& weights, const ModelConfig& config, double tokens) {
-  Work work{.multiply_adds = 0, .quantized = false};
+  Work work;
   const auto add = [&](const Weight& w, double share_read, double share_computed) {
     work.bytes += share_read * static_cast<double>(w.num_bytes());
     work.multiply_adds += share_computed * static_cast<double>(w.out_features * w.in_features);
@@ -76,8 +76,9 @@ Work work_of(const ModelWeights& weights, const ModelConfig& config, double toke
     const double met = 1 - std::pow(1 - picked, tokens);
     for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
       for (const Weight& w : *experts) add(w, met, picked);
-    work.quantized = work.quantized || layer.moe.gate_proj.front().format == WeightFormat::int8_x8 ||
-                     layer.moe.gate_proj.front().format == WeightFormat::int4_x8;
+    const WeightFormat format = layer.moe.gate_proj.front().format;
+    if (format == WeightFormat::int8_x8) work.peak = &bench::Limits::int8_op_per_s;
+    if (format == WeightFormat::int4_x8) work.peak = &bench::Limits::int4_op_per_s;
   }
   if (!weights.ngram.projection.empty()) add(weights.ngram.projection, 1, 1);
   add(weights.lm_head, 1, 0);
@@ -105,6 +106,7 @@ class Stopwatch {
       const bench::Limits now = meter_.measure();
       limits_.read_bytes_per_s += now.read_bytes_per_s / (2 * kTimes);
       limits_.f32_flop_per_s += now.f32_flop_per_s / (2 * kTimes);
+      limits_.int4_op_per_s += now.int4_op_per_s / (2 * kTimes);
       limits_.int8_op_per_s += now.int8_op_per_s / (2 * kTimes);
     }
   }
@@ -140,8 +142,9 @@ int main(int argc, char** argv) try {
   const bench::Limits limits = meter.best();
   std::printf("%s, %s, %d threads; loaded in %.2f s\n", arguments.checkpoint.c_str(), name_of(cpu_isa()), threads,
               load_s);
-  std::printf("read %.1f GB/s, f32 %.0f GFLOP/s, exact int8 %.0f GOP/s\n\n", limits.read_bytes_per_s / 1e9,
-              limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9);
+  std::printf("read %.1f GB/s, f32 %.0f GFLOP/s, int8 x int8 %.0f GOP/s, int4 x int8 %.0f GOP/s\n\n",
+              limits.read_bytes_per_s / 1e9, limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9,
+              limits.int4_op_per_s / 1e9);
   std::printf("| test | batch | tok/s | weights [GB/step] | GB/s | GOP/s | share |\n");
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
 
@@ -159,7 +162,7 @@ int main(int argc, char** argv) try {
       const double seconds = stopwatch.stop();
       if (round == 0) continue;
       rates.push_back(static_cast<double>(arguments.prompt) / seconds);
-      const double peak = work.quantized ? stopwatch.limits().int8_op_per_s : stopwatch.limits().f32_flop_per_s;
+      const double peak = stopwatch.limits().*work.peak;
       shares.push_back(2 * work.multiply_adds * rates.back() / peak);
     }
     const double rate = median(rates);

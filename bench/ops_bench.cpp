@@ -149,7 +149,9 @@ class Bench {
       bytes = work.bytes;
       operations = 2 * work.multiply_adds;
     }
-    const double peak = cpu::want_quantized_inputs(format) ? limits_.int8_op_per_s : limits_.f32_flop_per_s;
+    const double peak = format == WeightFormat::int8_x8   ? limits_.int8_op_per_s
+                        : format == WeightFormat::int4_x8 ? limits_.int4_op_per_s
+                                                          : limits_.f32_flop_per_s;
     const double bound = std::max(bytes / limits_.read_bytes_per_s, operations / peak);
     std::printf("| %s | %s | %ld | %.1f | %.1f | %.1f | %.0f %% |\n", op.name, name_of(format), n, 1e6 * best_seconds,
                 bytes / best_seconds / 1e9, operations / best_seconds / 1e9, 100 * bound / best_seconds);
@@ -279,8 +281,9 @@ int main(int argc, char** argv) try {
 
   Bench bench(threads, memory << 20, rounds);
   const bench::Limits& limits = bench.limits();
-  std::printf("%s, %d threads: read %.1f GB/s, f32 %.0f GFLOP/s, exact int8 %.0f GOP/s\n\n", name_of(cpu_isa()),
-              threads, limits.read_bytes_per_s / 1e9, limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9);
+  std::printf("%s, %d threads: read %.1f GB/s, f32 %.0f GFLOP/s, int8 x int8 %.0f GOP/s, int4 x int8 %.0f GOP/s\n\n",
+              name_of(cpu_isa()), threads, limits.read_bytes_per_s / 1e9, limits.f32_flop_per_s / 1e9,
+              limits.int8_op_per_s / 1e9, limits.int4_op_per_s / 1e9);
   std::printf("| op | format | rows | time [us] | GB/s | GOP/s | share of bound |\n");
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
   for (const std::string& format : formats)

@@ -108,8 +108,8 @@ LC_AVX2 LC_INLINE void sum_block(__m256i* sum, const uint8_t* values, const Tile
         settle(sum[t]);
       }
     }
-    LC_UNROLL for (int t = 0; t < T; ++t) sum[t] = _mm256_sub_epi32(
-        _mm256_madd_epi16(sum[t], ones), _mm256_slli_epi32(_mm256_set1_epi32(tile.input_blocks[t][b].sum), 3));
+    LC_UNROLL for (int t = 0; t < T; ++t) sum[t] =
+        _mm256_sub_epi32(_mm256_madd_epi16(sum[t], ones), _mm256_set1_epi32(tile.input_blocks[t][b].sum_by_8));
   }
 }
 

@@ -90,7 +90,7 @@ LC_AVX512 void tile_int(const Tile& tile) {
   for (int64_t b = tile.begin_block; b < tile.end_block; ++b) {
     __m512i sum[R][T];
     LC_UNROLL for (int t = 0; t < T; ++t) {
-      const __m512i correction = _mm512_set1_epi32(-kOffset * tile.input_blocks[t][b].sum);
+      const __m512i correction = _mm512_set1_epi32(-kOffset / 8 * tile.input_blocks[t][b].sum_by_8);
       LC_UNROLL for (int r = 0; r < R; ++r) sum[r][t] = correction;
     }
     const int64_t at = b * block_value_bytes(format);

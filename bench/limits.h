@@ -130,20 +130,16 @@ class LimitsMeter {
           rate(1 << 13, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2<false>(bytes_.data(), n); });
     }
 #endif
+    for (double Limits::* limit :
+         {&Limits::read_bytes_per_s, &Limits::f32_flop_per_s, &Limits::int8_op_per_s, &Limits::int4_op_per_s})
+      best_.*limit = std::max(best_.*limit, limits.*limit);
     return limits;
   }
 
-  // The best of many: what to print.
-  Limits best(int rounds = 40) {
-    Limits best;
-    for (int round = 0; round < rounds; ++round) {
-      const Limits limits = measure();
-      best.read_bytes_per_s = std::max(best.read_bytes_per_s, limits.read_bytes_per_s);
-      best.f32_flop_per_s = std::max(best.f32_flop_per_s, limits.f32_flop_per_s);
-      best.int8_op_per_s = std::max(best.int8_op_per_s, limits.int8_op_per_s);
-      best.int4_op_per_s = std::max(best.int4_op_per_s, limits.int4_op_per_s);
-    }
-    return best;
+  // The best of all measurements so far, and of some more.
+  const Limits& best(int more = 40) {
+    for (int i = 0; i < more; ++i) measure();
+    return best_;
   }
 
  private:
@@ -172,6 +168,7 @@ class LimitsMeter {
   }
 
   ThreadPool& pool_;
+  Limits best_;
   std::vector<float> memory_;
   std::vector<int8_t> bytes_ = std::vector<int8_t>(4096, 3);
   int64_t next_ = 0;

@@ -1,3 +1,4 @@
+// Products with packed weights: the walk over register tiles, tiles for any machine, and inputs in 8 bits.
 #include "cpu/packed_matmul.h"
 
 #include <algorithm>

@@ -38,7 +38,7 @@ fuzz: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
 	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/bench --target attention_bench engine_bench limits longcat-bench
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/bench --target attention_bench engine_bench limits longcat-bench ops_bench
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check python tests examples bench

@@ -161,6 +161,7 @@ int main(int argc, char** argv) try {
   line.finish();
   const std::unique_ptr<Ops> ops = make_ops("cpu", threads);
   ThreadPool pool(threads);
+  bench::LimitsMeter meter(pool);
   std::printf("%s, %d threads\n\n| op | latents | depth | ms | bound [ms] | times the bound | of |\n",
               name_of(cpu_isa()), threads);
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
@@ -171,7 +172,7 @@ int main(int argc, char** argv) try {
     bool reading = false;
     work();
     for (int64_t round = 0; round < times; ++round) {
-      const bench::Limits limits = bench::measure_limits(pool);
+      const bench::Limits limits = meter.best(5);
       const double computed = operations / (int8 ? limits.int8_op_per_s : limits.f32_flop_per_s);
       const double read = bytes / limits.read_bytes_per_s;
       reading = read > computed;

@@ -6,7 +6,9 @@
 // ppN: N prompt tokens in one step, without sampling. tgN: N tokens generated one after another, `batch` sequences at
 // once, after `depth` tokens of history. "weights" are the bytes of the matrices a step reads: all but the experts, and
 // of those as many as tokens are expected to meet when every pick is as likely. "share": for tg of the read bandwidth,
-// for pp of the f32 peak, or of the exact int8 peak where the experts are quantised.
+// for pp of the f32 peak, or where the experts are int8 or int4 of that of exact integer products, as measured around
+// each round; the median of the rounds. Beside it the best round, and its share of the best that was measured: where
+// others use the machine too, what it is when they do not.
 
 #include <algorithm>
 #include <cmath>
@@ -52,13 +54,13 @@ Arguments parse(int argc, char** argv) {
 
 // What the matrices of a step take and cost.
 struct Work {
-  double bytes = 0;      // read by a step of `tokens` tokens
-  double multiply_adds;  // of one token
-  bool quantized;
+  double bytes = 0;          // read by a step of `tokens` tokens
+  double multiply_adds = 0;  // of one token
+  double bench::Limits::* peak = &bench::Limits::f32_flop_per_s;
 };
 
 Work work_of(const ModelWeights& weights, const ModelConfig& config, double tokens) {
-  Work work{.multiply_adds = 0, .quantized = false};
+  Work work;
   const auto add = [&](const Weight& w, double share_read, double share_computed) {
     work.bytes += share_read * static_cast<double>(w.num_bytes());
     work.multiply_adds += share_computed * static_cast<double>(w.out_features * w.in_features);
@@ -75,13 +77,45 @@ Work work_of(const ModelWeights& weights, const ModelConfig& config, double toke
     const double met = 1 - std::pow(1 - picked, tokens);
     for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
       for (const Weight& w : *experts) add(w, met, picked);
-    work.quantized = work.quantized || layer.moe.gate_proj.front().format == WeightFormat::int8_x8 ||
-                     layer.moe.gate_proj.front().format == WeightFormat::int4_x8;
+    const WeightFormat format = layer.moe.gate_proj.front().format;
+    if (format == WeightFormat::int8_x8) work.peak = &bench::Limits::int8_op_per_s;
+    if (format == WeightFormat::int4_x8) work.peak = &bench::Limits::int4_op_per_s;
   }
   if (!weights.ngram.projection.empty()) add(weights.ngram.projection, 1, 1);
   add(weights.lm_head, 1, 0);
   return work;
 }
+
+// A round, and what the machine could do in the moments around it: the mean of three measurements on either side.
+class Stopwatch {
+ public:
+  explicit Stopwatch(bench::LimitsMeter& meter) : meter_(meter) {
+    measure();
+    begin_ = Clock::now();
+  }
+  double stop() {
+    const double seconds = seconds_since(begin_);
+    measure();
+    return seconds;
+  }
+  const bench::Limits& limits() const { return limits_; }
+
+ private:
+  static constexpr int kTimes = 3;
+  void measure() {
+    for (int i = 0; i < kTimes; ++i) {
+      const bench::Limits now = meter_.measure();
+      limits_.read_bytes_per_s += now.read_bytes_per_s / (2 * kTimes);
+      limits_.f32_flop_per_s += now.f32_flop_per_s / (2 * kTimes);
+      limits_.int4_op_per_s += now.int4_op_per_s / (2 * kTimes);
+      limits_.int8_op_per_s += now.int8_op_per_s / (2 * kTimes);
+    }
+  }
+
+  bench::LimitsMeter& meter_;
+  bench::Limits limits_;
+  Clock::time_point begin_;
+};
 
 std::vector<int32_t> random_prompt(const ModelConfig& config, int64_t length, uint32_t seed) {
   std::mt19937 random(seed);
@@ -105,31 +139,38 @@ int main(int argc, char** argv) try {
   Engine engine(arguments.checkpoint, options);
   const double load_s = seconds_since(start);
   ThreadPool pool(threads);
-  bench::Limits limits = bench::measure_limits(pool);
+  bench::LimitsMeter meter(pool);
+  const bench::Limits limits = meter.best();
   std::printf("%s, %s, %d threads; loaded in %.2f s\n", arguments.checkpoint.c_str(), name_of(cpu_isa()), threads,
               load_s);
-  std::printf("read %.1f GB/s, f32 %.0f GFLOP/s, exact int8 %.0f GOP/s\n\n", limits.read_bytes_per_s / 1e9,
-              limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9);
-  std::printf("| test | batch | tok/s | weights [GB/step] | GB/s | GOP/s | share |\n");
-  std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
+  std::printf("read %.1f GB/s, f32 %.0f GFLOP/s, int8 x int8 %.0f GOP/s, int4 x int8 %.0f GOP/s\n\n",
+              limits.read_bytes_per_s / 1e9, limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9,
+              limits.int4_op_per_s / 1e9);
+  std::printf("| test | batch | tok/s | weights [GB/step] | GB/s | GOP/s | share | best tok/s | its share |\n");
+  std::printf("| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
 
   std::vector<StepOutput> outputs;
   SamplingParams params;
   params.temperature = 0;
   if (arguments.prompt > 0) {
-    std::vector<double> rates;
+    const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.prompt));
+    std::vector<double> rates, shares;
     for (int64_t round = 0; round <= arguments.rounds; ++round) {
       params.max_tokens = 1;
       engine.add_request(random_prompt(engine.config(), arguments.prompt, static_cast<uint32_t>(round)), params);
-      const Clock::time_point begin = Clock::now();
+      Stopwatch stopwatch(meter);
       while (engine.has_work()) engine.step(outputs);
-      if (round > 0) rates.push_back(static_cast<double>(arguments.prompt) / seconds_since(begin));
+      const double seconds = stopwatch.stop();
+      if (round == 0) continue;
+      rates.push_back(static_cast<double>(arguments.prompt) / seconds);
+      const double peak = stopwatch.limits().*work.peak;
+      shares.push_back(2 * work.multiply_adds * rates.back() / peak);
     }
-    const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.prompt));
-    const double rate = median(rates), ops = 2 * work.multiply_adds * rate;
-    std::printf("| pp%ld | 1 | %.2f | %.3f | %.1f | %.1f | %.1f %% |\n", arguments.prompt, rate, work.bytes / 1e9,
-                work.bytes * rate / static_cast<double>(arguments.prompt) / 1e9, ops / 1e9,
-                100 * ops / (work.quantized ? limits.int8_op_per_s : limits.f32_flop_per_s));
+    const double rate = median(rates), best = *std::max_element(rates.begin(), rates.end());
+    std::printf("| pp%ld | 1 | %.2f | %.3f | %.1f | %.1f | %.1f %% | %.2f | %.1f %% |\n", arguments.prompt, rate,
+                work.bytes / 1e9, work.bytes * rate / static_cast<double>(arguments.prompt) / 1e9,
+                2 * work.multiply_adds * rate / 1e9, 100 * median(shares), best,
+                100 * 2 * work.multiply_adds * best / (meter.best().*work.peak));
     std::fflush(stdout);
   }
   for (const int64_t depth : arguments.depths) {
@@ -144,19 +185,24 @@ int main(int argc, char** argv) try {
       return any;
     };
     while (prefilling()) engine.step(outputs);
-    std::vector<double> rates;
+    const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.batch));
+    const double bytes_per_token = work.bytes / static_cast<double>(arguments.batch);
+    std::vector<double> rates, shares;
     for (int64_t round = 0; round <= arguments.rounds; ++round) {
-      const Clock::time_point begin = Clock::now();
+      Stopwatch stopwatch(meter);
       for (int64_t i = 0; i < arguments.generate; ++i) engine.step(outputs);
-      if (round > 0) rates.push_back(static_cast<double>(arguments.generate * arguments.batch) / seconds_since(begin));
+      const double seconds = stopwatch.stop();
+      if (round == 0) continue;
+      rates.push_back(static_cast<double>(arguments.generate * arguments.batch) / seconds);
+      shares.push_back(bytes_per_token * rates.back() / stopwatch.limits().read_bytes_per_s);
     }
     while (engine.has_work()) engine.step(outputs);
     outputs.clear();
-    const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.batch));
-    const double rate = median(rates), bytes = work.bytes * rate / static_cast<double>(arguments.batch);
-    std::printf("| tg%ld%s | %ld | %.2f | %.3f | %.1f | %.1f | %.1f %% |\n", arguments.generate,
-                depth ? str_cat(" @ d", depth).c_str() : "", arguments.batch, rate, work.bytes / 1e9, bytes / 1e9,
-                2 * work.multiply_adds * rate / 1e9, 100 * bytes / limits.read_bytes_per_s);
+    const double rate = median(rates), best = *std::max_element(rates.begin(), rates.end());
+    std::printf("| tg%ld%s | %ld | %.2f | %.3f | %.1f | %.1f | %.1f %% | %.2f | %.1f %% |\n", arguments.generate,
+                depth ? str_cat(" @ d", depth).c_str() : "", arguments.batch, rate, work.bytes / 1e9,
+                bytes_per_token * rate / 1e9, 2 * work.multiply_adds * rate / 1e9, 100 * median(shares), best,
+                100 * bytes_per_token * best / meter.best().read_bytes_per_s);
     std::fflush(stdout);
   }
   return 0;

@@ -32,6 +32,7 @@ class CpuOps : public Ops {
 
   void linear(Tensor out, Tensor x, const Weight& weight) override;
   void linear_per_head(Tensor out, Tensor x, const Weight& weight) override;
+  void linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) override;
   void silu_mul(Tensor out, Tensor gate, Tensor up) override;
 
   void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) override;

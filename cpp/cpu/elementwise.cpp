@@ -23,6 +23,10 @@ void norm_row(float* out, const float* x, const float* weight, int64_t dim, floa
   for (int64_t k = 0; k < dim; ++k) out[k] = x[k] * scale * weight[k];
 }
 
+void silu_mul_row(float* out, const float* gate, const float* up, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) out[k] = gate[k] / (1.0f + std::exp(-gate[k])) * up[k];
+}
+
 }  // namespace cpu
 
 void CpuOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) {
@@ -57,12 +61,8 @@ void CpuOps::add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) {
 
 void CpuOps::silu_mul(Tensor out, Tensor gate, Tensor up) {
   pool_.parallel_for(out.size(0), grain_for(8 * out.size(1)), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      float* y = out.row<float>(t);
-      const float* g = gate.row<float>(t);
-      const float* u = up.row<float>(t);
-      for (int64_t k = 0; k < out.size(1); ++k) y[k] = g[k] / (1.0f + std::exp(-g[k])) * u[k];
-    }
+    for (int64_t t = begin; t < end; ++t)
+      cpu::silu_mul_row(out.row<float>(t), gate.row<float>(t), up.row<float>(t), out.size(1));
   });
 }
 

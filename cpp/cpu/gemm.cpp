@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "cpu/matmul.h"
 #include "cpu/packed_matmul.h"
+#include "cpu/rows.h"
 #include "cpu/vec.h"
 #include "ops/packed.h"
 
@@ -23,33 +24,91 @@ namespace {
 constexpr int64_t kInputBlockBytes = 256 << 10;  // of inputs, half of a small second-level cache
 constexpr int64_t kWidenFrom = 4;                // inputs from which widening a row once pays
 
-// out[t * out_stride + r] = rows[r] . x[t] for R rows and T inputs of n values.
-template <int R, int T, class W>
-LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t row_stride, const float* const* x,
-                        int64_t n) {
-  vec::f32x16 acc[R][T] = {};
-  int64_t k = 0;
-  for (; k + vec::kLanes <= n; k += vec::kLanes) {
-    vec::f32x16 inputs[T];
-    for (int t = 0; t < T; ++t) inputs[t] = vec::load(x[t] + k);
-    for (int r = 0; r < R; ++r) {
-      const vec::f32x16 weights = vec::load(rows + r * row_stride + k);
-      for (int t = 0; t < T; ++t) acc[r][t] += weights * inputs[t];
-    }
+// 16 lanes as two registers: where 64 bytes are more than one, GCC keeps an f32x16 on the stack.
+struct Halves {
+  typedef float f32x8 __attribute__((vector_size(32)));
+  f32x8 low{}, high{};
+
+  static LC_INLINE Halves load(const float* p) {
+    Halves v;
+    std::memcpy(&v.low, p, 32);
+    std::memcpy(&v.high, p + 8, 32);
+    return v;
   }
-  for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) {
-      float sums[vec::kLanes];
-      vec::store(sums, acc[r][t]);
-      for (int64_t i = k; i < n; ++i) sums[i - k] += to_float(rows[r * row_stride + i]) * x[t][i];
-      for (int width = vec::kLanes / 2; width > 0; width /= 2)
-        for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
-      out[t * out_stride + r] = sums[0];
-    }
+  static LC_INLINE Halves load(const bf16* p) { return {widen(p), widen(p + 8)}; }
+  static LC_INLINE void store(float* p, const Halves& v) {
+    std::memcpy(p, &v.low, 32);
+    std::memcpy(p + 8, &v.high, 32);
+  }
+  static LC_INLINE void multiply_add(Halves& sum, const Halves& a, const Halves& b) {
+    sum.low += a.low * b.low;
+    sum.high += a.high * b.high;
+  }
+
+ private:
+  static LC_INLINE f32x8 widen(const bf16* p) {
+    typedef uint16_t u16x8 __attribute__((vector_size(16)));
+    typedef uint32_t u32x8 __attribute__((vector_size(32)));
+    u16x8 v;
+    std::memcpy(&v, p, 16);
+    const u32x8 wide = __builtin_convertvector(v, u32x8) << 16;
+    f32x8 out;
+    std::memcpy(&out, &wide, 32);
+    return out;
+  }
+};
+
+struct Whole {
+  vec::f32x16 lanes{};
+
+  template <class W>
+  static LC_INLINE Whole load(const W* p) {
+    return {vec::load(p)};
+  }
+  static LC_INLINE void store(float* p, const Whole& v) { vec::store(p, v.lanes); }
+  static LC_INLINE void multiply_add(Whole& sum, const Whole& a, const Whole& b) { sum.lanes += a.lanes * b.lanes; }
+};
+
+// Lane i takes lane i + 8, then i + 4, i + 2, i + 1.
+template <class Lanes>
+LC_INLINE float sum_of(const Lanes& v) {
+  typedef float f32x4 __attribute__((vector_size(16)));
+  float lanes[vec::kLanes];
+  Lanes::store(lanes, v);
+  f32x4 quarters[4];
+  std::memcpy(quarters, lanes, sizeof(lanes));
+  const f32x4 four = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// All inputs [begin, end) of the block against num_rows rows that lie in memory as W.
-template <int R, int T, class W>
+// out[t * out_stride + r] = rows[r] . x[t] for R rows and T inputs of n values.
+template <class Lanes, int R, int T, class W>
+LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t row_stride, const float* const* x,
+                        int64_t n) {
+  Lanes acc[R][T];
+  int64_t k = 0;
+  for (; k + vec::kLanes <= n; k += vec::kLanes) {
+    Lanes inputs[T];
+    LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(x[t] + k);
+    LC_UNROLL for (int r = 0; r < R; ++r) {
+      if constexpr (T == 1) __builtin_prefetch(rows + (r + R) * row_stride + k);  // of the next tile
+      const Lanes weights = Lanes::load(rows + r * row_stride + k);
+      LC_UNROLL for (int t = 0; t < T; ++t) Lanes::multiply_add(acc[r][t], weights, inputs[t]);
+    }
+  }
+  LC_UNROLL for (int r = 0; r < R; ++r) LC_UNROLL for (int t = 0; t < T; ++t) {
+    if (k < n) {
+      float sums[vec::kLanes];
+      Lanes::store(sums, acc[r][t]);
+      for (int64_t i = k; i < n; ++i) sums[i - k] += to_float(rows[r * row_stride + i]) * x[t][i];
+      acc[r][t] = Lanes::load(sums);
+    }
+    out[t * out_stride + r] = sum_of(acc[r][t]);
+  }
+}
+
+// All inputs [begin, end) of the block, T at a time and then one by one, against num_rows rows that lie in memory as W.
+template <class Lanes, int R, int T, int ROne, class W>
 LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                         int64_t end, const MatmulBlock& b) {
   const auto input = [&](int64_t i) { return b.x + (b.row_idx ? b.row_idx[i] : i) * b.x_stride; };
@@ -61,15 +120,15 @@ LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, i
     int64_t r = 0;
     if (left >= T) {
       for (; r + R <= num_rows; r += R)
-        dot_tile<R, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+        dot_tile<Lanes, R, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       for (; r < num_rows; ++r)
-        dot_tile<1, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+        dot_tile<Lanes, 1, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       i += T;
     } else {
-      for (; r + R <= num_rows; r += R)
-        dot_tile<R, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+      for (; r + ROne <= num_rows; r += ROne)
+        dot_tile<Lanes, ROne, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       for (; r < num_rows; ++r)
-        dot_tile<1, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
+        dot_tile<Lanes, 1, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
       i += 1;
     }
   }
@@ -79,20 +138,20 @@ LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, i
 template <class W>
 void dot_rows_portable(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                        int64_t end, const MatmulBlock& b) {
-  dot_rows<2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<Whole, 2, 2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 #ifdef LC_HAS_CLONES
 template <class W>
 __attribute__((target("avx2,fma,bmi2"))) void dot_rows_avx2(const W* rows, int64_t in_features, int64_t first_row,
                                                             int64_t num_rows, int64_t begin, int64_t end,
                                                             const MatmulBlock& b) {
-  dot_rows<2, 3>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<Halves, 3, 2, 4>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 template <class W>
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,prefer-vector-width=512"))) void
 dot_rows_avx512(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin, int64_t end,
                 const MatmulBlock& b) {
-  dot_rows<4, 5>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<Whole, 4, 5, 4>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 #endif
 
@@ -127,7 +186,7 @@ namespace {
 // Rows widened a few at a time, for every block of inputs.
 void matmul_widened(const Weight& weight, const MatmulBlock& block) {
   static const DotRows<float> dot_rows = dot_rows_of_this_machine<float>();
-  constexpr int64_t kRows = 4;
+  constexpr int64_t kRows = 12;  // whole tiles of every instruction set
   const int64_t n = weight.in_features;
   const int64_t inputs_at_once = std::max<int64_t>(8, kInputBlockBytes / (4 * n));
   thread_local std::vector<float> rows;  // grows to the widest layer once
@@ -177,10 +236,11 @@ void read_row(float* out, const Weight& weight, int64_t row) {
 
 }  // namespace cpu
 
-// Weight rows that a thread takes at once: whole tiles, so that a block of inputs serves many of them.
-static int64_t row_grain(int64_t multiply_adds_per_row) {
-  constexpr int64_t kTileRows = 16, kLeast = 16;
-  return std::max(kLeast, (grain_for(multiply_adds_per_row) + kTileRows - 1) / kTileRows * kTileRows);
+// Weight rows that a thread takes at once: whole tiles, enough for the inputs to serve many of them, few enough for a
+// slow thread to fall behind by little.
+static int64_t row_grain(int64_t num_rows, int num_threads) {
+  constexpr int64_t kTileRows = 64, kRangesPerThread = 8;
+  return std::max(kTileRows, num_rows / (num_threads * kRangesPerThread) / kTileRows * kTileRows);
 }
 
 // Kernels read whole elements: a plane that the file leaves unaligned is copied.
@@ -224,7 +284,7 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
   const cpu::QuantizedInputs* quantized = quantize_for(weight, x);
-  const int64_t grain = row_grain(weight.in_features * x.size(0));
+  const int64_t grain = row_grain(weight.out_features, pool_.num_threads());
   pool_.parallel_for(weight.out_features, grain, [&](int64_t begin, int64_t end) {
     cpu::matmul_block(weight, {.out = out.data<float>() + begin,
                                .out_stride = out.stride(0),
@@ -235,6 +295,34 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
                                .first_row = begin,
                                .num_rows = end - begin,
                                .quantized = quantized});
+  });
+}
+
+// One pass over the rows of both: neither a wait between them nor one before the activation.
+void CpuOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
+  LC_CHECK(gate_proj.out_features == up_proj.out_features && out.size(1) == up_proj.out_features &&
+           x.size(1) == gate_proj.in_features && x.size(1) == up_proj.in_features);
+  if (cpu::want_quantized_inputs(gate_proj.format) != cpu::want_quantized_inputs(up_proj.format))
+    return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
+  const cpu::QuantizedInputs* quantized = quantize_for(gate_proj, x);
+  const int64_t num_inputs = x.size(0);
+  pool_.parallel_for(out.size(1), row_grain(out.size(1), pool_.num_threads()), [&](int64_t begin, int64_t end) {
+    const auto multiply = [&](Tensor y, const Weight& weight) {
+      cpu::matmul_block(weight, {.out = y.data<float>() + begin,
+                                 .out_stride = y.stride(0),
+                                 .x = x.data<float>(),
+                                 .x_stride = x.stride(0),
+                                 .row_idx = nullptr,
+                                 .num_inputs = num_inputs,
+                                 .first_row = begin,
+                                 .num_rows = end - begin,
+                                 .quantized = quantized});
+    };
+    multiply(out, gate_proj);
+    multiply(scratch, up_proj);
+    for (int64_t t = 0; t < num_inputs; ++t)
+      cpu::silu_mul_row(out.row<float>(t) + begin, out.row<float>(t) + begin, scratch.row<float>(t) + begin,
+                        end - begin);
   });
 }
 

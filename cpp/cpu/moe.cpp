@@ -11,7 +11,7 @@ namespace longcat {
 
 namespace {
 
-constexpr int64_t kRowGrain = 32;  // rows of an expert's weight a thread takes at once
+constexpr int64_t kRowGrain = 64;  // rows of an expert's weight a thread takes at once
 
 void softmax(float* x, int64_t n) {
   const float max = *std::max_element(x, x + n);
@@ -53,29 +53,39 @@ void permute(Routing& routing, int64_t n_routed_experts) {
   }
 }
 
-// out[row] = x[row_idx[row]] W_e^T for the rows of every expert e.
-void grouped_linear(ThreadPool& pool, Tensor out, Tensor x, const int32_t* row_idx, std::span<const Weight> weights,
-                    const std::vector<int32_t>& active, const int32_t* offsets, const cpu::QuantizedInputs* quantized) {
-  const int64_t out_features = weights.front().out_features;
-  const int64_t blocks = (out_features + kRowGrain - 1) / kRowGrain;
-  pool.parallel_for(static_cast<int64_t>(active.size()) * blocks, grain_for(kRowGrain * weights.front().in_features),
-                    [&](int64_t begin, int64_t end) {
-                      for (int64_t i = begin; i < end; ++i) {
-                        const int32_t expert = active[i / blocks], first = offsets[expert];
-                        const int64_t row = i % blocks * kRowGrain;
-                        cpu::matmul_block(weights[expert], {.out = out.row<float>(first) + row,
-                                                            .out_stride = out.stride(0),
-                                                            .x = row_idx ? x.data<float>() : x.row<float>(first),
-                                                            .x_stride = x.stride(0),
-                                                            .row_idx = row_idx ? row_idx + first : nullptr,
-                                                            .num_inputs = offsets[expert + 1] - first,
-                                                            .first_row = row,
-                                                            .num_rows = std::min(kRowGrain, out_features - row),
-                                                            .quantized = quantized,
-                                                            .quantized_first = row_idx ? 0 : first});
-                      }
-                    });
-}
+// The rows of every expert, in blocks of weight rows that threads take in turn.
+struct ExpertRows {
+  const std::vector<int32_t>& active;  // experts with rows
+  const int32_t* offsets;
+
+  // Calls body(expert, first weight row, number of weight rows).
+  template <class Body>
+  void for_blocks(ThreadPool& pool, int64_t out_features, Body&& body) const {
+    const int64_t blocks = (out_features + kRowGrain - 1) / kRowGrain;
+    pool.parallel_for(std::ssize(active) * blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i % blocks * kRowGrain;
+        body(active[static_cast<size_t>(i / blocks)], row, std::min(kRowGrain, out_features - row));
+      }
+    });
+  }
+
+  // out[i] = x[row_idx[i]] W^T for the rows i of the expert and some of its weight rows; without row_idx, of x[i].
+  void multiply(Tensor out, Tensor x, const int32_t* row_idx, const Weight& weight, int32_t expert, int64_t row,
+                int64_t num_rows, const cpu::QuantizedInputs* quantized) const {
+    const int32_t first = offsets[expert];
+    cpu::matmul_block(weight, {.out = out.row<float>(first) + row,
+                               .out_stride = out.stride(0),
+                               .x = row_idx ? x.data<float>() : x.row<float>(first),
+                               .x_stride = x.stride(0),
+                               .row_idx = row_idx ? row_idx + first : nullptr,
+                               .num_inputs = offsets[expert + 1] - first,
+                               .first_row = row,
+                               .num_rows = num_rows,
+                               .quantized = quantized,
+                               .quantized_first = row_idx ? 0 : first});
+  }
+};
 
 }  // namespace
 
@@ -119,14 +129,20 @@ void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor exper
   active.clear();
   for (int32_t e = 0; e < num_experts; ++e)
     if (offsets[e + 1] > offsets[e]) active.push_back(e);
-  const int64_t num_rows = offsets[num_experts];
-
+  const ExpertRows rows{.active = active, .offsets = offsets};
   const cpu::QuantizedInputs* quantized = quantize_for(experts.gate_proj.front(), x);
-  grouped_linear(pool_, hidden, x, tokens, experts.gate_proj, active, offsets, quantized);
-  grouped_linear(pool_, scratch, x, tokens, experts.up_proj, active, offsets, quantized);
-  silu_mul(hidden.first(num_rows), hidden.first(num_rows), scratch.first(num_rows));
-  quantized = quantize_for(experts.down_proj.front(), hidden.first(num_rows));
-  grouped_linear(pool_, expert_out, hidden, nullptr, experts.down_proj, active, offsets, quantized);
+  rows.for_blocks(pool_, hidden.size(1), [&](int32_t expert, int64_t row, int64_t num_rows) {
+    const size_t e = static_cast<size_t>(expert);
+    rows.multiply(hidden, x, tokens, experts.gate_proj[e], expert, row, num_rows, quantized);
+    rows.multiply(scratch, x, tokens, experts.up_proj[e], expert, row, num_rows, quantized);
+    for (int64_t i = offsets[expert]; i < offsets[expert + 1]; ++i)
+      cpu::silu_mul_row(hidden.row<float>(i) + row, hidden.row<float>(i) + row, scratch.row<float>(i) + row, num_rows);
+  });
+  quantized = quantize_for(experts.down_proj.front(), hidden.first(offsets[num_experts]));
+  rows.for_blocks(pool_, expert_out.size(1), [&](int32_t expert, int64_t row, int64_t num_rows) {
+    rows.multiply(expert_out, hidden, nullptr, experts.down_proj[static_cast<size_t>(expert)], expert, row, num_rows,
+                  quantized);
+  });
 
   pool_.parallel_for(num_tokens, grain_for(topk * out.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

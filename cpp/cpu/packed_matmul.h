@@ -9,11 +9,11 @@
 
 namespace longcat::cpu {
 
-// What 32 columns of an input share: x = scale * q. The sum of their q corrects for weights that are stored with an
-// offset, because the products want one unsigned factor.
+// What 32 columns of an input share: x = scale * q. Their sum corrects for weights that are stored or multiplied with
+// an offset, because the products want one unsigned factor: 8 for int4, 128 for int8.
 struct InputBlock {
   float scale;
-  int32_t sum;
+  int32_t sum_by_8;  // 8 times the sum of their q
 };
 
 // Rows of inputs in 8 bits, 32 columns a scale, filled up with zeros. Grows, never shrinks.

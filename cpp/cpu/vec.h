@@ -19,6 +19,8 @@
 #define LC_CLONES
 #endif
 #define LC_INLINE inline __attribute__((always_inline))
+#define LC_UNROLL \
+  _Pragma("GCC unroll 8")  // sums in an array stay in registers only when all loops over it are unrolled
 
 namespace longcat::vec {
 

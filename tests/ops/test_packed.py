@@ -14,8 +14,8 @@ from longcat._core import testing
 
 X8 = ["bf16_x8", "int8_x8", "int4_x8"]
 ROWS = ["int8_row", "int4_row"]
-# (out, in): one group and one block, more, groups and blocks that are not full, odd widths.
-SHAPES = [(8, 32), (64, 96), (40, 70), (17, 33), (128, 256), (9, 1), (1, 31), (200, 520)]
+# (out, in): one group and one block, more, groups and blocks that are not full, odd widths, several chunks of columns.
+SHAPES = [(8, 32), (64, 96), (40, 70), (17, 33), (128, 256), (9, 1), (1, 31), (200, 520), (44, 2101)]
 NUM_INPUTS = [1, 2, 3, 4, 5, 8, 9, 70]  # below, at and beyond every tile; more than are kept in the cache at once
 BITS = {"int8_x8": 8, "int4_x8": 4, "int8_row": 8, "int4_row": 4}
 
@@ -131,11 +131,11 @@ from longcat import _core
 from longcat._core import testing
 assert _core.cpu_isa() == sys.argv[1]
 ops, rng = testing.Ops(2), np.random.default_rng(0)
-for out, width in [(8, 32), (40, 70), (17, 33), (200, 520)]:
+for out, width in [(8, 32), (40, 70), (17, 33), (200, 520), (44, 2101)]:
     matrix = rng.standard_normal((out, width)).astype(np.float32)
     for format in ["bf16_x8", "int8_x8", "int4_x8"]:
         packed = testing.pack_matrix(matrix, format)
-        for count in [1, 3, 9]:
+        for count in [1, 3, 7, 9]:
             x = rng.standard_normal((count, width)).astype(np.float32)
             sys.stdout.buffer.write(ops.linear_packed(x, packed, format, out).tobytes())
 """

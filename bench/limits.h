@@ -35,15 +35,11 @@ inline volatile float sink_float;
 inline volatile int32_t sink_int;
 
 LC_CLONES inline float sum_of(const float* p, int64_t n) {
-  vec::f32x16 a{}, b{}, c{}, d{};
-  for (int64_t i = 0; i + 64 <= n; i += 64) {
-    a += vec::load(p + i);
-    b += vec::load(p + i + 16);
-    c += vec::load(p + i + 32);
-    d += vec::load(p + i + 48);
-  }
-  float lanes[16];
-  vec::store(lanes, (a + b) + (c + d));
+  vec::f32x8 sums[8] = {};
+  for (int64_t i = 0; i + 64 <= n; i += 64)
+    LC_UNROLL for (int j = 0; j < 8; ++j) sums[j] += vec::load(p + i + j * vec::kLanes);
+  float lanes[vec::kLanes];
+  vec::store(lanes, ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
   return lanes[0] + lanes[7];
 }
 

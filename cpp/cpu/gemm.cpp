@@ -24,48 +24,47 @@ namespace {
 constexpr int64_t kInputBlockBytes = 256 << 10;  // of inputs, half of a small second-level cache
 constexpr int64_t kWidenFrom = 4;                // inputs from which widening a row once pays
 
-// 16 lanes as two registers: where 64 bytes are more than one, GCC keeps an f32x16 on the stack.
-struct Halves {
-  typedef float f32x8 __attribute__((vector_size(32)));
-  f32x8 low{}, high{};
+// The 16 partial sums of a dot product as two registers of AVX2 or as one of AVX-512: GCC 12 keeps a type that is wider
+// than a register on the stack.
+constexpr int64_t kSums = 16;
 
-  static LC_INLINE Halves load(const float* p) {
-    Halves v;
-    std::memcpy(&v.low, p, 32);
-    std::memcpy(&v.high, p + 8, 32);
-    return v;
+struct Halves {
+  vec::f32x8 low{}, high{};
+
+  template <class W>
+  static LC_INLINE Halves load(const W* p) {
+    return {vec::load(p), vec::load(p + vec::kLanes)};
   }
-  static LC_INLINE Halves load(const bf16* p) { return {widen(p), widen(p + 8)}; }
   static LC_INLINE void store(float* p, const Halves& v) {
-    std::memcpy(p, &v.low, 32);
-    std::memcpy(p + 8, &v.high, 32);
+    vec::store(p, v.low);
+    vec::store(p + vec::kLanes, v.high);
   }
   static LC_INLINE void multiply_add(Halves& sum, const Halves& a, const Halves& b) {
     sum.low += a.low * b.low;
     sum.high += a.high * b.high;
   }
-
- private:
-  static LC_INLINE f32x8 widen(const bf16* p) {
-    typedef uint16_t u16x8 __attribute__((vector_size(16)));
-    typedef uint32_t u32x8 __attribute__((vector_size(32)));
-    u16x8 v;
-    std::memcpy(&v, p, 16);
-    const u32x8 wide = __builtin_convertvector(v, u32x8) << 16;
-    f32x8 out;
-    std::memcpy(&out, &wide, 32);
-    return out;
-  }
 };
 
 struct Whole {
-  vec::f32x16 lanes{};
+  typedef float f32x16 __attribute__((vector_size(64)));
+  f32x16 lanes{};
 
-  template <class W>
-  static LC_INLINE Whole load(const W* p) {
-    return {vec::load(p)};
+  static LC_INLINE Whole load(const float* p) {
+    Whole v;
+    std::memcpy(&v.lanes, p, sizeof(v.lanes));
+    return v;
   }
-  static LC_INLINE void store(float* p, const Whole& v) { vec::store(p, v.lanes); }
+  static LC_INLINE Whole load(const bf16* p) {
+    typedef uint16_t u16x16 __attribute__((vector_size(32)));
+    typedef uint32_t u32x16 __attribute__((vector_size(64)));
+    u16x16 bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    const u32x16 wide = __builtin_convertvector(bits, u32x16) << 16;
+    Whole v;
+    std::memcpy(&v.lanes, &wide, sizeof(wide));
+    return v;
+  }
+  static LC_INLINE void store(float* p, const Whole& v) { std::memcpy(p, &v.lanes, sizeof(v.lanes)); }
   static LC_INLINE void multiply_add(Whole& sum, const Whole& a, const Whole& b) { sum.lanes += a.lanes * b.lanes; }
 };
 
@@ -73,7 +72,7 @@ struct Whole {
 template <class Lanes>
 LC_INLINE float sum_of(const Lanes& v) {
   typedef float f32x4 __attribute__((vector_size(16)));
-  float lanes[vec::kLanes];
+  float lanes[kSums];
   Lanes::store(lanes, v);
   f32x4 quarters[4];
   std::memcpy(quarters, lanes, sizeof(lanes));
@@ -87,7 +86,7 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
                         int64_t n) {
   Lanes acc[R][T];
   int64_t k = 0;
-  for (; k + vec::kLanes <= n; k += vec::kLanes) {
+  for (; k + kSums <= n; k += kSums) {
     Lanes inputs[T];
     LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(x[t] + k);
     LC_UNROLL for (int r = 0; r < R; ++r) {
@@ -98,7 +97,7 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
   }
   LC_UNROLL for (int r = 0; r < R; ++r) LC_UNROLL for (int t = 0; t < T; ++t) {
     if (k < n) {
-      float sums[vec::kLanes];
+      float sums[kSums];
       Lanes::store(sums, acc[r][t]);
       for (int64_t i = k; i < n; ++i) sums[i - k] += to_float(rows[r * row_stride + i]) * x[t][i];
       acc[r][t] = Lanes::load(sums);

@@ -47,14 +47,12 @@ void unpack_fp8(float* values, const uint8_t* row, Fp8Latent layout) {
   }
 }
 
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-
 constexpr float kTiny = 1e-30f;  // magnitudes that are rounded to 0, because their inverse might overflow
 
 // values[k] = scale * integers[k], integers of at most `levels`; returns the scale, NaN when a value is not finite.
 template <class Integer>
 LC_INLINE float round_to_levels(Integer* integers, const float* values, int64_t n, float levels) {
-  typedef Integer Integers __attribute__((vector_size(16 * sizeof(Integer))));
+  typedef Integer Integers __attribute__((vector_size(vec::kLanes * sizeof(Integer))));
   constexpr float kMagic = 0x1.8p23f;  // rounds a small number that it is added to and taken from
   const auto tail = [&](int64_t k) {   // fewer values than lanes, filled up with zeros
     float filled[vec::kLanes] = {};
@@ -62,10 +60,10 @@ LC_INLINE float round_to_levels(Integer* integers, const float* values, int64_t 
     return vec::load(filled);
   };
   const auto lanes = [&](int64_t k) { return k + vec::kLanes <= n ? vec::load(values + k) : tail(k); };
-  vec::f32x16 largest_lanes{};
-  i32x16 finite_lanes = i32x16{} - 1;
+  vec::f32x8 largest_lanes{};
+  vec::i32x8 finite_lanes = vec::i32x8{} - 1;
   for (int64_t k = 0; k < n; k += vec::kLanes) {
-    const vec::f32x16 v = lanes(k), magnitude = v < 0 ? -v : v;
+    const vec::f32x8 magnitude = vec::abs(lanes(k));
     largest_lanes = vec::max(magnitude, largest_lanes);
     finite_lanes &= magnitude <= std::numeric_limits<float>::max();
   }
@@ -77,9 +75,9 @@ LC_INLINE float round_to_levels(Integer* integers, const float* values, int64_t 
   }
   const float inverse = finite && largest > kTiny ? levels / largest : 0;
   for (int64_t k = 0; k < n; k += vec::kLanes) {
-    const vec::f32x16 scaled = inverse > 0 ? lanes(k) * inverse : vec::f32x16{};
+    const vec::f32x8 scaled = inverse > 0 ? lanes(k) * inverse : vec::f32x8{};
     const Integers rounded =
-        __builtin_convertvector(__builtin_convertvector((scaled + kMagic) - kMagic, i32x16), Integers);
+        __builtin_convertvector(__builtin_convertvector((scaled + kMagic) - kMagic, vec::i32x8), Integers);
     std::memcpy(integers + k, &rounded, static_cast<size_t>(std::min<int64_t>(vec::kLanes, n - k)) * sizeof(Integer));
   }
   return finite ? largest / levels : std::numeric_limits<float>::quiet_NaN();
@@ -148,13 +146,13 @@ LC_CLONES void round_weights(Int16Pair* out, float* lane_scales, const float* we
                              int64_t stride, int64_t n, int64_t lanes) {
   for (int64_t lane = 0; lane < lanes; lane += vec::kLanes) {
     const auto scaled = [&](int64_t s) { return vec::load(weights + s * lanes + lane) * row_scales[s * stride]; };
-    vec::f32x16 largest{};
+    vec::f32x8 largest{};
     for (int64_t s = 0; s < n; ++s) largest = vec::max(scaled(s), largest);
     vec::store(lane_scales + lane, largest * (1.0f / 32767));
-    const vec::f32x16 inverse = largest > kTiny ? 32767.0f / largest : vec::f32x16{};
+    const vec::f32x8 inverse = largest > kTiny ? 32767.0f / largest : vec::f32x8{};
     for (int64_t s = 0; s < n; s += 2) {
-      i32x16 pairs = __builtin_convertvector(scaled(s) * inverse + 0.5f, i32x16) & 0xffff;
-      if (s + 1 < n) pairs |= __builtin_convertvector(scaled(s + 1) * inverse + 0.5f, i32x16) << 16;
+      vec::i32x8 pairs = __builtin_convertvector(scaled(s) * inverse + 0.5f, vec::i32x8) & 0xffff;
+      if (s + 1 < n) pairs |= __builtin_convertvector(scaled(s + 1) * inverse + 0.5f, vec::i32x8) << 16;
       std::memcpy(out + s / 2 * lanes + lane, &pairs, sizeof(pairs));
     }
   }

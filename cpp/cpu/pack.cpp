@@ -21,8 +21,10 @@ constexpr float kRound = 12582912.0f;
 // The scale whose rounded multiples in [-8, 7] come closest to x, in bf16 as it is stored. Starts from scales that put
 // the extreme near -8 and refines each by least squares.
 LC_CLONES bf16 search_int4_scale(const float* x) {
-  const vec::f32x16 a = vec::load(x), b = vec::load(x + 16);
-  const auto sum = [](vec::f32x16 v) {
+  constexpr int kParts = kQuantBlock / vec::kLanes;
+  vec::f32x8 parts[kParts];
+  for (int i = 0; i < kParts; ++i) parts[i] = vec::load(x + i * vec::kLanes);
+  const auto sum = [](vec::f32x8 v) {
     float lanes[vec::kLanes], total = 0;
     vec::store(lanes, v);
     for (const float lane : lanes) total += lane;
@@ -39,20 +41,24 @@ LC_CLONES bf16 search_int4_scale(const float* x) {
       const bf16 rounded = to_bf16(scale);
       const float s = to_float(rounded);
       if (s == 0 || !std::isfinite(1 / s)) break;
-      const auto quantized = [&](vec::f32x16 v) {
-        v = v * (1 / s) + kRound - kRound;
-        v = v < -8.0f ? vec::f32x16{} - 8.0f : v;
-        return v > 7.0f ? vec::f32x16{} + 7.0f : v;
-      };
-      const vec::f32x16 q_a = quantized(a), q_b = quantized(b), e_a = a - q_a * s, e_b = b - q_b * s;
-      const float error = sum(e_a * e_a + e_b * e_b);
+      vec::f32x8 errors{}, squares{}, products{};
+      LC_UNROLL for (int i = 0; i < kParts; ++i) {
+        vec::f32x8 q = parts[i] * (1 / s) + kRound - kRound;
+        q = q < -8.0f ? vec::f32x8{} - 8.0f : q;
+        q = q > 7.0f ? vec::f32x8{} + 7.0f : q;
+        const vec::f32x8 e = parts[i] - q * s;
+        errors += e * e;
+        squares += q * q;
+        products += parts[i] * q;
+      }
+      const float error = sum(errors);
       if (error < least) {
         least = error;
         best = rounded;
       }
-      const float square = sum(q_a * q_a + q_b * q_b);
+      const float square = sum(squares);
       if (square == 0) break;
-      scale = sum(a * q_a + b * q_b) / square;
+      scale = sum(products) / square;
     }
   }
   return best;

@@ -178,13 +178,18 @@ LC_CLONES void quantize_row(int8_t* values, InputBlock* blocks, const float* x, 
       std::memcpy(padded, in, static_cast<size_t>(n - begin) * 4);
       in = padded;
     }
-    vec::f32x16 a = vec::load(in), b = vec::load(in + 16);
-    const vec::f32x16 abs_a = a < 0 ? -a : a, abs_b = b < 0 ? -b : b;
-    float largest[16], unsound[16];
-    vec::store(largest, abs_a > abs_b ? abs_a : abs_b);
-    vec::store(unsound, a * 0.0f + b * 0.0f);  // NaN where something is NaN or infinite
+    constexpr int kParts = kQuantBlock / vec::kLanes;
+    vec::f32x8 most_lanes{}, unsound_lanes{};  // NaN where something is NaN or infinite
+    LC_UNROLL for (int i = 0; i < kParts; ++i) {
+      const vec::f32x8 v = vec::load(in + i * vec::kLanes);
+      most_lanes = vec::max(vec::abs(v), most_lanes);
+      unsound_lanes += v * 0.0f;
+    }
+    float largest[vec::kLanes], unsound[vec::kLanes];
+    vec::store(largest, most_lanes);
+    vec::store(unsound, unsound_lanes);
     float most = 0, nan = 0;
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < vec::kLanes; ++i) {
       most = std::max(most, largest[i]);
       nan += unsound[i];
     }
@@ -192,8 +197,8 @@ LC_CLONES void quantize_row(int8_t* values, InputBlock* blocks, const float* x, 
     // Adding 1.5 x 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
     constexpr float kRound = 12582912.0f;
     float rounded[kQuantBlock];
-    vec::store(rounded, a * inverse + kRound);
-    vec::store(rounded + 16, b * inverse + kRound);
+    LC_UNROLL for (int i = 0; i < kParts; ++i)
+        vec::store(rounded + i * vec::kLanes, vec::load(in + i * vec::kLanes) * inverse + kRound);
     int32_t sum = 0;
     for (int i = 0; i < kQuantBlock; ++i) {
       const int32_t q = std::bit_cast<int32_t>(rounded[i]) - std::bit_cast<int32_t>(kRound);

@@ -110,13 +110,13 @@ void keep_min_p(float* logits, int64_t vocab, double min_p) {
 
 // The largest; NaN when a NaN or +infinity is among them. n > 0.
 LC_CLONES float largest(const float* x, int64_t n) {
-  vec::f32x16 max = vec::f32x16{} + kRemoved;
-  vec::f32x16 sound = {};  // 0 * x: NaN where x was NaN or infinite, kRemoved being taken as 0
+  vec::f32x8 max = vec::f32x8{} + kRemoved;
+  vec::f32x8 sound = {};  // 0 * x: NaN where x was NaN or infinite, kRemoved being taken as 0
   int64_t i = 0;
   for (; i + vec::kLanes <= n; i += vec::kLanes) {
-    const vec::f32x16 v = vec::load(x + i);
+    const vec::f32x8 v = vec::load(x + i);
     max = v > max ? v : max;
-    sound += v == kRemoved ? vec::f32x16{} : v * 0.0f;
+    sound += v == kRemoved ? vec::f32x8{} : v * 0.0f;
   }
   float lanes[vec::kLanes], flags[vec::kLanes];
   vec::store(lanes, max);

@@ -29,7 +29,7 @@ constexpr int64_t kPanelDepth = 192;  // rows of B that stay in the first-level 
 
 template <int R>
 void float_tile_portable(const FloatProduct& p) {
-  vec::f32x16 acc[R];
+  vec::f32x8 acc[R];
   for (int r = 0; r < R; ++r) acc[r] = vec::load(p.c + r * p.c_row);
   for (int64_t k = 0; k < p.depth; ++k)
     for (int r = 0; r < R; ++r) acc[r] += p.a[r * p.a_row + k * p.a_column] * vec::load(p.b + k * p.b_row);
@@ -50,7 +50,7 @@ void int16_tile_portable(const Int16Product& p, int64_t rows, int64_t columns) {
 
 template <int R>
 struct Portable {
-  static constexpr int kColumns = 16;
+  static constexpr int kColumns = vec::kLanes;
   static void multiply(const FloatProduct& p) { float_tile_portable<R>(p); }
   static void multiply(const Int16Product& p) { int16_tile_portable(p, R, kColumns); }
 };

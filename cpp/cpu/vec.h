@@ -1,4 +1,4 @@
-// The two inner loops of the plain CPU backend: dot product and scaled addition, over f32 or bf16 rows.
+// Vectors of the plain CPU backend, and its inner loops: dot product and scaled addition, over f32 or bf16 rows.
 //
 // One accumulation order for every caller (invariance contract, ops.h): 64 partial sums, k ascending in steps of 64,
 // then a fixed tree. The compiler makes one clone an instruction set and picks one when the library is loaded, so the
@@ -24,65 +24,68 @@
 
 namespace longcat::vec {
 
-constexpr int kLanes = 16;
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
+// 32 bytes: where a register holds less than the type, GCC 12 keeps the type on the stack, and 16 lanes in one AVX2
+// loop are five times as slow as 8.
+constexpr int kLanes = 8;
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
 
-LC_INLINE f32x16 load(const float* p) {
-  f32x16 v;
+LC_INLINE f32x8 load(const float* p) {
+  f32x8 v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
 
-LC_INLINE f32x16 load(const bf16* p) {
-  u16x16 v;
+LC_INLINE f32x8 load(const bf16* p) {
+  typedef uint16_t u16x8 __attribute__((vector_size(16)));
+  u16x8 v;
   std::memcpy(&v, p, sizeof(v));
-  const u32x16 wide = __builtin_convertvector(v, u32x16) << 16;
-  f32x16 out;
+  const u32x8 wide = __builtin_convertvector(v, u32x8) << 16;
+  f32x8 out;
   std::memcpy(&out, &wide, sizeof(out));
   return out;
 }
 
-LC_INLINE void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof(v)); }
+LC_INLINE void store(float* p, f32x8 v) { std::memcpy(p, &v, sizeof(v)); }
 
-LC_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+LC_INLINE f32x8 abs(f32x8 v) { return v < 0 ? -v : v; }
+
+LC_INLINE f32x8 max(f32x8 a, f32x8 b) { return a > b ? a : b; }
 
 // e^x for x <= 0, within an ulp or two; 0 below the smallest normal result, NaN of NaN. Every lane is computed alike.
-LC_INLINE f32x16 exp(f32x16 x) {
+LC_INLINE f32x8 exp(f32x8 x) {
   constexpr float kMagic = 0x1.8p23f;  // its sum with a small number is that number, rounded, in the low bits
-  const f32x16 shifted = x * 1.44269504f + kMagic, n = shifted - kMagic;
-  const f32x16 r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log 2 in two parts, the first exact in 10 bits
-  f32x16 y = 1.9875691500e-4f * r + 1.3981999507e-3f;          // coefficients of the Cephes library's expf
+  const f32x8 shifted = x * 1.44269504f + kMagic, n = shifted - kMagic;
+  const f32x8 r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log 2 in two parts, the first exact in 10 bits
+  f32x8 y = 1.9875691500e-4f * r + 1.3981999507e-3f;          // coefficients of the Cephes library's expf
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * r * r + r + 1.0f;
-  u32x16 power;
+  u32x8 power;
   std::memcpy(&power, &shifted, sizeof(power));
   power = (power + 127) << 23;
-  f32x16 two_to_n;
+  f32x8 two_to_n;
   std::memcpy(&two_to_n, &power, sizeof(two_to_n));
-  return x < -87.3f ? f32x16{} : y * two_to_n;
+  return x < -87.3f ? f32x8{} : y * two_to_n;
 }
 
 // sum_k a[k] * b[k].
 template <class T>
 LC_INLINE float dot(const float* a, const T* b, int64_t n) {
-  f32x16 acc0{}, acc1{}, acc2{}, acc3{};
+  f32x8 acc[8] = {};
   int64_t k = 0;
-  for (; k + 4 * kLanes <= n; k += 4 * kLanes) {
-    acc0 += load(a + k) * load(b + k);
-    acc1 += load(a + k + kLanes) * load(b + k + kLanes);
-    acc2 += load(a + k + 2 * kLanes) * load(b + k + 2 * kLanes);
-    acc3 += load(a + k + 3 * kLanes) * load(b + k + 3 * kLanes);
-  }
-  for (; k + kLanes <= n; k += kLanes) acc0 += load(a + k) * load(b + k);
-  float sums[kLanes];
-  store(sums, (acc0 + acc1) + (acc2 + acc3));
+  for (; k + 64 <= n; k += 64)
+    LC_UNROLL for (int i = 0; i < 8; ++i) acc[i] += load(a + k + i * kLanes) * load(b + k + i * kLanes);
+  for (; k + 16 <= n; k += 16)
+    LC_UNROLL for (int i = 0; i < 2; ++i) acc[i] += load(a + k + i * kLanes) * load(b + k + i * kLanes);
+  float sums[16];
+  store(sums, (acc[0] + acc[2]) + (acc[4] + acc[6]));
+  store(sums + 8, (acc[1] + acc[3]) + (acc[5] + acc[7]));
   for (int lane = 0; k < n; ++k, ++lane) sums[lane] += a[k] * to_float(b[k]);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = 8; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
   return sums[0];
 }

@@ -29,6 +29,7 @@ PYBIND11_MODULE(_core, module) {
   out_of_memory.attr("__module__") = "longcat";
 
   register_checkpoint(module);
+  register_communicator(module);
   register_engine(module);
   register_packed(module);
   register_testing(module);

@@ -64,9 +64,10 @@ py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
 
 // {"block_bytes", "activation_bytes", "step_bytes"}.
 py::dict buffers(const std::string& folder, const std::string& kv_cache_dtype, int64_t max_model_len,
-                 int64_t max_num_seqs, int64_t max_num_batched_tokens) {
-  const BufferPlan plan = plan_buffers(load_model_config(folder), dtype_of(kv_cache_dtype), max_model_len, max_num_seqs,
-                                       max_num_batched_tokens);
+                 int64_t max_num_seqs, int64_t max_num_batched_tokens, int64_t tp, int64_t ep) {
+  const ModelConfig config = load_model_config(folder);
+  const BufferPlan plan = plan_buffers(config, make_shard(config, tp, ep, 0), dtype_of(kv_cache_dtype), max_model_len,
+                                       max_num_seqs, max_num_batched_tokens);
   py::dict dict;
   dict["block_bytes"] = plan.block_bytes;
   dict["activation_bytes"] = plan.activation_bytes;
@@ -80,7 +81,7 @@ void register_checkpoint(py::module_& module) {
   module.def("expected_tensors", &list_expected_tensors, py::arg("config_text"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
   module.def("plan_buffers", &buffers, py::arg("folder"), py::arg("kv_cache_dtype"), py::arg("max_model_len"),
-             py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"));
+             py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"), py::arg("tp") = 1, py::arg("ep") = 1);
   module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
   py::class_<Checkpoint>(module, "Checkpoint")
       .def(py::init<const std::string&>(), py::arg("folder"))

@@ -36,7 +36,8 @@ void CpuOps::select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sourc
 
 void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
   LC_CHECK(ngram.max_order <= kMaxNgram);
-  const int64_t num_tables = static_cast<int64_t>(ngram.tables.size());
+  const int64_t num_tables = static_cast<int64_t>(ngram.moduli.size());
+  const int64_t num_here = static_cast<int64_t>(ngram.tables.size());
   pool_.parallel_for(batch.num_tokens(), grain_for(rows.empty() ? 1 : 4 * rows.size(1)),
                      [&](int64_t begin, int64_t end) {
                        int64_t context[kMaxNgram] = {};
@@ -52,22 +53,29 @@ void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBat
                            for (int64_t d = 1; d < order; ++d) sum += context[d - 1] * powers[d - 1];
                            const int64_t id = sum % ngram.moduli[table];
                            ids.row<int32_t>(t)[table] = static_cast<int32_t>(id);
-                           const Weight& weight = ngram.tables[table];
-                           cpu::read_row(rows.row<float>(t) + table * weight.in_features, weight, id);
+                           const int64_t here = table - ngram.first_table;
+                           if (here < 0 || here >= num_here) continue;
+                           const Weight& weight = ngram.tables[here];
+                           cpu::read_row(rows.row<float>(t) + here * weight.in_features, weight, id);
                          }
                        }
                      });
 }
 
-void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
-                   float scale) {
+void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
+                   const Weight& projection, float scale) {
   const bool has_ngrams = !projection.empty();
   if (has_ngrams) linear(out, rows, projection);
   pool_.parallel_for(out.size(0), grain_for(out.size(1)), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> word_row;  // grows once
     word_row.resize(static_cast<size_t>(out.size(1)));
     for (int64_t t = begin; t < end; ++t) {
-      cpu::read_row(word_row.data(), word, token_ids.data<int32_t>()[t]);
+      const int64_t word_idx = token_ids.data<int32_t>()[t] - first_word;
+      if (0 <= word_idx && word_idx < word.out_features) {
+        cpu::read_row(word_row.data(), word, word_idx);
+      } else {
+        std::fill(word_row.begin(), word_row.end(), 0.0f);
+      }
       float* y = out.row<float>(t);
       for (int64_t k = 0; k < out.size(1); ++k) y[k] = (has_ngrams ? y[k] + word_row[k] : word_row[k]) * scale;
     }

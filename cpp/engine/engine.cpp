@@ -23,7 +23,8 @@ void require_positive(const char* option, int64_t value) {
   if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, " is not possible: expected at least 1"));
 }
 
-const EngineOptions& checked(const EngineOptions& options) {
+// The ranks that the options ask for; a job of one when there is no other.
+std::unique_ptr<Communicator> checked(const EngineOptions& options, std::unique_ptr<Communicator> world) {
   require_positive("max_num_seqs", options.max_num_seqs);
   require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
   require_positive("max_num_queued", options.max_num_queued);
@@ -36,7 +37,58 @@ const EngineOptions& checked(const EngineOptions& options) {
         str_cat("num_threads=", options.num_threads, " is not possible: expected 1 to 1024, or 0 for one per core"));
   if (options.max_model_len < 0 || options.kv_cache_memory < 0)
     throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
-  return options;
+  require_positive("tensor_parallel_size", options.tensor_parallel_size);
+  require_positive("expert_parallel_size", options.expert_parallel_size);
+  if (!world) world = make_single_communicator();
+  const int64_t wanted = std::max(options.tensor_parallel_size, options.expert_parallel_size);
+  if (world->size() != wanted)
+    throw std::invalid_argument(str_cat("[parallel] tensor_parallel_size=", options.tensor_parallel_size,
+                                        " and expert_parallel_size=", options.expert_parallel_size, " are ", wanted,
+                                        wanted == 1 ? " rank" : " ranks", ", and this job has ", world->size(),
+                                        ": start it with mpirun -n ", wanted));
+  return world;
+}
+
+// FNV-1a.
+class Fingerprint {
+ public:
+  void add(const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i)
+      value_ = (value_ ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
+  }
+  void add(const std::string& text) { add(text.data(), text.size() + 1); }
+  void add(int64_t number) { add(&number, sizeof(number)); }
+  uint64_t value() const { return value_; }
+
+ private:
+  uint64_t value_ = 0xcbf29ce484222325ull;
+};
+
+// All that changes what a rank computes.
+uint64_t fingerprint_of(const EngineOptions& o) {
+  Fingerprint print;
+  for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
+  for (const int64_t number : {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens,
+                               o.tensor_parallel_size, o.expert_parallel_size, int64_t{o.pad_decodes}})
+    print.add(number);
+  return print.value();
+}
+
+// config.json, the headers, and some values of some tensors: enough to tell two checkpoints apart, and quick.
+uint64_t fingerprint_of(const Checkpoint& checkpoint) {
+  constexpr size_t kSamples = 256, kBytes = 64;
+  Fingerprint print;
+  const MappedFile config(checkpoint.folder() / "config.json", "[config] config.json");
+  print.add(config.bytes().data(), config.bytes().size());
+  const size_t every = std::max<size_t>(1, checkpoint.tensors().size() / kSamples);
+  size_t i = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    print.add(name);
+    print.add(static_cast<int64_t>(tensor.dtype));
+    for (const int64_t extent : tensor.shape) print.add(extent);
+    if (i++ % every == 0) print.add(tensor.data, std::min<size_t>(tensor.num_bytes, kBytes));
+  }
+  return print.value();
 }
 
 double ms_between(Clock::time_point begin, Clock::time_point end) {
@@ -56,50 +108,85 @@ RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
 
 }  // namespace
 
-LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOptions& options,
-                         const LoadProgress& progress)
-    : config(load_model_config(folder)),
-      dtype(parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false)),
-      kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)),
-      checkpoint(folder),
-      ops(make_ops(options.device, options.num_threads)) {
-  ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, options.quantize_experts, progress);
-  model = std::make_unique<Model>(*ops, config, std::move(weights), options.max_num_batched_tokens);
+LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
+                       std::unique_ptr<Communicator> world) {
+  world = checked(options, std::move(world));
+  try {
+    ModelConfig config = load_model_config(folder);
+    const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, world->rank());
+    const DType dtype =
+        parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false);
+    const DType kv_cache_dtype = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true);
+    Checkpoint checkpoint(folder);
+    Lockstep lockstep(*world);
+    if (lockstep.has_peers()) {
+      lockstep.require_same(fingerprint_of(options), "options");
+      lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
+    }
+    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads);
+    if (lockstep.has_peers() && ops->device().name() != "cpu")
+      throw Error("[parallel] several ranks run on the CPU in this version: use device=\"cpu\"");
+    ModelWeights weights = load_weights(checkpoint, config, shard, dtype, *ops, options.quantize_experts, progress);
+    auto model = std::make_unique<Model>(*ops, config, make_ranks(shard, *world), std::move(weights),
+                                         options.max_num_batched_tokens, options.max_num_seqs);
+    return {.config = std::move(config),
+            .dtype = dtype,
+            .kv_cache_dtype = kv_cache_dtype,
+            .checkpoint = std::move(checkpoint),
+            .lockstep = std::move(lockstep),
+            .ops = std::move(ops),
+            .model = std::move(model)};
+  } catch (const std::exception& error) {
+    world->abort(str_cat("[parallel] rank ", world->rank(), " failed: ", error.what()));
+    throw;
+  }
 }
 
-Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress)
-    : loaded_(folder, checked(options), progress),
+Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
+               std::unique_ptr<Communicator> world)
+    : loaded_(load_model(folder, options, progress, std::move(world))),
       options_(options),
       overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free())) {
+  try {
+    allocate();
+  } catch (const std::exception& error) {
+    abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", error.what()));
+    throw;
+  }
+}
+
+// Everything beside the weights.
+void Engine::allocate() {
   const ModelConfig& c = config();
-  max_model_len_ = options.max_model_len > 0 ? options.max_model_len : c.max_position_embeddings;
+  max_model_len_ = options_.max_model_len > 0 ? options_.max_model_len : c.max_position_embeddings;
   if (max_model_len_ > c.max_position_embeddings)
     throw std::invalid_argument(
         str_cat("max_model_len=", max_model_len_,
                 " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
-  const int64_t useful = options.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
+  const int64_t useful = options_.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
+  const int64_t sharing = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
   const int64_t budget =
-      options.kv_cache_memory > 0 ? options.kv_cache_memory : loaded_.ops->device().default_cache_bytes();
-  const int64_t num_blocks = std::min(useful, budget / block_bytes);
+      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes() / sharing;
+  const int64_t num_blocks = loaded_.lockstep.least(std::min(useful, budget / block_bytes));
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
                               block_bytes, " bytes each), at least 2 are needed: raise kv_cache_memory"));
   cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
   runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_,
-                                          RunnerLimits{.max_num_seqs = options.max_num_seqs,
-                                                       .max_num_batched_tokens = options.max_num_batched_tokens,
+                                          RunnerLimits{.max_num_seqs = options_.max_num_seqs,
+                                                       .max_num_batched_tokens = options_.max_num_batched_tokens,
                                                        .max_blocks_per_sequence = blocks_for(max_model_len_),
                                                        .block_bytes = block_bytes,
-                                                       .pad_decodes = options.pad_decodes});
-  const int64_t swap_memory = options.swap_memory >= 0 ? options.swap_memory : num_blocks * block_bytes;
-  scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options.max_num_seqs,
-                                                            .max_num_batched_tokens = options.max_num_batched_tokens,
-                                                            .max_num_queued = options.max_num_queued,
+                                                       .pad_decodes = options_.pad_decodes});
+  const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
+  scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
+                                                            .max_num_batched_tokens = options_.max_num_batched_tokens,
+                                                            .max_num_queued = options_.max_num_queued,
                                                             .num_blocks = num_blocks,
                                                             .num_host_blocks = swap_memory / block_bytes,
-                                                            .enable_prefix_caching = options.enable_prefix_caching,
-                                                            .mask_timeout_ms = options.mask_timeout_ms});
+                                                            .enable_prefix_caching = options_.enable_prefix_caching,
+                                                            .mask_timeout_ms = options_.mask_timeout_ms});
 }
 
 Engine::~Engine() {
@@ -157,8 +244,14 @@ void Engine::check_request(std::span<const int32_t> prompt_token_ids, const Samp
                                         ": lower max_tokens or raise kv_cache_memory"));
 }
 
+void Engine::check_leads() const {
+  if (rank() != 0)
+    throw Error(str_cat("[parallel] this is rank ", rank(), ": requests are made of rank 0, the others follow it"));
+}
+
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
+  check_leads();
   require_positive("n", num_samples);
   check_request(prompt_token_ids, params);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
@@ -254,7 +347,9 @@ void Engine::set_observer(StepObserver* observer) {
 // --- steps ---------------------------------------------------------------------------------------------------------
 
 bool Engine::step(std::vector<StepOutput>& outputs) {
+  check_leads();
   bool launched = false;
+  std::vector<std::byte> message;
   std::ranges::move(std::exchange(left_over_, {}), std::back_inserter(outputs));
   {
     const std::lock_guard lock(mutex_);
@@ -267,10 +362,12 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
           outputs);
     StepPlan plan = scheduler_->schedule(now);
     if (!plan.empty()) {
+      if (loaded_.lockstep.has_peers()) message = encode(plan);
       flights_.push_back(runner_->launch(std::move(plan)));
       launched = true;
     }
   }
+  if (!message.empty()) loaded_.lockstep.send(std::move(message));
   const size_t may_fly = launched && overlap_ ? 1 : 0;
   bool finished = false;
   while (flights_.size() > may_fly) finished = finish_oldest(outputs) || finished;
@@ -285,6 +382,7 @@ bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
   try {
     runner_->wait(*flight);
   } catch (const std::exception& error) {
+    if (loaded_.lockstep.has_peers()) throw;  // the other ranks cannot start over
     fail_step(*flight, error.what(), outputs);
     return true;
   }
@@ -406,10 +504,16 @@ void Engine::stop() {
 void Engine::run() {
   std::vector<StepOutput> unread;  // of requests without a queue
   try {
-    while (work(unread)) unread.clear();
-    while (finish_oldest(unread)) {
+    if (rank() == 0) {
+      while (work(unread)) unread.clear();
+      while (finish_oldest(unread)) {
+      }
+      if (loaded_.lockstep.has_peers()) loaded_.lockstep.send_stop();
+    } else {
+      follow();
     }
-  } catch (const std::exception& error) {  // a bug of ours: nobody waits for ever, and nobody may begin
+  } catch (const std::exception& error) {  // a bug of ours, or another rank: nobody waits for ever, nobody may begin
+    abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", error.what()));
     const std::lock_guard lock(mutex_);
     failure_ = error.what();
     std::vector<std::shared_ptr<Sequence>> left;
@@ -423,7 +527,45 @@ void Engine::run() {
     ended_ = true;
     tasks.swap(tasks_);
   }
+  ended_changed_.notify_all();
   for (auto& task : tasks) task();
+}
+
+// What rank 0 sends, until it stops. Results are not looked at: what the next step needs of them is on the device.
+void Engine::follow() {
+  const auto wait_for_oldest = [&] {
+    const std::unique_ptr<Flight> flight = std::move(flights_.front());
+    flights_.pop_front();
+    runner_->wait(*flight);
+  };
+  for (bool stopped = false; !stopped;) {
+    Lockstep::Message message = loaded_.lockstep.receive();
+    size_t may_fly = 0;
+    switch (message.kind) {
+      case Lockstep::Message::Kind::stop:
+        stopped = true;
+        break;
+      case Lockstep::Message::Kind::step:
+        flights_.push_back(runner_->launch(std::move(message.plan)));
+        may_fly = overlap_ ? 1 : 0;
+        break;
+      case Lockstep::Message::Kind::forward:
+        runner_->forward({.token_ids = message.token_ids, .start = message.start, .blocks = message.blocks}, nullptr);
+        break;
+    }
+    while (flights_.size() > may_fly) wait_for_oldest();
+  }
+}
+
+void Engine::abort_ranks(const std::string& reason) noexcept {
+  loaded_.lockstep.abort(reason);
+  loaded_.model->world().abort(reason);
+}
+
+void Engine::join() {
+  std::unique_lock lock(mutex_);
+  ended_changed_.wait(lock, [&] { return ended_; });
+  if (!failure_.empty()) throw Error(failure_);
 }
 
 // One turn of the engine's thread; false when it is to end.
@@ -478,6 +620,7 @@ void Engine::check_forward(std::span<const int32_t> token_ids) const {
 }
 
 void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
+  check_leads();
   check_forward(token_ids);
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (chunk_size <= 0 || chunk_size > options_.max_num_batched_tokens) chunk_size = options_.max_num_batched_tokens;
@@ -494,10 +637,11 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
     try {
       for (int64_t start = 0; start < num_tokens; start += chunk_size) {
         const int64_t count = std::min(chunk_size, num_tokens - start);
-        runner_->forward({.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+        const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
                           .start = start,
-                          .blocks = blocks},
-                         out + start * config().vocab_size);
+                          .blocks = blocks};
+        if (loaded_.lockstep.has_peers()) loaded_.lockstep.send_forward(chunk);
+        runner_->forward(chunk, out + start * config().vocab_size);
       }
     } catch (...) {
       give_back();

@@ -71,6 +71,16 @@ void register_communicator(py::module_& module) {
            })
       .def("abort", [](const PyCommunicator& self, const std::string& reason) { self.ranks->abort(reason); });
 
+  py::class_<MpiJob>(module, "MpiJob")
+      .def(py::init<const std::string&>(), py::arg("plugin"), py::call_guard<py::gil_scoped_release>())
+      .def("world",
+           [](MpiJob& self) {
+             const GilRelease nogil;
+             return PyCommunicator{self.world().split(0)};
+           })
+      .def_property_readonly("library", &MpiJob::library)
+      .def("finalize", &MpiJob::finalize, py::call_guard<py::gil_scoped_release>());
+
   // The ranks of a job as threads of this process.
   module.def("thread_communicators", [](int size) {
     std::vector<PyCommunicator> all;

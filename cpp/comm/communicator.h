@@ -12,6 +12,8 @@
 
 namespace longcat {
 
+struct MpiApi;
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -43,5 +45,22 @@ std::unique_ptr<Communicator> make_single_communicator();
 
 // The ranks of a job as threads of one process: for tests. An abort reaches all of them.
 std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size);
+
+// The ranks of an MPI job, as processes. Begun once a process, for good.
+class MpiJob {
+ public:
+  // plugin: the file of the plugin for the MPI library at hand (mpi_api.h). Throws Error when it cannot be loaded.
+  explicit MpiJob(const std::string& plugin);
+
+  Communicator& world() { return *world_; }
+  const std::string& library() const { return library_; }  // and its version
+
+  void finalize();  // waits for all ranks; without it the launcher takes a process that ends for one that failed
+
+ private:
+  const MpiApi& api_;
+  std::string library_;
+  std::unique_ptr<Communicator> world_;
+};
 
 }  // namespace longcat

@@ -560,6 +560,11 @@ void Engine::follow() {
 void Engine::abort_ranks(const std::string& reason) noexcept {
   loaded_.lockstep.abort(reason);
   loaded_.model->world().abort(reason);
+  {
+    const std::lock_guard lock(mutex_);
+    if (broken_.empty()) broken_ = reason;
+  }
+  wake();  // rank 0 may be waiting for requests, and for no other rank
 }
 
 void Engine::join() {
@@ -574,6 +579,7 @@ bool Engine::work(std::vector<StepOutput>& outputs) {
   {
     const std::lock_guard lock(mutex_);
     if (stop_) return false;
+    if (!broken_.empty()) throw Error(broken_);
     woken_ = false;
     tasks.swap(tasks_);
   }

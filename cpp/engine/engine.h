@@ -187,6 +187,7 @@ class Engine {
   std::condition_variable ended_changed_;
   bool woken_ = false, stop_ = false, ended_ = false;
   std::string failure_;                           // why the thread ended by itself
+  std::string broken_;                            // why the other ranks are lost
   std::deque<std::packaged_task<void()>> tasks_;  // to run between steps
 };
 

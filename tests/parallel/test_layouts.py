@@ -10,6 +10,7 @@ from longcat import _core
 from longcat._core import testing
 from longcat.convert import PRESETS, convert_checkpoint
 from longcat.make_checkpoint import SMALL_CONFIG
+from longcat.plan import plan
 from reference import ops as reference
 
 from parallel.ranks import ThreadJob
@@ -171,6 +172,24 @@ def test_each_rank_loads_its_share(tmp_path):
     per_head = q_lora * (nope + rope) + kv_lora * (nope + v) + hidden * v
     twice = 4 * layers * (2 * heads * per_head + 3 * hidden * config["ffn_hidden_size"])
     assert sum(sizes(2, 4)) == whole + 3 * replicated + twice
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16", "FP8", "int8", "int4", "bf16"])
+def test_plan_knows_what_each_rank_holds(tmp_path, stored, dtype):
+    """The bytes that `longcat plan` computes from headers are those of the weights that are loaded, on every rank."""
+    packed = stored in PRESETS
+    overrides = FP8_BLOCKS if stored == "FP8" else BLOCKS
+    made = tmp_path / "made"
+    make_checkpoint(made, seed=3, dtype="BF16" if packed else stored, config_overrides=overrides)
+    folder = str(made)
+    if packed:
+        folder = str(tmp_path / "packed")
+        convert_checkpoint(str(made), folder, PRESETS[stored])
+    for tp, ep in [(1, 1), (2, 1), (2, 4), (1, 2), *([] if stored == "FP8" else [(4, 1), (4, 2)])]:
+        planned = plan(folder, dtype=dtype, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep)
+        with ThreadJob(folder, tp, ep, dtype=dtype) as job:
+            assert planned.rank_weights == [engine.info()["weight_bytes"] for engine in job.engines], (tp, ep)
 
 
 @pytest.mark.parametrize("tp, ep", [(2, 1), (1, 4), (2, 4)])

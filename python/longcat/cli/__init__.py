@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 
 # command -> (module, one line of help); a module is imported only when its command is asked for.
@@ -19,6 +20,8 @@ COMMANDS = {
     "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
 }
+
+_RANK_0_SPEAKS_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +70,8 @@ def _fail(error: Exception, code: int) -> int:
         job.fail(str(error))
     elif launch is None or launch.rank == 0:
         print(f"longcat: {error}", file=sys.stderr)
+    else:  # the launcher ends all when the first process has ended: not before rank 0 has spoken
+        time.sleep(_RANK_0_SPEAKS_SECONDS)
     return code
 
 

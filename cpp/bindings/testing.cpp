@@ -491,6 +491,7 @@ void register_testing(py::module_& module) {
       .def("poison", &TestModel::poison)
       .def("weight_formats", &TestModel::weight_formats);
 
+  register_testing_nccl(testing);
   register_testing_packed(testing);
   register_testing_engine(testing);
   register_testing_scheduler(testing);

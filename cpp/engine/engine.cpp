@@ -4,6 +4,7 @@
 #include <iterator>
 #include <utility>
 
+#include "comm/device_communicator.h"
 #include "ops/backend.h"
 
 namespace longcat {
@@ -124,10 +125,13 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
     std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads);
-    if (lockstep.has_peers() && ops->device().name() != "cpu")
-      throw Error("[parallel] several ranks run on the CPU in this version: use device=\"cpu\"");
     ModelWeights weights = load_weights(checkpoint, config, shard, dtype, *ops, options.quantize_experts, progress);
-    auto model = std::make_unique<Model>(*ops, config, make_ranks(shard, *world), std::move(weights),
+    const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
+    const auto ranks_of_color = [&](int color) {
+      return on_device(world->split(color), ops->device(), largest_sum, options.nccl);
+    };
+    Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
+    auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
                                          options.max_num_batched_tokens, options.max_num_seqs);
     return {.config = std::move(config),
             .dtype = dtype,
@@ -349,6 +353,7 @@ void Engine::set_observer(StepObserver* observer) {
 bool Engine::step(std::vector<StepOutput>& outputs) {
   check_leads();
   bool launched = false;
+  StepPlan plan;
   std::vector<std::byte> message;
   std::ranges::move(std::exchange(left_over_, {}), std::back_inserter(outputs));
   {
@@ -360,14 +365,15 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
            .finish_reason = FinishReason::error,
            .error = str_cat("the mask for its next token did not come within ", options_.mask_timeout_ms, " ms")},
           outputs);
-    StepPlan plan = scheduler_->schedule(now);
-    if (!plan.empty()) {
-      if (loaded_.lockstep.has_peers()) message = encode(plan);
-      flights_.push_back(runner_->launch(std::move(plan)));
-      launched = true;
-    }
+    plan = scheduler_->schedule(now);
+    launched = !plan.empty();
+    if (launched && loaded_.lockstep.has_peers()) message = encode(plan);
   }
-  if (!message.empty()) loaded_.lockstep.send(std::move(message));
+  if (launched) {
+    if (!message.empty()) loaded_.lockstep.send(std::move(message));  // a device may wait for the others at once
+    const std::lock_guard lock(mutex_);
+    flights_.push_back(runner_->launch(std::move(plan)));
+  }
   const size_t may_fly = launched && overlap_ ? 1 : 0;
   bool finished = false;
   while (flights_.size() > may_fly) finished = finish_oldest(outputs) || finished;

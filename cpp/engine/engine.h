@@ -27,6 +27,8 @@
 
 namespace longcat {
 
+struct NcclApi;
+
 struct EngineOptions {
   std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
   std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
@@ -46,6 +48,7 @@ struct EngineOptions {
   std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
                                   // leave the host free
   bool pad_decodes = false;       // for tests: see RunnerLimits
+  const NcclApi* nccl = nullptr;  // for tests: see on_device
 };
 
 // Everything needed to run forward passes. Members in the order of their lifetimes.

@@ -52,13 +52,7 @@ Shard make_shard(const ModelConfig& c, int64_t tp, int64_t ep, int64_t rank) {
 }
 
 Ranks single_rank(const ModelConfig& config) {
-  return make_ranks(make_shard(config, 1, 1, 0), *make_single_communicator());
-}
-
-Ranks make_ranks(const Shard& shard, Communicator& world) {
-  LC_CHECK(world.size() == shard.world() && world.rank() == shard.rank, "rank ", world.rank(), " of ", world.size());
-  std::unique_ptr<Communicator> all = world.split(0), tp = world.split(static_cast<int>(shard.rank / shard.tp));
-  return {.shard = shard, .world = std::move(all), .tp = std::move(tp)};
+  return {.shard = make_shard(config, 1, 1, 0), .world = make_single_communicator(), .tp = make_single_communicator()};
 }
 
 }  // namespace longcat

@@ -30,6 +30,8 @@ struct Shard {
   // Whether this rank adds to the last sum of a layer, which is over all ranks, what its tp ranks' FFN brings. Others
   // hold the same heads and leave that FFN out.
   bool adds_ffn() const { return rank < tp; }
+
+  int tp_group() const { return static_cast<int>(rank / tp); }
 };
 
 // Throws std::invalid_argument, with the sizes that do, for one that does not divide what it is to share out.
@@ -38,13 +40,11 @@ Shard make_shard(const ModelConfig& config, int64_t tp, int64_t ep, int64_t rank
 // The ranks as the model sees them.
 struct Ranks {
   Shard shard;
-  std::unique_ptr<Communicator> world, tp;  // all; those that hold the other heads of a whole
+  // All, and those that hold the other heads of a whole (Shard::tp_group). They exchange what lies on the device.
+  std::unique_ptr<Communicator> world, tp;
 };
 
 // Of a job of one.
 Ranks single_rank(const ModelConfig& config);
-
-// `world`: shard.world() ranks, each of which calls this.
-Ranks make_ranks(const Shard& shard, Communicator& world);
 
 }  // namespace longcat

@@ -167,6 +167,8 @@ class Engine:
         job = join_job(options.tensor_parallel_size, options.expert_parallel_size)
         assert job is not None
         options.ranks_per_machine = job.launch.local_size
+        if options.device == "cuda":
+            options.device = f"cuda:{job.launch.local_rank}"
         if options.num_threads == 0:
             options.num_threads = threads_of_a_rank(job.launch)
         engine = weakref.ref(self)

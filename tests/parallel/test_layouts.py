@@ -216,9 +216,3 @@ def test_bf16_top1(tiny):
     for tp, ep in LAYOUTS:
         with ThreadJob(tiny, tp, ep, dtype="bf16") as job:
             assert (job.leader.forward(prompt).argmax(1) == expected).mean() >= 0.995
-
-
-def test_only_the_cpu_takes_several_ranks(tmp_path):
-    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
-    with pytest.raises(_core.Error, match='several ranks run on the CPU in this version: use device="cpu"'):
-        ThreadJob(str(tmp_path), 2, device="cuda-emulated")

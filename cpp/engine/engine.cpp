@@ -249,15 +249,14 @@ void Engine::check_request(std::span<const int32_t> prompt_token_ids, const Samp
 }
 
 void Engine::check_leads() const {
-  if (rank() != 0)
-    throw Error(str_cat("[parallel] this is rank ", rank(), ": requests are made of rank 0, the others follow it"));
+  if (rank() != 0) throw Error(str_cat("[parallel] this is rank ", rank(), ", which follows rank 0: ask that one"));
 }
 
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
-  check_leads();
   require_positive("n", num_samples);
   check_request(prompt_token_ids, params);
+  if (rank() != 0) return mirror_request(num_samples, std::move(queue), std::move(mask_queue));
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
   std::vector<std::shared_ptr<Sequence>> samples;
   for (int64_t i = 0; i < num_samples; ++i) {
@@ -289,6 +288,7 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
 }
 
 bool Engine::abort(int64_t request_id) {
+  if (rank() != 0) return forget_mirrored(request_id, {.request_id = request_id, .finish_reason = FinishReason::abort});
   std::vector<StepOutput> unread;
   {
     const std::lock_guard lock(mutex_);
@@ -301,6 +301,9 @@ bool Engine::abort(int64_t request_id) {
 }
 
 bool Engine::fail(int64_t request_id, const std::string& error) {
+  if (rank() != 0)
+    return forget_mirrored(request_id,
+                           {.request_id = request_id, .finish_reason = FinishReason::error, .error = error});
   std::vector<StepOutput> unread;
   {
     const std::lock_guard lock(mutex_);
@@ -367,10 +370,12 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
           outputs);
     plan = scheduler_->schedule(now);
     launched = !plan.empty();
-    if (launched && loaded_.lockstep.has_peers()) message = encode(plan);
+    if (loaded_.lockstep.has_peers() && (launched || !outbox_.empty()))
+      message = encode(std::exchange(outbox_, {}), plan);
   }
+  if (!message.empty())
+    loaded_.lockstep.send(std::move(message));  // before the launch: a device may wait for the others
   if (launched) {
-    if (!message.empty()) loaded_.lockstep.send(std::move(message));  // a device may wait for the others at once
     const std::lock_guard lock(mutex_);
     flights_.push_back(runner_->launch(std::move(plan)));
   }
@@ -405,6 +410,7 @@ FinishReason Engine::finish_reason(const Sequence& sequence, int32_t token_id) c
 }
 
 void Engine::deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs) {
+  if (loaded_.lockstep.has_peers()) outbox_.push_back(output);
   if (sequence.mask_queue)
     sequence.mask_queue->push(
         {.request_id = output.request_id, .token_id = output.token_id, .finish_reason = output.finish_reason});
@@ -514,7 +520,15 @@ void Engine::run() {
       while (work(unread)) unread.clear();
       while (finish_oldest(unread)) {
       }
-      if (loaded_.lockstep.has_peers()) loaded_.lockstep.send_stop();
+      if (loaded_.lockstep.has_peers()) {
+        std::vector<StepOutput> last;
+        {
+          const std::lock_guard lock(mutex_);
+          last.swap(outbox_);
+        }
+        loaded_.lockstep.send(encode(last, {}));
+        loaded_.lockstep.send_stop();
+      }
     } else {
       follow();
     }
@@ -532,6 +546,11 @@ void Engine::run() {
     const std::lock_guard lock(mutex_);
     ended_ = true;
     tasks.swap(tasks_);
+    for (const auto& [request_id, mirrored] : std::exchange(mirrored_, {})) {
+      if (!failure_.empty())
+        mirrored.queue->push({.request_id = request_id, .finish_reason = FinishReason::error, .error = failure_});
+      mirrored.queue->close();
+    }
   }
   ended_changed_.notify_all();
   for (auto& task : tasks) task();
@@ -552,6 +571,8 @@ void Engine::follow() {
         stopped = true;
         break;
       case Lockstep::Message::Kind::step:
+        for (StepOutput& output : message.outputs) mirror(std::move(output));
+        if (message.plan.empty()) break;
         flights_.push_back(runner_->launch(std::move(message.plan)));
         may_fly = overlap_ ? 1 : 0;
         break;
@@ -573,8 +594,55 @@ void Engine::abort_ranks(const std::string& reason) noexcept {
   wake();  // rank 0 may be waiting for requests, and for no other rank
 }
 
+// Another rank's request has the number of rank 0's: all make the same ones in the same order.
+int64_t Engine::mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue> queue,
+                               std::shared_ptr<OutputQueue> mask_queue) {
+  if (!queue) check_leads();
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(str_cat("[engine] this engine has failed: ", failure_));
+  const int64_t first = next_request_id_;
+  next_request_id_ += num_samples;
+  for (int64_t id = first; id < next_request_id_; ++id) {
+    bool ended = false;
+    if (auto early = early_.extract(id)) {
+      ended = early.mapped().back().finish_reason != FinishReason::none;
+      for (StepOutput& output : early.mapped()) queue->push(std::move(output));
+    }
+    if (!ended) mirrored_[id] = {queue, mask_queue};
+  }
+  if (ended_) queue->close();
+  return first;
+}
+
+void Engine::mirror(StepOutput output) {
+  const std::lock_guard lock(mutex_);
+  const auto it = mirrored_.find(output.request_id);
+  if (it == mirrored_.end()) {  // of a caller who has left, or has not come yet
+    if (output.request_id >= next_request_id_ && !only_follows_) early_[output.request_id].push_back(std::move(output));
+    return;
+  }
+  const Mirrored mirrored = it->second;
+  if (output.finish_reason != FinishReason::none) {
+    mirrored_.erase(it);
+    if (mirrored.mask_queue)
+      mirrored.mask_queue->push({.request_id = output.request_id, .finish_reason = output.finish_reason});
+  }
+  mirrored.queue->push(std::move(output));
+}
+
+// The caller here wants no more of it; whether it goes on is rank 0's business.
+bool Engine::forget_mirrored(int64_t request_id, StepOutput last) {
+  const std::lock_guard lock(mutex_);
+  const auto mirrored = mirrored_.extract(request_id);
+  if (!mirrored) return false;
+  mirrored.mapped().queue->push(std::move(last));
+  return true;
+}
+
 void Engine::join() {
   std::unique_lock lock(mutex_);
+  only_follows_ = true;
+  early_.clear();
   ended_changed_.wait(lock, [&] { return ended_; });
   if (!failure_.empty()) throw Error(failure_);
 }

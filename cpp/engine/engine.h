@@ -3,8 +3,9 @@
 // Requests may come from any thread. Steps are made by one: the caller of step(), or a thread of the engine's own
 // between start() and stop(). A step is planned and launched while the device still computes the one before.
 //
-// With several ranks, each has an engine. That of rank 0 is as above; the others take no requests, and between start()
-// and stop() their threads carry out what rank 0 plans, until it stops. A failure of any rank ends them all.
+// With several ranks, each has an engine. That of rank 0 is as above; the others' threads carry out, between start()
+// and stop(), what rank 0 plans, until it stops. A request that is made there is one that is made of rank 0, too, as
+// the one of the same number: its queue gets what rank 0's gets. A failure of any rank ends them all.
 #pragma once
 
 #include <condition_variable>
@@ -12,6 +13,7 @@
 #include <filesystem>
 #include <functional>
 #include <future>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -133,7 +135,8 @@ class Engine {
   // Ends what waits for other ranks, with an error, as when one of them has died. From any thread.
   void abort_ranks(const std::string& reason) noexcept;
 
-  // Waits for the thread to end: until rank 0 stops. Throws Error when it ended by one.
+  // Waits for the thread to end: until rank 0 stops. Nobody makes requests here any more. Throws Error when it ended by
+  // one.
   void join();
 
   // Throws what forward would throw for these ids.
@@ -161,6 +164,10 @@ class Engine {
   void check_leads() const;
   void run();
   void follow();
+  int64_t mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue> queue,
+                         std::shared_ptr<OutputQueue> mask_queue);
+  void mirror(StepOutput output);
+  bool forget_mirrored(int64_t request_id, StepOutput last);
   bool work(std::vector<StepOutput>& outputs);
   void wake();
   bool finish_oldest(std::vector<StepOutput>& outputs);
@@ -184,6 +191,16 @@ class Engine {
   int64_t next_request_id_ = 0;
 
   std::vector<StepOutput> left_over_;  // for the next step() to return
+
+  // With several ranks. On rank 0: what the others have not heard of yet.
+  std::vector<StepOutput> outbox_;
+  // On the others: where outputs go, and those of requests that are still to be made here.
+  struct Mirrored {
+    std::shared_ptr<OutputQueue> queue, mask_queue;
+  };
+  std::map<int64_t, Mirrored> mirrored_;
+  std::map<int64_t, std::vector<StepOutput>> early_;
+  bool only_follows_ = false;
 
   std::thread thread_;
   std::condition_variable wakeup_;

@@ -28,6 +28,7 @@ class Writer {
     (*this)(static_cast<int64_t>(values.size()));
     for (const T& value : values) (*this)(value);
   }
+  void operator()(const std::string& text) { (*this)(std::vector<char>(text.begin(), text.end())); }
   std::vector<std::byte> take() { return std::move(bytes_); }
 
  private:
@@ -52,6 +53,11 @@ class Reader {
     LC_CHECK(0 <= size && size <= static_cast<int64_t>(bytes_.size()));
     values.resize(static_cast<size_t>(size));
     for (T& value : values) (*this)(value);
+  }
+  void operator()(std::string& text) {
+    std::vector<char> characters;
+    (*this)(characters);
+    text.assign(characters.begin(), characters.end());
   }
 
  private:
@@ -101,6 +107,51 @@ void transfer_sample(Archive& a, Sample& s) {
   a(s.chunk);
   a(s.num_tokens);
   a(s.ends);
+}
+
+template <class Archive, class Logprobs>
+void transfer_logprobs(Archive& a, Logprobs& l) {
+  a(l.rank);
+  a(l.ids);
+  a(l.logprobs);
+}
+
+template <class Archive, class Output>
+void transfer_output(Archive& a, Output& o) {
+  a(o.request_id);
+  a(o.token_id);
+  a(o.finish_reason);
+  a(o.error);
+  a(o.stats);
+}
+
+void write_outputs(Writer& out, const std::vector<StepOutput>& outputs) {
+  out(static_cast<int64_t>(outputs.size()));
+  for (const StepOutput& output : outputs) {
+    transfer_output(out, output);
+    out(output.logprobs.has_value());
+    if (output.logprobs) transfer_logprobs(out, *output.logprobs);
+    out(static_cast<int64_t>(output.prompt_logprobs.size()));
+    for (const TokenLogprobs& one : output.prompt_logprobs) transfer_logprobs(out, one);
+  }
+}
+
+std::vector<StepOutput> read_outputs(Reader& in) {
+  std::vector<StepOutput> outputs;
+  const auto size = [&] {
+    int64_t value;
+    in(value);
+    return value;
+  };
+  for (int64_t left = size(); left > 0; --left) {
+    StepOutput& output = outputs.emplace_back();
+    transfer_output(in, output);
+    bool has_logprobs;
+    in(has_logprobs);
+    if (has_logprobs) transfer_logprobs(in, output.logprobs.emplace());
+    for (int64_t more = size(); more > 0; --more) transfer_logprobs(in, output.prompt_logprobs.emplace_back());
+  }
+  return outputs;
 }
 
 void write_plan(Writer& out, const StepPlan& plan) {
@@ -160,8 +211,9 @@ StepPlan read_plan(Reader& in) {
 
 }  // namespace
 
-std::vector<std::byte> encode(const StepPlan& plan) {
+std::vector<std::byte> encode(const std::vector<StepOutput>& outputs, const StepPlan& plan) {
   Writer out;
+  write_outputs(out, outputs);
   write_plan(out, plan);
   return out.take();
 }
@@ -197,9 +249,9 @@ void Lockstep::broadcast(std::vector<std::byte>& bytes) {
   if (size > kFirstBytes) control_->broadcast(Tensor(bytes.data() + kFirstBytes, DType::u8, {size - kFirstBytes}), 0);
 }
 
-void Lockstep::send(std::vector<std::byte> plan) {
-  plan.push_back(std::byte{static_cast<uint8_t>(Kind::step)});
-  broadcast(plan);
+void Lockstep::send(std::vector<std::byte> step) {
+  step.push_back(std::byte{static_cast<uint8_t>(Kind::step)});
+  broadcast(step);
 }
 
 void Lockstep::send_forward(const Chunk& chunk) {
@@ -224,7 +276,10 @@ Lockstep::Message Lockstep::receive() {
   Message message;
   message.kind = static_cast<Kind>(bytes.back());
   Reader in(bytes);
-  if (message.kind == Kind::step) message.plan = read_plan(in);
+  if (message.kind == Kind::step) {
+    message.outputs = read_outputs(in);
+    message.plan = read_plan(in);
+  }
   if (message.kind == Kind::forward) {
     in(message.token_ids);
     in(message.blocks);

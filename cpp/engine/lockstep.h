@@ -1,6 +1,7 @@
 // How the ranks of a job keep step: rank 0 takes requests, plans, and sends each plan; the others carry it out.
 //
-// A plan says all there is to do (tokens, blocks, how to draw), so nothing else has to be decided alike elsewhere.
+// A plan says all there is to do (tokens, blocks, how to draw), so nothing else has to be decided alike elsewhere. What
+// comes of it is sent, too, for callers on other ranks who made the same requests.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,7 @@ class Lockstep {
   int64_t least(int64_t value);  // of all ranks
 
   // --- of rank 0, from the thread that steps -------------------------------------------------------------------------
-  void send(std::vector<std::byte> plan);  // encoded, as the sequences may change by now
+  void send(std::vector<std::byte> step);  // encoded, as the sequences may change by now
   void send_forward(const Chunk& chunk);
   void send_stop();
 
@@ -37,7 +38,8 @@ class Lockstep {
   // What rank 0 sent next. Of the sequences of a plan only params, num_prompt_tokens and mask are there.
   struct Message {
     enum class Kind : uint8_t { stop, step, forward } kind = Kind::stop;
-    StepPlan plan;
+    std::vector<StepOutput> outputs;         // since the last step
+    StepPlan plan;                           // empty: nothing to compute
     std::vector<int32_t> token_ids, blocks;  // of a forward's chunk
     int64_t start = 0;
   };
@@ -51,6 +53,7 @@ class Lockstep {
   std::unique_ptr<Communicator> control_;  // beside the one that computes: another thread waits on it
 };
 
-std::vector<std::byte> encode(const StepPlan& plan);
+// A step: what came of those before, and what to compute now.
+std::vector<std::byte> encode(const std::vector<StepOutput>& outputs, const StepPlan& plan);
 
 }  // namespace longcat

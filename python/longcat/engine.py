@@ -41,7 +41,8 @@ class Engine:
         device: "auto", "cpu", "cuda" or "cuda:N".
         tensor_parallel_size: ranks over which attention heads and dense FFNs are shared out.
         expert_parallel_size: ranks over which the experts are shared out, the same ones. A launcher (mpirun) has to
-            start as many as the larger of both says; each makes the same engine, rank 0's is asked, the others follow.
+            start as many as the larger of both says. All make the same engine and the same requests, and get the same
+            results; or rank 0 alone asks, and the others `follow()`.
         dtype: "auto" (as config.json says), "f32" or "bf16": how f32 and f16 weights are kept, and the latent cache.
         quantization: "fp8" keeps the experts of a bf16, f16 or f32 checkpoint as fp8 blocks, in half the memory or
             less; default None, as they are stored.
@@ -186,7 +187,7 @@ class Engine:
         return self._info["rank"]
 
     def follow(self) -> None:
-        """On another rank than 0: takes part in what rank 0 is asked for, until it closes its engine.
+        """On another rank than 0, which asks nothing itself: takes part in what rank 0 is asked, until that one closes.
 
         Raises:
             longcat.Error: the job has failed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import numpy as np
 from longcat import Engine, parallel
@@ -41,6 +42,20 @@ def generate(folder: str, tp: str, ep: str, prompt: str, max_tokens: str) -> Non
         print(json.dumps(token_ids))
 
 
+def spmd(folder: str) -> None:
+    """The same script on every rank, which prints what it got; rank 0 is slow to begin."""
+    with Engine(folder, tp=2, num_threads=1, dtype="f32") as engine:
+        if engine.rank == 0:
+            time.sleep(0.3)
+        prompts = ["Once upon a time", "Tom had a red ball."]
+        outputs = engine.generate(prompts, max_tokens=20, temperature=0.8, top_k=4, n=2, seed=5, logprobs=2)
+        texts = [answer.text for output in outputs for answer in output.outputs]
+        ranked = [[sorted(entry) for entry in answer.logprobs] for output in outputs for answer in output.outputs]
+        streamed = [chunk.delta for chunk in engine.generate("One day", stream=True, max_tokens=15, stop=["the"])]
+        score = engine.score("Once upon a time, there was a cat.")
+        print(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
+
+
 def raise_on(rank: str, folder: str) -> None:
     """A script with an error of its own on one rank."""
     with Engine(folder, tp=2, num_threads=1) as engine:
@@ -56,6 +71,6 @@ def raise_on(rank: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    programs = {"collectives": collectives, "generate": generate, "raise_on": raise_on}
+    programs = {"collectives": collectives, "generate": generate, "raise_on": raise_on, "spmd": spmd}
     arguments = sys.argv[2:-1] if sys.argv[1] == "generate" else sys.argv[2:]
     programs[sys.argv[1]](*arguments)

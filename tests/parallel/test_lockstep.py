@@ -9,7 +9,7 @@ from checkpoints import make_checkpoint, random_token_ids
 from engine.engines import sampling
 from longcat import _core
 
-from parallel.ranks import ThreadJob, on_ranks
+from parallel.ranks import ThreadJob, all_well, on_ranks
 
 TINY = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "zero_expert_num": 4}
 LAYOUTS = [(2, 1), (2, 4), (4, 2)]
@@ -179,10 +179,59 @@ def test_the_engines_own_thread(folder, expected):
         assert logits[0].shape == (200, 128)
 
 
-def test_requests_are_made_of_rank_0(folder):
+def collect(engine, crowd) -> list[Answer]:
+    """Makes the requests by queues, as a script does, and waits for all answers."""
+    groups = []
+    for prompt, params, n in crowd:
+        queue = _core.OutputQueue()
+        groups.append((engine.add_request(prompt, params, n, queue), n, queue))
+    answers = []
+    for first, n, queue in groups:
+        own, arrived = [Answer() for _ in range(n)], []
+        while any(answer.finish_reason is None for answer in own):
+            assert queue.wait(arrived), "the engine has ended"
+            for output in arrived:
+                answer = own[output.request_id - first]
+                answer.token_ids += [output.token_id] if output.token_id >= 0 else []
+                answer.logprobs += [output.logprobs] if output.logprobs else []
+                answer.prompt_logprobs += output.prompt_logprobs
+                answer.finish_reason = output.finish_reason
+            arrived.clear()
+        answers += own
+    return answers
+
+
+@pytest.mark.parametrize("late", [None, 0, 1, 2])
+def test_every_rank_may_ask_alike(folder, expected, late):
+    """The same requests on all ranks, one of which comes late: all get rank 0's answers, each in full."""
+    with job(folder, 2, 4, max_num_seqs=8) as ranks:
+        ranks.leader.start()
+
+        def ask(communicator):
+            if communicator.rank == late:
+                time.sleep(0.5)
+            return collect(ranks.engines[communicator.rank], requests())
+
+        for answers in all_well(on_ranks(4, ask)):
+            assert_same(answers, expected)
+
+
+def test_a_rank_may_leave_a_request(folder, expected):
+    """Its caller wants no more; on the other ranks it goes on."""
+    with job(folder, 2, max_num_seqs=8) as ranks:
+        queue = _core.OutputQueue()
+        first = ranks.engines[1].add_request(*requests()[0], queue)
+        assert ranks.engines[1].abort(first) and not ranks.engines[1].abort(first)
+        arrived = []
+        assert queue.wait(arrived) and arrived[-1].finish_reason == "abort"
+        ranks.leader.start()
+        assert_same(collect(ranks.leader, requests()), expected)
+
+
+def test_only_rank_0_computes_on_demand(folder):
     with job(folder, 2) as ranks:
         for ask in (lambda e: e.add_request([1, 2], sampling(3)), lambda e: e.forward([1, 2]), lambda e: e.step()):
-            with pytest.raises(_core.Error, match="this is rank 1: requests are made of rank 0"):
+            with pytest.raises(_core.Error, match="this is rank 1, which follows rank 0: ask that one"):
                 ask(ranks.engines[1])
 
 

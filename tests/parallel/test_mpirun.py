@@ -72,6 +72,13 @@ def test_generate_prints_once(tiny):
     assert code == 0 and out == alone.stdout.decode()
 
 
+def test_the_same_script_on_every_rank(tiny):
+    code, out, lines = Job(2, program("spmd", tiny)).end()
+    assert (code, lines) == (0, [])
+    first, second = map(json.loads, out.splitlines())
+    assert first == second and all(first[0]) and first[2]
+
+
 @pytest.mark.parametrize(
     "size, arguments, line",
     [

@@ -586,7 +586,7 @@ void Engine::follow() {
 
 void Engine::abort_ranks(const std::string& reason) noexcept {
   loaded_.lockstep.abort(reason);
-  loaded_.model->world().abort(reason);
+  loaded_.model->abort_ranks(reason);
   {
     const std::lock_guard lock(mutex_);
     if (broken_.empty()) broken_ = reason;

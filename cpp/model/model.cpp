@@ -39,6 +39,11 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   return a_.h;
 }
 
+void Model::abort_ranks(const std::string& reason) noexcept {
+  ranks_.world->abort(reason);
+  ranks_.tp->abort(reason);
+}
+
 Range Model::own_logits(int64_t num_rows) const {
   const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
   const int64_t begin = std::min(shard().rank * rows_of_a_rank, num_rows);

@@ -18,6 +18,7 @@ class Model {
   const ModelWeights& weights() const { return weights_; }
   const Shard& shard() const { return ranks_.shard; }
   Communicator& world() { return *ranks_.world; }
+  void abort_ranks(const std::string& reason) noexcept;  // Communicator::abort
 
   // Runs all layers over the batch, storing its latents and token ids in the cache. Returns the final hidden states
   // [num_tokens, hidden_size], valid until the next call.

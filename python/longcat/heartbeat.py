@@ -26,6 +26,7 @@ BEAT_SECONDS = 0.5
 SILENCE_SECONDS = 4.0
 CONNECT_SECONDS = 30.0
 _GOODBYE_SECONDS = 3.0
+_LAST_WORDS_SECONDS = 1.0
 _BEAT, _FAILED, _BYE = b".", b"!", b"~"  # first byte of a line
 _TOKEN_BYTES = 16
 _HELLO_BYTES = 80  # rank and process, after the token
@@ -51,6 +52,7 @@ class Heartbeat:
         self._peers: dict[socket.socket, _Peer] = {}
         self._lock = threading.Lock()  # of writing, and of `_ended`
         self._ended = False
+        self._silent: _Process | None = None
         if self._rank == 0:
             self._listen(communicator, is_local)
         else:
@@ -77,6 +79,11 @@ class Heartbeat:
             self._ended = True
             for peer in list(self._peers.values()):
                 peer.send(line)
+
+    def kill_silent(self) -> None:
+        """Kills the rank that did not answer. The launcher then ends all others: not before they have spoken."""
+        if self._silent is not None:
+            self._silent.kill()
 
     # --- connecting --------------------------------------------------------------------------------------------
 
@@ -149,8 +156,10 @@ class Heartbeat:
                 for peer in self._peers.values():
                     silence = time.monotonic() - peer.heard
                     if silence > SILENCE_SECONDS and not peer.left:
-                        peer.process.kill()
-                        return self._lost(peer, f"has not answered for {silence:.0f} s: it was stopped, or cut off")
+                        self._silent = peer.process
+                        self._lost(peer, f"has not answered for {silence:.0f} s: it was stopped, or cut off")
+                        time.sleep(_LAST_WORDS_SECONDS)
+                        return self.kill_silent()
 
     def _lost(self, peer: _Peer, reason: str, said: bool = False) -> None:
         with self._lock:

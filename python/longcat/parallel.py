@@ -107,6 +107,8 @@ class Job:
         if error is not None and self.failure is None:
             self.fail(f"{type(error).__name__}: {error}")
         if self.failure is not None:
+            if self._heartbeat is not None:
+                self._heartbeat.kill_silent()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)

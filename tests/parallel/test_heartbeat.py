@@ -78,6 +78,7 @@ def test_a_rank_that_stops(silent, monkeypatch, kills):
         peer.heard = float("inf")
     noticing = [1, 2] if silent == 0 else [0]
     watch.wait(*noticing)
+    time.sleep(1.5)
     assert len(kills) == len(noticing)
     for rank in noticing:
         lost, reason, said = watch.reports[rank][0]

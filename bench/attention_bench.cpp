@@ -116,7 +116,7 @@ class Attention {
 class DeepModel {
  public:
   DeepModel(const std::string& folder, const std::string& latents, int threads, int64_t depth)
-      : loaded_(folder, {.kv_cache_dtype = latents, .max_num_batched_tokens = 64, .num_threads = threads}, {}),
+      : loaded_(load_model(folder, {.kv_cache_dtype = latents, .max_num_batched_tokens = 64, .num_threads = threads})),
         depth_(depth),
         num_blocks_((depth + kBlockSize - 1) / kBlockSize),
         cache_(loaded_.ops->device(), loaded_.config, num_blocks_ + 1, loaded_.kv_cache_dtype),

@@ -6,10 +6,12 @@ set_property(CACHE LONGCAT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each takes up to 3.5 GiB")
 
 set(_host_kernels
-  cuda/attention.cu cuda/elementwise.cu cuda/gemm.cu cuda/moe.cu cuda/ngram_embed.cu cuda/quantize.cu cuda/rope.cu
-  cuda/sample.cu)
+  cuda/attention.cu cuda/elementwise.cu cuda/gemm.cu cuda/moe.cu cuda/ngram_embed.cu cuda/quantize.cu
+  cuda/rank_sum.cu cuda/rope.cu cuda/sample.cu)
 target_sources(longcat_runtime PRIVATE
-  cuda/arena.cpp cuda/cuda_ops.cpp cuda/emulated_device.cpp cuda/gemm/heuristics.cpp ${_host_kernels})
+  cuda/arena.cpp cuda/cuda_ops.cpp cuda/emulated_device.cpp cuda/gemm/heuristics.cpp cuda/nccl_api.cpp
+  cuda/nccl_communicator.cpp ${_host_kernels})
+target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
 
 set(_use_cuda OFF)
 set(LONGCAT_CUDA_SUMMARY "off")

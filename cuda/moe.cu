@@ -35,7 +35,7 @@ struct Route {
   Matrix classifier;
   const float* bias;
   const int32_t* num_real_tokens;
-  int64_t topk, n_routed_experts;
+  int64_t topk, n_routed_experts, first_expert, num_experts;
   float scaling_factor;
 
   LC_HD void operator()(const Block& block) const {
@@ -81,7 +81,7 @@ struct Route {
         n, [&](int64_t e) { return picked[e] != 0; }, [&](int64_t e, int64_t rank) {  // ascending id
           picks[rank] = static_cast<int32_t>(e);
           weights[rank] = scores[e] * scaling_factor;
-          if (e >= n_routed_experts) permuted_rows[t * topk + rank] = -1;
+          if (e < first_expert || e >= first_expert + num_experts) permuted_rows[t * topk + rank] = -1;
         });
     block.for_each(1, [&](int64_t) {
       float identity = 0;
@@ -92,7 +92,8 @@ struct Route {
   }
 };
 
-// Block e places expert e's rows behind those of the experts before it; one more block ends the list.
+// Block i places the rows of expert first_expert + i behind those of the experts before it that are here; one more
+// block ends the list.
 struct Permute {
   static constexpr int kThreads = 256;
   const int32_t* expert_idx;
@@ -102,10 +103,11 @@ struct Permute {
   int64_t num_picks, topk;
 
   LC_HD void operator()(const Block& block) const {
-    const int64_t expert = block.index;
-    const int32_t first = block.sum<int32_t>(num_picks, [&](int64_t i) { return expert_idx[i] < expert ? 1 : 0; });
-    block.for_each(1, [&](int64_t) { expert_offsets[expert] = first; });
-    if (expert == num_experts) return;
+    const int64_t expert = first_expert + block.index;
+    const int32_t first = block.sum<int32_t>(
+        num_picks, [&](int64_t i) { return first_expert <= expert_idx[i] && expert_idx[i] < expert ? 1 : 0; });
+    block.for_each(1, [&](int64_t) { expert_offsets[block.index] = first; });
+    if (block.index == num_experts) return;
     block.compact(
         num_picks, [&](int64_t i) { return expert_idx[i] == expert; },
         [&](int64_t i, int64_t rank) {
@@ -114,7 +116,7 @@ struct Permute {
           permuted_tokens[row] = static_cast<int32_t>(i / topk);
         });
   }
-  int64_t num_experts;
+  int64_t first_expert, num_experts;
 };
 
 struct Combine {
@@ -139,8 +141,9 @@ struct Combine {
 }  // namespace
 
 void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                        Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) {
+                        Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1);
+  const int64_t num_experts = routing.expert_offsets.size(0) - 1;
   LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features);
   gpu::launch(*device_, num_tokens, 4 * classifier.out_features,
               Route{.expert_idx = routing.expert_idx.data<int32_t>(),
@@ -154,15 +157,18 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
                     .num_real_tokens = num_real_tokens.data<int32_t>(),
                     .topk = topk,
                     .n_routed_experts = n_routed_experts,
+                    .first_expert = first_expert,
+                    .num_experts = num_experts,
                     .scaling_factor = scaling_factor});
-  gpu::launch(*device_, n_routed_experts + 1, 0,
+  gpu::launch(*device_, num_experts + 1, 0,
               Permute{.expert_idx = routing.expert_idx.data<int32_t>(),
                       .expert_offsets = routing.expert_offsets.data<int32_t>(),
                       .permuted_tokens = routing.permuted_tokens.data<int32_t>(),
                       .permuted_rows = routing.permuted_rows.data<int32_t>(),
                       .num_picks = num_tokens * topk,
                       .topk = topk,
-                      .num_experts = n_routed_experts});
+                      .first_expert = first_expert,
+                      .num_experts = num_experts});
 }
 
 // The experts' inputs are copied into their permuted order first, because TMA cannot gather rows. They wait in

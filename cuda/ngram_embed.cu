@@ -40,6 +40,7 @@ struct NgramLookup {
   NgramHistory history;
   NgramHashes hashes;
   int64_t num_tables, table_dim;
+  int64_t first_table, num_here;  // whose rows are gathered
   Matrix tables[kMaxNgramTables];
 
   LC_HD void operator()(const Block& block) const {
@@ -53,25 +54,27 @@ struct NgramLookup {
       row_of[table] = ngram_row(history, hashes, t, table);
       ids[t * num_tables + table] = static_cast<int32_t>(row_of[table]);
     });
-    block.for_each(num_tables * table_dim, [&](int64_t i) {
+    block.for_each(num_here * table_dim, [&](int64_t i) {
       const int64_t table = i / table_dim;
-      rows.set(t * rows.stride0 + i, tables[table].get(row_of[table], i % table_dim));
+      rows.set(t * rows.stride0 + i, tables[table].get(row_of[first_table + table], i % table_dim));
     });
   }
 };
 
-// out[t] = word[token_ids[t]] * scale.
+// out[t] = word[token_ids[t] - first_word] * scale, zeros for words that are not here.
 struct GatherWords {
   static constexpr int kThreads = 256;
   View out;
   const int32_t* token_ids;
   Matrix word;
+  int64_t first_word;
   float scale;
 
   LC_HD void operator()(const Block& block) const {
-    const int64_t t = block.index;
+    const int64_t t = block.index, word_idx = token_ids[t] - first_word;
+    const bool here = 0 <= word_idx && word_idx < word.out_features;
     block.for_each(word.in_features,
-                   [&](int64_t k) { out.set(t * out.stride0 + k, word.get(token_ids[t], k) * scale); });
+                   [&](int64_t k) { out.set(t * out.stride0 + k, here ? word.get(word_idx, k) * scale : 0.0f); });
   }
 };
 
@@ -86,7 +89,8 @@ void CudaOps::select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sour
 }
 
 void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
-  const int64_t num_tables = static_cast<int64_t>(ngram.tables.size());
+  const int64_t num_tables = static_cast<int64_t>(ngram.moduli.size());
+  const int64_t num_here = static_cast<int64_t>(ngram.tables.size());
   LC_CHECK(ngram.max_order <= kMaxNgram && num_tables <= kMaxNgramTables, num_tables, " N-gram tables, at most ",
            kMaxNgramTables);
   NgramLookup kernel{.ids = ids.data<int32_t>(),
@@ -102,25 +106,28 @@ void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBa
                                  .eos_token_id = ngram.eos_token_id},
                      .hashes = {.max_order = ngram.max_order, .splits = ngram.splits},
                      .num_tables = num_tables,
-                     .table_dim = num_tables > 0 ? ngram.tables[0].in_features : 0,
+                     .table_dim = num_here > 0 ? ngram.tables[0].in_features : 0,
+                     .first_table = ngram.first_table,
+                     .num_here = num_here,
                      .tables = {}};
-  for (int64_t table = 0; table < num_tables; ++table) {
+  for (int64_t table = 0; table < num_here; ++table)
     kernel.tables[table] = Matrix(ngram.tables[static_cast<size_t>(table)]);
+  for (int64_t table = 0; table < num_tables; ++table)
     kernel.hashes.moduli[table] = ngram.moduli[static_cast<size_t>(table)];
-  }
   for (size_t i = 0; i < ngram.powers.size(); ++i) kernel.hashes.powers[i] = ngram.powers[i];
   gpu::launch(*device_, batch.num_tokens(), 8 * num_tables, kernel);
 }
 
 // The word rows go to `out` first; the projection adds to them and scales in its epilogue, so out is rounded once more
 // than the sum needs only where a word row is not exact in the activations' dtype.
-void CudaOps::embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
-                    float scale) {
+void CudaOps::embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
+                    const Weight& projection, float scale) {
   const bool has_ngrams = !projection.empty();
   gpu::launch(*device_, out.size(0), 0,
               GatherWords{.out = View(out),
                           .token_ids = token_ids.data<int32_t>(),
                           .word = Matrix(word),
+                          .first_word = first_word,
                           .scale = has_ngrams ? 1.0f : scale});
   if (has_ngrams) gemm(out, rows, projection, true, scale);
 }

@@ -35,7 +35,7 @@ class ModelBench {
         max_sequences_(bench.check() ? 3 : 64),
         context_(bench.check() ? 70 : 1024),
         device_weight_bytes_(static_cast<double>(device_weight_bytes)),
-        model_(bench.ops(), c_, std::move(weights), max_tokens_),
+        model_(bench.ops(), c_, single_rank(c_), std::move(weights), max_tokens_, max_tokens_),
         batches_(bench, max_tokens_, max_sequences_, std::max(context_ + 1, max_tokens_)),
         cache_(bench.device(), c_, batches_.num_blocks(), DType::bf16),
         logits_(bench.device(), max_sequences_ * c_.vocab_size * 4),

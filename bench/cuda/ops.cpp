@@ -18,7 +18,7 @@ class OpsBench {
         max_tokens_(bench.check() ? 5 : 2048),
         max_sequences_(bench.check() ? 3 : 64),
         max_context_(bench.check() ? 256 : 16384),
-        buffers_(bench.device(), c_, max_tokens_, DType::bf16),
+        buffers_(bench.device(), c_, make_shard(c_, 1, 1, 0), max_tokens_, DType::bf16),
         few_(bench, max_tokens_, 1, max_context_),
         many_(bench, max_tokens_, max_sequences_, max_context_ / 4),
         cache_(bench.device(), one_layer(c_), std::max(few_.num_blocks(), many_.num_blocks()), DType::bf16),
@@ -108,7 +108,7 @@ class OpsBench {
     const ForwardBatch batch = few_.prompt(tokens, 0);
     row("embed", shape, static_cast<double>(projection.num_bytes()) + 3 * bytes,
         2.0 * static_cast<double>(tokens * c_.hidden_size * c_.hidden_size),
-        [&] { b_.ops().embed(a_.residual, batch.token_ids, word, a_.ngram_rows, projection, 1.0f / 13); });
+        [&] { b_.ops().embed(a_.residual, batch.token_ids, word, 0, a_.ngram_rows, projection, 1.0f / 13); });
   }
 
   void moe(int64_t tokens) {
@@ -124,7 +124,7 @@ class OpsBench {
     const ForwardBatch batch = few_.prompt(tokens, 0);
     const auto route = [&] {
       b_.ops().moe_route(a_.routing, a_.router_scores, a_.moe_in, classifier, bias.tensor(DType::f32, {outputs}),
-                         batch.num_real_tokens, c_.n_routed_experts, static_cast<float>(c_.routed_scaling_factor));
+                         batch.num_real_tokens, c_.n_routed_experts, 0, static_cast<float>(c_.routed_scaling_factor));
     };
     row("moe_route", str_cat(tokens, " x ", c_.hidden_size, " -> ", outputs),
         static_cast<double>(classifier.num_bytes() + a_.moe_in.num_bytes()),

@@ -26,7 +26,7 @@ struct Run {
 
 Run run(Bench& b, bool fp8_experts) {
   const int64_t vocab = b.config().vocab_size;
-  Model model(b.ops(), b.config(), random_weights(b, fp8_experts), kPrompt);
+  Model model(b.ops(), b.config(), single_rank(b.config()), random_weights(b, fp8_experts), kPrompt, kPrompt);
   BatchMaker batches(b, kPrompt, kRows, 2 * kPrompt);
   KvCache cache(b.device(), b.config(), batches.num_blocks(), DType::bf16);
   const Buffer logits_buffer(b.device(), kPrompt * vocab * 4), rows_buffer(b.device(), kPrompt * 4);

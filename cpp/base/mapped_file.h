@@ -22,6 +22,9 @@ class MappedFile {
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
   const std::filesystem::path& path() const { return path_; }
 
+  // This process does not need the pages that lie whole within `bytes` any more; they stay in the system's cache.
+  static void forget(std::span<const std::byte> bytes) noexcept;
+
  private:
   std::filesystem::path path_;
   const std::byte* data_ = nullptr;

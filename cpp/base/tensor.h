@@ -97,7 +97,10 @@ class Tensor {
 
   std::string shape_string() const {
     std::string text = "[";
-    for (int d = 0; d < ndim_; ++d) text += (d ? ", " : "") + std::to_string(shape_[d]);
+    for (int d = 0; d < ndim_; ++d) {
+      if (d > 0) text += ", ";
+      text += std::to_string(shape_[d]);
+    }
     return text + "]";
   }
 

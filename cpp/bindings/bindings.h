@@ -7,6 +7,9 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <memory>
+
+#include "comm/communicator.h"
 #include "model/kv_cache.h"
 
 namespace longcat {
@@ -31,12 +34,19 @@ class GilRelease {
   PyThreadState* state_;
 };
 
+// A communicator as Python holds it. Engines take a split of it.
+struct PyCommunicator {
+  std::shared_ptr<Communicator> ranks;
+};
+
 void register_calibration(pybind11::module_& module);
 void register_checkpoint(pybind11::module_& module);
+void register_communicator(pybind11::module_& module);  // before register_engine
 void register_engine(pybind11::module_& module);
 void register_packed(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
 void register_testing_device(pybind11::module_& module);  // after register_testing
+void register_testing_nccl(pybind11::module_& testing);
 void register_testing_packed(pybind11::module_& testing);
 void register_testing_engine(pybind11::module_& testing);
 void register_testing_scheduler(pybind11::module_& testing);

@@ -15,7 +15,8 @@ namespace {
 
 class PyEngine {
  public:
-  PyEngine(const std::string& folder, const EngineOptions& options, const py::object& progress) {
+  PyEngine(const std::string& folder, const EngineOptions& options, const py::object& progress,
+           const PyCommunicator* communicator) {
     LoadProgress report;
     if (!progress.is_none())
       report = [&](int64_t done, int64_t total) {
@@ -23,7 +24,7 @@ class PyEngine {
         progress(done, total);
       };
     const GilRelease nogil;
-    engine_ = std::make_unique<Engine>(folder, options, report);
+    engine_ = std::make_unique<Engine>(folder, options, report, communicator ? communicator->ranks->split(0) : nullptr);
   }
   ~PyEngine() { close(); }
 
@@ -144,6 +145,9 @@ void register_engine(py::module_& module) {
       .def_readwrite("enable_prefix_caching", &EngineOptions::enable_prefix_caching)
       .def_readwrite("mask_timeout_ms", &EngineOptions::mask_timeout_ms)
       .def_readwrite("num_threads", &EngineOptions::num_threads)
+      .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
+      .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
+      .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)
       .def_readwrite("overlap", &EngineOptions::overlap)
       .def_readwrite("pad_decodes", &EngineOptions::pad_decodes);
 
@@ -204,8 +208,11 @@ void register_engine(py::module_& module) {
       .def_property_readonly("closed", &OutputQueue::closed);
 
   py::class_<PyEngine>(module, "Engine")
-      .def(py::init<const std::string&, const EngineOptions&, const py::object&>(), py::arg("folder"),
-           py::arg("options"), py::arg("progress") = py::none())
+      .def(py::init<const std::string&, const EngineOptions&, const py::object&, const PyCommunicator*>(),
+           py::arg("folder"), py::arg("options"), py::arg("progress") = py::none(), py::arg("communicator") = nullptr)
+      .def("join", [](PyEngine& self) { self.with([](Engine& e) { e.join(); }); })
+      .def("abort_ranks",
+           [](PyEngine& self, const std::string& reason) { self.with([&](Engine& e) { e.abort_ranks(reason); }); })
       .def("start", [](PyEngine& self) { self.with([](Engine& e) { e.start(); }); })
       .def("check_request",
            [](PyEngine& self, const std::vector<int32_t>& prompt_token_ids, const SamplingParams& params) {
@@ -258,6 +265,9 @@ void register_engine(py::module_& module) {
           info["num_free_blocks"] = e.metrics().num_free_blocks;
           info["kv_cache_bytes"] = e.kv_cache_bytes();
           info["num_threads"] = e.num_threads();
+          info["rank"] = e.rank();
+          info["world_size"] = e.world_size();
+          info["weight_bytes"] = e.weight_bytes();
           info["warnings"] = e.warnings();
         });
         return info;

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_core, module) {
 
   register_calibration(module);
   register_checkpoint(module);
+  register_communicator(module);
   register_engine(module);
   register_packed(module);
   register_testing(module);

@@ -7,6 +7,7 @@
 #include "cpu/pack.h"
 #include "model/expected_tensors.h"
 #include "model/stored_values.h"
+#include "model/weight_slice.h"
 
 namespace py = pybind11;
 
@@ -113,6 +114,23 @@ void register_testing_packed(py::module_& testing) {
                             [&](int64_t row, float* out) { std::copy_n(values + row * cols, cols, out); });
       },
       py::arg("matrix"), py::arg("format"));
+  // Rows and columns of a packed matrix, still packed.
+  testing.def(
+      "slice_packed",
+      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& name, int64_t rows, int64_t cols,
+         std::pair<int64_t, int64_t> row_range, std::pair<int64_t, int64_t> col_range) {
+        const WeightFormat format = packed_format(name);
+        std::unique_ptr<std::byte[]> storage;
+        const Weight part =
+            slice_of({.format = format, .out_features = rows, .in_features = cols, .data = packed.data()},
+                     {row_range.first, row_range.second}, {col_range.first, col_range.second}, "matrix", storage);
+        const int64_t stride = packed_stride(format, part.in_features);
+        py::array_t<uint8_t> out({part.num_bytes() / stride, stride});
+        std::copy_n(static_cast<const uint8_t*>(part.data), part.num_bytes(), out.mutable_data());
+        return out;
+      },
+      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("row_range"),
+      py::arg("col_range"));
   testing.def(
       "unpack_matrix",
       [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& format, int64_t rows,

@@ -283,7 +283,7 @@ class TestOps {
                     .expert_offsets = i32(offsets),
                     .permuted_tokens = i32(tokens),
                     .permuted_rows = i32(permuted)};
-    ops_->moe_route(routing, f32(scratch), f32(x), as_weight(classifier), f32(bias), i32(num_real), num_experts,
+    ops_->moe_route(routing, f32(scratch), f32(x), as_weight(classifier), f32(bias), i32(num_real), num_experts, 0,
                     scaling_factor);
     std::vector<Weight> gates, ups, downs;
     for (int64_t e = 0; e < num_experts; ++e) {
@@ -339,7 +339,7 @@ class TestModel {
                  .kv_cache_dtype = kv_cache_dtype,
                  .max_num_batched_tokens = max_tokens,
                  .num_threads = num_threads},
-        loaded_(folder, options_, {}),
+        loaded_(load_model(folder, options_)),
         cache_(loaded_.ops->device(), loaded_.config, num_blocks, loaded_.kv_cache_dtype),
         buffers_(loaded_.ops->device(), max_tokens, max_tokens, num_blocks) {}
 
@@ -505,6 +505,7 @@ void register_testing(py::module_& module) {
       .def("poison", &TestModel::poison)
       .def("weight_formats", &TestModel::weight_formats);
 
+  register_testing_nccl(testing);
   register_testing_packed(testing);
   register_testing_engine(testing);
   register_testing_scheduler(testing);

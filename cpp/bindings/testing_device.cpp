@@ -234,18 +234,19 @@ class DeviceOps {
   }
 
   Array<float> embed(const Array<int32_t>& token_ids, const py::array& word, const Array<float>& rows,
-                     const py::object& projection, float scale) {
+                     const py::object& projection, float scale, int64_t first_word) {
     Scratch s(*ops_);
     const Tensor out = s.activations({token_ids.size(), word.shape(1)});
-    ops_->embed(out, s.i32(token_ids), s.weight(word), s.activations(rows),
+    ops_->embed(out, s.i32(token_ids), s.weight(word), first_word, s.activations(rows),
                 projection.is_none() ? Weight{} : s.weight(projection.cast<py::array>()), scale);
     return s.floats(out);
   }
 
-  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows_of(t), dim] each.
+  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows_of(t), dim] each; rows
+  // are of those in [first, last).
   py::tuple ngram_lookup(const std::vector<std::pair<Chunks, size_t>>& steps, const std::vector<py::array>& tables,
                          int64_t vocab_size, int64_t max_order, int64_t splits, int32_t eos_token_id,
-                         int64_t num_blocks) {
+                         int64_t num_blocks, int64_t first, int64_t last) {
     Scratch s(*ops_);
     std::vector<Weight> weights;
     std::vector<int64_t> moduli, powers;
@@ -254,12 +255,15 @@ class DeviceOps {
       moduli.push_back(table.shape(0));
       append_powers(powers, vocab_size, table.shape(0), max_order);
     }
-    const NgramTables ngram{.tables = weights,
-                            .moduli = moduli,
-                            .powers = powers,
-                            .max_order = max_order,
-                            .splits = splits,
-                            .eos_token_id = eos_token_id};
+    if (last < 0) last = static_cast<int64_t>(weights.size());
+    const NgramTables ngram{
+        .tables = std::span(weights).subspan(static_cast<size_t>(first), static_cast<size_t>(last - first)),
+        .first_table = first,
+        .moduli = moduli,
+        .powers = powers,
+        .max_order = max_order,
+        .splits = splits,
+        .eos_token_id = eos_token_id};
     const Tensor lane = s.empty(DType::i32, {num_blocks * kBlockSize});
     BatchBuffers buffers(ops_->device(), 512, 64, num_blocks);
     const int64_t num_tables = static_cast<int64_t>(tables.size());
@@ -268,7 +272,7 @@ class DeviceOps {
       buffers.stage(chunk_views(chunks, num_generated), 0);
       const ForwardBatch batch = buffers.upload(0);
       ids = s.empty(DType::i32, {batch.num_tokens(), num_tables});
-      rows = s.activations({batch.num_tokens(), num_tables * (tables.empty() ? 0 : tables[0].shape(1))});
+      rows = s.activations({batch.num_tokens(), (last - first) * (tables.empty() ? 0 : tables[0].shape(1))});
       ops_->ngram_lookup(ids, rows, lane, batch, ngram);
     }
     return py::make_tuple(s.ints(ids), s.floats(rows), s.ints(lane));
@@ -315,7 +319,8 @@ class DeviceOps {
   // (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
   py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
                 float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
-                const std::vector<py::array>& down, const std::vector<py::object>& scales, int64_t num_real_tokens) {
+                const std::vector<py::array>& down, const std::vector<py::object>& scales, int64_t num_real_tokens,
+                int64_t first_expert, int64_t n_routed_experts) {
     Scratch s(*ops_);
     const int64_t num_tokens = x.shape(0), num_experts = static_cast<int64_t>(gate.size()), rows = num_tokens * topk;
     const int64_t width = gate.at(0).shape(0), hidden = x.shape(1);
@@ -329,7 +334,8 @@ class DeviceOps {
     num_real.mutable_data()[0] = static_cast<int32_t>(num_real_tokens < 0 ? num_tokens : num_real_tokens);
     const Tensor inputs = s.activations(x), out = s.activations({num_tokens, hidden});
     ops_->moe_route(routing, s.empty(DType::f32, {num_tokens, classifier.shape(0)}), inputs, s.weight(classifier),
-                    s.f32(bias), s.i32(num_real), num_experts, scaling_factor);
+                    s.f32(bias), s.i32(num_real), n_routed_experts < 0 ? num_experts : n_routed_experts, first_expert,
+                    scaling_factor);
     std::vector<Weight> gates, ups, downs;
     for (size_t e = 0; e < gate.size(); ++e) {
       const auto scales_of = [&](size_t which) { return scales.empty() ? py::none() : scales[3 * e + which]; };
@@ -383,8 +389,10 @@ class DeviceModel {
       : config_(load_model_config(folder)),
         checkpoint_(folder),
         ops_(make_ops(device, 1)),
-        model_(*ops_, config_, load_weights(checkpoint_, config_, dtype == "f32" ? DType::f32 : DType::bf16, *ops_),
-               max_tokens),
+        model_(*ops_, config_, single_rank(config_),
+               load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0),
+                            dtype == "f32" ? DType::f32 : DType::bf16, *ops_),
+               max_tokens, max_tokens),
         cache_(ops_->device(), config_, num_blocks,
                kv_cache_dtype == "fp8"   ? DType::f8_e4m3
                : kv_cache_dtype == "f32" ? DType::f32
@@ -522,15 +530,18 @@ void register_testing_device(py::module_& module) {
       .def("gather_rows", &DeviceOps::gather_rows)
       .def("select_token_ids", &DeviceOps::select_token_ids)
       .def("rope", &DeviceOps::rope)
-      .def("embed", &DeviceOps::embed)
+      .def("embed", &DeviceOps::embed, py::arg("token_ids"), py::arg("word"), py::arg("rows"), py::arg("projection"),
+           py::arg("scale"), py::arg("first_word") = 0)
       .def("ngram_lookup", &DeviceOps::ngram_lookup, py::arg("steps"), py::arg("tables"), py::arg("vocab_size"),
-           py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"), py::arg("num_blocks"))
+           py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"), py::arg("num_blocks"),
+           py::arg("first") = 0, py::arg("last") = -1)
       .def("attention", &DeviceOps::attention, py::arg("chunks"), py::arg("num_blocks"), py::arg("kv_a"),
            py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
            py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f)
       .def("moe", &DeviceOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
            py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"),
-           py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1)
+           py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1, py::arg("first_expert") = 0,
+           py::arg("n_routed_experts") = -1)
       .def("sample", &DeviceOps::sample)
       .def("token_logprobs", &DeviceOps::token_logprobs);
 

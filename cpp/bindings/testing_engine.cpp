@@ -33,14 +33,15 @@ class Recorder final : public StepObserver {
     const Buffer logits(ops_.device(), num_rows * vocab * 4), rows(ops_.device(), num_rows * 4);
     const Tensor all = rows.tensor(DType::i32, {num_rows}), out = logits.tensor(DType::f32, {num_rows, vocab});
     for (int64_t row = 0; row < num_rows; ++row) all.data<int32_t>()[row] = static_cast<int32_t>(row);
-    model.logits(out, all);
+    if (model.shard().world() == 1) model.logits(out, all);
     const Tensor ngram_ids = model.last_ngram_ids();
+    const bool has_logits = model.shard().world() == 1;  // else no rank has those of all rows
     int64_t row = 0;
     for (const PlannedChunk& chunk : plan.chunks) {
       Record& record = records_[chunk.sequence->request_id];
       for (int64_t i = 0; i < chunk.count; ++i, ++row) {
         const int64_t position = chunk.start + i;
-        record.logits[position].assign(out.row<float>(row), out.row<float>(row) + vocab);
+        if (has_logits) record.logits[position].assign(out.row<float>(row), out.row<float>(row) + vocab);
         if (!ngram_ids.empty())
           record.ngram_ids[position].assign(ngram_ids.row<int32_t>(row),
                                             ngram_ids.row<int32_t>(row) + ngram_ids.size(1));
@@ -82,8 +83,8 @@ class Recorder final : public StepObserver {
 
 class TestEngine {
  public:
-  TestEngine(const std::string& folder, const EngineOptions& options)
-      : engine_(folder, options), recorder_(engine_.ops()) {
+  TestEngine(const std::string& folder, const EngineOptions& options, const PyCommunicator* communicator)
+      : engine_(folder, options, {}, communicator ? communicator->ranks->split(0) : nullptr), recorder_(engine_.ops()) {
     recorder_.kv_lora_rank = engine_.config().kv_lora_rank;
     recorder_.rope_dim = engine_.config().qk_rope_head_dim;
     recorder_.num_sub_layers = engine_.config().num_sub_layers();
@@ -145,7 +146,11 @@ class TestEngine {
 
 void register_testing_engine(py::module_& testing) {
   py::class_<TestEngine>(testing, "Engine")
-      .def(py::init<const std::string&, const EngineOptions&>())
+      .def(py::init<const std::string&, const EngineOptions&, const PyCommunicator*>(), py::arg("folder"),
+           py::arg("options"), py::arg("communicator") = nullptr, py::call_guard<py::gil_scoped_release>())
+      .def("start", [](TestEngine& self) { self.engine().start(); })
+      .def(
+          "stop", [](TestEngine& self) { self.engine().stop(); }, py::call_guard<py::gil_scoped_release>())
       .def(
           "add_request",
           [](TestEngine& self, std::vector<int32_t> ids, const SamplingParams& params, int64_t n) {

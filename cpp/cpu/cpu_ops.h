@@ -22,8 +22,8 @@ class CpuOps : public Ops {
 
   void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
-  void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
-             float scale) override;
+  void embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
+             const Weight& projection, float scale) override;
 
   void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override;
   void add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) override;
@@ -45,7 +45,7 @@ class CpuOps : public Ops {
                    const ForwardBatch& batch, float scale) override;
 
   void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                 Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) override;
+                 Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) override;
   void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
                    const ExpertWeights& experts) override;
 

@@ -34,20 +34,25 @@ void select_top(int32_t* picks, int64_t topk, const float* scores, const float* 
   std::sort(picks, picks + count);
 }
 
-// Counting sort of the routed picks by expert, tokens ascending within an expert.
-void permute(Routing& routing, int64_t n_routed_experts) {
+// Counting sort of the picks of the experts that are here, tokens ascending within an expert.
+void permute(Routing& routing, int64_t first_expert) {
   const int64_t num_tokens = routing.expert_idx.size(0), topk = routing.expert_idx.size(1);
+  const int64_t num_experts = routing.expert_offsets.size(0) - 1;
   int32_t* offsets = routing.expert_offsets.data<int32_t>();
-  std::fill_n(offsets, n_routed_experts + 1, 0);
+  const auto expert_here = [&](int64_t pick) {  // -1: none
+    const int64_t expert = routing.expert_idx.data<int32_t>()[pick] - first_expert;
+    return 0 <= expert && expert < num_experts ? expert : -1;
+  };
+  std::fill_n(offsets, num_experts + 1, 0);
   for (int64_t i = 0; i < num_tokens * topk; ++i)
-    if (const int32_t expert = routing.expert_idx.data<int32_t>()[i]; expert < n_routed_experts) ++offsets[expert + 1];
-  for (int64_t e = 0; e < n_routed_experts; ++e) offsets[e + 1] += offsets[e];
+    if (const int64_t expert = expert_here(i); expert >= 0) ++offsets[expert + 1];
+  for (int64_t e = 0; e < num_experts; ++e) offsets[e + 1] += offsets[e];
 
   thread_local std::vector<int32_t> next;  // next free row of each expert
-  next.assign(offsets, offsets + n_routed_experts);
+  next.assign(offsets, offsets + num_experts);
   for (int64_t i = 0; i < num_tokens * topk; ++i) {
-    const int32_t expert = routing.expert_idx.data<int32_t>()[i];
-    const int32_t row = expert < n_routed_experts ? next[expert]++ : -1;
+    const int64_t expert = expert_here(i);
+    const int32_t row = expert >= 0 ? next[static_cast<size_t>(expert)]++ : -1;
     routing.permuted_rows.data<int32_t>()[i] = row;
     if (row >= 0) routing.permuted_tokens.data<int32_t>()[row] = static_cast<int32_t>(i / topk);
   }
@@ -90,7 +95,7 @@ struct ExpertRows {
 }  // namespace
 
 void CpuOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                       Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) {
+                       Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), num_outputs = classifier.out_features;
   const int64_t num_real = num_real_tokens.data<int32_t>()[0];
   linear(scratch, x, classifier);
@@ -115,7 +120,7 @@ void CpuOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight&
       routing.identity_weight.data<float>()[t] = identity;
     }
   });
-  permute(routing, n_routed_experts);
+  permute(routing, first_expert);
 }
 
 void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,

@@ -49,7 +49,8 @@ void CpuOps::select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sourc
 
 void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
   LC_CHECK(ngram.max_order <= kMaxNgram);
-  const int64_t num_tokens = batch.num_tokens(), num_tables = static_cast<int64_t>(ngram.tables.size());
+  const int64_t num_tokens = batch.num_tokens(), num_tables = static_cast<int64_t>(ngram.moduli.size());
+  const int64_t num_here = static_cast<int64_t>(ngram.tables.size()), first = ngram.first_table;
   pool_.parallel_for(num_tokens, grain_for(64 * num_tables), [&](int64_t begin, int64_t end) {
     int64_t context[kMaxNgram] = {};
     for (int64_t t = begin; t < end; ++t) {
@@ -66,29 +67,34 @@ void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBat
       }
     }
   });
-  if (num_tables == 0) return;
-  pool_.parallel_for(num_tables, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t table = begin; table < end; ++table)
-      if (ngram.tables[table].placement == Placement::disk) read_rows_ahead(ngram.tables[table], ids, table);
+  if (num_here == 0) return;
+  pool_.parallel_for(num_here, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (ngram.tables[i].placement == Placement::disk) read_rows_ahead(ngram.tables[i], ids, first + i);
   });
   pool_.parallel_for(num_tokens, grain_for(4 * rows.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      for (int64_t table = 0; table < num_tables; ++table) {
-        const Weight& weight = ngram.tables[table];
-        cpu::read_row(rows.row<float>(t) + table * weight.in_features, weight, ids.row<int32_t>(t)[table]);
+      for (int64_t i = 0; i < num_here; ++i) {
+        const Weight& weight = ngram.tables[i];
+        cpu::read_row(rows.row<float>(t) + i * weight.in_features, weight, ids.row<int32_t>(t)[first + i]);
       }
   });
 }
 
-void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
-                   float scale) {
+void CpuOps::embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
+                   const Weight& projection, float scale) {
   const bool has_ngrams = !projection.empty();
   if (has_ngrams) linear(out, rows, projection);
   pool_.parallel_for(out.size(0), grain_for(out.size(1)), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> word_row;  // grows once
     word_row.resize(static_cast<size_t>(out.size(1)));
     for (int64_t t = begin; t < end; ++t) {
-      cpu::read_row(word_row.data(), word, token_ids.data<int32_t>()[t]);
+      const int64_t word_idx = token_ids.data<int32_t>()[t] - first_word;
+      if (0 <= word_idx && word_idx < word.out_features) {
+        cpu::read_row(word_row.data(), word, word_idx);
+      } else {
+        std::fill(word_row.begin(), word_row.end(), 0.0f);
+      }
       float* y = out.row<float>(t);
       for (int64_t k = 0; k < out.size(1); ++k) y[k] = (has_ngrams ? y[k] + word_row[k] : word_row[k]) * scale;
     }

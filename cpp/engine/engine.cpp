@@ -4,6 +4,7 @@
 #include <iterator>
 #include <utility>
 
+#include "comm/device_communicator.h"
 #include "ops/backend.h"
 
 namespace longcat {
@@ -24,7 +25,8 @@ void require_positive(const char* option, int64_t value) {
   if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, " is not possible: expected at least 1"));
 }
 
-const EngineOptions& checked(const EngineOptions& options) {
+// The ranks that the options ask for; a job of one when there is no other.
+std::unique_ptr<Communicator> checked(const EngineOptions& options, std::unique_ptr<Communicator> world) {
   require_positive("max_num_seqs", options.max_num_seqs);
   require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
   require_positive("max_num_queued", options.max_num_queued);
@@ -37,11 +39,73 @@ const EngineOptions& checked(const EngineOptions& options) {
         str_cat("num_threads=", options.num_threads, " is not possible: expected 1 to 1024, or 0 for one per core"));
   if (options.max_model_len < 0 || options.kv_cache_memory < 0)
     throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
-  return options;
+  require_positive("tensor_parallel_size", options.tensor_parallel_size);
+  require_positive("expert_parallel_size", options.expert_parallel_size);
+  if (!world) world = make_single_communicator();
+  const int64_t wanted = std::max(options.tensor_parallel_size, options.expert_parallel_size);
+  if (world->size() != wanted)
+    throw std::invalid_argument(str_cat("[parallel] tensor_parallel_size=", options.tensor_parallel_size,
+                                        " and expert_parallel_size=", options.expert_parallel_size, " are ", wanted,
+                                        wanted == 1 ? " rank" : " ranks", ", and this job has ", world->size(),
+                                        ": start it with mpirun -n ", wanted));
+  return world;
+}
+
+// FNV-1a.
+class Fingerprint {
+ public:
+  void add(const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i)
+      value_ = (value_ ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
+  }
+  void add(const std::string& text) { add(text.data(), text.size() + 1); }
+  void add(int64_t number) { add(&number, sizeof(number)); }
+  uint64_t value() const { return value_; }
+
+ private:
+  uint64_t value_ = 0xcbf29ce484222325ull;
+};
+
+// All that changes what a rank computes.
+uint64_t fingerprint_of(const EngineOptions& o) {
+  Fingerprint print;
+  for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
+  for (const int64_t number : {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens,
+                               o.tensor_parallel_size, o.expert_parallel_size, int64_t{o.pad_decodes}})
+    print.add(number);
+  return print.value();
+}
+
+// config.json, the headers, and some values of some tensors: enough to tell two checkpoints apart, and quick.
+uint64_t fingerprint_of(const Checkpoint& checkpoint) {
+  constexpr size_t kSamples = 256, kBytes = 64;
+  Fingerprint print;
+  const MappedFile config(checkpoint.folder() / "config.json", "[config] config.json");
+  print.add(config.bytes().data(), config.bytes().size());
+  const size_t every = std::max<size_t>(1, checkpoint.tensors().size() / kSamples);
+  size_t i = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors()) {
+    print.add(name);
+    print.add(static_cast<int64_t>(tensor.dtype));
+    for (const int64_t extent : tensor.shape) print.add(extent);
+    if (i++ % every == 0) print.add(tensor.data, std::min<size_t>(tensor.num_bytes, kBytes));
+  }
+  return print.value();
 }
 
 double ms_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - begin).count();
+}
+
+// What not every device can do.
+void check_device_options(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
+  if (!ops.reads_latents(kv_cache_dtype))
+    throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
+                                        ops.device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
+  const char* placement = name_of(ops.table_placement());
+  if (options.ngram_placement != "auto" && options.ngram_placement != placement)
+    throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
+                                        ops.device().name(), ": use \"auto\" or \"", placement, "\""));
 }
 
 RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
@@ -57,57 +121,89 @@ RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
 
 }  // namespace
 
-LoadedModel::LoadedModel(const std::filesystem::path& folder, const EngineOptions& options,
-                         const LoadProgress& progress)
-    : config(load_model_config(folder)),
-      dtype(parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false)),
-      kv_cache_dtype(parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)),
-      checkpoint(folder),
-      ops(make_ops(options.device, options.num_threads)) {
-  if (!ops->reads_latents(kv_cache_dtype))
-    throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
-                                        ops->device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
-  const char* placement = name_of(ops->table_placement());
-  if (options.ngram_placement != "auto" && options.ngram_placement != placement)
-    throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
-                                        ops->device().name(), ": use \"auto\" or \"", placement, "\""));
-  ModelWeights weights = load_weights(checkpoint, config, dtype, *ops, options.quantize_experts, progress);
-  model = std::make_unique<Model>(*ops, config, std::move(weights), options.max_num_batched_tokens);
+LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
+                       std::unique_ptr<Communicator> world) {
+  world = checked(options, std::move(world));
+  try {
+    ModelConfig config = load_model_config(folder);
+    const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, world->rank());
+    const DType dtype =
+        parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false);
+    const DType kv_cache_dtype = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true);
+    Checkpoint checkpoint(folder);
+    Lockstep lockstep(*world);
+    if (lockstep.has_peers()) {
+      lockstep.require_same(fingerprint_of(options), "options");
+      lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
+    }
+    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads);
+    check_device_options(options, kv_cache_dtype, *ops);
+    ModelWeights weights = load_weights(checkpoint, config, shard, dtype, *ops, options.quantize_experts, progress);
+    const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
+    const auto ranks_of_color = [&](int color) {
+      return on_device(world->split(color), ops->device(), largest_sum, options.nccl);
+    };
+    Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
+    auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
+                                         options.max_num_batched_tokens, options.max_num_seqs);
+    return {.config = std::move(config),
+            .dtype = dtype,
+            .kv_cache_dtype = kv_cache_dtype,
+            .checkpoint = std::move(checkpoint),
+            .lockstep = std::move(lockstep),
+            .ops = std::move(ops),
+            .model = std::move(model)};
+  } catch (const std::exception& error) {
+    world->abort(str_cat("[parallel] rank ", world->rank(), " failed: ", error.what()));
+    throw;
+  }
 }
 
-Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress)
-    : loaded_(folder, checked(options), progress),
+Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
+               std::unique_ptr<Communicator> world)
+    : loaded_(load_model(folder, options, progress, std::move(world))),
       options_(options),
       overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free())) {
+  try {
+    allocate();
+  } catch (const std::exception& error) {
+    abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", error.what()));
+    throw;
+  }
+}
+
+// Everything beside the weights.
+void Engine::allocate() {
   const ModelConfig& c = config();
-  max_model_len_ = options.max_model_len > 0 ? options.max_model_len : c.max_position_embeddings;
+  max_model_len_ = options_.max_model_len > 0 ? options_.max_model_len : c.max_position_embeddings;
   if (max_model_len_ > c.max_position_embeddings)
     throw std::invalid_argument(
         str_cat("max_model_len=", max_model_len_,
                 " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
-  const int64_t useful = options.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
+  const int64_t useful = options_.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
+  const int64_t sharing = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
   const int64_t budget =
-      options.kv_cache_memory > 0 ? options.kv_cache_memory : loaded_.ops->device().default_cache_bytes();
-  const int64_t num_blocks = std::min(useful, budget / block_bytes);
+      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes() / sharing;
+  const int64_t num_blocks = loaded_.lockstep.least(std::min(useful, budget / block_bytes));
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
                               block_bytes, " bytes each), at least 2 are needed: raise kv_cache_memory"));
   cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
   runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_,
-                                          RunnerLimits{.max_num_seqs = options.max_num_seqs,
-                                                       .max_num_batched_tokens = options.max_num_batched_tokens,
+                                          RunnerLimits{.max_num_seqs = options_.max_num_seqs,
+                                                       .max_num_batched_tokens = options_.max_num_batched_tokens,
                                                        .max_blocks_per_sequence = blocks_for(max_model_len_),
                                                        .block_bytes = block_bytes,
-                                                       .pad_decodes = options.pad_decodes});
-  const int64_t swap_memory = options.swap_memory >= 0 ? options.swap_memory : num_blocks * block_bytes;
-  scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options.max_num_seqs,
-                                                            .max_num_batched_tokens = options.max_num_batched_tokens,
-                                                            .max_num_queued = options.max_num_queued,
+                                                       .pad_decodes = options_.pad_decodes});
+  const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
+  scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
+                                                            .max_num_batched_tokens = options_.max_num_batched_tokens,
+                                                            .max_num_queued = options_.max_num_queued,
                                                             .num_blocks = num_blocks,
                                                             .num_host_blocks = swap_memory / block_bytes,
-                                                            .enable_prefix_caching = options.enable_prefix_caching,
-                                                            .mask_timeout_ms = options.mask_timeout_ms});
+                                                            .enable_prefix_caching = options_.enable_prefix_caching,
+                                                            .mask_timeout_ms = options_.mask_timeout_ms});
 }
 
 Engine::~Engine() {
@@ -165,10 +261,15 @@ void Engine::check_request(std::span<const int32_t> prompt_token_ids, const Samp
                                         ": lower max_tokens or raise kv_cache_memory"));
 }
 
+void Engine::check_leads() const {
+  if (rank() != 0) throw Error(str_cat("[parallel] this is rank ", rank(), ", which follows rank 0: ask that one"));
+}
+
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
   require_positive("n", num_samples);
   check_request(prompt_token_ids, params);
+  if (rank() != 0) return mirror_request(num_samples, std::move(queue), std::move(mask_queue));
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
   std::vector<std::shared_ptr<Sequence>> samples;
   for (int64_t i = 0; i < num_samples; ++i) {
@@ -200,6 +301,7 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
 }
 
 bool Engine::abort(int64_t request_id) {
+  if (rank() != 0) return forget_mirrored(request_id, {.request_id = request_id, .finish_reason = FinishReason::abort});
   std::vector<StepOutput> unread;
   {
     const std::lock_guard lock(mutex_);
@@ -212,6 +314,9 @@ bool Engine::abort(int64_t request_id) {
 }
 
 bool Engine::fail(int64_t request_id, const std::string& error) {
+  if (rank() != 0)
+    return forget_mirrored(request_id,
+                           {.request_id = request_id, .finish_reason = FinishReason::error, .error = error});
   std::vector<StepOutput> unread;
   {
     const std::lock_guard lock(mutex_);
@@ -262,7 +367,10 @@ void Engine::set_observer(StepObserver* observer) {
 // --- steps ---------------------------------------------------------------------------------------------------------
 
 bool Engine::step(std::vector<StepOutput>& outputs) {
+  check_leads();
   bool launched = false;
+  StepPlan plan;
+  std::vector<std::byte> message;
   std::ranges::move(std::exchange(left_over_, {}), std::back_inserter(outputs));
   {
     const std::lock_guard lock(mutex_);
@@ -273,11 +381,16 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
            .finish_reason = FinishReason::error,
            .error = str_cat("the mask for its next token did not come within ", options_.mask_timeout_ms, " ms")},
           outputs);
-    StepPlan plan = scheduler_->schedule(now);
-    if (!plan.empty()) {
-      flights_.push_back(runner_->launch(std::move(plan)));
-      launched = true;
-    }
+    plan = scheduler_->schedule(now);
+    launched = !plan.empty();
+    if (loaded_.lockstep.has_peers() && (launched || !outbox_.empty()))
+      message = encode(std::exchange(outbox_, {}), plan);
+  }
+  if (!message.empty())
+    loaded_.lockstep.send(std::move(message));  // before the launch: a device may wait for the others
+  if (launched) {
+    const std::lock_guard lock(mutex_);
+    flights_.push_back(runner_->launch(std::move(plan)));
   }
   const size_t may_fly = launched && overlap_ ? 1 : 0;
   bool finished = false;
@@ -293,6 +406,7 @@ bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
   try {
     runner_->wait(*flight);
   } catch (const std::exception& error) {
+    if (loaded_.lockstep.has_peers()) throw;  // the other ranks cannot start over
     fail_step(*flight, error.what(), outputs);
     return true;
   }
@@ -309,6 +423,7 @@ FinishReason Engine::finish_reason(const Sequence& sequence, int32_t token_id) c
 }
 
 void Engine::deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs) {
+  if (loaded_.lockstep.has_peers()) outbox_.push_back(output);
   if (sequence.mask_queue)
     sequence.mask_queue->push(
         {.request_id = output.request_id, .token_id = output.token_id, .finish_reason = output.finish_reason});
@@ -414,10 +529,24 @@ void Engine::stop() {
 void Engine::run() {
   std::vector<StepOutput> unread;  // of requests without a queue
   try {
-    while (work(unread)) unread.clear();
-    while (finish_oldest(unread)) {
+    if (rank() == 0) {
+      while (work(unread)) unread.clear();
+      while (finish_oldest(unread)) {
+      }
+      if (loaded_.lockstep.has_peers()) {
+        std::vector<StepOutput> last;
+        {
+          const std::lock_guard lock(mutex_);
+          last.swap(outbox_);
+        }
+        loaded_.lockstep.send(encode(last, {}));
+        loaded_.lockstep.send_stop();
+      }
+    } else {
+      follow();
     }
-  } catch (const std::exception& error) {  // a bug of ours: nobody waits for ever, and nobody may begin
+  } catch (const std::exception& error) {  // a bug of ours, or another rank: nobody waits for ever, nobody may begin
+    abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", error.what()));
     const std::lock_guard lock(mutex_);
     failure_ = error.what();
     std::vector<std::shared_ptr<Sequence>> left;
@@ -430,8 +559,105 @@ void Engine::run() {
     const std::lock_guard lock(mutex_);
     ended_ = true;
     tasks.swap(tasks_);
+    for (const auto& [request_id, mirrored] : std::exchange(mirrored_, {})) {
+      if (!failure_.empty())
+        mirrored.queue->push({.request_id = request_id, .finish_reason = FinishReason::error, .error = failure_});
+      mirrored.queue->close();
+    }
   }
+  ended_changed_.notify_all();
   for (auto& task : tasks) task();
+}
+
+// What rank 0 sends, until it stops. Results are not looked at: what the next step needs of them is on the device.
+void Engine::follow() {
+  const auto wait_for_oldest = [&] {
+    const std::unique_ptr<Flight> flight = std::move(flights_.front());
+    flights_.pop_front();
+    runner_->wait(*flight);
+  };
+  for (bool stopped = false; !stopped;) {
+    Lockstep::Message message = loaded_.lockstep.receive();
+    size_t may_fly = 0;
+    switch (message.kind) {
+      case Lockstep::Message::Kind::stop:
+        stopped = true;
+        break;
+      case Lockstep::Message::Kind::step:
+        for (StepOutput& output : message.outputs) mirror(std::move(output));
+        if (message.plan.empty()) break;
+        flights_.push_back(runner_->launch(std::move(message.plan)));
+        may_fly = overlap_ ? 1 : 0;
+        break;
+      case Lockstep::Message::Kind::forward:
+        runner_->forward({.token_ids = message.token_ids, .start = message.start, .blocks = message.blocks}, nullptr);
+        break;
+    }
+    while (flights_.size() > may_fly) wait_for_oldest();
+  }
+}
+
+void Engine::abort_ranks(const std::string& reason) noexcept {
+  loaded_.lockstep.abort(reason);
+  loaded_.model->abort_ranks(reason);
+  {
+    const std::lock_guard lock(mutex_);
+    if (broken_.empty()) broken_ = reason;
+  }
+  wake();  // rank 0 may be waiting for requests, and for no other rank
+}
+
+// Another rank's request has the number of rank 0's: all make the same ones in the same order.
+int64_t Engine::mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue> queue,
+                               std::shared_ptr<OutputQueue> mask_queue) {
+  if (!queue) check_leads();
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(str_cat("[engine] this engine has failed: ", failure_));
+  const int64_t first = next_request_id_;
+  next_request_id_ += num_samples;
+  for (int64_t id = first; id < next_request_id_; ++id) {
+    bool ended = false;
+    if (auto early = early_.extract(id)) {
+      ended = early.mapped().back().finish_reason != FinishReason::none;
+      for (StepOutput& output : early.mapped()) queue->push(std::move(output));
+    }
+    if (!ended) mirrored_[id] = {queue, mask_queue};
+  }
+  if (ended_) queue->close();
+  return first;
+}
+
+void Engine::mirror(StepOutput output) {
+  const std::lock_guard lock(mutex_);
+  const auto it = mirrored_.find(output.request_id);
+  if (it == mirrored_.end()) {  // of a caller who has left, or has not come yet
+    if (output.request_id >= next_request_id_ && !only_follows_) early_[output.request_id].push_back(std::move(output));
+    return;
+  }
+  const Mirrored mirrored = it->second;
+  if (output.finish_reason != FinishReason::none) {
+    mirrored_.erase(it);
+    if (mirrored.mask_queue)
+      mirrored.mask_queue->push({.request_id = output.request_id, .finish_reason = output.finish_reason});
+  }
+  mirrored.queue->push(std::move(output));
+}
+
+// The caller here wants no more of it; whether it goes on is rank 0's business.
+bool Engine::forget_mirrored(int64_t request_id, StepOutput last) {
+  const std::lock_guard lock(mutex_);
+  const auto mirrored = mirrored_.extract(request_id);
+  if (!mirrored) return false;
+  mirrored.mapped().queue->push(std::move(last));
+  return true;
+}
+
+void Engine::join() {
+  std::unique_lock lock(mutex_);
+  only_follows_ = true;
+  early_.clear();
+  ended_changed_.wait(lock, [&] { return ended_; });
+  if (!failure_.empty()) throw Error(failure_);
 }
 
 // One turn of the engine's thread; false when it is to end.
@@ -440,6 +666,7 @@ bool Engine::work(std::vector<StepOutput>& outputs) {
   {
     const std::lock_guard lock(mutex_);
     if (stop_) return false;
+    if (!broken_.empty()) throw Error(broken_);
     woken_ = false;
     tasks.swap(tasks_);
   }
@@ -486,6 +713,7 @@ void Engine::check_forward(std::span<const int32_t> token_ids) const {
 }
 
 void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
+  check_leads();
   check_forward(token_ids);
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (chunk_size <= 0 || chunk_size > options_.max_num_batched_tokens) chunk_size = options_.max_num_batched_tokens;
@@ -502,10 +730,11 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
     try {
       for (int64_t start = 0; start < num_tokens; start += chunk_size) {
         const int64_t count = std::min(chunk_size, num_tokens - start);
-        runner_->forward({.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
+        const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
                           .start = start,
-                          .blocks = blocks},
-                         out + start * config().vocab_size);
+                          .blocks = blocks};
+        if (loaded_.lockstep.has_peers()) loaded_.lockstep.send_forward(chunk);
+        runner_->forward(chunk, out + start * config().vocab_size);
       }
     } catch (...) {
       give_back();

@@ -2,6 +2,10 @@
 //
 // Requests may come from any thread. Steps are made by one: the caller of step(), or a thread of the engine's own
 // between start() and stop(). A step is planned and launched while the device still computes the one before.
+//
+// With several ranks, each has an engine. That of rank 0 is as above; the others' threads carry out, between start()
+// and stop(), what rank 0 plans, until it stops. A request that is made there is one that is made of rank 0, too, as
+// the one of the same number: its queue gets what rank 0's gets. A failure of any rank ends them all.
 #pragma once
 
 #include <condition_variable>
@@ -9,6 +13,7 @@
 #include <filesystem>
 #include <functional>
 #include <future>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -16,12 +21,15 @@
 #include <thread>
 #include <vector>
 
+#include "engine/lockstep.h"
 #include "engine/model_runner.h"
 #include "engine/output_queue.h"
 #include "engine/scheduler.h"
 #include "model/model.h"
 
 namespace longcat {
+
+struct NcclApi;
 
 struct EngineOptions {
   std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
@@ -36,23 +44,29 @@ struct EngineOptions {
   int64_t kv_cache_memory = 0;           // [bytes] 0: min(a quarter of the free memory, what the two limits can use)
   int64_t swap_memory = -1;              // [bytes] of the host, for preempted requests; -1: as much as the cache
   bool enable_prefix_caching = true;
-  double mask_timeout_ms = 10000;  // a constrained request ends when its mask takes longer
-  int num_threads = 0;             // 0: one per available core
-  std::optional<bool> overlap{};   // plan a step before the results of the last are known; default: on devices that
-                                   // leave the host free
-  bool pad_decodes = false;        // for tests: see RunnerLimits
+  double mask_timeout_ms = 10000;                              // a constrained request ends when its mask takes longer
+  int num_threads = 0;                                         // 0: one per available core
+  int64_t tensor_parallel_size = 1, expert_parallel_size = 1;  // ranks: the larger of both
+  int64_t ranks_per_machine = 0;                               // that share its memory; 0: all
+  std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
+                                  // leave the host free
+  bool pad_decodes = false;       // for tests: see RunnerLimits
+  const NcclApi* nccl = nullptr;  // for tests: see on_device
 };
 
 // Everything needed to run forward passes. Members in the order of their lifetimes.
 struct LoadedModel {
-  LoadedModel(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress);
-
   ModelConfig config;
   DType dtype, kv_cache_dtype;
   Checkpoint checkpoint;
+  Lockstep lockstep;
   std::unique_ptr<Ops> ops;
   std::unique_ptr<Model> model;
 };
+
+// `world`: this rank's communicator; null with one rank. Other ranks hear of a failure.
+LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options,
+                       const LoadProgress& progress = {}, std::unique_ptr<Communicator> world = nullptr);
 
 // Counters since the start, and what is under way.
 struct EngineMetrics {
@@ -63,7 +77,9 @@ struct EngineMetrics {
 
 class Engine {
  public:
-  Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress = {});
+  // `world`: this rank's communicator, with several ranks.
+  Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress = {},
+         std::unique_ptr<Communicator> world = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -76,6 +92,9 @@ class Engine {
   std::vector<std::string> warnings() const;
   int64_t max_model_len() const { return max_model_len_; }
   int64_t num_kv_blocks() const { return cache_->num_blocks() - 1; }
+  int64_t weight_bytes() const { return loaded_.model->weights().num_bytes(); }  // of this rank
+  int64_t rank() const { return loaded_.model->shard().rank; }
+  int64_t world_size() const { return loaded_.model->shard().world(); }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }
   EngineMetrics metrics() const;
   std::string failure() const;  // why the engine's thread ended by itself; empty while it has not
@@ -109,9 +128,17 @@ class Engine {
   // that have no queue. False when there was nothing to do: no work, or all of it waits for masks.
   bool step(std::vector<StepOutput>& outputs);
 
-  // The engine's own thread calls step() while there is work, and sleeps else.
+  // The engine's own thread calls step() while there is work, and sleeps else; on other ranks than 0 it follows. There
+  // stop() waits for rank 0 to stop.
   void start();
   void stop();
+
+  // Ends what waits for other ranks, with an error, as when one of them has died. From any thread.
+  void abort_ranks(const std::string& reason) noexcept;
+
+  // Waits for the thread to end: until rank 0 stops. Nobody makes requests here any more. Throws Error when it ended by
+  // one.
+  void join();
 
   // Throws what forward would throw for these ids.
   void check_forward(std::span<const int32_t> token_ids) const;
@@ -134,7 +161,14 @@ class Engine {
  private:
   void check_tokens(std::span<const int32_t> token_ids) const;
   int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + kBlockSize - 1) / kBlockSize; }
+  void allocate();
+  void check_leads() const;
   void run();
+  void follow();
+  int64_t mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue> queue,
+                         std::shared_ptr<OutputQueue> mask_queue);
+  void mirror(StepOutput output);
+  bool forget_mirrored(int64_t request_id, StepOutput last);
   bool work(std::vector<StepOutput>& outputs);
   void wake();
   bool finish_oldest(std::vector<StepOutput>& outputs);
@@ -159,10 +193,22 @@ class Engine {
 
   std::vector<StepOutput> left_over_;  // for the next step() to return
 
+  // With several ranks. On rank 0: what the others have not heard of yet.
+  std::vector<StepOutput> outbox_;
+  // On the others: where outputs go, and those of requests that are still to be made here.
+  struct Mirrored {
+    std::shared_ptr<OutputQueue> queue, mask_queue;
+  };
+  std::map<int64_t, Mirrored> mirrored_;
+  std::map<int64_t, std::vector<StepOutput>> early_;
+  bool only_follows_ = false;
+
   std::thread thread_;
   std::condition_variable wakeup_;
+  std::condition_variable ended_changed_;
   bool woken_ = false, stop_ = false, ended_ = false;
   std::string failure_;                           // why the thread ended by itself
+  std::string broken_;                            // why the other ranks are lost
   std::deque<std::packaged_task<void()>> tasks_;  // to run between steps
 };
 

@@ -41,22 +41,25 @@ class CountingDevice final : public Device {
 
 }  // namespace
 
-BufferPlan plan_buffers(const ModelConfig& config, DType kv_cache_dtype, int64_t max_model_len, int64_t max_num_seqs,
-                        int64_t max_num_batched_tokens) {
+BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_cache_dtype, int64_t max_model_len,
+                        int64_t max_num_seqs, int64_t max_num_batched_tokens) {
   if (max_model_len < 1 || max_num_seqs < 1 || max_num_batched_tokens < 1)
     throw std::invalid_argument("max_model_len, max_num_seqs and max_num_batched_tokens must be positive");
   CountingDevice activations, steps;
-  const ActivationBuffers buffers(activations, config, max_num_batched_tokens, DType::f32);  // of the CPU
+  const ActivationBuffers buffers(activations, config, shard, max_num_batched_tokens, DType::f32);  // of the CPU
   const BatchBuffers batches(steps, max_num_batched_tokens, max_num_seqs, (max_model_len + kBlockSize - 1) / kBlockSize,
                              ModelRunner::kSlots);
   // Pages that are never written cost nothing: latent queries are made of generated tokens alone, and rows of experts
   // only for picks that are no identity.
   const int64_t latent_rows = max_num_batched_tokens - std::min(max_num_seqs, max_num_batched_tokens);
   const int64_t picks = max_num_batched_tokens * config.moe_topk;
-  const int64_t identity_picks = picks * config.zero_expert_num / config.num_router_outputs();
-  const int64_t untouched = latent_rows * config.num_attention_heads * config.kv_lora_rank * 2 +
-                            identity_picks * (2 * config.expert_ffn_hidden_size + config.hidden_size);
-  const int64_t logits = max_num_seqs * (config.vocab_size + 2) * 4;  // with their rows and the sampled ids
+  const int64_t picks_elsewhere =
+      picks * (config.num_router_outputs() - shard.experts.size()) / config.num_router_outputs();
+  const int64_t untouched = latent_rows * shard.heads.size() * config.kv_lora_rank * 2 +
+                            picks_elsewhere * (2 * shard.expert_ffn.size() + config.hidden_size);
+  // Logits with their rows and the sampled ids; of several ranks also on their way to whom they belong to.
+  const int64_t world = shard.world(), logits_rows = (max_num_seqs + world - 1) / world;
+  const int64_t logits = logits_rows * config.vocab_size * 4 * (world > 1 ? 3 : 1) + max_num_seqs * 2 * 4;
   return {.block_bytes = KvCache::block_bytes(config, kv_cache_dtype),
           .activation_bytes = activations.bytes() - 4 * untouched,  // f32
           .step_bytes = steps.bytes() + logits};

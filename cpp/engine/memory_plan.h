@@ -5,6 +5,7 @@
 
 #include "base/dtype.h"
 #include "io/model_config.h"
+#include "model/shard.h"
 
 namespace longcat {
 
@@ -14,8 +15,8 @@ struct BufferPlan {
   int64_t step_bytes;        // batches, block tables and logits
 };
 
-// As Engine allocates for these limits. Throws std::invalid_argument for a negative one.
-BufferPlan plan_buffers(const ModelConfig& config, DType kv_cache_dtype, int64_t max_model_len, int64_t max_num_seqs,
-                        int64_t max_num_batched_tokens);
+// As Engine allocates for these limits on one rank. Throws std::invalid_argument for a negative one.
+BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_cache_dtype, int64_t max_model_len,
+                        int64_t max_num_seqs, int64_t max_num_batched_tokens);
 
 }  // namespace longcat

@@ -26,9 +26,10 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       vocab_size_(model.config().vocab_size),
       batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_blocks_per_sequence,
                      kSlots),
-      logits_(device_, limits.max_num_seqs * vocab_size_ * 4),
+      logits_(device_, model.own_logits_capacity(limits.max_num_seqs) * vocab_size_ * 4),
       logit_rows_(device_, limits.max_num_seqs * 4),
-      sampled_ids_(device_, limits.max_num_seqs * 4) {}
+      sampled_ids_(device_, limits.max_num_seqs * 4),
+      zeros_(static_cast<size_t>(limits.max_num_seqs), 0) {}
 
 // Work under way reads what this object owns.
 ModelRunner::~ModelRunner() {
@@ -101,7 +102,7 @@ void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_num_seqs}),
                         batch_buffers_.sources());
   model_.forward(batch, cache_);
-  if (!logit_rows.empty()) model_.logits(logits(logit_rows.size(0)), logit_rows);
+  if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), logit_rows);
 }
 
 void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
@@ -111,6 +112,7 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
   const ForwardBatch batch = batch_buffers_.upload(flight.slot);
   std::vector<int32_t> logit_rows;                      // rows of the step whose logits are computed
   std::vector<int32_t> logits_row(plan.chunks.size());  // where a chunk finds its logits
+  Range own;                                            // of logit_rows
   if (recorded_rows > 0) {
     logit_rows.resize(static_cast<size_t>(recorded_rows));
     std::iota(logit_rows.begin(), logit_rows.end(), 0);
@@ -120,6 +122,7 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
     std::unique_ptr<Recording>& recording = recordings_[recorded_rows];
     if (!recording) recording = device_.record([this, batch, rows] { compute(batch, rows); });
     recording->launch();
+    own = model_.own_logits(recorded_rows);
     if (observer_) observer_->after_forward(plan, model_);
   } else {
     compute(batch, {});
@@ -132,30 +135,33 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
       logits_row[c] = static_cast<int32_t>(logit_rows.size());
       logit_rows.push_back(static_cast<int32_t>(first_row) - 1);
     }
-    if (!logit_rows.empty()) compute_logits(logit_rows);
+    if (!logit_rows.empty()) own = compute_logits(logit_rows);
   }
-  if (!plan.samples.empty()) sample(flight, batch, logits_row);
+  if (!plan.samples.empty()) sample(flight, batch, logits_row, own);
 }
 
-// Logits of rows of the last forward pass, at most max_num_seqs of them.
-Tensor ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
+// Logits of rows of the last forward pass, at most max_num_seqs of them; which of them this rank has now.
+Range ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
   const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
   device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
-  const Tensor out = logits(device_rows.size(0));
-  model_.logits(out, device_rows);
-  return out;
+  const Range own = model_.own_logits(device_rows.size(0));
+  model_.logits(logits(own.size()), device_rows);
+  return own;
 }
 
-std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, std::span<const int32_t> token_ids,
+// For token_ids, of which this rank has the logits of those in `own`; the others come as sums with zeros.
+std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                                          int64_t top) {
-  const int64_t count = logits.size(0), width = 1 + top;
+  const int64_t count = static_cast<int64_t>(token_ids.size()), width = 1 + top;
   const Buffer values_buffer(device_, count * width * 4), ids_buffer(device_, count * width * 4),
       ranks_buffer(device_, count * 4), chosen_buffer(device_, count * 4);
   const Tensor values = values_buffer.tensor(DType::f32, {count, width}),
                ids = ids_buffer.tensor(DType::i32, {count, width});
   const Tensor ranks = ranks_buffer.tensor(DType::i32, {count}), chosen = chosen_buffer.tensor(DType::i32, {count});
   device_.copy_from_host(chosen.raw(), token_ids.data(), chosen.num_bytes());
-  ops_.token_logprobs(values, ids, ranks, logits, chosen);
+  const auto mine = [&](const Tensor& all) { return all.slice(0, own.begin, own.end); };
+  if (own.size() > 0) ops_.token_logprobs(mine(values), mine(ids), mine(ranks), logits, mine(chosen));
+  for (const Tensor& part : {values, ids, ranks}) model_.world().all_reduce(part);
 
   std::vector<int32_t> host_ranks(static_cast<size_t>(count));
   device_.copy_to_host(host_ranks.data(), ranks.raw(), ranks.num_bytes());
@@ -174,26 +180,37 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, std::spa
 // The prompt tokens that rows of a chunk predict, when they are wanted. The chunk begins at row `first_row`.
 void ModelRunner::score_prompt(Flight& flight, size_t chunk_idx, int64_t first_row) try {
   const PlannedChunk& chunk = flight.plan.chunks[chunk_idx];
-  const Sequence& sequence = *chunk.sequence;
   for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_num_seqs) {
     const int64_t count = std::min(limits_.max_num_seqs, chunk.score_end - start);
     std::vector<int32_t> rows(static_cast<size_t>(count));
     std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
-    const std::span<const int32_t> predicted(sequence.token_ids.data() + start + 1, static_cast<size_t>(count));
-    for (TokenLogprobs& one : compute_logprobs(compute_logits(rows), predicted, sequence.params.prompt_logprobs)) {
-      if (std::isnan(one.logprobs[0])) throw Error("the logits of the prompt are not finite");
+    const auto predicted =
+        std::span(chunk.score_ids).subspan(static_cast<size_t>(start - chunk.score_begin), static_cast<size_t>(count));
+    const Range own = compute_logits(rows);
+    for (TokenLogprobs& one :
+         compute_logprobs(logits(own.size()), own, predicted, chunk.sequence->params.prompt_logprobs)) {
+      if (std::isnan(one.logprobs[0])) {
+        flight.chunk_errors[chunk_idx] = "the logits of the prompt are not finite";
+        return;
+      }
       flight.prompt_logprobs[chunk_idx].push_back(std::move(one));
     }
   }
 } catch (const std::exception& error) {  // ends this request alone
+  if (has_peers()) throw;                // who did not see it
   flight.chunk_errors[chunk_idx] = error.what();
 }
 
-void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows) {
+// Each rank draws from the rows of logits it owns; the draws of the others come as sums with zeros.
+void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own) {
   const StepPlan& plan = flight.plan;
   std::vector<SamplingRow> rows;
+  Range mine;  // of the samples: in the order of the rows
   for (size_t i = 0; i < plan.samples.size(); ++i) {
     const PlannedSample& planned = plan.samples[i];
+    const int32_t logits_row = logits_rows[planned.chunk];
+    if (logits_row < own.begin) ++mine.begin;
+    if (logits_row < own.begin || logits_row >= own.end) continue;
     const SamplingParams& p = planned.sequence->params;
     const int64_t num_prompt_tokens = planned.sequence->num_prompt_tokens;
     const bool may_stop = planned.num_tokens - num_prompt_tokens >= p.min_tokens;
@@ -206,7 +223,7 @@ void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<co
                     .frequency_penalty = p.frequency_penalty,
                     .seed = p.seed,
                     .sample_idx = p.sample_idx,
-                    .logits_row = logits_rows[planned.chunk],
+                    .logits_row = logits_row - static_cast<int32_t>(own.begin),
                     .sequence = static_cast<int32_t>(planned.chunk),
                     .position = static_cast<int32_t>(planned.num_tokens) - 1,
                     .num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens),
@@ -216,19 +233,26 @@ void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<co
                     .allowed_ids = p.allowed_token_ids,
                     .mask = flight.masks[i]});
   }
-  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
-  ops_.sample(ids, logits(limits_.max_num_seqs), rows, cache_.lane(), batch.block_tables);
+  mine.end = mine.begin + static_cast<int64_t>(rows.size());
+  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.samples.size())});
+  if (has_peers()) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
+  if (!rows.empty())
+    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.lane(), batch.block_tables);
+  model_.world().all_reduce(ids);
   device_.download(flight.sampled_ids.data(), ids.raw(), ids.num_bytes());
-  for (size_t i = 0; i < rows.size(); ++i) try {
+  for (size_t i = 0; i < plan.samples.size(); ++i) try {
       const SamplingParams& p = plan.samples[i].sequence->params;
       if (p.logprobs < 0) continue;
-      const int64_t row = rows[i].logits_row;
       int32_t token_id;
       device_.copy_to_host(&token_id, ids.data<int32_t>() + i, 4);
       if (token_id < 0) continue;
-      flight.logprobs[i] =
-          compute_logprobs(logits(limits_.max_num_seqs).slice(0, row, row + 1), {&token_id, 1}, p.logprobs)[0];
+      const int64_t sample_idx = static_cast<int64_t>(i);
+      const bool is_mine = mine.begin <= sample_idx && sample_idx < mine.end;
+      const int64_t row = is_mine ? rows[static_cast<size_t>(sample_idx - mine.begin)].logits_row : 0;
+      flight.logprobs[i] = compute_logprobs(is_mine ? logits(own.size()).slice(0, row, row + 1) : Tensor{},
+                                            is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
     } catch (const std::exception& error) {  // ends this request alone
+      if (has_peers()) throw;
       flight.errors[i] = error.what();
     }
 }
@@ -242,8 +266,18 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
     for (int64_t first = 0; first < count; first += limits_.max_num_seqs) {
       std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_num_seqs, count - first)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
-      const Tensor logits = compute_logits(rows);
-      device_.copy_to_host(out + first * vocab_size_, logits.raw(), logits.num_bytes());
+      const Range own = compute_logits(rows);
+      Tensor all = logits(own.size());
+      Buffer gathered;
+      if (has_peers()) {
+        const int64_t rows_of_a_rank = model_.own_logits_capacity(static_cast<int64_t>(rows.size()));
+        const int64_t world = model_.shard().world();
+        gathered = Buffer(device_, world * rows_of_a_rank * vocab_size_ * 4);
+        all = gathered.tensor(DType::f32, {world * rows_of_a_rank, vocab_size_});
+        model_.world().all_gather(all, logits(rows_of_a_rank));
+        all = all.first(static_cast<int64_t>(rows.size()));
+      }
+      if (out) device_.copy_to_host(out + first * vocab_size_, all.raw(), all.num_bytes());
     }
   }));
 }

@@ -55,7 +55,8 @@ class ModelRunner {
   std::unique_ptr<Flight> launch(StepPlan plan);
   void wait(Flight& flight);
 
-  // Logits of all tokens of one chunk of prompt tokens, to out [num_tokens, vocab_size] on the host. Waits.
+  // Logits of all tokens of one chunk of prompt tokens, to out [num_tokens, vocab_size] on the host; null: only to
+  // whom of the ranks it may concern. Waits.
   void forward(const Chunk& chunk, float* out);
 
   int64_t num_recordings() const { return static_cast<int64_t>(recordings_.size()); }
@@ -66,10 +67,12 @@ class ModelRunner {
   void move_blocks(const StepPlan& plan);
   void compute(const ForwardBatch& batch, Tensor logit_rows);
   Tensor logits(int64_t rows) const { return logits_.tensor(DType::f32, {rows, vocab_size_}); }
-  Tensor compute_logits(const std::vector<int32_t>& rows);
-  std::vector<TokenLogprobs> compute_logprobs(Tensor logits, std::span<const int32_t> token_ids, int64_t top);
+  Range compute_logits(const std::vector<int32_t>& rows);
+  std::vector<TokenLogprobs> compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
+                                              int64_t top);
   void score_prompt(Flight& flight, size_t chunk, int64_t first_row);
-  void sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows);
+  void sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
+  bool has_peers() const { return model_.shard().world() > 1; }
 
   Ops& ops_;
   Device& device_;
@@ -79,9 +82,10 @@ class ModelRunner {
   int64_t vocab_size_;
   StepObserver* observer_ = nullptr;
   BatchBuffers batch_buffers_;
-  Buffer logits_;                                             // [max rows, vocab_size] f32
+  Buffer logits_;                                             // [max rows of this rank, vocab_size] f32
   Buffer logit_rows_;                                         // [max rows] i32
   Buffer sampled_ids_;                                        // [max rows] i32: the next step reads them here
+  std::vector<int32_t> zeros_;                                // [max rows]
   std::map<int64_t, std::unique_ptr<Recording>> recordings_;  // by rows of a step of decodes
   std::map<int32_t, HostBuffer> host_blocks_;                 // swapped out
   int next_slot_ = 0;

@@ -318,6 +318,7 @@ void Scheduler::plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t co
   if (s.params.prompt_logprobs >= 0) {
     chunk.score_begin = std::max(start, s.num_scored);
     chunk.score_end = std::max(chunk.score_begin, std::min(end, s.num_prompt_tokens - 1));
+    chunk.score_ids = {s.token_ids.begin() + chunk.score_begin + 1, s.token_ids.begin() + chunk.score_end + 1};
     s.num_scored = std::max(s.num_scored, chunk.score_end);
   }
   s.num_scheduled = end;

@@ -50,6 +50,7 @@ struct PlannedChunk {
   std::vector<int32_t> token_ids;  // without that one
   std::vector<int32_t> blocks;
   int64_t score_begin = 0, score_end = 0;  // positions of the chunk whose successors' log-probabilities are wanted
+  std::vector<int32_t> score_ids = {};     // and those successors
   bool samples = false;                    // its last row is sampled from
 };
 

@@ -9,15 +9,16 @@ Tensor ActivationBuffers::allocate(Device& device, DType dtype, std::initializer
   return buffers_.emplace_back(device, count * size_of(dtype)).tensor(dtype, shape);
 }
 
-ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens, DType dtype)
+ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, const Shard& shard, int64_t max_tokens,
+                                     DType dtype)
     : max_tokens_(max_tokens) {
   const auto f32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::f32, shape); };
   const auto act = [&](std::initializer_list<int64_t> shape) { return allocate(device, dtype, shape); };
   const auto i32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::i32, shape); };
-  const int64_t T = max_tokens, H = config.num_attention_heads, hidden = config.hidden_size, topk = config.moe_topk;
+  const int64_t T = max_tokens, H = shard.heads.size(), hidden = config.hidden_size, topk = config.moe_topk;
   if (config.ngram) {
     full_.ngram_ids = i32({T, config.ngram->num_tables()});
-    full_.ngram_rows = act({T, hidden});  // num_tables * (hidden / num_tables)
+    full_.ngram_rows = act({T, shard.tables.size() * (hidden / config.ngram->num_tables())});
   }
   full_.residual = act({T, hidden});
   full_.x = act({T, hidden});
@@ -30,18 +31,18 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   full_.q_latent = act({T, H, config.kv_lora_rank});
   full_.latent_out = act({T, H, config.kv_lora_rank});
   full_.attn_out = act({T, H, config.v_head_dim});
-  full_.gate = act({T, config.ffn_hidden_size});
-  full_.up = act({T, config.ffn_hidden_size});
+  full_.gate = act({T, shard.ffn.size()});
+  full_.up = act({T, shard.ffn.size()});
   full_.moe_in = act({T, hidden});
   full_.router_scores = f32({T, config.num_router_outputs()});
   full_.routing.expert_idx = i32({T, topk});
   full_.routing.expert_weights = f32({T, topk});
   full_.routing.identity_weight = f32({T});
-  full_.routing.expert_offsets = i32({config.n_routed_experts + 1});
+  full_.routing.expert_offsets = i32({shard.experts.size() + 1});
   full_.routing.permuted_tokens = i32({T * topk});
   full_.routing.permuted_rows = i32({T, topk});
-  full_.expert_gate = act({T * topk, config.expert_ffn_hidden_size});
-  full_.expert_up = act({T * topk, config.expert_ffn_hidden_size});
+  full_.expert_gate = act({T * topk, shard.expert_ffn.size()});
+  full_.expert_up = act({T * topk, shard.expert_ffn.size()});
   full_.expert_out = act({T * topk, hidden});
   full_.moe_out = act({T, hidden});
 }

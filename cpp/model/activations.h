@@ -1,19 +1,20 @@
-// Every buffer a forward pass writes, named, with its shape. T = max_tokens of a step, H = num_attention_heads. Of
-// Ops::activation_dtype() where no dtype is given.
+// Every buffer a forward pass writes, named, with its shape. T = max_tokens of a step; heads, FFNs,
+// experts and tables are those of this rank, H of them heads. Of Ops::activation_dtype() where no dtype is given.
 #pragma once
 
 #include <vector>
 
 #include "base/buffer.h"
 #include "io/model_config.h"
+#include "model/shard.h"
 #include "ops/ops.h"
 
 namespace longcat {
 
 struct Activations {
   // embedding
-  Tensor ngram_ids;   // [T, num_tables] i32
-  Tensor ngram_rows;  // [T, num_tables * table_dim]
+  Tensor ngram_ids;   // [T, num_tables] i32, of all tables
+  Tensor ngram_rows;  // [T, tables * table_dim]
   // the stream
   Tensor residual;  // [T, hidden_size]
   Tensor x;         // [T, hidden_size] output of a sub-layer, added to the residual by the next norm
@@ -27,12 +28,12 @@ struct Activations {
   Tensor latent_out;  // [T, H, kv_lora_rank]
   Tensor attn_out;    // [T, H, v_head_dim]
   // dense FFN
-  Tensor gate, up;  // [T, ffn_hidden_size]
+  Tensor gate, up;  // [T, ffn]
   // shortcut MoE: its own buffers, it may run beside the dense branch
   Tensor moe_in;                  // [T, hidden_size] kept to the end of the layer
   Tensor router_scores;           // [T, num_router_outputs] f32
   Routing routing;                // see ops.h
-  Tensor expert_gate, expert_up;  // [T * topk, expert_ffn_hidden_size]
+  Tensor expert_gate, expert_up;  // [T * topk, expert_ffn]
   Tensor expert_out;              // [T * topk, hidden_size]
   Tensor moe_out;                 // [T, hidden_size] routed experts only
 };
@@ -40,7 +41,7 @@ struct Activations {
 // Owns the memory of the largest step; a step uses the first rows of each buffer.
 class ActivationBuffers {
  public:
-  ActivationBuffers(Device& device, const ModelConfig& config, int64_t max_tokens, DType dtype);
+  ActivationBuffers(Device& device, const ModelConfig& config, const Shard& shard, int64_t max_tokens, DType dtype);
 
   Activations first(int64_t num_tokens) const;
 

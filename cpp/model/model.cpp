@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace longcat {
@@ -11,16 +12,23 @@ constexpr float kInnerNormEps = 1e-6f;
 
 }  // namespace
 
-Model::Model(Ops& ops, const ModelConfig& config, ModelWeights weights, int64_t max_tokens)
+Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens,
+             int64_t max_logits)
     : ops_(ops),
       config_(config),
+      ranks_(std::move(ranks)),
       weights_(std::move(weights)),
       rope_(make_rope_scaling(config)),
       softmax_scale_(static_cast<float>(rope_.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim())))),
       inv_freq_(ops.device(), config.qk_rope_head_dim / 2 * size_of(DType::f32)),
-      buffers_(ops.device(), config, max_tokens, ops.activation_dtype()) {
+      buffers_(ops.device(), config, ranks_.shard, max_tokens, ops.activation_dtype()) {
   const std::vector<float> inv_freq(rope_.inv_freq.begin(), rope_.inv_freq.end());
   ops.device().copy_from_host(inv_freq_.data(), inv_freq.data(), inv_freq_.bytes());
+  if (const int64_t world = shard().world(); world > 1) {
+    const int64_t rows = own_logits_capacity(max_logits) * world;
+    sent_logits_ = Buffer(ops.device(), rows * shard().vocab.size() * 4);
+    received_logits_ = Buffer(ops.device(), rows * shard().vocab.size() * 4);
+  }
 }
 
 Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
@@ -31,16 +39,39 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   return a_.h;
 }
 
-void Model::logits(Tensor out, Tensor rows) {
-  const Tensor picked = a_.moe_in.first(rows.size(0));  // free between steps
-  ops_.gather_rows(picked, a_.h, rows);
-  ops_.linear(out, picked, weights_.lm_head);
+void Model::abort_ranks(const std::string& reason) noexcept {
+  ranks_.world->abort(reason);
+  ranks_.tp->abort(reason);
 }
 
-// Mean of the word embedding and the projected rows of every N-gram table.
+Range Model::own_logits(int64_t num_rows) const {
+  const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
+  const int64_t begin = std::min(shard().rank * rows_of_a_rank, num_rows);
+  return {begin, std::min(begin + rows_of_a_rank, num_rows)};
+}
+
+void Model::logits(Tensor out, Tensor rows) {
+  const int64_t num_rows = rows.size(0), world = shard().world(), words = shard().vocab.size();
+  const Tensor picked = a_.moe_in.first(num_rows);  // free between steps
+  ops_.gather_rows(picked, a_.h, rows);
+  if (world == 1) return ops_.linear(out, picked, weights_.lm_head);
+
+  const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
+  const Tensor sent = sent_logits_.tensor(DType::f32, {rows_of_a_rank * world, words});
+  const Tensor received = received_logits_.tensor(DType::f32, {world, rows_of_a_rank, words});
+  ops_.linear(sent.first(num_rows), picked, weights_.lm_head);
+  ranks_.world->all_to_all(received, sent);
+  const Range own = own_logits(num_rows);
+  for (int64_t row = 0; row < own.size(); ++row)
+    for (int64_t from = 0; from < world; ++from)
+      ops_.device().copy(out.row<float>(row) + from * words, received.index(0, from).row<float>(row), words * 4);
+}
+
+// Mean of the word embedding and the projected rows of every N-gram table: this rank's words and tables, then the sum.
 void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   const NgramWeights& w = weights_.ngram;
   NgramTables ngram{.tables = w.tables,
+                    .first_table = shard().tables.begin,
                     .moduli = w.moduli,
                     .powers = w.powers,
                     .eos_token_id = static_cast<int32_t>(config_.eos_token_id)};
@@ -51,13 +82,17 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
     scale = 1.0f / static_cast<float>(1 + config_.ngram->num_tables());
   }
   ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.lane(), batch, ngram);
-  ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, a_.ngram_rows, w.projection, scale);
+  ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, shard().vocab.begin, a_.ngram_rows, w.projection,
+             scale);
+  ranks_.world->all_reduce(a_.residual);
   ops_.rope_angles(a_.cos, a_.sin, batch.positions, inv_freq_.tensor(DType::f32, {config_.qk_rope_head_dim / 2}),
                    static_cast<float>(rope_.cos_sin_factor));
 }
 
 // Two attentions and two dense FFNs in a row; the MoE reads the first FFN's input and is added at the end, so it may
-// run beside everything between (shortcut-connected MoE of the LongCat-Flash technical report).
+// run beside everything between (shortcut-connected MoE of the LongCat-Flash technical report). What the ranks have of
+// a sub-layer's output are parts of a sum; the last sum serves the second FFN and the MoE at once. The identity
+// experts' share needs none: every rank has their input, and adds it once, behind the sum.
 void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer_idx)];
   const float eps = static_cast<float>(config_.rms_norm_eps);
@@ -65,6 +100,7 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
 
   ops_.add_rms_norm(a_.h, a_.residual, last, w.input_norm[0], eps);
   attention(w.attention[0], cache.latents(2 * layer_idx), batch);
+  ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.moe_in, a_.residual, a_.x, w.post_attention_norm[0], eps);
 
   ops_.device().begin_branch();
@@ -72,13 +108,20 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   ops_.device().end_branch();
 
   ffn(w.ffn[0], a_.moe_in);
+  ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm[1], eps);
   attention(w.attention[1], cache.latents(2 * layer_idx + 1), batch);
+  ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm[1], eps);
-  ffn(w.ffn[1], a_.h);
+  if (shard().adds_ffn()) ffn(w.ffn[1], a_.h);
 
   ops_.device().join_branch();
-  ops_.add(a_.x, a_.moe_out);
+  if (shard().adds_ffn()) {
+    ops_.add(a_.x, a_.moe_out);
+  } else {
+    ops_.device().copy(a_.x.raw(), a_.moe_out.raw(), a_.x.num_bytes());
+  }
+  ranks_.world->all_reduce(a_.x);
   ops_.add_scaled_rows(a_.x, a_.moe_in, a_.routing.identity_weight);
 }
 
@@ -86,14 +129,14 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
 // queries are taken into the latent space, the cache is attended as one head of kv_lora_rank + rope values, and the
 // result is taken out by each head's W_uv.
 void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBatch& batch) {
-  const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim();
-  const int64_t num_tokens = batch.num_tokens(), attn_width = config_.num_attention_heads * config_.v_head_dim;
+  const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim(), num_heads = shard().heads.size();
+  const int64_t num_tokens = batch.num_tokens(), attn_width = num_heads * config_.v_head_dim;
   const int64_t num_decodes = batch.num_decode_tokens;
   const Tensor q_rope = a_.q.slice(2, nope, head_dim);
 
   ops_.linear(a_.q_a, a_.h, w.q_a_proj);
   ops_.rms_norm(a_.q_a, a_.q_a, w.q_a_norm, kInnerNormEps);
-  ops_.linear(a_.q.reshape({num_tokens, config_.num_attention_heads * head_dim}), a_.q_a, w.q_b_proj);
+  ops_.linear(a_.q.reshape({num_tokens, num_heads * head_dim}), a_.q_a, w.q_b_proj);
   ops_.rope(q_rope, a_.cos, a_.sin);
   ops_.linear(a_.kv_a, a_.h, w.kv_a_proj);
   ops_.mla_store(latents, a_.kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
@@ -116,11 +159,11 @@ void Model::ffn(const FfnWeights& w, Tensor h) {
   ops_.linear(a_.x, a_.gate, w.down_proj);
 }
 
-// moe_out = weighted sum of the routed experts of moe_in; the identity experts' weight is left in the routing, since
-// their contribution is moe_in itself.
+// moe_out = weighted sum of the routed experts of moe_in that are here; the identity experts' weight is left in the
+// routing, since their contribution is moe_in itself.
 void Model::moe(const MoeWeights& w, Tensor num_real_tokens) {
   ops_.moe_route(a_.routing, a_.router_scores, a_.moe_in, w.classifier, w.e_score_correction_bias, num_real_tokens,
-                 config_.n_routed_experts, static_cast<float>(config_.routed_scaling_factor));
+                 config_.n_routed_experts, shard().experts.begin, static_cast<float>(config_.routed_scaling_factor));
   ops_.moe_experts(a_.moe_out, a_.expert_gate, a_.expert_up, a_.expert_out, a_.moe_in, a_.routing, w.experts());
 }
 

@@ -10,6 +10,7 @@
 #include "io/file_reader.h"
 #include "model/expected_tensors.h"
 #include "model/stored_values.h"
+#include "model/weight_slice.h"
 #include "ops/packed.h"
 
 namespace longcat {
@@ -47,27 +48,37 @@ class WeightBuilder {
     return out;
   }
 
-  // A matrix as it is stored where a kernel reads that format, else converted.
-  Weight matrix(const std::string& name) {
-    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
+  // A matrix, or rows and columns of it, as it is stored where a kernel reads that format, else converted.
+  Weight matrix(const std::string& name) { return matrix(name, all_rows(name), all_cols(name)); }
+  Weight rows_of(const std::string& name, Range rows) { return matrix(name, rows, all_cols(name)); }
+  Weight cols_of(const std::string& name, Range cols) { return matrix(name, all_rows(name), cols); }
+
+  Weight matrix(const std::string& name, Range rows, Range cols) {
+    if (const std::optional<Weight> weight = packed(name)) return prepared_slice(*weight, rows, cols, name);
     const StoredTensor& stored = get(name);
-    const int64_t rows = stored.shape[0], cols = stored.shape[1];
     if (stored.dtype == DType::f16 || (stored.dtype == DType::f32 && dtype_ == DType::bf16))
-      return rounded(rows, cols,
-                     [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
-    return prepared(view(name, stored));
+      return rounded(rows.size(), cols.size(), [&](int64_t r, int64_t c) {
+        return element(stored.data, stored.dtype, (rows.begin + r) * stored.shape[1] + cols.begin + c);
+      });
+    return prepared_slice(view(name, stored), rows, cols, name);
   }
 
-  Weight expert(const std::string& name) {
-    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
-    const StoredTensor& stored = find(name);
-    if (!quantize_experts_ || stored.dtype == DType::f8_e4m3) return matrix(name);
+  Weight expert_rows(const std::string& name, Range rows) { return expert(name, rows, all_cols(name)); }
+  Weight expert_cols(const std::string& name, Range cols) { return expert(name, all_rows(name), cols); }
+
+  Weight expert(const std::string& name, Range rows, Range cols) {
+    const StoredTensor* stored = checkpoint_.find(name);
+    if (!quantize_experts_ || !stored || stored->dtype == DType::f8_e4m3) return matrix(name, rows, cols);
     Weight logical = view(name, get(name));
+    std::unique_ptr<std::byte[]> columns;
     std::vector<float> widened;
-    if (stored.dtype == DType::f16) {
-      for (int64_t i = 0; i < logical.out_features * logical.in_features; ++i)
-        widened.push_back(element(stored.data, stored.dtype, i));
-      logical.data = widened.data();
+    if (stored->dtype == DType::f16) {
+      for (int64_t r = rows.begin; r < rows.end; ++r)
+        for (int64_t c = cols.begin; c < cols.end; ++c)
+          widened.push_back(element(stored->data, stored->dtype, r * logical.in_features + c));
+      logical = {.out_features = rows.size(), .in_features = cols.size(), .data = widened.data()};
+    } else {
+      logical = slice_of(logical, rows, cols, name, columns);
     }
     Buffer storage;
     const Weight weight = ops_.quantize_fp8(logical, storage);
@@ -91,19 +102,20 @@ class WeightBuilder {
   }
 
   // kv_b_proj holds per head nope rows of W_uk, then v rows of W_uv.
-  void split_kv_b(AttentionWeights& attention, const std::string& name, const ModelConfig& c) {
+  void split_kv_b(AttentionWeights& attention, const std::string& name, const ModelConfig& c, Range heads) {
     const StoredTensor& stored = get(name);
     const StoredTensor* scales = checkpoint_.find(name + "_scale_inv");
     const int64_t latent = c.kv_lora_rank, nope = c.qk_nope_head_dim, v = c.v_head_dim;
-    const auto value = [&](int64_t row, int64_t col) { return stored_value(stored, scales, row, col); };
+    const int64_t first_row = heads.begin * (nope + v);
+    const auto value = [&](int64_t row, int64_t col) { return stored_value(stored, scales, first_row + row, col); };
     const auto k_row = [&](int64_t r, int64_t col) { return value(r / latent * (nope + v) + col, r % latent); };
     const auto v_row = [&](int64_t r, int64_t col) { return value(r / v * (nope + v) + nope + r % v, col); };
     const bool exact_in_bf16 = stored.dtype == DType::bf16;
-    attention.k_up = rounded(c.num_attention_heads * latent, nope, k_row, exact_in_bf16);
-    attention.v_up = rounded(c.num_attention_heads * v, latent, v_row, exact_in_bf16);
+    attention.k_up = rounded(heads.size() * latent, nope, k_row, exact_in_bf16);
+    attention.v_up = rounded(heads.size() * v, latent, v_row, exact_in_bf16);
   }
 
-  // The post_projs [hidden, table_dim] side by side: one matrix [hidden, num_tables * table_dim].
+  // The post_projs [hidden, table_dim] side by side: one matrix [hidden, tables * table_dim].
   Weight side_by_side(const std::vector<std::string>& names) {
     std::vector<const StoredTensor*> parts;
     bool exact_in_bf16 = true;
@@ -147,6 +159,8 @@ class WeightBuilder {
     if (host_storage.data()) weights_.host_storage.push_back(std::move(host_storage));
     return weight;
   }
+  Range all_rows(const std::string& name) const { return {0, shapes_.at(name)[0]}; }
+  Range all_cols(const std::string& name) const { return {0, shapes_.at(name)[1]}; }
 
   const StoredTensor& find(const std::string& name) const {
     const StoredTensor* tensor = checkpoint_.find(name);
@@ -198,6 +212,15 @@ class WeightBuilder {
     return std::nullopt;
   }
 
+  Weight prepared_slice(const Weight& whole, Range rows, Range cols, const std::string& name) {
+    std::unique_ptr<std::byte[]> columns;
+    const Weight weight = prepared(slice_of(whole, rows, cols, name, columns));
+    if (columns)
+      MappedFile::forget({static_cast<const std::byte*>(whole.data), static_cast<size_t>(whole.num_bytes())});
+    if (weight.data == columns.get()) weights_.converted.push_back(std::move(columns));
+    return weight;
+  }
+
   Weight prepared(const Weight& logical) {
     Buffer storage;
     const Weight weight = ops_.prepare(logical, storage);
@@ -231,7 +254,7 @@ class WeightBuilder {
   }
 
   const Checkpoint& checkpoint_;
-  std::map<std::string, std::vector<int64_t>> shapes_;  // of the matrices, packed or not
+  std::map<std::string, std::vector<int64_t>> shapes_;  // of the whole tensors, packed or not
   DType dtype_;
   Ops& ops_;
   bool quantize_experts_;
@@ -240,14 +263,16 @@ class WeightBuilder {
   int64_t done_bytes_ = 0, total_bytes_ = 0;
 };
 
-NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config) {
+NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, Range tables) {
   NgramWeights ngram;
   if (!config.ngram) return ngram;
   const NgramConfig& c = *config.ngram;
   std::vector<std::string> projections;
   for (int64_t t = 0; t < c.num_tables(); ++t) {
-    ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight")));
-    projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
+    if (tables.begin <= t && t < tables.end) {
+      ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight")));
+      projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
+    }
     const int64_t modulus = c.rows_of(t);
     // ids are i32, and the unreduced sum x + sum_d s_d * power_d must stay inside i64.
     LC_CHECK(modulus <= std::numeric_limits<int32_t>::max() &&
@@ -255,11 +280,13 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config) {
     ngram.moduli.push_back(modulus);
     append_powers(ngram.powers, config.vocab_size, modulus, c.emb_neighbor_num);
   }
-  ngram.projection = builder.side_by_side(projections);
+  if (!projections.empty()) ngram.projection = builder.side_by_side(projections);
   return ngram;
 }
 
-LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, int64_t layer_idx) {
+Range scaled(Range range, int64_t factor) { return {range.begin * factor, range.end * factor}; }
+
+LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shard& shard, int64_t layer_idx) {
   LayerWeights layer;
   const std::string prefix = str_cat("model.layers.", layer_idx, ".");
   const double hidden = static_cast<double>(c.hidden_size);
@@ -273,21 +300,24 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, int64_t la
     AttentionWeights& attention = layer.attention[i];
     attention.q_a_proj = matrix(attn + "q_a_proj");
     attention.q_a_norm = builder.vector(prefix + attn + "q_a_layernorm.weight", q_scale);
-    attention.q_b_proj = matrix(attn + "q_b_proj");
+    attention.q_b_proj = builder.rows_of(prefix + attn + "q_b_proj.weight", scaled(shard.heads, c.qk_head_dim()));
     attention.kv_a_proj = matrix(attn + "kv_a_proj_with_mqa");
     attention.kv_a_norm = builder.vector(prefix + attn + "kv_a_layernorm.weight", kv_scale);
-    builder.split_kv_b(attention, prefix + attn + "kv_b_proj.weight", c);
-    attention.o_proj = matrix(attn + "o_proj");
-    const std::string mlp = str_cat("mlps.", i, ".");
-    layer.ffn[i] = {matrix(mlp + "gate_proj"), matrix(mlp + "up_proj"), matrix(mlp + "down_proj")};
+    builder.split_kv_b(attention, prefix + attn + "kv_b_proj.weight", c, shard.heads);
+    attention.o_proj = builder.cols_of(prefix + attn + "o_proj.weight", scaled(shard.heads, c.v_head_dim));
+    if (i == 1 && !shard.adds_ffn()) continue;
+    const std::string mlp = str_cat(prefix, "mlps.", i, ".");
+    layer.ffn[i] = {builder.rows_of(mlp + "gate_proj.weight", shard.ffn),
+                    builder.rows_of(mlp + "up_proj.weight", shard.ffn),
+                    builder.cols_of(mlp + "down_proj.weight", shard.ffn)};
   }
   layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight");
   layer.moe.e_score_correction_bias = builder.vector(prefix + "mlp.router.e_score_correction_bias");
-  for (int64_t e = 0; e < c.n_routed_experts; ++e) {
-    const std::string expert = str_cat("mlp.experts.", e, ".");
-    layer.moe.gate_proj.push_back(builder.expert(prefix + expert + "gate_proj.weight"));
-    layer.moe.up_proj.push_back(builder.expert(prefix + expert + "up_proj.weight"));
-    layer.moe.down_proj.push_back(builder.expert(prefix + expert + "down_proj.weight"));
+  for (int64_t e = shard.experts.begin; e < shard.experts.end; ++e) {
+    const std::string expert = str_cat(prefix, "mlp.experts.", e, ".");
+    layer.moe.gate_proj.push_back(builder.expert_rows(expert + "gate_proj.weight", shard.expert_ffn));
+    layer.moe.up_proj.push_back(builder.expert_rows(expert + "up_proj.weight", shard.expert_ffn));
+    layer.moe.down_proj.push_back(builder.expert_cols(expert + "down_proj.weight", shard.expert_ffn));
   }
   return layer;
 }
@@ -299,17 +329,38 @@ void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t mod
   for (int64_t d = 1; d < max_order; ++d) powers.push_back(power = power * (vocab_size % modulus) % modulus);
 }
 
-ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
-                          bool quantize_experts, const LoadProgress& progress) {
+int64_t ModelWeights::num_bytes() const {
+  int64_t total = word_embedding.num_bytes() + ngram.projection.num_bytes() + final_norm.num_bytes();
+  if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
+  for (const Weight& table : ngram.tables) total += table.num_bytes();
+  for (const LayerWeights& layer : layers) {
+    for (int i = 0; i < 2; ++i) {
+      const AttentionWeights& a = layer.attention[i];
+      for (const Weight* weight : {&a.q_a_proj, &a.q_b_proj, &a.kv_a_proj, &a.k_up, &a.v_up, &a.o_proj,
+                                   &layer.ffn[i].gate_proj, &layer.ffn[i].up_proj, &layer.ffn[i].down_proj})
+        total += weight->num_bytes();
+      for (const Tensor& norm : {a.q_a_norm, a.kv_a_norm, layer.input_norm[i], layer.post_attention_norm[i]})
+        total += norm.num_bytes();
+    }
+    total += layer.moe.classifier.num_bytes() + layer.moe.e_score_correction_bias.num_bytes();
+    for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
+      for (const Weight& weight : *experts) total += weight.num_bytes();
+  }
+  return total;
+}
+
+ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
+                          Ops& ops, bool quantize_experts, const LoadProgress& progress) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config);
   WeightBuilder builder(checkpoint, config, dtype, ops, quantize_experts, weights, progress);
-  weights.word_embedding = builder.matrix("model.embed_tokens.weight");
-  weights.ngram = load_ngram(builder, config);
-  for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, l));
+  weights.word_embedding = builder.rows_of("model.embed_tokens.weight", shard.vocab);
+  weights.ngram = load_ngram(builder, config, shard.tables);
+  for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, shard, l));
   weights.final_norm = builder.vector("model.norm.weight");
-  weights.lm_head = config.tie_word_embeddings ? weights.word_embedding : builder.matrix("lm_head.weight");
+  weights.lm_head =
+      config.tie_word_embeddings ? weights.word_embedding : builder.rows_of("lm_head.weight", shard.vocab);
   builder.finish();
   return weights;
 }

@@ -1,4 +1,5 @@
-// The weights of the model by their place in the forward pass, and how they come out of a checkpoint.
+// The weights of the model by their place in the forward pass, and how they come out of a checkpoint. Shapes are those
+// of one rank: its heads H, FFN widths, experts, words and tables (model/shard.h).
 #pragma once
 
 #include <cstddef>
@@ -9,14 +10,15 @@
 
 #include "io/model_config.h"
 #include "io/safetensors.h"
+#include "model/shard.h"
 #include "ops/ops.h"
 
 namespace longcat {
 
 struct NgramWeights {
-  std::vector<Weight> tables;   // [num_tables] of [rows_of(t), hidden_size / num_tables]
-  Weight projection;            // [hidden_size, hidden_size]: the post_projs side by side
-  std::vector<int64_t> moduli;  // [num_tables]
+  std::vector<Weight> tables;   // of this rank: [rows_of(t), hidden_size / num_tables] each
+  Weight projection;            // [hidden_size, tables * hidden_size / num_tables]: their post_projs side by side
+  std::vector<int64_t> moduli;  // [num_tables], of all
   std::vector<int64_t> powers;  // [num_tables, emb_neighbor_num - 1]
 };
 
@@ -35,14 +37,14 @@ struct AttentionWeights {
 };
 
 struct FfnWeights {
-  Weight gate_proj, up_proj;  // [ffn_hidden_size, hidden_size]
-  Weight down_proj;           // [hidden_size, ffn_hidden_size]
+  Weight gate_proj, up_proj;  // [ffn, hidden_size]
+  Weight down_proj;           // [hidden_size, ffn]
 };
 
 struct MoeWeights {
   Weight classifier;                                  // [num_router_outputs, hidden_size] f32
   Tensor e_score_correction_bias;                     // [num_router_outputs] f32, for the selection only
-  std::vector<Weight> gate_proj, up_proj, down_proj;  // [n_routed_experts]
+  std::vector<Weight> gate_proj, up_proj, down_proj;  // [experts]
 
   ExpertWeights experts() const { return {gate_proj, up_proj, down_proj}; }
 };
@@ -50,21 +52,23 @@ struct MoeWeights {
 struct LayerWeights {
   Tensor input_norm[2], post_attention_norm[2];  // [hidden_size] f32
   AttentionWeights attention[2];
-  FfnWeights ffn[2];
+  FfnWeights ffn[2];  // the second is empty where Shard::adds_ffn() is false
   MoeWeights moe;
 };
 
 struct ModelWeights {
-  Weight word_embedding;  // [vocab_size, hidden_size]
+  Weight word_embedding;  // [words, hidden_size]
   NgramWeights ngram;     // empty without N-gram tables
   std::vector<LayerWeights> layers;
   Tensor final_norm;  // [hidden_size] f32
-  Weight lm_head;     // [vocab_size, hidden_size]
+  Weight lm_head;     // [words, hidden_size]
 
   std::vector<Buffer> storage;                          // planes on the device that are not the mapped file itself
   std::vector<HostBuffer> host_storage;                 // tables in host memory that the device reads
   std::vector<std::unique_ptr<std::byte[]>> converted;  // planes that were converted and are used where they lie
   std::vector<std::string> warnings;                    // one line each
+
+  int64_t num_bytes() const;  // of all of the above: in the mapped file, or beside it
 };
 
 // Called while loading with the bytes done and the bytes in all.
@@ -74,8 +78,9 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 // then builds the weights. On the CPU bf16, fp8 and packed weights stay views of the mapped file: `checkpoint` must
 // outlive the result. dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables stay in the
 // file unless they are f16 (no kernel reads that; they are converted in memory) or not aligned (they are copied).
-// quantize_experts: those that are not fp8 become it, one at a time.
-ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
-                          bool quantize_experts = false, const LoadProgress& progress = {});
+// quantize_experts: those that are not fp8 become it, one at a time. Of all that, what `shard` holds: rows of a matrix
+// are a view like the whole, columns a copy.
+ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
+                          Ops& ops, bool quantize_experts = false, const LoadProgress& progress = {});
 
 }  // namespace longcat

@@ -41,9 +41,11 @@ constexpr int64_t kv_piece_end(int64_t position) {
 // Keys and values that mla_prefill materialises at once, the first tile from position 0.
 constexpr int64_t kPrefillTile = kBlockSize;
 
-// The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width.
+// The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width. Ids are of all tables, rows of
+// those that are here.
 struct NgramTables {
-  std::span<const Weight> tables;   // [rows_of(t), table_dim] each
+  std::span<const Weight> tables;  // [rows_of(t), table_dim] each, t = first_table..
+  int64_t first_table = 0;
   std::span<const int64_t> moduli;  // [num_tables] rows of table t
   std::span<const int64_t> powers;  // [num_tables, max_order - 1] vocab_size^d mod moduli[t], d = 1..max_order-1
   int64_t max_order = 1;            // emb_neighbor_num; 1: no tables
@@ -56,14 +58,14 @@ struct Routing {
   Tensor expert_idx;       // [T, moe_topk] i32; an identity expert is >= n_routed_experts
   Tensor expert_weights;   // [T, moe_topk] f32, routed_scaling_factor included
   Tensor identity_weight;  // [T] f32, sum of the weights of the identity picks
-  Tensor expert_offsets;   // [n_routed_experts + 1] i32, prefix sums: rows of each expert in the permuted order
+  Tensor expert_offsets;   // [experts here + 1] i32, prefix sums: rows of each of them in the permuted order
   Tensor permuted_tokens;  // [T * moe_topk] i32, token of each permuted row, ascending within an expert
-  Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick, -1 for an identity pick
+  Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick, -1 for one of no expert that is here
 };
 
 struct ExpertWeights {
-  std::span<const Weight> gate_proj, up_proj;  // [n_routed_experts] of [expert_ffn_hidden_size, hidden_size]
-  std::span<const Weight> down_proj;           // [n_routed_experts] of [hidden_size, expert_ffn_hidden_size]
+  std::span<const Weight> gate_proj, up_proj;  // [experts here] of [expert_ffn_hidden_size, hidden_size]
+  std::span<const Weight> down_proj;           // [experts here] of [hidden_size, expert_ffn_hidden_size]
 };
 
 struct MlaShape {
@@ -136,15 +138,16 @@ class Ops {
   // they are in the same chunk, else from the lane), hashes them, gathers one row per table.
   //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or
   //   when any of x_{p-d}..x_{p-1} is eos_token_id (model of the published modeling_longcat_ngram.py).
-  // ids: [T, num_tables] i32; rows: [T, num_tables * table_dim]; lane: [num_slots] i32. With no tables only the lane is
-  // written.
+  // ids: [T, num_tables] i32; rows: [T, tables.size() * table_dim]; lane: [num_slots] i32. With no tables only the lane
+  // is written.
   virtual void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch,
                             const NgramTables& ngram) = 0;
 
-  // out = (word[token_ids] + rows * projection^T) * scale; an empty `projection` leaves the word rows times scale.
-  // out: [T, hidden]; projection: [hidden, num_tables * table_dim], the projections side by side.
-  virtual void embed(Tensor out, Tensor token_ids, const Weight& word, Tensor rows, const Weight& projection,
-                     float scale) = 0;
+  // out = (word[token_ids - first_word] + rows * projection^T) * scale; an empty `projection` leaves the word rows
+  // times scale, and words that are not here count as zeros. out: [T, hidden]; word: [words here, hidden]; projection:
+  // [hidden, columns of rows], the projections side by side.
+  virtual void embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
+                     const Weight& projection, float scale) = 0;
 
   // --- norms and sums --------------------------------------------------------------------------------------------
   // out = x / sqrt(mean(x^2) + eps) * weight. out, x: [T, dim], may be the same; weight: [dim] f32.
@@ -204,12 +207,14 @@ class Ops {
   // --- mixture of experts ----------------------------------------------------------------------------------------
   // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts; the topk of g + bias are
   // picked (ties: lowest id), weighted by g * scaling_factor. Padded rows (from num_real_tokens [1] on) pick nothing:
-  // expert n_routed_experts with weight 0. scratch: [T, num_router_outputs] f32.
+  // expert n_routed_experts with weight 0. The permutation has the experts that are here, of which first_expert is the
+  // first and expert_offsets says how many. scratch: [T, num_router_outputs] f32.
   virtual void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
-                         Tensor num_real_tokens, int64_t n_routed_experts, float scaling_factor) = 0;
+                         Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert,
+                         float scaling_factor) = 0;
 
-  // out[t] = sum over the routed picks of t, in ascending expert id, of weight * expert(x[t]). Identity picks are not
-  // computed here. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
+  // out[t] = sum over the picks of t of experts that are here, in ascending id, of weight * expert(x[t]). Identity
+  // picks are not computed. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
   virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                            const Routing& routing, const ExpertWeights& experts) = 0;
 

@@ -15,6 +15,10 @@ _ALIASES = {
     "context_length": "max_model_len",
     "max_running_requests": "max_num_seqs",
     "threads": "num_threads",
+    "tp": "tensor_parallel_size",
+    "tp_size": "tensor_parallel_size",
+    "ep": "expert_parallel_size",
+    "ep_size": "expert_parallel_size",
 }
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -77,8 +77,11 @@ def examine(model: str | None = None, system: System | None = None) -> list[Verd
 
 
 def _build(system: System) -> Iterator[Verdict]:
+    from longcat.parallel import built_plugins
+
     cuda = "with CUDA" if system.cuda_is_built else "without CUDA"
-    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}")
+    mpi = f"ranks by {', '.join(built_plugins())}" if built_plugins() else "without MPI: one process"
+    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}, {mpi}")
 
 
 def _cpu(system: System) -> Iterator[Verdict]:

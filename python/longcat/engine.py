@@ -39,6 +39,10 @@ class Engine:
     Args:
         model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
         device: "auto", "cpu", "cuda" or "cuda:N".
+        tensor_parallel_size: ranks over which attention heads and dense FFNs are shared out.
+        expert_parallel_size: ranks over which the experts are shared out, the same ones. A launcher (mpirun) has to
+            start as many as the larger of both says. All make the same engine and the same requests, and get the same
+            results; or rank 0 alone asks, and the others `follow()`.
         dtype: "auto" (as config.json says), "f32" or "bf16": how f32 and f16 weights are kept, and the latent cache.
         quantization: "fp8" keeps the experts of a bf16, f16 or f32 checkpoint as fp8 blocks, in half the memory or
             less; default None, as they are stored.
@@ -74,6 +78,8 @@ class Engine:
         model: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
+        tensor_parallel_size: int = 1,
+        expert_parallel_size: int = 1,
         dtype: str = "auto",
         quantization: str | None = None,
         max_model_len: int | None = None,
@@ -96,9 +102,11 @@ class Engine:
         if aliases:
             named = {canonical_name(Engine, name): value for name, value in aliases.items()}
             given = dict(
-                model=model, device=device, dtype=dtype, quantization=quantization, max_model_len=max_model_len,
-                kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype, ngram_placement=ngram_placement,
-                swap_memory=swap_memory, enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
+                model=model, device=device, tensor_parallel_size=tensor_parallel_size,
+                expert_parallel_size=expert_parallel_size, dtype=dtype, quantization=quantization,
+                max_model_len=max_model_len, kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype,
+                ngram_placement=ngram_placement, swap_memory=swap_memory,
+                enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
                 num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
                 progress=progress,
@@ -139,7 +147,12 @@ class Engine:
         options.mask_timeout_ms = 1000.0 * mask_timeout
         if not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
-        self._core = _core.Engine(self.model, options, progress)
+        options.tensor_parallel_size = positive("tensor_parallel_size", tensor_parallel_size)
+        options.expert_parallel_size = positive("expert_parallel_size", expert_parallel_size)
+        communicator = None
+        if max(tensor_parallel_size, expert_parallel_size) > 1:
+            communicator = self._join_ranks(options)
+        self._core = _core.Engine(self.model, options, progress, communicator)
         self._info = self._core.info()
         for line in self._info["warnings"]:
             warnings.warn(line, stacklevel=2)
@@ -157,6 +170,40 @@ class Engine:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopOutputs] = weakref.WeakKeyDictionary()
         self._closed = False
         self._core.start()
+
+    def _join_ranks(self, options: _core.EngineOptions) -> _core.Communicator:
+        from longcat.parallel import join_job, threads_of_a_rank
+
+        job = join_job(options.tensor_parallel_size, options.expert_parallel_size)
+        assert job is not None
+        options.ranks_per_machine = job.launch.local_size
+        if options.device == "cuda":
+            options.device = f"cuda:{job.launch.local_rank}"
+        if options.num_threads == 0:
+            options.num_threads = threads_of_a_rank(job.launch)
+        engine = weakref.ref(self)
+
+        def ranks_are_lost(reason: str) -> None:
+            if (this := engine()) is not None and hasattr(this, "_core"):
+                this._core.abort_ranks(reason)
+
+        job.on_failure(ranks_are_lost)
+        return job.communicator
+
+    @property
+    def rank(self) -> int:
+        """Of this process: 0, to whom requests are made, or one that follows it."""
+        return self._info["rank"]
+
+    def follow(self) -> None:
+        """On another rank than 0, which asks nothing itself: takes part in what rank 0 is asked, until that one closes.
+
+        Raises:
+            longcat.Error: the job has failed.
+        """
+        if self.rank == 0:
+            raise ValueError("this is rank 0, which follows nobody: ask it for text")
+        self._core.join()
 
     def __repr__(self) -> str:
         i = self._info
@@ -577,7 +624,9 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if error is not None and self._info["rank"] > 0:  # rank 0 does not know, and closing would wait for it
+            self._core.abort_ranks(f"[parallel] rank {self._info['rank']} failed: {error!r}")
         self.close()
 
 

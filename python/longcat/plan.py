@@ -24,6 +24,7 @@ GPU_BANDWIDTH = 3.0e12  # [bytes/s] that copies reach on an H100
 # A fault maps what is cached of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may be more, as
 # the file came into the cache: up to 128 KiB was seen.
 _WINDOW = 64 << 10
+_FP8_BLOCK = 128
 _TAGS = {"f32": ("F32", 4), "bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1), "int8": ("I8", 1)}
 # Bits a weight, scales included: fp8 has one f32 a block of 128 x 128, the others 16 bits for 32 weights.
 _BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / 128**2, "int8": 8.5, "int4": 4.5}
@@ -56,6 +57,7 @@ class Part:
     copied: int = 0  # beside them in memory
     touched: int = 0  # of the files, in memory at the peak
     read: int = 0  # for one decode step
+    held: int = 0  # by a rank, in the form that it computes with
 
 
 @dataclass
@@ -77,7 +79,8 @@ class Row:
 
 @dataclass
 class Plan:
-    """What an engine with these options takes [bytes] and reaches."""
+    """What an engine with these options takes [bytes] and reaches; with several ranks, one of them: that with the most
+    weights."""
 
     model: str
     architecture: str
@@ -95,6 +98,9 @@ class Plan:
     process: int  # Python, libraries, tokenizer
     available: int
     bandwidth: float  # [bytes/s]
+    tensor_parallel_size: int
+    expert_parallel_size: int
+    rank_weights: list[int]  # that each rank holds
     config: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -111,8 +117,13 @@ class Plan:
         return self.weights + self.kv_cache + self.activations + self.process
 
     @property
+    def num_ranks(self) -> int:
+        return len(self.rank_weights)
+
+    @property
     def fits(self) -> bool:
-        return self.peak - self.process <= self.available
+        """All ranks, if they share this machine: what they hold of the files they hold once."""
+        return self.num_ranks * (self.peak - self.process) <= self.available
 
     def step_bytes(self, batch: int, context: int, row: Row | None = None) -> float:
         """Read from memory for one token of each of `batch` requests at `context` tokens: as stored, or as in `row`."""
@@ -175,7 +186,7 @@ def plan(
     model: str | os.PathLike[str], *, dtype: str = "auto", kv_cache_dtype: str = "auto",
     max_model_len: int | None = None, max_num_seqs: int = 16, max_num_batched_tokens: int | None = None,
     kv_cache_memory: int | str = "auto", num_tokens: int | None = None,
-    bandwidth: float | None = None,
+    bandwidth: float | None = None, tensor_parallel_size: int = 1, expert_parallel_size: int = 1,
 ) -> Plan:  # fmt: skip
     """What an Engine with these options will take.
 
@@ -195,7 +206,7 @@ def plan(
     model = os.path.expanduser(os.fspath(model))
     _core.config_warnings(model)  # which says what is wrong
     config = read_json_object(Path(model, "config.json"))
-    expected = [(name, _product(shape)) for name, shape, _ in _core.expected_tensors(json.dumps(config))]
+    expected = {name: shape for name, shape, _ in _core.expected_tensors(json.dumps(config))}
     stored, has_weights = _stored(model, expected)
     stored_as = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
     dtype = _dtype("dtype", dtype, "bf16" if stored_as == "bfloat16" else "f32", ("f32", "bf16"))
@@ -208,10 +219,14 @@ def plan(
         raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s is not possible: expected more than 0")
     max_num_seqs = positive("max_num_seqs", max_num_seqs)
     num_batched = positive("max_num_batched_tokens", max_num_batched_tokens) or max(512, max_num_seqs)
-    buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched)
+    tp = positive("tensor_parallel_size", tensor_parallel_size)
+    ep = positive("expert_parallel_size", expert_parallel_size)
+    config_text = json.dumps(config)
+    shards = [_core.shard(config_text, tp, ep, rank) for rank in range(max(tp, ep))]
+    buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched, tp, ep)
 
     available = _core.available_memory()
-    budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4
+    budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4 // len(shards)
     block = buffers["block_bytes"]
     useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1
     num_blocks = min(useful, budget // block)
@@ -222,6 +237,8 @@ def plan(
         )
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * BLOCK_TOKENS
     sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which decoding does not read
+    of_ranks = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
+    rank_weights = [sum(part.held for part in parts) for parts in of_ranks]
     return Plan(
         model=model,
         architecture=config["architectures"][0],
@@ -231,7 +248,7 @@ def plan(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         num_tokens=num_tokens,
-        parts=_parts(expected, stored, dtype, num_tokens),
+        parts=of_ranks[rank_weights.index(max(rank_weights))],
         kv_cache=num_blocks * block,
         kv_bytes_per_token=block // BLOCK_TOKENS,
         kv_read_per_token=block // BLOCK_TOKENS * sub_layers // (sub_layers + 1),
@@ -239,8 +256,16 @@ def plan(
         process=process_bytes(model),
         available=available,
         bandwidth=bandwidth or measured_bandwidth(),
+        tensor_parallel_size=tp,
+        expert_parallel_size=ep,
+        rank_weights=rank_weights,
         config=config,
     )
+
+
+def expert_formats() -> dict[str, float]:
+    """Formats that experts have on a GPU, and their bits a weight."""
+    return {name: _BITS[name] for name in ("bf16", "fp8")}
 
 
 def _dtype(name: str, value: str, automatic: str, known: tuple[str, ...]) -> str:
@@ -256,64 +281,120 @@ class _Stored:
 
     name: str
     dtype: str
-    count: int  # of elements: not of weights where it is packed
+    shape: tuple[int, ...]  # as it is stored: of a packed one, of its bytes
     num_bytes: int
 
+    @property
+    def logical_name(self) -> str:
+        base, _, suffix = self.name.rpartition(".")
+        return base if suffix in _core.PACKED_FORMATS else self.name.removesuffix("_scale_inv")
 
-def _stored(model: str, expected: list[tuple[str, int]]) -> tuple[list[_Stored], bool]:
+
+def _stored(model: str, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Stored], bool]:
     """The tensors of the text model, and whether they are in the folder: if not, as they would be in bf16."""
     try:
         checkpoint = _core.Checkpoint(model)
     except Error:
         if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in os.listdir(model)):
             raise
-        return [_Stored(name, "BF16", count, 2 * count) for name, count in expected], False
+        return [_Stored(name, "BF16", shape, 2 * math.prod(shape)) for name, shape in expected.items()], False
     checkpoint.check_tensors()
     found = [
-        _Stored(name, dtype, _product(shape), end - begin)
+        _Stored(name, dtype, tuple(shape), end - begin)
         for name, dtype, shape, _, begin, end in checkpoint.tensors()
         if not name.startswith("model.mtp.")
     ]
     return found, True
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
-def _parts(expected: list[tuple[str, int]], stored: list[_Stored], dtype: str, num_tokens: int) -> list[Part]:
+def _parts(
+    expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, Any],
+    shard: dict[str, Any],
+) -> list[Part]:  # fmt: skip
+    """The components; touched, copied, read and held by the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
-    for name, count in expected:
+    for name, shape in expected.items():
         if (part := _part_of(name, parts)) is not None:
-            part.weights += count
+            part.weights += math.prod(shape)
     for tensor in stored:
         if (part := _part_of(tensor.name, parts)) is None:
             continue
-        looked_up = part.name in _LOOKED_UP
         part.stored += tensor.num_bytes
-        part.touched += _touched(tensor.num_bytes, num_tokens) if looked_up else tensor.num_bytes
-        copied = _copied_bytes(tensor, dtype, part.name == "N-gram tables")
+        shape = expected.get(tensor.logical_name, tensor.shape)
+        rows, cols = held_shape(tensor.logical_name, shape, config, shard)
+        if rows == 0:
+            continue
+        looked_up = part.name in _LOOKED_UP
+        here = _bytes_of(tensor, rows, cols)
+        copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
+        if copied == 0 and len(shape) == 2 and cols < shape[1]:  # columns are cut out, and the pages given back
+            copied, here = here, 0
+        part.touched += _touched(here, num_tokens) if looked_up else here
         part.copied += copied
-        part.read += 0 if looked_up else copied or tensor.num_bytes
+        part.read += 0 if looked_up else copied or here
+        if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split by head
+            part.held += copied or here
     return [part for part in parts.values() if part.stored]
+
+
+def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a tensor that a rank holds; no rows: nothing of it. Vectors are rows of one column."""
+    rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
+
+    def share(key: str, total: str) -> tuple[int, int]:
+        begin, end = shard[key]
+        return end - begin, int(config[total])
+
+    if re.match(r"model\.embed_tokens\.|lm_head\.", name):
+        return shard["vocab"][1] - shard["vocab"][0], cols
+    if found := re.match(r"model\.ngram_embeddings\.\w+\.(\d+)\.", name):
+        first, last = shard["tables"]
+        return (rows, cols) if first <= int(found[1]) < last else (0, 0)
+    if re.search(r"\.(q_b_proj|kv_b_proj|o_proj)\.", name):
+        mine, total = share("heads", "num_attention_heads")
+        return (rows, cols * mine // total) if ".o_proj." in name else (rows * mine // total, cols)
+    if found := re.search(r"\.mlps\.(\d)\.", name):
+        if found[1] == "1" and not shard["adds_ffn"]:
+            return 0, 0
+        mine, total = share("ffn", "ffn_hidden_size")
+        return (rows, cols * mine // total) if ".down_proj." in name else (rows * mine // total, cols)
+    if found := re.search(r"\.experts\.(\d+)\.", name):
+        first, last = shard["experts"]
+        if not first <= int(found[1]) < last:
+            return 0, 0
+        mine, total = share("expert_ffn", "expert_ffn_hidden_size")
+        return (rows, cols * mine // total) if ".down_proj." in name else (rows * mine // total, cols)
+    return rows, cols
+
+
+def _bytes_of(tensor: _Stored, rows: int, cols: int) -> int:
+    """Of so many rows and columns in the form the tensor is stored in."""
+    suffix = tensor.name.rpartition(".")[2]
+    if suffix in _core.PACKED_FORMATS:
+        return math.prod(_core.packed_shape(suffix, rows, cols))
+    if tensor.name.endswith("_scale_inv"):
+        return -(-rows // _FP8_BLOCK) * -(-cols // _FP8_BLOCK) * 4
+    return rows * cols * (tensor.num_bytes // math.prod(tensor.shape))
 
 
 def _part_of(tensor: str, parts: dict[str, Part]) -> Part | None:
     return next((parts[part] for part, pattern in _PARTS if re.match(pattern, tensor)), None)
 
 
-def _copied_bytes(tensor: _Stored, dtype: str, is_table: bool) -> int:
+def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> int:
+    """Of `count` weights of a tensor: beside the files."""
+    if tensor.name.endswith("_scale_inv"):
+        return 0
     narrow = tensor.dtype == "BF16" or dtype == "bf16"
-    if _COPIED.search(tensor.name) and not tensor.name.endswith("_scale_inv"):
-        return tensor.count * (4 if _COPIED_AS_F32.search(tensor.name) or not narrow else 2)
+    if _COPIED.search(tensor.name):
+        return count * (4 if _COPIED_AS_F32.search(tensor.name) or not narrow else 2)
     converted = tensor.dtype == "F16" or (tensor.dtype == "F32" and dtype == "bf16" and not is_table)
-    return tensor.count * (2 if dtype == "bf16" else 4) if converted else 0
+    return count * (2 if dtype == "bf16" else 4) if converted else 0
 
 
 def _touched(num_bytes: int, num_tokens: int) -> int:
     """Of a table in the page cache that is looked up in random places."""
+    if num_bytes == 0:
+        return 0
     windows = -(-num_bytes // _WINDOW)
     return int(num_bytes * (1 - (1 - 1 / windows) ** num_tokens))

@@ -183,6 +183,18 @@ def test_embed(ops, tolerance, hidden, width):
     assert_rows_close(ops.embed(ids, word, rows, None, 0.5), CPU.embed(ids, word, rows, None, 0.5), tolerance)
 
 
+def test_words_of_shares_add_up(ops, tolerance):
+    """Each of two ranks has some words and the projection of some tables."""
+    ids, rows = np.array([3, 0, 3, 10, 7, 8], np.int32), normal(6, 40)
+    word, projection = to_bf16(normal(11, 24, seed=1)), to_bf16(normal(24, 40, seed=2))
+    whole = CPU.embed(ids, word, rows, projection, 1 / 7)
+    first = ops.embed(ids, word[:8], rows[:, :16].copy(), projection[:, :16].copy(), 1 / 7)
+    second = ops.embed(ids, word[8:], rows[:, 16:].copy(), projection[:, 16:].copy(), 1 / 7, first_word=8)
+    assert_rows_close(first + second, whole, 2 * tolerance)
+    alone = ops.embed(ids, word[8:], rows, None, 0.5, first_word=8)
+    assert not alone[[0, 1, 2, 4]].any() and alone[[3, 5]].any()
+
+
 def ngram_tables(max_order, splits, dim, rows=301, seed=0):
     return [to_bf16(normal(rows + 2 * t, dim, seed=seed + t)) for t in range((max_order - 1) * splits)]
 
@@ -217,6 +229,18 @@ def test_ngram_lookup_is_exact(ops, max_order, splits):
         expected = CPU.ngram_lookup(steps, tables, 97, max_order, splits, 2, 9)
         for a, b in zip(found, expected, strict=True):
             assert np.array_equal(a, b)
+
+
+def test_ngram_rows_of_some_tables(ops):
+    """Ids are of all tables, rows of those that are here, perhaps none."""
+    tables = ngram_tables(4, 4, dim=8)
+    steps = random_steps(np.random.default_rng(1), vocab=97, eos=2)
+    ids, rows, lane = CPU.ngram_lookup(steps, tables, 97, 4, 4, 2, 9)
+    for first, last in [(0, 5), (5, 12), (7, 7)]:
+        found = ops.ngram_lookup(steps, tables, 97, 4, 4, 2, 9, first, last)
+        assert np.array_equal(found[0], ids) and np.array_equal(found[2], lane)
+        if first < last:
+            assert np.array_equal(found[1], rows[:, 8 * first : 8 * last])
 
 
 def test_ngram_ids_of_the_real_model(ops):
@@ -324,6 +348,25 @@ def test_moe(ops, tolerance, tokens, hidden, width, routed, identity, topk):
     assert_rows_close(found["weights"], expected["weights"], F32_TRANSCENDENTAL)
     assert np.allclose(found["identity"], expected["identity"], rtol=F32_TRANSCENDENTAL, atol=1e-7)
     assert_rows_close(found["out"], expected["out"], tolerance)
+
+
+def test_experts_of_shares_add_up(ops, tolerance):
+    """Three ranks have experts 0-1, 2-6 and 7: the same picks, each its own rows."""
+    case = moe_case(33, 24, 16, routed=8, identity=4, topk=5)
+    expected = CPU.moe(**case)
+    total = np.zeros_like(expected[6])
+    for first, last in [(0, 2), (2, 7), (7, 8)]:
+        share = case | {name: case[name][first:last] for name in ("gate", "up", "down")}
+        picks, _, identity, offsets, tokens, rows, out = ops.moe(**share, first_expert=first, n_routed_experts=8)
+        assert np.array_equal(picks, expected[0])
+        assert np.allclose(identity, expected[2], rtol=F32_TRANSCENDENTAL, atol=1e-7)
+        assert np.array_equal(offsets, expected[3][first : last + 1] - expected[3][first])
+        begin, end = expected[3][first], expected[3][last]
+        assert np.array_equal(tokens[: end - begin], expected[4][begin:end])
+        here = (picks >= first) & (picks < last)
+        assert np.array_equal(rows, np.where(here, expected[5] - begin, -1))
+        total += out
+    assert_rows_close(total, expected[6], 3 * tolerance)
 
 
 def test_padded_rows_pick_nothing(ops):

@@ -24,6 +24,24 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.parametrize("format, unit", [("bf16_x8", 2), ("int8_x8", 32), ("int4_x8", 32)])
+@pytest.mark.parametrize("shape", [(32, 128), (19, 70)])
+def test_slices_have_the_values_of_the_whole(format, unit, shape):
+    """What a rank cuts out, which may end with the matrix's own rest of a block."""
+    rows, cols = shape
+    packed = testing.pack_matrix(normal(rows, cols), format)
+    whole = testing.unpack_matrix(packed, format, rows, cols)
+    for row_range in [(0, rows), (8, 16), (16, rows)]:
+        for col_range in [(0, cols), (0, unit), (64, cols), (unit, 2 * unit)]:
+            part = testing.slice_packed(packed, format, rows, cols, row_range, col_range)
+            size = (row_range[1] - row_range[0], col_range[1] - col_range[0])
+            found = testing.unpack_matrix(part, format, *size)
+            assert np.array_equal(found, whole[slice(*row_range), slice(*col_range)])
+    for row_range, col_range in [((4, 12), (0, cols)), ((0, rows), (unit // 2, cols))]:
+        with pytest.raises(_core.Error, match="stay together in blocks"):
+            testing.slice_packed(packed, format, rows, cols, row_range, col_range)
+
+
 def unpacked(matrix, format):
     packed = testing.pack_matrix(matrix, format)
     assert packed.shape == _core.packed_shape(format, *matrix.shape)

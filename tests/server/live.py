@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import httpx
 
@@ -29,12 +30,20 @@ class LiveServer:
     Args:
         model: checkpoint folder.
         arguments: of `longcat serve`; `program` in its place is Python code that serves on port 0.
+        launcher: words before the command, as of mpirun.
     """
 
-    def __init__(self, model: str, *arguments: str, program: str | None = None, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        model: str,
+        *arguments: str,
+        program: str | None = None,
+        env: dict[str, str] | None = None,
+        launcher: Sequence[str] = (),
+    ):
         command = ["-c", program] if program else ["-m", "longcat", "serve", model, "--port", "0", *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, *command], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+            [*launcher, sys.executable, *command], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
         self.lines: list[str] = []
         self._listening = threading.Event()

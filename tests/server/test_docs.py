@@ -102,7 +102,7 @@ def test_launch_lines_are_understood(tiny, capsys):
     card, ours = [block for block in blocks(MIGRATING, "sh") if "--max-running-requests" in block]
     arguments = shlex.split(card.replace("\\\n", " "))[3:]  # python3 -m sglang.launch_server
     assert main(["serve", *arguments]) == 2
-    assert "--tp 2" in capsys.readouterr().err.splitlines()[-1]
+    assert "need 2 ranks, and this process was started alone: mpirun -n 2" in capsys.readouterr().err.splitlines()[-1]
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
     theirs = parser.parse_args(arguments)

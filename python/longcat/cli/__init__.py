@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 
 # command -> (module, one line of help); a module is imported only when its command is asked for.
@@ -19,6 +20,8 @@ COMMANDS = {
     "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
 }
+
+_RANK_0_SPEAKS_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,24 +49,39 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except Error as error:
-        print(f"longcat: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, 1)
     except (ValueError, TypeError) as error:
-        print(f"longcat: {error}", file=sys.stderr)
-        return 2
+        return _fail(error, 2)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
     except OSError as error:
+        return _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> int:
+    """One line; of the ranks of a job from rank 0, whom the others tell."""
+    from longcat.launch import find_launch
+
+    parallel = sys.modules.get("longcat.parallel")
+    job = parallel.current_job() if parallel is not None else None
+    launch = find_launch()
+    if job is not None:
+        job.fail(str(error))
+    elif launch is None or launch.rank == 0:
         print(f"longcat: {error}", file=sys.stderr)
-        return 1
+    else:  # the launcher ends all when the first process has ended: not before rank 0 has spoken
+        time.sleep(_RANK_0_SPEAKS_SECONDS)
+    return code
 
 
 def _print_version() -> int:
     from longcat import _core
+    from longcat.parallel import built_plugins
 
     cuda = "cuda" if _core.cuda_is_built() else "no cuda"
-    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda}, no mpi)")
+    mpi = "/".join(built_plugins()) or "no mpi"
+    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda}, {mpi})")
     return 0
 
 

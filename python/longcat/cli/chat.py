@@ -8,7 +8,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from longcat.cli.engine_options import add_engine_arguments, add_sampling_arguments, open_engine, sampling_options
+from longcat.cli.engine_options import (
+    add_engine_arguments,
+    add_sampling_arguments,
+    follow,
+    join_ranks,
+    open_engine,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from longcat.engine import Engine
@@ -29,8 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    rank = join_ranks(args)
     tools = load_tools(args.tools) if args.tools else None
     with open_engine(args) as engine:
+        if rank > 0:
+            return follow(engine)
         conversation = Conversation(engine, args.system, tools, sampling_options(args))
         conversation.check()
         failed = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from longcat.cli.progress import ByteBar
@@ -25,6 +27,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = Fal
         parser.add_argument("model", help=text)
     group = parser.add_argument_group("engine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--tensor-parallel-size", "--tp", "--tp-size", type=int, default=1, metavar="N",
+                       help="ranks that share attention and dense FFNs (under mpirun)")  # fmt: skip
+    group.add_argument("--expert-parallel-size", "--ep", "--ep-size", type=int, default=1, metavar="N",
+                       help="ranks that share the experts; the job has as many as the larger of both")  # fmt: skip
     group.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
     group.add_argument("--quantization", choices=["fp8"], help="keep the experts in half the memory")
     group.add_argument(
@@ -58,15 +64,56 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for Engine, but for the model."""
     names = (
-        "device", "dtype", "quantization", "max_model_len", "kv_cache_dtype", "kv_cache_memory", "ngram_placement",
-        "num_threads",
+        "device", "tensor_parallel_size", "expert_parallel_size", "dtype", "quantization", "max_model_len",
+        "kv_cache_dtype", "kv_cache_memory", "ngram_placement", "num_threads",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
-def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
-    """The engine that the options and `more` describe, with a progress bar while it loads."""
-    from longcat.engine import Engine
+def join_ranks(args: argparse.Namespace) -> int:
+    """Joins the job that the options ask for, before anything slow begins; the rank of this process.
 
+    Raises:
+        ValueError: the launcher started another number of processes.
+    """
+    from longcat.launch import find_launch
+
+    tp, ep = args.tensor_parallel_size, args.expert_parallel_size
+    if max(tp, ep) == 1:
+        launch = find_launch()
+        if launch is not None and launch.size > 1:
+            raise ValueError(
+                f"{launch.launcher} started {launch.size} processes, and --tp 1 --ep 1 is one: pass --tp {launch.size} "
+                f"or --ep {launch.size}, or start one"
+            )
+        return 0
+    from longcat.parallel import join_job
+
+    job = join_job(tp, ep)
+    assert job is not None
+    job.watch()
+    # Rank 0 says when it is over. A launcher that gets SIGTERM kills its ranks at once, but hands SIGUSR1 on to them.
+    if job.launch.rank > 0:
+        for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(ignored, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    return job.launch.rank
+
+
+def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
+    """The engine that the options and `more` describe, with a progress bar while it loads. After join_ranks."""
+    from longcat.engine import Engine
+    from longcat.parallel import current_job
+
+    job = current_job()
+    if job is not None and job.launch.rank > 0:
+        return Engine(args.model, **engine_keywords(args), **more)
     with ByteBar("loading") as bar:
         return Engine(args.model, progress=bar.update, **engine_keywords(args), **more)
+
+
+def follow(engine: Engine) -> int:
+    """What every command does on another rank than 0."""
+    engine.follow()
+    return 0

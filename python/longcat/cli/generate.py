@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from longcat.cli.engine_options import add_engine_arguments, add_sampling_arguments, open_engine, sampling_options
+from longcat.cli.engine_options import (
+    add_engine_arguments,
+    add_sampling_arguments,
+    follow,
+    join_ranks,
+    open_engine,
+    sampling_options,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    rank = join_ranks(args)
+    prompt = sys.stdin.read() if args.prompt == "-" and rank == 0 else args.prompt
     with open_engine(args) as engine:
+        if rank > 0:
+            return follow(engine)
         stream = engine.generate(prompt, stream=True, **sampling_options(args))
         print(prompt, end="", flush=True)
         try:

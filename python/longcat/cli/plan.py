@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longcat.plan import Plan
@@ -13,6 +13,7 @@ _CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # what is free [GiB] where so man
 _STATES = {"today": "", "untried": " **", "later": " *"}
 _BATCHES = [1, 16]
 _CONTEXTS = [1024, 32768]
+_GPU_BATCHES, _GPU_CONTEXT = [1, 16, 128], 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-tokens", type=int, metavar="N",
                         help="that pass before the peak (default: what the latent cache holds)")  # fmt: skip
     parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: measured)")
+    parser.add_argument("--tensor-parallel-size", "--tp", type=int, default=1, metavar="N",
+                        help="ranks that share attention and dense FFNs (default 1)")  # fmt: skip
+    parser.add_argument("--expert-parallel-size", "--ep", type=int, default=1, metavar="N",
+                        help="ranks that share the experts (default 1)")  # fmt: skip
+    parser.add_argument("--gpus", type=int, metavar="N",
+                        help="in place of all else: what so many H100 would reach, by layout")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
@@ -38,7 +45,12 @@ def run(args: argparse.Namespace) -> int:
         max_num_seqs=args.max_running_requests, max_num_batched_tokens=args.max_num_batched_tokens,
         kv_cache_memory=args.kv_cache_memory, num_tokens=args.num_tokens,
         bandwidth=None if args.bandwidth is None else args.bandwidth * 1e9,
+        tensor_parallel_size=args.tensor_parallel_size, expert_parallel_size=args.expert_parallel_size,
     )  # fmt: skip
+    if args.gpus is not None:
+        rows = gpu_rows(made, args.gpus)
+        print(json.dumps(rows, indent=2) if args.json else gpu_text(made, args.gpus, rows))
+        return 0
     print(json.dumps(made.as_dict(), indent=2) if args.json else text(made))
     return 0
 
@@ -52,6 +64,10 @@ def text(plan: Plan) -> str:
     source = "its headers" if plan.has_weights else "config.json alone, as bf16: there are no weights here"
     lines = [f"{plan.model}: {plan.architecture}, {plan.parameters / 1e9:.2f} B parameters, from {source}", ""]
     per_token = bytes_text(plan.kv_bytes_per_token)
+    if plan.num_ranks > 1:
+        held = ", ".join(bytes_text(size) for size in plan.rank_weights)
+        lines += [f"{plan.num_ranks} ranks, --tp {plan.tensor_parallel_size} --ep {plan.expert_parallel_size}, with "
+                  f"weights of {held}; here is the one with the most", ""]  # fmt: skip
     lines += _table(
         ["memory on this CPU", "in files", "in memory", "read a token"],
         [
@@ -91,6 +107,57 @@ def text(plan: Plan) -> str:
     head = ["placement", "weights", "size", "and tables", *(f"{gb} GB" for gb in _CARDS), "tokens/s"]
     lines += _table(head, rows)
     return "\n".join(lines)
+
+
+def gpu_rows(plan: Plan, num_gpus: int) -> list[dict[str, Any]]:
+    """Layouts on so many H100, what each holds [bytes] and how long its steps take [ms]; the fastest at one first.
+
+    Raises:
+        ValueError: no layout has so many ranks.
+    """
+    from longcat.cost import H100, decode_step, layouts
+    from longcat.plan import expert_formats
+
+    if not 1 <= num_gpus <= 64:
+        raise ValueError(f"--gpus {num_gpus}: expected 1 to 64")
+    if not (found := layouts(num_gpus, plan.config)):
+        raise ValueError(f"--gpus {num_gpus}: no layout divides this model's heads, experts and vocabulary by it")
+    rows = []
+    context = min(_GPU_CONTEXT, plan.max_model_len)
+    for name, bits in expert_formats().items():
+        for tp, ep in found:
+            steps = {batch: decode_step(plan, H100, tp, ep, batch, context, bits, 16) for batch in _GPU_BATCHES}
+            if steps[1].weights + steps[1].latents > H100.memory:
+                continue
+            rows.append({
+                "experts": name, "tp": tp, "ep": ep, "context": context, "weights": int(steps[1].weights),
+                "steps": [
+                    {"batch": batch, "ms": 1e3 * step.seconds, "sums_ms": 1e3 * step.sums,
+                     "fits": step.weights + step.latents <= H100.memory}
+                    for batch, step in steps.items()
+                ],
+            })  # fmt: skip
+    return sorted(rows, key=lambda row: row["steps"][0]["ms"])
+
+
+def gpu_text(plan: Plan, num_gpus: int, rows: list[dict[str, Any]]) -> str:
+    from longcat.report_text import bytes_text
+
+    context = min(_GPU_CONTEXT, plan.max_model_len)
+    lines = [f"{plan.model}: decode steps on {num_gpus} H100, context {context}, N-gram tables in host memory;",
+             "computed from rates that were not measured here: docs/parallel.md", ""]  # fmt: skip
+    if not rows:
+        return "\n".join([*lines, "the weights find no room: more GPUs, or fewer bits"])
+    body = []
+    for row in rows:
+        cells = [
+            f"{step['ms']:.2f} ms, {1e3 * step['batch'] / step['ms']:,.0f} tok/s" if step["fits"] else "-"
+            for step in row["steps"]
+        ]
+        share = f"{row['steps'][0]['sums_ms'] / row['steps'][0]['ms']:.0%}"
+        body.append([f"--tp {row['tp']} --ep {row['ep']}", row["experts"], bytes_text(row["weights"]), *cells, share])
+    head = ["layout", "experts", "a GPU", *(f"{batch} at once" for batch in _GPU_BATCHES), "sums at 1"]
+    return "\n".join([*lines, *_table(head, body)])
 
 
 def _tokens(count: int) -> str:

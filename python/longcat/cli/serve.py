@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 
-from longcat.cli.engine_options import add_engine_arguments, open_engine
+from longcat.cli.engine_options import add_engine_arguments, follow, join_ranks, open_engine
 
 # Flags of other engines that say here what goes without saying, or what this engine has no use for.
 _IGNORED_SWITCHES = (
@@ -36,8 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--no-enable-prefix-caching", "--disable-radix-cache", action="store_true",
                         help="share nothing between requests that begin alike")  # fmt: skip
     engine.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
-    engine.add_argument("--tp", "--tensor-parallel-size", "--tp-size", type=int, default=1, help="processes; 1 for now")
-    engine.add_argument("--ep", "--expert-parallel-size", "--ep-size", type=int, default=1, help="processes; 1 for now")
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     server.add_argument("--port", type=int, default=8000, help="(default 8000; 0: any)")
@@ -81,11 +79,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.model_path is None):
         raise ValueError("the checkpoint folder is expected once: longcat serve FOLDER, or --model FOLDER")
     args.model = args.model or args.model_path
-    for flag in args.ignored or ():
+    rank = join_ranks(args)
+    for flag in args.ignored or () if rank == 0 else ():
         print(f"longcat: {flag} has no meaning here and is ignored", file=sys.stderr)
-    for flag, value in (("--tp", args.tp), ("--ep", args.ep)):
-        if value != 1:
-            raise ValueError(f"{flag} {value}: this version runs in one process; expected 1")
     if bool(args.ssl_keyfile) != bool(args.ssl_certfile):
         raise ValueError("--ssl-keyfile and --ssl-certfile go together: give both")
     if args.ssl_ca_certs and not args.ssl_certfile:
@@ -107,12 +103,14 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.ssl_certfile:
         check_tls(args.ssl_certfile, args.ssl_keyfile, args.ssl_keyfile_password, args.ssl_ca_certs)
-    sock = bind(args.host, args.port)
+    sock = bind(args.host, args.port) if rank == 0 else None
     with open_engine(
         args, max_num_seqs=args.max_running_requests, max_num_queued=args.max_queued_requests,
         max_num_batched_tokens=args.max_num_batched_tokens, chat_template=args.chat_template,
         enable_prefix_caching=not args.no_enable_prefix_caching,
     ) as engine:  # fmt: skip
+        if sock is None:
+            return follow(engine)
         engine.tokenizer  # noqa: B018  (a checkpoint without one fails now)
         return serve(
             engine, settings, sock, ssl_keyfile=args.ssl_keyfile, ssl_certfile=args.ssl_certfile,

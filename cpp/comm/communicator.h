@@ -1,0 +1,66 @@
+// What ranks exchange. A rank is a process, or in tests a thread; each runs the same model on its share of the weights.
+//
+// Every rank calls the same collectives in the same order with the same shapes and dtypes. Sums are taken in fp32 in
+// ascending order of the ranks, rounded once, by one rule for all sizes: every rank gets the same bits.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace longcat {
+
+struct MpiApi;
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // Ranks that name the same colour, in their order here, as a communicator of their own.
+  virtual std::unique_ptr<Communicator> split(int color) = 0;
+
+  // Tensors are contiguous. Blocks are equal parts of a tensor, one a rank.
+  virtual void all_gather(Tensor out, Tensor x) = 0;  // block r of out = x of rank r
+  virtual void all_to_all(Tensor out, Tensor x) = 0;  // block r of out = this rank's block of x of rank r
+  virtual void broadcast(Tensor x, int root) = 0;
+  virtual void barrier() = 0;
+
+  // f32, bf16 or i32. Default: made of the above, for tensors in host memory.
+  virtual void all_reduce(Tensor x);                  // x = sum of all x
+  virtual void reduce_scatter(Tensor out, Tensor x);  // out = this rank's block of the sum of all x
+
+  // From any thread: what this rank waits for, now or later, throws Error(reason).
+  virtual void abort(const std::string& reason) noexcept = 0;
+
+ private:
+  std::vector<std::byte> scratch_;  // grows to the largest sum
+};
+
+// The only rank there is.
+std::unique_ptr<Communicator> make_single_communicator();
+
+// The ranks of a job as threads of one process: for tests. An abort reaches all of them.
+std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size);
+
+// The ranks of an MPI job, as processes. Begun once a process, for good.
+class MpiJob {
+ public:
+  // plugin: the file of the plugin for the MPI library at hand (mpi_api.h). Throws Error when it cannot be loaded.
+  explicit MpiJob(const std::string& plugin);
+
+  Communicator& world() { return *world_; }
+  const std::string& library() const { return library_; }  // and its version
+
+  void finalize();  // waits for all ranks; without it the launcher takes a process that ends for one that failed
+
+ private:
+  const MpiApi& api_;
+  std::string library_;
+  std::unique_ptr<Communicator> world_;
+};
+
+}  // namespace longcat

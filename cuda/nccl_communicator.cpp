@@ -1,0 +1,162 @@
+// Ranks on GPUs: NCCL moves the bytes on the device's stream, so that a recorded step holds its sums; a kernel adds
+// them.
+#include <atomic>
+#include <mutex>
+
+#include "base/buffer.h"
+#include "comm/device_communicator.h"
+#include "cuda/gpu_device.h"
+#include "cuda/nccl_api.h"
+#include "cuda/rank_sum.h"
+
+namespace longcat {
+
+namespace {
+
+// As in communicator.cpp: below, every rank sums everything.
+constexpr int64_t kSmallBytes = 256 << 10;
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(const NcclApi& api, std::unique_ptr<Communicator> host, GpuDevice& device, int64_t max_bytes)
+      : api_(api), host_(std::move(host)), device_(device), max_bytes_(max_bytes) {
+    NcclUniqueId id{};
+    if (rank() == 0) check(api_.get_unique_id(&id), "ncclGetUniqueId");
+    host_->broadcast(Tensor(id.bytes, DType::u8, {static_cast<int64_t>(sizeof(id.bytes))}), 0);
+    check(api_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
+    // Recorded work keeps these addresses. Blocks of what is sent, and of what came.
+    const int64_t padded = (max_bytes / size() + kAlignment) / kAlignment * kAlignment * size();
+    scratch_bytes_ = std::max(std::min(max_bytes, kSmallBytes) * size(), padded);
+    sent_ = Buffer(device, scratch_bytes_);
+    received_ = Buffer(device, scratch_bytes_);
+  }
+  ~NcclCommunicator() override {
+    if (!aborted_) api_.comm_destroy(comm_);
+  }
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+
+  std::unique_ptr<Communicator> split(int color) override {
+    return std::make_unique<NcclCommunicator>(api_, host_->split(color), device_, max_bytes_);
+  }
+
+  void all_gather(Tensor out, Tensor x) override {
+    LC_CHECK(out.is_contiguous() && x.is_contiguous() && out.num_bytes() == x.num_bytes() * size());
+    check(api_.all_gather(x.raw(), out.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, comm(), stream()),
+          "ncclAllGather");
+  }
+
+  void all_to_all(Tensor out, Tensor x) override {
+    LC_CHECK(out.is_contiguous() && x.is_contiguous() && out.num_bytes() == x.num_bytes());
+    exchange(out.data<std::byte>(), x.data<std::byte>(), x.num_bytes() / size());
+  }
+
+  void broadcast(Tensor x, int root) override {
+    LC_CHECK(x.is_contiguous());
+    check(api_.broadcast(x.raw(), x.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, root, comm(), stream()),
+          "ncclBroadcast");
+  }
+
+  void barrier() override { host_->barrier(); }
+
+  void all_reduce(Tensor x) override {
+    LC_CHECK(x.is_contiguous());
+    if (size() == 1) return;
+    if (x.dtype() == DType::i32) {
+      const size_t count = static_cast<size_t>(x.numel());
+      return check(api_.all_reduce(x.raw(), x.raw(), count, NcclApi::kInt32, NcclApi::kSum, comm(), stream()),
+                   "ncclAllReduce");
+    }
+    const int64_t count = x.numel();
+    if (x.num_bytes() <= kSmallBytes) {
+      const Tensor all = scratch(received_, x.dtype(), count * size());
+      all_gather(all, x);
+      return gpu::sum_blocks(device_, x, all, size());
+    }
+    const int64_t block = (count + size() - 1) / size();  // the last one is filled up with what lies there
+    const Tensor sent = scratch(sent_, x.dtype(), block * size()),
+                 received = scratch(received_, x.dtype(), block * size());
+    device_.copy(sent.raw(), x.raw(), x.num_bytes());
+    all_to_all(received, sent);
+    gpu::sum_blocks(device_, received.first(block), received, size());
+    all_gather(sent, received.first(block));
+    device_.copy(x.raw(), sent.raw(), x.num_bytes());
+  }
+
+  void reduce_scatter(Tensor out, Tensor x) override {
+    LC_CHECK(out.numel() * size() == x.numel());
+    const Tensor all = scratch(received_, x.dtype(), x.numel());
+    all_to_all(all, x);
+    gpu::sum_blocks(device_, out, all, size());
+  }
+
+  void abort(const std::string& reason) noexcept override {
+    host_->abort(reason);
+    {
+      const std::lock_guard lock(mutex_);
+      if (failure_.empty()) failure_ = reason;
+    }
+    if (!aborted_.exchange(true)) api_.comm_abort(comm_);  // kernels that wait for other ranks end
+  }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+
+  void exchange(std::byte* out, const std::byte* x, int64_t block) {
+    const size_t bytes = static_cast<size_t>(block);
+    check(api_.group_start(), "ncclGroupStart");
+    for (int peer = 0; peer < size(); ++peer) {
+      check(api_.send(x + peer * block, bytes, NcclApi::kUint8, peer, comm(), stream()), "ncclSend");
+      check(api_.recv(out + peer * block, bytes, NcclApi::kUint8, peer, comm(), stream()), "ncclRecv");
+    }
+    check(api_.group_end(), "ncclGroupEnd");
+  }
+
+  Tensor scratch(const Buffer& buffer, DType dtype, int64_t count) const {
+    LC_CHECK(count * size_of(dtype) <= scratch_bytes_, "a sum of ", count, " values on ", size(), " ranks");
+    return buffer.tensor(dtype, {count});
+  }
+
+  NcclApi::Comm comm() const {
+    if (aborted_) {
+      const std::lock_guard lock(mutex_);
+      throw Error(failure_);
+    }
+    return comm_;
+  }
+
+  // Sums stay on the main stream: ranks must begin them in one order.
+  NcclApi::Stream stream() const {
+    LC_CHECK(!device_.in_branch());
+    return device_.stream();
+  }
+
+  void check(int result, const char* what) const {
+    if (result != 0)
+      throw Error(str_cat("[nccl] rank ", host_->rank(), ": ", what, ": ", api_.get_error_string(result)));
+  }
+
+  const NcclApi& api_;
+  std::unique_ptr<Communicator> host_;
+  GpuDevice& device_;
+  const int64_t max_bytes_;
+  int64_t scratch_bytes_ = 0;
+  NcclApi::Comm comm_ = nullptr;
+  Buffer sent_, received_;
+  std::atomic<bool> aborted_ = false;
+  mutable std::mutex mutex_;
+  std::string failure_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes,
+                                        const NcclApi* nccl) {
+  if (host->size() == 1) return make_single_communicator();
+  const auto gpu = dynamic_cast<GpuDevice*>(&device);
+  if (!gpu) return host;
+  return std::make_unique<NcclCommunicator>(nccl ? *nccl : load_nccl(), std::move(host), *gpu, max_bytes);
+}
+
+}  // namespace longcat

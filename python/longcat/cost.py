@@ -1,0 +1,169 @@
+"""How long a decode step takes on several devices, by layout: from what a rank reads and computes, and what it sends.
+
+A step is the time of its slowest rank. What a rank reads and what it computes overlap, so a part takes the longer of
+both; operations and sums between ranks follow one another, each with a time of its own. Nothing overlaps with a sum.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longcat.plan import Plan
+
+OPS_OF_A_LAYER = 34  # two attentions of 10 operations, two FFNs of 3, the MoE of 8
+SUMS_OF_HEADS = 3  # of a layer, over tp ranks; one more over all
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device, and how several are linked. Times in seconds, rates a second."""
+
+    name: str
+    bandwidth: float  # [bytes/s] at which weights are read
+    flops: float  # of matrix multiplications
+    op_seconds: float  # that an operation takes at least
+    sum_seconds: float  # of a small sum between two ranks of one machine
+    link_bandwidth: float  # [bytes/s] of one rank, within a machine
+    devices: int  # of a machine
+    network_seconds: float  # of a small sum between two machines
+    network_bandwidth: float  # [bytes/s] of one rank, between machines
+    memory: float  # [bytes] for weights and latents
+    activation_bytes: int  # of a value that is summed
+    # Measured: seconds that a bf16 weight takes by the rows it is multiplied with, ascending; in place of two rates.
+    weight_seconds: tuple[tuple[int, float], ...] = ()
+
+    def matrix_time(self, weights: float, bits: float, rows: float) -> float:
+        """Of multiplying `rows` rows with so many weights."""
+        if not self.weight_seconds:
+            return max(weights * bits / 8 / self.bandwidth, 2 * weights * rows / self.flops)
+        table = self.weight_seconds
+        if rows >= table[-1][0]:
+            return weights * table[-1][1] * rows / table[-1][0]
+        for (few, fast), (many, slow) in pairwise(table):
+            if rows <= many:
+                share = max(0.0, rows - few) / (many - few)
+                return weights * (fast + share * (slow - fast))
+        return weights * table[0][1]
+
+    def sum_time(self, ranks: int, num_bytes: float) -> float:
+        """Of a sum of `num_bytes` over `ranks`: a ring within the machine, then one between machines."""
+        if ranks == 1:
+            return 0.0
+        here, machines = min(ranks, self.devices), -(-ranks // self.devices)
+        steps = (here - 1).bit_length()  # of a tree
+        seconds = self.sum_seconds * steps + 2 * num_bytes * (here - 1) / here / self.link_bandwidth
+        if machines > 1:
+            seconds += self.network_seconds * (machines - 1).bit_length()
+            seconds += 2 * num_bytes * (machines - 1) / machines / self.network_bandwidth
+        return seconds
+
+
+# Not measured here: what the vendor and NCCL's own tests say an H100 SXM reaches, in a machine of eight with NVLink,
+# and 400 Gbit/s a device between machines.
+H100 = Hardware(
+    name="H100", bandwidth=3.0e12, flops=6.0e14, op_seconds=2.5e-6, sum_seconds=5e-6, link_bandwidth=3.6e11, devices=8,
+    network_seconds=1.2e-5, network_bandwidth=4.0e10, memory=76 * 2**30, activation_bytes=2,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """A decode step: its parts [s], and what a rank holds [bytes]."""
+
+    core: float  # attention, dense FFNs, router, head
+    experts: float
+    cache: float  # reading latents
+    ops: float
+    sums: float
+    weights: float
+    latents: float
+
+    @property
+    def seconds(self) -> float:
+        return self.core + self.experts + self.cache + self.ops + self.sums
+
+
+def decode_step(
+    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float
+) -> Step:
+    """Of `batch` requests at `context` tokens, on max(tp, ep) devices.
+
+    Args:
+        plan: of one rank.
+        expert_bits, core_bits: of a weight of the experts, and of attention, dense FFNs, projections and head.
+    """
+    c, world = plan.config, max(tp, ep)
+    weights = {part.name: part.weights for part in plan.parts}
+    hidden, heads, layers = int(c["hidden_size"]), int(c["num_attention_heads"]), int(c["num_layers"])
+    whole = 2 * layers * hidden * (int(c["q_lora_rank"]) + int(c["kv_lora_rank"]) + int(c["qk_rope_head_dim"]))
+    by_head = weights["attention"] - whole
+
+    router = weights.get("router", 0)
+    core = whole + (by_head + weights["dense FFN"]) / tp + weights.get("N-gram projections", 0) / world
+    core += weights.get("head", weights.get("word embedding", 0)) / world
+    seconds_core = hardware.matrix_time(core, core_bits, batch) + hardware.matrix_time(router, 32, batch)
+
+    expert = weights["experts"] / layers / int(c["n_routed_experts"])  # weights of one
+    busiest, rows = busiest_rank(c["n_routed_experts"], c.get("zero_expert_num", 0), c["moe_topk"], ep, batch)
+    read = layers * busiest * expert * ep / world
+    seconds_experts = hardware.matrix_time(read, expert_bits, rows / busiest) if busiest else 0.0
+
+    latents = batch * context * plan.kv_read_per_token
+    latent_dim = int(c["kv_lora_rank"]) + int(c["qk_rope_head_dim"])
+    attended = 2 * layers * batch * context * heads / tp * 2 * (latent_dim + int(c["kv_lora_rank"]))
+    sent = batch * hidden * hardware.activation_bytes
+    sums = layers * (SUMS_OF_HEADS * hardware.sum_time(tp, sent) + hardware.sum_time(world, sent))
+    if world > 1:  # the embedding, the logits to those who draw, the drawn ids
+        logits = batch * int(c["vocab_size"]) * 4 / world
+        sums += hardware.sum_time(world, sent) + hardware.sum_time(world, logits) + hardware.sum_time(world, 4 * batch)
+    held_core = core - weights.get("head", 0) / world + (weights.get("head", 0) + weights["word embedding"]) / world
+    return Step(
+        core=seconds_core,
+        experts=seconds_experts,
+        cache=max(latents / hardware.bandwidth, attended / hardware.flops),
+        ops=(layers * OPS_OF_A_LAYER + 6) * hardware.op_seconds,
+        sums=sums,
+        weights=held_core * core_bits / 8 + 4 * router + weights["experts"] / world * expert_bits / 8,
+        latents=batch * context * plan.kv_bytes_per_token,
+    )
+
+
+@lru_cache(maxsize=512)
+def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> tuple[float, float]:
+    """Experts that the busiest of `ep` groups reads for `batch` tokens, and rows it multiplies: means of random picks.
+
+    The picks are even over all experts, as the router is trained to make them.
+    """
+    rng, trials, experts, rows = random.Random(0), max(4, 256 // batch), 0, 0
+    for _ in range(trials):
+        picks = [pick for _ in range(batch) for pick in rng.sample(range(routed + identity), topk) if pick < routed]
+        groups: list[Any] = [set() for _ in range(ep)]
+        counts = [0] * ep
+        for pick in picks:
+            groups[pick * ep // routed].add(pick)
+            counts[pick * ep // routed] += 1
+        experts += max(map(len, groups))
+        rows += max(counts)
+    return experts / trials, rows / trials
+
+
+def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
+    """(tp, ep) on so many devices that the model's sizes divide by, those with many experts a rank last."""
+    import json
+
+    from longcat import _core
+
+    found = []
+    sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    for tp, ep in sorted({(num_devices, n) for n in sizes} | {(n, num_devices) for n in sizes}):
+        try:
+            _core.shard(json.dumps(config), tp, ep, 0)
+        except ValueError:
+            continue
+        found.append((tp, ep))
+    return found

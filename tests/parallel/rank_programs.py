@@ -1,0 +1,76 @@
+"""What the ranks of a test run: `python -m parallel.rank_programs NAME ARGUMENTS`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+from longcat import Engine, parallel
+
+
+def collectives() -> None:
+    """Every check of the thread ranks, on processes; then sums of many sizes one after the other."""
+    from parallel.test_communicator import check_collectives, check_splits
+
+    launch = parallel.find_launch()
+    assert launch is not None
+    job = parallel.join_job(launch.size, 1)
+    assert job is not None
+    for count in (1, 7, 300, 20_011):
+        for dtype in ("f32", "bf16", "i32"):
+            check_collectives(job.communicator, count, dtype)
+    check_splits(job.communicator)
+    for count in range(1, 400):
+        x = np.full(count, job.communicator.rank + 1, np.float32)
+        job.communicator.all_reduce(x)
+        assert (x == sum(range(1, launch.size + 1))).all()
+    print(f"rank {launch.rank} is well")
+
+
+def generate(folder: str, tp: str, ep: str, prompt: str, max_tokens: str) -> None:
+    """Rank 0 prints greedy tokens, and writes the logits of all positions to standard output as JSON."""
+    engine = Engine(folder, dtype="f32", tp=int(tp), ep=int(ep), num_threads=1, kv_cache_memory="64MiB", max_num_seqs=2)
+    with engine:
+        if engine.rank > 0:
+            return engine.follow()
+        ids = json.loads(prompt)
+        output = engine.generate(prompt_token_ids=ids, max_tokens=int(max_tokens), temperature=0, ignore_eos=True)
+        token_ids = list(output.outputs[0].token_ids)
+        np.save(sys.argv[-1], engine.forward([*ids, *token_ids]))
+        print(json.dumps(token_ids))
+
+
+def spmd(folder: str) -> None:
+    """The same script on every rank, which prints what it got; rank 0 is slow to begin."""
+    with Engine(folder, tp=2, num_threads=1, dtype="f32") as engine:
+        if engine.rank == 0:
+            time.sleep(0.3)
+        prompts = ["Once upon a time", "Tom had a red ball."]
+        outputs = engine.generate(prompts, max_tokens=20, temperature=0.8, top_k=4, n=2, seed=5, logprobs=2)
+        texts = [answer.text for output in outputs for answer in output.outputs]
+        ranked = [[sorted(entry) for entry in answer.logprobs] for output in outputs for answer in output.outputs]
+        streamed = [chunk.delta for chunk in engine.generate("One day", stream=True, max_tokens=15, stop=["the"])]
+        score = engine.score("Once upon a time, there was a cat.")
+        print(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
+
+
+def raise_on(rank: str, folder: str) -> None:
+    """A script with an error of its own on one rank."""
+    with Engine(folder, tp=2, num_threads=1) as engine:
+        job = parallel.current_job()
+        assert job is not None
+        job.watch()
+        if engine.rank == int(rank):
+            raise RuntimeError("something went wrong here")
+        if engine.rank > 0:
+            return engine.follow()
+        for _ in range(1000):
+            engine.generate(prompt_token_ids=[1, 2, 3], max_tokens=100)
+
+
+if __name__ == "__main__":
+    programs = {"collectives": collectives, "generate": generate, "raise_on": raise_on, "spmd": spmd}
+    arguments = sys.argv[2:-1] if sys.argv[1] == "generate" else sys.argv[2:]
+    programs[sys.argv[1]](*arguments)

@@ -1,0 +1,83 @@
+"""The ranks of a job as threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from longcat import _core
+
+WAIT_SECONDS = 120
+
+
+def on_ranks(size: int, work: Callable[[Any], Any], communicators: Sequence[Any] | None = None) -> list[Any]:
+    """Calls work(communicator) on a thread for each rank; returns what each returned, or raised.
+
+    Args:
+        work: called without order; a collective in it waits for all.
+    """
+    communicators = communicators or _core.thread_communicators(size)
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(communicators[rank])
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_SECONDS)
+        assert not thread.is_alive(), "a rank waits for ever"
+    return results
+
+
+def all_well(results: list[Any]) -> list[Any]:
+    """The results, none of which is an error."""
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
+class ThreadJob:
+    """Engines on threads as ranks, all following rank 0's.
+
+    Args:
+        make: makes the engine of a rank from its communicator and the options.
+        tp, ep: layout; options: of _core.EngineOptions.
+    """
+
+    def __init__(self, folder: str, tp: int, ep: int = 1, make: Callable[..., Any] = _core.Engine, **options: Any):
+        core = _core.EngineOptions()
+        core.max_num_seqs = 4
+        core.num_threads = 1
+        core.kv_cache_memory = 1 << 26
+        core.tensor_parallel_size, core.expert_parallel_size = tp, ep
+        for name, value in options.items():
+            setattr(core, name, value)
+        self.closed = False
+        self.engines = all_well(on_ranks(max(tp, ep), lambda ranks: make(folder, core, communicator=ranks)))
+        for engine in self.engines[1:]:
+            engine.start()
+
+    @property
+    def leader(self) -> Any:
+        return self.engines[0]
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.leader.start()  # its thread tells the others to stop
+        stop = "close" if hasattr(self.leader, "close") else "stop"
+        all_well(on_ranks(len(self.engines), lambda ranks: getattr(self.engines[ranks.rank], stop)()))
+
+    def __enter__(self) -> ThreadJob:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

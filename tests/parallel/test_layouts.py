@@ -1,0 +1,218 @@
+"""One model on several ranks computes what it computes on one."""
+
+import json
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint, random_token_ids, read_config
+from engine.engines import Steps, sampling
+from longcat import _core
+from longcat._core import testing
+from longcat.convert import PRESETS, convert_checkpoint
+from longcat.make_checkpoint import SMALL_CONFIG
+from longcat.plan import plan
+from reference import ops as reference
+
+from parallel.ranks import ThreadJob
+
+LAYOUTS = [(2, 1), (4, 1), (1, 2), (1, 4), (2, 4), (4, 2), (4, 4)]
+IDS = [f"tp{tp}-ep{ep}" for tp, ep in LAYOUTS]
+MAX_ERROR = 1e-4  # of logits in fp32, absolute; they are below 25
+NEW_TOKENS = 200
+
+TINY = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "zero_expert_num": 4}
+# Head sizes, ranks and widths of the preset, with less of everything that is repeated.
+SMALL = SMALL_CONFIG | {"vocab_size": 4096, "num_layers": 1, "n_routed_experts": 16, "zero_expert_num": 8}
+# Widths that the blocks of packed and fp8 formats divide four ways, and two ways.
+BLOCKS = TINY | {"hidden_size": 192, "v_head_dim": 32, "qk_nope_head_dim": 24, "ffn_hidden_size": 256,
+                 "expert_ffn_hidden_size": 128}  # fmt: skip
+FP8_BLOCKS = TINY | {"hidden_size": 192, "v_head_dim": 64, "qk_nope_head_dim": 56, "ffn_hidden_size": 256,
+                     "expert_ffn_hidden_size": 256}  # fmt: skip
+
+
+class Case:
+    """A checkpoint, a prompt, and what one rank makes of it."""
+
+    def __init__(self, folder: str, **options):
+        self.folder, self.options = folder, {"dtype": "f32", **options}
+        self.prompt = random_token_ids(5, 70, read_config(folder)["vocab_size"])
+        with self.job(1, 1) as job:
+            self.token_ids = generate(job, self.prompt, NEW_TOKENS)
+            self.logits = job.leader.forward(self.prompt + self.token_ids)
+
+    def job(self, tp: int, ep: int, **options) -> ThreadJob:
+        return ThreadJob(self.folder, tp, ep, **{**self.options, **options})
+
+
+def generate(job: ThreadJob, prompt: list[int], count: int) -> list[int]:
+    """Greedy, by steps of the leader."""
+    job.leader.add_request(prompt, sampling(count))
+    token_ids = []
+    while job.leader.has_work():
+        for output in job.leader.step():
+            assert not output.error, output.error
+            token_ids.append(output.token_id)
+    return token_ids
+
+
+@pytest.fixture(scope="module", params=["tiny", "small", "longcat-tiny", "flash_chat"])
+def case(request, tiny, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp(request.param))
+    if request.param == "longcat-tiny":
+        return Case(tiny)
+    if request.param == "small":
+        make_checkpoint(folder, seed=1, dtype="BF16", config_overrides=SMALL)
+    else:
+        make_checkpoint(folder, seed=1, ngram=request.param != "flash_chat", config_overrides=TINY)
+    return Case(folder)
+
+
+@pytest.mark.parametrize("tp, ep", LAYOUTS, ids=IDS)
+def test_greedy_tokens_and_logits(case, tp, ep):
+    with case.job(tp, ep) as job:
+        assert generate(job, case.prompt, NEW_TOKENS) == case.token_ids
+        logits = job.leader.forward(case.prompt + case.token_ids)
+    assert np.abs(logits - case.logits).max() <= MAX_ERROR
+
+
+def test_eight_ranks(tmp_path):
+    """Each with one head of eight, some without an N-gram table."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "n_routed_experts": 16, "emb_split_num": 2}
+    make_checkpoint(tmp_path, seed=2, config_overrides=TINY | heads)
+    case = Case(str(tmp_path))
+    for tp, ep in [(8, 1), (8, 8), (2, 8)]:
+        with case.job(tp, ep) as job:
+            assert generate(job, case.prompt, 50) == case.token_ids[:50]
+            logits = job.leader.forward(case.prompt)
+        assert np.abs(logits - case.logits[: len(case.prompt)]).max() <= MAX_ERROR
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_packed_formats_shard(tmp_path, quant):
+    """Ranks have the integers and scales of the whole. Inputs are rounded to 8 bits, so that the last bit of a sum may
+    move one of them by a step: the ranks are no further from one than the format is from bf16."""
+    make_checkpoint(tmp_path / "bf16", seed=3, dtype="BF16", config_overrides=BLOCKS)
+    convert_checkpoint(str(tmp_path / "bf16"), str(tmp_path / quant), PRESETS[quant])
+    case = Case(str(tmp_path / quant))
+    expected = case.logits[: len(case.prompt)]
+    with ThreadJob(str(tmp_path / "bf16"), 1, dtype="f32") as job:
+        own_error = np.abs(job.leader.forward(case.prompt) - expected).mean()
+    for tp, ep in LAYOUTS:
+        with case.job(tp, ep) as job:
+            logits = job.leader.forward(case.prompt)
+        assert np.abs(logits - expected).mean() < own_error, (tp, ep)
+        assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.95, (tp, ep)
+
+
+def test_fp8_blocks_shard(tmp_path):
+    make_checkpoint(tmp_path, seed=4, dtype="FP8", config_overrides=FP8_BLOCKS)
+    case = Case(str(tmp_path))
+    for tp, ep in [(2, 1), (1, 4), (2, 2), (2, 4)]:
+        with case.job(tp, ep) as job:
+            assert np.abs(job.leader.forward(case.prompt) - case.logits[: len(case.prompt)]).max() <= MAX_ERROR
+
+
+@pytest.mark.parametrize(
+    "quant, overrides, tp, ep, message",
+    [
+        ("int8", TINY, 4, 4, "in blocks of 32: its 32 columns cannot be shared out by 8; 1 ranks would do"),
+        ("int4", BLOCKS | {"v_head_dim": 16}, 4, 4, "its 64 columns cannot be shared out by 16; 1, 2 ranks would do"),
+        ("bf16", BLOCKS | {"expert_ffn_hidden_size": 20}, 4, 1, "blocks of 8: its 20 rows cannot be shared out by 5"),
+        ("FP8", FP8_BLOCKS, 4, 4, "blocks of 128: its 256 rows cannot be shared out by 64; 1, 2 ranks would do"),
+    ],
+)
+def test_blocks_that_would_be_cut_are_refused(tmp_path, quant, overrides, tp, ep, message):
+    dtype = "FP8" if quant == "FP8" else "BF16"
+    make_checkpoint(tmp_path / "plain", seed=3, dtype=dtype, config_overrides=overrides)
+    folder = tmp_path / "plain"
+    if quant != "FP8":
+        folder = tmp_path / quant
+        convert_checkpoint(str(tmp_path / "plain"), str(folder), PRESETS[quant])
+    with pytest.raises(_core.Error, match=message):
+        ThreadJob(str(folder), tp, ep)
+
+
+@pytest.mark.parametrize(
+    "tp, ep, message",
+    [
+        (3, 1, "tp=3 does not divide num_attention_heads=4: use 1, 2 or 4"),
+        (2, 3, "tp=2 and ep=3: the larger must be a multiple of the other"),
+        (1, 16, "ep=16 does not divide n_routed_experts=8: use 1, 2, 4 or 8"),
+        (8, 8, "tp=8 does not divide num_attention_heads=4: use 1, 2 or 4"),
+        (0, 1, "tensor_parallel_size=0 is not possible: expected at least 1"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(tmp_path, tp, ep, message):
+    make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
+    with pytest.raises(ValueError, match=message):
+        ThreadJob(str(tmp_path), tp, ep)
+
+
+def test_each_rank_loads_its_share(tmp_path):
+    """Bytes of all ranks: what is split once, what is not as often as there are ranks."""
+    make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
+
+    def sizes(tp, ep):
+        with ThreadJob(str(tmp_path), tp, ep) as job:
+            return [engine.info()["weight_bytes"] for engine in job.engines]
+
+    [whole] = sizes(1, 1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    hidden, heads, layers = config["hidden_size"], config["num_attention_heads"], config["num_layers"]
+    replicated = layers * 2 * (
+        hidden * config["q_lora_rank"] + hidden * (config["kv_lora_rank"] + config["qk_rope_head_dim"])
+        + 2 * hidden + config["q_lora_rank"] + config["kv_lora_rank"]
+    ) + layers * (config["n_routed_experts"] + config["zero_expert_num"]) * (hidden + 1) + hidden  # fmt: skip
+    replicated *= 4  # f32
+    for tp, ep in [(2, 1), (4, 1), (4, 4), (4, 2)]:
+        assert sum(sizes(tp, ep)) == whole + (max(tp, ep) - 1) * replicated
+    # Two groups of two ranks hold the same heads and first FFN; the second FFN is with the first group alone.
+    q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, v = (config[f"{name}_head_dim"] for name in ("qk_nope", "qk_rope", "v"))
+    per_head = q_lora * (nope + rope) + kv_lora * (nope + v) + hidden * v
+    twice = 4 * layers * (2 * heads * per_head + 3 * hidden * config["ffn_hidden_size"])
+    assert sum(sizes(2, 4)) == whole + 3 * replicated + twice
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16", "FP8", "int8", "int4", "bf16"])
+def test_plan_knows_what_each_rank_holds(tmp_path, stored, dtype):
+    """The bytes that `longcat plan` computes from headers are those of the weights that are loaded, on every rank."""
+    packed = stored in PRESETS
+    overrides = FP8_BLOCKS if stored == "FP8" else BLOCKS
+    made = tmp_path / "made"
+    make_checkpoint(made, seed=3, dtype="BF16" if packed else stored, config_overrides=overrides)
+    folder = str(made)
+    if packed:
+        folder = str(tmp_path / "packed")
+        convert_checkpoint(str(made), folder, PRESETS[stored])
+    for tp, ep in [(1, 1), (2, 1), (2, 4), (1, 2), *([] if stored == "FP8" else [(4, 1), (4, 2)])]:
+        planned = plan(folder, dtype=dtype, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep)
+        with ThreadJob(folder, tp, ep, dtype=dtype) as job:
+            assert planned.rank_weights == [engine.info()["weight_bytes"] for engine in job.engines], (tp, ep)
+
+
+@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 4), (2, 4)])
+def test_ngram_ids_are_exact_on_every_rank(tmp_path, tp, ep):
+    make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
+    prompt = random_token_ids(7, 100)
+    with ThreadJob(str(tmp_path), tp, ep, make=testing.Engine, max_num_batched_tokens=33) as job:
+        steps = Steps(job.leader)
+        [request_id] = steps.add(prompt, sampling(20))
+        outcome = steps.run()[request_id]
+        job.close()
+        expected = reference.ngram_ids([*prompt, *outcome.token_ids], read_config(tmp_path))
+        records = [outcome.record, *(engine.record(-1) for engine in job.engines[1:])]
+        for record in records:
+            assert len(record["ngram_ids"]) == 119
+            assert all(ids == expected[p].tolist() for p, ids in record["ngram_ids"].items())
+
+
+def test_bf16_top1(tiny):
+    """bf16 latents: teacher-forced, the most likely token is the same at 99.5 % of the positions."""
+    prompt = random_token_ids(11, 1000, read_config(tiny)["vocab_size"])
+    with ThreadJob(tiny, 1, 1, dtype="bf16") as job:
+        expected = job.leader.forward(prompt).argmax(1)
+    for tp, ep in LAYOUTS:
+        with ThreadJob(tiny, tp, ep, dtype="bf16") as job:
+            assert (job.leader.forward(prompt).argmax(1) == expected).mean() >= 0.995

@@ -1,0 +1,137 @@
+"""Ranks on GPUs, without a GPU: the library's loader, sums on the device, and whole models on emulated devices whose
+NCCL is a stand-in that moves the bytes between threads."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint, random_token_ids, to_bf16
+from longcat import _core
+from longcat._core import testing
+from longcat.child_process import environment
+
+from parallel.ranks import ThreadJob, all_well, on_ranks
+from parallel.test_communicator import expected_sum
+from parallel.test_layouts import MAX_ERROR, TINY, generate
+
+
+def load(named: str | None) -> str:
+    """What a process that loads NCCL says."""
+    program = """
+import longcat
+from longcat._core import testing
+try:
+    version, first, second = testing.nccl()
+    print("version", version, len(first), first != second)
+except longcat.Error as error:
+    print(error)
+"""
+    env = environment() | ({"LONGCAT_NCCL": named} if named else {})
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True).stdout
+
+
+def nccl_library() -> str | None:
+    """Of the package nvidia-nccl, if it is installed, or where LONGCAT_TEST_NCCL says."""
+    if named := os.environ.get("LONGCAT_TEST_NCCL"):
+        return named
+    try:
+        spec = importlib.util.find_spec("nvidia.nccl")
+    except ModuleNotFoundError:
+        return None
+    for folder in spec.submodule_search_locations if spec is not None else ():
+        if (path := Path(folder, "lib", "libnccl.so.2")).exists():
+            return str(path)
+    return None
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_a_library_that_cannot_be_loaded(tmp_path, content):
+    path = tmp_path / "libnccl.so.2"
+    if content:
+        path.write_bytes(content)
+    said = load(str(path))
+    assert said.startswith("[nccl] ranks on GPUs need libnccl.so.2, which cannot be loaded (") and str(path) in said
+    assert "pip install nvidia-nccl-cu12, or name it by LONGCAT_NCCL" in said
+
+
+def test_a_library_of_another_kind():
+    assert load("libm.so.6") == "[nccl] the library has no ncclGetVersion: expected NCCL 2.19 or later\n"
+
+
+@pytest.mark.skipif(nccl_library() is None, reason="no NCCL (pip install --no-deps nvidia-nccl-cu12)")
+def test_the_library_itself():
+    word, version, length, differ = load(nccl_library()).split()
+    assert word == "version" and int(version) >= 21900 and length == "128" and differ == "True"
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("blocks", [3, 40_000])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_collectives_on_devices(size, blocks, narrow):
+    """Small ones, and ones beyond what every rank sums by itself; the bits are those of ranks on the host."""
+    count = size * blocks
+    values = [np.random.default_rng(r).standard_normal(count).astype(np.float32) for r in range(size)]
+
+    def work(ranks):
+        return testing.device_collectives(ranks, "cuda-emulated", values[ranks.rank], narrow)
+
+    found = all_well(on_ranks(size, work))
+    stored = [to_bf16(v) if narrow else v for v in values]
+    total = expected_sum(stored)
+    ids = [s.view(np.int32) for s in stored if s.nbytes % 4 == 0]
+    for rank in range(size):
+        mine = slice(rank * blocks, (rank + 1) * blocks)
+        result = found[rank]
+        assert result["all_reduce"] == total.tobytes()
+        assert result["all_gather"] == np.concatenate(stored).tobytes()
+        assert result["all_to_all"] == np.concatenate([s[mine] for s in stored]).tobytes()
+        assert result["reduce_scatter"] == total[mine].tobytes()
+        assert result["broadcast"] == stored[-1].tobytes()
+        if ids:
+            assert result["all_reduce_i32"][: ids[0].nbytes] == sum(ids[1:], start=ids[0]).tobytes()
+
+
+def device_job(folder: str, tp: int, ep: int, device: str, **options) -> ThreadJob:
+    def make(folder, core, communicator):
+        testing.use_fake_nccl(core)
+        return _core.Engine(folder, core, communicator=communicator)
+
+    return ThreadJob(folder, tp, ep, make=make, device=device, **options)
+
+
+@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 2), (2, 4), (4, 2)])
+def test_models_on_devices(tmp_path, tp, ep):
+    """All kernels of the CUDA backend, walked on the host, each rank with its share: logits and tokens of one rank."""
+    make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
+    prompt = random_token_ids(5, 40)
+    options = {"device": "cuda-emulated-f32", "dtype": "f32", "max_num_seqs": 2, "max_num_batched_tokens": 32}
+    with ThreadJob(str(tmp_path), 1, 1, **options) as job:
+        token_ids = generate(job, prompt, 12)
+        expected = job.leader.forward(prompt)
+    with device_job(str(tmp_path), tp, ep, **options) as job:
+        assert generate(job, prompt, 12) == token_ids
+        assert np.abs(job.leader.forward(prompt) - expected).max() <= MAX_ERROR
+
+
+def test_bf16_on_devices(tmp_path):
+    """Activations and sums in bf16."""
+    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
+    prompt = random_token_ids(6, 60)
+    options = {"device": "cuda-emulated", "max_num_seqs": 2, "max_num_batched_tokens": 64}
+    with ThreadJob(str(tmp_path), 1, 1, **options) as job:
+        expected = job.leader.forward(prompt)
+    with device_job(str(tmp_path), 2, 4, **options) as job:
+        found = job.leader.forward(prompt)
+    cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.median(cosine) > 0.9995  # a near-tie of the router, decided otherwise, moves a token by more
+
+
+def test_a_gpu_without_the_library_says_so(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
+    monkeypatch.setenv("LONGCAT_NCCL", str(tmp_path / "nothing.so"))
+    with pytest.raises(_core.Error, match=r"\[nccl\] ranks on GPUs need libnccl.so.2"):
+        ThreadJob(str(tmp_path), 2, device="cuda-emulated")

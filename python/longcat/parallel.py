@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from longcat.launch import Launch, find_launch
 if TYPE_CHECKING:
     from longcat.heartbeat import Heartbeat
 
+_RANK_0_FIRST_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this process
 _MPI_NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
 
@@ -65,6 +67,8 @@ class Job:
 
     def fail(self, reason: str) -> None:
         """This rank cannot go on: tells the others, and gives rank 0 the time to say so on standard error."""
+        if self.launch.rank > 0:  # what all ranks find wrong is rank 0's to say, not "rank 3 failed"
+            time.sleep(_RANK_0_FIRST_SECONDS)
         if self._is_news(reason) and self._heartbeat is not None:
             self._heartbeat.fail(reason)
 

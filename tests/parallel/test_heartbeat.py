@@ -68,14 +68,20 @@ def test_a_rank_that_dies():
     assert watch.reports[2][0][1] == watch.reports[0][0][1]
 
 
+def hear_nothing(peer):
+    """In place of _Peer.receive: the connection stays readable, so this is called again and again."""
+    time.sleep(0.01)
+    peer.heard = float("inf")
+    return []
+
+
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_rank_that_stops(silent, monkeypatch, kills):
     monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 1.5)
     watch = Watch(3)
     for peer in watch.ranks[silent]._peers.values():
         peer.send = lambda line: None
-        peer.receive = lambda: time.sleep(0.01) or []
-        peer.heard = float("inf")
+        peer.receive = lambda peer=peer: hear_nothing(peer)
     noticing = [1, 2] if silent == 0 else [0]
     watch.wait(*noticing)
     time.sleep(1.5)

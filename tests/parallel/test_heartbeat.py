@@ -61,7 +61,7 @@ def test_a_failure_is_told_to_all(failing):
 
 def test_a_rank_that_dies():
     watch = Watch(3)
-    for connection in watch.ranks[1]._peers:
+    for connection in list(watch.ranks[1]._peers):
         connection.shutdown(2)
     watch.wait(0, 2)
     assert watch.reports[0] == [(1, "rank 1 has ended without a word: it was killed, or it crashed", False)]
@@ -79,7 +79,7 @@ def hear_nothing(peer):
 def test_a_rank_that_stops(silent, monkeypatch, kills):
     monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 1.5)
     watch = Watch(3)
-    for peer in watch.ranks[silent]._peers.values():
+    for peer in list(watch.ranks[silent]._peers.values()):
         peer.send = lambda line: None
         peer.receive = lambda peer=peer: hear_nothing(peer)
     noticing = [1, 2] if silent == 0 else [0]

@@ -19,6 +19,8 @@ _ALIASES = {
     "tp_size": "tensor_parallel_size",
     "ep": "expert_parallel_size",
     "ep_size": "expert_parallel_size",
+    "dp": "data_parallel_size",
+    "dp_size": "data_parallel_size",
 }
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

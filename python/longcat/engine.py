@@ -43,6 +43,8 @@ class Engine:
         expert_parallel_size: ranks over which the experts are shared out, the same ones. A launcher (mpirun) has to
             start as many as the larger of both says. All make the same engine and the same requests, and get the same
             results; or rank 0 alone asks, and the others `follow()`.
+        data_parallel_size: copies of the model, each on so many ranks of its own and with requests of its own;
+            `replica` says to which of them this process belongs.
         dtype: "auto" (as config.json says), "f32" or "bf16": how f32 and f16 weights are kept, and the latent cache.
         quantization: "fp8" keeps the experts of a bf16, f16 or f32 checkpoint as fp8 blocks, in half the memory or
             less; default None, as they are stored.
@@ -80,6 +82,7 @@ class Engine:
         device: str = "auto",
         tensor_parallel_size: int = 1,
         expert_parallel_size: int = 1,
+        data_parallel_size: int = 1,
         dtype: str = "auto",
         quantization: str | None = None,
         max_model_len: int | None = None,
@@ -103,9 +106,9 @@ class Engine:
             named = {canonical_name(Engine, name): value for name, value in aliases.items()}
             given = dict(
                 model=model, device=device, tensor_parallel_size=tensor_parallel_size,
-                expert_parallel_size=expert_parallel_size, dtype=dtype, quantization=quantization,
-                max_model_len=max_model_len, kv_cache_memory=kv_cache_memory, kv_cache_dtype=kv_cache_dtype,
-                ngram_placement=ngram_placement, swap_memory=swap_memory,
+                expert_parallel_size=expert_parallel_size, data_parallel_size=data_parallel_size, dtype=dtype,
+                quantization=quantization, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
+                kv_cache_dtype=kv_cache_dtype, ngram_placement=ngram_placement, swap_memory=swap_memory,
                 enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
                 num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
@@ -149,9 +152,7 @@ class Engine:
             raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
         options.tensor_parallel_size = positive("tensor_parallel_size", tensor_parallel_size)
         options.expert_parallel_size = positive("expert_parallel_size", expert_parallel_size)
-        communicator = None
-        if max(tensor_parallel_size, expert_parallel_size) > 1:
-            communicator = self._join_ranks(options)
+        communicator = self._join_ranks(options, positive("data_parallel_size", data_parallel_size))
         self._core = _core.Engine(self.model, options, progress, communicator)
         self._info = self._core.info()
         for line in self._info["warnings"]:
@@ -171,11 +172,17 @@ class Engine:
         self._closed = False
         self._core.start()
 
-    def _join_ranks(self, options: _core.EngineOptions) -> _core.Communicator:
+    def _join_ranks(self, options: _core.EngineOptions, num_replicas: int) -> _core.Communicator | None:
+        """The ranks of this process's replica; None where there is one rank in all."""
+        tp, ep = options.tensor_parallel_size, options.expert_parallel_size
+        self._replica = 0
+        if max(tp, ep, num_replicas) == 1:
+            return None
         from longcat.parallel import join_job, threads_of_a_rank
 
-        job = join_job(options.tensor_parallel_size, options.expert_parallel_size)
+        job = join_job(tp, ep, num_replicas)
         assert job is not None
+        self._replica = job.launch.rank // max(tp, ep)
         options.ranks_per_machine = job.launch.local_size
         if options.device == "cuda":
             options.device = f"cuda:{job.launch.local_rank}"
@@ -188,12 +195,17 @@ class Engine:
                 this._core.abort_ranks(reason)
 
         job.on_failure(ranks_are_lost)
-        return job.communicator
+        return job.replica(max(tp, ep))
 
     @property
     def rank(self) -> int:
-        """Of this process: 0, to whom requests are made, or one that follows it."""
+        """Of this process in its replica: 0, to whom requests are made, or one that follows it."""
         return self._info["rank"]
+
+    @property
+    def replica(self) -> int:
+        """Which of the data_parallel_size copies of the model this is."""
+        return self._replica
 
     def follow(self) -> None:
         """On another rank than 0, which asks nothing itself: takes part in what rank 0 is asked, until that one closes.

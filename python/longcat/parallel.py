@@ -47,11 +47,18 @@ class Job:
                 f"[parallel] {launch.launcher} says rank {launch.rank} of {launch.size}, {self._mpi.library} says rank "
                 f"{self.communicator.rank} of {self.communicator.size}: start the job with the launcher of that library"
             )
+        self._replicas: dict[int, _core.Communicator] = {}
         self._heartbeat: Heartbeat | None = None
         self._on_failure: list[Callable[[str], None]] = []
         self._left = False
         self._lock = threading.Lock()  # of `failure`
         atexit.register(self._at_exit)
+
+    def replica(self, size: int) -> _core.Communicator:
+        """The ranks of this process's copy of the model, of `size` consecutive ones each. Every rank calls it."""
+        if size not in self._replicas:
+            self._replicas[size] = self.communicator.split(self.launch.rank // size)
+        return self._replicas[size]
 
     def watch(self) -> None:
         """Ends this process, with a line on rank 0's standard error, when a rank dies or stops. Every rank calls it."""
@@ -127,27 +134,28 @@ def current_job() -> Job | None:
     return _job
 
 
-def join_job(tp: int, ep: int) -> Job | None:
-    """The job of max(tp, ep) ranks; None for one rank.
+def join_job(tp: int, ep: int, dp: int = 1) -> Job | None:
+    """The job of max(tp, ep) * dp ranks: dp copies of the model; None for one rank.
 
     Raises:
         ValueError: this process was not started as one of so many ranks: the line that would do it.
         longcat.Error: the ranks cannot be joined to a job here.
     """
     global _job
-    world = max(tp, ep)
+    world = max(tp, ep) * dp
     launch = find_launch()
     if world == 1:
         return None
+    sizes = f"tensor_parallel_size={tp} and expert_parallel_size={ep}"
+    if dp > 1:
+        sizes = f"data_parallel_size={dp} times the larger of {sizes}"
     if launch is None:
         raise ValueError(
-            f"[parallel] tensor_parallel_size={tp} and expert_parallel_size={ep} need {world} ranks, and this process "
-            f"was started alone: mpirun -n {world} {_command()}"
+            f"[parallel] {sizes} need {world} ranks, and this process was started alone: mpirun -n {world} {_command()}"
         )
     if launch.size != world:
         raise ValueError(
-            f"[parallel] tensor_parallel_size={tp} and expert_parallel_size={ep} are {world} ranks, and "
-            f"{launch.launcher} started {launch.size}: start {world}"
+            f"[parallel] {sizes} are {world} ranks, and {launch.launcher} started {launch.size}: start {world}"
         )
     if _job is None:
         _job = Job(launch)

@@ -56,6 +56,16 @@ def spmd(folder: str) -> None:
         print(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
 
 
+def replicas(folder: str, tp: str, dp: str) -> None:
+    """Each copy of the model continues prompts of its own; their first ranks print which, and the tokens."""
+    with Engine(folder, tp=int(tp), dp=int(dp), num_threads=1, kv_cache_memory="64MiB", dtype="f32") as engine:
+        if engine.rank > 0:
+            return engine.follow()
+        for length in range(10 + engine.replica, 13, int(dp)):
+            output = engine.generate(prompt_token_ids=range(3, 3 + length), max_tokens=30, temperature=0)
+            print(json.dumps([engine.replica, length, list(output.outputs[0].token_ids)]))
+
+
 def raise_on(rank: str, folder: str) -> None:
     """A script with an error of its own on one rank."""
     with Engine(folder, tp=2, num_threads=1) as engine:
@@ -71,6 +81,12 @@ def raise_on(rank: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    programs = {"collectives": collectives, "generate": generate, "raise_on": raise_on, "spmd": spmd}
+    programs = {
+        "collectives": collectives,
+        "generate": generate,
+        "raise_on": raise_on,
+        "replicas": replicas,
+        "spmd": spmd,
+    }
     arguments = sys.argv[2:-1] if sys.argv[1] == "generate" else sys.argv[2:]
     programs[sys.argv[1]](*arguments)

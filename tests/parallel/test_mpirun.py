@@ -54,7 +54,7 @@ def case(request, tiny, tmp_path_factory):
         return folder, prompt, token_ids, engine.forward([*prompt, *token_ids])
 
 
-@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 2), (4, 1), (2, 4)])
+@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 2), (4, 1), (1, 4), (2, 4)])
 def test_greedy_tokens_and_logits(case, tp, ep, tmp_path):
     folder, prompt, token_ids, logits = case
     path = str(tmp_path / "logits.npy")
@@ -77,6 +77,19 @@ def test_the_same_script_on_every_rank(tiny):
     assert (code, lines) == (0, [])
     first, second = map(json.loads, out.splitlines())
     assert first == second and all(first[0]) and first[2]
+
+
+@pytest.mark.parametrize("tp, dp", [(2, 2), (1, 3)])
+def test_replicas(tiny, tp, dp):
+    """Each with requests of its own, and the tokens of a model alone."""
+    code, out, lines = Job(tp * dp, program("replicas", tiny, str(tp), str(dp))).end()
+    assert (code, lines) == (0, [])
+    with Engine(tiny, num_threads=1, kv_cache_memory="64MiB", dtype="f32") as engine:
+        expected = []
+        for length in range(10, 13):
+            output = engine.generate(prompt_token_ids=range(3, 3 + length), max_tokens=30, temperature=0)
+            expected.append([(length - 10) % dp, length, list(output.outputs[0].token_ids)])
+    assert sorted(map(json.loads, out.splitlines()), key=lambda answer: answer[1]) == expected
 
 
 @pytest.mark.parametrize(
@@ -119,6 +132,14 @@ def test_an_exception_in_a_script(tiny, rank):
     assert code != 0 and "Traceback (most recent call last):" in lines
     assert any("RuntimeError: something went wrong here" in line for line in lines)
     assert time.monotonic() - began < LIMIT_SECONDS
+
+
+def test_replicas_in_the_wrong_number(tiny):
+    code, _, lines = Job(3, ["-m", "longcat", "serve", tiny, "--tp", "2", "--dp", "2"]).end()
+    assert code != 0 and lines == [
+        "longcat: [parallel] data_parallel_size=2 times the larger of tensor_parallel_size=2 and "
+        "expert_parallel_size=1 are 4 ranks, and mpirun started 3: start 4"
+    ]
 
 
 # --- serving -------------------------------------------------------------------------------------------------------
@@ -209,3 +230,25 @@ def test_ctrl_c_leaves_nothing(served):
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(LIMIT_SECONDS) != 0
     assert_gone(pids.values())
+
+
+def test_servers_of_replicas(tiny):
+    """One a replica, each on a port of its own; both drain when the launcher is asked."""
+    with LiveServer(
+        tiny, "--dp", "2", "--num-threads", "1", env=job_environment(), launcher=[*MPIRUN, "-n", "2"]
+    ) as server:
+
+        def urls():
+            return re.findall(r"listening on (http\S+)", "".join(server.lines))
+
+        until(lambda: len(urls()) == 2)
+        pids = ranks(server)
+        body = {"prompt": "Once", "max_tokens": 20, "temperature": 0}
+        for url in urls():
+            until(lambda url=url: httpx.get(url + "/ready").status_code == 200)
+        first, second = (httpx.post(url + "/v1/completions", json=body, timeout=30).json() for url in urls())
+        assert first["choices"][0]["text"] == second["choices"][0]["text"] != ""
+        assert first["id"] != second["id"]
+        server.process.send_signal(signal.SIGUSR1)
+        assert server.process.wait(40) == 0
+        assert_gone(pids.values())

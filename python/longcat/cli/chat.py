@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rank = join_ranks(args)
+    rank = join_ranks(args).rank
     tools = load_tools(args.tools) if args.tools else None
     with open_engine(args) as engine:
         if rank > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat.cli.progress import ByteBar
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
     from longcat.engine import Engine
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = False) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = False) -> None:
     """The options that engine_keywords reads.
 
     Args:
-        model_flag: the checkpoint may also be named by --model or --model-path.
+        is_server: the checkpoint may also be named by --model or --model-path, and there may be replicas.
     """
     text = "checkpoint folder in the Hugging Face layout"
-    if model_flag:
+    if is_server:
         parser.add_argument("model", nargs="?", help=text)
         parser.add_argument("--model", "--model-path", dest="model_path", metavar="FOLDER", help="the same")
     else:
@@ -31,6 +32,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = Fal
                        help="ranks that share attention and dense FFNs (under mpirun)")  # fmt: skip
     group.add_argument("--expert-parallel-size", "--ep", "--ep-size", type=int, default=1, metavar="N",
                        help="ranks that share the experts; the job has as many as the larger of both")  # fmt: skip
+    if is_server:
+        group.add_argument("--data-parallel-size", "--dp", "--dp-size", type=int, default=1, metavar="N",
+                           help="copies of the model, each on ranks of its own and on the next port")  # fmt: skip
+    else:
+        parser.set_defaults(data_parallel_size=1)
     group.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
     group.add_argument("--quantization", choices=["fp8"], help="keep the experts in half the memory")
     group.add_argument(
@@ -64,41 +70,50 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for Engine, but for the model."""
     names = (
-        "device", "tensor_parallel_size", "expert_parallel_size", "dtype", "quantization", "max_model_len",
-        "kv_cache_dtype", "kv_cache_memory", "ngram_placement", "num_threads",
+        "device", "tensor_parallel_size", "expert_parallel_size", "data_parallel_size", "dtype", "quantization",
+        "max_model_len", "kv_cache_dtype", "kv_cache_memory", "ngram_placement", "num_threads",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
-def join_ranks(args: argparse.Namespace) -> int:
-    """Joins the job that the options ask for, before anything slow begins; the rank of this process.
+@dataclass(frozen=True)
+class Place:
+    """Of this process in its job: which replica of the model it belongs to, and which rank of that it is."""
+
+    replica: int = 0
+    rank: int = 0
+
+
+def join_ranks(args: argparse.Namespace) -> Place:
+    """Joins the job that the options ask for, before anything slow begins.
 
     Raises:
         ValueError: the launcher started another number of processes.
     """
     from longcat.launch import find_launch
 
-    tp, ep = args.tensor_parallel_size, args.expert_parallel_size
-    if max(tp, ep) == 1:
+    tp, ep, dp = args.tensor_parallel_size, args.expert_parallel_size, args.data_parallel_size
+    if max(tp, ep, dp) == 1:
         launch = find_launch()
         if launch is not None and launch.size > 1:
             raise ValueError(
                 f"{launch.launcher} started {launch.size} processes, and --tp 1 --ep 1 is one: pass --tp {launch.size} "
                 f"or --ep {launch.size}, or start one"
             )
-        return 0
+        return Place()
     from longcat.parallel import join_job
 
-    job = join_job(tp, ep)
+    job = join_job(tp, ep, dp)
     assert job is not None
     job.watch()
+    replica, rank = divmod(job.launch.rank, max(tp, ep))
     # Rank 0 says when it is over. A launcher that gets SIGTERM kills its ranks at once, but hands SIGUSR1 on to them.
-    if job.launch.rank > 0:
+    if rank > 0:
         for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(ignored, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    return job.launch.rank
+    return Place(replica, rank)
 
 
 def open_engine(args: argparse.Namespace, **more: Any) -> Engine:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rank = join_ranks(args)
+    rank = join_ranks(args).rank
     prompt = sys.stdin.read() if args.prompt == "-" and rank == 0 else args.prompt
     with open_engine(args) as engine:
         if rank > 0:

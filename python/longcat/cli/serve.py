@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 
-from longcat.cli.engine_options import add_engine_arguments, follow, join_ranks, open_engine
+from longcat.cli.engine_options import Place, add_engine_arguments, follow, join_ranks, open_engine
 
 # Flags of other engines that say here what goes without saying, or what this engine has no use for.
 _IGNORED_SWITCHES = (
@@ -26,7 +26,7 @@ _IGNORED_OPTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser, model_flag=True)
+    add_engine_arguments(parser, is_server=True)
     engine = parser.add_argument_group("requests")
     engine.add_argument("--max-running-requests", "--max-num-seqs", type=int, default=16, metavar="N",
                         help="requests that run at once (default 16)")  # fmt: skip
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
-    server.add_argument("--port", type=int, default=8000, help="(default 8000; 0: any)")
+    server.add_argument("--port", type=int, default=8000, help="(default 8000; 0: any); of the first replica")
     server.add_argument("--served-model-name", nargs="+", metavar="NAME", help="names of the model in requests")
     server.add_argument("--api-key", nargs="+", action="extend", default=[], metavar="KEY",
                         help="keys that open the server; also LONGCAT_API_KEY (default: open)")  # fmt: skip
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.model_path is None):
         raise ValueError("the checkpoint folder is expected once: longcat serve FOLDER, or --model FOLDER")
     args.model = args.model or args.model_path
-    rank = join_ranks(args)
-    for flag in args.ignored or () if rank == 0 else ():
+    place = join_ranks(args)
+    for flag in args.ignored or () if place == Place() else ():
         print(f"longcat: {flag} has no meaning here and is ignored", file=sys.stderr)
     if bool(args.ssl_keyfile) != bool(args.ssl_certfile):
         raise ValueError("--ssl-keyfile and --ssl-certfile go together: give both")
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.ssl_certfile:
         check_tls(args.ssl_certfile, args.ssl_keyfile, args.ssl_keyfile_password, args.ssl_ca_certs)
-    sock = bind(args.host, args.port) if rank == 0 else None
+    sock = bind(args.host, args.port and args.port + place.replica) if place.rank == 0 else None
     with open_engine(
         args, max_num_seqs=args.max_running_requests, max_num_queued=args.max_queued_requests,
         max_num_batched_tokens=args.max_num_batched_tokens, chat_template=args.chat_template,

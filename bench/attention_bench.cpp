@@ -19,7 +19,7 @@
 
 #include "command_line.h"
 #include "engine/batch_buffers.h"
-#include "engine/engine.h"
+#include "engine/load_model.h"
 #include "limits.h"
 #include "ops/backend.h"
 #include "timing.h"

@@ -4,108 +4,12 @@
 #include <iterator>
 #include <utility>
 
-#include "comm/device_communicator.h"
-#include "ops/backend.h"
-
 namespace longcat {
 
 namespace {
 
-DType parse_dtype(const char* option, const std::string& name, DType automatic, bool of_latents) {
-  if (name == "auto") return automatic;
-  if (name == "f32" || name == "float32" || name == "float") return DType::f32;
-  if (name == "bf16" || name == "bfloat16") return DType::bf16;
-  if (of_latents && (name == "fp8" || name == "fp8_e4m3")) return DType::f8_e4m3;
-  if (of_latents && name == "int8") return DType::i8;
-  throw std::invalid_argument(str_cat(option, "=\"", name, "\" is not known: use \"auto\", \"f32\"",
-                                      of_latents ? ", \"bf16\", \"fp8\" or \"int8\"" : " or \"bf16\""));
-}
-
-void require_positive(const char* option, int64_t value) {
-  if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, " is not possible: expected at least 1"));
-}
-
-// The ranks that the options ask for; a job of one when there is no other.
-std::unique_ptr<Communicator> checked(const EngineOptions& options, std::unique_ptr<Communicator> world) {
-  require_positive("max_num_seqs", options.max_num_seqs);
-  require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
-  require_positive("max_num_queued", options.max_num_queued);
-  if (options.max_num_seqs > options.max_num_batched_tokens)
-    throw std::invalid_argument(str_cat("max_num_seqs=", options.max_num_seqs,
-                                        " is more than max_num_batched_tokens=", options.max_num_batched_tokens,
-                                        ": a step could not hold one token of each request"));
-  if (options.num_threads < 0 || options.num_threads > 1024)
-    throw std::invalid_argument(
-        str_cat("num_threads=", options.num_threads, " is not possible: expected 1 to 1024, or 0 for one per core"));
-  if (options.max_model_len < 0 || options.kv_cache_memory < 0)
-    throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
-  require_positive("tensor_parallel_size", options.tensor_parallel_size);
-  require_positive("expert_parallel_size", options.expert_parallel_size);
-  if (!world) world = make_single_communicator();
-  const int64_t wanted = std::max(options.tensor_parallel_size, options.expert_parallel_size);
-  if (world->size() != wanted)
-    throw std::invalid_argument(str_cat("[parallel] tensor_parallel_size=", options.tensor_parallel_size,
-                                        " and expert_parallel_size=", options.expert_parallel_size, " are ", wanted,
-                                        wanted == 1 ? " rank" : " ranks", ", and this job has ", world->size(),
-                                        ": start it with mpirun -n ", wanted));
-  return world;
-}
-
-// FNV-1a.
-class Fingerprint {
- public:
-  void add(const void* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i)
-      value_ = (value_ ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
-  }
-  void add(const std::string& text) { add(text.data(), text.size() + 1); }
-  void add(int64_t number) { add(&number, sizeof(number)); }
-  uint64_t value() const { return value_; }
-
- private:
-  uint64_t value_ = 0xcbf29ce484222325ull;
-};
-
-// All that changes what a rank computes.
-uint64_t fingerprint_of(const EngineOptions& o) {
-  Fingerprint print;
-  for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
-  for (const int64_t number : {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens,
-                               o.tensor_parallel_size, o.expert_parallel_size, int64_t{o.pad_decodes}})
-    print.add(number);
-  return print.value();
-}
-
-// config.json, the headers, and some values of some tensors: enough to tell two checkpoints apart, and quick.
-uint64_t fingerprint_of(const Checkpoint& checkpoint) {
-  constexpr size_t kSamples = 256, kBytes = 64;
-  Fingerprint print;
-  const MappedFile config(checkpoint.folder() / "config.json", "[config] config.json");
-  print.add(config.bytes().data(), config.bytes().size());
-  const size_t every = std::max<size_t>(1, checkpoint.tensors().size() / kSamples);
-  size_t i = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors()) {
-    print.add(name);
-    print.add(static_cast<int64_t>(tensor.dtype));
-    for (const int64_t extent : tensor.shape) print.add(extent);
-    if (i++ % every == 0) print.add(tensor.data, std::min<size_t>(tensor.num_bytes, kBytes));
-  }
-  return print.value();
-}
-
 double ms_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - begin).count();
-}
-
-// What not every device can do.
-void check_device_options(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
-  if (!ops.reads_latents(kv_cache_dtype))
-    throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
-                                        ops.device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
-  const char* placement = name_of(ops.table_placement());
-  if (options.ngram_placement != "auto" && options.ngram_placement != placement)
-    throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
-                                        ops.device().name(), ": use \"auto\" or \"", placement, "\""));
 }
 
 RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
@@ -120,44 +24,6 @@ RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
 }
 
 }  // namespace
-
-LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
-                       std::unique_ptr<Communicator> world) {
-  world = checked(options, std::move(world));
-  try {
-    ModelConfig config = load_model_config(folder);
-    const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, world->rank());
-    const DType dtype =
-        parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false);
-    const DType kv_cache_dtype = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true);
-    Checkpoint checkpoint(folder);
-    Lockstep lockstep(*world);
-    if (lockstep.has_peers()) {
-      lockstep.require_same(fingerprint_of(options), "options");
-      lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
-    }
-    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads);
-    check_device_options(options, kv_cache_dtype, *ops);
-    ModelWeights weights = load_weights(checkpoint, config, shard, dtype, *ops, options.quantize_experts, progress);
-    const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
-    const auto ranks_of_color = [&](int color) {
-      return on_device(world->split(color), ops->device(), largest_sum, options.nccl);
-    };
-    Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
-    auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
-                                         options.max_num_batched_tokens, options.max_num_seqs);
-    return {.config = std::move(config),
-            .dtype = dtype,
-            .kv_cache_dtype = kv_cache_dtype,
-            .checkpoint = std::move(checkpoint),
-            .lockstep = std::move(lockstep),
-            .ops = std::move(ops),
-            .model = std::move(model)};
-  } catch (const std::exception& error) {
-    world->abort(str_cat("[parallel] rank ", world->rank(), " failed: ", error.what()));
-    throw;
-  }
-}
 
 Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
                std::unique_ptr<Communicator> world)
@@ -267,7 +133,7 @@ void Engine::check_leads() const {
 
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
-  require_positive("n", num_samples);
+  if (num_samples < 1) throw std::invalid_argument(str_cat("n=", num_samples, " is not possible: expected at least 1"));
   check_request(prompt_token_ids, params);
   if (rank() != 0) return mirror_request(num_samples, std::move(queue), std::move(mask_queue));
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());

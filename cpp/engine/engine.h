@@ -10,63 +10,21 @@
 
 #include <condition_variable>
 #include <deque>
-#include <filesystem>
 #include <functional>
 #include <future>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "engine/lockstep.h"
+#include "engine/load_model.h"
 #include "engine/model_runner.h"
 #include "engine/output_queue.h"
 #include "engine/scheduler.h"
-#include "model/model.h"
 
 namespace longcat {
-
-struct NcclApi;
-
-struct EngineOptions {
-  std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
-  std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
-  bool quantize_experts = false;         // keep them as fp8 blocks where they are not
-  std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16", "fp8", "int8"
-  std::string ngram_placement = "auto";  // of the N-gram tables: "auto", "disk" (CPU) or "host" (CUDA)
-  int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
-  int64_t max_num_seqs = 16;             // requests running at once
-  int64_t max_num_batched_tokens = 512;  // tokens of a step
-  int64_t max_num_queued = 4096;         // requests that wait
-  int64_t kv_cache_memory = 0;           // [bytes] 0: min(a quarter of the free memory, what the two limits can use)
-  int64_t swap_memory = -1;              // [bytes] of the host, for preempted requests; -1: as much as the cache
-  bool enable_prefix_caching = true;
-  double mask_timeout_ms = 10000;                              // a constrained request ends when its mask takes longer
-  int num_threads = 0;                                         // 0: one per available core
-  int64_t tensor_parallel_size = 1, expert_parallel_size = 1;  // ranks: the larger of both
-  int64_t ranks_per_machine = 0;                               // that share its memory; 0: all
-  std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
-                                  // leave the host free
-  bool pad_decodes = false;       // for tests: see RunnerLimits
-  const NcclApi* nccl = nullptr;  // for tests: see on_device
-};
-
-// Everything needed to run forward passes. Members in the order of their lifetimes.
-struct LoadedModel {
-  ModelConfig config;
-  DType dtype, kv_cache_dtype;
-  Checkpoint checkpoint;
-  Lockstep lockstep;
-  std::unique_ptr<Ops> ops;
-  std::unique_ptr<Model> model;
-};
-
-// `world`: this rank's communicator; null with one rank. Other ranks hear of a failure.
-LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options,
-                       const LoadProgress& progress = {}, std::unique_ptr<Communicator> world = nullptr);
 
 // Counters since the start, and what is under way.
 struct EngineMetrics {

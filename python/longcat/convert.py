@@ -112,7 +112,8 @@ def convert_checkpoint(
         sizes and time.
     Raises:
         longcat.Error: the checkpoint is wrong or converted already, `out` is not empty, or the disk is too small.
-        ValueError: a component or format is not known, or a calibration token is not in the vocabulary.
+        ValueError: a component or format is not known, a calibration token is not in the vocabulary, or the calibration
+            is for nothing.
     """
     start = time.perf_counter()
     formats = _checked(formats)
@@ -122,6 +123,10 @@ def convert_checkpoint(
     checkpoint.check_tensors()
     if calibration is not None:
         check_text(source, calibration)
+        if formats["core"] != "int4":
+            raise ValueError(
+                f"calibration rounds the core's int4 matrices, and core is {formats['core']}: leave it out"
+            )
     tensors = _tensors(checkpoint, source, formats)
     shards = _shards(tensors, max_shard_bytes)
     total = sum(tensor.num_bytes for tensor in tensors)
@@ -247,7 +252,11 @@ def _write(
     stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
 ) -> None:
     if moments is not None and (inputs := moments.of(tensor.source)) is not None:
-        stream.write(_core.pack_int4(*round_int4(_core.read_matrix(checkpoint, tensor.source), inputs)).data)
+        matrix = _core.read_matrix(checkpoint, tensor.source)
+        for what, values in ((f'"{tensor.source}"', matrix), (f'what reaches "{tensor.source}"', inputs)):
+            if not np.isfinite(values).all():
+                raise Error(f"[convert] {source}: {what} is not finite (longcat verify lists such values)")
+        stream.write(_core.pack_int4(*round_int4(matrix, inputs)).data)
         return
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)

@@ -122,6 +122,20 @@ def test_what_no_scale_can_hold_is_refused(plain, tmp_path, value):
         convert_checkpoint(plain, tmp_path / "out", PRESETS["int4"])
 
 
+def test_values_that_are_not_finite_are_refused_in_calibration(plain, tmp_path):
+    name = "model.layers.0.self_attn.0.q_a_proj.weight"
+    [(_, _, _, _, begin, end)] = [t for t in _core.Checkpoint(str(plain)).tensors() if t[0] == name]
+    np.memmap(plain / "model.safetensors", np.float32, "r+", begin, ((end - begin) // 4,))[7] = np.nan
+    with pytest.raises(longcat.Error, match=r'source: (what reaches )?"model\.\S+" is not finite'):
+        convert_calibrated(plain, tmp_path / "out")
+
+
+def test_calibration_for_nothing_is_refused(plain, tmp_path):
+    with pytest.raises(ValueError, match="calibration rounds the core's int4 matrices, and core is int8: leave it out"):
+        convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"], calibration=CALIBRATION)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_cut_packed_tensor_is_refused(plain, tmp_path):
     convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -47,6 +47,17 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
+def require_alone(what: str) -> None:
+    """Raises ValueError in one of several processes, which would all do the same work, and write the same files.
+
+    Args:
+        what: the user asked for.
+    """
+    launch = find_launch()
+    if launch is not None and launch.size > 1:
+        raise ValueError(f"{what} is the work of one process, and {launch.launcher} started {launch.size}: start one")
+
+
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 

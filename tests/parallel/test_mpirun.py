@@ -134,6 +134,20 @@ def test_an_exception_in_a_script(tiny, rank):
     assert time.monotonic() - began < LIMIT_SECONDS
 
 
+def test_bench_prints_once(tiny):
+    options = ["--num-prompts", "4", "--input-len", "8", "--output-len", "4", "--num-threads", "1", "--json"]
+    code, out, lines = Job(2, ["-m", "longcat", "bench", "throughput", tiny, "--tp", "2", *options]).end()
+    assert (code, lines) == (0, []) and json.loads(out)["requests_per_second"] > 0
+
+
+@pytest.mark.parametrize("command", [["plan"], ["verify"], ["convert", "--quant", "int8"], ["bench", "startup"]])
+def test_the_work_of_one_process(tiny, tmp_path, command):
+    out = [str(tmp_path / "out")] if command[0] == "convert" else []
+    code, _, lines = Job(2, ["-m", "longcat", *command, tiny, *out]).end()
+    what = " ".join(command[: 1 + (command[0] == "bench")])
+    assert code != 0 and lines == [f"longcat: {what} is the work of one process, and mpirun started 2: start one"]
+
+
 def test_replicas_in_the_wrong_number(tiny):
     code, _, lines = Job(3, ["-m", "longcat", "serve", tiny, "--tp", "2", "--dp", "2"]).end()
     assert code != 0 and lines == [

@@ -21,6 +21,7 @@ COMMANDS = {
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
 }
 
+_OF_SEVERAL_RANKS = ("generate", "chat", "serve", "bench")
 _RANK_0_SPEAKS_SECONDS = 2.0
 
 
@@ -45,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from longcat._core import Error
+    from longcat.launch import require_alone
 
     try:
+        if args.command not in _OF_SEVERAL_RANKS:
+            require_alone(args.command)
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except Error as error:
         return _fail(error, 1)

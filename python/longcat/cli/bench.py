@@ -7,7 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from longcat.cli.engine_options import add_engine_arguments, engine_keywords, open_engine
+from longcat.cli.engine_options import add_engine_arguments, engine_keywords, follow, join_ranks, open_engine
+from longcat.launch import require_alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,8 @@ def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.kind in ("serve", "startup"):
+        require_alone(f"bench {args.kind}")
     return {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup}[args.kind](args)
 
 
@@ -76,7 +79,10 @@ def _latency(args: argparse.Namespace) -> int:
 
     _check_positive(args, "batch_size", "input_len", "output_len", "num_iters")
     warmup = max(0, args.num_iters_warmup)
+    rank = join_ranks(args).rank
     with open_engine(args, max_num_seqs=args.batch_size, enable_prefix_caching=False) as engine:
+        if rank > 0:
+            return follow(engine)
         with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False) as bar:
             result = latency(
                 engine, batch_size=args.batch_size, input_len=args.input_len, output_len=args.output_len,
@@ -95,7 +101,10 @@ def _throughput(args: argparse.Namespace) -> int:
     from longcat.bench_engine import throughput
 
     _check_positive(args, "num_prompts", "input_len", "output_len")
+    rank = join_ranks(args).rank
     with open_engine(args, enable_prefix_caching=False) as engine:
+        if rank > 0:
+            return follow(engine)
         result = throughput(
             engine, num_prompts=args.num_prompts, input_len=args.input_len, output_len=args.output_len, seed=args.seed
         )

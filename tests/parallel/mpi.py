@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -87,18 +88,25 @@ class Job:
 
 
 def ranks_of(mpirun_pid: int) -> dict[int, int]:
-    ranks = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent != mpirun_pid:
-                continue
-            match = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)|PMI_RANK=(\d+)", (path / "environ").read_bytes())
-        except OSError:
-            continue
-        if match:
-            ranks[int(match[1] or match[2])] = int(path.name)
+    """Process ids by rank; MPICH has a process between mpirun and its ranks."""
+    ranks, parents = {}, {mpirun_pid}
+    while parents:
+        children = {pid for pid, parent in _parents().items() if parent in parents}
+        for pid in children:
+            with contextlib.suppress(OSError):
+                environ = Path(f"/proc/{pid}/environ").read_bytes()
+                if match := re.search(rb"\b(?:OMPI_COMM_WORLD|PMI)_RANK=(\d+)", environ):
+                    ranks[int(match[1])] = pid
+        parents = children
     return ranks
+
+
+def _parents() -> dict[int, int]:
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    return parents
 
 
 def assert_gone(pids) -> None:

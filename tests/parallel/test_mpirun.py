@@ -35,7 +35,7 @@ def generate(folder: str, *arguments: str) -> list[str]:
 def test_collectives(size):
     code, out, lines = Job(size, program("collectives")).end()
     assert (code, lines) == (0, [])
-    assert sorted(out.splitlines()) == [f"rank {r} is well" for r in range(size)]
+    assert sorted(re.findall(r"rank \d is well", out)) == [f"rank {r} is well" for r in range(size)]
 
 
 @pytest.fixture(scope="module", params=["tiny", "small", "longcat-tiny"])
@@ -242,7 +242,7 @@ def test_a_lost_rank(served, how, rank):
 def test_ctrl_c_leaves_nothing(served):
     pids = ranks(served)
     served.process.send_signal(signal.SIGINT)
-    assert served.process.wait(LIMIT_SECONDS) != 0
+    served.process.wait(LIMIT_SECONDS)  # Open MPI kills its ranks; MPICH hands the signal on, and they drain
     assert_gone(pids.values())
 
 

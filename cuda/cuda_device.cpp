@@ -26,9 +26,11 @@ constexpr int64_t rounded_up(int64_t bytes, int64_t unit) { return (bytes + unit
 class Graph final : public Recording {
  public:
   Graph(GpuDevice& device, cudaGraph_t graph) : device_(device) {
+    const cudaError_t counted = cudaGraphGetNodes(graph, nullptr, &num_nodes_);
     const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
+    CUDA_CHECK(counted);
   }
   ~Graph() override {
     cudaStreamSynchronize(static_cast<cudaStream_t>(device_.stream()));  // a launch may be under way
@@ -38,9 +40,11 @@ class Graph final : public Recording {
   Graph& operator=(const Graph&) = delete;
 
   void launch() override { CUDA_CHECK(cudaGraphLaunch(executable_, static_cast<cudaStream_t>(device_.stream()))); }
+  int64_t num_nodes() const override { return static_cast<int64_t>(num_nodes_); }
 
  private:
   GpuDevice& device_;
+  size_t num_nodes_ = 0;
   cudaGraphExec_t executable_ = nullptr;
 };
 

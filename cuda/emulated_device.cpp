@@ -15,11 +15,20 @@ namespace {
 
 class ReplayedFunction final : public Recording {
  public:
-  explicit ReplayedFunction(std::function<void()> work) : work_(std::move(work)) {}
-  void launch() override { work_(); }
+  // num_kernels: the device's counter.
+  ReplayedFunction(std::function<void()> work, const int64_t& num_kernels)
+      : work_(std::move(work)), num_kernels_(num_kernels) {}
+  void launch() override {
+    const int64_t before = num_kernels_;
+    work_();
+    num_nodes_ = num_kernels_ - before;
+  }
+  int64_t num_nodes() const override { return num_nodes_; }  // of the last launch
 
  private:
   std::function<void()> work_;
+  const int64_t& num_kernels_;
+  int64_t num_nodes_ = 0;
 };
 
 }  // namespace
@@ -35,6 +44,7 @@ EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
 EmulatedDevice::~EmulatedDevice() { ::munmap(memory_, static_cast<size_t>(arena_.bytes())); }
 
 void EmulatedDevice::begin_kernel() {
+  ++num_kernels_;
   ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), PROT_READ | PROT_WRITE);
 }
 void EmulatedDevice::end_kernel() { ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), PROT_NONE); }
@@ -114,7 +124,7 @@ void EmulatedDevice::wait(int64_t ticket) {
 }
 
 std::unique_ptr<Recording> EmulatedDevice::record(std::function<void()> work) {
-  return std::make_unique<ReplayedFunction>(std::move(work));
+  return std::make_unique<ReplayedFunction>(std::move(work), num_kernels_);
 }
 
 int64_t EmulatedDevice::padded_rows(int64_t rows) const { return graph_rows(rows); }

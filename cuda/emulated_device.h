@@ -51,6 +51,7 @@ class EmulatedDevice final : public GpuDevice {
   bool fp8_, reversed_, in_branch_ = false;
   char* memory_ = nullptr;
   int64_t last_ticket_ = 0;
+  int64_t num_kernels_ = 0;  // begun, copies among them
   std::map<int64_t, std::exception_ptr> failures_;
 };
 

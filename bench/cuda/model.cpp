@@ -49,8 +49,8 @@ class ModelBench {
   // Whether every replayed step gave the bits of the eager one.
   bool run() {
     std::printf(
-        "\n| step | us | tokens/s | GB/s of weights | of the bandwidth | with sampling, us | replay = eager |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n");
+        "\n| step | us | tokens/s | GB/s of weights | of the bandwidth | graph nodes | with sampling, us | replay = "
+        "eager |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n");
     for (const int64_t tokens : b_.check() ? std::vector<int64_t>{1, 3} : std::vector<int64_t>{1, 8, 64})
       decode(tokens);
     std::printf("\n| prompt | ms | tokens/s |\n| --- | --- | --- |\n");
@@ -100,9 +100,9 @@ class ModelBench {
     std::nth_element(steps.begin(), steps.begin() + static_cast<std::ptrdiff_t>(steps.size() / 2), steps.end());
 
     const double bytes = weight_bytes(c_, device_weight_bytes_, tokens);
-    std::printf("| decode %ld, context %ld | %.0f | %.0f | %.0f | %.0f %% | %.0f | %s |\n", tokens, context_, us,
+    std::printf("| decode %ld, context %ld | %.0f | %.0f | %.0f | %.0f %% | %ld | %.0f | %s |\n", tokens, context_, us,
                 1e6 * static_cast<double>(tokens) / us, bytes / us / 1e3, 100 * bytes / us / b_.peak_bytes(),
-                steps[steps.size() / 2], same ? "yes" : "NO");
+                recording->num_nodes(), steps[steps.size() / 2], same ? "yes" : "NO");
     std::fflush(stdout);
   }
 

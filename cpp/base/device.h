@@ -16,6 +16,8 @@ class Recording {
  public:
   virtual ~Recording() = default;
   virtual void launch() = 0;  // inside submitted work
+  // Kernels and copies that a launch starts; 0 where nobody counts them.
+  virtual int64_t num_nodes() const { return 0; }
 };
 
 class Device {

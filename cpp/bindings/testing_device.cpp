@@ -422,6 +422,7 @@ class DeviceModel {
         const std::unique_ptr<Recording> recording = device.record(work);
         recording->launch();
         recording->launch();  // a replay writes the same
+        num_nodes_ = recording->num_nodes();
       } else {
         work();
       }
@@ -430,6 +431,8 @@ class DeviceModel {
     }));
     return out;
   }
+
+  int64_t num_nodes() const { return num_nodes_; }  // of the last recorded step
 
   Array<int32_t> last_ngram_ids() {
     Scratch s(*ops_);
@@ -464,6 +467,7 @@ class DeviceModel {
   KvCache cache_;
   BatchBuffers buffers_;
   Buffer rows_, logits_;
+  int64_t num_nodes_ = 0;
 };
 
 // --- host functions of the CUDA backend ----------------------------------------------------------------------------
@@ -551,6 +555,7 @@ void register_testing_device(py::module_& module) {
            py::arg("max_tokens") = 256, py::arg("num_blocks") = 16)
       .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
            py::arg("recorded") = false)
+      .def("num_nodes", &DeviceModel::num_nodes)
       .def("last_ngram_ids", &DeviceModel::last_ngram_ids)
       .def("latents", &DeviceModel::latents)
       .def("poison", &DeviceModel::poison);

@@ -97,3 +97,21 @@ def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
         for device in (EMULATED, "cuda-emulated-reversed")
     ]
     assert np.array_equal(*logits)
+
+
+def test_nodes_of_a_recorded_step(tmp_path):
+    """What a graph launches: so much a layer, whatever the number of tokens."""
+
+    def nodes(num_layers, num_tokens):
+        folder = tmp_path / str(num_layers)
+        if not folder.exists():
+            make_checkpoint(folder, dtype="BF16", config_overrides={"num_layers": num_layers})
+        model = testing.DeviceModel(str(folder), EMULATED)
+        model.forward([([block], 0, [3, 4]) for block in range(1, num_tokens + 1)])
+        chunks = [([block], 2, [5]) for block in range(1, num_tokens + 1)]
+        model.forward(chunks, num_generated=num_tokens, num_rows=num_tokens, recorded=True)
+        return model.num_nodes()
+
+    layer = nodes(2, 1) - nodes(1, 1)
+    assert nodes(2, 3) == nodes(2, 1)
+    assert (layer, nodes(1, 1) - layer) == (44, 7)

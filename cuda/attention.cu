@@ -17,6 +17,7 @@
 #include "cuda/attention.h"
 #include "cuda/block.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/elementwise.h"
 #include "cuda/matrix.h"
 
 namespace longcat {
@@ -32,7 +33,7 @@ constexpr int64_t kHeadGroup = 8;  // heads of a decode block
 // --- store ---------------------------------------------------------------------------------------------------------
 
 struct MlaStore {
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   LatentView latents;
   View kv_a;
   const float* norm_weight;
@@ -43,6 +44,19 @@ struct MlaStore {
   const int32_t* sequence_idx;
   const int32_t* block_tables;
   int64_t block_table_stride;
+
+  MlaStore(Tensor latents_, Tensor kv_a_, Tensor norm_weight_, float eps_, Tensor cos_, Tensor sin_,
+           const ForwardBatch& batch)
+      : latents(latents_, norm_weight_.size(0), kv_a_.size(1) - norm_weight_.size(0)),
+        kv_a(kv_a_),
+        norm_weight(norm_weight_.data<float>()),
+        eps(eps_),
+        cos(cos_.data<float>()),
+        sin(sin_.data<float>()),
+        positions(batch.positions.data<int32_t>()),
+        sequence_idx(batch.sequence_idx.data<int32_t>()),
+        block_tables(batch.block_tables.data<int32_t>()),
+        block_table_stride(batch.block_tables.stride(0)) {}
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index, kv_lora = latents.kv_lora_rank, half = latents.rope_dim / 2;
@@ -88,6 +102,20 @@ struct MlaStore {
     block.for_each(layout.rope_dim, [&](int64_t k) {
       reinterpret_cast<bf16*>(row + layout.rope_offset())[k] = to_bf16(values[layout.kv_lora_rank + k]);
     });
+  }
+};
+
+// A block a token for its latent, and one for the norm of its q_a.
+struct NormStore {
+  static constexpr int kThreads = MlaStore::kThreads;
+  static_assert(kThreads == gpu::AddRmsNorm::kThreads);
+  MlaStore store;
+  gpu::AddRmsNorm norm;
+  int64_t num_tokens;
+
+  LC_HD void operator()(const Block& block) const {
+    if (block.index < num_tokens) return store(block);
+    norm(block.as(block.index - num_tokens));
   }
 };
 
@@ -330,18 +358,16 @@ struct Prefill {
 
 void CudaOps::mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                         const ForwardBatch& batch) {
-  const int64_t kv_lora_rank = norm_weight.size(0), rope_dim = kv_a.size(1) - kv_lora_rank;
-  gpu::launch(*device_, kv_a.size(0), 4 * kv_a.size(1),
-              MlaStore{.latents = LatentView(latents, kv_lora_rank, rope_dim),
-                       .kv_a = View(kv_a),
-                       .norm_weight = norm_weight.data<float>(),
-                       .eps = eps,
-                       .cos = cos.data<float>(),
-                       .sin = sin.data<float>(),
-                       .positions = batch.positions.data<int32_t>(),
-                       .sequence_idx = batch.sequence_idx.data<int32_t>(),
-                       .block_tables = batch.block_tables.data<int32_t>(),
-                       .block_table_stride = batch.block_tables.stride(0)});
+  gpu::launch(*device_, kv_a.size(0), 4 * kv_a.size(1), MlaStore(latents, kv_a, norm_weight, eps, cos, sin, batch));
+}
+
+void CudaOps::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
+                             Tensor cos, Tensor sin, const ForwardBatch& batch) {
+  const int64_t num_tokens = kv_a.size(0);
+  gpu::launch(*device_, 2 * num_tokens, 4 * std::max(kv_a.size(1), q_a.size(1)),
+              NormStore{.store = MlaStore(latents, kv_a, kv_a_norm, eps, cos, sin, batch),
+                        .norm = gpu::AddRmsNorm(q_a, q_a, {}, q_a_norm, eps),
+                        .num_tokens = num_tokens});
 }
 
 void CudaOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,

@@ -38,6 +38,9 @@ class Block {
   const int64_t index;
   const int num_threads;  // a power of two, at least 32
 
+  // This block with the work of another: where a kernel does two kinds of work.
+  LC_HD Block as(int64_t block_index) const { return Block(block_index, num_threads, reduce_area_, reversed_); }
+
   // The kernel's shared memory from a byte offset (a multiple of 16) on.
   template <class T>
   LC_HD T* shared(int64_t offset = 0) const {

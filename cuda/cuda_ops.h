@@ -44,6 +44,8 @@ class CudaOps final : public Ops {
   void add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) override;
   void add(Tensor x, Tensor y) override;
   void add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) override;
+  void add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
+                             Tensor weight, float eps) override;
 
   void linear(Tensor out, Tensor x, const Weight& weight) override;
   void linear_per_head(Tensor out, Tensor x, const Weight& weight) override;
@@ -53,6 +55,8 @@ class CudaOps final : public Ops {
   void rope(Tensor x, Tensor cos, Tensor sin) override;
   void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                  const ForwardBatch& batch) override;
+  void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps, Tensor cos,
+                      Tensor sin, const ForwardBatch& batch) override;
   void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                   float scale) override;
   void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,

@@ -13,28 +13,22 @@ namespace {
 using gpu::Block;
 using gpu::View;
 
-// residual += x (unless x is empty), out = residual / rms(residual) * weight. The norm reads the sum as it is stored.
-struct AddRmsNorm {
-  static constexpr int kThreads = 256;
-  View out, residual, x;
-  const float* weight;
-  int64_t dim;
-  float eps;
+// x + routed (unless empty) + row_weight * y, each rounded as the separate operations round it, then AddRmsNorm.
+struct AddShortcutRmsNorm {
+  static constexpr int kThreads = gpu::AddRmsNorm::kThreads;
+  gpu::AddRmsNorm norm;
+  View routed, y;
+  const float* row_weight;
 
   LC_HD void operator()(const Block& block) const {
-    float* row = block.shared<float>();
     const int64_t t = block.index;
-    block.for_each(dim, [&](int64_t k) {
-      float value = residual.get(t * residual.stride0 + k);
-      if (x.data) {
-        value = residual.rounded(value + x.get(t * x.stride0 + k));
-        residual.set(t * residual.stride0 + k, value);
-      }
-      row[k] = value;
+    const View& x = norm.x;
+    block.for_each(norm.dim, [&](int64_t k) {
+      float value = x.get(t * x.stride0 + k);
+      if (routed.data) value = x.rounded(value + routed.get(t * routed.stride0 + k));
+      x.set(t * x.stride0 + k, value + row_weight[t] * y.get(t * y.stride0 + k));
     });
-    const float squares = block.sum<float>(dim, [&](int64_t k) { return row[k] * row[k]; });
-    const float scale = 1.0f / sqrtf(squares / static_cast<float>(dim) + eps);
-    block.for_each(dim, [&](int64_t k) { out.set(t * out.stride0 + k, row[k] * scale * weight[k]); });
+    norm(block);
   }
 };
 
@@ -83,15 +77,16 @@ void gather_rows(GpuDevice& device, int64_t num_blocks, const GatherRows& kernel
 void CudaOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) { add_rms_norm(out, x, {}, weight, eps); }
 
 void CudaOps::add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) {
-  const int64_t dim = residual.size(1);
-  LC_CHECK(out.size(1) == dim && weight.size(0) == dim && weight.dtype() == DType::f32);
-  gpu::launch(*device_, residual.size(0), dim * 4,
-              AddRmsNorm{.out = View(out),
-                         .residual = View(residual),
-                         .x = View(x),
-                         .weight = weight.data<float>(),
-                         .dim = dim,
-                         .eps = eps});
+  gpu::launch(*device_, residual.size(0), residual.size(1) * 4, gpu::AddRmsNorm(out, residual, x, weight, eps));
+}
+
+void CudaOps::add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
+                                    Tensor weight, float eps) {
+  gpu::launch(*device_, residual.size(0), residual.size(1) * 4,
+              AddShortcutRmsNorm{.norm = gpu::AddRmsNorm(out, residual, x, weight, eps),
+                                 .routed = View(routed),
+                                 .y = View(y),
+                                 .row_weight = row_weight.data<float>()});
 }
 
 void CudaOps::add(Tensor x, Tensor y) {

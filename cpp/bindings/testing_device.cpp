@@ -201,6 +201,22 @@ class DeviceOps {
     return s.floats(sum);
   }
 
+  // fused: the device's own; else what it stands for.
+  py::tuple add_shortcut_rms_norm(const Array<float>& residual, const Array<float>& x, const Array<float>& routed,
+                                  const Array<float>& y, const Array<float>& row_weight, const Array<float>& weight,
+                                  float eps, bool fused) {
+    Scratch s(*ops_);
+    const Tensor sum = s.activations(residual), out = s.activations(shape_of(residual)), change = s.activations(x);
+    const Tensor more = routed.size() > 0 ? s.activations(routed) : Tensor{};
+    const Tensor shortcut = s.activations(y), scales = s.f32(row_weight), norm = s.f32(weight);
+    if (fused) {
+      ops_->add_shortcut_rms_norm(out, sum, change, more, shortcut, scales, norm, eps);
+    } else {
+      ops_->Ops::add_shortcut_rms_norm(out, sum, change, more, shortcut, scales, norm, eps);
+    }
+    return py::make_tuple(s.floats(sum), s.floats(out));
+  }
+
   Array<float> silu_mul(const Array<float>& gate, const Array<float>& up) {
     Scratch s(*ops_);
     const Tensor out = s.activations(gate);
@@ -280,11 +296,11 @@ class DeviceOps {
 
   // Stores kv_a of every chunk, then attends. `generated`: mla_decode with q [T, heads, kv_lora + rope]; else
   // mla_prefill with q [T, heads, nope + rope], k_up and v_up. Returns (out, stored latents of the whole cache as
-  // bytes).
+  // bytes, q_a). q_a [T, q_lora]: normalised by ones on the way, by the device's own fused op or by what it stands for.
   py::tuple attention(const Chunks& chunks, int64_t num_blocks, const Array<float>& kv_a,
                       const Array<float>& norm_weight, const Array<float>& inv_freq, const std::string& cache_dtype,
                       bool generated, const Array<float>& q, const py::object& k_up, const py::object& v_up,
-                      float scale) {
+                      float scale, const Array<float>& q_a, bool fused) {
     Scratch s(*ops_);
     const int64_t kv_lora = norm_weight.size(), rope = kv_a.shape(1) - kv_lora, num_tokens = kv_a.shape(0);
     const DType dtype = cache_dtype == "fp8" ? DType::f8_e4m3 : cache_dtype == "bf16" ? DType::bf16 : DType::f32;
@@ -300,7 +316,15 @@ class DeviceOps {
     const ForwardBatch batch = buffers.upload(0);
     const Tensor cos = s.empty(DType::f32, {num_tokens, rope / 2}), sin = s.empty(DType::f32, {num_tokens, rope / 2});
     ops_->rope_angles(cos, sin, batch.positions, s.f32(inv_freq), 1);
-    ops_->mla_store(latents, s.activations(kv_a), s.f32(norm_weight), 1e-6f, cos, sin, batch);
+    const Tensor kv = s.activations(kv_a), kv_norm = s.f32(norm_weight), low_rank = s.activations(q_a);
+    const std::vector<float> ones(static_cast<size_t>(q_a.shape(1)), 1);
+    const Tensor q_norm = s.empty(DType::f32, {q_a.shape(1)});
+    ops_->device().copy_from_host(q_norm.raw(), ones.data(), q_norm.num_bytes());
+    if (fused) {
+      ops_->mla_norm_store(low_rank, q_norm, latents, kv, kv_norm, 1e-6f, cos, sin, batch);
+    } else {
+      ops_->Ops::mla_norm_store(low_rank, q_norm, latents, kv, kv_norm, 1e-6f, cos, sin, batch);
+    }
     const Tensor queries = s.activations(q);
     Tensor out;
     if (generated) {
@@ -313,7 +337,7 @@ class DeviceOps {
       out = s.activations({num_tokens, q.shape(1), up.shape(0) / q.shape(1)});
       ops_->mla_prefill(out, queries, latents, s.weight(k_up.cast<py::array>()), s.weight(up), batch, scale);
     }
-    return py::make_tuple(s.floats(out), s.bytes(cache.raw(), cache.num_bytes()));
+    return py::make_tuple(s.floats(out), s.bytes(cache.raw(), cache.num_bytes()), s.floats(low_rank));
   }
 
   // (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
@@ -530,6 +554,7 @@ void register_testing_device(py::module_& module) {
       .def("add_rms_norm", &DeviceOps::add_rms_norm)
       .def("add", &DeviceOps::add)
       .def("add_scaled_rows", &DeviceOps::add_scaled_rows)
+      .def("add_shortcut_rms_norm", &DeviceOps::add_shortcut_rms_norm)
       .def("silu_mul", &DeviceOps::silu_mul)
       .def("gather_rows", &DeviceOps::gather_rows)
       .def("select_token_ids", &DeviceOps::select_token_ids)
@@ -541,7 +566,8 @@ void register_testing_device(py::module_& module) {
            py::arg("first") = 0, py::arg("last") = -1)
       .def("attention", &DeviceOps::attention, py::arg("chunks"), py::arg("num_blocks"), py::arg("kv_a"),
            py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
-           py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f)
+           py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f, py::arg("q_a"),
+           py::arg("fused") = true)
       .def("moe", &DeviceOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
            py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"),
            py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1, py::arg("first_expert") = 0,

@@ -34,8 +34,8 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
 Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   a_ = buffers_.first(batch.num_tokens());
   embed(batch, cache);
+  ops_.add_rms_norm(a_.h, a_.residual, {}, weights_.layers[0].input_norm[0], static_cast<float>(config_.rms_norm_eps));
   for (int64_t l = 0; l < config_.num_layers; ++l) decoder_layer(l, batch, cache);
-  ops_.add_rms_norm(a_.h, a_.residual, a_.x, weights_.final_norm, static_cast<float>(config_.rms_norm_eps));
   return a_.h;
 }
 
@@ -93,12 +93,14 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
 // run beside everything between (shortcut-connected MoE of the LongCat-Flash technical report). What the ranks have of
 // a sub-layer's output are parts of a sum; the last sum serves the second FFN and the MoE at once. The identity
 // experts' share needs none: every rank has their input, and adds it once, behind the sum.
+// h comes in normalised, and goes out normalised for what follows: the next layer, or the head.
 void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer_idx)];
   const float eps = static_cast<float>(config_.rms_norm_eps);
-  const Tensor last = layer_idx == 0 ? Tensor{} : a_.x;  // the previous layer's output, not yet in the residual
+  const bool is_last = layer_idx + 1 == config_.num_layers;
+  const Tensor next_norm =
+      is_last ? weights_.final_norm : weights_.layers[static_cast<size_t>(layer_idx) + 1].input_norm[0];
 
-  ops_.add_rms_norm(a_.h, a_.residual, last, w.input_norm[0], eps);
   attention(w.attention[0], cache.latents(2 * layer_idx), batch);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.moe_in, a_.residual, a_.x, w.post_attention_norm[0], eps);
@@ -116,13 +118,17 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   if (shard().adds_ffn()) ffn(w.ffn[1], a_.h);
 
   ops_.device().join_branch();
-  if (shard().adds_ffn()) {
-    ops_.add(a_.x, a_.moe_out);
-  } else {
-    ops_.device().copy(a_.x.raw(), a_.moe_out.raw(), a_.x.num_bytes());
+  Tensor routed = a_.moe_out;
+  if (shard().world() > 1) {
+    if (shard().adds_ffn()) {
+      ops_.add(a_.x, routed);
+    } else {
+      ops_.device().copy(a_.x.raw(), routed.raw(), a_.x.num_bytes());
+    }
+    ranks_.world->all_reduce(a_.x);
+    routed = {};
   }
-  ranks_.world->all_reduce(a_.x);
-  ops_.add_scaled_rows(a_.x, a_.moe_in, a_.routing.identity_weight);
+  ops_.add_shortcut_rms_norm(a_.h, a_.residual, a_.x, routed, a_.moe_in, a_.routing.identity_weight, next_norm, eps);
 }
 
 // x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens do it absorbed:
@@ -135,11 +141,10 @@ void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBa
   const Tensor q_rope = a_.q.slice(2, nope, head_dim);
 
   ops_.linear(a_.q_a, a_.h, w.q_a_proj);
-  ops_.rms_norm(a_.q_a, a_.q_a, w.q_a_norm, kInnerNormEps);
+  ops_.linear(a_.kv_a, a_.h, w.kv_a_proj);
+  ops_.mla_norm_store(a_.q_a, w.q_a_norm, latents, a_.kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
   ops_.linear(a_.q.reshape({num_tokens, num_heads * head_dim}), a_.q_a, w.q_b_proj);
   ops_.rope(q_rope, a_.cos, a_.sin);
-  ops_.linear(a_.kv_a, a_.h, w.kv_a_proj);
-  ops_.mla_store(latents, a_.kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
 
   if (num_decodes > 0) {
     const Tensor q_latent = a_.q_latent.first(num_decodes), latent_out = a_.latent_out.first(num_decodes);

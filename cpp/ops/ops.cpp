@@ -12,4 +12,17 @@ void Ops::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& ga
   silu_mul(out, out, scratch);
 }
 
+void Ops::add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
+                                Tensor weight, float eps) {
+  if (!routed.empty()) add(x, routed);
+  add_scaled_rows(x, y, row_weight);
+  add_rms_norm(out, residual, x, weight, eps);
+}
+
+void Ops::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
+                         Tensor cos, Tensor sin, const ForwardBatch& batch) {
+  rms_norm(q_a, q_a, q_a_norm, eps);
+  mla_store(latents, kv_a, kv_a_norm, eps, cos, sin, batch);
+}
+
 }  // namespace longcat

@@ -162,6 +162,11 @@ class Ops {
   // x[t] += row_weight[t] * y[t]. row_weight: [T] f32.
   virtual void add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) = 0;
 
+  // The end of a layer: x += routed (unless empty), x += row_weight[t] * y[t], then add_rms_norm. Default: those. x is
+  // left as it pleases. All: [T, dim]; row_weight: [T] f32.
+  virtual void add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
+                                     Tensor weight, float eps);
+
   // --- linear layers ---------------------------------------------------------------------------------------------
   // out = x W^T. out: [T, out_features]; x: [T, in_features].
   virtual void linear(Tensor out, Tensor x, const Weight& weight) = 0;
@@ -188,6 +193,10 @@ class Ops {
   // [kv_lora] f32.
   virtual void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                          const ForwardBatch& batch) = 0;
+
+  // q_a = rms_norm(q_a), and mla_store. Default: those.
+  virtual void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
+                              Tensor cos, Tensor sin, const ForwardBatch& batch);
 
   // Absorbed attention of the generated tokens (rows [0, D) of the batch, D = num_decode_tokens) over positions 0..p of
   // each one's own sequence:

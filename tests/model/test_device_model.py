@@ -114,4 +114,4 @@ def test_nodes_of_a_recorded_step(tmp_path):
 
     layer = nodes(2, 1) - nodes(1, 1)
     assert nodes(2, 3) == nodes(2, 1)
-    assert (layer, nodes(1, 1) - layer) == (44, 7)
+    assert (layer, nodes(1, 1) - layer) == (40, 7)

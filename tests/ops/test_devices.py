@@ -55,6 +55,17 @@ def test_elementwise(ops, tolerance):
     assert np.array_equal(ops.gather_rows(x, rows), x[rows])
 
 
+@pytest.mark.parametrize("is_routed", [True, False])
+def test_the_end_of_a_layer_in_one_gives_the_bits_of_its_parts(ops, tolerance, is_routed):
+    residual, x, routed, y = (normal(5, 70, seed=seed) for seed in range(4))
+    routed = routed if is_routed else np.empty((0, 70), np.float32)
+    case = residual, x, routed, y, normal(5, seed=4), normal(70, seed=5), 1e-5
+    found, parts = (ops.add_shortcut_rms_norm(*case, fused) for fused in (True, False))
+    for a, b, expected in zip(found, parts, CPU.add_shortcut_rms_norm(*case, True), strict=True):
+        assert np.array_equal(a, b)
+        assert_rows_close(a, expected, tolerance)
+
+
 def test_select_token_ids(ops):
     ids, sampled = np.array([5, 6, 7, 8], np.int32), np.array([30, -1, 32], np.int32)
     sources = np.array([-1, 2, 1, 0], np.int32)
@@ -276,6 +287,7 @@ def attention_case(lengths, generated, heads, latent, rope, nope=6, v=5):
         "inv_freq": (100.0 ** (-np.arange(rope // 2) / rope)).astype(np.float32),
         "generated": generated,
         "q": normal(tokens, heads, (latent if generated else nope) + rope, seed=2),
+        "q_a": normal(tokens, 40, seed=5, scale=3),
     }
     if not generated:
         case["k_up"] = to_bf16(normal(heads * latent, nope, seed=3, scale=latent**-0.5))
@@ -288,13 +300,25 @@ def attention_case(lengths, generated, heads, latent, rope, nope=6, v=5):
 @pytest.mark.parametrize("lengths", [[1], [65, 1, 300], [127, 128, 64]], ids=str)
 def test_attention(ops, tolerance, cache_dtype, generated, lengths):
     case = attention_case(lengths, generated, heads=9, latent=24, rope=6)
-    (found, stored), (expected, cpu_stored) = (o.attention(cache_dtype=cache_dtype, **case) for o in (ops, CPU))
+    (found, stored, q_a), (expected, cpu_stored, cpu_q_a) = (
+        o.attention(cache_dtype=cache_dtype, **case) for o in (ops, CPU)
+    )
     assert_rows_close(found, expected, tolerance if cache_dtype != "fp8" else max(tolerance, 0.04))
+    assert_rows_close(q_a, cpu_q_a, tolerance)
     if ops.activation_dtype() == "BF16" and cache_dtype == "bf16":  # same inputs, same roundings
         written = (stored != 0xFF) | (cpu_stored != 0xFF)  # the rest is as it was: NaN
         assert written.any()
         differ = np.mean(stored[written] != cpu_stored[written])
         assert differ < 0.05, f"{differ:.1%} of the stored bytes differ"
+
+
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "fp8"])
+def test_norm_and_store_in_one_give_the_bits_of_the_two(ops, cache_dtype):
+    case = attention_case([1, 65], True, heads=2, latent=24, rope=6)
+    for a, b in zip(
+        *(ops.attention(cache_dtype=cache_dtype, **case, fused=fused) for fused in (True, False)), strict=True
+    ):
+        assert np.array_equal(a, b)
 
 
 def test_long_decode_crosses_every_kind_of_piece(ops, tolerance):

@@ -188,8 +188,11 @@ class OpsBench {
         2 * pairs * static_cast<double>(c_.qk_head_dim() + c_.v_head_dim) +
             2.0 * static_cast<double>(heads * tokens * c_.kv_lora_rank * (c_.qk_nope_head_dim + c_.v_head_dim)),
         [&] { b_.ops().mla_prefill(a.attn_out, a.q, latents, k_up, v_up, batch, 0.07f); });
-    row("mla_store", str_cat(tokens, " x ", latent), 2 * static_cast<double>(a.kv_a.num_bytes()), 0,
-        [&] { b_.ops().mla_store(latents, a.kv_a, ones_.first(c_.kv_lora_rank), 1e-6f, a.cos, a.sin, batch); });
+    row("mla_norm_store", str_cat(tokens, " x ", latent),
+        2 * static_cast<double>(a.kv_a.num_bytes() + a.q_a.num_bytes()), 0, [&] {
+          b_.ops().mla_norm_store(a.q_a, ones_.first(c_.q_lora_rank), latents, a.kv_a, ones_.first(c_.kv_lora_rank),
+                                  1e-6f, a.cos, a.sin, batch);
+        });
     row("rope", str_cat(tokens, " x ", heads, " x ", c_.qk_rope_head_dim),
         static_cast<double>(2 * 2 * tokens * heads * c_.qk_rope_head_dim), 0,
         [&] { b_.ops().rope(a.q.slice(2, c_.qk_nope_head_dim, c_.qk_head_dim()), a.cos, a.sin); });

@@ -11,10 +11,10 @@ namespace longcat {
 
 namespace {
 
-// Share of the free device memory that the arena takes; 0: not said.
-double memory_share() {
+// For processes that several engines share, as tests: LONGCAT_GPU_MEMORY where the caller does not say.
+double share_or_environment(double memory_share) {
   const char* text = std::getenv("LONGCAT_GPU_MEMORY");
-  if (!text) return 0;
+  if (!text || memory_share > 0) return memory_share;
   double share = 0;
   const auto [end, status] = std::from_chars(text, text + std::strlen(text), share);
   if (status != std::errc() || *end != 0 || !(share > 0 && share <= 1))
@@ -25,8 +25,9 @@ double memory_share() {
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cuda_ops(int device_idx) {
-  return std::make_unique<CudaOps>(std::make_unique<CudaDevice>(device_idx, memory_share()), DType::bf16);
+std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share) {
+  return std::make_unique<CudaOps>(std::make_unique<CudaDevice>(device_idx, share_or_environment(memory_share)),
+                                   DType::bf16);
 }
 
 bool cuda_is_built() { return true; }

@@ -110,7 +110,7 @@ CudaDevice::CudaDevice(int device_idx, double memory_share) : CudaDevice(device_
   if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_bytes)) != cudaSuccess) {
     cudaGetLastError();
     throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_bytes, " of ", free_bytes,
-                              " free bytes cannot be taken: set LONGCAT_GPU_MEMORY to a lower share"));
+                              " free bytes cannot be taken: lower gpu_memory_utilization"));
   }
   arena_ = Arena(arena_bytes);
 }

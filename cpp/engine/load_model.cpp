@@ -120,7 +120,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(options), "options");
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
-    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads);
+    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization);
     check_device_options(options, kv_cache_dtype, *ops);
     ModelWeights weights = load_weights(checkpoint, config, shard, dtype, *ops, options.quantize_experts, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;

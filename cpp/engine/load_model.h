@@ -25,6 +25,7 @@ struct EngineOptions {
   int64_t max_num_queued = 4096;         // requests that wait
   int64_t kv_cache_memory = 0;           // [bytes] 0: min(a quarter of the free memory, what the two limits can use)
   int64_t swap_memory = -1;              // [bytes] of the host, for preempted requests; -1: as much as the cache
+  double gpu_memory_utilization = 0;     // share of a GPU's free memory that is taken; 0: all but 1.5 GiB
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;                              // a constrained request ends when its mask takes longer
   int num_threads = 0;                                         // 0: one per available core

@@ -3,6 +3,7 @@
 from longcat._core import Error, OutOfMemoryError, QueueFullError, __version__
 from longcat.chat import ChatChunk, ChatOutput
 from longcat.engine import Engine
+from longcat.llm import LLM
 from longcat.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
 from longcat.sampling_params import SamplingParams
 from longcat.structured import StructuredOutputs
@@ -10,6 +11,7 @@ from longcat.tool_parser import parse_model_response
 from longcat.tool_stream import StreamingResponseParser
 
 __all__ = [
+    "LLM",
     "ChatChunk",
     "ChatOutput",
     "CompletionOutput",

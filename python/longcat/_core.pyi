@@ -88,6 +88,7 @@ class EngineOptions:
     pad_decodes: bool
     tensor_parallel_size: int
     expert_parallel_size: int
+    gpu_memory_utilization: float
     ranks_per_machine: int
 
 class SamplingParams:

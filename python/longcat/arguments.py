@@ -13,6 +13,7 @@ from longcat.tokenizer import as_token_ids
 _ALIASES = {
     "model_path": "model",
     "context_length": "max_model_len",
+    "mem_fraction_static": "gpu_memory_utilization",
     "max_running_requests": "max_num_seqs",
     "threads": "num_threads",
     "tp": "tensor_parallel_size",
@@ -60,6 +61,13 @@ def positive(name: str, value: int | None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
     return value
+
+
+def share(name: str, value: float) -> float:
+    """A share above 0 and at most 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r} is not possible: expected a share above 0 and at most 1, such as 0.9")
+    return float(value)
 
 
 def parse_bytes(name: str, value: int | str, least: int = 1) -> int:

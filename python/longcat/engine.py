@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.arguments import canonical_name, parse_bytes, positive, to_prompts
+from longcat.arguments import canonical_name, parse_bytes, positive, share, to_prompts
 from longcat.generation_config import read_generation_config
 from longcat.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request import Request
 from longcat.sampling_params import SamplingParams, core_params
-from longcat.streams import LoopOutputs, TokenStream
+from longcat.streams import LoopOutputs, TokenStream, read_all
 from longcat.tokenizer import StreamDecoder, Tokenizer, as_token_ids
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Engine:
         max_model_len: most tokens of prompt and answer together; default max_position_embeddings of config.json.
         kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory (on a
             GPU all that is left) and what max_num_seqs sequences of max_model_len can use.
+        gpu_memory_utilization: share of a GPU's free memory that the engine takes, above 0 and at most 1; default
+            all but 1.5 GiB. Without meaning on the CPU.
         kv_cache_dtype: "auto" (dtype), "f32", "bf16", "fp8" (a row of 512 + 64 values takes 656 bytes) or, on the CPU,
             "int8" (660 bytes; the fastest there over long contexts).
         ngram_placement: of the N-gram tables. "disk", the CPU's: they stay in the mapped file, and only pages that hold
@@ -87,6 +89,7 @@ class Engine:
         quantization: str | None = None,
         max_model_len: int | None = None,
         kv_cache_memory: int | str = "auto",
+        gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         ngram_placement: str = "auto",
         swap_memory: int | str = "auto",
@@ -108,7 +111,8 @@ class Engine:
                 model=model, device=device, tensor_parallel_size=tensor_parallel_size,
                 expert_parallel_size=expert_parallel_size, data_parallel_size=data_parallel_size, dtype=dtype,
                 quantization=quantization, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-                kv_cache_dtype=kv_cache_dtype, ngram_placement=ngram_placement, swap_memory=swap_memory,
+                gpu_memory_utilization=gpu_memory_utilization, kv_cache_dtype=kv_cache_dtype,
+                ngram_placement=ngram_placement, swap_memory=swap_memory,
                 enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
                 num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
@@ -135,6 +139,8 @@ class Engine:
         options.quantize_experts = quantization == "fp8"
         options.max_model_len = positive("max_model_len", max_model_len)
         options.kv_cache_memory = parse_bytes("kv_cache_memory", kv_cache_memory)
+        if gpu_memory_utilization is not None:
+            options.gpu_memory_utilization = share("gpu_memory_utilization", gpu_memory_utilization)
         options.swap_memory = -1 if swap_memory == "auto" else parse_bytes("swap_memory", swap_memory, least=0)
         options.enable_prefix_caching = bool(enable_prefix_caching)
         options.max_num_seqs = positive("max_num_seqs", max_num_seqs)
@@ -290,6 +296,7 @@ class Engine:
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         stream: bool = False,
+        use_tqdm: bool = True,
         **sampling: Any,
     ) -> Any:
         """Continues one prompt or many.
@@ -299,6 +306,7 @@ class Engine:
             sampling_params: a SamplingParams, a dict, or nothing; keywords (`temperature=0`) go on top.
             prompt_token_ids: token ids in place of text: a list of ints, or a list of such lists.
             stream: return an iterator of StreamChunk as tokens arrive; closing it ends its requests.
+            use_tqdm: in a terminal, show how many of several prompts are done, when that takes more than two seconds.
         Returns:
             A RequestOutput for one prompt, a list of them for a list; `str()` of one is its text.
         Raises:
@@ -311,9 +319,7 @@ class Engine:
         chunks = TokenStream(self, requests)
         if stream:
             return chunks
-        with chunks:  # an interrupt ends the requests
-            for _ in chunks:
-                pass
+        read_all(chunks, len(requests), use_tqdm)
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
 
@@ -407,6 +413,7 @@ class Engine:
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         stream: bool = False,
+        use_tqdm: bool = True,
         **sampling: Any,
     ) -> Any:
         """Answers a conversation, by the checkpoint's chat template.
@@ -420,7 +427,7 @@ class Engine:
                 {"type": "function", "function": {"name": ...}} for one call of that tool.
             continue_final_message: the answer continues the last message in place of beginning a new one.
             chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
-            sampling_params, stream, sampling: as for generate; a stream yields ChatChunk.
+            sampling_params, stream, use_tqdm, sampling: as for generate; a stream yields ChatChunk.
         Returns:
             A ChatOutput, whose `message` is {"role", "content"} and, when it calls tools, "tool_calls" with `arguments`
             as a dict; a list of them for a list.
@@ -450,8 +457,8 @@ class Engine:
         chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, tool_choice))
         if stream:
             return chunks
-        with chunks:  # an interrupt ends the requests
-            outputs = {chunk.prompt_index: chunk.output for chunk in chunks if chunk.output is not None}
+        last = read_all(chunks, len(prompts), use_tqdm)
+        outputs = {chunk.prompt_index: chunk.output for chunk in last}
         ordered = [outputs[index] for index in range(len(conversations))]
         return ordered[0] if single else ordered
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
 from collections import deque
@@ -178,3 +180,25 @@ class LoopOutputs:
             answers.abort()
             for core_id in ids:
                 self._waiting.pop(core_id, None)
+
+
+def read_all(chunks: Any, num_requests: int, use_tqdm: bool) -> list[Any]:
+    """The last chunk of each request, which carries its output; an interrupt ends all of them.
+
+    Args:
+        chunks: a stream of theirs, with close().
+        use_tqdm: in a terminal, show how many of several are done.
+    """
+    bar = contextlib.nullcontext()
+    if use_tqdm and num_requests > 1 and sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=num_requests, unit="request", delay=2, leave=False)
+    last = []
+    with chunks, bar as shown:
+        for chunk in chunks:
+            if chunk.output is not None:
+                last.append(chunk)
+                if shown is not None:
+                    shown.update()
+    return last

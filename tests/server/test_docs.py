@@ -109,7 +109,8 @@ def test_launch_lines_are_understood(tiny, capsys):
     mine = parser.parse_args(shlex.split(ours.replace("\\\n", " "))[2:])
     for name in ("host", "port", "max_running_requests"):
         assert getattr(theirs, name) == getattr(mine, name)
-    assert {"--trust-remote-code", "--disable-cuda-graph", "--mem-fraction-static"} <= set(theirs.ignored)
+    assert theirs.gpu_memory_utilization == 0.9
+    assert {"--trust-remote-code", "--disable-cuda-graph"} <= set(theirs.ignored)
 
 
 def test_the_folder_is_given_once(tiny, capsys):

@@ -44,6 +44,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
     )
     group.add_argument("--kv-cache-dtype", default="auto", help="latent cache: auto, f32, bf16, fp8 or int8")
     group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
+    group.add_argument("--gpu-memory-utilization", "--mem-fraction-static", type=float, metavar="SHARE",
+                       help="of a GPU's free memory that is taken (default: all but 1.5 GiB)")  # fmt: skip
     group.add_argument("--ngram-placement", default="auto", help="N-gram tables: auto, disk (CPU) or host (CUDA)")
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
 
@@ -71,7 +73,8 @@ def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for Engine, but for the model."""
     names = (
         "device", "tensor_parallel_size", "expert_parallel_size", "data_parallel_size", "dtype", "quantization",
-        "max_model_len", "kv_cache_dtype", "kv_cache_memory", "ngram_placement", "num_threads",
+        "max_model_len", "kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization", "ngram_placement",
+        "num_threads",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 

@@ -18,7 +18,7 @@ _IGNORED_SWITCHES = (
 )  # fmt: skip
 _IGNORED_OPTIONS = (
     "tool-call-parser", "reasoning-parser", "attention-backend", "moe-runner-backend", "chat-template-content-format",
-    "load-format", "tokenizer-mode", "cuda-graph-max-bs", "mem-fraction-static", "gpu-memory-utilization",
+    "load-format", "tokenizer-mode", "cuda-graph-max-bs",
     "chunked-prefill-size", "swap-space", "log-level", "uvicorn-log-level", "schedule-policy", "watchdog-timeout",
     "distributed-executor-backend", "block-size", "page-size", "revision", "download-dir", "guided-decoding-backend",
     "structured-outputs-config", "grammar-backend",
@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.model_path is None):
         raise ValueError("the checkpoint folder is expected once: longcat serve FOLDER, or --model FOLDER")
     args.model = args.model or args.model_path
+    if args.gpu_memory_utilization is not None and not args.device.startswith("cuda"):
+        args.ignored = [*(args.ignored or []), "--gpu-memory-utilization (on the CPU)"]
     place = join_ranks(args)
     for flag in args.ignored or () if place == Place() else ():
         print(f"longcat: {flag} has no meaning here and is ignored", file=sys.stderr)

@@ -115,6 +115,8 @@ py::dict to_dict(const EngineMetrics& m) {
   d["num_generated_tokens"] = c.num_generated_tokens;
   d["prefix_cache_queries"] = c.num_prefix_queries;
   d["prefix_cache_hits"] = c.num_prefix_hits;
+  d["num_draft_tokens"] = c.num_guessed;
+  d["num_accepted_tokens"] = c.num_guessed_right;
   d["num_swaps"] = c.num_swaps;
   d["num_recomputes"] = c.num_recomputes;
   d["num_steps"] = c.num_steps;
@@ -147,6 +149,14 @@ void register_engine(py::module_& module) {
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
       .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
+      .def_property(
+          "prompt_lookup",
+          [](const EngineOptions& o) {
+            return py::make_tuple(o.lookup.num_tokens, o.lookup.max_match, o.lookup.min_match);
+          },
+          [](EngineOptions& o, const std::array<int64_t, 3>& values) {
+            o.lookup = {.num_tokens = values[0], .max_match = values[1], .min_match = values[2]};
+          })
       .def_readwrite("gpu_memory_utilization", &EngineOptions::gpu_memory_utilization)
       .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)
       .def_readwrite("overlap", &EngineOptions::overlap)

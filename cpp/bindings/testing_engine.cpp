@@ -166,10 +166,20 @@ void register_testing_engine(py::module_& testing) {
       .def("reset_prefix_cache", [](TestEngine& self) { self.engine().reset_prefix_cache(); })
       .def("has_work", [](TestEngine& self) { return self.engine().has_work(); })
       .def("step", &TestEngine::step)
+      .def("guesses",  // tokens guessed, and guessed right
+           [](TestEngine& self) {
+             const SchedulerStats counts = self.engine().metrics().counts;
+             return py::make_tuple(counts.num_guessed, counts.num_guessed_right);
+           })
       .def("num_recordings", [](TestEngine& self) { return self.engine().runner().num_recordings(); })
       .def("poison_free_blocks", &TestEngine::poison_free_blocks)
       .def("break_next_step", &TestEngine::break_next_step)
       .def("record", &TestEngine::record);
+
+  testing.def("look_up", [](const std::vector<int32_t>& ids, int64_t num_tokens, int64_t max_match, int64_t min_match) {
+    const auto found = look_up(ids, {.num_tokens = num_tokens, .max_match = max_match, .min_match = min_match});
+    return std::vector<int32_t>(found.begin(), found.end());
+  });
 }
 
 }  // namespace longcat

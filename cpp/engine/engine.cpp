@@ -12,6 +12,15 @@ double ms_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - begin).count();
 }
 
+// Whether the guesses that a draw's history holds are what was drawn before it.
+bool guessed_right(const Flight& flight, size_t sample_idx) {
+  const PlannedSample& sample = flight.plan.samples[sample_idx];
+  const PlannedChunk& chunk = flight.plan.chunks[sample.chunk];
+  const auto guesses = chunk.token_ids.end() - chunk.num_guesses;
+  const auto drawn = flight.sampled_ids.begin() + static_cast<int64_t>(sample_idx) - sample.guess;
+  return std::equal(guesses, guesses + sample.guess, drawn);
+}
+
 RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
   constexpr Clock::time_point kNever{};
   RequestStats stats = sequence.stats;
@@ -29,7 +38,7 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
                std::unique_ptr<Communicator> world)
     : loaded_(load_model(folder, options, progress, std::move(world))),
       options_(options),
-      overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free())) {
+      overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free()) && options.lookup.num_tokens == 0) {
   try {
     allocate();
   } catch (const std::exception& error) {
@@ -58,6 +67,7 @@ void Engine::allocate() {
   cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
   runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_,
                                           RunnerLimits{.max_num_seqs = options_.max_num_seqs,
+                                                       .max_samples = options_.max_samples(),
                                                        .max_num_batched_tokens = options_.max_num_batched_tokens,
                                                        .max_blocks_per_sequence = blocks_for(max_model_len_),
                                                        .block_bytes = block_bytes,
@@ -69,7 +79,8 @@ void Engine::allocate() {
                                                             .num_blocks = num_blocks,
                                                             .num_host_blocks = swap_memory / block_bytes,
                                                             .enable_prefix_caching = options_.enable_prefix_caching,
-                                                            .mask_timeout_ms = options_.mask_timeout_ms});
+                                                            .mask_timeout_ms = options_.mask_timeout_ms,
+                                                            .lookup = options_.lookup});
 }
 
 Engine::~Engine() {
@@ -321,7 +332,7 @@ void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
   for (size_t i = 0; i < flight.plan.samples.size(); ++i) {
     const PlannedSample& sample = flight.plan.samples[i];
     Sequence& s = *sample.sequence;
-    if (ended(s)) continue;
+    if (ended(s) || !guessed_right(flight, i)) continue;
     StepOutput output{.request_id = s.request_id, .prompt_logprobs = std::exchange(s.prompt_logprobs, {})};
     const int32_t token_id = flight.sampled_ids[i];
     if (sample.ends) {
@@ -331,7 +342,11 @@ void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
       output.error = flight.errors[i].empty() ? "no token can follow: its logits are not finite, or all are forbidden"
                                               : flight.errors[i];
     } else {
-      scheduler_->commit(s, token_id, now);
+      if (sample.guess == 0) {
+        scheduler_->commit(s, token_id, now);
+      } else {
+        scheduler_->commit_guessed(s, token_id, now);
+      }
       if (s.first_token == Clock::time_point{}) s.first_token = now;
       output.token_id = token_id;
       output.logprobs = std::move(flight.logprobs[i]);

@@ -69,8 +69,9 @@ class Fingerprint {
 uint64_t fingerprint_of(const EngineOptions& o) {
   Fingerprint print;
   for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
-  for (const int64_t number : {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens,
-                               o.tensor_parallel_size, o.expert_parallel_size, int64_t{o.pad_decodes}})
+  for (const int64_t number :
+       {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size,
+        o.expert_parallel_size, int64_t{o.pad_decodes}, o.lookup.num_tokens})
     print.add(number);
   return print.value();
 }
@@ -129,7 +130,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     };
     Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
     auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
-                                         options.max_num_batched_tokens, options.max_num_seqs);
+                                         options.max_num_batched_tokens, options.max_samples());
     return {.config = std::move(config),
             .dtype = dtype,
             .kv_cache_dtype = kv_cache_dtype,

@@ -100,11 +100,13 @@ void transfer_chunk(Archive& a, Chunk& c) {
   a(c.score_end);
   a(c.score_ids);
   a(c.samples);
+  a(c.num_guesses);
 }
 
 template <class Archive, class Sample>
 void transfer_sample(Archive& a, Sample& s) {
   a(s.chunk);
+  a(s.guess);
   a(s.num_tokens);
   a(s.ends);
 }

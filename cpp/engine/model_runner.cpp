@@ -26,10 +26,10 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       vocab_size_(model.config().vocab_size),
       batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_blocks_per_sequence,
                      kSlots),
-      logits_(device_, model.own_logits_capacity(limits.max_num_seqs) * vocab_size_ * 4),
-      logit_rows_(device_, limits.max_num_seqs * 4),
-      sampled_ids_(device_, limits.max_num_seqs * 4),
-      zeros_(static_cast<size_t>(limits.max_num_seqs), 0) {}
+      logits_(device_, model.own_logits_capacity(limits.max_samples) * vocab_size_ * 4),
+      logit_rows_(device_, limits.max_samples * 4),
+      sampled_ids_(device_, limits.max_samples * 4),
+      zeros_(static_cast<size_t>(limits.max_samples), 0) {}
 
 // Work under way reads what this object owns.
 ModelRunner::~ModelRunner() {
@@ -99,7 +99,7 @@ void ModelRunner::move_blocks(const StepPlan& plan) {
 
 // What a recording holds: everything that has the same shape in every step of so many rows.
 void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
-  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_num_seqs}),
+  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_samples}),
                         batch_buffers_.sources());
   model_.forward(batch, cache_);
   if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), logit_rows);
@@ -111,7 +111,7 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
   if (plan.chunks.empty()) return;
   const ForwardBatch batch = batch_buffers_.upload(flight.slot);
   std::vector<int32_t> logit_rows;                      // rows of the step whose logits are computed
-  std::vector<int32_t> logits_row(plan.chunks.size());  // where a chunk finds its logits
+  std::vector<int32_t> logits_row(plan.chunks.size());  // where a chunk finds its first logits
   Range own;                                            // of logit_rows
   if (recorded_rows > 0) {
     logit_rows.resize(static_cast<size_t>(recorded_rows));
@@ -133,14 +133,15 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
       first_row += plan.chunks[c].count;
       if (!plan.chunks[c].samples) continue;
       logits_row[c] = static_cast<int32_t>(logit_rows.size());
-      logit_rows.push_back(static_cast<int32_t>(first_row) - 1);
+      for (int64_t guess = plan.chunks[c].num_guesses; guess >= 0; --guess)
+        logit_rows.push_back(static_cast<int32_t>(first_row - 1 - guess));
     }
     if (!logit_rows.empty()) own = compute_logits(logit_rows);
   }
   if (!plan.samples.empty()) sample(flight, batch, logits_row, own);
 }
 
-// Logits of rows of the last forward pass, at most max_num_seqs of them; which of them this rank has now.
+// Logits of rows of the last forward pass, at most max_samples of them; which of them this rank has now.
 Range ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
   const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
   device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
@@ -180,8 +181,8 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
 // The prompt tokens that rows of a chunk predict, when they are wanted. The chunk begins at row `first_row`.
 void ModelRunner::score_prompt(Flight& flight, size_t chunk_idx, int64_t first_row) try {
   const PlannedChunk& chunk = flight.plan.chunks[chunk_idx];
-  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_num_seqs) {
-    const int64_t count = std::min(limits_.max_num_seqs, chunk.score_end - start);
+  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_samples) {
+    const int64_t count = std::min(limits_.max_samples, chunk.score_end - start);
     std::vector<int32_t> rows(static_cast<size_t>(count));
     std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
     const auto predicted =
@@ -208,7 +209,7 @@ void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<co
   Range mine;  // of the samples: in the order of the rows
   for (size_t i = 0; i < plan.samples.size(); ++i) {
     const PlannedSample& planned = plan.samples[i];
-    const int32_t logits_row = logits_rows[planned.chunk];
+    const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.guess);
     if (logits_row < own.begin) ++mine.begin;
     if (logits_row < own.begin || logits_row >= own.end) continue;
     const SamplingParams& p = planned.sequence->params;
@@ -263,8 +264,8 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
   const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
   device_.wait(device_.submit([&] {
     compute(batch_buffers_.upload(kSlot), {});
-    for (int64_t first = 0; first < count; first += limits_.max_num_seqs) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_num_seqs, count - first)));
+    for (int64_t first = 0; first < count; first += limits_.max_samples) {
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_samples, count - first)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
       const Range own = compute_logits(rows);
       Tensor all = logits(own.size());

@@ -38,7 +38,7 @@ class StepObserver {
 };
 
 struct RunnerLimits {
-  int64_t max_num_seqs, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
+  int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
   bool pad_decodes = false;  // pad also where the device gains nothing, for tests
 };
 
@@ -82,10 +82,10 @@ class ModelRunner {
   int64_t vocab_size_;
   StepObserver* observer_ = nullptr;
   BatchBuffers batch_buffers_;
-  Buffer logits_;                                             // [max rows of this rank, vocab_size] f32
-  Buffer logit_rows_;                                         // [max rows] i32
-  Buffer sampled_ids_;                                        // [max rows] i32: the next step reads them here
-  std::vector<int32_t> zeros_;                                // [max rows]
+  Buffer logits_;                                             // [max_samples of this rank, vocab_size] f32
+  Buffer logit_rows_;                                         // [max_samples] i32
+  Buffer sampled_ids_;                                        // [max_samples] i32: the next step reads them here
+  std::vector<int32_t> zeros_;                                // [max_samples]
   std::map<int64_t, std::unique_ptr<Recording>> recordings_;  // by rows of a step of decodes
   std::map<int32_t, HostBuffer> host_blocks_;                 // swapped out
   int next_slot_ = 0;

@@ -99,6 +99,24 @@ void Scheduler::commit(Sequence& sequence, int32_t token_id, Clock::time_point n
   ++stats_.num_generated_tokens;
 }
 
+void Scheduler::commit_guessed(Sequence& sequence, int32_t token_id, Clock::time_point now) {
+  if (sequence.state == Sequence::State::finished) return;
+  ++sequence.num_scheduled;  // what the step stored for the guess stands
+  ++sequence.num_pending;
+  ++stats_.num_guessed_right;
+  commit(sequence, token_id, now);
+}
+
+// What may follow the newest token: as far as it has room in the block that is there, and may still be asked for.
+std::span<const int32_t> Scheduler::guesses(const Sequence& s, int64_t most) const {
+  if (options_.lookup.num_tokens == 0 || s.num_pending > 0 || s.params.constrained) return {};
+  most = std::min({most, options_.lookup.num_tokens, kBlockSize - 1 - s.num_scheduled % kBlockSize,
+                   s.max_tokens - s.num_output_tokens() - 1});
+  if (most <= 0) return {};
+  const std::span<const int32_t> found = look_up(s.token_ids, options_.lookup);
+  return found.first(std::min(found.size(), static_cast<size_t>(most)));
+}
+
 bool Scheduler::waits_for_mask(const Sequence& sequence) const {
   return sequence.params.constrained &&
          (sequence.num_pending > 0 || sequence.masked_tokens != sequence.num_output_tokens());
@@ -268,6 +286,7 @@ void Scheduler::admit(Clock::time_point now, StepPlan& plan) {
 }
 
 // The draws from the last row of a sequence's chunk: its own and, when its prompt is done, those of its forks.
+// With guesses, one from each of their rows as well, of which the first is pending for sure.
 void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
   const auto draw = [&](const std::shared_ptr<Sequence>& from) {
     plan.samples.push_back({.sequence = from,
@@ -281,6 +300,12 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
   Sequence& s = *sequence;
   const bool first = s.num_tokens() == s.num_prompt_tokens;
   draw(sequence);
+  for (int64_t guess = 1; guess <= plan.chunks.back().num_guesses; ++guess) {
+    PlannedSample next = plan.samples.back();
+    next.guess = guess;
+    ++next.num_tokens;
+    plan.samples.push_back(std::move(next));
+  }
   if (!first) return;
   for (const auto& fork : s.forks) {
     if (fork->state != Sequence::State::waiting) continue;
@@ -301,7 +326,8 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
   s.forks.clear();
 }
 
-void Scheduler::plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan) {
+void Scheduler::plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan,
+                           int64_t most_guesses) {
   Sequence& s = *sequence;
   const int64_t start = s.num_scheduled, end = start + count;
   const bool last_is_pending = s.num_pending > 0 && end == s.num_tokens();
@@ -315,6 +341,13 @@ void Scheduler::plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t co
            .source = last_is_pending ? s.pending_row : -1,
            .token_ids = {ids, ids + (last_is_pending ? count - 1 : count)},
            .blocks = {s.blocks.begin(), s.blocks.begin() + blocks_for(end)}};
+  if (most_guesses > 0) {
+    const std::span<const int32_t> guessed = guesses(s, most_guesses);
+    chunk.token_ids.insert(chunk.token_ids.end(), guessed.begin(), guessed.end());
+    chunk.num_guesses = static_cast<int64_t>(guessed.size());
+    chunk.count += chunk.num_guesses;
+    stats_.num_guessed += chunk.num_guesses;
+  }
   if (s.params.prompt_logprobs >= 0) {
     chunk.score_begin = std::max(start, s.num_scored);
     chunk.score_end = std::max(chunk.score_begin, std::min(end, s.num_prompt_tokens - 1));
@@ -385,7 +418,12 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
     }
     room_was_made = room_was_made || num_running() < running_before;
   }
-  for (const auto& sequence : growing) plan_chunk(sequence, 1, plan);
+  int64_t room = std::min(budget, options_.lookup.most_in_a_step());
+  for (const auto& sequence : growing) {
+    plan_chunk(sequence, 1, plan, room);
+    room -= plan.chunks.back().num_guesses;
+    budget -= plan.chunks.back().num_guesses;
+  }
 
   if (!room_was_made) admit(now, plan);
   if (budget > 0) plan_long_chunks(budget, plan);

@@ -8,6 +8,10 @@
 // prompts end, the rest to the others in equal shares, so that short ones need not wait for it.
 //
 // Steps are planned before the results of the one before are known: `commit` tells them later.
+//
+// With guesses (PromptLookup) a sequence's chunk holds, behind its next token, what may follow, and a token is drawn
+// from each of its rows. As many guesses stand as equal the draws before them: tokens are those that would have been
+// drawn one by one, and what was stored for guesses that fell is written over. Each step then waits for the one before.
 #pragma once
 
 #include <map>
@@ -15,6 +19,7 @@
 
 #include "base/error.h"
 #include "engine/block_manager.h"
+#include "engine/prompt_lookup.h"
 #include "engine/sequence.h"
 
 namespace longcat {
@@ -27,6 +32,7 @@ struct SchedulerOptions {
   int64_t num_host_blocks = 0;  // to swap to
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;
+  PromptLookup lookup = {};  // with guesses, no step may be planned before the one before is committed
 };
 
 // More requests wait than allowed. Python: longcat.QueueFullError.
@@ -52,12 +58,14 @@ struct PlannedChunk {
   int64_t score_begin = 0, score_end = 0;  // positions of the chunk whose successors' log-probabilities are wanted
   std::vector<int32_t> score_ids = {};     // and those successors
   bool samples = false;                    // its last row is sampled from
+  int64_t num_guesses = 0;                 // its last tokens, and as many rows before the last are sampled from, too
 };
 
-// A draw from the last row of a chunk.
+// A draw from a row of a chunk.
 struct PlannedSample {
   std::shared_ptr<Sequence> sequence;
   size_t chunk = 0;
+  int64_t guess = 0;       // how many guesses of the chunk its history holds
   int64_t num_tokens = 0;  // of the history
   bool ends = false;       // nothing is drawn: max_tokens is 0
 };
@@ -77,6 +85,7 @@ struct SchedulerStats {
   int64_t num_prefix_queries = 0, num_prefix_hits = 0;  // [tokens]
   int64_t num_swaps = 0, num_recomputes = 0;
   int64_t num_steps = 0;
+  int64_t num_guessed = 0, num_guessed_right = 0;  // [tokens]
 };
 
 class Scheduler {
@@ -111,6 +120,9 @@ class Scheduler {
   // A token that was drawn for a sample of a plan, in the order of the plans. Nothing for sequences that have ended.
   void commit(Sequence& sequence, int32_t token_id, Clock::time_point now);
 
+  // The token committed last was guessed right, so one more draw of the same plan counts: commit_guessed() takes it.
+  void commit_guessed(Sequence& sequence, int32_t token_id, Clock::time_point now);
+
   // Takes a running sequence's blocks away, as a lack of blocks would. False when it is not running.
   bool preempt(int64_t request_id, bool may_swap);
 
@@ -131,7 +143,8 @@ class Scheduler {
   bool grow(Sequence& sequence, StepPlan& plan);
   void admit(Clock::time_point now, StepPlan& plan);
   bool admit(Sequence& sequence, StepPlan& plan);
-  void plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan);
+  void plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan, int64_t most_guesses = 0);
+  std::span<const int32_t> guesses(const Sequence& sequence, int64_t most) const;
   void plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
   void plan_long_chunks(int64_t budget, StepPlan& plan);
   bool waits_for_mask(const Sequence& sequence) const;

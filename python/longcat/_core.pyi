@@ -89,6 +89,7 @@ class EngineOptions:
     tensor_parallel_size: int
     expert_parallel_size: int
     gpu_memory_utilization: float
+    prompt_lookup: tuple[int, int, int]
     ranks_per_machine: int
 
 class SamplingParams:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longcat.names import unknown_name
@@ -13,6 +13,7 @@ from longcat.tokenizer import as_token_ids
 _ALIASES = {
     "model_path": "model",
     "context_length": "max_model_len",
+    "speculative_config": "speculative",
     "mem_fraction_static": "gpu_memory_utilization",
     "max_running_requests": "max_num_seqs",
     "threads": "num_threads",
@@ -61,6 +62,38 @@ def positive(name: str, value: int | None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
     return value
+
+
+_LOOKUP_DEFAULTS = {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+_MOST_LOOKUP = 64
+
+
+def prompt_lookup(speculative: Mapping[str, Any] | None) -> tuple[int, int, int]:
+    """`speculative` for the core: most tokens of a guess (0: none are made), and of what must agree at most and least.
+
+    Raises:
+        ValueError, TypeError: it is malformed.
+    """
+    if speculative is None:
+        return 0, 1, 1
+    if not isinstance(speculative, Mapping):
+        raise TypeError(f'speculative={speculative!r}: expected {{"method": "ngram", "num_speculative_tokens": 3}}')
+    for name in speculative:
+        if name != "method" and name not in _LOOKUP_DEFAULTS:
+            raise unknown_name("speculative", name, ["method", *_LOOKUP_DEFAULTS])
+    if speculative.get("method") != "ngram":
+        raise ValueError(f'speculative method {speculative.get("method")!r} is not known: use "ngram"')
+    values = {name: positive(name, value) for name, value in (_LOOKUP_DEFAULTS | dict(speculative)).items()
+              if name != "method"}  # fmt: skip
+    for name, value in values.items():
+        if value > _MOST_LOOKUP:
+            raise ValueError(f"{name}={value} is not possible: expected at most {_MOST_LOOKUP}")
+    if values["prompt_lookup_min"] > values["prompt_lookup_max"]:
+        raise ValueError(
+            f"prompt_lookup_min={values['prompt_lookup_min']} is more than "
+            f"prompt_lookup_max={values['prompt_lookup_max']}"
+        )
+    return values["num_speculative_tokens"], values["prompt_lookup_max"], values["prompt_lookup_min"]
 
 
 def share(name: str, value: float) -> float:

@@ -188,6 +188,26 @@ def test_forks(case, max_num_seqs):
             assert times == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("most", [1, 4])
+@pytest.mark.parametrize("num_blocks", [9, 100])
+def test_with_guesses(case, most, num_blocks):
+    """Right or wrong, a guess changes no token and no bit; of few blocks, requests take them from each other."""
+    memory = num_blocks * block_size(case)
+    steps = Steps(case.engine(prompt_lookup=(most, 3, 1), kv_cache_memory=memory, max_num_seqs=7))
+    ids = add_all(case, steps)
+    repeating = [5, 6, 7, 8] * 6, sampling(NEW_TOKENS, allowed_token_ids=[5, 6, 7])
+    ids += steps.add(*repeating)
+    steps.run()
+    for outcome in steps.outcomes.values():  # what was computed for guesses behind the end
+        for name in ("logits", "ngram_ids"):
+            record = outcome.record[name]
+            outcome.record[name] = {p: v for p, v in record.items() if p < outcome.record["num_tokens"]}
+    case.check(steps, ids[: len(case.requests)])
+    assert_same(steps.outcomes[ids[-1]], case.run_alone(*repeating), "repeating")
+    guessed, right = steps.engine.guesses()
+    assert guessed > right > 0
+
+
 def test_among_aborts(case):
     steps = Steps(case.engine(max_num_seqs=16))
     rng = np.random.default_rng(5)

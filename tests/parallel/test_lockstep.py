@@ -100,6 +100,12 @@ def test_a_crowd(folder, expected, tp, ep, overlap):
         assert ranks.leader.metrics()["prefix_cache_hits"] > hits
 
 
+def test_guesses(folder, expected):
+    with job(folder, 2, 4, max_num_seqs=8, prompt_lookup=(3, 3, 1)) as ranks:
+        assert_same(run(ranks.leader, requests()), expected)
+        assert ranks.leader.metrics()["num_draft_tokens"] > 0
+
+
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 7])
 def test_fewer_rows_than_ranks(folder, expected, max_num_seqs):
     """Logits of one row on four ranks, of three, of two each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 from dataclasses import dataclass
@@ -47,7 +48,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
     group.add_argument("--gpu-memory-utilization", "--mem-fraction-static", type=float, metavar="SHARE",
                        help="of a GPU's free memory that is taken (default: all but 1.5 GiB)")  # fmt: skip
     group.add_argument("--ngram-placement", default="auto", help="N-gram tables: auto, disk (CPU) or host (CUDA)")
+    group.add_argument("--speculative-config", type=_json, metavar="JSON",
+                       help='guess next tokens, as {"method": "ngram", "num_speculative_tokens": 3}')  # fmt: skip
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +84,7 @@ def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "device", "tensor_parallel_size", "expert_parallel_size", "data_parallel_size", "dtype", "quantization",
         "max_model_len", "kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization", "ngram_placement",
-        "num_threads",
+        "speculative_config", "num_threads",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 

@@ -21,6 +21,8 @@ _ENGINE_COUNTERS = {
     "generation_tokens": ("num_generated_tokens", "Tokens generated."),
     "prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     "prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+    "spec_decode_num_draft_tokens": ("num_draft_tokens", "Tokens guessed (speculative decoding)."),
+    "spec_decode_num_accepted_tokens": ("num_accepted_tokens", "Tokens guessed right."),
 }
 _HISTOGRAMS = {
     "time_to_first_token_seconds": ("From the request to its first token.", _SECONDS),

@@ -242,37 +242,35 @@ class DeviceOps {
     return s.floats(out);
   }
 
-  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows_of(t), dim] each; rows
-  // are of those in [first, last).
+  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows, dim] each, of which
+  // `moduli`, if given, says more: rows of each of all tables, of which those are here (NgramTables).
   py::tuple ngram_lookup(const std::vector<std::pair<Chunks, size_t>>& steps, const std::vector<py::array>& tables,
                          int64_t vocab_size, int64_t max_order, int64_t splits, int32_t eos_token_id,
-                         int64_t num_blocks, int64_t first, int64_t last) {
+                         int64_t num_blocks, std::vector<int64_t> moduli, int64_t first_table, int64_t first_row) {
     Scratch s(*ops_);
     std::vector<Weight> weights;
-    std::vector<int64_t> moduli, powers;
-    for (const py::array& table : tables) {
-      weights.push_back(s.weight(table));
-      moduli.push_back(table.shape(0));
-      append_powers(powers, vocab_size, table.shape(0), max_order);
-    }
-    if (last < 0) last = static_cast<int64_t>(weights.size());
-    const NgramTables ngram{
-        .tables = std::span(weights).subspan(static_cast<size_t>(first), static_cast<size_t>(last - first)),
-        .first_table = first,
-        .moduli = moduli,
-        .powers = powers,
-        .max_order = max_order,
-        .splits = splits,
-        .eos_token_id = eos_token_id};
+    std::vector<int64_t> powers;
+    for (const py::array& table : tables) weights.push_back(s.weight(table));
+    if (moduli.empty())
+      for (const Weight& weight : weights) moduli.push_back(weight.out_features);
+    for (const int64_t modulus : moduli) append_powers(powers, vocab_size, modulus, max_order);
+    const NgramTables ngram{.tables = weights,
+                            .first_table = first_table,
+                            .first_row = first_row,
+                            .moduli = moduli,
+                            .powers = powers,
+                            .max_order = max_order,
+                            .splits = splits,
+                            .eos_token_id = eos_token_id};
     const Tensor lane = s.empty(DType::i32, {num_blocks * kBlockSize});
     BatchBuffers buffers(ops_->device(), 512, 64, num_blocks);
-    const int64_t num_tables = static_cast<int64_t>(tables.size());
+    const int64_t num_here = static_cast<int64_t>(tables.size()), num_tables = static_cast<int64_t>(moduli.size());
     Tensor ids, rows;
     for (const auto& [chunks, num_generated] : steps) {
       buffers.stage(chunk_views(chunks, num_generated), 0);
       const ForwardBatch batch = buffers.upload(0);
       ids = s.empty(DType::i32, {batch.num_tokens(), num_tables});
-      rows = s.activations({batch.num_tokens(), (last - first) * (tables.empty() ? 0 : tables[0].shape(1))});
+      rows = s.activations({batch.num_tokens(), num_here * (num_here > 0 ? tables[0].shape(1) : 0)});
       ops_->ngram_lookup(ids, rows, lane, batch, ngram);
     }
     return py::make_tuple(s.ints(ids), s.floats(rows), s.ints(lane));
@@ -534,7 +532,7 @@ void register_testing_device(py::module_& module) {
            py::arg("scale"), py::arg("first_word") = 0)
       .def("ngram_lookup", &DeviceOps::ngram_lookup, py::arg("steps"), py::arg("tables"), py::arg("vocab_size"),
            py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"), py::arg("num_blocks"),
-           py::arg("first") = 0, py::arg("last") = -1)
+           py::arg("moduli") = std::vector<int64_t>{}, py::arg("first_table") = 0, py::arg("first_row") = 0)
       .def("attention", &DeviceOps::attention, py::arg("chunks"), py::arg("num_blocks"), py::arg("kv_a"),
            py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
            py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f)

@@ -16,7 +16,7 @@
 namespace longcat {
 
 struct NgramWeights {
-  std::vector<Weight> tables;   // of this rank: [rows_of(t), hidden_size / num_tables] each
+  std::vector<Weight> tables;   // of this rank: [Shard::tables[i].size(), hidden_size / num_tables] each
   Weight projection;            // [hidden_size, tables * hidden_size / num_tables]: their post_projs side by side
   std::vector<int64_t> moduli;  // [num_tables], of all
   std::vector<int64_t> powers;  // [num_tables, emb_neighbor_num - 1]

@@ -6,6 +6,7 @@ both; operations and sums between ranks follow one another, each with a time of 
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,7 +105,8 @@ def decode_step(
     by_head = weights["attention"] - whole
 
     router = weights.get("router", 0)
-    core = whole + (by_head + weights["dense FFN"]) / tp + weights.get("N-gram projections", 0) / world
+    core = whole + (by_head + weights["dense FFN"]) / tp
+    core += weights.get("N-gram projections", 0) * share_of_projections(json.dumps(c), tp, ep)
     core += weights.get("head", weights.get("word embedding", 0)) / world
     seconds_core = hardware.matrix_time(core, core_bits, batch) + hardware.matrix_time(router, 32, batch)
 
@@ -134,6 +136,15 @@ def decode_step(
 
 
 @lru_cache(maxsize=512)
+def share_of_projections(config_text: str, tp: int, ep: int) -> float:
+    """Of the N-gram tables, those of which the rank with the most has rows: it multiplies with all of their columns."""
+    from longcat import _core
+
+    counts = [len(_core.shard(config_text, tp, ep, rank)["tables"]) for rank in range(max(tp, ep))]
+    return max(counts) / max(1, len(_core.shard(config_text, 1, 1, 0)["tables"]))
+
+
+@lru_cache(maxsize=512)
 def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> tuple[float, float]:
     """Experts that the busiest of `ep` groups reads for `batch` tokens, and rows it multiplies: means of random picks.
 
@@ -154,8 +165,6 @@ def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> 
 
 def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
     """(tp, ep) on so many devices that the model's sizes divide by, those with many experts a rank last."""
-    import json
-
     from longcat import _core
 
     found = []

@@ -8,6 +8,7 @@
 #include "bindings/sampling_case.h"
 #include "cuda/arena.h"
 #include "cuda/attention.h"
+#include "cuda/emulated_device.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/graph_sizes.h"
 #include "cuda/ngram.h"
@@ -379,17 +380,24 @@ class DeviceOps {
   std::unique_ptr<Ops> ops_;
 };
 
+Placement table_placement(Ops& ops, const std::string& name) {
+  for (const Placement placement : ops.table_placements())
+    if (name == "auto" || name == name_of(placement)) return placement;
+  throw std::invalid_argument("testing: tables cannot lie there");
+}
+
 // A checkpoint under explicit batches; steps run as the engine runs them, recorded or not.
 class DeviceModel {
  public:
   DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
-              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks)
+              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks,
+              const std::string& ngram_placement)
       : config_(load_model_config(folder)),
         checkpoint_(folder),
         ops_(make_ops(device, 1)),
         model_(*ops_, config_, single_rank(config_),
                load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0),
-                            dtype == "f32" ? DType::f32 : DType::bf16, *ops_),
+                            dtype == "f32" ? DType::f32 : DType::bf16, *ops_, table_placement(*ops_, ngram_placement)),
                max_tokens, max_tokens),
         cache_(ops_->device(), config_, num_blocks,
                kv_cache_dtype == "fp8"   ? DType::f8_e4m3
@@ -444,6 +452,9 @@ class DeviceModel {
       ops_->device().copy_to_host(out.mutable_data(static_cast<py::ssize_t>(i)), all.index(0, blocks[i]).raw(), bytes);
     return out;
   }
+
+  // What is allocated of an emulated device's memory [bytes].
+  int64_t emulated_bytes() const { return dynamic_cast<EmulatedDevice&>(ops_->device()).arena().used_bytes(); }
 
   void poison() {
     for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config_); ++sub_layer)
@@ -544,9 +555,11 @@ void register_testing_device(py::module_& module) {
       .def("token_logprobs", &DeviceOps::token_logprobs);
 
   py::class_<DeviceModel>(testing, "DeviceModel")
-      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t>(),
+      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t,
+                    const std::string&>(),
            py::arg("folder"), py::arg("device"), py::arg("dtype") = "bf16", py::arg("kv_cache_dtype") = "bf16",
-           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16)
+           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16, py::arg("ngram_placement") = "auto")
+      .def("emulated_bytes", &DeviceModel::emulated_bytes)
       .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
            py::arg("recorded") = false)
       .def("last_ngram_ids", &DeviceModel::last_ngram_ids)

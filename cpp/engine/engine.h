@@ -36,7 +36,7 @@ struct EngineOptions {
   std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
   bool quantize_experts = false;         // keep them as fp8 blocks where they are not
   std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16", "fp8", "int8"
-  std::string ngram_placement = "auto";  // of the N-gram tables: "auto", "disk" (CPU) or "host" (CUDA)
+  std::string ngram_placement = "auto";  // of the N-gram tables: "auto", "disk" (CPU), "host" or "device" (CUDA)
   int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
   int64_t max_num_seqs = 16;             // requests running at once
   int64_t max_num_batched_tokens = 512;  // tokens of a step
@@ -93,6 +93,7 @@ class Engine {
   int64_t max_model_len() const { return max_model_len_; }
   int64_t num_kv_blocks() const { return cache_->num_blocks() - 1; }
   int64_t weight_bytes() const { return loaded_.model->weights().num_bytes(); }  // of this rank
+  int64_t table_bytes() const { return loaded_.model->weights().table_bytes(); }
   int64_t rank() const { return loaded_.model->shard().rank; }
   int64_t world_size() const { return loaded_.model->shard().world(); }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }

@@ -19,11 +19,12 @@ namespace {
 
 class WeightBuilder {
  public:
-  WeightBuilder(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops, bool quantize_experts,
-                ModelWeights& weights, const LoadProgress& progress)
+  WeightBuilder(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
+                Placement table_placement, bool quantize_experts, ModelWeights& weights, const LoadProgress& progress)
       : checkpoint_(checkpoint),
         dtype_(dtype),
         ops_(ops),
+        table_placement_(table_placement),
         quantize_experts_(quantize_experts),
         weights_(weights),
         progress_(progress) {
@@ -147,7 +148,7 @@ class WeightBuilder {
     HostBuffer host_storage;
     int64_t left = static_cast<int64_t>(stored.num_bytes);
     const Weight weight = ops_.prepare_table(
-        logical,
+        logical, table_placement_,
         [&](void* to, int64_t begin, int64_t bytes) {
           if (!file) file.emplace(shard.path());
           file->read(to, offset + begin, bytes);
@@ -258,6 +259,7 @@ class WeightBuilder {
   std::map<std::string, std::vector<int64_t>> shapes_;  // of the whole tensors, packed or not
   DType dtype_;
   Ops& ops_;
+  Placement table_placement_;
   bool quantize_experts_;
   ModelWeights& weights_;
   const LoadProgress& progress_;
@@ -335,7 +337,7 @@ void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t mod
 int64_t ModelWeights::num_bytes() const {
   int64_t total = word_embedding.num_bytes() + ngram.projection.num_bytes() + final_norm.num_bytes();
   if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
-  for (const Weight& table : ngram.tables) total += table.num_bytes();
+  total += table_bytes();
   for (const LayerWeights& layer : layers) {
     for (int i = 0; i < 2; ++i) {
       const AttentionWeights& a = layer.attention[i];
@@ -352,12 +354,18 @@ int64_t ModelWeights::num_bytes() const {
   return total;
 }
 
+int64_t ModelWeights::table_bytes() const {
+  int64_t total = 0;
+  for (const Weight& table : ngram.tables) total += table.num_bytes();
+  return total;
+}
+
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, bool quantize_experts, const LoadProgress& progress) {
+                          Ops& ops, Placement table_placement, bool quantize_experts, const LoadProgress& progress) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config);
-  WeightBuilder builder(checkpoint, config, dtype, ops, quantize_experts, weights, progress);
+  WeightBuilder builder(checkpoint, config, dtype, ops, table_placement, quantize_experts, weights, progress);
   weights.word_embedding = builder.rows_of("model.embed_tokens.weight", shard.vocab);
   weights.ngram = load_ngram(builder, config, shard);
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, shard, l));

@@ -116,8 +116,8 @@ class Ops {
   // f32 or bf16: what the activations between the operations are kept in.
   virtual DType activation_dtype() const { return DType::f32; }
 
-  // Where prepare_table() leaves the N-gram tables.
-  virtual Placement table_placement() const { return Placement::disk; }
+  // Where prepare_table() can leave the N-gram tables; first where it does when nobody says.
+  virtual std::span<const Placement> table_placements() const;
 
   // Whether attention reads and writes latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
@@ -130,10 +130,12 @@ class Ops {
   // magnitude / 448. The planes go to `storage`.
   virtual Weight quantize_fp8(const Weight& logical, Buffer& storage) = 0;
 
-  // As prepare(), for an N-gram table, of which only single rows are ever read. `read(to, begin, bytes)` copies bytes
-  // of its data plane without mapping them. Default: prepare().
+  // As prepare(), for an N-gram table, of which only single rows are ever read: leaves it at `placement`, one of
+  // table_placements(). `read(to, begin, bytes)` copies bytes of its data plane without mapping them. Default:
+  // prepare().
   using ReadPlane = std::function<void(void* to, int64_t begin, int64_t bytes)>;
-  virtual Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage);
+  virtual Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
+                               HostBuffer& host_storage);
 
   // --- embedding -------------------------------------------------------------------------------------------------
   // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0: ids of the step before, which the host may not have

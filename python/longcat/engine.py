@@ -52,8 +52,9 @@ class Engine:
         kv_cache_dtype: "auto" (dtype), "f32", "bf16", "fp8" (a row of 512 + 64 values takes 656 bytes) or, on the CPU,
             "int8" (660 bytes; the fastest there over long contexts).
         ngram_placement: of the N-gram tables. "disk", the CPU's: they stay in the mapped file, and only pages that hold
-            looked up rows are read, those of all tokens of a step together. "host", of CUDA: in pinned host memory,
-            which the GPU reads itself. "auto" is what the device has.
+            looked up rows are read, those of all tokens of a step together. On CUDA "host", in pinned host memory,
+            which the GPU reads itself, or "device", in its own memory, where that has room for them. "auto": disk or
+            host.
         swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
             "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
         enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.

@@ -38,7 +38,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser, model_flag: bool = Fal
     )
     group.add_argument("--kv-cache-dtype", default="auto", help="latent cache: auto, f32, bf16, fp8 or int8")
     group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
-    group.add_argument("--ngram-placement", default="auto", help="N-gram tables: auto, disk (CPU) or host (CUDA)")
+    group.add_argument("--ngram-placement", default="auto",
+                       help="N-gram tables: auto, disk (CPU), host or device (CUDA; auto: host)")  # fmt: skip
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
 
 

@@ -90,13 +90,16 @@ class Step:
 
 
 def decode_step(
-    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float
-) -> Step:
+    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float,
+    table_bits: float = 0,
+) -> Step:  # fmt: skip
     """Of `batch` requests at `context` tokens, on max(tp, ep) devices.
 
     Args:
         plan: of one rank.
         expert_bits, core_bits: of a weight of the experts, and of attention, dense FFNs, projections and head.
+        table_bits: of the N-gram tables as far as they are in the device's memory; the time to read their rows is in
+            that of an operation, wherever they lie.
     """
     c, world = plan.config, max(tp, ep)
     weights = {part.name: part.weights for part in plan.parts}
@@ -130,7 +133,10 @@ def decode_step(
         cache=max(latents / hardware.bandwidth, attended / hardware.flops),
         ops=(layers * OPS_OF_A_LAYER + 6) * hardware.op_seconds,
         sums=sums,
-        weights=held_core * core_bits / 8 + 4 * router + weights["experts"] / world * expert_bits / 8,
+        weights=held_core * core_bits / 8
+        + 4 * router
+        + weights["experts"] / world * expert_bits / 8
+        + weights.get("N-gram tables", 0) / world * table_bits / 8,
         latents=batch * context * plan.kv_bytes_per_token,
     )
 

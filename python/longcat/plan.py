@@ -101,6 +101,7 @@ class Plan:
     tensor_parallel_size: int
     expert_parallel_size: int
     rank_weights: list[int]  # that each rank holds
+    rank_tables: list[int]  # of these, in N-gram tables
     config: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -162,7 +163,8 @@ class Plan:
         rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
         rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, "today"))
         rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up, "today"))
-        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "later" if tables else "untried"))
+        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "untried"))
+        rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, "untried"))
         if tables:
             rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, "untried"))
             rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
@@ -242,6 +244,7 @@ def plan(
     sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which decoding does not read
     parts = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
     rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
+    rank_tables = [sum(part.held for part in of_rank if part.name == "N-gram tables") for of_rank in parts]
     largest = rank_weights.index(max(rank_weights))
     return Plan(
         model=model,
@@ -263,6 +266,7 @@ def plan(
         tensor_parallel_size=tp,
         expert_parallel_size=ep,
         rank_weights=rank_weights,
+        rank_tables=rank_tables,
         config=config,
     )
 

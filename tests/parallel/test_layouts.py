@@ -223,7 +223,9 @@ def test_plan_knows_what_each_rank_holds(tmp_path, stored, dtype):
     for tp, ep in [(1, 1), (2, 1), (2, 4), (1, 2), *([] if stored == "FP8" else [(4, 1), (4, 2), (1, 8)])]:
         planned = plan(folder, dtype=dtype, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep)
         with ThreadJob(folder, tp, ep, dtype=dtype) as job:
-            assert planned.rank_weights == [engine.info()["weight_bytes"] for engine in job.engines], (tp, ep)
+            held = [engine.info() for engine in job.engines]
+        assert planned.rank_weights == [info["weight_bytes"] for info in held], (tp, ep)
+        assert planned.rank_tables == [info["table_bytes"] for info in held], (tp, ep)
 
 
 @pytest.mark.parametrize("tp, ep", [(2, 1), (1, 4), (2, 4), (1, 8)])

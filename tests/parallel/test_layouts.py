@@ -75,10 +75,12 @@ def test_greedy_tokens_and_logits(case, tp, ep):
     assert np.abs(logits - case.logits).max() <= MAX_ERROR
 
 
-def test_eight_ranks(tmp_path):
-    """Each with one head of eight; more ranks than N-gram tables."""
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+def test_eight_ranks(tmp_path, stored):
+    """Each with one head of eight; more ranks than N-gram tables, of which f16 ones are converted as far as they are
+    here."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "n_routed_experts": 16, "emb_split_num": 2}
-    make_checkpoint(tmp_path, seed=2, config_overrides=TINY | heads)
+    make_checkpoint(tmp_path, seed=2, dtype=stored, config_overrides=TINY | heads)
     case = Case(str(tmp_path))
     for tp, ep in [(8, 1), (8, 8), (2, 8)]:
         with case.job(tp, ep) as job:

@@ -4,6 +4,8 @@
 #   bench/gpu_gate.sh b    a small model on the GPU against the emulation, then LongCat-Flash-Lite's shapes with random
 #                          weights: table reads, memory, decode, prefill, each op
 #   bench/gpu_gate.sh c    compute-sanitizer: memcheck on the ops, racecheck on some of them
+#   bench/gpu_gate.sh d    the engine with its N-gram tables in host memory and on the device: tokens/s of one request, of
+#                          sixteen, and of prompts, on 12 GB of random weights
 # Each prints a table and adds it to bench/results/<device>-<date>.md.
 #
 # The package comes, in this order, from PYTHON=FILE (an interpreter that has it, with PYTHONPATH where needed), from
@@ -12,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
-case $stage in a | b | c) ;; *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
+case $stage in a | b | c | d) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--')
 results=bench/results/$device-$(date -u +%F).md
 python=${PYTHON:-.venv-gate/bin/python}
@@ -63,6 +65,17 @@ case $stage in
     run memcheck "${sanitizer[@]}" --tool memcheck "${test_on_gpu[@]}" -k "cuda and not emulated" tests/ops/test_devices.py
     run racecheck "${sanitizer[@]}" --tool racecheck "${test_on_gpu[@]}" tests/ops/test_devices.py \
       -k "cuda and not emulated and (test_norms or test_linear or test_moe or test_attention or many_rows or token_logprobs)"
+    ;;
+  d)  # two layers: what the placement costs comes before the first
+    model=build/gate-tables
+    test -d $model || run checkpoint $python -m longcat make-checkpoint $model --preset lite --layers 2 \
+      --set n_routed_experts=32 zero_expert_num=16 ngram_vocab_size_ratio=10
+    for placement in host device; do
+      bench=($python -m longcat bench throughput $model --device cuda --ngram-placement $placement)
+      run one-request-$placement "${bench[@]}" --num-prompts 1 --input-len 16 --output-len 1024
+      run sixteen-$placement "${bench[@]}" --num-prompts 16 --input-len 16 --output-len 1024
+      run prompts-$placement "${bench[@]}" --num-prompts 128 --input-len 512 --output-len 1
+    done
     ;;
 esac
 

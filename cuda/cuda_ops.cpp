@@ -13,6 +13,7 @@ namespace longcat {
 namespace {
 
 constexpr int64_t kBranchWorkspaceBytes = int64_t{16} << 20;
+constexpr int64_t kTablePiece = int64_t{64} << 20;  // [bytes] of a table that are read at once
 
 }  // namespace
 
@@ -54,27 +55,44 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   return weight;
 }
 
-// Tables stay in pinned host memory, which the kernels read over the bus: 12 rows of 512 bytes a token. The bytes go
-// from the file into that memory directly, so there is never a second copy of a table.
-Weight CudaOps::prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage) {
-  if (logical.format == WeightFormat::fp8_block) return prepare(logical, storage);
-  constexpr int64_t kPiece = int64_t{64} << 20;
+std::span<const Placement> CudaOps::table_placements() const {
+  static constexpr Placement kPlacements[] = {Placement::host, Placement::device};
+  return kPlacements;
+}
+
+// In pinned host memory the kernels read tables over the bus: 12 rows of 512 bytes a token. The bytes go from the file
+// into that memory directly, or by pieces through pinned memory to the device, so that there is never a second copy of
+// a table.
+Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
+                              HostBuffer& host_storage) {
+  const int64_t bytes = logical.num_bytes();
+  Weight weight = logical;
+  weight.placement = placement;
+  if (placement == Placement::device) {
+    storage = Buffer(*device_, bytes);
+    const HostBuffer piece(*device_, std::min(kTablePiece, bytes));
+    for (int64_t begin = 0; begin < bytes; begin += kTablePiece) {
+      const int64_t count = std::min(kTablePiece, bytes - begin);
+      read(piece.data(), begin, count);
+      device_->copy_from_host(static_cast<char*>(storage.data()) + begin, piece.data(), count);
+    }
+    weight.data = storage.data();
+    return weight;
+  }
   try {
-    host_storage = HostBuffer(*device_, logical.num_bytes());
+    host_storage = HostBuffer(*device_, bytes);
   } catch (const OutOfMemory& refused) {
     // Where the driver follows the host's page tables the file itself will do, at the speed of its page faults.
     const int64_t element = logical.format == WeightFormat::bf16 ? 2 : 4;
     if (!device_->reads_pageable_memory() || reinterpret_cast<uintptr_t>(logical.data) % element != 0) throw;
     std::fprintf(stderr, "longcat: %s; a table of %lld bytes is read from its mapped file, slowly\n", refused.what(),
-                 static_cast<long long>(logical.num_bytes()));
+                 static_cast<long long>(bytes));
     return logical;
   }
   char* plane = static_cast<char*>(host_storage.data());
-  for (int64_t begin = 0; begin < logical.num_bytes(); begin += kPiece)
-    read(plane + begin, begin, std::min(kPiece, logical.num_bytes() - begin));
-  Weight weight = logical;
+  for (int64_t begin = 0; begin < bytes; begin += kTablePiece)
+    read(plane + begin, begin, std::min(kTablePiece, bytes - begin));
   weight.data = plane;
-  weight.placement = Placement::host;
   return weight;
 }
 

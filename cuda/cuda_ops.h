@@ -30,9 +30,9 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
-  Placement table_placement() const override { return Placement::host; }
+  std::span<const Placement> table_placements() const override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
-  Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage,
+  Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
                        HostBuffer& host_storage) override;
 
   void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;

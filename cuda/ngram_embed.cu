@@ -40,7 +40,7 @@ struct NgramLookup {
   NgramHistory history;
   NgramHashes hashes;
   int64_t num_tables, table_dim;
-  int64_t first_table, num_here;  // whose rows are gathered
+  int64_t first_table, first_row, num_here;  // whose rows are gathered, as far as they are here (NgramTables)
   Matrix tables[kMaxNgramTables];
 
   LC_HD void operator()(const Block& block) const {
@@ -55,8 +55,9 @@ struct NgramLookup {
       ids[t * num_tables + table] = static_cast<int32_t>(row_of[table]);
     });
     block.for_each(num_here * table_dim, [&](int64_t i) {
-      const int64_t table = i / table_dim;
-      rows.set(t * rows.stride0 + i, tables[table].get(row_of[first_table + table], i % table_dim));
+      const int64_t table = i / table_dim, row = row_of[first_table + table] - (table == 0 ? first_row : 0);
+      const bool here = 0 <= row && row < tables[table].out_features;
+      rows.set(t * rows.stride0 + i, here ? tables[table].get(row, i % table_dim) : 0.0f);
     });
   }
 };
@@ -108,6 +109,7 @@ void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBa
                      .num_tables = num_tables,
                      .table_dim = num_here > 0 ? ngram.tables[0].in_features : 0,
                      .first_table = ngram.first_table,
+                     .first_row = ngram.first_row,
                      .num_here = num_here,
                      .tables = {}};
   for (int64_t table = 0; table < num_here; ++table)

@@ -62,7 +62,8 @@ py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
   return py::make_tuple(scan.first_non_finite, scan.is_nan, scan.all_zero);
 }
 
-// Ranges {"heads", "ffn", "experts", "expert_ffn", "vocab", "tables"} of one rank, and "adds_ffn".
+// Ranges {"heads", "ffn", "experts", "expert_ffn", "vocab", "table_rows"} of one rank, "tables" {N-gram table: range of
+// its rows} and "adds_ffn".
 py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t rank) {
   const Shard s = make_shard(parse_model_config(config_text, "config.json"), tp, ep, rank);
   const auto range = [](Range r) { return py::make_tuple(r.begin, r.end); };
@@ -72,17 +73,21 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
   dict["experts"] = range(s.experts);
   dict["expert_ffn"] = range(s.expert_ffn);
   dict["vocab"] = range(s.vocab);
-  dict["tables"] = range(s.tables);
+  dict["table_rows"] = range(s.table_rows);
+  py::dict tables;
+  for (size_t i = 0; i < s.tables.size(); ++i)
+    tables[py::int_(s.first_table + static_cast<int64_t>(i))] = range(s.tables[i]);
+  dict["tables"] = tables;
   dict["adds_ffn"] = s.adds_ffn();
   return dict;
 }
 
 // {"block_bytes", "activation_bytes", "step_bytes"}.
 py::dict buffers(const std::string& folder, const std::string& kv_cache_dtype, int64_t max_model_len,
-                 int64_t max_num_seqs, int64_t max_num_batched_tokens, int64_t tp, int64_t ep) {
+                 int64_t max_num_seqs, int64_t max_num_batched_tokens, int64_t tp, int64_t ep, int64_t rank) {
   const ModelConfig config = load_model_config(folder);
-  const BufferPlan plan = plan_buffers(config, make_shard(config, tp, ep, 0), dtype_of(kv_cache_dtype), max_model_len,
-                                       max_num_seqs, max_num_batched_tokens);
+  const BufferPlan plan = plan_buffers(config, make_shard(config, tp, ep, rank), dtype_of(kv_cache_dtype),
+                                       max_model_len, max_num_seqs, max_num_batched_tokens);
   py::dict dict;
   dict["block_bytes"] = plan.block_bytes;
   dict["activation_bytes"] = plan.activation_bytes;
@@ -96,7 +101,8 @@ void register_checkpoint(py::module_& module) {
   module.def("expected_tensors", &list_expected_tensors, py::arg("config_text"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
   module.def("plan_buffers", &buffers, py::arg("folder"), py::arg("kv_cache_dtype"), py::arg("max_model_len"),
-             py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"), py::arg("tp") = 1, py::arg("ep") = 1);
+             py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"), py::arg("tp") = 1, py::arg("ep") = 1,
+             py::arg("rank") = 0);
   module.def("shard", &shard, py::arg("config_text"), py::arg("tp"), py::arg("ep"), py::arg("rank"));
   module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
   py::class_<Checkpoint>(module, "Checkpoint")

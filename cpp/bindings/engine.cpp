@@ -279,6 +279,7 @@ void register_engine(py::module_& module) {
           info["rank"] = e.rank();
           info["world_size"] = e.world_size();
           info["weight_bytes"] = e.weight_bytes();
+          info["table_bytes"] = e.table_bytes();
           info["warnings"] = e.warnings();
         });
         return info;

@@ -8,6 +8,7 @@
 #include "bindings/sampling_case.h"
 #include "cuda/arena.h"
 #include "cuda/attention.h"
+#include "cuda/emulated_device.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/graph_sizes.h"
 #include "cuda/ngram.h"
@@ -258,37 +259,35 @@ class DeviceOps {
     return s.floats(out);
   }
 
-  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows_of(t), dim] each; rows
-  // are of those in [first, last).
+  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows, dim] each, of which
+  // `moduli`, if given, says more: rows of each of all tables, of which those are here (NgramTables).
   py::tuple ngram_lookup(const std::vector<std::pair<Chunks, size_t>>& steps, const std::vector<py::array>& tables,
                          int64_t vocab_size, int64_t max_order, int64_t splits, int32_t eos_token_id,
-                         int64_t num_blocks, int64_t first, int64_t last) {
+                         int64_t num_blocks, std::vector<int64_t> moduli, int64_t first_table, int64_t first_row) {
     Scratch s(*ops_);
     std::vector<Weight> weights;
-    std::vector<int64_t> moduli, powers;
-    for (const py::array& table : tables) {
-      weights.push_back(s.weight(table));
-      moduli.push_back(table.shape(0));
-      append_powers(powers, vocab_size, table.shape(0), max_order);
-    }
-    if (last < 0) last = static_cast<int64_t>(weights.size());
-    const NgramTables ngram{
-        .tables = std::span(weights).subspan(static_cast<size_t>(first), static_cast<size_t>(last - first)),
-        .first_table = first,
-        .moduli = moduli,
-        .powers = powers,
-        .max_order = max_order,
-        .splits = splits,
-        .eos_token_id = eos_token_id};
+    std::vector<int64_t> powers;
+    for (const py::array& table : tables) weights.push_back(s.weight(table));
+    if (moduli.empty())
+      for (const Weight& weight : weights) moduli.push_back(weight.out_features);
+    for (const int64_t modulus : moduli) append_powers(powers, vocab_size, modulus, max_order);
+    const NgramTables ngram{.tables = weights,
+                            .first_table = first_table,
+                            .first_row = first_row,
+                            .moduli = moduli,
+                            .powers = powers,
+                            .max_order = max_order,
+                            .splits = splits,
+                            .eos_token_id = eos_token_id};
     const Tensor lane = s.empty(DType::i32, {num_blocks * kBlockSize});
     BatchBuffers buffers(ops_->device(), 512, 64, num_blocks);
-    const int64_t num_tables = static_cast<int64_t>(tables.size());
+    const int64_t num_here = static_cast<int64_t>(tables.size()), num_tables = static_cast<int64_t>(moduli.size());
     Tensor ids, rows;
     for (const auto& [chunks, num_generated] : steps) {
       buffers.stage(chunk_views(chunks, num_generated), 0);
       const ForwardBatch batch = buffers.upload(0);
       ids = s.empty(DType::i32, {batch.num_tokens(), num_tables});
-      rows = s.activations({batch.num_tokens(), (last - first) * (tables.empty() ? 0 : tables[0].shape(1))});
+      rows = s.activations({batch.num_tokens(), num_here * (num_here > 0 ? tables[0].shape(1) : 0)});
       ops_->ngram_lookup(ids, rows, lane, batch, ngram);
     }
     return py::make_tuple(s.ints(ids), s.floats(rows), s.ints(lane));
@@ -405,17 +404,24 @@ class DeviceOps {
   std::unique_ptr<Ops> ops_;
 };
 
+Placement table_placement(Ops& ops, const std::string& name) {
+  for (const Placement placement : ops.table_placements())
+    if (name == "auto" || name == name_of(placement)) return placement;
+  throw std::invalid_argument("testing: tables cannot lie there");
+}
+
 // A checkpoint under explicit batches; steps run as the engine runs them, recorded or not.
 class DeviceModel {
  public:
   DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
-              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks)
+              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks,
+              const std::string& ngram_placement)
       : config_(load_model_config(folder)),
         checkpoint_(folder),
         ops_(make_ops(device, 1)),
         model_(*ops_, config_, single_rank(config_),
                load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0),
-                            dtype == "f32" ? DType::f32 : DType::bf16, *ops_),
+                            dtype == "f32" ? DType::f32 : DType::bf16, *ops_, table_placement(*ops_, ngram_placement)),
                max_tokens, max_tokens),
         cache_(ops_->device(), config_, num_blocks,
                kv_cache_dtype == "fp8"   ? DType::f8_e4m3
@@ -473,6 +479,9 @@ class DeviceModel {
       ops_->device().copy_to_host(out.mutable_data(static_cast<py::ssize_t>(i)), all.index(0, blocks[i]).raw(), bytes);
     return out;
   }
+
+  // What is allocated of an emulated device's memory [bytes].
+  int64_t emulated_bytes() const { return dynamic_cast<EmulatedDevice&>(ops_->device()).arena().used_bytes(); }
 
   void poison() {
     for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config_); ++sub_layer)
@@ -563,7 +572,7 @@ void register_testing_device(py::module_& module) {
            py::arg("scale"), py::arg("first_word") = 0)
       .def("ngram_lookup", &DeviceOps::ngram_lookup, py::arg("steps"), py::arg("tables"), py::arg("vocab_size"),
            py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"), py::arg("num_blocks"),
-           py::arg("first") = 0, py::arg("last") = -1)
+           py::arg("moduli") = std::vector<int64_t>{}, py::arg("first_table") = 0, py::arg("first_row") = 0)
       .def("attention", &DeviceOps::attention, py::arg("chunks"), py::arg("num_blocks"), py::arg("kv_a"),
            py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
            py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f, py::arg("q_a"),
@@ -576,9 +585,11 @@ void register_testing_device(py::module_& module) {
       .def("token_logprobs", &DeviceOps::token_logprobs);
 
   py::class_<DeviceModel>(testing, "DeviceModel")
-      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t>(),
+      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t,
+                    const std::string&>(),
            py::arg("folder"), py::arg("device"), py::arg("dtype") = "bf16", py::arg("kv_cache_dtype") = "bf16",
-           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16)
+           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16, py::arg("ngram_placement") = "auto")
+      .def("emulated_bytes", &DeviceModel::emulated_bytes)
       .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
            py::arg("recorded") = false)
       .def("num_nodes", &DeviceModel::num_nodes)

@@ -27,16 +27,20 @@ void look_back(int64_t* context, int64_t t, const int32_t* lane, const ForwardBa
   }
 }
 
-// Starts to read the rows ids[:, column] of a table in a file, in the file's order, so that the disk works on all of
-// them at once and not on one fault after another. A page that is in memory already costs half a microsecond.
-void read_rows_ahead(const Weight& table, Tensor ids, int64_t column) {
-  thread_local std::vector<int32_t> sorted;  // grows once
+// Starts to read the rows of tables[i] that the ids name and that are here, from its file and in the file's order, so
+// that the disk works on all of them at once and not on one fault after another. A page that is in memory already costs
+// half a microsecond.
+void read_rows_ahead(const NgramTables& ngram, int64_t i, Tensor ids) {
+  thread_local std::vector<int64_t> sorted;  // grows once
   sorted.clear();
-  for (int64_t t = 0; t < ids.size(0); ++t) sorted.push_back(ids.row<int32_t>(t)[column]);
+  for (int64_t t = 0; t < ids.size(0); ++t)
+    if (const int64_t row = ngram.row_here(i, ids.row<int32_t>(t)[ngram.first_table + i]); row >= 0)
+      sorted.push_back(row);
   std::sort(sorted.begin(), sorted.end());
   sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
-  const int64_t row_bytes = table.num_bytes() / table.out_features;  // fp8: without scales, which are few
-  for (const int32_t id : sorted) read_ahead(static_cast<const char*>(table.data) + id * row_bytes, row_bytes);
+  const Weight& table = ngram.tables[static_cast<size_t>(i)];
+  const int64_t row_bytes = table.num_bytes() / table.out_features;
+  for (const int64_t row : sorted) read_ahead(static_cast<const char*>(table.data) + row * row_bytes, row_bytes);
 }
 
 }  // namespace
@@ -50,7 +54,7 @@ void CpuOps::select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sourc
 void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
   LC_CHECK(ngram.max_order <= kMaxNgram);
   const int64_t num_tokens = batch.num_tokens(), num_tables = static_cast<int64_t>(ngram.moduli.size());
-  const int64_t num_here = static_cast<int64_t>(ngram.tables.size()), first = ngram.first_table;
+  const int64_t num_here = static_cast<int64_t>(ngram.tables.size());
   pool_.parallel_for(num_tokens, grain_for(64 * num_tables), [&](int64_t begin, int64_t end) {
     int64_t context[kMaxNgram] = {};
     for (int64_t t = begin; t < end; ++t) {
@@ -70,13 +74,18 @@ void CpuOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBat
   if (num_here == 0) return;
   pool_.parallel_for(num_here, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      if (ngram.tables[i].placement == Placement::disk) read_rows_ahead(ngram.tables[i], ids, first + i);
+      if (ngram.tables[i].placement == Placement::disk) read_rows_ahead(ngram, i, ids);
   });
   pool_.parallel_for(num_tokens, grain_for(4 * rows.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t i = 0; i < num_here; ++i) {
         const Weight& weight = ngram.tables[i];
-        cpu::read_row(rows.row<float>(t) + i * weight.in_features, weight, ids.row<int32_t>(t)[first + i]);
+        float* out = rows.row<float>(t) + i * weight.in_features;
+        if (const int64_t row = ngram.row_here(i, ids.row<int32_t>(t)[ngram.first_table + i]); row >= 0) {
+          cpu::read_row(out, weight, row);
+        } else {
+          std::fill_n(out, weight.in_features, 0.0f);
+        }
       }
   });
 }

@@ -51,6 +51,7 @@ class Engine {
   int64_t max_model_len() const { return max_model_len_; }
   int64_t num_kv_blocks() const { return cache_->num_blocks() - 1; }
   int64_t weight_bytes() const { return loaded_.model->weights().num_bytes(); }  // of this rank
+  int64_t table_bytes() const { return loaded_.model->weights().table_bytes(); }
   int64_t rank() const { return loaded_.model->shard().rank; }
   int64_t world_size() const { return loaded_.model->shard().world(); }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }

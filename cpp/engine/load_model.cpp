@@ -93,15 +93,36 @@ uint64_t fingerprint_of(const Checkpoint& checkpoint) {
   return print.value();
 }
 
-// What not every device can do.
-void check_device_options(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
+// Not every device has a latent cache of any dtype.
+void check_cache_dtype(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
   if (!ops.reads_latents(kv_cache_dtype))
     throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
                                         ops.device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
-  const char* placement = name_of(ops.table_placement());
-  if (options.ngram_placement != "auto" && options.ngram_placement != placement)
-    throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
-                                        ops.device().name(), ": use \"auto\" or \"", placement, "\""));
+}
+
+Placement parse_table_placement(const EngineOptions& options, Ops& ops) {
+  const std::span<const Placement> placements = ops.table_placements();
+  if (options.ngram_placement == "auto") return placements.front();
+  std::string known = "\"auto\"";
+  for (const Placement placement : placements) {
+    if (options.ngram_placement == name_of(placement)) return placement;
+    known += str_cat(placement == placements.back() ? " or \"" : ", \"", name_of(placement), "\"");
+  }
+  throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
+                                      ops.device().name(), ": use ", known));
+}
+
+// The weights of a rank. Where they find no room: whether the tables could lie elsewhere.
+ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
+                             Ops& ops, const EngineOptions& options, const LoadProgress& progress) {
+  const Placement tables = parse_table_placement(options, ops);
+  try {
+    return load_weights(checkpoint, config, shard, dtype, ops, tables, options.quantize_experts, progress);
+  } catch (const OutOfMemory& error) {
+    if (!config.ngram || tables == ops.table_placements().front()) throw;
+    throw OutOfMemory(str_cat(error.what(), "; ngram_placement=\"", name_of(ops.table_placements().front()),
+                              "\" keeps the N-gram tables out of there"));
+  }
 }
 
 }  // namespace
@@ -122,8 +143,8 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
     std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization);
-    check_device_options(options, kv_cache_dtype, *ops);
-    ModelWeights weights = load_weights(checkpoint, config, shard, dtype, *ops, options.quantize_experts, progress);
+    check_cache_dtype(options, kv_cache_dtype, *ops);
+    ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
     const auto ranks_of_color = [&](int color) {
       return on_device(world->split(color), ops->device(), largest_sum, options.nccl);

@@ -19,7 +19,7 @@ struct EngineOptions {
   std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
   bool quantize_experts = false;         // keep them as fp8 blocks where they are not
   std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16", "fp8", "int8"
-  std::string ngram_placement = "auto";  // of the N-gram tables: "auto", "disk" (CPU) or "host" (CUDA)
+  std::string ngram_placement = "auto";  // of the N-gram tables: "auto", "disk" (CPU), "host" or "device" (CUDA)
   int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
   int64_t max_num_seqs = 16;             // requests running at once
   int64_t max_num_batched_tokens = 512;  // tokens of a step

@@ -18,7 +18,7 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   const int64_t T = max_tokens, H = shard.heads.size(), hidden = config.hidden_size, topk = config.moe_topk;
   if (config.ngram) {
     full_.ngram_ids = i32({T, config.ngram->num_tables()});
-    full_.ngram_rows = act({T, shard.tables.size() * (hidden / config.ngram->num_tables())});
+    full_.ngram_rows = act({T, static_cast<int64_t>(shard.tables.size()) * (hidden / config.ngram->num_tables())});
   }
   full_.residual = act({T, hidden});
   full_.x = act({T, hidden});

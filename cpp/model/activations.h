@@ -14,7 +14,7 @@ namespace longcat {
 struct Activations {
   // embedding
   Tensor ngram_ids;   // [T, num_tables] i32, of all tables
-  Tensor ngram_rows;  // [T, tables * table_dim]
+  Tensor ngram_rows;  // [T, tables * table_dim], of tables that are here at least in part
   // the stream
   Tensor residual;  // [T, hidden_size]
   Tensor x;         // [T, hidden_size] output of a sub-layer, added to the residual by the next norm

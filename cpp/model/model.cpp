@@ -67,11 +67,12 @@ void Model::logits(Tensor out, Tensor rows) {
       ops_.device().copy(out.row<float>(row) + from * words, received.index(0, from).row<float>(row), words * 4);
 }
 
-// Mean of the word embedding and the projected rows of every N-gram table: this rank's words and tables, then the sum.
+// Mean of the word embedding and the projected rows of every N-gram table: this rank's words and rows, then the sum.
 void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   const NgramWeights& w = weights_.ngram;
   NgramTables ngram{.tables = w.tables,
-                    .first_table = shard().tables.begin,
+                    .first_table = shard().first_table,
+                    .first_row = shard().tables.empty() ? 0 : shard().tables[0].begin,
                     .moduli = w.moduli,
                     .powers = w.powers,
                     .eos_token_id = static_cast<int32_t>(config_.eos_token_id)};

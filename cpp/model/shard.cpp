@@ -23,6 +23,20 @@ void require_divides(const char* option, int64_t parts, const char* what, int64_
                                         ": use ", divisors_of(total)));
 }
 
+// Ranges of rows that differ by one at most, wherever tables begin and end.
+void share_tables(Shard& shard, const NgramConfig& c) {
+  const int64_t total = c.rows_before(c.num_tables()), world = shard.world();
+  shard.table_rows = {total * shard.rank / world, total * (shard.rank + 1) / world};
+  for (int64_t table = 0; table < c.num_tables(); ++table) {
+    const int64_t before = c.rows_before(table);
+    const Range here{std::max(shard.table_rows.begin - before, int64_t{0}),
+                     std::min(shard.table_rows.end - before, c.rows_of(table))};
+    if (here.size() <= 0) continue;
+    if (shard.tables.empty()) shard.first_table = table;
+    shard.tables.push_back(here);
+  }
+}
+
 }  // namespace
 
 Shard make_shard(const ModelConfig& c, int64_t tp, int64_t ep, int64_t rank) {
@@ -39,16 +53,18 @@ Shard make_shard(const ModelConfig& c, int64_t tp, int64_t ep, int64_t rank) {
   require_divides("tp / ep", slices, "expert_ffn_hidden_size", c.expert_ffn_hidden_size);
   require_divides("the number of ranks", world, "vocab_size", c.vocab_size);
 
-  const int64_t num_tables = c.ngram ? c.ngram->num_tables() : 0;
-  return {.tp = tp,
-          .ep = ep,
-          .rank = rank,
-          .heads = part_of(c.num_attention_heads, rank % tp, tp),
-          .ffn = part_of(c.ffn_hidden_size, rank % tp, tp),
-          .experts = part_of(c.n_routed_experts, rank / slices, ep),
-          .expert_ffn = part_of(c.expert_ffn_hidden_size, rank % slices, slices),
-          .vocab = part_of(c.vocab_size, rank, world),
-          .tables = {num_tables * rank / world, num_tables * (rank + 1) / world}};
+  Shard shard{.tp = tp,
+              .ep = ep,
+              .rank = rank,
+              .heads = part_of(c.num_attention_heads, rank % tp, tp),
+              .ffn = part_of(c.ffn_hidden_size, rank % tp, tp),
+              .experts = part_of(c.n_routed_experts, rank / slices, ep),
+              .expert_ffn = part_of(c.expert_ffn_hidden_size, rank % slices, slices),
+              .vocab = part_of(c.vocab_size, rank, world),
+              .table_rows = {},
+              .tables = {}};
+  if (c.ngram) share_tables(shard, *c.ngram);
+  return shard;
 }
 
 Ranks single_rank(const ModelConfig& config) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "io/model_config.h"
@@ -23,7 +24,10 @@ struct Shard {
   Range heads, ffn;           // of tp ranks; ranks that are equal modulo tp hold the same
   Range experts, expert_ffn;  // experts of ep groups, each cut into world / ep slices
   Range vocab;                // rows of the word embedding and of the head, of all ranks
-  Range tables;               // N-gram tables, of all ranks: whole ones, perhaps none
+  // Of all ranks, too: the rows of the N-gram tables, one table after another. They begin in first_table.
+  Range table_rows;
+  int64_t first_table = 0;
+  std::vector<Range> tables;  // rows that are here of first_table and those behind it; only the outer two are in part
 
   int64_t world() const { return std::max(tp, ep); }
 

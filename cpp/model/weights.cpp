@@ -19,11 +19,12 @@ namespace {
 
 class WeightBuilder {
  public:
-  WeightBuilder(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops, bool quantize_experts,
-                ModelWeights& weights, const LoadProgress& progress)
+  WeightBuilder(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
+                Placement table_placement, bool quantize_experts, ModelWeights& weights, const LoadProgress& progress)
       : checkpoint_(checkpoint),
         dtype_(dtype),
         ops_(ops),
+        table_placement_(table_placement),
         quantize_experts_(quantize_experts),
         weights_(weights),
         progress_(progress) {
@@ -88,8 +89,8 @@ class WeightBuilder {
 
   // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype. Of those in the file
   // no page is read that holds no wanted row.
-  Weight table(const std::string& name) {
-    const Weight weight = table_as_stored(name);
+  Weight table(const std::string& name, Range rows) {
+    const Weight weight = table_as_stored(name, rows);
     if (weight.placement == Placement::disk) expect_random_reads(weight.data, weight.num_bytes());
     return weight;
   }
@@ -135,18 +136,19 @@ class WeightBuilder {
   }
 
  private:
-  Weight table_as_stored(const std::string& name) {
-    if (const std::optional<Weight> weight = packed(name)) return prepared(*weight);
+  Weight table_as_stored(const std::string& name, Range rows) {
+    if (checkpoint_.find(name) == nullptr || find(name).dtype == DType::f16) return rows_of(name, rows);
     const StoredTensor& stored = find(name);
-    if (stored.dtype == DType::f16) return matrix(name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
     std::optional<FileReader> file;  // opened by the first read: not every device copies its tables
-    const int64_t offset = stored.data - shard.bytes().data();
+    std::unique_ptr<std::byte[]> columns;
+    const Weight logical = slice_of(view(name, stored), rows, all_cols(name), name, columns);
+    const int64_t offset = static_cast<const std::byte*>(logical.data) - shard.bytes().data();
     Buffer storage;
     HostBuffer host_storage;
     int64_t left = static_cast<int64_t>(stored.num_bytes);
     const Weight weight = ops_.prepare_table(
-        view(name, stored),
+        logical, table_placement_,
         [&](void* to, int64_t begin, int64_t bytes) {
           if (!file) file.emplace(shard.path());
           file->read(to, offset + begin, bytes);
@@ -257,20 +259,23 @@ class WeightBuilder {
   std::map<std::string, std::vector<int64_t>> shapes_;  // of the whole tensors, packed or not
   DType dtype_;
   Ops& ops_;
+  Placement table_placement_;
   bool quantize_experts_;
   ModelWeights& weights_;
   const LoadProgress& progress_;
   int64_t done_bytes_ = 0, total_bytes_ = 0;
 };
 
-NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, Range tables) {
+NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const Shard& shard) {
   NgramWeights ngram;
   if (!config.ngram) return ngram;
   const NgramConfig& c = *config.ngram;
   std::vector<std::string> projections;
   for (int64_t t = 0; t < c.num_tables(); ++t) {
-    if (tables.begin <= t && t < tables.end) {
-      ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight")));
+    const int64_t i = t - shard.first_table;
+    if (0 <= i && i < static_cast<int64_t>(shard.tables.size())) {
+      ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight"),
+                                           shard.tables[static_cast<size_t>(i)]));
       projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
     }
     const int64_t modulus = c.rows_of(t);
@@ -332,7 +337,7 @@ void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t mod
 int64_t ModelWeights::num_bytes() const {
   int64_t total = word_embedding.num_bytes() + ngram.projection.num_bytes() + final_norm.num_bytes();
   if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
-  for (const Weight& table : ngram.tables) total += table.num_bytes();
+  total += table_bytes();
   for (const LayerWeights& layer : layers) {
     for (int i = 0; i < 2; ++i) {
       const AttentionWeights& a = layer.attention[i];
@@ -349,14 +354,20 @@ int64_t ModelWeights::num_bytes() const {
   return total;
 }
 
+int64_t ModelWeights::table_bytes() const {
+  int64_t total = 0;
+  for (const Weight& table : ngram.tables) total += table.num_bytes();
+  return total;
+}
+
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, bool quantize_experts, const LoadProgress& progress) {
+                          Ops& ops, Placement table_placement, bool quantize_experts, const LoadProgress& progress) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config);
-  WeightBuilder builder(checkpoint, config, dtype, ops, quantize_experts, weights, progress);
+  WeightBuilder builder(checkpoint, config, dtype, ops, table_placement, quantize_experts, weights, progress);
   weights.word_embedding = builder.rows_of("model.embed_tokens.weight", shard.vocab);
-  weights.ngram = load_ngram(builder, config, shard.tables);
+  weights.ngram = load_ngram(builder, config, shard);
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, shard, l));
   weights.final_norm = builder.vector("model.norm.weight");
   weights.lm_head =

@@ -16,7 +16,7 @@
 namespace longcat {
 
 struct NgramWeights {
-  std::vector<Weight> tables;   // of this rank: [rows_of(t), hidden_size / num_tables] each
+  std::vector<Weight> tables;   // of this rank: [Shard::tables[i].size(), hidden_size / num_tables] each
   Weight projection;            // [hidden_size, tables * hidden_size / num_tables]: their post_projs side by side
   std::vector<int64_t> moduli;  // [num_tables], of all
   std::vector<int64_t> powers;  // [num_tables, emb_neighbor_num - 1]
@@ -68,7 +68,8 @@ struct ModelWeights {
   std::vector<std::unique_ptr<std::byte[]>> converted;  // planes that were converted and are used where they lie
   std::vector<std::string> warnings;                    // one line each
 
-  int64_t num_bytes() const;  // of all of the above: in the mapped file, or beside it
+  int64_t num_bytes() const;    // of all of the above: in the mapped file, or beside it
+  int64_t table_bytes() const;  // of the N-gram tables among them
 };
 
 // Called while loading with the bytes done and the bytes in all.
@@ -76,11 +77,13 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 
 // Checks every tensor of the checkpoint against the config first (one Error that lists what is missing or misshapen),
 // then builds the weights. On the CPU bf16, fp8 and packed weights stay views of the mapped file: `checkpoint` must
-// outlive the result. dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables stay in the
-// file unless they are f16 (no kernel reads that; they are converted in memory) or not aligned (they are copied).
-// quantize_experts: those that are not fp8 become it, one at a time. Of all that, what `shard` holds: rows of a matrix
-// are a view like the whole, columns a copy.
+// outlive the result. dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights. Tables go to
+// table_placement (one of Ops::table_placements()) but for those that are f16, which no kernel reads: they are
+// converted in memory, and go to the device; those that are to stay in the file are copied when they are not aligned
+// there. quantize_experts: those that are not fp8 become it, one at a time. Of all that, what `shard` holds: rows of a
+// matrix are a view like the whole, columns a copy.
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, bool quantize_experts = false, const LoadProgress& progress = {});
+                          Ops& ops, Placement table_placement, bool quantize_experts = false,
+                          const LoadProgress& progress = {});
 
 }  // namespace longcat

@@ -2,7 +2,12 @@
 
 namespace longcat {
 
-Weight Ops::prepare_table(const Weight& logical, const ReadPlane&, Buffer& storage, HostBuffer&) {
+std::span<const Placement> Ops::table_placements() const {
+  static constexpr Placement kPlacements[] = {Placement::disk};
+  return kPlacements;
+}
+
+Weight Ops::prepare_table(const Weight& logical, Placement, const ReadPlane&, Buffer& storage, HostBuffer&) {
   return prepare(logical, storage);
 }
 

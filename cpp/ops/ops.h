@@ -41,16 +41,23 @@ constexpr int64_t kv_piece_end(int64_t position) {
 // Keys and values that mla_prefill materialises at once, the first tile from position 0.
 constexpr int64_t kPrefillTile = kBlockSize;
 
-// The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width. Ids are of all tables, rows of
-// those that are here.
+// The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width. Ids are of all tables and all
+// their rows; here are rows of some, of which the first may begin, and the last may end, within its table.
 struct NgramTables {
-  std::span<const Weight> tables;  // [rows_of(t), table_dim] each, t = first_table..
+  std::span<const Weight> tables;  // [rows here, table_dim] each, t = first_table..
   int64_t first_table = 0;
+  int64_t first_row = 0;            // id of the first row of tables[0]; the others begin with row 0
   std::span<const int64_t> moduli;  // [num_tables] rows of table t
   std::span<const int64_t> powers;  // [num_tables, max_order - 1] vocab_size^d mod moduli[t], d = 1..max_order-1
   int64_t max_order = 1;            // emb_neighbor_num; 1: no tables
   int64_t splits = 0;               // emb_split_num
   int32_t eos_token_id = 2;
+
+  // Where the row `id` is in tables[i], or -1: not here.
+  int64_t row_here(int64_t i, int64_t id) const {
+    const int64_t row = i == 0 ? id - first_row : id;
+    return 0 <= row && row < tables[static_cast<size_t>(i)].out_features ? row : -1;
+  }
 };
 
 // Where each token goes and with which weight. Picks are in ascending expert id.
@@ -109,8 +116,8 @@ class Ops {
   // f32 or bf16: what the activations between the operations are kept in.
   virtual DType activation_dtype() const { return DType::f32; }
 
-  // Where prepare_table() leaves the N-gram tables.
-  virtual Placement table_placement() const { return Placement::disk; }
+  // Where prepare_table() can leave the N-gram tables; first where it does when nobody says.
+  virtual std::span<const Placement> table_placements() const;
 
   // Whether attention reads and writes latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
@@ -123,10 +130,12 @@ class Ops {
   // magnitude / 448. The planes go to `storage`.
   virtual Weight quantize_fp8(const Weight& logical, Buffer& storage) = 0;
 
-  // As prepare(), for an N-gram table, of which only single rows are ever read. `read(to, begin, bytes)` copies bytes
-  // of its data plane without mapping them. Default: prepare().
+  // As prepare(), for an N-gram table, of which only single rows are ever read: leaves it at `placement`, one of
+  // table_placements(). `read(to, begin, bytes)` copies bytes of its data plane without mapping them. Default:
+  // prepare().
   using ReadPlane = std::function<void(void* to, int64_t begin, int64_t bytes)>;
-  virtual Weight prepare_table(const Weight& logical, const ReadPlane& read, Buffer& storage, HostBuffer& host_storage);
+  virtual Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
+                               HostBuffer& host_storage);
 
   // --- embedding -------------------------------------------------------------------------------------------------
   // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0: ids of the step before, which the host may not have
@@ -138,8 +147,8 @@ class Ops {
   // they are in the same chunk, else from the lane), hashes them, gathers one row per table.
   //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or
   //   when any of x_{p-d}..x_{p-1} is eos_token_id (model of the published modeling_longcat_ngram.py).
-  // ids: [T, num_tables] i32; rows: [T, tables.size() * table_dim]; lane: [num_slots] i32. With no tables only the lane
-  // is written.
+  // ids: [T, num_tables] i32; rows: [T, tables.size() * table_dim], zeros for a row that is not here; lane: [num_slots]
+  // i32. With no tables only the lane is written.
   virtual void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch,
                             const NgramTables& ngram) = 0;
 

@@ -6,6 +6,7 @@ both; operations and sums between ranks follow one another, each with a time of 
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,13 +90,16 @@ class Step:
 
 
 def decode_step(
-    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float
-) -> Step:
+    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float,
+    table_bits: float = 0,
+) -> Step:  # fmt: skip
     """Of `batch` requests at `context` tokens, on max(tp, ep) devices.
 
     Args:
         plan: of one rank.
         expert_bits, core_bits: of a weight of the experts, and of attention, dense FFNs, projections and head.
+        table_bits: of the N-gram tables as far as they are in the device's memory; the time to read their rows is in
+            that of an operation, wherever they lie.
     """
     c, world = plan.config, max(tp, ep)
     weights = {part.name: part.weights for part in plan.parts}
@@ -104,7 +108,8 @@ def decode_step(
     by_head = weights["attention"] - whole
 
     router = weights.get("router", 0)
-    core = whole + (by_head + weights["dense FFN"]) / tp + weights.get("N-gram projections", 0) / world
+    core = whole + (by_head + weights["dense FFN"]) / tp
+    core += weights.get("N-gram projections", 0) * share_of_projections(json.dumps(c), tp, ep)
     core += weights.get("head", weights.get("word embedding", 0)) / world
     seconds_core = hardware.matrix_time(core, core_bits, batch) + hardware.matrix_time(router, 32, batch)
 
@@ -128,9 +133,21 @@ def decode_step(
         cache=max(latents / hardware.bandwidth, attended / hardware.flops),
         ops=(layers * OPS_OF_A_LAYER + 6) * hardware.op_seconds,
         sums=sums,
-        weights=held_core * core_bits / 8 + 4 * router + weights["experts"] / world * expert_bits / 8,
+        weights=held_core * core_bits / 8
+        + 4 * router
+        + weights["experts"] / world * expert_bits / 8
+        + weights.get("N-gram tables", 0) / world * table_bits / 8,
         latents=batch * context * plan.kv_bytes_per_token,
     )
+
+
+@lru_cache(maxsize=512)
+def share_of_projections(config_text: str, tp: int, ep: int) -> float:
+    """Of the N-gram tables, those of which the rank with the most has rows: it multiplies with all of their columns."""
+    from longcat import _core
+
+    counts = [len(_core.shard(config_text, tp, ep, rank)["tables"]) for rank in range(max(tp, ep))]
+    return max(counts) / max(1, len(_core.shard(config_text, 1, 1, 0)["tables"]))
 
 
 @lru_cache(maxsize=512)
@@ -154,8 +171,6 @@ def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> 
 
 def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
     """(tp, ep) on so many devices that the model's sizes divide by, those with many experts a rank last."""
-    import json
-
     from longcat import _core
 
     found = []

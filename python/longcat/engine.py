@@ -56,8 +56,9 @@ class Engine:
         kv_cache_dtype: "auto" (dtype), "f32", "bf16", "fp8" (a row of 512 + 64 values takes 656 bytes) or, on the CPU,
             "int8" (660 bytes; the fastest there over long contexts).
         ngram_placement: of the N-gram tables. "disk", the CPU's: they stay in the mapped file, and only pages that hold
-            looked up rows are read, those of all tokens of a step together. "host", of CUDA: in pinned host memory,
-            which the GPU reads itself. "auto" is what the device has.
+            looked up rows are read, those of all tokens of a step together. On CUDA "host", in pinned host memory,
+            which the GPU reads itself, or "device", in its own memory, where that has room for them. "auto": disk or
+            host.
         speculative: guesses at the next tokens, all checked in one step. {"method": "ngram",
             "num_speculative_tokens": 3} takes what followed the last 2 to 4 tokens ("prompt_lookup_min",
             "prompt_lookup_max") where they occurred before. Texts are the same as without, in fewer steps where they

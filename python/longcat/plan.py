@@ -101,6 +101,7 @@ class Plan:
     tensor_parallel_size: int
     expert_parallel_size: int
     rank_weights: list[int]  # that each rank holds
+    rank_tables: list[int]  # of these, in N-gram tables
     config: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -162,7 +163,8 @@ class Plan:
         rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
         rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, "today"))
         rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up, "today"))
-        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "later" if tables else "untried"))
+        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "untried"))
+        rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, "untried"))
         if tables:
             rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, "untried"))
             rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
@@ -223,11 +225,14 @@ def plan(
     ep = positive("expert_parallel_size", expert_parallel_size)
     config_text = json.dumps(config)
     shards = [_core.shard(config_text, tp, ep, rank) for rank in range(max(tp, ep))]
-    buffers = _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched, tp, ep)
+    buffers = [
+        _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched, tp, ep, rank)
+        for rank in range(len(shards))
+    ]
 
     available = _core.available_memory()
     budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4 // len(shards)
-    block = buffers["block_bytes"]
+    block = buffers[0]["block_bytes"]
     useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1
     num_blocks = min(useful, budget // block)
     if num_blocks < 2:
@@ -237,8 +242,10 @@ def plan(
         )
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * BLOCK_TOKENS
     sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which decoding does not read
-    of_ranks = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
-    rank_weights = [sum(part.held for part in parts) for parts in of_ranks]
+    parts = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
+    rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
+    rank_tables = [sum(part.held for part in of_rank if part.name == "N-gram tables") for of_rank in parts]
+    largest = rank_weights.index(max(rank_weights))
     return Plan(
         model=model,
         architecture=config["architectures"][0],
@@ -248,17 +255,18 @@ def plan(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         num_tokens=num_tokens,
-        parts=of_ranks[rank_weights.index(max(rank_weights))],
+        parts=parts[largest],
         kv_cache=num_blocks * block,
         kv_bytes_per_token=block // BLOCK_TOKENS,
         kv_read_per_token=block // BLOCK_TOKENS * sub_layers // (sub_layers + 1),
-        activations=buffers["activation_bytes"] + buffers["step_bytes"],
+        activations=buffers[largest]["activation_bytes"] + buffers[largest]["step_bytes"],
         process=process_bytes(model),
         available=available,
         bandwidth=bandwidth or measured_bandwidth(),
         tensor_parallel_size=tp,
         expert_parallel_size=ep,
         rank_weights=rank_weights,
+        rank_tables=rank_tables,
         config=config,
     )
 
@@ -329,7 +337,7 @@ def _parts(
         copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
         if copied == 0 and len(shape) == 2 and cols < shape[1]:  # columns are cut out, and the pages given back
             copied, here = here, 0
-        part.touched += _touched(here, num_tokens) if looked_up else here
+        part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
         part.read += 0 if looked_up else copied or here
         if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split by head
@@ -347,9 +355,11 @@ def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard:
 
     if re.match(r"model\.embed_tokens\.|lm_head\.", name):
         return shard["vocab"][1] - shard["vocab"][0], cols
-    if found := re.match(r"model\.ngram_embeddings\.\w+\.(\d+)\.", name):
-        first, last = shard["tables"]
-        return (rows, cols) if first <= int(found[1]) < last else (0, 0)
+    if found := re.match(r"model\.ngram_embeddings\.(\w+)\.(\d+)\.", name):
+        first, last = shard["tables"].get(int(found[2]), (0, 0))
+        if found[1] == "post_projs":  # whole, for any row of its table
+            return (rows, cols) if first < last else (0, 0)
+        return last - first, cols
     if re.search(r"\.(q_b_proj|kv_b_proj|o_proj)\.", name):
         mine, total = share("heads", "num_attention_heads")
         return (rows, cols * mine // total) if ".o_proj." in name else (rows * mine // total, cols)

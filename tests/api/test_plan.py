@@ -66,6 +66,7 @@ def lite(tmp_path_factory):
     ("placement", "format", "gib", "free", "thousands"),
     [
         ("GPU", "bf16", 127.7, 139, (310, 325)),
+        ("GPU", "fp8 experts", 96.2, 139, (1310, 1370)),
         ("GPU, tables in host memory", "bf16", 69.2, 78, (230, 240)),
         ("GPU, tables in host memory", "fp8 experts", 37.7, 78, (1200, 1270)),
         ("GPU, all lookups in host memory", "fp8 experts", 37.0, 44.6, (190, 200)),
@@ -81,7 +82,7 @@ def test_the_real_models_budget(lite, placement, format, gib, free, thousands):
 
 def test_the_real_models_rate(lite):
     made = plan(lite, bandwidth=16e9)
-    [gpu] = [row for row in made.placements() if row.placement == "GPU"]
+    [gpu] = [row for row in made.placements() if (row.placement, row.format) == ("GPU", "bf16")]
     assert made.tokens_per_second(1, 1024, gpu) == pytest.approx(375, abs=2)
     assert made.parameters == pytest.approx(68.5e9, rel=0.01) and not made.has_weights
     assert made.kv_bytes_per_token == 33408 + 4 and made.kv_read_per_token == pytest.approx(32256, abs=4)
@@ -100,7 +101,8 @@ def test_what_this_version_can_do_is_not_said_to_come_later(lite):
     states = {(row.placement, row.format): row.state for row in plan(lite, bandwidth=16e9).placements()}
     assert {state for (placement, _), state in states.items() if placement.startswith("CPU")} == {"today"}
     assert [key for key, state in states.items() if state == "untried"] == [
-        ("GPU, tables in host memory", "bf16"), ("GPU, tables in host memory", "fp8 experts")
+        ("GPU", "bf16"), ("GPU", "fp8 experts"),
+        ("GPU, tables in host memory", "bf16"), ("GPU, tables in host memory", "fp8 experts"),
     ]  # fmt: skip
 
 

@@ -247,11 +247,38 @@ def test_ngram_rows_of_some_tables(ops):
     tables = ngram_tables(4, 4, dim=8)
     steps = random_steps(np.random.default_rng(1), vocab=97, eos=2)
     ids, rows, lane = CPU.ngram_lookup(steps, tables, 97, 4, 4, 2, 9)
+    moduli = [len(table) for table in tables]
     for first, last in [(0, 5), (5, 12), (7, 7)]:
-        found = ops.ngram_lookup(steps, tables, 97, 4, 4, 2, 9, first, last)
+        found = ops.ngram_lookup(steps, tables[first:last], 97, 4, 4, 2, 9, moduli, first)
         assert np.array_equal(found[0], ids) and np.array_equal(found[2], lane)
         if first < last:
             assert np.array_equal(found[1], rows[:, 8 * first : 8 * last])
+
+
+@pytest.mark.parametrize("first,begin,last,end", [(0, 0, 0, 100), (3, 7, 3, 8), (2, 150, 3, 1), (4, 200, 11, 90)])
+def test_ngram_rows_of_parts_of_tables(ops, first, begin, last, end):
+    """From row `begin` of table `first` to before row `end` of table `last`: zeros for all others."""
+    tables = ngram_tables(4, 4, dim=8)
+    moduli = [len(table) for table in tables]
+    steps = random_steps(np.random.default_rng(first), vocab=97, eos=2)
+    ids, rows, lane = CPU.ngram_lookup(steps, tables, 97, 4, 4, 2, 9)
+    ranges = [(begin if t == first else 0, end if t == last else moduli[t]) for t in range(first, last + 1)]
+    parts = [tables[first + i][low:high] for i, (low, high) in enumerate(ranges)]
+    found = ops.ngram_lookup(steps, parts, 97, 4, 4, 2, 9, moduli, first, begin)
+    assert np.array_equal(found[0], ids) and np.array_equal(found[2], lane)
+    for i, (low, high) in enumerate(ranges):
+        here = (low <= ids[:, first + i]) & (ids[:, first + i] < high)
+        whole = rows[:, 8 * (first + i) : 8 * (first + i + 1)]
+        assert np.array_equal(found[1][:, 8 * i : 8 * (i + 1)], np.where(here[:, None], whole, 0))
+
+
+def test_ngram_rows_elsewhere_are_not_read(ops):
+    """Rows far beyond the memory of a few that are here, in tables of the longest that ids can name."""
+    moduli = [2**31 - 1 - 2 * t for t in range(3)]
+    steps = [([([1], 0, list(range(3, 60)))], 0)]
+    parts = [np.full((3, 512), 1, np.float32) for _ in range(2)]
+    ids, rows, _ = ops.ngram_lookup(steps, parts, 131072, 4, 1, 2, 2, moduli, 0, 2**30)
+    assert (np.abs(ids[1:, :2] - 2**30) > 2**20).mean() > 0.5 and not rows.any()
 
 
 def test_ngram_ids_of_the_real_model(ops):

@@ -76,6 +76,11 @@ def test_plan_prints_gpus(lite, capsys):
     assert main([*arguments, "8", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {(row["tp"], row["ep"]) for row in rows} == set(layouts(8, LITE_CONFIG))
+    assert main([*arguments, "8", "--ngram-placement", "device", "--json"]) == 0
+    more = {row["weights"] - beside["weights"] for row, beside in
+            zip(json.loads(capsys.readouterr().out), rows, strict=True)}  # fmt: skip
+    tables = 2 * sum(part.weights for part in lite.parts if part.name == "N-gram tables")
+    assert all(size == pytest.approx(tables / 8, abs=2) for size in more)
     assert [row["steps"][0]["ms"] for row in rows] == sorted(row["steps"][0]["ms"] for row in rows)
     assert main([*arguments, "8"]) == 0
     text = capsys.readouterr().out

@@ -9,7 +9,7 @@ from engine.engines import Steps, sampling
 from longcat import _core
 from longcat._core import testing
 from longcat.convert import PRESETS, convert_checkpoint
-from longcat.make_checkpoint import SMALL_CONFIG
+from longcat.make_checkpoint import SMALL_CONFIG, preset_config
 from longcat.plan import plan
 from reference import ops as reference
 
@@ -75,16 +75,47 @@ def test_greedy_tokens_and_logits(case, tp, ep):
     assert np.abs(logits - case.logits).max() <= MAX_ERROR
 
 
-def test_eight_ranks(tmp_path):
-    """Each with one head of eight, some without an N-gram table."""
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+def test_eight_ranks(tmp_path, stored):
+    """Each with one head of eight; more ranks than N-gram tables, of which f16 ones are converted as far as they are
+    here."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "n_routed_experts": 16, "emb_split_num": 2}
-    make_checkpoint(tmp_path, seed=2, config_overrides=TINY | heads)
+    make_checkpoint(tmp_path, seed=2, dtype=stored, config_overrides=TINY | heads)
     case = Case(str(tmp_path))
     for tp, ep in [(8, 1), (8, 8), (2, 8)]:
         with case.job(tp, ep) as job:
             assert generate(job, case.prompt, 50) == case.token_ids[:50]
             logits = job.leader.forward(case.prompt)
         assert np.abs(logits - case.logits[: len(case.prompt)]).max() <= MAX_ERROR
+
+
+def test_three_ranks(tmp_path):
+    """Shares that are no power of two, of tables that a range of rows begins and ends within."""
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 6, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 24,
+             "n_routed_experts": 6, "zero_expert_num": 3, "vocab_size": 102, "emb_split_num": 1,
+             "emb_neighbor_num": 3}  # fmt: skip
+    make_checkpoint(tmp_path, seed=6, config_overrides=sizes)
+    case = Case(str(tmp_path))
+    for tp, ep in [(3, 1), (1, 3), (3, 3), (2, 6)]:
+        with case.job(tp, ep) as job:
+            assert generate(job, case.prompt, 50) == case.token_ids[:50]
+            logits = job.leader.forward(case.prompt)
+        assert np.abs(logits - case.logits[: len(case.prompt)]).max() <= MAX_ERROR
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 64])
+@pytest.mark.parametrize("name", ["tiny", "lite"])
+def test_rows_of_the_tables_are_shared_out_evenly(name, world):
+    """All rows of all tables, one table after another, are cut into one range a rank."""
+    config = preset_config(name, {"n_routed_experts": 64 * 3, "vocab_size": 131072})
+    sizes = [config["vocab_size"] * config["ngram_vocab_size_ratio"] + 2 * t + 1 for t in range(12)]
+    before = np.cumsum([0, *sizes]).tolist()
+    for rank in range(world):
+        shard = _core.shard(json.dumps(config), 1, world, rank)
+        begin, end = before[-1] * rank // world, before[-1] * (rank + 1) // world
+        assert shard["table_rows"] == (begin, end)
+        expected = {t: (max(begin - before[t], 0), min(end - before[t], sizes[t])) for t in range(12)}
+        assert shard["tables"] == {t: (low, high) for t, (low, high) in expected.items() if low < high}
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4"])
@@ -164,14 +195,19 @@ def test_each_rank_loads_its_share(tmp_path):
         + 2 * hidden + config["q_lora_rank"] + config["kv_lora_rank"]
     ) + layers * (config["n_routed_experts"] + config["zero_expert_num"]) * (hidden + 1) + hidden  # fmt: skip
     replicated *= 4  # f32
+
+    def projections(tp, ep):  # with every rank that has rows of the table
+        counts = [len(_core.shard(json.dumps(config), tp, ep, rank)["tables"]) for rank in range(max(tp, ep))]
+        return (sum(counts) - 12) * hidden * hidden // 12 * 4
+
     for tp, ep in [(2, 1), (4, 1), (4, 4), (4, 2)]:
-        assert sum(sizes(tp, ep)) == whole + (max(tp, ep) - 1) * replicated
+        assert sum(sizes(tp, ep)) == whole + (max(tp, ep) - 1) * replicated + projections(tp, ep)
     # Two groups of two ranks hold the same heads and first FFN; the second FFN is with the first group alone.
     q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
     nope, rope, v = (config[f"{name}_head_dim"] for name in ("qk_nope", "qk_rope", "v"))
     per_head = q_lora * (nope + rope) + kv_lora * (nope + v) + hidden * v
     twice = 4 * layers * (2 * heads * per_head + 3 * hidden * config["ffn_hidden_size"])
-    assert sum(sizes(2, 4)) == whole + 3 * replicated + twice
+    assert sum(sizes(2, 4)) == whole + 3 * replicated + twice + projections(2, 4)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -186,13 +222,15 @@ def test_plan_knows_what_each_rank_holds(tmp_path, stored, dtype):
     if packed:
         folder = str(tmp_path / "packed")
         convert_checkpoint(str(made), folder, PRESETS[stored])
-    for tp, ep in [(1, 1), (2, 1), (2, 4), (1, 2), *([] if stored == "FP8" else [(4, 1), (4, 2)])]:
+    for tp, ep in [(1, 1), (2, 1), (2, 4), (1, 2), *([] if stored == "FP8" else [(4, 1), (4, 2), (1, 8)])]:
         planned = plan(folder, dtype=dtype, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep)
         with ThreadJob(folder, tp, ep, dtype=dtype) as job:
-            assert planned.rank_weights == [engine.info()["weight_bytes"] for engine in job.engines], (tp, ep)
+            held = [engine.info() for engine in job.engines]
+        assert planned.rank_weights == [info["weight_bytes"] for info in held], (tp, ep)
+        assert planned.rank_tables == [info["table_bytes"] for info in held], (tp, ep)
 
 
-@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 4), (2, 4), (1, 8)])
 def test_ngram_ids_are_exact_on_every_rank(tmp_path, tp, ep):
     make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
     prompt = random_token_ids(7, 100)

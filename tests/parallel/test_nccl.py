@@ -103,8 +103,10 @@ def device_job(folder: str, tp: int, ep: int, device: str, **options) -> ThreadJ
     return ThreadJob(folder, tp, ep, make=make, device=device, **options)
 
 
-@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 2), (2, 4), (4, 2)])
-def test_models_on_devices(tmp_path, tp, ep):
+@pytest.mark.parametrize(
+    "tp, ep, tables", [(2, 1, "host"), (1, 2, "device"), (2, 4, "device"), (4, 2, "host"), (1, 8, "device")]
+)
+def test_models_on_devices(tmp_path, tp, ep, tables):
     """All kernels of the CUDA backend, walked on the host, each rank with its share: logits and tokens of one rank."""
     make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
     prompt = random_token_ids(5, 40)
@@ -112,7 +114,7 @@ def test_models_on_devices(tmp_path, tp, ep):
     with ThreadJob(str(tmp_path), 1, 1, **options) as job:
         token_ids = generate(job, prompt, 12)
         expected = job.leader.forward(prompt)
-    with device_job(str(tmp_path), tp, ep, **options) as job:
+    with device_job(str(tmp_path), tp, ep, ngram_placement=tables, **options) as job:
         assert generate(job, prompt, 12) == token_ids
         assert np.abs(job.leader.forward(prompt) - expected).max() <= MAX_ERROR
 

@@ -47,7 +47,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
     group.add_argument("--kv-cache-memory", default="auto", help='latent cache, as "4GiB"')
     group.add_argument("--gpu-memory-utilization", "--mem-fraction-static", type=float, metavar="SHARE",
                        help="of a GPU's free memory that is taken (default: all but 1.5 GiB)")  # fmt: skip
-    group.add_argument("--ngram-placement", default="auto", help="N-gram tables: auto, disk (CPU) or host (CUDA)")
+    group.add_argument("--ngram-placement", default="auto",
+                       help="N-gram tables: auto, disk (CPU), host or device (CUDA; auto: host)")  # fmt: skip
     group.add_argument("--speculative-config", type=_json, metavar="JSON",
                        help='guess next tokens, as {"method": "ngram", "num_speculative_tokens": 3}')  # fmt: skip
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="ranks that share the experts (default 1)")  # fmt: skip
     parser.add_argument("--gpus", type=int, metavar="N",
                         help="in place of all else: what so many H100 would reach, by layout")  # fmt: skip
+    parser.add_argument("--ngram-placement", default="host", choices=["host", "device"],
+                        help="of the N-gram tables, with --gpus: host memory (default) or the GPUs' own")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
@@ -48,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         tensor_parallel_size=args.tensor_parallel_size, expert_parallel_size=args.expert_parallel_size,
     )  # fmt: skip
     if args.gpus is not None:
-        rows = gpu_rows(made, args.gpus)
-        print(json.dumps(rows, indent=2) if args.json else gpu_text(made, args.gpus, rows))
+        rows = gpu_rows(made, args.gpus, args.ngram_placement)
+        print(json.dumps(rows, indent=2) if args.json else gpu_text(made, args.gpus, args.ngram_placement, rows))
         return 0
     print(json.dumps(made.as_dict(), indent=2) if args.json else text(made))
     return 0
@@ -109,7 +111,7 @@ def text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def gpu_rows(plan: Plan, num_gpus: int) -> list[dict[str, Any]]:
+def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[dict[str, Any]]:
     """Layouts on so many H100, what each holds [bytes] and how long its steps take [ms]; the fastest at one first.
 
     Raises:
@@ -123,10 +125,12 @@ def gpu_rows(plan: Plan, num_gpus: int) -> list[dict[str, Any]]:
     if not (found := layouts(num_gpus, plan.config)):
         raise ValueError(f"--gpus {num_gpus}: no layout divides this model's heads, experts and vocabulary by it")
     rows = []
-    context = min(_GPU_CONTEXT, plan.max_model_len)
+    context, table_bits = min(_GPU_CONTEXT, plan.max_model_len), 16 if ngram_placement == "device" else 0
     for name, bits in expert_formats().items():
         for tp, ep in found:
-            steps = {batch: decode_step(plan, H100, tp, ep, batch, context, bits, 16) for batch in _GPU_BATCHES}
+            steps = {
+                batch: decode_step(plan, H100, tp, ep, batch, context, bits, 16, table_bits) for batch in _GPU_BATCHES
+            }
             if steps[1].weights + steps[1].latents > H100.memory:
                 continue
             rows.append({
@@ -140,11 +144,12 @@ def gpu_rows(plan: Plan, num_gpus: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["steps"][0]["ms"])
 
 
-def gpu_text(plan: Plan, num_gpus: int, rows: list[dict[str, Any]]) -> str:
+def gpu_text(plan: Plan, num_gpus: int, ngram_placement: str, rows: list[dict[str, Any]]) -> str:
     from longcat.report_text import bytes_text
 
     context = min(_GPU_CONTEXT, plan.max_model_len)
-    lines = [f"{plan.model}: decode steps on {num_gpus} H100, context {context}, N-gram tables in host memory;",
+    where = {"host": "host memory", "device": "the GPUs' memory"}[ngram_placement]
+    lines = [f"{plan.model}: decode steps on {num_gpus} H100, context {context}, N-gram tables in {where};",
              "computed from rates that were not measured here: docs/parallel.md", ""]  # fmt: skip
     if not rows:
         return "\n".join([*lines, "the weights find no room: more GPUs, or fewer bits"])

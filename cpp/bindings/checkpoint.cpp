@@ -62,8 +62,8 @@ py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
   return py::make_tuple(scan.first_non_finite, scan.is_nan, scan.all_zero);
 }
 
-// Ranges {"heads", "ffn", "experts", "expert_ffn", "vocab", "table_rows"} of one rank, "tables" {N-gram table: range of
-// its rows} and "adds_ffn".
+// Ranges {"heads", "ffn", "experts", "expert_ffn", "vocab"} of one rank, "tables" {N-gram table: range of its rows} and
+// "adds_ffn".
 py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t rank) {
   const Shard s = make_shard(parse_model_config(config_text, "config.json"), tp, ep, rank);
   const auto range = [](Range r) { return py::make_tuple(r.begin, r.end); };
@@ -73,7 +73,6 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
   dict["experts"] = range(s.experts);
   dict["expert_ffn"] = range(s.expert_ffn);
   dict["vocab"] = range(s.vocab);
-  dict["table_rows"] = range(s.table_rows);
   py::dict tables;
   for (size_t i = 0; i < s.tables.size(); ++i)
     tables[py::int_(s.first_table + static_cast<int64_t>(i))] = range(s.tables[i]);

@@ -21,7 +21,6 @@ struct NgramConfig {
   int64_t num_tables() const { return emb_split_num * (emb_neighbor_num - 1); }
   int64_t rows_of(int64_t table) const { return table_rows + 2 * table + 1; }
   // Rows of the tables before `table`; of all for num_tables().
-  int64_t rows_before(int64_t table) const { return table * (table_rows + table); }
 };
 
 // `rope_scaling` of type yarn.

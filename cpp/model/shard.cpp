@@ -23,15 +23,15 @@ void require_divides(const char* option, int64_t parts, const char* what, int64_
                                         ": use ", divisors_of(total)));
 }
 
-// Ranges of rows that differ by one at most, wherever tables begin and end.
+// T / world tables: where that is no whole number, tables are cut at that share of their rows.
 void share_tables(Shard& shard, const NgramConfig& c) {
-  const int64_t total = c.rows_before(c.num_tables()), world = shard.world();
-  shard.table_rows = {total * shard.rank / world, total * (shard.rank + 1) / world};
+  const int64_t world = shard.world();
+  const auto row_at = [&](int64_t table, int64_t share) {  // share / world tables from the first on
+    return c.rows_of(table) * std::clamp<int64_t>(share - table * world, 0, world) / world;
+  };
   for (int64_t table = 0; table < c.num_tables(); ++table) {
-    const int64_t before = c.rows_before(table);
-    const Range here{std::max(shard.table_rows.begin - before, int64_t{0}),
-                     std::min(shard.table_rows.end - before, c.rows_of(table))};
-    if (here.size() <= 0) continue;
+    const Range here{row_at(table, c.num_tables() * shard.rank), row_at(table, c.num_tables() * (shard.rank + 1))};
+    if (here.size() == 0) continue;
     if (shard.tables.empty()) shard.first_table = table;
     shard.tables.push_back(here);
   }
@@ -61,7 +61,6 @@ Shard make_shard(const ModelConfig& c, int64_t tp, int64_t ep, int64_t rank) {
               .experts = part_of(c.n_routed_experts, rank / slices, ep),
               .expert_ffn = part_of(c.expert_ffn_hidden_size, rank % slices, slices),
               .vocab = part_of(c.vocab_size, rank, world),
-              .table_rows = {},
               .tables = {}};
   if (c.ngram) share_tables(shard, *c.ngram);
   return shard;

@@ -24,10 +24,9 @@ struct Shard {
   Range heads, ffn;           // of tp ranks; ranks that are equal modulo tp hold the same
   Range experts, expert_ffn;  // experts of ep groups, each cut into world / ep slices
   Range vocab;                // rows of the word embedding and of the head, of all ranks
-  // Of all ranks, too: the rows of the N-gram tables, one table after another. They begin in first_table.
-  Range table_rows;
+  // Of all ranks, too: rows that are here of first_table and those behind it; only the outer two are in part.
   int64_t first_table = 0;
-  std::vector<Range> tables;  // rows that are here of first_table and those behind it; only the outer two are in part
+  std::vector<Range> tables;
 
   int64_t world() const { return std::max(tp, ep); }
 

@@ -12,12 +12,20 @@ from engine.workload import rss_anon_kib, run_jobs
 BLOCK_BYTES = 64 * (5 * 96 * 2 + 4)
 
 
-@pytest.mark.parametrize("swap_memory", [0, 3 * BLOCK_BYTES, 1 << 30], ids=["no swap", "some swap", "swap"])
-def test_random_requests(tiny, swap_memory):
+GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
+
+
+@pytest.mark.parametrize(
+    "swap_memory, speculative",
+    [(0, None), (3 * BLOCK_BYTES, None), (1 << 30, None), (0, GUESSES)],
+    ids=["no swap", "some swap", "swap", "guesses"],
+)
+def test_random_requests(tiny, swap_memory, speculative):
     """300 requests in all, in a cache that is too small for those that run: they preempt each other."""
     with longcat.Engine(
-        tiny, max_num_seqs=12, kv_cache_memory=9 * BLOCK_BYTES, swap_memory=swap_memory, max_num_batched_tokens=100
-    ) as engine:
+        tiny, max_num_seqs=12, kv_cache_memory=9 * BLOCK_BYTES, swap_memory=swap_memory, max_num_batched_tokens=100,
+        speculative=speculative,
+    ) as engine:  # fmt: skip
         report = asyncio.run(run_jobs(engine, 100, concurrency=40, seed=swap_memory % 1000))
         metrics = engine.metrics()
         print(report, metrics)

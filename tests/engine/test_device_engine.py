@@ -70,6 +70,16 @@ def test_answers_survive_preemption(checkpoint, device):
         assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_with_guesses(checkpoint, device, temperature):
+    prompts = [[5, 6, 7] * 8, *PROMPTS]
+    with make(checkpoint, device) as engine:
+        expected = answers(engine, prompts, temperature)
+    with make(checkpoint, device, speculative={"method": "ngram", "prompt_lookup_min": 1}) as engine:
+        assert answers(engine, prompts, temperature) == expected
+        assert engine.metrics()["num_draft_tokens"] > 0
+
+
 def test_forward_is_near_the_cpus(checkpoint, device):
     with make(checkpoint, device) as engine, make(checkpoint, "cpu") as cpu:
         found, expected = engine.forward(PROMPTS[4]), cpu.forward(PROMPTS[4])

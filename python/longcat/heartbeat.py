@@ -41,12 +41,12 @@ class Heartbeat:
         communicator: of the whole job; every rank makes its Heartbeat at the same time.
         on_failure: called once, on that thread, with the rank that is lost, a line that names it, and whether that rank
             has said so itself.
-        is_local: all ranks are on this machine.
+        host: at which the others reach rank 0; None: all ranks are on this machine.
     Raises:
         longcat.Error: the ranks cannot reach each other.
     """
 
-    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], is_local: bool):
+    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], host: str | None):
         self._rank, self._size = communicator.rank, communicator.size
         self._on_failure = on_failure
         self._peers: dict[socket.socket, _Peer] = {}
@@ -54,7 +54,7 @@ class Heartbeat:
         self._ended = False
         self._silent: _Process | None = None
         if self._rank == 0:
-            self._listen(communicator, is_local)
+            self._listen(communicator, host)
         else:
             self._connect(communicator)
         communicator.barrier()
@@ -87,12 +87,11 @@ class Heartbeat:
 
     # --- connecting --------------------------------------------------------------------------------------------
 
-    def _listen(self, communicator: Any, is_local: bool) -> None:
+    def _listen(self, communicator: Any, host: str | None) -> None:
         token = secrets.token_bytes(_TOKEN_BYTES)
-        with socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=self._size) as server:
-            host = "127.0.0.1" if is_local else os.environ.get("LONGCAT_HOST_IP") or socket.getfqdn()
+        with socket.create_server(("127.0.0.1" if host is None else "", 0), backlog=self._size) as server:
             me = _Process.current().encode()
-            _broadcast(communicator, token + f"{host}:{server.getsockname()[1]} ".encode() + me)
+            _broadcast(communicator, token + f"{host or '127.0.0.1'}:{server.getsockname()[1]} ".encode() + me)
             server.settimeout(CONNECT_SECONDS)
             while len(self._peers) < self._size - 1:
                 try:

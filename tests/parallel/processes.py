@@ -1,15 +1,17 @@
-"""Jobs of processes under mpirun, where there is one and the package has its plugin."""
+"""Jobs of processes: under mpirun, where it is and the package has its plugin, and under a launcher like torchrun."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,67 +45,75 @@ def _missing() -> str | None:
 needs_mpi = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 
+LAUNCHERS = {"mpirun": MPIRUN, "torchrun": (sys.executable, "-m", "parallel.launcher")}
+both_launchers = pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=needs_mpi), "torchrun"])
+_MARK = "LONGCAT_TEST_JOB"  # in the environment of all processes of a job, and of no other
+
+
 def job_environment() -> dict[str, str]:
+    """Of a new job."""
     paths = [str(TESTS), environment()["PYTHONPATH"]]
-    return {**environment(), **MPI_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**environment(), **MPI_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths), _MARK: secrets.token_hex(8)}
+
+
+def processes_of(job: Mapping[str, str]) -> dict[int, bytes]:
+    """Environments by process id of all that was started with `job`, of job_environment(), and runs."""
+    mark, found = f"{_MARK}={job[_MARK]}".encode(), {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (variables := (path / "environ").read_bytes()).split(b"\0"):
+                found[int(path.name)] = variables
+    return found
+
+
+def ranks_of(job: Mapping[str, str]) -> dict[int, int]:
+    """Process ids by rank, of the ranks that have started."""
+    ranks: dict[int, int] = {}
+    for pid, variables in processes_of(job).items():
+        if match := re.search(rb"(?:^|\0)(?:OMPI_COMM_WORLD_RANK|PMI_RANK|RANK)=(\d+)", variables):
+            ranks[int(match[1])] = min(pid, ranks.get(int(match[1]), pid))  # what a rank starts inherits it
+    return ranks
+
+
+def assert_nothing_left(job: Mapping[str, str]) -> None:
+    deadline = time.monotonic() + 2
+    while left := processes_of(job):
+        assert time.monotonic() < deadline, f"processes {sorted(left)} are left"
+        time.sleep(0.02)
 
 
 class Job:
-    """mpirun with one command a rank, or one for all.
+    """A launcher with one command a rank, or one for all.
 
     Args:
+        launcher: one of LAUNCHERS.
         size: number of ranks.
         commands: arguments of Python; a list of them for each rank.
     """
 
-    def __init__(self, size: int, *commands: Sequence[str]):
-        words = list(MPIRUN)
+    def __init__(self, launcher: str, size: int, *commands: Sequence[str]):
+        words = list(LAUNCHERS[launcher])
         if len(commands) == 1:
             words += ["-n", str(size), sys.executable, *commands[0]]
         else:
             for rank, command in enumerate(commands):
                 words += [*([":"] if rank else []), "-n", "1", sys.executable, *command]
+        self.environment = job_environment()
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=job_environment()
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
         )
-
-    def ranks(self) -> dict[int, int]:
-        """Process ids by rank, once all have started."""
-        return ranks_of(self.process.pid)
 
     def end(self, timeout: float = 60) -> tuple[int, str, list[str]]:
         """Exit code, standard output, and the lines that longcat wrote to standard error; nothing may be left."""
-        ranks = self.ranks()
         try:
             out, error = self.process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        assert_gone(ranks.values())
+            assert_nothing_left(self.environment)
+        finally:
+            self.kill()
         return self.process.returncode, out, re.findall(r"^longcat: .*|^Traceback.*", error, re.MULTILINE)
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-
-
-def ranks_of(mpirun_pid: int) -> dict[int, int]:
-    ranks = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent != mpirun_pid:
-                continue
-            match = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)|PMI_RANK=(\d+)", (path / "environ").read_bytes())
-        except OSError:
-            continue
-        if match:
-            ranks[int(match[1] or match[2])] = int(path.name)
-    return ranks
-
-
-def assert_gone(pids) -> None:
-    deadline = time.monotonic() + 2
-    for pid in pids:
-        while Path(f"/proc/{pid}").exists():
-            assert time.monotonic() < deadline, f"process {pid} is left"
-            time.sleep(0.02)
+        """Everything that is left of it."""
+        for pid in processes_of(self.environment):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ class Watch:
         self.reports = [[] for _ in range(size)]
 
         def start(ranks):
-            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), True)
+            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), None)
 
         self.ranks = all_well(on_ranks(size, start))
 

@@ -63,4 +63,28 @@ class MpiJob {
   std::unique_ptr<Communicator> world_;
 };
 
+// Where and how the ranks of a job find each other without MPI.
+struct TcpMeeting {
+  std::string host;  // of rank 0, as the others reach it
+  int port = 0;      // at which it listens
+  int rank = 0, size = 1;
+  bool one_machine = true;  // nobody listens but at the loopback address, and `host` is not asked for
+  std::string token;        // 64 bytes that the ranks know, and nobody else: half shows who connects, half who answers
+  double timeout_s = 30;    // for all to come
+};
+
+// The ranks of a job as processes that are connected by TCP, each with each.
+class TcpJob {
+ public:
+  // Returns when all ranks have met. Throws Error that says who has not come, or cannot be reached.
+  explicit TcpJob(const TcpMeeting& meeting);
+
+  Communicator& world() { return *world_; }
+
+  void finalize();  // waits for all ranks: who leaves without is taken for lost by those who wait for it
+
+ private:
+  std::unique_ptr<Communicator> world_;
+};
+
 }  // namespace longcat

@@ -80,8 +80,8 @@ def _build(system: System) -> Iterator[Verdict]:
     from longcat.parallel import built_plugins
 
     cuda = "with CUDA" if system.cuda_is_built else "without CUDA"
-    mpi = f"ranks by {', '.join(built_plugins())}" if built_plugins() else "without MPI: one process"
-    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}, {mpi}")
+    ranks = f"ranks by {', '.join([*built_plugins(), 'tcp'])}"
+    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}, {ranks}")
 
 
 def _cpu(system: System) -> Iterator[Verdict]:

@@ -29,7 +29,8 @@ _GOODBYE_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 1.0
 _BEAT, _FAILED, _BYE = b".", b"!", b"~"  # first byte of a line
 _TOKEN_BYTES = 16
-_HELLO_BYTES = 80  # rank and process, after the token
+_HELLO_BYTES = 96  # token, rank, process
+_BACKLOG = 128
 _MAX_LINE = 4096
 _ADDRESS_BYTES = 256
 
@@ -41,12 +42,12 @@ class Heartbeat:
         communicator: of the whole job; every rank makes its Heartbeat at the same time.
         on_failure: called once, on that thread, with the rank that is lost, a line that names it, and whether that rank
             has said so itself.
-        is_local: all ranks are on this machine.
+        host: at which the others reach rank 0; None: all ranks are on this machine.
     Raises:
         longcat.Error: the ranks cannot reach each other.
     """
 
-    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], is_local: bool):
+    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], host: str | None):
         self._rank, self._size = communicator.rank, communicator.size
         self._on_failure = on_failure
         self._peers: dict[socket.socket, _Peer] = {}
@@ -54,7 +55,7 @@ class Heartbeat:
         self._ended = False
         self._silent: _Process | None = None
         if self._rank == 0:
-            self._listen(communicator, is_local)
+            self._listen(communicator, host)
         else:
             self._connect(communicator)
         communicator.barrier()
@@ -87,25 +88,56 @@ class Heartbeat:
 
     # --- connecting --------------------------------------------------------------------------------------------
 
-    def _listen(self, communicator: Any, is_local: bool) -> None:
+    def _listen(self, communicator: Any, host: str | None) -> None:
         token = secrets.token_bytes(_TOKEN_BYTES)
-        with socket.create_server(("127.0.0.1" if is_local else "", 0), backlog=self._size) as server:
-            host = "127.0.0.1" if is_local else os.environ.get("LONGCAT_HOST_IP") or socket.getfqdn()
+        with socket.create_server(("127.0.0.1" if host is None else "", 0), backlog=_BACKLOG) as server:
             me = _Process.current().encode()
-            _broadcast(communicator, token + f"{host}:{server.getsockname()[1]} ".encode() + me)
-            server.settimeout(CONNECT_SECONDS)
-            while len(self._peers) < self._size - 1:
-                try:
-                    connection, _ = server.accept()
-                    connection.settimeout(CONNECT_SECONDS)
-                    hello = _receive_exactly(connection, _TOKEN_BYTES + _HELLO_BYTES)
-                except OSError as error:
-                    raise Error(f"[parallel] rank 0 waits for {self._size - 1} ranks to connect: {error}") from None
-                if not secrets.compare_digest(hello[:_TOKEN_BYTES], token):
-                    connection.close()  # a stranger
-                    continue
-                rank, process = hello[_TOKEN_BYTES:].decode().split(maxsplit=1)
-                self._add(connection, int(rank), _Process.decode(process))
+            _broadcast(communicator, token + f"{host or '127.0.0.1'}:{server.getsockname()[1]} ".encode() + me)
+            self._let_in(server, token)
+
+    def _let_in(self, server: socket.socket, token: bytes) -> None:
+        """All other ranks. Who says nothing or something else, as a stranger may, holds nobody up."""
+        server.setblocking(False)
+        deadline = time.monotonic() + CONNECT_SECONDS
+        with selectors.DefaultSelector() as selector:
+            selector.register(server, selectors.EVENT_READ)
+            while (missing := self._size - 1 - len(self._peers)) > 0:
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise Error(
+                        f"[parallel] rank 0 waits for {missing} of {self._size - 1} ranks to connect, which have not "
+                        f"done so within {CONNECT_SECONDS:g} s"
+                    )
+                for key, _ in selector.select(left):
+                    with contextlib.suppress(OSError):  # of one who left at once
+                        if key.fileobj is server:
+                            connection, _ = server.accept()
+                            connection.setblocking(False)
+                            selector.register(connection, selectors.EVENT_READ, bytearray())
+                        elif (hello := self._read_hello(key)) is not None:
+                            selector.unregister(key.fileobj)
+                            self._greet(key.fileobj, hello, token)  # type: ignore[arg-type]
+            for key in list(selector.get_map().values()):
+                if key.fileobj is not server:
+                    key.fileobj.close()  # type: ignore[union-attr]
+
+    @staticmethod
+    def _read_hello(key: selectors.SelectorKey) -> bytes | None:
+        """What who connects says first; b"" when it is gone, None while more is to come."""
+        try:
+            data = key.fileobj.recv(_HELLO_BYTES - len(key.data))  # type: ignore[union-attr]
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+        key.data.extend(data)
+        return bytes(key.data) if len(key.data) == _HELLO_BYTES else None if data else b""
+
+    def _greet(self, connection: socket.socket, hello: bytes, token: bytes) -> None:
+        if secrets.compare_digest(hello[:_TOKEN_BYTES], token):
+            rank, process = hello[_TOKEN_BYTES:].decode().split(maxsplit=1)
+            self._add(connection, int(rank), _Process.decode(process))
+        else:
+            connection.close()
 
     def _connect(self, communicator: Any) -> None:
         message = _broadcast(communicator, b"")
@@ -114,9 +146,7 @@ class Heartbeat:
         host, _, port = address.rpartition(":")
         try:
             connection = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
-            connection.sendall(
-                token + f"{self._rank} {_Process.current().encode().decode()}".ljust(_HELLO_BYTES).encode()
-            )
+            connection.sendall((token + f"{self._rank} ".encode() + _Process.current().encode()).ljust(_HELLO_BYTES))
         except OSError as error:
             raise Error(
                 f"[parallel] rank {self._rank} cannot reach rank 0 at {address}: {error}; LONGCAT_HOST_IP on rank 0 "
@@ -225,16 +255,6 @@ class _Peer:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-_MAX_LINE:]
         return lines
-
-
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = connection.recv(count - len(data))
-        if not more:
-            raise ConnectionError("the connection was closed")
-        data += more
-    return data
 
 
 def _broadcast(communicator: Any, message: bytes) -> bytes:

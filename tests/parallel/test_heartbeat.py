@@ -1,10 +1,13 @@
 """Ranks that watch each other, on threads: who is lost, who says it, and who is left alone."""
 
+import socket
+import struct
 import threading
 import time
 
+import numpy as np
 import pytest
-from longcat import heartbeat
+from longcat import _core, heartbeat
 from longcat.heartbeat import Heartbeat
 
 from parallel.ranks import all_well, on_ranks
@@ -17,7 +20,7 @@ class Watch:
         self.reports = [[] for _ in range(size)]
 
         def start(ranks):
-            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), True)
+            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), None)
 
         self.ranks = all_well(on_ranks(size, start))
 
@@ -92,20 +95,53 @@ def test_a_rank_that_stops(silent, monkeypatch, kills):
         assert lost == silent and not said and f"rank {silent} has not answered for" in reason
 
 
-def test_strangers_are_turned_away(monkeypatch):
-    """A connection that does not know the token takes nobody's place."""
-    import socket
+STRANGERS = {
+    "silent": lambda stranger: None,
+    "hangs up": lambda stranger: stranger.close(),
+    "is reset": lambda stranger: (
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
+        stranger.close(),
+    ),
+    "garbage": lambda stranger: stranger.sendall(b"\xff" * 200),
+    "half a hello": lambda stranger: stranger.sendall(b"x" * 20),
+}
 
-    real = socket.create_connection
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_are_turned_away(kind, monkeypatch):
+    """Who does not know the token takes nobody's place, and neither ends nor holds up the job."""
+    real, strangers = socket.create_connection, []
 
     def connect(address, timeout=None):
-        stranger = real(address, timeout)
-        stranger.sendall(b"x" * 200)
-        threading.Timer(1.0, stranger.close).start()
+        for _ in range(5):
+            strangers.append(real(address, timeout))
+            STRANGERS[kind](strangers[-1])
         return real(address, timeout)
 
     monkeypatch.setattr(heartbeat.socket, "create_connection", connect)
-    watch = Watch(2)
-    assert [peer.rank for peer in watch.ranks[0]._peers.values()] == [1]
+    began = time.monotonic()
+    watch = Watch(3)
+    assert time.monotonic() - began < 5
+    assert sorted(peer.rank for peer in watch.ranks[0]._peers.values()) == [1, 2]
     for rank in watch.ranks:
         rank.close()
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_who_does_not_come_is_missed(monkeypatch):
+    monkeypatch.setattr(heartbeat, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(
+        Heartbeat, "_connect", lambda self, communicator: communicator.broadcast(np.zeros(258, np.uint8), 0)
+    )
+    communicators = _core.thread_communicators(2)
+
+    def start(ranks):
+        try:
+            Heartbeat(ranks, lambda *report: None, None)
+        except _core.Error as error:
+            communicators[1].abort("over")
+            return str(error)
+
+    line = "[parallel] rank 0 waits for 1 of 1 ranks to connect, which have not done so within 0.3 s"
+    assert on_ranks(2, start, communicators) == [line, "over"]

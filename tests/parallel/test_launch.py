@@ -1,8 +1,13 @@
 """What launchers leave in the environment, and what this process makes of it."""
 
+import subprocess
+
 import pytest
 from longcat import Engine, _core, parallel
 from longcat.launch import Launch, find_launch
+from server.live import until
+
+from parallel.processes import assert_nothing_left, job_environment, processes_of
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
             "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # fmt: skip
@@ -71,6 +76,22 @@ def test_the_plugin_is_the_launchers(monkeypatch, tmp_path):
     assert parallel.find_plugin(Launch("mpirun", 0, 2, 0, 2)) == "/somewhere/else.so"
 
 
+def test_the_transport(monkeypatch, tmp_path):
+    """Torchrun's ranks talk by TCP; srun's by MPI, or by TCP where a build without MPI is told where to meet."""
+    monkeypatch.setattr(parallel, "__file__", str(tmp_path / "parallel.py"))
+    for name in ("LONGCAT_MPI", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    srun = Launch("srun", 0, 2, 0, 2)
+    assert parallel.uses_tcp(Launch("torchrun", 0, 2, 0, 2)) and not parallel.uses_tcp(Launch("mpirun", 0, 2, 0, 2))
+    assert not parallel.uses_tcp(srun)
+    with pytest.raises(_core.Error, match="no MPI plugin: .*; or set MASTER_ADDR and MASTER_PORT, and the ranks meet"):
+        parallel.find_plugin(srun)
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    assert parallel.uses_tcp(srun)
+    (tmp_path / "longcat_mpi.openmpi.so").touch()
+    assert not parallel.uses_tcp(srun)
+
+
 @pytest.mark.parametrize("content", [None, b"no library"])
 def test_a_plugin_that_does_not_load(tmp_path, content):
     path = tmp_path / "plugin.so"
@@ -83,3 +104,18 @@ def test_a_plugin_that_does_not_load(tmp_path, content):
 def test_a_library_that_is_no_plugin():
     with pytest.raises(_core.Error, match=r"\[mpi\] libm.so.6 is no plugin of this version of longcat"):
         _core.MpiJob("libm.so.6")
+
+
+def test_what_is_left_is_seen():
+    """The check for left processes can fail, and knows the jobs apart."""
+    job, other = job_environment(), job_environment()
+    child = subprocess.Popen(["sleep", "60"], env=job, start_new_session=True)
+    try:
+        until(lambda: child.pid in processes_of(job))
+        assert_nothing_left(other)
+        with pytest.raises(AssertionError, match=f"processes \\[{child.pid}\\] are left"):
+            assert_nothing_left(job)
+    finally:
+        child.kill()
+        child.wait()
+    assert_nothing_left(job)

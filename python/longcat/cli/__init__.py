@@ -85,7 +85,7 @@ def _print_version() -> int:
 
     cuda = "cuda" if _core.cuda_is_built() else "no cuda"
     mpi = "/".join(built_plugins()) or "no mpi"
-    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda}, {mpi})")
+    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda}, {mpi}, tcp)")
     return 0
 
 

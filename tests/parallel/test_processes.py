@@ -1,5 +1,6 @@
 """Ranks that are processes: the same results, and an end within ten seconds whatever happens to one of them."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,10 +18,19 @@ from longcat import Engine
 from openai import OpenAI
 from server.live import LiveServer, until
 
-from parallel.mpi import LIMIT_SECONDS, MPIRUN, Job, assert_gone, job_environment, needs_mpi, ranks_of
+from parallel.launcher import LEFT_CODE
+from parallel.processes import (
+    LAUNCHERS,
+    LIMIT_SECONDS,
+    Job,
+    assert_nothing_left,
+    both_launchers,
+    job_environment,
+    needs_mpi,
+    processes_of,
+    ranks_of,
+)
 from parallel.test_layouts import MAX_ERROR, SMALL, TINY
-
-pytestmark = needs_mpi
 
 
 def program(name: str, *arguments: str) -> list[str]:
@@ -31,9 +41,10 @@ def generate(folder: str, *arguments: str) -> list[str]:
     return ["-m", "longcat", "generate", folder, "Once upon a time", "--num-threads", "1", *arguments]
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_collectives(size):
-    code, out, lines = Job(size, program("collectives")).end()
+@both_launchers
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_collectives(launcher, size):
+    code, out, lines = Job(launcher, size, program("collectives")).end()
     assert (code, lines) == (0, [])
     assert sorted(re.findall(r"rank \d is well", out)) == [f"rank {r} is well" for r in range(size)]
 
@@ -54,35 +65,45 @@ def case(request, tiny, tmp_path_factory):
         return folder, prompt, token_ids, engine.forward([*prompt, *token_ids])
 
 
-@pytest.mark.parametrize("tp, ep", [(2, 1), (1, 2), (4, 1), (1, 4), (2, 4)])
-def test_greedy_tokens_and_logits(case, tp, ep, tmp_path):
+@pytest.mark.parametrize(
+    "launcher, tp, ep",
+    [
+        *(pytest.param("mpirun", *layout, marks=needs_mpi) for layout in [(2, 1), (1, 2), (4, 1), (1, 4), (2, 4)]),
+        ("torchrun", 2, 1),
+        ("torchrun", 2, 4),
+    ],
+)
+def test_greedy_tokens_and_logits(launcher, case, tp, ep, tmp_path):
     folder, prompt, token_ids, logits = case
     path = str(tmp_path / "logits.npy")
     command = program("generate", folder, str(tp), str(ep), json.dumps(prompt), "200", path)
-    code, out, lines = Job(max(tp, ep), command).end(120)
+    code, out, lines = Job(launcher, max(tp, ep), command).end(120)
     assert (code, lines) == (0, [])
     assert json.loads(out) == token_ids
     assert np.abs(np.load(path) - logits).max() <= MAX_ERROR
 
 
-def test_generate_prints_once(tiny):
+@both_launchers
+def test_generate_prints_once(launcher, tiny):
     options = ["--max-tokens", "20", "--temperature", "0"]
-    code, out, _ = Job(2, generate(tiny, "--tp", "2", *options)).end()
+    code, out, _ = Job(launcher, 2, generate(tiny, "--tp", "2", *options)).end()
     alone = subprocess.run([sys.executable, *generate(tiny, *options)], env=job_environment(), capture_output=True)
     assert code == 0 and out == alone.stdout.decode()
 
 
-def test_the_same_script_on_every_rank(tiny):
-    code, out, lines = Job(2, program("spmd", tiny)).end()
+@both_launchers
+def test_the_same_script_on_every_rank(launcher, tiny):
+    code, out, lines = Job(launcher, 2, program("spmd", tiny)).end()
     assert (code, lines) == (0, [])
     first, second = map(json.loads, out.splitlines())
     assert first == second and all(first[0]) and first[2]
 
 
+@both_launchers
 @pytest.mark.parametrize("tp, dp", [(2, 2), (1, 3)])
-def test_replicas(tiny, tp, dp):
+def test_replicas(launcher, tiny, tp, dp):
     """Each with requests of its own, and the tokens of a model alone."""
-    code, out, lines = Job(tp * dp, program("replicas", tiny, str(tp), str(dp))).end()
+    code, out, lines = Job(launcher, tp * dp, program("replicas", tiny, str(tp), str(dp))).end()
     assert (code, lines) == (0, [])
     with Engine(tiny, num_threads=1, kv_cache_memory="64MiB", dtype="f32") as engine:
         expected = []
@@ -92,95 +113,111 @@ def test_replicas(tiny, tp, dp):
     assert sorted(map(json.loads, out.splitlines()), key=lambda answer: answer[1]) == expected
 
 
+@both_launchers
 @pytest.mark.parametrize(
     "size, arguments, line",
     [
-        (2, ["--tp", "4"], "[parallel] tensor_parallel_size=4 and expert_parallel_size=1 are 4 ranks, and mpirun "
+        (2, ["--tp", "4"], "[parallel] tensor_parallel_size=4 and expert_parallel_size=1 are 4 ranks, and {} "
                            "started 2: start 4"),
-        (2, [], "mpirun started 2 processes, and --tp 1 --ep 1 is one: pass --tp 2 or --ep 2, or start one"),
+        (2, [], "{} started 2 processes, and --tp 1 --ep 1 is one: pass --tp 2 or --ep 2, or start one"),
         (3, ["--tp", "3"], "[parallel] tp=3 does not divide num_attention_heads=4: use 1, 2 or 4"),
     ],
 )  # fmt: skip
-def test_sizes_that_cannot_be(tiny, size, arguments, line):
+def test_sizes_that_cannot_be(launcher, tiny, size, arguments, line):
     began = time.monotonic()
-    code, _, lines = Job(size, generate(tiny, *arguments)).end()
-    assert code != 0 and lines == [f"longcat: {line}"]
+    code, _, lines = Job(launcher, size, generate(tiny, *arguments)).end()
+    assert code not in (0, LEFT_CODE) and lines == [f"longcat: {line.format(launcher)}"]
     assert time.monotonic() - began < LIMIT_SECONDS
 
 
-def test_a_rank_that_cannot_load(tiny, tmp_path):
+@both_launchers
+def test_a_rank_that_cannot_load(launcher, tiny, tmp_path):
     began = time.monotonic()
-    code, _, lines = Job(2, generate(tiny, "--tp", "2"), generate(str(tmp_path / "x"), "--tp", "2")).end()
-    assert code != 0 and len(lines) == 1
+    code, _, lines = Job(launcher, 2, generate(tiny, "--tp", "2"), generate(str(tmp_path / "x"), "--tp", "2")).end()
+    assert code not in (0, LEFT_CODE) and len(lines) == 1
     assert re.fullmatch(r"longcat: \[parallel\] rank 1 failed: \[config\] \S+ does not exist: .*", lines[0])
     assert time.monotonic() - began < LIMIT_SECONDS
 
 
-def test_checkpoints_that_differ(tiny, tmp_path):
+@both_launchers
+def test_checkpoints_that_differ(launcher, tiny, tmp_path):
     make_checkpoint(tmp_path, config_overrides=TINY)
     began = time.monotonic()
-    code, _, lines = Job(2, generate(tiny, "--tp", "2"), generate(str(tmp_path), "--tp", "2")).end()
-    assert code != 0
+    code, _, lines = Job(launcher, 2, generate(tiny, "--tp", "2"), generate(str(tmp_path), "--tp", "2")).end()
+    assert code not in (0, LEFT_CODE)
     assert lines == ["longcat: [parallel] rank 1 has other checkpoint files than rank 0: give all ranks the same"]
     assert time.monotonic() - began < LIMIT_SECONDS
 
 
+@both_launchers
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_exception_in_a_script(tiny, rank):
+def test_an_exception_in_a_script(launcher, tiny, rank):
     began = time.monotonic()
-    code, _, lines = Job(2, program("raise_on", str(rank), tiny)).end()
-    assert code != 0 and "Traceback (most recent call last):" in lines
+    code, _, lines = Job(launcher, 2, program("raise_on", str(rank), tiny)).end()
+    assert code not in (0, LEFT_CODE) and "Traceback (most recent call last):" in lines
     assert any("RuntimeError: something went wrong here" in line for line in lines)
     assert time.monotonic() - began < LIMIT_SECONDS
 
 
-def test_bench_prints_once(tiny):
+@both_launchers
+def test_bench_prints_once(launcher, tiny):
     options = ["--num-prompts", "4", "--input-len", "8", "--output-len", "4", "--num-threads", "1", "--json"]
-    code, out, lines = Job(2, ["-m", "longcat", "bench", "throughput", tiny, "--tp", "2", *options]).end()
+    code, out, lines = Job(launcher, 2, ["-m", "longcat", "bench", "throughput", tiny, "--tp", "2", *options]).end()
     assert (code, lines) == (0, []) and json.loads(out)["requests_per_second"] > 0
 
 
+@both_launchers
 @pytest.mark.parametrize("command", [["plan"], ["verify"], ["convert", "--quant", "int8"], ["bench", "startup"]])
-def test_the_work_of_one_process(tiny, tmp_path, command):
+def test_the_work_of_one_process(launcher, tiny, tmp_path, command):
     out = [str(tmp_path / "out")] if command[0] == "convert" else []
-    code, _, lines = Job(2, ["-m", "longcat", *command, tiny, *out]).end()
+    code, _, lines = Job(launcher, 2, ["-m", "longcat", *command, tiny, *out]).end()
     what = " ".join(command[: 1 + (command[0] == "bench")])
-    assert code != 0 and lines == [f"longcat: {what} is the work of one process, and mpirun started 2: start one"]
+    assert code != 0 and lines == [f"longcat: {what} is the work of one process, and {launcher} started 2: start one"]
 
 
-def test_replicas_in_the_wrong_number(tiny):
-    code, _, lines = Job(3, ["-m", "longcat", "serve", tiny, "--tp", "2", "--dp", "2"]).end()
+@both_launchers
+def test_replicas_in_the_wrong_number(launcher, tiny):
+    code, _, lines = Job(launcher, 3, ["-m", "longcat", "serve", tiny, "--tp", "2", "--dp", "2"]).end()
     assert code != 0 and lines == [
         "longcat: [parallel] data_parallel_size=2 times the larger of tensor_parallel_size=2 and "
-        "expert_parallel_size=1 are 4 ranks, and mpirun started 3: start 4"
+        f"expert_parallel_size=1 are 4 ranks, and {launcher} started 3: start 4"
     ]
 
 
 # --- serving -------------------------------------------------------------------------------------------------------
 
 
+class Served(LiveServer):
+    """Two ranks that serve."""
+
+    def __init__(self, launcher: str, model: str, *layout: str):
+        self.environment = job_environment()
+        words = [*LAUNCHERS[launcher], "-n", "2"]
+        super().__init__(model, *layout, "--num-threads", "1", env=self.environment, launcher=words)
+
+    def ranks(self) -> dict[int, int]:
+        found = ranks_of(self.environment)
+        assert sorted(found) == [0, 1]
+        return found
+
+
 @pytest.fixture
-def served(tiny):
-    server = LiveServer(
-        tiny, "--tp", "2", "--num-threads", "1", env=job_environment(), launcher=[*MPIRUN, "-n", "2"]
-    )  # fmt: skip
+def served(launcher, tiny):
+    server = Served(launcher, tiny, "--tp", "2")
     try:
         server.wait_ready()
         yield server
     finally:
-        server.process.kill()
+        for pid in processes_of(server.environment):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         server.process.wait()
 
 
-def ranks(server: LiveServer) -> dict[int, int]:
-    found = ranks_of(server.process.pid)
-    assert sorted(found) == [0, 1]
-    return found
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1], ids=["rank 0", "mpirun"])
-def test_the_openai_client(served, how):
-    pids = ranks(served)
+@both_launchers
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1], ids=["rank 0", "the launcher"])
+def test_the_openai_client(launcher, served, how):
+    pids = served.ranks()
     client = OpenAI(base_url=served.url + "/v1", api_key="none")
     answer = client.chat.completions.create(
         model="longcat-tiny", messages=[{"role": "user", "content": "Tell me a story."}], max_tokens=30, seed=1
@@ -203,14 +240,15 @@ def test_the_openai_client(served, how):
     assert served.process.wait(40) == 0
     asking.join()
     assert answers[0]["usage"]["completion_tokens"] == 1500
-    assert_gone(pids.values())
+    assert_nothing_left(served.environment)
 
 
+@both_launchers
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_lost_rank(served, how, rank):
+def test_a_lost_rank(launcher, served, how, rank):
     """Clients get an error, one line says which rank, and nothing is left."""
-    pids = ranks(served)
+    pids = served.ranks()
     ends = []
 
     def ask():
@@ -226,43 +264,44 @@ def test_a_lost_rank(served, how, rank):
     until(lambda: served.metric("num_requests_running") > 0)
     began = time.monotonic()
     os.kill(pids[rank], how)
-    assert served.process.wait(LIMIT_SECONDS) != 0
+    assert served.process.wait(LIMIT_SECONDS) not in (0, LEFT_CODE)
     assert time.monotonic() - began < LIMIT_SECONDS
     asking.join(LIMIT_SECONDS)
     assert ends and ends[0], "the client waits for ever"
-    if rank == 1 and how == signal.SIGSTOP:  # mpirun kills rank 0 at once when another was killed
+    if rank == 1 and (how == signal.SIGSTOP or launcher == "torchrun"):  # mpirun kills rank 0 when another was killed
         assert len(ends[0]) == 8  # in the stream
-    assert_gone(pids.values())
+    assert_nothing_left(served.environment)
     until(lambda: any("[parallel]" in line for line in served.lines), 2)
     what = "has ended without a word" if how == signal.SIGKILL else "has not answered for"
     lines = [line for line in served.lines if line.startswith("longcat: [parallel]")]
     assert len(lines) == 1 and f"rank {rank} {what}" in lines[0]
 
 
-def test_ctrl_c_leaves_nothing(served):
-    pids = ranks(served)
+@both_launchers
+def test_ctrl_c_leaves_nothing(launcher, served):
+    """Open MPI kills its ranks; a terminal would tell torchrun's ranks, and rank 0 drains."""
     served.process.send_signal(signal.SIGINT)
-    served.process.wait(LIMIT_SECONDS)  # Open MPI kills its ranks; MPICH hands the signal on, and they drain
-    assert_gone(pids.values())
+    code = served.process.wait(LIMIT_SECONDS)
+    assert code != LEFT_CODE and (code == 0 or launcher == "mpirun")
+    assert_nothing_left(served.environment)
 
 
-def test_servers_of_replicas(tiny):
-    """One a replica, each on a port of its own; both drain when the launcher is asked."""
-    with LiveServer(
-        tiny, "--dp", "2", "--num-threads", "1", env=job_environment(), launcher=[*MPIRUN, "-n", "2"]
-    ) as server:
+@both_launchers
+def test_servers_of_replicas(launcher, tiny):
+    """One a replica, each on a port of its own; both drain when they are asked, by mpirun or one by one."""
+    with Served(launcher, tiny, "--dp", "2") as server:
 
         def urls():
             return re.findall(r"listening on (http\S+)", "".join(server.lines))
 
         until(lambda: len(urls()) == 2)
-        pids = ranks(server)
         body = {"prompt": "Once", "max_tokens": 20, "temperature": 0}
         for url in urls():
             until(lambda url=url: httpx.get(url + "/ready").status_code == 200)
         first, second = (httpx.post(url + "/v1/completions", json=body, timeout=30).json() for url in urls())
         assert first["choices"][0]["text"] == second["choices"][0]["text"] != ""
         assert first["id"] != second["id"]
-        server.process.send_signal(signal.SIGUSR1)
+        for pid in [server.process.pid] if launcher == "mpirun" else server.ranks().values():
+            os.kill(pid, signal.SIGUSR1)
         assert server.process.wait(40) == 0
-        assert_gone(pids.values())
+        assert_nothing_left(server.environment)

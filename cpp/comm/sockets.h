@@ -1,0 +1,61 @@
+// TCP sockets that never block: whoever waits does so in poll(), and can be told to stop.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+namespace longcat {
+
+using Deadline = std::chrono::steady_clock::time_point;
+
+// A file descriptor, closed at the end; -1: none.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Descriptor();
+
+  int fd() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+
+ private:
+  int fd_ = -1;
+};
+
+// Where a rank listens. host: a name, or an address in digits.
+struct Address {
+  std::string host;
+  int port = 0;
+};
+
+std::string to_string(const Address& address);
+
+// Listens at the loopback address alone, or at every address of this machine. port 0: any. Throws Error.
+Descriptor listen_on(bool loopback, int port);
+int port_of(const Descriptor& listener);
+
+// The next connection that waits; none when there is none, or when it is gone already.
+Descriptor accept_from(const Descriptor& listener);
+
+// A connection by `deadline`; none, and why in `error`, when there is none. Looking up a name may take longer.
+Descriptor connect_to(const Address& address, Deadline deadline, std::string& error);
+std::string peer_host(const Descriptor& connection);  // in digits
+bool is_loopback(const std::string& host);            // an address in digits
+
+// What can be moved without waiting: bytes, 0: nothing just now, -1: the other side is gone.
+int64_t send_some(const Descriptor& connection, const void* data, int64_t bytes);
+int64_t receive_some(const Descriptor& connection, void* data, int64_t bytes);
+
+// Until something can be read, or `stop` can, or the deadline has come.
+void wait_readable(const Descriptor& connection, const Descriptor& stop, Deadline deadline);
+
+int milliseconds_until(Deadline deadline);  // for poll(): rounded up, not negative
+
+}  // namespace longcat

@@ -1,0 +1,162 @@
+#include "comm/tcp_door.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/error.h"
+
+namespace longcat {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds kHelloTime{5};   // from connecting to the last byte of the hello
+constexpr seconds kAnswerTime{5};  // for the answer to it
+constexpr size_t kMaxPending = 64;
+constexpr milliseconds kRetry{50};
+constexpr milliseconds kCheck{20};  // for a failure elsewhere
+
+Deadline in(milliseconds time) { return std::chrono::steady_clock::now() + time; }
+
+// In a time that says nothing about where they differ.
+bool same(const std::array<unsigned char, JobToken::kBytes>& a, const std::array<unsigned char, JobToken::kBytes>& b) {
+  unsigned char difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) difference = static_cast<unsigned char>(difference | (a[i] ^ b[i]));
+  return difference == 0;
+}
+
+void signal(const Descriptor& event) {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(event.fd(), &one, sizeof(one));
+}
+
+}  // namespace
+
+// --- failure -------------------------------------------------------------------------------------------------------
+
+Failure::Failure() : event_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
+
+void Failure::set(const std::string& reason) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (failed_) return;
+  failed_ = true;
+  reason_ = reason;
+  signal(event_);
+}
+
+bool Failure::is_set() const {
+  const std::lock_guard lock(mutex_);
+  return failed_;
+}
+
+void Failure::check() const {
+  const std::lock_guard lock(mutex_);
+  if (failed_) throw Error(reason_);
+}
+
+// --- the door ------------------------------------------------------------------------------------------------------
+
+Door::Door(const JobToken& token, bool loopback, int port)
+    : token_(token),
+      listener_(listen_on(loopback, port)),
+      port_(port_of(listener_)),
+      stop_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      thread_([this] { run(); }) {}
+
+Door::~Door() {
+  signal(stop_);
+  thread_.join();
+}
+
+std::vector<Door::Arrival> Door::wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
+                                          const Failure& failure) {
+  std::unique_lock lock(mutex_);
+  const auto is_here = [&](int rank) { return arrivals_.contains({channel, rank}); };
+  while (!std::ranges::all_of(ranks, is_here)) {
+    failure.check();
+    if (std::chrono::steady_clock::now() >= deadline) {
+      std::string missing;
+      for (const int rank : ranks)
+        if (!is_here(rank)) missing += str_cat(missing.empty() ? "" : ", ", rank);
+      throw Error(str_cat("rank ", missing, " has not come"));
+    }
+    arrived_.wait_for(lock, kCheck);
+  }
+  std::vector<Arrival> all;
+  for (const int rank : ranks) all.push_back(std::move(arrivals_.extract({channel, rank}).mapped()));
+  return all;
+}
+
+void Door::run() {
+  std::vector<pollfd> ready;
+  while (true) {
+    ready = {{stop_.fd(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}};
+    Deadline next = in(seconds(3600));
+    for (const Pending& p : pending_) {
+      ready.push_back({p.connection.fd(), POLLIN, 0});
+      next = std::min(next, p.until);
+    }
+    ::poll(ready.data(), ready.size(), milliseconds_until(next));
+    if (ready[0].revents) return;
+    std::erase_if(pending_, [&](Pending& p) { return has_said_hello(p); });
+    if (ready[1].revents) accept_all();
+  }
+}
+
+void Door::accept_all() {
+  while (Descriptor connection = accept_from(listener_)) {
+    if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());  // a rank that is pushed out comes again
+    pending_.push_back({.connection = std::move(connection), .until = in(kHelloTime)});
+  }
+  if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(kRetry);  // poll would say at once: it waits
+}
+
+bool Door::has_said_hello(Pending& p) {
+  constexpr int64_t kBytes = sizeof(Hello);
+  const int64_t more =
+      receive_some(p.connection, reinterpret_cast<std::byte*>(&p.hello) + p.received, kBytes - p.received);
+  if (more < 0) return true;
+  p.received += more;
+  if (p.received < kBytes) return std::chrono::steady_clock::now() >= p.until;
+  if (!same(p.hello.token, token_.connects)) return true;
+  if (send_some(p.connection, token_.answers.data(), JobToken::kBytes) != JobToken::kBytes) return true;
+  {
+    const std::lock_guard lock(mutex_);  // one that comes again takes the place of its first try
+    arrivals_[{p.hello.channel, p.hello.rank}] = {.connection = std::move(p.connection), .hello = p.hello};
+  }
+  arrived_.notify_all();
+  return true;
+}
+
+Descriptor enter(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
+                 const Failure& failure) {
+  hello.token = token.connects;
+  std::string error;
+  while (true) {
+    const Deadline until = std::min(deadline, in(kAnswerTime));
+    Descriptor connection = connect_to(address, until, error);
+    if (connection) {
+      std::array<unsigned char, JobToken::kBytes> answer{};
+      int64_t received = 0, more = send_some(connection, &hello, sizeof(hello)) == sizeof(hello) ? 0 : -1;
+      while (more >= 0 && received < JobToken::kBytes && std::chrono::steady_clock::now() < until) {
+        failure.check();
+        wait_readable(connection, failure.readable(), until);
+        more = receive_some(connection, answer.data() + received, JobToken::kBytes - received);
+        received += more;
+      }
+      if (received == JobToken::kBytes && same(answer, token.answers)) return connection;
+      error = "what listens there does not know the token of this job";
+    }
+    failure.check();
+    if (std::chrono::steady_clock::now() + kRetry >= deadline) throw Error(error);
+    std::this_thread::sleep_for(kRetry);
+  }
+}
+
+}  // namespace longcat

@@ -1,0 +1,95 @@
+// Where a rank lets the others in: it listens for as long as the job lasts, and every communicator has connections of
+// its own. Strangers (who connect and say nothing, or something else) are turned away beside it, and delay nobody.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/sockets.h"
+
+namespace longcat {
+
+// What a rank knows that a stranger does not: one half shows that who connects is of the job, the other that who
+// answers is. Both travel in the clear.
+struct JobToken {
+  static constexpr int kBytes = 32;
+  std::array<unsigned char, kBytes> connects, answers;
+};
+
+// The first bytes of a connection. All ranks run the same program on the same kind of machine.
+struct Hello {
+  std::array<unsigned char, JobToken::kBytes> token;
+  uint64_t channel;    // the communicator it is for
+  int32_t rank, size;  // of the job
+  int32_t port;        // where this rank listens itself
+  int32_t unused;
+};
+
+// Why this process can wait for nobody any more. Any thread may say it; all that wait hear it at once.
+class Failure {
+ public:
+  Failure();
+
+  void set(const std::string& reason) noexcept;  // the first one stays
+  bool is_set() const;
+  void check() const;                                    // throws Error(reason) when there is one
+  const Descriptor& readable() const { return event_; }  // from then on, for poll()
+
+ private:
+  mutable std::mutex mutex_;
+  bool failed_ = false;
+  std::string reason_;
+  Descriptor event_;
+};
+
+class Door {
+ public:
+  // Throws Error when it cannot listen there. port 0: any.
+  Door(const JobToken& token, bool loopback, int port);
+  ~Door();
+
+  int port() const { return port_; }
+
+  struct Arrival {
+    Descriptor connection;
+    Hello hello{};
+  };
+  // The connections of `ranks` for a channel, in their order, once all are there. Throws Error that names who is not
+  // there by the deadline, or the job's failure.
+  std::vector<Arrival> wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
+                                const Failure& failure);
+
+ private:
+  struct Pending {
+    Descriptor connection;
+    Deadline until;
+    Hello hello{};
+    int64_t received = 0;
+  };
+
+  void run();
+  void accept_all();
+  bool has_said_hello(Pending& pending);  // or is to be turned away: its connection is gone then
+
+  const JobToken token_;
+  const Descriptor listener_;
+  const int port_;
+  const Descriptor stop_;
+  std::vector<Pending> pending_;  // of the thread
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::map<std::pair<uint64_t, int>, Arrival> arrivals_;  // by channel and rank
+  std::thread thread_;
+};
+
+// Enters at the door of another rank; tries again until the deadline. Throws Error that says why it did not succeed, or
+// the job's failure.
+Descriptor enter(const Address& address, const JobToken& token, Hello hello, Deadline deadline, const Failure& failure);
+
+}  // namespace longcat

@@ -65,7 +65,7 @@ MUTATIONS = {
         "cpp/cpu/attention.cpp",
         "float max = cpu::kNothing, sum = 0;",
         "pieces = pieces.first(1);\n  float max = cpu::kNothing, sum = 0;",
-        ["tests/ops/test_ops.py::test_mla_attends_to_what_is_stored"],
+        ["tests/ops/test_ops.py::test_mla_decode_attends_to_what_is_stored"],
     ),
 }
 

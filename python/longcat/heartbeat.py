@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ _TOKEN_BYTES = 16
 _HELLO_BYTES = 96  # token, rank, process
 _BACKLOG = 128
 _MAX_LINE = 4096
-_ADDRESS_BYTES = 256
+_ADDRESS_BYTES = 512
+_MAX_HOSTS = 8
+_HOST_SECONDS = 5.0  # for each of them to answer
 
 
 class Heartbeat:
@@ -42,12 +44,12 @@ class Heartbeat:
         communicator: of the whole job; every rank makes its Heartbeat at the same time.
         on_failure: called once, on that thread, with the rank that is lost, a line that names it, and whether that rank
             has said so itself.
-        host: at which the others reach rank 0; None: all ranks are on this machine.
+        hosts: at one of which the others reach rank 0, as that one knows; none: all ranks are on this machine.
     Raises:
         longcat.Error: the ranks cannot reach each other.
     """
 
-    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], host: str | None):
+    def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], hosts: Sequence[str]):
         self._rank, self._size = communicator.rank, communicator.size
         self._on_failure = on_failure
         self._peers: dict[socket.socket, _Peer] = {}
@@ -55,7 +57,7 @@ class Heartbeat:
         self._ended = False
         self._silent: _Process | None = None
         if self._rank == 0:
-            self._listen(communicator, host)
+            self._listen(communicator, hosts)
         else:
             self._connect(communicator)
         communicator.barrier()
@@ -88,11 +90,12 @@ class Heartbeat:
 
     # --- connecting --------------------------------------------------------------------------------------------
 
-    def _listen(self, communicator: Any, host: str | None) -> None:
+    def _listen(self, communicator: Any, hosts: Sequence[str]) -> None:
         token = secrets.token_bytes(_TOKEN_BYTES)
-        with socket.create_server(("127.0.0.1" if host is None else "", 0), backlog=_BACKLOG) as server:
+        with socket.create_server(("" if hosts else "127.0.0.1", 0), backlog=_BACKLOG) as server:
+            known = ",".join(hosts[:_MAX_HOSTS]) or "127.0.0.1"
             me = _Process.current().encode()
-            _broadcast(communicator, token + f"{host or '127.0.0.1'}:{server.getsockname()[1]} ".encode() + me)
+            _broadcast(communicator, token + f"{known}:{server.getsockname()[1]} ".encode() + me)
             self._let_in(server, token)
 
     def _let_in(self, server: socket.socket, token: bytes) -> None:
@@ -135,6 +138,7 @@ class Heartbeat:
     def _greet(self, connection: socket.socket, hello: bytes, token: bytes) -> None:
         if secrets.compare_digest(hello[:_TOKEN_BYTES], token):
             rank, process = hello[_TOKEN_BYTES:].decode().split(maxsplit=1)
+            connection.send(token[::-1])  # who listens at such an address elsewhere does not know it
             self._add(connection, int(rank), _Process.decode(process))
         else:
             connection.close()
@@ -143,16 +147,22 @@ class Heartbeat:
         message = _broadcast(communicator, b"")
         token = message[:_TOKEN_BYTES]
         address, process = message[_TOKEN_BYTES:].decode().split(maxsplit=1)
-        host, _, port = address.rpartition(":")
-        try:
-            connection = socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS)
-            connection.sendall((token + f"{self._rank} ".encode() + _Process.current().encode()).ljust(_HELLO_BYTES))
-        except OSError as error:
-            raise Error(
-                f"[parallel] rank {self._rank} cannot reach rank 0 at {address}: {error}; LONGCAT_HOST_IP on rank 0 "
-                "names the address to use"
-            ) from None
-        self._add(connection, 0, _Process.decode(process))
+        hosts, _, port = address.rpartition(":")
+        hello = (token + f"{self._rank} ".encode() + _Process.current().encode()).ljust(_HELLO_BYTES)
+        failures = []
+        for host in hosts.split(","):
+            try:
+                connection = socket.create_connection((host, int(port)), timeout=_HOST_SECONDS)
+                connection.sendall(hello)
+                if connection.recv(_TOKEN_BYTES, socket.MSG_WAITALL) == token[::-1]:
+                    return self._add(connection, 0, _Process.decode(process))
+                failures.append(f"{host}: another program listens there")
+            except OSError as error:
+                failures.append(f"{host}: {error}")
+        raise Error(
+            f"[parallel] rank {self._rank} cannot reach rank 0 at port {port} of {'; '.join(failures)}; "
+            "LONGCAT_HOST_IP on rank 0 names the address to use"
+        )
 
     def _add(self, connection: socket.socket, rank: int, process: _Process) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -258,7 +268,7 @@ class _Peer:
 
 
 def _broadcast(communicator: Any, message: bytes) -> bytes:
-    """Rank 0's message, at most 256 bytes, on every rank."""
+    """Rank 0's message, at most 512 bytes, on every rank."""
     import numpy as np
 
     buffer = np.zeros(2 + _ADDRESS_BYTES, np.uint8)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import socket
 import sys
 import threading
 import time
@@ -55,7 +54,7 @@ class Job:
         self._replicas: dict[int, _core.Communicator] = {}
         self._heartbeat: Heartbeat | None = None
         self._on_failure: list[Callable[[str], None]] = []
-        self._left = False
+        self._watching = self._left = False
         self._lock = threading.Lock()  # of `failure`
         atexit.register(self._at_exit)
 
@@ -69,8 +68,9 @@ class Job:
         """Ends this process, with a line on rank 0's standard error, when a rank dies or stops. Every rank calls it."""
         from longcat.heartbeat import Heartbeat
 
+        self._watching = True
         if self._heartbeat is None:
-            self._heartbeat = Heartbeat(self.communicator, self._lost, _host_of_rank_0(self.launch))
+            self._heartbeat = Heartbeat(self.communicator, self._lost, _hosts_of_rank_0(self.launch))
 
     def on_failure(self, call: Callable[[str], None]) -> None:
         """Calls `call` with the reason when the job ends because a rank is lost."""
@@ -78,9 +78,11 @@ class Job:
 
     def fail(self, reason: str) -> None:
         """This rank cannot go on: tells the others, and gives rank 0 the time to say so on standard error."""
-        if self.launch.rank > 0:  # what all ranks find wrong is rank 0's to say, not "rank 3 failed"
-            time.sleep(_RANK_0_FIRST_SECONDS)
-        if self._is_news(reason) and self._heartbeat is not None:
+        # What all ranks find wrong is rank 0's to say, not "rank 3 failed". Those who cannot reach it say so, the first
+        # of them: the launcher then ends the others.
+        cut_off = self._watching and self._heartbeat is None
+        time.sleep(_RANK_0_FIRST_SECONDS * (self.launch.rank if cut_off else min(self.launch.rank, 1)))
+        if self._is_news(reason, self.launch.rank if cut_off else 0) and self._heartbeat is not None:
             self._heartbeat.fail(reason)
 
     def _is_news(self, reason: str, speaker: int = 0) -> bool:
@@ -189,12 +191,15 @@ def _join_by_tcp(launch: Launch) -> _core.TcpJob:
     return _core.TcpJob(host, port, launch.rank, launch.size, one_machine=one_machine, token=job_token())
 
 
-def _host_of_rank_0(launch: Launch) -> str | None:
-    """At which the others reach it; None: all are on this machine."""
+def _hosts_of_rank_0(launch: Launch) -> list[str]:
+    """At one of which the others reach it; none: all are on this machine."""
     if launch.local_size == launch.size:
-        return None
-    known = os.environ["MASTER_ADDR"] if uses_tcp(launch) else socket.getfqdn()
-    return os.environ.get("LONGCAT_HOST_IP") or known
+        return []
+    if named := os.environ.get("LONGCAT_HOST_IP"):
+        return [named]
+    from longcat.own_addresses import own_addresses
+
+    return [os.environ["MASTER_ADDR"]] if uses_tcp(launch) else own_addresses()
 
 
 def find_plugin(launch: Launch) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from longcat import _core, heartbeat
 from longcat.heartbeat import Heartbeat
+from longcat.own_addresses import own_addresses
 
 from parallel.ranks import all_well, on_ranks
 
@@ -20,7 +21,7 @@ class Watch:
         self.reports = [[] for _ in range(size)]
 
         def start(ranks):
-            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), None)
+            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), [])
 
         self.ranks = all_well(on_ranks(size, start))
 
@@ -132,16 +133,50 @@ def test_strangers_are_turned_away(kind, monkeypatch):
 def test_who_does_not_come_is_missed(monkeypatch):
     monkeypatch.setattr(heartbeat, "CONNECT_SECONDS", 0.3)
     monkeypatch.setattr(
-        Heartbeat, "_connect", lambda self, communicator: communicator.broadcast(np.zeros(258, np.uint8), 0)
+        Heartbeat,
+        "_connect",
+        lambda self, communicator: communicator.broadcast(np.zeros(2 + heartbeat._ADDRESS_BYTES, np.uint8), 0),
     )
     communicators = _core.thread_communicators(2)
 
     def start(ranks):
         try:
-            Heartbeat(ranks, lambda *report: None, None)
+            Heartbeat(ranks, lambda *report: None, [])
         except _core.Error as error:
             communicators[1].abort("over")
             return str(error)
 
     line = "[parallel] rank 0 waits for 1 of 1 ranks to connect, which have not done so within 0.3 s"
     assert on_ranks(2, start, communicators) == [line, "over"]
+
+
+def start_at(hosts):
+    """A job's heartbeats, or the errors that rank 0 and rank 1 end with."""
+    communicators = _core.thread_communicators(2)
+
+    def start(ranks):
+        try:
+            return Heartbeat(ranks, lambda *report: None, hosts)
+        except _core.Error as error:
+            communicators[0].abort("over")
+            return str(error)
+
+    return on_ranks(2, start, communicators)
+
+
+def test_one_of_the_addresses_answers():
+    for rank in start_at(["255.255.255.255", "127.0.0.2"]):
+        assert isinstance(rank, Heartbeat)
+        rank.close()
+
+
+def test_no_address_answers(monkeypatch):
+    monkeypatch.setattr(heartbeat, "CONNECT_SECONDS", 0.5)
+    first, second = start_at(["255.255.255.255"])
+    assert first.startswith("[parallel] rank 0 waits for 1 of 1 ranks")
+    assert second.startswith("[parallel] rank 1 cannot reach rank 0 at port ") and "255.255.255.255: " in second
+
+
+def test_own_addresses():
+    found = own_addresses()
+    assert found and not any(address.startswith("127.") for address in found)

@@ -2,8 +2,8 @@
 
     python bench/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
 
-Ranks have one thread each. Measured: multiplying rows with bf16 weights that no cache holds, with as many threads at
-once as there are ranks; a small operation; and a sum over the ranks by the MPI library that carries the model's own.
+Ranks have one thread each. Measured by the ranks themselves, all at once, before and after the steps: multiplying rows
+with bf16 weights that no cache holds; a small operation; and a sum over the ranks by what carries the model's own.
 All times are the least of many: what the machine does when nobody else is at work.
 """
 
@@ -14,9 +14,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from longcat import _core
@@ -33,28 +32,22 @@ MPI_ENVIRONMENT = {
 }
 
 
-def on_threads(count: int, work: Callable[[], float]) -> float:
-    """The slowest of `count` threads that do `work`, which returns seconds, at once."""
-    seconds = [0.0] * count
-
-    def run(i: int) -> None:
-        seconds[i] = work()
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return max(seconds)
+def slowest(seconds: float, communicator: _core.Communicator | None) -> float:
+    """Of all ranks."""
+    if communicator is None:
+        return seconds
+    all_seconds = np.zeros(communicator.size, np.float32)
+    communicator.all_gather(all_seconds, np.array([seconds], np.float32))
+    return float(all_seconds.max())
 
 
-def measured_rates(ranks: int) -> tuple[list[tuple[int, float]], float]:
-    """Seconds a weight by rows, in one of `ranks` threads at once, and seconds of a small operation."""
+def measured_rates(communicator: _core.Communicator | None) -> tuple[list[tuple[int, float]], float]:
+    """Seconds a weight by rows, while all ranks are at it, and seconds of a small operation."""
     height, width = 768, 1536
     weights = [np.full((height, width), 0x3C00 + i, np.uint16) for i in range(48)]  # 113 MB of bf16
+    ops = testing.Ops(1)
 
     def passes(x: np.ndarray, some: list[np.ndarray]) -> float:
-        ops = testing.Ops(1)
         start = time.perf_counter()
         for weight in some:
             ops.linear(x, weight)
@@ -62,8 +55,12 @@ def measured_rates(ranks: int) -> tuple[list[tuple[int, float]], float]:
 
     def a_weight(rows: int) -> float:
         x = np.ones((rows, width), np.float32)
-        least = min(on_threads(ranks, lambda: passes(x, weights)) for _ in range(ROUNDS))
-        return least / (len(weights) * height * width)
+        times = []
+        for _ in range(ROUNDS):
+            if communicator is not None:
+                communicator.barrier()
+            times.append(slowest(passes(x, weights), communicator))
+        return min(times) / (len(weights) * height * width)
 
     small = [np.full((16, 16), 0x3C00, np.uint16)] * 200
     op = min(passes(np.ones((1, 16), np.float32), small) / len(small) for _ in range(ROUNDS))
@@ -108,16 +105,19 @@ def step_seconds(folder: str, tp: int, ep: int, batch: int, communicator: _core.
     return min(times)
 
 
-def measure(folder: str, tp: int, ep: int, batches: list[int]) -> dict[str, float]:
+def measure(folder: str, tp: int, ep: int, batches: list[int]) -> dict[str, Any]:
     """On every rank of a job; rank 0 has the result."""
     job = join_job(tp, ep)
     communicator = job.communicator if job is not None else None
-    result = {}
+    before, op = measured_rates(communicator)
+    result: dict[str, Any] = {"op": op}
     if communicator is not None:
         hidden = json.load(open(os.path.join(folder, "config.json")))["hidden_size"]
         result["sum"] = sum_seconds(communicator, hidden)
     for batch in batches:
         result[str(batch)] = step_seconds(folder, tp, ep, batch, communicator) or 0.0
+    after, _ = measured_rates(communicator)
+    result["rates"] = [(rows, min(a, b)) for (rows, a), (_, b) in zip(before, after, strict=True)]
     return result
 
 
@@ -143,17 +143,15 @@ def main() -> None:
         command = [sys.executable, __file__, args.model, "--rank", layout, "--batch", *map(str, args.batch)]
         if ranks > 1:
             command = ["mpirun", "--bind-to", "none", "-n", str(ranks), *command]
-        before, op = measured_rates(ranks)
         done = subprocess.run(
             command, env={**os.environ, **MPI_ENVIRONMENT}, capture_output=True, text=True, check=True
         )
         measured = json.loads(done.stdout)
-        after, _ = measured_rates(ranks)
-        rates = tuple((rows, min(a, b)) for (rows, a), (_, b) in zip(before, after, strict=True))
+        rates = tuple((rows, seconds) for rows, seconds in measured["rates"])
         machine = Hardware(
-            name="this CPU", bandwidth=2 / rates[0][1], flops=2 * rates[-1][0] / rates[-1][1], op_seconds=op,
-            sum_seconds=measured.get("sum", 0.0), link_bandwidth=5e9, devices=64, network_seconds=0,
-            network_bandwidth=5e9, memory=0, activation_bytes=4, weight_seconds=rates,
+            name="this CPU", bandwidth=2 / rates[0][1], flops=2 * rates[-1][0] / rates[-1][1],
+            op_seconds=measured["op"], sum_seconds=measured.get("sum", 0.0), link_bandwidth=5e9, devices=64,
+            network_seconds=0, network_bandwidth=5e9, memory=0, activation_bytes=4, weight_seconds=rates,
         )  # fmt: skip
         for batch in args.batch:
             predicted = decode_step(planned, machine, tp, ep, batch, CONTEXT + 30, 16, 16).seconds

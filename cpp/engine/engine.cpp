@@ -182,9 +182,9 @@ void Engine::allocate() {
                 " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
   const int64_t useful = options_.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
-  const int64_t sharing = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
+  const int64_t ranks_here = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
   const int64_t budget =
-      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes() / sharing;
+      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes(ranks_here);
   const int64_t num_blocks = loaded_.lockstep.least(std::min(useful, budget / block_bytes));
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",

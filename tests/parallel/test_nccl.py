@@ -135,3 +135,15 @@ def test_a_gpu_without_the_library_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGCAT_NCCL", str(tmp_path / "nothing.so"))
     with pytest.raises(_core.Error, match=r"\[nccl\] ranks on GPUs need libnccl.so.2"):
         ThreadJob(str(tmp_path), 2, device="cuda-emulated")
+
+
+@pytest.mark.parametrize("device, shared", [("cuda-emulated", False), ("cpu", True)])
+def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
+    """What the ranks of a machine share is its memory, not that of their GPUs."""
+    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
+    sizes = []
+    for ranks_per_machine in (2, 4000):
+        options = {"kv_cache_memory": 0, "max_num_seqs": 512, "max_num_batched_tokens": 512}
+        with device_job(str(tmp_path), 2, 1, device, ranks_per_machine=ranks_per_machine, **options) as job:
+            sizes.append(job.leader.info()["kv_cache_bytes"])
+    assert (sizes[0] > sizes[1]) == shared

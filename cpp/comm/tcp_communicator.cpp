@@ -154,6 +154,7 @@ class TcpCommunicator final : public Communicator {
   }
 
   void abort(const std::string& reason) noexcept override { job_->failure.set(reason); }
+  std::string failure() const override { return job_->failure.reason(); }
 
  private:
   // Tries so often before it waits in poll(): what others send is a few microseconds away in most steps.

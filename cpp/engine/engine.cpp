@@ -411,6 +411,7 @@ bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
     return true;
   }
   const std::lock_guard lock(mutex_);
+  if (!broken_.empty()) throw Error(broken_);
   commit(*flight, outputs);
   return true;
 }
@@ -598,12 +599,12 @@ void Engine::follow() {
 }
 
 void Engine::abort_ranks(const std::string& reason) noexcept {
-  loaded_.lockstep.abort(reason);
-  loaded_.model->abort_ranks(reason);
   {
     const std::lock_guard lock(mutex_);
-    if (broken_.empty()) broken_ = reason;
+    if (broken_.empty()) broken_ = reason;  // first: what a device has when its sums were given up is no result
   }
+  loaded_.lockstep.abort(reason);
+  loaded_.model->abort_ranks(reason);
   wake();  // rank 0 may be waiting for requests, and for no other rank
 }
 

@@ -121,7 +121,7 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
     device_.upload(rows.raw(), logit_rows.data(), rows.num_bytes());
     std::unique_ptr<Recording>& recording = recordings_[recorded_rows];
     if (!recording) recording = device_.record([this, batch, rows] { compute(batch, rows); });
-    recording->launch();
+    model_.launch(*recording);
     own = model_.own_logits(recorded_rows);
     if (observer_) observer_->after_forward(plan, model_);
   } else {

@@ -147,3 +147,16 @@ def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
         with device_job(str(tmp_path), 2, 1, device, ranks_per_machine=ranks_per_machine, **options) as job:
             sizes.append(job.leader.info()["kv_cache_bytes"])
     assert (sizes[0] > sizes[1]) == shared
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("after_ms", [0.0, 7.0, 13.0, 21.0])
+def test_an_abort_from_another_thread(after_ms, recorded):
+    """No call of a communicator is under way when it is aborted, but one that waits for others, and none comes later;
+    nor does who only hears of it wait for the others to destroy theirs."""
+
+    def work(ranks):
+        return testing.nccl_abort(ranks, after_ms + ranks.rank if ranks.rank < 2 else -1.0, recorded)
+
+    for first, second, misuses in all_well(on_ranks(3, work)):
+        assert (first, second, misuses) == ("enough", "enough", 0)

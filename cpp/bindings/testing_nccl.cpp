@@ -38,6 +38,7 @@ std::vector<std::unique_ptr<FakeComm>> fake_ended;
 std::array<int, 16> fake_num_aborts{};       // by rank
 int64_t fake_misuses = 0;                    // calls of a communicator that was ended, or ends while it is used
 std::chrono::milliseconds fake_call_time{};  // of a call before it waits for others
+std::atomic<int> fake_failing_rank = -1;
 thread_local FakeComm* in_group = nullptr;
 
 // What a call does before it waits for other ranks.
@@ -63,6 +64,7 @@ int end(FakeComm* comm) {
 template <class Work>
 int on_stream(FakeComm& comm, void* stream, Work&& work) {
   use(comm);
+  if (comm.ranks->rank() == fake_failing_rank) return 3;
   auto* device = static_cast<GpuDevice*>(stream);
   device->begin_kernel();
   try {
@@ -188,6 +190,9 @@ void register_testing_nccl(py::module_& testing) {
                           py::bytes(ids[1].bytes, sizeof(ids[1].bytes)));
   });
   testing.def("use_fake_nccl", [](EngineOptions& options) { options.nccl = &fake_nccl; });
+
+  // From now on calls of that rank fail, and those of the others wait for it; -1: none.
+  testing.def("fail_fake_nccl", [](int rank) { fake_failing_rank = rank; });
 
   // Sums on one rank until `abort_after_ms`, when another thread aborts; negative: another rank does. recorded: in
   // launches of recorded work. (the error that ends it, the one of a call after it, misuses of the stand-in).

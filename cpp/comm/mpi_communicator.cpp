@@ -103,6 +103,7 @@ MpiJob::MpiJob(const std::string& plugin) : api_(load(plugin)) {
 }
 
 void MpiJob::finalize() {
+  world_->barrier();  // which can be given up
   if (const char* error = api_.finalize()) throw Error(str_cat("[mpi] cannot be ended: ", error));
 }
 

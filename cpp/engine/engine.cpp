@@ -737,8 +737,10 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
         if (loaded_.lockstep.has_peers()) loaded_.lockstep.send_forward(chunk);
         runner_->forward(chunk, out + start * config().vocab_size);
       }
-    } catch (...) {
+    } catch (const std::exception& error) {
       give_back();
+      if (loaded_.lockstep.has_peers())  // they are in the middle of it
+        abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", error.what()));
       throw;
     }
     give_back();

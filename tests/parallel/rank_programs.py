@@ -70,7 +70,29 @@ def raise_on(rank: str, folder: str) -> None:
             engine.generate(prompt_token_ids=[1, 2, 3], max_tokens=100)
 
 
+def break_on(rank: str, after: str, folder: str) -> None:
+    """The engine of one rank fails as by an error of its own thread; its script is busy elsewhere, or just ends."""
+    with Engine(folder, tp=2, num_threads=1) as engine:
+        job = parallel.current_job()
+        assert job is not None
+        job.watch()
+        if engine.rank == int(rank):
+            time.sleep(0.3)
+            engine._core.abort_ranks(f"[parallel] rank {rank} failed: [engine] it is broken")
+            return time.sleep(60 if after == "busy" else 0)
+        if engine.rank > 0:
+            return engine.follow()
+        while True:
+            engine.generate(prompt_token_ids=[1, 2, 3], max_tokens=100)
+
+
 if __name__ == "__main__":
-    programs = {"collectives": collectives, "generate": generate, "raise_on": raise_on, "spmd": spmd}
+    programs = {
+        "break_on": break_on,
+        "collectives": collectives,
+        "generate": generate,
+        "raise_on": raise_on,
+        "spmd": spmd,
+    }
     arguments = sys.argv[2:-1] if sys.argv[1] == "generate" else sys.argv[2:]
     programs[sys.argv[1]](*arguments)

@@ -3,13 +3,16 @@ NCCL is a stand-in that moves the bytes between threads."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint, random_token_ids, to_bf16
+from engine.engines import sampling
 from longcat import _core
 from longcat._core import testing
 from longcat.child_process import environment
@@ -160,3 +163,48 @@ def test_an_abort_from_another_thread(after_ms, recorded):
 
     for first, second, misuses in all_well(on_ranks(3, work)):
         assert (first, second, misuses) == ("enough", "enough", 0)
+
+
+@pytest.fixture
+def fail_nccl():
+    """Makes the stand-in fail on one rank, whom the others wait for."""
+    yield testing.fail_fake_nccl
+    testing.fail_fake_nccl(-1)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("doing", ["forward", "generate"])
+def test_a_failure_on_one_rank_ends_all(tmp_path, fail_nccl, doing, failing):
+    """In the middle of a step, or of a forward pass: all ranks hear why, and nobody waits for ever."""
+    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
+    job = device_job(str(tmp_path), 2, 1, "cuda-emulated", max_num_batched_tokens=32)
+    job.leader.start()
+    fail_nccl(failing)
+    reason = rf"\[nccl\] rank {failing}: ncclAllGather: the stand-in for NCCL failed"
+
+    def work(ranks):
+        engine = job.engines[ranks.rank]
+        if ranks.rank > 0:
+            return engine.join()
+        if doing == "forward":
+            return engine.forward(random_token_ids(3, 20))
+        queue, arrived = _core.OutputQueue(), []
+        engine.add_request(random_token_ids(3, 20), sampling(5), 1, queue)
+        while queue.wait(arrived) and arrived[-1].finish_reason is None:
+            pass
+        raise _core.Error(arrived[-1].error)
+
+    for result in on_ranks(2, work):
+        with pytest.raises(_core.Error, match=reason):
+            raise result
+    for engine in job.engines:
+        assert re.search(reason, until_failed(engine))
+    assert on_ranks(2, lambda ranks: job.engines[ranks.rank].close()) == [None, None]
+
+
+def until_failed(engine) -> str:
+    deadline = time.monotonic() + 5
+    while not engine.failure():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return engine.failure()

@@ -10,6 +10,11 @@ import numpy as np
 from longcat import Engine, parallel
 
 
+def say(line: str) -> None:
+    """In one piece: the ranks of a launcher may share a pipe, and Python may write the end of a line by itself."""
+    print(line + "\n", end="", flush=True)
+
+
 def collectives() -> None:
     """Every check of the thread ranks, on processes; then sums of many sizes one after the other."""
     from parallel.test_communicator import check_collectives, check_splits
@@ -26,7 +31,7 @@ def collectives() -> None:
         x = np.full(count, job.communicator.rank + 1, np.float32)
         job.communicator.all_reduce(x)
         assert (x == sum(range(1, launch.size + 1))).all()
-    print(f"rank {launch.rank} is well")
+    say(f"rank {launch.rank} is well")
 
 
 def generate(folder: str, tp: str, ep: str, prompt: str, max_tokens: str) -> None:
@@ -53,7 +58,7 @@ def spmd(folder: str) -> None:
         ranked = [[sorted(entry) for entry in answer.logprobs] for output in outputs for answer in output.outputs]
         streamed = [chunk.delta for chunk in engine.generate("One day", stream=True, max_tokens=15, stop=["the"])]
         score = engine.score("Once upon a time, there was a cat.")
-        print(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
+        say(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
 
 
 def raise_on(rank: str, folder: str) -> None:

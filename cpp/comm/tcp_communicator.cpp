@@ -312,7 +312,8 @@ TcpJob::TcpJob(const TcpMeeting& meeting) {
   try {
     job = std::make_shared<Job>(meeting, token, meeting.rank == 0 ? meeting.port : 0);
   } catch (const Error& error) {
-    throw Error(str_cat("[tcp] rank ", meeting.rank, " ", error.what()));
+    throw Error(str_cat("[tcp] rank ", meeting.rank, " ", error.what(),
+                        meeting.rank == 0 ? ": give the job another MASTER_PORT" : ""));
   }
   std::vector<Descriptor> peers = meeting.rank == 0 ? receive_all(*job) : go_to_rank_0(*job);
   std::vector<int> members;

@@ -132,7 +132,9 @@ CudaDevice::~CudaDevice() {
 // The runtime keeps the device a thread works on per thread.
 void CudaDevice::make_current() const { CUDA_CHECK(cudaSetDevice(device_idx_)); }
 
-int64_t CudaDevice::default_cache_bytes() const { return std::max(arena_.largest_free() - kStepBytes, int64_t{0}); }
+int64_t CudaDevice::default_cache_bytes(int64_t) const {
+  return std::max(arena_.largest_free() - kStepBytes, int64_t{0});
+}
 
 void* CudaDevice::allocate(int64_t bytes) {
   if (bytes <= 0) return nullptr;

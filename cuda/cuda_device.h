@@ -25,7 +25,7 @@ class CudaDevice final : public GpuDevice {
   ~CudaDevice() override;
 
   std::string name() const override { return "cuda:" + std::to_string(device_idx_); }
-  int64_t default_cache_bytes() const override;
+  int64_t default_cache_bytes(int64_t ranks_here) const override;
   void* allocate(int64_t bytes) override;
   void free(void* data, int64_t bytes) noexcept override;
   void* allocate_host(int64_t bytes) override;

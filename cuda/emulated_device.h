@@ -17,7 +17,7 @@ class EmulatedDevice final : public GpuDevice {
   ~EmulatedDevice() override;
 
   std::string name() const override { return reversed_ ? "cuda-emulated-reversed" : "cuda-emulated"; }
-  int64_t default_cache_bytes() const override { return arena_.largest_free() / 4; }
+  int64_t default_cache_bytes(int64_t) const override { return arena_.largest_free() / 4; }
   void* allocate(int64_t bytes) override;
   void free(void* data, int64_t bytes) noexcept override;
   void* allocate_host(int64_t bytes) override;

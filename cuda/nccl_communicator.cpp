@@ -1,6 +1,12 @@
 // Ranks on GPUs: NCCL moves the bytes on the device's stream, so that a recorded step holds its sums; a kernel adds
 // them.
+//
+// NCCL lets one thread use a communicator, and another end what that one waits for (ncclCommAbort), after which nobody
+// may use it. So a lock is held around each use; who aborts first lets no more use begin, then waits for the lock. A
+// call that sets up connections may itself wait for ranks that are gone: then the abort comes without the lock.
 #include <atomic>
+#include <chrono>
+#include <exception>
 #include <mutex>
 
 #include "base/buffer.h"
@@ -20,18 +26,25 @@ class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const NcclApi& api, std::unique_ptr<Communicator> host, GpuDevice& device, int64_t max_bytes)
       : api_(api), host_(std::move(host)), device_(device), max_bytes_(max_bytes) {
-    NcclUniqueId id{};
-    if (rank() == 0) check(api_.get_unique_id(&id), "ncclGetUniqueId");
-    host_->broadcast(Tensor(id.bytes, DType::u8, {static_cast<int64_t>(sizeof(id.bytes))}), 0);
-    check(api_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
     // Recorded work keeps these addresses. Blocks of what is sent, and of what came.
     const int64_t padded = (max_bytes / size() + kAlignment) / kAlignment * kAlignment * size();
     scratch_bytes_ = std::max(std::min(max_bytes, kSmallBytes) * size(), padded);
     sent_ = Buffer(device, scratch_bytes_);
     received_ = Buffer(device, scratch_bytes_);
+    NcclUniqueId id{};
+    if (rank() == 0) check(api_.get_unique_id(&id), "ncclGetUniqueId");
+    host_->broadcast(Tensor(id.bytes, DType::u8, {static_cast<int64_t>(sizeof(id.bytes))}), 0);
+    host_->barrier();  // which can be given up; NCCL waits for all ranks, whatever becomes of them
+    check(api_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
   }
   ~NcclCommunicator() override {
-    if (!aborted_) api_.comm_destroy(comm_);
+    const std::lock_guard lock(use_);
+    if (aborted_) return;
+    if (std::uncaught_exceptions() > 0 || !host_->failure().empty()) {
+      api_.comm_abort(comm_);  // the others do not come to destroy theirs
+    } else {
+      api_.comm_destroy(comm_);
+    }
   }
 
   int rank() const override { return host_->rank(); }
@@ -43,7 +56,8 @@ class NcclCommunicator final : public Communicator {
 
   void all_gather(Tensor out, Tensor x) override {
     LC_CHECK(out.is_contiguous() && x.is_contiguous() && out.num_bytes() == x.num_bytes() * size());
-    check(api_.all_gather(x.raw(), out.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, comm(), stream()),
+    const auto lock = use();
+    check(api_.all_gather(x.raw(), out.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, comm_, stream()),
           "ncclAllGather");
   }
 
@@ -54,7 +68,8 @@ class NcclCommunicator final : public Communicator {
 
   void broadcast(Tensor x, int root) override {
     LC_CHECK(x.is_contiguous());
-    check(api_.broadcast(x.raw(), x.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, root, comm(), stream()),
+    const auto lock = use();
+    check(api_.broadcast(x.raw(), x.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, root, comm_, stream()),
           "ncclBroadcast");
   }
 
@@ -65,7 +80,8 @@ class NcclCommunicator final : public Communicator {
     if (size() == 1) return;
     if (x.dtype() == DType::i32) {
       const size_t count = static_cast<size_t>(x.numel());
-      return check(api_.all_reduce(x.raw(), x.raw(), count, NcclApi::kInt32, NcclApi::kSum, comm(), stream()),
+      const auto lock = use();
+      return check(api_.all_reduce(x.raw(), x.raw(), count, NcclApi::kInt32, NcclApi::kSum, comm_, stream()),
                    "ncclAllReduce");
     }
     const int64_t count = x.numel();
@@ -91,39 +107,48 @@ class NcclCommunicator final : public Communicator {
     gpu::sum_blocks(device_, out, all, size());
   }
 
+  void launch_recorded(const std::function<void()>& launch) override {
+    const auto lock = use();
+    launch();
+  }
+
   void abort(const std::string& reason) noexcept override {
     host_->abort(reason);
-    {
-      const std::lock_guard lock(mutex_);
-      if (failure_.empty()) failure_ = reason;
-    }
+    if (aborting_.exchange(true)) return;
+    const std::unique_lock lock(use_, kUse);
     if (!aborted_.exchange(true)) api_.comm_abort(comm_);  // kernels that wait for other ranks end
   }
+  std::string failure() const override { return host_->failure(); }
 
  private:
   static constexpr int64_t kAlignment = 256;
+  static constexpr std::chrono::seconds kUse{1};  // far longer than a use that waits for nobody
+
+  // Until it is let go, nobody aborts. A sum is several uses, and so is recorded work while it is emulated.
+  std::unique_lock<std::recursive_timed_mutex> use() {
+    std::unique_lock lock(use_);
+    if (const std::string reason = host_->failure(); !reason.empty()) throw Error(reason);
+    if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), " has given up"));
+    return lock;
+  }
 
   void exchange(std::byte* out, const std::byte* x, int64_t block) {
+    const auto lock = use();
     const size_t bytes = static_cast<size_t>(block);
     check(api_.group_start(), "ncclGroupStart");
-    for (int peer = 0; peer < size(); ++peer) {
-      check(api_.send(x + peer * block, bytes, NcclApi::kUint8, peer, comm(), stream()), "ncclSend");
-      check(api_.recv(out + peer * block, bytes, NcclApi::kUint8, peer, comm(), stream()), "ncclRecv");
+    int result = 0;
+    for (int peer = 0; peer < size() && result == 0; ++peer) {
+      result = api_.send(x + peer * block, bytes, NcclApi::kUint8, peer, comm_, stream());
+      if (result == 0) result = api_.recv(out + peer * block, bytes, NcclApi::kUint8, peer, comm_, stream());
     }
-    check(api_.group_end(), "ncclGroupEnd");
+    const int end = api_.group_end();  // or whatever this thread calls next is taken for a part of the group
+    check(result, "ncclSend or ncclRecv");
+    check(end, "ncclGroupEnd");
   }
 
   Tensor scratch(const Buffer& buffer, DType dtype, int64_t count) const {
     LC_CHECK(count * size_of(dtype) <= scratch_bytes_, "a sum of ", count, " values on ", size(), " ranks");
     return buffer.tensor(dtype, {count});
-  }
-
-  NcclApi::Comm comm() const {
-    if (aborted_) {
-      const std::lock_guard lock(mutex_);
-      throw Error(failure_);
-    }
-    return comm_;
   }
 
   // Sums stay on the main stream: ranks must begin them in one order.
@@ -133,8 +158,10 @@ class NcclCommunicator final : public Communicator {
   }
 
   void check(int result, const char* what) const {
-    if (result != 0)
-      throw Error(str_cat("[nccl] rank ", host_->rank(), ": ", what, ": ", api_.get_error_string(result)));
+    if (result == 0) return;
+    const std::string reason = host_->failure();
+    throw Error(reason.empty() ? str_cat("[nccl] rank ", rank(), ": ", what, ": ", api_.get_error_string(result))
+                               : reason);
   }
 
   const NcclApi& api_;
@@ -144,9 +171,9 @@ class NcclCommunicator final : public Communicator {
   int64_t scratch_bytes_ = 0;
   NcclApi::Comm comm_ = nullptr;
   Buffer sent_, received_;
-  std::atomic<bool> aborted_ = false;
-  mutable std::mutex mutex_;
-  std::string failure_;
+  std::recursive_timed_mutex use_;
+  std::atomic<bool> aborting_ = false;  // no use begins any more
+  std::atomic<bool> aborted_ = false;   // comm_ is gone
 };
 
 }  // namespace

@@ -27,8 +27,9 @@ class Device {
   // "cpu", "cuda:0".
   virtual std::string name() const = 0;
 
-  // What a latent cache takes when nobody says how much [bytes]. Asked for after the weights are loaded.
-  virtual int64_t default_cache_bytes() const = 0;
+  // What a latent cache takes when nobody says how much [bytes]; ranks_here: that run on this machine, and share its
+  // memory, not that of their GPUs. Asked for after the weights are loaded.
+  virtual int64_t default_cache_bytes(int64_t ranks_here) const = 0;
 
   // 64-byte aligned and zeroed. Throws OutOfMemory.
   virtual void* allocate(int64_t bytes) = 0;

@@ -69,7 +69,12 @@ void register_communicator(py::module_& module) {
              const GilRelease nogil;
              self.ranks->barrier();
            })
-      .def("abort", [](const PyCommunicator& self, const std::string& reason) { self.ranks->abort(reason); });
+      .def("abort",
+           [](const PyCommunicator& self, const std::string& reason) {
+             const GilRelease nogil;
+             self.ranks->abort(reason);
+           })
+      .def_property_readonly("failure", [](const PyCommunicator& self) { return self.ranks->failure(); });
 
   py::class_<MpiJob>(module, "MpiJob")
       .def(py::init<const std::string&>(), py::arg("plugin"), py::call_guard<py::gil_scoped_release>())

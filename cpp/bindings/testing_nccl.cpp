@@ -1,7 +1,11 @@
 // NCCL without GPUs: the library's loader, and a stand-in for the library that moves bytes between emulated devices.
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "bindings/bindings.h"
@@ -23,15 +27,44 @@ struct FakeComm {
   std::map<int, std::pair<const void*, size_t>> sends;
   std::map<int, std::pair<void*, size_t>> recvs;
   void* stream = nullptr;
+  bool used = false;  // by a call that has not returned, and waits for nobody
+  bool ended = false;
 };
 
-std::mutex fake_mutex;
+std::mutex fake_mutex;  // of all below, and of `used` and `ended`
 int64_t fake_next_id = 0;
 std::map<int64_t, std::vector<std::unique_ptr<Communicator>>> fake_jobs;
+std::vector<std::unique_ptr<FakeComm>> fake_ended;
+std::array<int, 16> fake_num_aborts{};       // by rank
+int64_t fake_misuses = 0;                    // calls of a communicator that was ended, or ends while it is used
+std::chrono::milliseconds fake_call_time{};  // of a call before it waits for others
+std::atomic<int> fake_failing_rank = -1;
 thread_local FakeComm* in_group = nullptr;
 
+// What a call does before it waits for other ranks.
+void use(FakeComm& comm) {
+  const auto set_used = [&](bool used) {
+    const std::lock_guard lock(fake_mutex);
+    fake_misuses += comm.ended ? 1 : 0;
+    comm.used = used;
+    return fake_call_time;
+  };
+  std::this_thread::sleep_for(set_used(true));
+  set_used(false);
+}
+
+int end(FakeComm* comm) {
+  const std::lock_guard lock(fake_mutex);
+  fake_misuses += comm->used || comm->ended ? 1 : 0;
+  comm->ended = true;
+  fake_ended.emplace_back(comm);
+  return 0;
+}
+
 template <class Work>
-int on_stream(void* stream, Work&& work) {
+int on_stream(FakeComm& comm, void* stream, Work&& work) {
+  use(comm);
+  if (comm.ranks->rank() == fake_failing_rank) return 3;
   auto* device = static_cast<GpuDevice*>(stream);
   device->begin_kernel();
   try {
@@ -72,17 +105,24 @@ const NcclApi fake_nccl{
         },
     .comm_destroy =
         [](void* comm) {
-          delete &of(comm);
-          return 0;
+          if (!of(comm).ranks->failure().empty()) {  // it would wait for ranks that do not come
+            const std::lock_guard lock(fake_mutex);
+            ++fake_misuses;
+          }
+          return end(&of(comm));
         },
     .comm_abort =
         [](void* comm) {
+          {
+            const std::lock_guard lock(fake_mutex);
+            ++fake_num_aborts[static_cast<size_t>(of(comm).ranks->rank())];
+          }
           of(comm).ranks->abort("aborted");
-          return 0;
+          return end(&of(comm));
         },
     .all_gather =
         [](const void* x, void* out, size_t count, int, void* comm, void* stream) {
-          return on_stream(stream, [&] {
+          return on_stream(of(comm), stream, [&] {
             of(comm).ranks->all_gather(bytes(out, count * static_cast<size_t>(of(comm).ranks->size())),
                                        bytes(x, count));
           });
@@ -90,16 +130,17 @@ const NcclApi fake_nccl{
     .all_reduce =
         [](const void* x, void* out, size_t count, int, int, void* comm, void* stream) {
           if (x != out) return 4;
-          return on_stream(stream,
+          return on_stream(of(comm), stream,
                            [&] { of(comm).ranks->all_reduce(Tensor(out, DType::i32, {static_cast<int64_t>(count)})); });
         },
     .broadcast =
         [](const void* x, void* out, size_t count, int, int root, void* comm, void* stream) {
           if (x != out) return 4;
-          return on_stream(stream, [&] { of(comm).ranks->broadcast(bytes(out, count), root); });
+          return on_stream(of(comm), stream, [&] { of(comm).ranks->broadcast(bytes(out, count), root); });
         },
     .send =
         [](const void* x, size_t count, int, int peer, void* comm, void* stream) {
+          use(of(comm));
           in_group = &of(comm);
           in_group->stream = stream;
           in_group->sends[peer] = {x, count};
@@ -114,7 +155,7 @@ const NcclApi fake_nccl{
     .group_end =
         [] {
           FakeComm& comm = *std::exchange(in_group, nullptr);
-          return on_stream(comm.stream, [&] {
+          return on_stream(comm, comm.stream, [&] {
             std::vector<std::byte> sent, received;
             for (const auto& [peer, part] : comm.sends) {
               const auto* begin = static_cast<const std::byte*>(part.first);
@@ -149,6 +190,59 @@ void register_testing_nccl(py::module_& testing) {
                           py::bytes(ids[1].bytes, sizeof(ids[1].bytes)));
   });
   testing.def("use_fake_nccl", [](EngineOptions& options) { options.nccl = &fake_nccl; });
+
+  // From now on calls of that rank fail, and those of the others wait for it; -1: none.
+  testing.def("fail_fake_nccl", [](int rank) { fake_failing_rank = rank; });
+
+  // Sums on one rank until `abort_after_ms`, when another thread aborts; negative: another rank does. recorded: in
+  // launches of recorded work. (the error that ends it, the one of a call after it, misuses of the stand-in).
+  testing.def("nccl_abort", [](const PyCommunicator& ranks, double abort_after_ms, bool recorded) {
+    const GilRelease nogil;
+    const std::unique_ptr<Ops> ops = make_ops("cuda-emulated", 1);
+    Device& device = ops->device();
+    auto comm = on_device(ranks.ranks->split(0), device, 4096, &fake_nccl);
+    const Buffer buffer(device, 4096);
+    const auto rank = static_cast<size_t>(comm->rank());
+    const auto count = [&](const auto& value) {
+      const std::lock_guard lock(fake_mutex);
+      return static_cast<int64_t>(value);
+    };
+    {
+      const std::lock_guard lock(fake_mutex);
+      fake_call_time = std::chrono::milliseconds(5);
+    }
+    std::atomic<int64_t> aborts_in_launches = 0;
+    const auto sum = [&] { device.wait(device.submit([&] { comm->all_reduce(buffer.tensor(DType::f32, {1000})); })); };
+    const auto launch = [&] {
+      const int64_t before = count(fake_num_aborts[rank]);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      aborts_in_launches += count(fake_num_aborts[rank]) - before;
+    };
+    const auto reason_of_end = [&](bool once) -> std::string {
+      try {
+        do {
+          recorded ? comm->launch_recorded(launch) : sum();
+        } while (!once);
+      } catch (const Error& error) {
+        return error.what();
+      }
+      return "none";
+    };
+    std::thread aborting([&] {
+      if (abort_after_ms < 0) return;
+      std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(abort_after_ms));
+      comm->abort("enough");
+    });
+    const std::string first = reason_of_end(false);
+    aborting.join();
+    const std::string second = reason_of_end(true);
+    comm.reset();
+    {
+      const std::lock_guard lock(fake_mutex);
+      fake_call_time = {};
+    }
+    return std::make_tuple(first, second, count(fake_misuses) + aborts_in_launches);
+  });
 
   // Every collective of a communicator of `device`, on host arrays: {"all_reduce": ..., ...}. x: f32 values, [size, n].
   testing.def("device_collectives", [](const PyCommunicator& ranks, const std::string& device_name,

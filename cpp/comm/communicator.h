@@ -4,6 +4,7 @@
 // ascending order of the ranks, rounded once, by one rule for all sizes: every rank gets the same bits.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,8 +34,13 @@ class Communicator {
   virtual void all_reduce(Tensor x);                  // x = sum of all x
   virtual void reduce_scatter(Tensor out, Tensor x);  // out = this rank's block of the sum of all x
 
-  // From any thread: what this rank waits for, now or later, throws Error(reason).
+  // Calls `launch`, which starts recorded work that holds calls of this communicator. Throws Error(reason) after an
+  // abort.
+  virtual void launch_recorded(const std::function<void()>& launch) { launch(); }
+
+  // From any thread: what this rank waits for, now or later, throws Error(reason), the one of the first abort.
   virtual void abort(const std::string& reason) noexcept = 0;
+  virtual std::string failure() const = 0;  // that reason, of any communicator of the job; empty: none
 
  private:
   std::vector<std::byte> scratch_;  // grows to the largest sum

@@ -53,6 +53,10 @@ class MpiCommunicator final : public Communicator {
     if (!job_->failed) job_->failure = reason;
     job_->failed = true;
   }
+  std::string failure() const override {
+    const std::lock_guard lock(job_->mutex);
+    return job_->failure;
+  }
 
  private:
   static int should_stop(void* job) { return static_cast<Job*>(job)->failed ? 1 : 0; }
@@ -99,6 +103,7 @@ MpiJob::MpiJob(const std::string& plugin) : api_(load(plugin)) {
 }
 
 void MpiJob::finalize() {
+  world_->barrier();  // which can be given up
   if (const char* error = api_.finalize()) throw Error(str_cat("[mpi] cannot be ended: ", error));
 }
 

@@ -154,6 +154,7 @@ class TcpCommunicator final : public Communicator {
   }
 
   void abort(const std::string& reason) noexcept override { job_->failure.set(reason); }
+  std::string failure() const override { return job_->failure.reason(); }
 
  private:
   // Tries so often before it waits in poll(): what others send is a few microseconds away in most steps.
@@ -311,7 +312,8 @@ TcpJob::TcpJob(const TcpMeeting& meeting) {
   try {
     job = std::make_shared<Job>(meeting, token, meeting.rank == 0 ? meeting.port : 0);
   } catch (const Error& error) {
-    throw Error(str_cat("[tcp] rank ", meeting.rank, " ", error.what()));
+    throw Error(str_cat("[tcp] rank ", meeting.rank, " ", error.what(),
+                        meeting.rank == 0 ? ": give the job another MASTER_PORT" : ""));
   }
   std::vector<Descriptor> peers = meeting.rank == 0 ? receive_all(*job) : go_to_rank_0(*job);
   std::vector<int> members;

@@ -50,9 +50,9 @@ void Failure::set(const std::string& reason) noexcept {
   signal(event_);
 }
 
-bool Failure::is_set() const {
+std::string Failure::reason() const {
   const std::lock_guard lock(mutex_);
-  return failed_;
+  return reason_;
 }
 
 void Failure::check() const {

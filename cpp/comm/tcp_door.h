@@ -36,8 +36,8 @@ class Failure {
  public:
   Failure();
 
-  void set(const std::string& reason) noexcept;  // the first one stays
-  bool is_set() const;
+  void set(const std::string& reason) noexcept;          // the first one stays
+  std::string reason() const;                            // empty: none
   void check() const;                                    // throws Error(reason) when there is one
   const Descriptor& readable() const { return event_; }  // from then on, for poll()
 

@@ -118,6 +118,10 @@ class ThreadCommunicator final : public Communicator {
     const std::lock_guard lock(group_->job()->mutex);
     if (group_->job()->failure.empty()) group_->job()->failure = reason;
   }
+  std::string failure() const override {
+    const std::lock_guard lock(group_->job()->mutex);
+    return group_->job()->failure;
+  }
 
  private:
   void check_blocks(Tensor out, int64_t count, Tensor x) const {

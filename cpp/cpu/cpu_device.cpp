@@ -40,7 +40,7 @@ CpuDevice::~CpuDevice() {
   worker_.join();
 }
 
-int64_t CpuDevice::default_cache_bytes() const { return available_memory() / 4; }
+int64_t CpuDevice::default_cache_bytes(int64_t ranks_here) const { return available_memory() / 4 / ranks_here; }
 
 // Anonymous pages: zeroed by the kernel when first touched, so a large pool costs only what is used of it.
 void* CpuDevice::allocate(int64_t bytes) {

@@ -19,7 +19,7 @@ class CpuDevice final : public Device {
   ~CpuDevice() override;
 
   std::string name() const override { return "cpu"; }
-  int64_t default_cache_bytes() const override;
+  int64_t default_cache_bytes(int64_t ranks_here) const override;
   void* allocate(int64_t bytes) override;
   void free(void* data, int64_t bytes) noexcept override;
   void* allocate_host(int64_t bytes) override { return allocate(bytes); }

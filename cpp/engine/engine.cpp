@@ -57,9 +57,9 @@ void Engine::allocate() {
                 " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
   const int64_t useful = options_.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
-  const int64_t sharing = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
+  const int64_t ranks_here = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
   const int64_t budget =
-      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes() / sharing;
+      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes(ranks_here);
   const int64_t num_blocks = loaded_.lockstep.least(std::min(useful, budget / block_bytes));
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
@@ -288,6 +288,7 @@ bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
     return true;
   }
   const std::lock_guard lock(mutex_);
+  if (!broken_.empty()) throw Error(broken_);
   commit(*flight, outputs);
   return true;
 }
@@ -479,12 +480,12 @@ void Engine::follow() {
 }
 
 void Engine::abort_ranks(const std::string& reason) noexcept {
-  loaded_.lockstep.abort(reason);
-  loaded_.model->abort_ranks(reason);
   {
     const std::lock_guard lock(mutex_);
-    if (broken_.empty()) broken_ = reason;
+    if (broken_.empty()) broken_ = reason;  // first: what a device has when its sums were given up is no result
   }
+  loaded_.lockstep.abort(reason);
+  loaded_.model->abort_ranks(reason);
   wake();  // rank 0 may be waiting for requests, and for no other rank
 }
 
@@ -617,8 +618,10 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
         if (loaded_.lockstep.has_peers()) loaded_.lockstep.send_forward(chunk);
         runner_->forward(chunk, out + start * config().vocab_size);
       }
-    } catch (...) {
+    } catch (const std::exception& error) {
       give_back();
+      if (loaded_.lockstep.has_peers())  // they are in the middle of it
+        abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", error.what()));
       throw;
     }
     give_back();

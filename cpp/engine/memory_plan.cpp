@@ -15,7 +15,7 @@ namespace {
 class CountingDevice final : public Device {
  public:
   std::string name() const override { return "counting"; }
-  int64_t default_cache_bytes() const override { return 0; }
+  int64_t default_cache_bytes(int64_t) const override { return 0; }
   void* allocate(int64_t bytes) override {
     bytes_ += bytes;
     return nullptr;

@@ -71,7 +71,14 @@ std::unique_ptr<Flight> ModelRunner::launch(StepPlan plan) {
   flight->chunk_errors.resize(p.chunks.size());
   for (const PlannedSample& sample : p.samples) flight->masks.push_back(sample.sequence->mask);
   Flight* running = flight.get();
-  flight->ticket = device_.submit([this, running, recorded_rows] { run(*running, recorded_rows); });
+  flight->ticket = device_.submit([this, running, recorded_rows] {
+    try {
+      run(*running, recorded_rows);
+    } catch (const std::exception& error) {  // the other ranks wait for this one before anybody waits for the step
+      model_.abort_ranks(str_cat("[parallel] rank ", model_.shard().rank, " failed: ", error.what()));
+      throw;
+    }
+  });
   return flight;
 }
 
@@ -121,7 +128,7 @@ void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
     device_.upload(rows.raw(), logit_rows.data(), rows.num_bytes());
     std::unique_ptr<Recording>& recording = recordings_[recorded_rows];
     if (!recording) recording = device_.record([this, batch, rows] { compute(batch, rows); });
-    recording->launch();
+    model_.launch(*recording);
     own = model_.own_logits(recorded_rows);
     if (observer_) observer_->after_forward(plan, model_);
   } else {

@@ -44,6 +44,10 @@ void Model::abort_ranks(const std::string& reason) noexcept {
   ranks_.tp->abort(reason);
 }
 
+void Model::launch(Recording& recorded) {
+  ranks_.world->launch_recorded([&] { ranks_.tp->launch_recorded([&] { recorded.launch(); }); });
+}
+
 Range Model::own_logits(int64_t num_rows) const {
   const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
   const int64_t begin = std::min(shard().rank * rows_of_a_rank, num_rows);

@@ -19,6 +19,7 @@ class Model {
   const Shard& shard() const { return ranks_.shard; }
   Communicator& world() { return *ranks_.world; }
   void abort_ranks(const std::string& reason) noexcept;  // Communicator::abort
+  void launch(Recording& recorded);                      // of calls below; Communicator::launch_recorded
 
   // Runs all layers over the batch, storing its latents and token ids in the cache. Returns the final hidden states
   // [num_tokens, hidden_size], valid until the next call.

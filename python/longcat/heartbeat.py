@@ -1,8 +1,9 @@
 """Ranks that watch each other: when one dies or stops, the others hear of it within seconds.
 
 Rank 0 listens, the others connect. Each side says something every half second, and takes the other for lost after four
-seconds of silence, or at once when the connection ends without a goodbye. A rank that fails says why. One that is
-silent is killed by who notices, when it is on the same machine: a stopped process would outlive its launcher.
+seconds of silence, or at once when the connection ends without a goodbye. A rank that fails says why; when an engine of
+it has given up and nobody else says so, its heartbeat does. One that is silent is killed by who notices, when it is on
+the same machine: a stopped process would outlive its launcher.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from longcat._core import Error
 BEAT_SECONDS = 0.5
 SILENCE_SECONDS = 4.0
 CONNECT_SECONDS = 30.0
+OWN_WORDS_SECONDS = 1.5  # for a rank whose engine has failed to say so itself
 _GOODBYE_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 1.0
 _BEAT, _FAILED, _BYE = b".", b"!", b"~"  # first byte of a line
@@ -50,7 +52,7 @@ class Heartbeat:
     """
 
     def __init__(self, communicator: Any, on_failure: Callable[[int, str, bool], None], hosts: Sequence[str]):
-        self._rank, self._size = communicator.rank, communicator.size
+        self._communicator, self._rank, self._size = communicator, communicator.rank, communicator.size
         self._on_failure = on_failure
         self._peers: dict[socket.socket, _Peer] = {}
         self._lock = threading.Lock()  # of writing, and of `_ended`
@@ -66,8 +68,7 @@ class Heartbeat:
 
     def fail(self, reason: str) -> None:
         """Tells the others why this rank ends."""
-        line = reason.replace("\n", " ").encode()[: _MAX_LINE - 2]
-        self._end(_FAILED + line + b"\n")
+        self._end(self._failed_line(reason))
         if self._rank > 0:  # the launcher ends all when the first process has ended: not before rank 0 has spoken
             self._thread.join(_GOODBYE_SECONDS)
 
@@ -75,13 +76,20 @@ class Heartbeat:
         """Says goodbye: this rank is done, and nobody waits for it."""
         self._end(_BYE + b"\n")
 
-    def _end(self, line: bytes) -> None:
+    def _failed_line(self, reason: str) -> bytes:
+        if self._rank > 0:
+            reason = reason.removeprefix(f"[parallel] rank {self._rank} failed: ")  # rank 0 puts it there
+        return _FAILED + reason.replace("\n", " ").encode()[: _MAX_LINE - 2] + b"\n"
+
+    def _end(self, line: bytes) -> bool:
+        """Says the last line; False when that was said before."""
         with self._lock:
             if self._ended:
-                return
+                return False
             self._ended = True
             for peer in list(self._peers.values()):
                 peer.send(line)
+            return True
 
     def kill_silent(self) -> None:
         """Kills the rank that did not answer. The launcher then ends all others: not before they have spoken."""
@@ -175,8 +183,14 @@ class Heartbeat:
         with selectors.DefaultSelector() as selector:
             for connection in self._peers:
                 selector.register(connection, selectors.EVENT_READ)
-            next_beat = 0.0
+            next_beat, failed_at = 0.0, float("inf")
             while self._peers:
+                if failure := self._communicator.failure:
+                    failed_at = min(failed_at, time.monotonic())
+                    if time.monotonic() - failed_at > OWN_WORDS_SECONDS:
+                        if self._end(self._failed_line(failure)):
+                            self._on_failure(self._rank, failure, True)
+                        failed_at = float("inf")
                 if (now := time.monotonic()) >= next_beat:
                     next_beat = now + BEAT_SECONDS
                     for peer in self._peers.values():

@@ -96,14 +96,18 @@ class Job:
             return True
 
     def leave(self) -> None:
-        """Waits for all ranks to be done, unless the job has failed. The process may not use the job any more."""
+        """Waits for all ranks to be done, unless the job has failed. The process may not use the job any more.
+
+        Raises:
+            longcat.Error: a rank, or an engine of this one, has failed.
+        """
         if self._left:
             return
         self._left = True
         if self.failure is None:
             self._transport.finalize()
-        if self._heartbeat is not None:
-            self._heartbeat.close()
+            if self._heartbeat is not None:
+                self._heartbeat.close()
 
     def _lost(self, rank: int, reason: str, said: bool) -> None:
         """On the heartbeat's thread: all that waits for other ranks throws, and the process ends soon at the latest."""
@@ -123,13 +127,16 @@ class Job:
         error = getattr(sys, "last_value", None)  # by which the script ends
         if error is not None and self.failure is None:
             self.fail(f"{type(error).__name__}: {error}")
+        try:
+            self.leave()
+        except Error as lost:
+            self.fail(str(lost))
         if self.failure is not None:
             if self._heartbeat is not None:
                 self._heartbeat.kill_silent()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
-        self.leave()
 
 
 _job: Job | None = None

@@ -10,6 +10,11 @@ import numpy as np
 from longcat import Engine, parallel
 
 
+def say(line: str) -> None:
+    """In one piece: the ranks of a launcher may share a pipe, and Python may write the end of a line by itself."""
+    print(line + "\n", end="", flush=True)
+
+
 def collectives() -> None:
     """Every check of the thread ranks, on processes; then sums of many sizes one after the other."""
     from parallel.test_communicator import check_collectives, check_splits
@@ -26,7 +31,7 @@ def collectives() -> None:
         x = np.full(count, job.communicator.rank + 1, np.float32)
         job.communicator.all_reduce(x)
         assert (x == sum(range(1, launch.size + 1))).all()
-    print(f"rank {launch.rank} is well")
+    say(f"rank {launch.rank} is well")
 
 
 def generate(folder: str, tp: str, ep: str, prompt: str, max_tokens: str) -> None:
@@ -53,7 +58,7 @@ def spmd(folder: str) -> None:
         ranked = [[sorted(entry) for entry in answer.logprobs] for output in outputs for answer in output.outputs]
         streamed = [chunk.delta for chunk in engine.generate("One day", stream=True, max_tokens=15, stop=["the"])]
         score = engine.score("Once upon a time, there was a cat.")
-        print(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
+        say(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))
 
 
 def replicas(folder: str, tp: str, dp: str) -> None:
@@ -63,7 +68,7 @@ def replicas(folder: str, tp: str, dp: str) -> None:
             return engine.follow()
         for length in range(10 + engine.replica, 13, int(dp)):
             output = engine.generate(prompt_token_ids=range(3, 3 + length), max_tokens=30, temperature=0)
-            print(json.dumps([engine.replica, length, list(output.outputs[0].token_ids)]))
+            say(json.dumps([engine.replica, length, list(output.outputs[0].token_ids)]))
 
 
 def raise_on(rank: str, folder: str) -> None:
@@ -80,8 +85,25 @@ def raise_on(rank: str, folder: str) -> None:
             engine.generate(prompt_token_ids=[1, 2, 3], max_tokens=100)
 
 
+def break_on(rank: str, after: str, folder: str) -> None:
+    """The engine of one rank fails as by an error of its own thread; its script is busy elsewhere, or just ends."""
+    with Engine(folder, tp=2, num_threads=1) as engine:
+        job = parallel.current_job()
+        assert job is not None
+        job.watch()
+        if engine.rank == int(rank):
+            time.sleep(0.3)
+            engine._core.abort_ranks(f"[parallel] rank {rank} failed: [engine] it is broken")
+            return time.sleep(60 if after == "busy" else 0)
+        if engine.rank > 0:
+            return engine.follow()
+        while True:
+            engine.generate(prompt_token_ids=[1, 2, 3], max_tokens=100)
+
+
 if __name__ == "__main__":
     programs = {
+        "break_on": break_on,
         "collectives": collectives,
         "generate": generate,
         "raise_on": raise_on,

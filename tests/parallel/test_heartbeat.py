@@ -17,11 +17,11 @@ from parallel.ranks import all_well, on_ranks
 class Watch:
     """The heartbeats of a job, and what each reported: (rank, reason, said)."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, communicator=lambda ranks: ranks):
         self.reports = [[] for _ in range(size)]
 
         def start(ranks):
-            return Heartbeat(ranks, lambda *report: self.reports[ranks.rank].append(report), [])
+            return Heartbeat(communicator(ranks), lambda *report: self.reports[ranks.rank].append(report), [])
 
         self.ranks = all_well(on_ranks(size, start))
 
@@ -61,6 +61,31 @@ def test_a_failure_is_told_to_all(failing):
         [(_, reason, said)] = watch.reports[rank]
         assert said and reason.endswith("[weights] are missing")
         assert reason.startswith(f"rank {failing} failed: ") == (failing > 0)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_engine_that_fails_is_told_to_all(failing, monkeypatch):
+    """Nobody calls `fail`: the heartbeat sees that communicators have been given up."""
+    monkeypatch.setattr(heartbeat, "OWN_WORDS_SECONDS", 0.2)
+
+    class Failing:
+        """The failure of one rank alone: threads share theirs."""
+
+        failure = ""
+
+        def __init__(self, ranks):
+            self.ranks = ranks
+
+        def __getattr__(self, name):
+            return getattr(self.ranks, name)
+
+    watch = Watch(3, Failing)
+    watch.ranks[failing]._communicator.failure = f"[parallel] rank {failing} failed: [engine] it is\nbroken"
+    watch.wait(0, 1, 2)
+    assert watch.reports[failing] == [(failing, f"[parallel] rank {failing} failed: [engine] it is\nbroken", True)]
+    for rank in {0, 1, 2} - {failing}:
+        [(_, reason, said)] = watch.reports[rank]
+        assert said and reason.removeprefix("[parallel] ") == f"rank {failing} failed: [engine] it is broken"
 
 
 def test_a_rank_that_dies():

@@ -3,13 +3,16 @@ NCCL is a stand-in that moves the bytes between threads."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint, random_token_ids, to_bf16
+from engine.engines import sampling
 from longcat import _core
 from longcat._core import testing
 from longcat.child_process import environment
@@ -137,3 +140,73 @@ def test_a_gpu_without_the_library_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGCAT_NCCL", str(tmp_path / "nothing.so"))
     with pytest.raises(_core.Error, match=r"\[nccl\] ranks on GPUs need libnccl.so.2"):
         ThreadJob(str(tmp_path), 2, device="cuda-emulated")
+
+
+@pytest.mark.parametrize("device, shared", [("cuda-emulated", False), ("cpu", True)])
+def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
+    """What the ranks of a machine share is its memory, not that of their GPUs."""
+    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
+    sizes = []
+    for ranks_per_machine in (2, 4000):
+        options = {"kv_cache_memory": 0, "max_num_seqs": 512, "max_num_batched_tokens": 512}
+        with device_job(str(tmp_path), 2, 1, device, ranks_per_machine=ranks_per_machine, **options) as job:
+            sizes.append(job.leader.info()["kv_cache_bytes"])
+    assert (sizes[0] > sizes[1]) == shared
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("after_ms", [0.0, 7.0, 13.0, 21.0])
+def test_an_abort_from_another_thread(after_ms, recorded):
+    """No call of a communicator is under way when it is aborted, but one that waits for others, and none comes later;
+    nor does who only hears of it wait for the others to destroy theirs."""
+
+    def work(ranks):
+        return testing.nccl_abort(ranks, after_ms + ranks.rank if ranks.rank < 2 else -1.0, recorded)
+
+    for first, second, misuses in all_well(on_ranks(3, work)):
+        assert (first, second, misuses) == ("enough", "enough", 0)
+
+
+@pytest.fixture
+def fail_nccl():
+    """Makes the stand-in fail on one rank, whom the others wait for."""
+    yield testing.fail_fake_nccl
+    testing.fail_fake_nccl(-1)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("doing", ["forward", "generate"])
+def test_a_failure_on_one_rank_ends_all(tmp_path, fail_nccl, doing, failing):
+    """In the middle of a step, or of a forward pass: all ranks hear why, and nobody waits for ever."""
+    make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
+    job = device_job(str(tmp_path), 2, 1, "cuda-emulated", max_num_batched_tokens=32)
+    job.leader.start()
+    fail_nccl(failing)
+    reason = rf"\[nccl\] rank {failing}: ncclAllGather: the stand-in for NCCL failed"
+
+    def work(ranks):
+        engine = job.engines[ranks.rank]
+        if ranks.rank > 0:
+            return engine.join()
+        if doing == "forward":
+            return engine.forward(random_token_ids(3, 20))
+        queue, arrived = _core.OutputQueue(), []
+        engine.add_request(random_token_ids(3, 20), sampling(5), 1, queue)
+        while queue.wait(arrived) and arrived[-1].finish_reason is None:
+            pass
+        raise _core.Error(arrived[-1].error)
+
+    for result in on_ranks(2, work):
+        with pytest.raises(_core.Error, match=reason):
+            raise result
+    for engine in job.engines:
+        assert re.search(reason, until_failed(engine))
+    assert on_ranks(2, lambda ranks: job.engines[ranks.rank].close()) == [None, None]
+
+
+def until_failed(engine) -> str:
+    deadline = time.monotonic() + 5
+    while not engine.failure():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return engine.failure()

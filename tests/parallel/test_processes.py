@@ -184,6 +184,19 @@ def test_replicas_in_the_wrong_number(launcher, tiny):
     ]
 
 
+@both_launchers
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("after", ["busy", "ends"])
+def test_an_engine_that_fails(launcher, tiny, rank, after):
+    """Its script does not say so: all ranks end all the same, none of them with 0, and rank 0 says why."""
+    began = time.monotonic()
+    code, _, lines = Job(launcher, 2, program("break_on", str(rank), after, tiny)).end()
+    assert code not in (0, LEFT_CODE)
+    own = [line for line in lines if line.startswith("longcat: ")]
+    assert own == [f"longcat: [parallel] rank {rank} failed: [engine] it is broken"]
+    assert time.monotonic() - began < LIMIT_SECONDS + 5
+
+
 # --- serving -------------------------------------------------------------------------------------------------------
 
 

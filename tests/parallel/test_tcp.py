@@ -251,7 +251,7 @@ def test_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            _core.Error, match=rf"^\[tcp\] rank 0 cannot listen at port {port}: Address already in use$"
+            _core.Error, match=rf"^\[tcp\] rank 0 cannot listen at port {port}: Address already in use: give"
         ):
             join(port, 0, 2)
 

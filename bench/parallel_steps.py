@@ -24,7 +24,7 @@ from longcat.cost import Hardware, decode_step
 from longcat.parallel import join_job
 from longcat.plan import plan
 
-CONTEXT, ROUNDS = 64, 5
+CONTEXT, ROUNDS = 64, 20
 MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

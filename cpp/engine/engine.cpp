@@ -266,8 +266,13 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
   if (!message.empty())
     loaded_.lockstep.send(std::move(message));  // before the launch: a device may wait for the others
   if (launched) {
-    const std::lock_guard lock(mutex_);
-    flights_.push_back(runner_->launch(std::move(plan)));
+    std::unique_ptr<Flight> flight;
+    {
+      const std::lock_guard lock(mutex_);
+      flight = runner_->stage(std::move(plan));
+    }
+    flights_.push_back(std::move(flight));
+    runner_->submit(*flights_.back());  // without the lock: others make requests meanwhile
   }
   const size_t may_fly = launched && overlap_ ? 1 : 0;
   bool finished = false;
@@ -468,7 +473,8 @@ void Engine::follow() {
       case Lockstep::Message::Kind::step:
         for (StepOutput& output : message.outputs) mirror(std::move(output));
         if (message.plan.empty()) break;
-        flights_.push_back(runner_->launch(std::move(message.plan)));
+        flights_.push_back(runner_->stage(std::move(message.plan)));
+        runner_->submit(*flights_.back());
         may_fly = overlap_ ? 1 : 0;
         break;
       case Lockstep::Message::Kind::forward:

@@ -44,7 +44,7 @@ int64_t ModelRunner::padded_rows(int64_t rows) const {
   return std::min(padded, limits_.max_num_seqs);
 }
 
-std::unique_ptr<Flight> ModelRunner::launch(StepPlan plan) {
+std::unique_ptr<Flight> ModelRunner::stage(StepPlan plan) {
   auto flight = std::make_unique<Flight>();
   flight->plan = std::move(plan);
   flight->slot = next_slot_;
@@ -61,8 +61,8 @@ std::unique_ptr<Flight> ModelRunner::launch(StepPlan plan) {
   const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
     return c.generated && c.count == 1 && c.samples;
   });
-  const int64_t recorded_rows = decodes_only ? padded_rows(static_cast<int64_t>(chunks.size())) : 0;
-  if (!chunks.empty()) batch_buffers_.stage(chunks, flight->slot, recorded_rows);
+  flight->recorded_rows = decodes_only ? padded_rows(static_cast<int64_t>(chunks.size())) : 0;
+  if (!chunks.empty()) batch_buffers_.stage(chunks, flight->slot, flight->recorded_rows);
 
   flight->sampled_ids.resize(p.samples.size(), -1);
   flight->logprobs.resize(p.samples.size());
@@ -70,16 +70,18 @@ std::unique_ptr<Flight> ModelRunner::launch(StepPlan plan) {
   flight->prompt_logprobs.resize(p.chunks.size());
   flight->chunk_errors.resize(p.chunks.size());
   for (const PlannedSample& sample : p.samples) flight->masks.push_back(sample.sequence->mask);
-  Flight* running = flight.get();
-  flight->ticket = device_.submit([this, running, recorded_rows] {
+  return flight;
+}
+
+void ModelRunner::submit(Flight& flight) {
+  flight.ticket = device_.submit([this, &flight] {
     try {
-      run(*running, recorded_rows);
+      run(flight);
     } catch (const std::exception& error) {  // the other ranks wait for this one before anybody waits for the step
       model_.abort_ranks(str_cat("[parallel] rank ", model_.shard().rank, " failed: ", error.what()));
       throw;
     }
   });
-  return flight;
 }
 
 void ModelRunner::wait(Flight& flight) { device_.wait(flight.ticket); }
@@ -112,8 +114,9 @@ void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), logit_rows);
 }
 
-void ModelRunner::run(Flight& flight, int64_t recorded_rows) {
+void ModelRunner::run(Flight& flight) {
   const StepPlan& plan = flight.plan;
+  const int64_t recorded_rows = flight.recorded_rows;
   move_blocks(plan);
   if (plan.chunks.empty()) return;
   const ForwardBatch batch = batch_buffers_.upload(flight.slot);

@@ -16,7 +16,8 @@ namespace longcat {
 struct Flight {
   StepPlan plan;
   int64_t ticket = 0;
-  int slot = 0;  // of the staging buffers
+  int slot = 0;               // of the staging buffers
+  int64_t recorded_rows = 0;  // of a step that is recorded; 0: it is not
 
   // By sample of the plan.
   std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn
@@ -51,8 +52,10 @@ class ModelRunner {
 
   void set_observer(StepObserver* observer) { observer_ = observer; }
 
-  // Submits the plan. `wait` returns when its results are there, or throws what went wrong; flights in their order.
-  std::unique_ptr<Flight> launch(StepPlan plan);
+  // Lays the plan out, reading its sequences; submits it, which a device may take its time for; returns when its
+  // results are there, or throws what went wrong. Flights in their order.
+  std::unique_ptr<Flight> stage(StepPlan plan);
+  void submit(Flight& flight);
   void wait(Flight& flight);
 
   // Logits of all tokens of one chunk of prompt tokens, to out [num_tokens, vocab_size] on the host; null: only to
@@ -63,7 +66,7 @@ class ModelRunner {
 
  private:
   int64_t padded_rows(int64_t rows) const;
-  void run(Flight& flight, int64_t recorded_rows);
+  void run(Flight& flight);
   void move_blocks(const StepPlan& plan);
   void compute(const ForwardBatch& batch, Tensor logit_rows);
   Tensor logits(int64_t rows) const { return logits_.tensor(DType::f32, {rows, vocab_size_}); }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longcat.heartbeat import Heartbeat
 
 _RANK_0_FIRST_SECONDS = 0.5
+_MOST_TURNS = 4  # of so long, in which ranks speak one after the other
 _LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this process
 _MPI_NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
 
@@ -81,7 +82,8 @@ class Job:
         # What all ranks find wrong is rank 0's to say, not "rank 3 failed". Those who cannot reach it say so, the first
         # of them: the launcher then ends the others.
         cut_off = self._watching and self._heartbeat is None
-        time.sleep(_RANK_0_FIRST_SECONDS * (self.launch.rank if cut_off else min(self.launch.rank, 1)))
+        turns = min(self.launch.rank, _MOST_TURNS if cut_off else 1)
+        time.sleep(turns * _RANK_0_FIRST_SECONDS)
         if self._is_news(reason, self.launch.rank if cut_off else 0) and self._heartbeat is not None:
             self._heartbeat.fail(reason)
 

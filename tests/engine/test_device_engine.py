@@ -23,8 +23,8 @@ def device(request):
     return request.param
 
 
-def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS):
-    """Ids and the bits of their log-probabilities, a request."""
+def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
+    """Ids and the bits of their log-probabilities, an answer."""
     outs = engine.generate(
         prompt_token_ids=prompts,
         max_tokens=max_tokens,
@@ -32,10 +32,10 @@ def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS):
         seed=3,
         logprobs=2,
         ignore_eos=True,
+        n=n,
     )
     result = []
-    for out in outs:
-        [answer] = out.outputs
+    for answer in (answer for out in outs for answer in out.outputs):
         assert answer.finish_reason == "length"
         result.append((answer.token_ids, [{i: lp.logprob for i, lp in step.items()} for step in answer.logprobs]))
     return result
@@ -62,11 +62,13 @@ def test_answers_do_not_depend_on_the_batch(checkpoint, device, temperature):
 
 
 def test_answers_survive_preemption(checkpoint, device):
+    """Six answers to one prompt: the engine gets them at once, so they grow together, to two blocks each."""
+    six = {"prompts": [random_token_ids(5, 30)], "temperature": 0.8, "max_tokens": 60, "n": 6}
     with make(checkpoint, device) as engine:
-        undisturbed = answers(engine, PROMPTS, 0.0, max_tokens=60)
+        undisturbed = answers(engine, **six)
     with make(checkpoint, device, kv_cache_memory=100_000, enable_prefix_caching=False) as engine:
-        assert engine.metrics()["num_kv_blocks"] < 8  # all together would fill 10, for longer than it takes to ask
-        assert answers(engine, PROMPTS, 0.0, max_tokens=60) == undisturbed
+        assert engine.metrics()["num_kv_blocks"] < 12
+        assert answers(engine, **six) == undisturbed
         assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
 
 

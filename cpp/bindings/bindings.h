@@ -45,7 +45,9 @@ void register_communicator(pybind11::module_& module);  // before register_engin
 void register_engine(pybind11::module_& module);
 void register_packed(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
-void register_testing_device(pybind11::module_& module);  // after register_testing
+void register_testing_cuda_host(pybind11::module_& testing);
+void register_testing_device(pybind11::module_& testing);
+void register_testing_device_model(pybind11::module_& testing);
 void register_testing_nccl(pybind11::module_& testing);
 void register_testing_packed(pybind11::module_& testing);
 void register_testing_engine(pybind11::module_& testing);

@@ -21,9 +21,9 @@ DType dtype_of(const std::string& name) {
 }
 
 // [(name, shape, is_linear)] in the order of the forward pass.
-py::list list_expected_tensors(const std::string& config_text) {
+py::list to_list(const std::vector<ExpectedTensor>& tensors) {
   py::list list;
-  for (const ExpectedTensor& tensor : expected_tensors(parse_model_config(config_text, "config.json")))
+  for (const ExpectedTensor& tensor : tensors)
     list.append(py::make_tuple(tensor.name, py::tuple(py::cast(tensor.shape)), tensor.is_linear));
   return list;
 }
@@ -97,7 +97,13 @@ py::dict buffers(const std::string& folder, const std::string& kv_cache_dtype, i
 }  // namespace
 
 void register_checkpoint(py::module_& module) {
-  module.def("expected_tensors", &list_expected_tensors, py::arg("config_text"));
+  const auto config_of = [](const std::string& text) { return parse_model_config(text, "config.json"); };
+  module.def(
+      "expected_tensors", [=](const std::string& text) { return to_list(expected_tensors(config_of(text))); },
+      py::arg("config_text"));
+  module.def(
+      "expected_mtp_tensors", [=](const std::string& text) { return to_list(expected_mtp_tensors(config_of(text))); },
+      py::arg("config_text"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
   module.def("plan_buffers", &buffers, py::arg("folder"), py::arg("kv_cache_dtype"), py::arg("max_model_len"),
              py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"), py::arg("tp") = 1, py::arg("ep") = 1,

@@ -34,5 +34,4 @@ PYBIND11_MODULE(_core, module) {
   register_engine(module);
   register_packed(module);
   register_testing(module);
-  register_testing_device(module);
 }

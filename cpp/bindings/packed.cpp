@@ -36,7 +36,10 @@ py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t col
 // {tensor: "matrix" or "table"} of those that may be packed.
 py::dict packable_tensors(const std::string& config_text) {
   py::dict uses;
-  for (const ExpectedTensor& tensor : expected_tensors(parse_model_config(config_text, "config.json")))
+  const ModelConfig config = parse_model_config(config_text, "config.json");
+  std::vector<ExpectedTensor> tensors = expected_tensors(config);
+  std::ranges::move(expected_mtp_tensors(config), std::back_inserter(tensors));
+  for (const ExpectedTensor& tensor : tensors)
     if (tensor.use != TensorUse::values)
       uses[py::str(tensor.name)] = tensor.use == TensorUse::matrix ? "matrix" : "table";
   return uses;

@@ -505,6 +505,9 @@ void register_testing(py::module_& module) {
       .def("poison", &TestModel::poison)
       .def("weight_formats", &TestModel::weight_formats);
 
+  register_testing_cuda_host(testing);
+  register_testing_device(testing);
+  register_testing_device_model(testing);
   register_testing_nccl(testing);
   register_testing_packed(testing);
   register_testing_engine(testing);

@@ -1,22 +1,14 @@
-// Single ops and the model on any device, for tests that hold the backends to each other. Arrays go to the device and
+// Single ops on any device, for tests that hold the backends to each other. Arrays go to the device and
 // back; activations are rounded to the device's dtype on the way.
 #include <algorithm>
 #include <cstring>
 #include <map>
 
 #include "bindings/bindings.h"
+#include "bindings/chunks.h"
 #include "bindings/sampling_case.h"
-#include "cuda/arena.h"
-#include "cuda/attention.h"
-#include "cuda/emulated_device.h"
-#include "cuda/gemm/gemm.h"
-#include "cuda/graph_sizes.h"
-#include "cuda/ngram.h"
-#include "cuda/sampling.h"
 #include "engine/batch_buffers.h"
-#include "io/model_config.h"
-#include "io/safetensors.h"
-#include "model/model.h"
+#include "model/weights.h"
 #include "ops/backend.h"
 
 namespace py = pybind11;
@@ -123,16 +115,6 @@ class Scratch {
   Ops& ops_;
   std::vector<Buffer> memory_;
 };
-
-// Chunks as Python gives them: (block table, first position, ids) a sequence, the generated ones first.
-using Chunks = std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>;
-
-std::vector<Chunk> chunk_views(const Chunks& chunks, size_t num_generated) {
-  std::vector<Chunk> views;
-  for (const auto& [blocks, start, ids] : chunks)
-    views.push_back({.token_ids = ids, .start = start, .blocks = blocks, .generated = views.size() < num_generated});
-  return views;
-}
 
 class DeviceOps {
  public:
@@ -404,154 +386,9 @@ class DeviceOps {
   std::unique_ptr<Ops> ops_;
 };
 
-Placement table_placement(Ops& ops, const std::string& name) {
-  for (const Placement placement : ops.table_placements())
-    if (name == "auto" || name == name_of(placement)) return placement;
-  throw std::invalid_argument("testing: tables cannot lie there");
-}
-
-// A checkpoint under explicit batches; steps run as the engine runs them, recorded or not.
-class DeviceModel {
- public:
-  DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
-              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks,
-              const std::string& ngram_placement)
-      : config_(load_model_config(folder)),
-        checkpoint_(folder),
-        ops_(make_ops(device, 1)),
-        model_(*ops_, config_, single_rank(config_),
-               load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0),
-                            dtype == "f32" ? DType::f32 : DType::bf16, *ops_, table_placement(*ops_, ngram_placement)),
-               max_tokens, max_tokens),
-        cache_(ops_->device(), config_, num_blocks,
-               kv_cache_dtype == "fp8"   ? DType::f8_e4m3
-               : kv_cache_dtype == "f32" ? DType::f32
-                                         : DType::bf16),
-        buffers_(ops_->device(), max_tokens, max_tokens, num_blocks),
-        rows_(ops_->device(), max_tokens * 4),
-        logits_(ops_->device(), max_tokens * config_.vocab_size * 4) {}
-
-  // Logits of every token. num_rows: with padding; recorded: through Device::record.
-  Array<float> forward(const Chunks& chunks, size_t num_generated, int64_t num_rows, bool recorded) {
-    Device& device = ops_->device();
-    buffers_.stage(chunk_views(chunks, num_generated), 0, num_rows);
-    int64_t num_tokens = 0;
-    Array<float> out;
-    device.wait(device.submit([&] {
-      const ForwardBatch batch = buffers_.upload(0);
-      num_tokens = batch.num_tokens();
-      std::vector<int32_t> all(static_cast<size_t>(num_tokens));
-      for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
-      const Tensor rows = rows_.tensor(DType::i32, {num_tokens});
-      device.upload(rows.raw(), all.data(), rows.num_bytes());
-      const auto work = [&] {
-        model_.forward(batch, cache_);
-        model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), rows);
-      };
-      if (recorded) {
-        const std::unique_ptr<Recording> recording = device.record(work);
-        recording->launch();
-        recording->launch();  // a replay writes the same
-        num_nodes_ = recording->num_nodes();
-      } else {
-        work();
-      }
-      out = Array<float>({num_tokens, config_.vocab_size});
-      device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
-    }));
-    return out;
-  }
-
-  int64_t num_nodes() const { return num_nodes_; }  // of the last recorded step
-
-  Array<int32_t> last_ngram_ids() {
-    Scratch s(*ops_);
-    const Tensor ids = model_.last_ngram_ids();
-    return ids.empty() ? Array<int32_t>(0) : s.ints(ids);
-  }
-
-  // The cache's blocks as bytes: [num_blocks, bytes of a block in a sub-layer].
-  Array<uint8_t> latents(int64_t sub_layer, const std::vector<int32_t>& blocks) {
-    const Tensor all = cache_.latents(sub_layer);
-    const int64_t bytes = all.index(0, 0).num_bytes();
-    Array<uint8_t> out({static_cast<int64_t>(blocks.size()), bytes});
-    for (size_t i = 0; i < blocks.size(); ++i)
-      ops_->device().copy_to_host(out.mutable_data(static_cast<py::ssize_t>(i)), all.index(0, blocks[i]).raw(), bytes);
-    return out;
-  }
-
-  // What is allocated of an emulated device's memory [bytes].
-  int64_t emulated_bytes() const { return dynamic_cast<EmulatedDevice&>(ops_->device()).arena().used_bytes(); }
-
-  void poison() {
-    for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config_); ++sub_layer)
-      for (int64_t block = 0; block < cache_.num_blocks(); ++block) {
-        const Tensor latents = cache_.latents(sub_layer).index(0, block);
-        const std::vector<uint8_t> nan(static_cast<size_t>(latents.num_bytes()), 0xff);
-        ops_->device().copy_from_host(latents.raw(), nan.data(), latents.num_bytes());
-      }
-  }
-
- private:
-  ModelConfig config_;
-  Checkpoint checkpoint_;
-  std::unique_ptr<Ops> ops_;
-  Model model_;
-  KvCache cache_;
-  BatchBuffers buffers_;
-  Buffer rows_, logits_;
-  int64_t num_nodes_ = 0;
-};
-
-// --- host functions of the CUDA backend ----------------------------------------------------------------------------
-
-py::tuple gemm_choice(int64_t num_tokens, int64_t out_features, int64_t in_features, const std::string& format,
-                      const std::string& out_dtype, bool add, int64_t batch, int compute_capability,
-                      int64_t misalignment) {
-  alignas(16) static char memory[32];
-  const GemmProblem problem{.out = memory,
-                            .x = memory + misalignment,
-                            .weight = memory,
-                            .num_tokens = num_tokens,
-                            .out_features = out_features,
-                            .in_features = in_features,
-                            .batch = batch,
-                            .out_stride = out_features * batch,
-                            .x_stride = in_features * batch,
-                            .out_batch_stride = out_features,
-                            .x_batch_stride = in_features,
-                            .out_dtype = out_dtype == "f32" ? DType::f32 : DType::bf16,
-                            .x_dtype = DType::bf16,
-                            .format = format == "f32"    ? WeightFormat::f32
-                                      : format == "bf16" ? WeightFormat::bf16
-                                                         : WeightFormat::fp8_block,
-                            .add = add};
-  const GemmChoice choice = choose_gemm(problem, compute_capability);
-  return py::make_tuple(name_of(choice.path), choice.tile_tokens);
-}
-
-py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features, bool fp8, int compute_capability) {
-  alignas(16) static char memory[32];
-  const Weight weight{.format = fp8 ? WeightFormat::fp8_block : WeightFormat::bf16,
-                      .out_features = out_features,
-                      .in_features = in_features,
-                      .data = memory};
-  const GroupedProblem problem{.out = memory,
-                               .x = memory,
-                               .max_rows = rows,
-                               .out_stride = out_features,
-                               .x_stride = in_features,
-                               .out_dtype = DType::bf16,
-                               .x_dtype = fp8 ? DType::f8_e4m3 : DType::bf16};
-  const GemmChoice choice = choose_grouped_gemm(problem, GroupedWeights({&weight, 1}), compute_capability);
-  return py::make_tuple(name_of(choice.path), choice.tile_tokens);
-}
-
 }  // namespace
 
-void register_testing_device(py::module_& module) {
-  py::module_ testing = module.attr("testing");
-
+void register_testing_device(py::module_& testing) {
   py::class_<DeviceOps>(testing, "DeviceOps")
       .def(py::init<const std::string&>(), py::arg("device"))
       .def("activation_dtype", &DeviceOps::activation_dtype)
@@ -583,40 +420,6 @@ void register_testing_device(py::module_& module) {
            py::arg("n_routed_experts") = -1)
       .def("sample", &DeviceOps::sample)
       .def("token_logprobs", &DeviceOps::token_logprobs);
-
-  py::class_<DeviceModel>(testing, "DeviceModel")
-      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t,
-                    const std::string&>(),
-           py::arg("folder"), py::arg("device"), py::arg("dtype") = "bf16", py::arg("kv_cache_dtype") = "bf16",
-           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16, py::arg("ngram_placement") = "auto")
-      .def("emulated_bytes", &DeviceModel::emulated_bytes)
-      .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
-           py::arg("recorded") = false)
-      .def("num_nodes", &DeviceModel::num_nodes)
-      .def("last_ngram_ids", &DeviceModel::last_ngram_ids)
-      .def("latents", &DeviceModel::latents)
-      .def("poison", &DeviceModel::poison);
-
-  py::class_<Arena>(testing, "Arena")
-      .def(py::init<int64_t>())
-      .def("allocate", &Arena::allocate)
-      .def("free", &Arena::free)
-      .def_property_readonly("used_bytes", &Arena::used_bytes)
-      .def_property_readonly("peak_bytes", &Arena::peak_bytes)
-      .def_property_readonly("largest_free", &Arena::largest_free);
-  testing.def("graph_rows", &graph_rows);
-  testing.def("input_scale_at", &input_scale_at);
-  testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
-              py::arg("fp8") = false, py::arg("compute_capability") = 90);
-  testing.def("kv_piece_begin", &kv_piece_begin);
-  testing.def("num_kv_pieces", &num_kv_pieces);
-  testing.def("order_key", &order_key);
-  testing.def("expert_of_row", [](const std::vector<int32_t>& offsets, int64_t row) {
-    return expert_of_row(offsets.data(), static_cast<int64_t>(offsets.size()) - 1, row);
-  });
-  testing.def("gemm_choice", &gemm_choice, py::arg("num_tokens"), py::arg("out_features"), py::arg("in_features"),
-              py::arg("format") = "bf16", py::arg("out_dtype") = "bf16", py::arg("add") = false, py::arg("batch") = 1,
-              py::arg("compute_capability") = 90, py::arg("misalignment") = 0);
 }
 
 }  // namespace longcat

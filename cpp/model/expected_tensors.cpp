@@ -31,54 +31,88 @@ std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
   return {(shape[0] + kFp8Block - 1) / kFp8Block, (shape[1] + kFp8Block - 1) / kFp8Block};
 }
 
+// Appends tensors to a list, and those that come together.
+class TensorList {
+ public:
+  explicit TensorList(const ModelConfig& config) : c_(config) {}
+
+  void linear(const std::string& name, int64_t out, int64_t in, TensorUse use = TensorUse::matrix) {
+    expected_.push_back({name + ".weight", {out, in}, use, true});
+  }
+  void plain(const std::string& name, std::vector<int64_t> shape, TensorUse use = TensorUse::values) {
+    expected_.push_back({name, std::move(shape), use});
+  }
+  void norm(const std::string& name) { plain(name + ".weight", {c_.hidden_size}); }
+  void ffn(const std::string& name, int64_t width) {
+    linear(name + ".gate_proj", width, c_.hidden_size);
+    linear(name + ".up_proj", width, c_.hidden_size);
+    linear(name + ".down_proj", c_.hidden_size, width);
+  }
+  void attention(const std::string& name) {
+    linear(name + ".q_a_proj", c_.q_lora_rank, c_.hidden_size);
+    plain(name + ".q_a_layernorm.weight", {c_.q_lora_rank});
+    linear(name + ".q_b_proj", c_.num_attention_heads * c_.qk_head_dim(), c_.q_lora_rank);
+    linear(name + ".kv_a_proj_with_mqa", c_.latent_dim(), c_.hidden_size);
+    plain(name + ".kv_a_layernorm.weight", {c_.kv_lora_rank});
+    linear(name + ".kv_b_proj", c_.num_attention_heads * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank,
+           TensorUse::values);
+    linear(name + ".o_proj", c_.hidden_size, c_.num_attention_heads * c_.v_head_dim);
+  }
+  std::vector<ExpectedTensor> take() { return std::move(expected_); }
+
+ private:
+  const ModelConfig& c_;
+  std::vector<ExpectedTensor> expected_;
+};
+
 }  // namespace
 
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
-  std::vector<ExpectedTensor> expected;
-  const auto linear = [&](const std::string& name, int64_t out, int64_t in, TensorUse use = TensorUse::matrix) {
-    expected.push_back({name + ".weight", {out, in}, use, true});
-  };
-  const auto plain = [&](const std::string& name, std::vector<int64_t> shape, TensorUse use = TensorUse::values) {
-    expected.push_back({name, std::move(shape), use});
-  };
-  const auto ffn = [&](const std::string& name, int64_t width) {
-    linear(name + ".gate_proj", width, c.hidden_size);
-    linear(name + ".up_proj", width, c.hidden_size);
-    linear(name + ".down_proj", c.hidden_size, width);
-  };
-  plain("model.embed_tokens.weight", {c.vocab_size, c.hidden_size},
-        c.tie_word_embeddings ? TensorUse::matrix : TensorUse::table);
+  TensorList list(c);
+  list.plain("model.embed_tokens.weight", {c.vocab_size, c.hidden_size},
+             c.tie_word_embeddings ? TensorUse::matrix : TensorUse::table);
   if (c.ngram)
     for (int64_t t = 0; t < c.ngram->num_tables(); ++t) {
       const int64_t table_dim = c.hidden_size / c.ngram->num_tables();
-      plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim},
-            TensorUse::table);
-      plain(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"), {c.hidden_size, table_dim});
+      list.plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim},
+                 TensorUse::table);
+      list.plain(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"), {c.hidden_size, table_dim});
     }
   for (int64_t l = 0; l < c.num_layers; ++l) {
     const std::string layer = str_cat("model.layers.", l, ".");
     for (int i = 0; i < 2; ++i) {
-      const std::string attention = str_cat(layer, "self_attn.", i, ".");
-      linear(attention + "q_a_proj", c.q_lora_rank, c.hidden_size);
-      plain(attention + "q_a_layernorm.weight", {c.q_lora_rank});
-      linear(attention + "q_b_proj", c.num_attention_heads * c.qk_head_dim(), c.q_lora_rank);
-      linear(attention + "kv_a_proj_with_mqa", c.latent_dim(), c.hidden_size);
-      plain(attention + "kv_a_layernorm.weight", {c.kv_lora_rank});
-      linear(attention + "kv_b_proj", c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank,
-             TensorUse::values);
-      linear(attention + "o_proj", c.hidden_size, c.num_attention_heads * c.v_head_dim);
-      plain(str_cat(layer, "input_layernorm.", i, ".weight"), {c.hidden_size});
-      plain(str_cat(layer, "post_attention_layernorm.", i, ".weight"), {c.hidden_size});
-      ffn(str_cat(layer, "mlps.", i), c.ffn_hidden_size);
+      list.attention(str_cat(layer, "self_attn.", i));
+      list.norm(str_cat(layer, "input_layernorm.", i));
+      list.norm(str_cat(layer, "post_attention_layernorm.", i));
+      list.ffn(str_cat(layer, "mlps.", i), c.ffn_hidden_size);
     }
-    plain(layer + "mlp.router.classifier.weight", {c.num_router_outputs(), c.hidden_size});
-    plain(layer + "mlp.router.e_score_correction_bias", {c.num_router_outputs()});
-    for (int64_t e = 0; e < c.n_routed_experts; ++e) ffn(str_cat(layer, "mlp.experts.", e), c.expert_ffn_hidden_size);
+    list.plain(layer + "mlp.router.classifier.weight", {c.num_router_outputs(), c.hidden_size});
+    list.plain(layer + "mlp.router.e_score_correction_bias", {c.num_router_outputs()});
+    for (int64_t e = 0; e < c.n_routed_experts; ++e)
+      list.ffn(str_cat(layer, "mlp.experts.", e), c.expert_ffn_hidden_size);
   }
-  plain("model.norm.weight", {c.hidden_size});
-  if (!c.tie_word_embeddings) plain("lm_head.weight", {c.vocab_size, c.hidden_size}, TensorUse::matrix);
-  return expected;
+  list.norm("model.norm");
+  if (!c.tie_word_embeddings) list.plain("lm_head.weight", {c.vocab_size, c.hidden_size}, TensorUse::matrix);
+  return list.take();
 }
+
+std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& c) {
+  TensorList list(c);
+  const std::string layer = "model.mtp.layers.0.";
+  list.plain("model.mtp.embed_tokens.weight", {c.vocab_size, c.hidden_size}, TensorUse::table);
+  list.norm("model.mtp.norm");
+  list.norm(layer + "enorm.m");
+  list.norm(layer + "hnorm.m");
+  list.plain(layer + "eh_proj.weight", {c.hidden_size, 2 * c.hidden_size},  // used by halves: no packed block in both
+             c.hidden_size % kQuantBlock == 0 ? TensorUse::matrix : TensorUse::values);
+  list.norm(layer + "input_layernorm");
+  list.norm(layer + "post_attention_layernorm");
+  list.attention(layer + "self_attn");
+  list.ffn(layer + "transformer_layer.mlp", c.ffn_hidden_size);
+  return list.take();
+}
+
+bool is_mtp_tensor(const std::string& name) { return name.starts_with("model.mtp."); }
 
 bool may_be_packed(const ExpectedTensor& tensor, WeightFormat format) {
   return tensor.use == TensorUse::matrix ? is_x8(format)
@@ -87,7 +121,7 @@ bool may_be_packed(const ExpectedTensor& tensor, WeightFormat format) {
 
 std::string packed_name(const std::string& name, WeightFormat format) { return str_cat(name, ".", name_of(format)); }
 
-std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config, bool with_mtp) {
   std::vector<std::string> problems;
   std::set<std::string> known;
   const auto check_one = [&](const std::string& name, const std::vector<int64_t>& shape, auto&& dtype_fits,
@@ -116,8 +150,8 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
       }
     return false;
   };
-  for (const ExpectedTensor& expected : expected_tensors(config)) {
-    if (!checkpoint.find(expected.name) && check_packed(expected)) continue;
+  const auto check_expected = [&](const ExpectedTensor& expected) {
+    if (!checkpoint.find(expected.name) && check_packed(expected)) return;
     const bool fp8 = expected.is_linear && config.fp8_blocks;
     const StoredTensor* tensor = check_one(
         expected.name, expected.shape, [&](DType d) { return is_float(d) || (fp8 && d == DType::f8_e4m3); },
@@ -125,6 +159,14 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
     if (tensor && fp8 && tensor->dtype == DType::f8_e4m3)
       check_one(
           expected.name + "_scale_inv", scale_shape(expected.shape), [](DType d) { return d == DType::f32; }, "F32");
+  };
+  for (const ExpectedTensor& expected : expected_tensors(config)) check_expected(expected);
+  if (with_mtp) {
+    if (std::ranges::none_of(checkpoint.tensors(), [](const auto& entry) { return is_mtp_tensor(entry.first); }))
+      throw Error(str_cat("[weights] ", checkpoint.folder().string(),
+                          ": has no MTP layer (model.mtp.*), which speculative method \"mtp\" guesses with: download "
+                          "model-auxiliary.safetensors, too, or use method \"ngram\""));
+    for (const ExpectedTensor& expected : expected_mtp_tensors(config)) check_expected(expected);
   }
   if (!problems.empty())
     throw Error(str_cat("[weights] ", checkpoint.folder().string(), ": ", problems.size(),
@@ -133,7 +175,7 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
 
   std::vector<std::string> unknown;
   for (const auto& [name, tensor] : checkpoint.tensors())
-    if (!known.contains(name) && !name.starts_with("model.mtp.")) unknown.push_back(name);
+    if (!known.contains(name) && !is_mtp_tensor(name)) unknown.push_back(name);
   if (unknown.empty()) return {};
   return {str_cat("[weights] ", checkpoint.folder().string(), ": ", unknown.size(), " unknown ",
                   unknown.size() == 1 ? "tensor is" : "tensors are", " not used: ", join_some(unknown))};

@@ -28,10 +28,14 @@ struct ExpectedTensor {
 bool may_be_packed(const ExpectedTensor& tensor, WeightFormat format);
 std::string packed_name(const std::string& name, WeightFormat format);
 
-// Every tensor of the text model, in the order of the forward pass (`model.mtp.*` is optional and not among them).
+// Every tensor of the text model, in the order of the forward pass.
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config);
 
+// Those of the MTP layer, which a checkpoint may have or not.
+std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& config);
+bool is_mtp_tensor(const std::string& name);
+
 // Throws one Error that lists every missing or misshapen tensor; returns a warning about unknown ones, or nothing.
-std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config);
+std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config, bool with_mtp = false);
 
 }  // namespace longcat

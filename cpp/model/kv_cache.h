@@ -18,7 +18,7 @@ class KvCache {
   static int64_t block_bytes(const ModelConfig& config, DType dtype);
 
   // Sub-layers of a block: two a layer, and one more for the MTP layer, whose entry for the pair (hidden state of
-  // position p - 1, token of p) lies at p.
+  // position p, token of p + 1) lies at p: it is written in the step that writes the others there.
   static int64_t num_sub_layers(const ModelConfig& config) { return config.num_sub_layers() + 1; }
 
   int64_t num_blocks() const { return num_blocks_; }

@@ -34,9 +34,38 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
 Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   a_ = buffers_.first(batch.num_tokens());
   embed(batch, cache);
+  rope_angles(batch);
   ops_.add_rms_norm(a_.h, a_.residual, {}, weights_.layers[0].input_norm[0], static_cast<float>(config_.rms_norm_eps));
   for (int64_t l = 0; l < config_.num_layers; ++l) decoder_layer(l, batch, cache);
   return a_.h;
+}
+
+// u = eh_proj [enorm(word) | hnorm(hidden)], then a layer without MoE (DeepSeek-V3 technical report, eq. 21-23, with
+// the final norm before the next depth).
+void Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows) {
+  const MtpWeights& w = *weights_.mtp;
+  const float eps = static_cast<float>(config_.rms_norm_eps);
+  const Tensor last = a_.h;
+  a_ = buffers_.first(batch.num_tokens());
+  if (rows.empty()) {
+    ops_.rms_norm(a_.moe_in, a_.h, w.hidden_norm, eps);
+  } else {
+    ops_.gather_rows(a_.moe_in, last, rows);
+    ops_.rms_norm(a_.moe_in, a_.moe_in, w.hidden_norm, eps);
+  }
+  ops_.embed(a_.x, batch.token_ids, w.word_embedding, shard().vocab.begin, {}, {}, 1);
+  ranks_.world->all_reduce(a_.x);
+  ops_.rms_norm(a_.x, a_.x, w.word_norm, eps);
+  ops_.linear(a_.residual, a_.x, w.word_proj);
+  ops_.linear(a_.x, a_.moe_in, w.hidden_proj);
+  rope_angles(batch);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm, eps);
+  attention(w.attention, cache.latents(config_.num_sub_layers()), batch);
+  ranks_.tp->all_reduce(a_.x);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm, eps);
+  ffn(w.ffn, a_.h);
+  ranks_.tp->all_reduce(a_.x);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.final_norm, eps);
 }
 
 void Model::abort_ranks(const std::string& reason) noexcept {
@@ -90,6 +119,9 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, shard().vocab.begin, a_.ngram_rows, w.projection,
              scale);
   ranks_.world->all_reduce(a_.residual);
+}
+
+void Model::rope_angles(const ForwardBatch& batch) {
   ops_.rope_angles(a_.cos, a_.sin, batch.positions, inv_freq_.tensor(DType::f32, {config_.qk_rope_head_dim / 2}),
                    static_cast<float>(rope_.cos_sin_factor));
 }

@@ -25,6 +25,12 @@ class Model {
   // [num_tokens, hidden_size], valid until the next call.
   Tensor forward(const ForwardBatch& batch, KvCache& cache);
 
+  // The MTP layer over the rows of `batch`, whose token_ids are what comes behind the tokens of the rows of the last
+  // pass, forward() or this one: its hidden states become those that the token after that is told from, for logits().
+  // Row i goes on from row rows[i] of the last pass; no `rows`: from row i. Stores the layer's latents at the positions
+  // of the batch (slot p for the pair of hidden state p and token p + 1).
+  void forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows = {});
+
   // Which of so many rows this rank gets the logits of: the ranks take blocks of own_logits_capacity() rows each, the
   // last ones perhaps fewer or none.
   Range own_logits(int64_t num_rows) const;
@@ -40,6 +46,7 @@ class Model {
 
  private:
   void embed(const ForwardBatch& batch, KvCache& cache);
+  void rope_angles(const ForwardBatch& batch);
   void decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache);
   void attention(const AttentionWeights& weights, Tensor latents, const ForwardBatch& batch);
   void ffn(const FfnWeights& weights, Tensor h);

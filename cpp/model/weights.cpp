@@ -29,10 +29,11 @@ class WeightBuilder {
         weights_(weights),
         progress_(progress) {
     for (ExpectedTensor& tensor : expected_tensors(config)) shapes_[tensor.name] = std::move(tensor.shape);
+    for (ExpectedTensor& tensor : expected_mtp_tensors(config)) shapes_[tensor.name] = std::move(tensor.shape);
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
 
-  // What is left is not used (the MTP layer): the progress ends at 100 %.
+  // What is left is not used (an MTP layer nobody wants): the progress ends at 100 %.
   void finish() const {
     if (progress_) progress_(total_bytes_, total_bytes_);
   }
@@ -291,30 +292,37 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const
 
 Range scaled(Range range, int64_t factor) { return {range.begin * factor, range.end * factor}; }
 
-LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shard& shard, int64_t layer_idx) {
-  LayerWeights layer;
-  const std::string prefix = str_cat("model.layers.", layer_idx, ".");
+// `prefix` ends with a dot.
+AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, const Shard& shard,
+                                const std::string& prefix) {
   const double hidden = static_cast<double>(c.hidden_size);
   const double q_scale = c.mla_scale_q_lora ? std::sqrt(hidden / static_cast<double>(c.q_lora_rank)) : 1;
   const double kv_scale = c.mla_scale_kv_lora ? std::sqrt(hidden / static_cast<double>(c.kv_lora_rank)) : 1;
-  const auto matrix = [&](const std::string& name) { return builder.matrix(prefix + name + ".weight"); };
+  AttentionWeights attention;
+  attention.q_a_proj = builder.matrix(prefix + "q_a_proj.weight");
+  attention.q_a_norm = builder.vector(prefix + "q_a_layernorm.weight", q_scale);
+  attention.q_b_proj = builder.rows_of(prefix + "q_b_proj.weight", scaled(shard.heads, c.qk_head_dim()));
+  attention.kv_a_proj = builder.matrix(prefix + "kv_a_proj_with_mqa.weight");
+  attention.kv_a_norm = builder.vector(prefix + "kv_a_layernorm.weight", kv_scale);
+  builder.split_kv_b(attention, prefix + "kv_b_proj.weight", c, shard.heads);
+  attention.o_proj = builder.cols_of(prefix + "o_proj.weight", scaled(shard.heads, c.v_head_dim));
+  return attention;
+}
+
+FfnWeights load_ffn(WeightBuilder& builder, const Shard& shard, const std::string& prefix) {
+  return {builder.rows_of(prefix + "gate_proj.weight", shard.ffn),
+          builder.rows_of(prefix + "up_proj.weight", shard.ffn),
+          builder.cols_of(prefix + "down_proj.weight", shard.ffn)};
+}
+
+LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shard& shard, int64_t layer_idx) {
+  LayerWeights layer;
+  const std::string prefix = str_cat("model.layers.", layer_idx, ".");
   for (int i = 0; i < 2; ++i) {
     layer.input_norm[i] = builder.vector(str_cat(prefix, "input_layernorm.", i, ".weight"));
     layer.post_attention_norm[i] = builder.vector(str_cat(prefix, "post_attention_layernorm.", i, ".weight"));
-    const std::string attn = str_cat("self_attn.", i, ".");
-    AttentionWeights& attention = layer.attention[i];
-    attention.q_a_proj = matrix(attn + "q_a_proj");
-    attention.q_a_norm = builder.vector(prefix + attn + "q_a_layernorm.weight", q_scale);
-    attention.q_b_proj = builder.rows_of(prefix + attn + "q_b_proj.weight", scaled(shard.heads, c.qk_head_dim()));
-    attention.kv_a_proj = matrix(attn + "kv_a_proj_with_mqa");
-    attention.kv_a_norm = builder.vector(prefix + attn + "kv_a_layernorm.weight", kv_scale);
-    builder.split_kv_b(attention, prefix + attn + "kv_b_proj.weight", c, shard.heads);
-    attention.o_proj = builder.cols_of(prefix + attn + "o_proj.weight", scaled(shard.heads, c.v_head_dim));
-    if (i == 1 && !shard.adds_ffn()) continue;
-    const std::string mlp = str_cat(prefix, "mlps.", i, ".");
-    layer.ffn[i] = {builder.rows_of(mlp + "gate_proj.weight", shard.ffn),
-                    builder.rows_of(mlp + "up_proj.weight", shard.ffn),
-                    builder.cols_of(mlp + "down_proj.weight", shard.ffn)};
+    layer.attention[i] = load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."));
+    if (i == 0 || shard.adds_ffn()) layer.ffn[i] = load_ffn(builder, shard, str_cat(prefix, "mlps.", i, "."));
   }
   layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight");
   layer.moe.e_score_correction_bias = builder.vector(prefix + "mlp.router.e_score_correction_bias");
@@ -325,6 +333,40 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
     layer.moe.down_proj.push_back(builder.expert_cols(expert + "down_proj.weight", shard.expert_ffn));
   }
   return layer;
+}
+
+MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& shard) {
+  const std::string layer = "model.mtp.layers.0.", eh_proj = layer + "eh_proj.weight";
+  const Range all_rows{0, c.hidden_size};
+  return {.word_embedding = builder.rows_of("model.mtp.embed_tokens.weight", shard.vocab),
+          .word_norm = builder.vector(layer + "enorm.m.weight"),
+          .hidden_norm = builder.vector(layer + "hnorm.m.weight"),
+          .word_proj = builder.matrix(eh_proj, all_rows, {0, c.hidden_size}),
+          .hidden_proj = builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size}),
+          .input_norm = builder.vector(layer + "input_layernorm.weight"),
+          .post_attention_norm = builder.vector(layer + "post_attention_layernorm.weight"),
+          .attention = load_attention(builder, c, shard, layer + "self_attn."),
+          .ffn = load_ffn(builder, shard, layer + "transformer_layer.mlp."),
+          .final_norm = builder.vector("model.mtp.norm.weight")};
+}
+
+int64_t bytes_of(const AttentionWeights& a) {
+  int64_t total = a.q_a_norm.num_bytes() + a.kv_a_norm.num_bytes();
+  for (const Weight* weight : {&a.q_a_proj, &a.q_b_proj, &a.kv_a_proj, &a.k_up, &a.v_up, &a.o_proj})
+    total += weight->num_bytes();
+  return total;
+}
+
+int64_t bytes_of(const FfnWeights& f) {
+  return f.gate_proj.num_bytes() + f.up_proj.num_bytes() + f.down_proj.num_bytes();
+}
+
+int64_t bytes_of(const MtpWeights& mtp) {
+  int64_t total = bytes_of(mtp.attention) + bytes_of(mtp.ffn);
+  for (const Weight* weight : {&mtp.word_embedding, &mtp.word_proj, &mtp.hidden_proj}) total += weight->num_bytes();
+  for (const Tensor& norm : {mtp.word_norm, mtp.hidden_norm, mtp.input_norm, mtp.post_attention_norm, mtp.final_norm})
+    total += norm.num_bytes();
+  return total;
 }
 
 }  // namespace
@@ -338,14 +380,11 @@ int64_t ModelWeights::num_bytes() const {
   int64_t total = word_embedding.num_bytes() + ngram.projection.num_bytes() + final_norm.num_bytes();
   if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
   total += table_bytes();
+  if (mtp) total += bytes_of(*mtp);
   for (const LayerWeights& layer : layers) {
     for (int i = 0; i < 2; ++i) {
-      const AttentionWeights& a = layer.attention[i];
-      for (const Weight* weight : {&a.q_a_proj, &a.q_b_proj, &a.kv_a_proj, &a.k_up, &a.v_up, &a.o_proj,
-                                   &layer.ffn[i].gate_proj, &layer.ffn[i].up_proj, &layer.ffn[i].down_proj})
-        total += weight->num_bytes();
-      for (const Tensor& norm : {a.q_a_norm, a.kv_a_norm, layer.input_norm[i], layer.post_attention_norm[i]})
-        total += norm.num_bytes();
+      total += bytes_of(layer.attention[i]) + bytes_of(layer.ffn[i]);
+      total += layer.input_norm[i].num_bytes() + layer.post_attention_norm[i].num_bytes();
     }
     total += layer.moe.classifier.num_bytes() + layer.moe.e_score_correction_bias.num_bytes();
     for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
@@ -361,10 +400,11 @@ int64_t ModelWeights::table_bytes() const {
 }
 
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, Placement table_placement, bool quantize_experts, const LoadProgress& progress) {
+                          Ops& ops, Placement table_placement, bool quantize_experts, bool with_mtp,
+                          const LoadProgress& progress) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
-  weights.warnings = check_tensors(checkpoint, config);
+  weights.warnings = check_tensors(checkpoint, config, with_mtp);
   WeightBuilder builder(checkpoint, config, dtype, ops, table_placement, quantize_experts, weights, progress);
   weights.word_embedding = builder.rows_of("model.embed_tokens.weight", shard.vocab);
   weights.ngram = load_ngram(builder, config, shard);
@@ -372,6 +412,7 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   weights.final_norm = builder.vector("model.norm.weight");
   weights.lm_head =
       config.tie_word_embeddings ? weights.word_embedding : builder.rows_of("lm_head.weight", shard.vocab);
+  if (with_mtp) weights.mtp = load_mtp(builder, config, shard);
   builder.finish();
   return weights;
 }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,12 +57,24 @@ struct LayerWeights {
   MoeWeights moe;
 };
 
+// The multi-token-prediction layer: a dense one, with a word embedding of its own.
+struct MtpWeights {
+  Weight word_embedding;          // [words, hidden_size]
+  Tensor word_norm, hidden_norm;  // [hidden_size] f32: enorm, hnorm
+  Weight word_proj, hidden_proj;  // [hidden_size, hidden_size] each: the two halves of eh_proj
+  Tensor input_norm, post_attention_norm;
+  AttentionWeights attention;
+  FfnWeights ffn;
+  Tensor final_norm;
+};
+
 struct ModelWeights {
   Weight word_embedding;  // [words, hidden_size]
   NgramWeights ngram;     // empty without N-gram tables
   std::vector<LayerWeights> layers;
   Tensor final_norm;  // [hidden_size] f32
   Weight lm_head;     // [words, hidden_size]
+  std::optional<MtpWeights> mtp;
 
   std::vector<Buffer> storage;                          // planes on the device that are not the mapped file itself
   std::vector<HostBuffer> host_storage;                 // tables in host memory that the device reads
@@ -81,9 +94,9 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 // table_placement (one of Ops::table_placements()) but for those that are f16, which no kernel reads: they are
 // converted in memory, and go to the device; those that are to stay in the file are copied when they are not aligned
 // there. quantize_experts: those that are not fp8 become it, one at a time. Of all that, what `shard` holds: rows of a
-// matrix are a view like the whole, columns a copy.
+// matrix are a view like the whole, columns a copy. with_mtp: with the MTP layer, which must be there.
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, Placement table_placement, bool quantize_experts = false,
+                          Ops& ops, Placement table_placement, bool quantize_experts = false, bool with_mtp = false,
                           const LoadProgress& progress = {});
 
 }  // namespace longcat

@@ -218,11 +218,9 @@ def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
     found = {name for name in tensors if name.startswith(_MTP_PREFIX) and not name.endswith("_scale_inv")}
     if not found:
         return Fact("MTP layer", "absent", "needed for speculative decoding only")
-    from longcat.make_checkpoint import mtp_tensors
-
     try:
-        shapes = {name: shape for name, shape, _ in mtp_tensors(config)}
-    except (KeyError, TypeError):
+        shapes = {name: shape for name, shape, _ in _core.expected_mtp_tensors(json.dumps(config))}
+    except Error:
         return Fact("MTP layer", f"{count(len(found), 'tensor')}", "needed for speculative decoding only")
     odd = sorted(found ^ shapes.keys()) + sorted(n for n in found & shapes.keys() if tensors[n][1] != shapes[n])
     return Fact(

@@ -78,7 +78,7 @@ def component_of(name: str) -> str:
         return "experts"
     if name.startswith("lm_head."):
         return "head"
-    if name.startswith("model.embed_tokens."):
+    if name.startswith(("model.embed_tokens.", "model.mtp.embed_tokens.")):
         return "embedding"
     return "tables" if name.startswith("model.ngram_embeddings.embedders.") else "core"
 
@@ -138,7 +138,11 @@ def convert_checkpoint(
         _open_partial(target, partial, plan, total)
         if calibration is not None:
             left = [tensor for file, members in shards.items() if not (partial / file).exists() for tensor in members]
-            widths = {t.source: t.width for t in left if t.packed == "int4_x8" and component_of(t.source) == "core"}
+            widths = {
+                t.source: t.width
+                for t in left
+                if t.packed == "int4_x8" and component_of(t.source) == "core" and not t.source.startswith("model.mtp.")
+            }
             moments = InputMoments(source, calibration, widths, log)
         for file, members in shards.items():
             if (partial / file).exists():

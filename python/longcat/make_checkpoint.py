@@ -170,33 +170,6 @@ class TensorSpec:
     std_tail: tuple[int, float] | None = None  # (n, std): the last n rows have another spread
 
 
-def mtp_tensors(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], bool]]:
-    """(name, shape, is_linear) of the multi-token-prediction layer: one dense layer with an embedding of its own."""
-    hidden, ffn, heads = config["hidden_size"], config["ffn_hidden_size"], config["num_attention_heads"]
-    q_rank, kv_rank, rope = config["q_lora_rank"], config["kv_lora_rank"], config["qk_rope_head_dim"]
-    nope, v = config["qk_nope_head_dim"], config["v_head_dim"]
-    layer = "model.mtp.layers.0"
-    return [
-        ("model.mtp.embed_tokens.weight", (config["vocab_size"], hidden), False),
-        ("model.mtp.norm.weight", (hidden,), False),
-        (f"{layer}.enorm.m.weight", (hidden,), False),
-        (f"{layer}.hnorm.m.weight", (hidden,), False),
-        (f"{layer}.eh_proj.weight", (hidden, 2 * hidden), False),
-        (f"{layer}.input_layernorm.weight", (hidden,), False),
-        (f"{layer}.post_attention_layernorm.weight", (hidden,), False),
-        (f"{layer}.self_attn.q_a_proj.weight", (q_rank, hidden), True),
-        (f"{layer}.self_attn.q_a_layernorm.weight", (q_rank,), False),
-        (f"{layer}.self_attn.q_b_proj.weight", (heads * (nope + rope), q_rank), True),
-        (f"{layer}.self_attn.kv_a_proj_with_mqa.weight", (kv_rank + rope, hidden), True),
-        (f"{layer}.self_attn.kv_a_layernorm.weight", (kv_rank,), False),
-        (f"{layer}.self_attn.kv_b_proj.weight", (heads * (nope + v), kv_rank), True),
-        (f"{layer}.self_attn.o_proj.weight", (hidden, heads * v), True),
-        (f"{layer}.transformer_layer.mlp.gate_proj.weight", (ffn, hidden), True),
-        (f"{layer}.transformer_layer.mlp.up_proj.weight", (ffn, hidden), True),
-        (f"{layer}.transformer_layer.mlp.down_proj.weight", (hidden, ffn), True),
-    ]
-
-
 def tensor_specs(config: Mapping[str, Any], mtp: bool = False) -> dict[str, TensorSpec]:
     """All tensors of a checkpoint with `config`, in file order.
 
@@ -212,7 +185,7 @@ def tensor_specs(config: Mapping[str, Any], mtp: bool = False) -> dict[str, Tens
     tensors = list(_core.expected_tensors(json.dumps(config)))
     num_tables = sum(".embedders." in name for name, _, _ in tensors)
     if mtp:
-        tensors += mtp_tensors(config)
+        tensors += _core.expected_mtp_tensors(json.dumps(config))
     return {name: _spec(name, shape, is_linear, config, num_tables) for name, shape, is_linear in tensors}
 
 

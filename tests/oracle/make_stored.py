@@ -6,6 +6,7 @@ import json
 import tempfile
 
 import numpy as np
+import torch
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids
 from reference.model import ReferenceModel
 from reference.stored import DATA
@@ -28,6 +29,13 @@ RECIPES = {
     "yarn_mscale": ({"seed": 9, **VARIANTS["yarn_mscale"]}, 96),
     "many_experts": ({"seed": 10, **VARIANTS["many_experts"]}, 64),
 }
+MTP_RECIPES = {
+    "lite": ({"seed": 11, "mtp": True, **VARIANTS["lite"]}, 96),
+    "lite_fp8": ({"seed": 12, "mtp": True, "dtype": "FP8", "config_overrides": WIDE}, 80),
+    "odd": ({"seed": 13, "mtp": True, **VARIANTS["odd"]}, 70),
+    "yarn_ramp": ({"seed": 14, "mtp": True, "dtype": "BF16", **VARIANTS["yarn_ramp"]}, 150),
+}
+MTP_DEPTHS = 3
 SAMPLING_SEEDS = range(4)
 
 
@@ -52,6 +60,32 @@ def write_logits(name: str, recipe: dict, tokens: int) -> None:
     )
 
 
+def write_mtp(name: str, recipe: dict, tokens: int) -> None:
+    """Computes and stores one StoredMtp."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_checkpoint(folder, **recipe)
+        token_ids = random_token_ids(recipe["seed"], tokens + 1, config["vocab_size"], config["eos_token_id"])
+        model = ReferenceModel(folder)
+    trace = model.trace(token_ids[:-1])
+    out = model.mtp(trace.hidden, token_ids[1:])
+    draft_ids = random_token_ids(recipe["seed"] + 100, MTP_DEPTHS, config["vocab_size"])
+    hidden, next_ids, drafts = trace.hidden, token_ids[1:], []
+    last = out[-1:]
+    for draft_id in draft_ids:
+        hidden, next_ids = torch.cat([hidden, last]), [*next_ids, draft_id]
+        last = model.mtp(hidden, next_ids)[-1:]
+        drafts.append(model.linear(last, "lm_head")[0])
+    np.savez_compressed(
+        DATA / f"mtp_{name}.npz",
+        recipe=json.dumps(recipe),
+        token_ids=np.array(token_ids, np.int32),
+        gaps=trace.router_gaps.numpy(),
+        logits=model.linear(out, "lm_head").float().numpy(),
+        draft_ids=np.array(draft_ids, np.int32),
+        draft_logits=torch.stack(drafts).float().numpy(),
+    )
+
+
 def write_sampling() -> None:
     """Stores what transformers' processors make of a few rows of logits."""
     rows = [random_logits(seed) for seed in SAMPLING_SEEDS]
@@ -68,6 +102,8 @@ if __name__ == "__main__":
     DATA.mkdir(exist_ok=True)
     for case, (case_recipe, length) in RECIPES.items():
         write_logits(case, case_recipe, length)
+    for case, (case_recipe, length) in MTP_RECIPES.items():
+        write_mtp(case, case_recipe, length)
     write_sampling()
     total = sum(path.stat().st_size for path in DATA.glob("*.npz"))
     print(f"{len(list(DATA.glob('*.npz')))} files, {total / 1e3:.0f} kB")

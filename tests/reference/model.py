@@ -24,6 +24,7 @@ class Trace:
     """What a test may want to know about one forward pass over T tokens; S = 2 * num_layers sub-layers."""
 
     logits: Tensor  # [T, vocab_size]
+    hidden: Tensor  # [T, hidden_size], normalised: what the head and the MTP layer read
     embedding: Tensor  # [T, hidden_size], the input of layer 0
     ngram_ids: Tensor  # [T, tables] int64; no columns without N-gram embedding
     latents: Tensor  # [S, T, kv_lora_rank + qk_rope_head_dim]: scaled latent, rotated key (interleaved)
@@ -75,8 +76,30 @@ class ReferenceModel:
             gaps.append(gap)
             selected.append(experts)
 
-        logits = self.linear(self.norm(h, "model.norm"), "lm_head")
-        return Trace(logits, embedding, ngram_ids, torch.stack(latents), torch.stack(gaps), torch.stack(selected))
+        hidden = self.norm(h, "model.norm")
+        logits = self.linear(hidden, "lm_head")
+        return Trace(
+            logits, hidden, embedding, ngram_ids, torch.stack(latents), torch.stack(gaps), torch.stack(selected)
+        )
+
+    @torch.no_grad()
+    def mtp(self, hidden: Tensor, next_token_ids: Sequence[int]) -> Tensor:
+        """The multi-token-prediction layer over a sequence from its start.
+
+        Args:
+            hidden: [T, hidden_size], of Trace, or what this returned at a place before.
+            next_token_ids: [T] the token behind each one's own.
+        Returns:
+            [T, hidden_size], normalised; the head makes logits of it, for the token behind next_token_ids.
+        """
+        p = "model.mtp.layers.0"
+        word = self.weights["model.mtp.embed_tokens.weight"][torch.as_tensor(list(next_token_ids))]
+        pair = torch.cat([self.norm(word, f"{p}.enorm.m"), self.norm(hidden, f"{p}.hnorm.m")], dim=-1)
+        u = self.linear(pair, f"{p}.eh_proj")
+        out, _ = self.attention(self.norm(u, f"{p}.input_layernorm"), f"{p}.self_attn", *self.rope_tables(len(u)))
+        u = u + out
+        u = u + self.mlp(self.norm(u, f"{p}.post_attention_layernorm"), f"{p}.transformer_layer.mlp")
+        return self.norm(u, "model.mtp.norm")
 
     # --- embedding --------------------------------------------------------------------------------
 

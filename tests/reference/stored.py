@@ -52,6 +52,30 @@ def stored_cases() -> list[StoredCase]:
 
 
 @dataclass(frozen=True)
+class StoredMtp:
+    """A checkpoint, T + 1 tokens, and the logits that its MTP layer comes to, from the float64 reference."""
+
+    name: str
+    recipe: dict  # arguments of make_checkpoint
+    token_ids: np.ndarray  # [T + 1] int32
+    gaps: np.ndarray  # [num_layers, T] router gaps of the trunk over the first T
+    logits: np.ndarray  # [T, vocab_size] float32: row i from the hidden state of token i and from token i + 1
+    draft_ids: np.ndarray  # [depths] int32: read on behind the last token, each with the layer's own hidden state
+    draft_logits: np.ndarray  # [depths, vocab_size] float32
+
+
+def stored_mtp() -> list[StoredMtp]:
+    """All stored cases of the MTP layer, by name."""
+    cases = []
+    for path in sorted(DATA.glob("mtp_*.npz")):
+        with np.load(path) as arrays:
+            fields = {name: arrays[name] for name in arrays.files}
+        recipe = json.loads(str(fields.pop("recipe")))
+        cases.append(StoredMtp(name=path.stem.removeprefix("mtp_"), recipe=recipe, **fields))
+    return cases
+
+
+@dataclass(frozen=True)
 class StoredSampling:
     """Logits and the distributions transformers' processors make of them, one per entry of `parameters`."""
 

@@ -1,0 +1,83 @@
+// Host functions of the CUDA backend, for tests.
+#include "bindings/bindings.h"
+#include "cuda/arena.h"
+#include "cuda/attention.h"
+#include "cuda/gemm/gemm.h"
+#include "cuda/graph_sizes.h"
+#include "cuda/ngram.h"
+#include "cuda/sampling.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+namespace {
+
+py::tuple gemm_choice(int64_t num_tokens, int64_t out_features, int64_t in_features, const std::string& format,
+                      const std::string& out_dtype, bool add, int64_t batch, int compute_capability,
+                      int64_t misalignment) {
+  alignas(16) static char memory[32];
+  const GemmProblem problem{.out = memory,
+                            .x = memory + misalignment,
+                            .weight = memory,
+                            .num_tokens = num_tokens,
+                            .out_features = out_features,
+                            .in_features = in_features,
+                            .batch = batch,
+                            .out_stride = out_features * batch,
+                            .x_stride = in_features * batch,
+                            .out_batch_stride = out_features,
+                            .x_batch_stride = in_features,
+                            .out_dtype = out_dtype == "f32" ? DType::f32 : DType::bf16,
+                            .x_dtype = DType::bf16,
+                            .format = format == "f32"    ? WeightFormat::f32
+                                      : format == "bf16" ? WeightFormat::bf16
+                                                         : WeightFormat::fp8_block,
+                            .add = add};
+  const GemmChoice choice = choose_gemm(problem, compute_capability);
+  return py::make_tuple(name_of(choice.path), choice.tile_tokens);
+}
+
+py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features, bool fp8, int compute_capability) {
+  alignas(16) static char memory[32];
+  const Weight weight{.format = fp8 ? WeightFormat::fp8_block : WeightFormat::bf16,
+                      .out_features = out_features,
+                      .in_features = in_features,
+                      .data = memory};
+  const GroupedProblem problem{.out = memory,
+                               .x = memory,
+                               .max_rows = rows,
+                               .out_stride = out_features,
+                               .x_stride = in_features,
+                               .out_dtype = DType::bf16,
+                               .x_dtype = fp8 ? DType::f8_e4m3 : DType::bf16};
+  const GemmChoice choice = choose_grouped_gemm(problem, GroupedWeights({&weight, 1}), compute_capability);
+  return py::make_tuple(name_of(choice.path), choice.tile_tokens);
+}
+
+}  // namespace
+
+void register_testing_cuda_host(py::module_& testing) {
+  py::class_<Arena>(testing, "Arena")
+      .def(py::init<int64_t>())
+      .def("allocate", &Arena::allocate)
+      .def("free", &Arena::free)
+      .def_property_readonly("used_bytes", &Arena::used_bytes)
+      .def_property_readonly("peak_bytes", &Arena::peak_bytes)
+      .def_property_readonly("largest_free", &Arena::largest_free);
+  testing.def("graph_rows", &graph_rows);
+  testing.def("input_scale_at", &input_scale_at);
+  testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
+              py::arg("fp8") = false, py::arg("compute_capability") = 90);
+  testing.def("kv_piece_begin", &kv_piece_begin);
+  testing.def("num_kv_pieces", &num_kv_pieces);
+  testing.def("order_key", &order_key);
+  testing.def("expert_of_row", [](const std::vector<int32_t>& offsets, int64_t row) {
+    return expert_of_row(offsets.data(), static_cast<int64_t>(offsets.size()) - 1, row);
+  });
+  testing.def("gemm_choice", &gemm_choice, py::arg("num_tokens"), py::arg("out_features"), py::arg("in_features"),
+              py::arg("format") = "bf16", py::arg("out_dtype") = "bf16", py::arg("add") = false, py::arg("batch") = 1,
+              py::arg("compute_capability") = 90, py::arg("misalignment") = 0);
+}
+
+}  // namespace longcat

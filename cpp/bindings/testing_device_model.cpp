@@ -1,0 +1,167 @@
+// The model on any device, for tests that hold the backends to each other.
+#include "bindings/bindings.h"
+#include "bindings/chunks.h"
+#include "cuda/emulated_device.h"
+#include "engine/batch_buffers.h"
+#include "io/model_config.h"
+#include "io/safetensors.h"
+#include "model/model.h"
+#include "ops/backend.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+Placement table_placement(Ops& ops, const std::string& name) {
+  for (const Placement placement : ops.table_placements())
+    if (name == "auto" || name == name_of(placement)) return placement;
+  throw std::invalid_argument("testing: tables cannot lie there");
+}
+
+// A checkpoint under explicit batches; steps run as the engine runs them, recorded or not.
+class DeviceModel {
+ public:
+  DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
+              const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks,
+              const std::string& ngram_placement, bool with_mtp)
+      : config_(load_model_config(folder)),
+        checkpoint_(folder),
+        ops_(make_ops(device, 1)),
+        model_(
+            *ops_, config_, single_rank(config_),
+            load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0), dtype == "f32" ? DType::f32 : DType::bf16,
+                         *ops_, table_placement(*ops_, ngram_placement), false, with_mtp),
+            max_tokens, max_tokens),
+        cache_(ops_->device(), config_, num_blocks,
+               kv_cache_dtype == "fp8"   ? DType::f8_e4m3
+               : kv_cache_dtype == "f32" ? DType::f32
+                                         : DType::bf16),
+        buffers_(ops_->device(), max_tokens, max_tokens, num_blocks),
+        rows_(ops_->device(), max_tokens * 4),
+        logits_(ops_->device(), max_tokens * config_.vocab_size * 4) {}
+
+  // Logits of every token. num_rows: with padding; recorded: through Device::record.
+  Array<float> forward(const Chunks& chunks, size_t num_generated, int64_t num_rows, bool recorded) {
+    Device& device = ops_->device();
+    buffers_.stage(chunk_views(chunks, num_generated), 0, num_rows);
+    int64_t num_tokens = 0;
+    Array<float> out;
+    device.wait(device.submit([&] {
+      const ForwardBatch batch = buffers_.upload(0);
+      num_tokens = batch.num_tokens();
+      std::vector<int32_t> all(static_cast<size_t>(num_tokens));
+      for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
+      const Tensor rows = rows_.tensor(DType::i32, {num_tokens});
+      device.upload(rows.raw(), all.data(), rows.num_bytes());
+      const auto work = [&] {
+        model_.forward(batch, cache_);
+        model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), rows);
+      };
+      if (recorded) {
+        const std::unique_ptr<Recording> recording = device.record(work);
+        recording->launch();
+        recording->launch();  // a replay writes the same
+        num_nodes_ = recording->num_nodes();
+      } else {
+        work();
+      }
+      out = Array<float>({num_tokens, config_.vocab_size});
+      device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
+    }));
+    return out;
+  }
+
+  // Logits that forward_mtp leaves, of every row of `chunks`, which hold the next tokens; `rows` of the last pass, or
+  // empty.
+  Array<float> forward_mtp(const Chunks& chunks, size_t num_generated, const std::vector<int32_t>& rows) {
+    Device& device = ops_->device();
+    buffers_.stage(chunk_views(chunks, num_generated), 0);
+    Array<float> out;
+    device.wait(device.submit([&] {
+      const ForwardBatch batch = buffers_.upload(0);
+      const int64_t num_tokens = batch.num_tokens();
+      const auto upload = [&](const std::vector<int32_t>& values) {
+        if (values.empty()) return Tensor{};
+        const Tensor on_device = rows_.tensor(DType::i32, {static_cast<int64_t>(values.size())});
+        device.upload(on_device.raw(), values.data(), on_device.num_bytes());
+        return on_device;
+      };
+      model_.forward_mtp(batch, cache_, upload(rows));
+      std::vector<int32_t> all(static_cast<size_t>(num_tokens));
+      for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
+      model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), upload(all));
+      out = Array<float>({num_tokens, config_.vocab_size});
+      device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
+    }));
+    return out;
+  }
+
+  int64_t num_nodes() const { return num_nodes_; }  // of the last recorded step
+
+  Array<int32_t> last_ngram_ids() {
+    const Tensor ids = model_.last_ngram_ids();
+    if (ids.empty()) return Array<int32_t>(0);
+    Array<int32_t> out({ids.size(0), ids.size(1)});
+    ops_->device().copy_to_host(out.mutable_data(), ids.raw(), ids.num_bytes());
+    return out;
+  }
+
+  // The cache's blocks as bytes: [num_blocks, bytes of a block in a sub-layer].
+  Array<uint8_t> latents(int64_t sub_layer, const std::vector<int32_t>& blocks) {
+    const Tensor all = cache_.latents(sub_layer);
+    const int64_t bytes = all.index(0, 0).num_bytes();
+    Array<uint8_t> out({static_cast<int64_t>(blocks.size()), bytes});
+    for (size_t i = 0; i < blocks.size(); ++i)
+      ops_->device().copy_to_host(out.mutable_data(static_cast<py::ssize_t>(i)), all.index(0, blocks[i]).raw(), bytes);
+    return out;
+  }
+
+  // What is allocated of an emulated device's memory [bytes].
+  int64_t emulated_bytes() const { return dynamic_cast<EmulatedDevice&>(ops_->device()).arena().used_bytes(); }
+
+  void poison() {
+    for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config_); ++sub_layer)
+      for (int64_t block = 0; block < cache_.num_blocks(); ++block) {
+        const Tensor latents = cache_.latents(sub_layer).index(0, block);
+        const std::vector<uint8_t> nan(static_cast<size_t>(latents.num_bytes()), 0xff);
+        ops_->device().copy_from_host(latents.raw(), nan.data(), latents.num_bytes());
+      }
+  }
+
+ private:
+  ModelConfig config_;
+  Checkpoint checkpoint_;
+  std::unique_ptr<Ops> ops_;
+  Model model_;
+  KvCache cache_;
+  BatchBuffers buffers_;
+  Buffer rows_, logits_;
+  int64_t num_nodes_ = 0;
+};
+
+}  // namespace
+
+void register_testing_device_model(py::module_& testing) {
+  py::class_<DeviceModel>(testing, "DeviceModel")
+      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t,
+                    const std::string&, bool>(),
+           py::arg("folder"), py::arg("device"), py::arg("dtype") = "bf16", py::arg("kv_cache_dtype") = "bf16",
+           py::arg("max_tokens") = 256, py::arg("num_blocks") = 16, py::arg("ngram_placement") = "auto",
+           py::arg("with_mtp") = false)
+      .def("emulated_bytes", &DeviceModel::emulated_bytes)
+      .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
+           py::arg("recorded") = false)
+      .def("forward_mtp", &DeviceModel::forward_mtp, py::arg("chunks"), py::arg("num_generated") = 0,
+           py::arg("rows") = std::vector<int32_t>{})
+      .def("num_nodes", &DeviceModel::num_nodes)
+      .def("last_ngram_ids", &DeviceModel::last_ngram_ids)
+      .def("latents", &DeviceModel::latents)
+      .def("poison", &DeviceModel::poison);
+}
+
+}  // namespace longcat

@@ -128,6 +128,12 @@ py::dict to_dict(const EngineMetrics& m) {
   return d;
 }
 
+Speculation::Method speculation_method(const std::string& name) {
+  if (name == "ngram") return Speculation::Method::prompt_lookup;
+  if (name == "mtp") return Speculation::Method::mtp;
+  throw std::invalid_argument(str_cat("speculative method \"", name, "\" is not known"));
+}
+
 }  // namespace
 
 void register_engine(py::module_& module) {
@@ -149,13 +155,13 @@ void register_engine(py::module_& module) {
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
       .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
-      .def_property(
-          "prompt_lookup",
-          [](const EngineOptions& o) {
-            return py::make_tuple(o.lookup.num_tokens, o.lookup.max_match, o.lookup.min_match);
-          },
-          [](EngineOptions& o, const std::array<int64_t, 3>& values) {
-            o.lookup = {.num_tokens = values[0], .max_match = values[1], .min_match = values[2]};
+      .def_property(  // (method, num_tokens, max_match, min_match); the last two of prompt lookup
+          "speculation", nullptr,
+          [](EngineOptions& o, const std::tuple<std::string, int64_t, int64_t, int64_t>& values) {
+            const auto& [method, num_tokens, max_match, min_match] = values;
+            o.speculation = {.method = speculation_method(method),
+                             .num_tokens = num_tokens,
+                             .lookup = {.max_match = max_match, .min_match = min_match}};
           })
       .def_readwrite("gpu_memory_utilization", &EngineOptions::gpu_memory_utilization)
       .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)

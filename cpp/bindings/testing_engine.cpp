@@ -177,7 +177,7 @@ void register_testing_engine(py::module_& testing) {
       .def("record", &TestEngine::record);
 
   testing.def("look_up", [](const std::vector<int32_t>& ids, int64_t num_tokens, int64_t max_match, int64_t min_match) {
-    const auto found = look_up(ids, {.num_tokens = num_tokens, .max_match = max_match, .min_match = min_match});
+    const auto found = look_up(ids, num_tokens, {.max_match = max_match, .min_match = min_match});
     return std::vector<int32_t>(found.begin(), found.end());
   });
 }

@@ -38,7 +38,8 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
                std::unique_ptr<Communicator> world)
     : loaded_(load_model(folder, options, progress, std::move(world))),
       options_(options),
-      overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free()) && options.lookup.num_tokens == 0) {
+      overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free()) &&
+               options.speculation.num_tokens == 0) {
   try {
     allocate();
   } catch (const std::exception& error) {
@@ -65,13 +66,15 @@ void Engine::allocate() {
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
                               block_bytes, " bytes each), at least 2 are needed: raise kv_cache_memory"));
   cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
-  runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_,
-                                          RunnerLimits{.max_num_seqs = options_.max_num_seqs,
-                                                       .max_samples = options_.max_samples(),
-                                                       .max_num_batched_tokens = options_.max_num_batched_tokens,
-                                                       .max_blocks_per_sequence = blocks_for(max_model_len_),
-                                                       .block_bytes = block_bytes,
-                                                       .pad_decodes = options_.pad_decodes});
+  runner_ = std::make_unique<ModelRunner>(
+      *loaded_.ops, *loaded_.model, *cache_,
+      RunnerLimits{.max_num_seqs = options_.max_num_seqs,
+                   .max_samples = options_.max_samples(),
+                   .max_num_batched_tokens = options_.max_num_batched_tokens,
+                   .max_blocks_per_sequence = blocks_for(max_model_len_),
+                   .block_bytes = block_bytes,
+                   .num_drafts = options_.speculation.by_mtp() ? options_.speculation.num_tokens : 0,
+                   .pad_decodes = options_.pad_decodes});
   const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
   scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                                             .max_num_batched_tokens = options_.max_num_batched_tokens,
@@ -80,7 +83,7 @@ void Engine::allocate() {
                                                             .num_host_blocks = swap_memory / block_bytes,
                                                             .enable_prefix_caching = options_.enable_prefix_caching,
                                                             .mask_timeout_ms = options_.mask_timeout_ms,
-                                                            .lookup = options_.lookup});
+                                                            .speculation = options_.speculation});
 }
 
 Engine::~Engine() {
@@ -365,6 +368,8 @@ void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
       deliver(s, std::move(output), outputs);
     }
   }
+  for (size_t c = 0; c < flight.drafts.size(); ++c)
+    flight.plan.chunks[c].sequence->drafts = std::move(flight.drafts[c]);
 }
 
 // A step failed as a whole: those it computed end, everybody else starts over, since what the cache holds is unknown.

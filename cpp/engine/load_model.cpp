@@ -69,9 +69,9 @@ class Fingerprint {
 uint64_t fingerprint_of(const EngineOptions& o) {
   Fingerprint print;
   for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
-  for (const int64_t number :
-       {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size,
-        o.expert_parallel_size, int64_t{o.pad_decodes}, o.lookup.num_tokens})
+  for (const int64_t number : {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens,
+                               o.tensor_parallel_size, o.expert_parallel_size, int64_t{o.pad_decodes},
+                               static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens})
     print.add(number);
   return print.value();
 }
@@ -117,7 +117,8 @@ ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& co
                              Ops& ops, const EngineOptions& options, const LoadProgress& progress) {
   const Placement tables = parse_table_placement(options, ops);
   try {
-    return load_weights(checkpoint, config, shard, dtype, ops, tables, options.quantize_experts, progress);
+    return load_weights(checkpoint, config, shard, dtype, ops, tables, options.quantize_experts,
+                        options.speculation.by_mtp(), progress);
   } catch (const OutOfMemory& error) {
     if (!config.ngram || tables == ops.table_placements().front()) throw;
     throw OutOfMemory(str_cat(error.what(), "; ngram_placement=\"", name_of(ops.table_placements().front()),

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "engine/lockstep.h"
-#include "engine/prompt_lookup.h"
+#include "engine/speculation.h"
 #include "model/model.h"
 
 namespace longcat {
@@ -29,7 +29,7 @@ struct EngineOptions {
   double gpu_memory_utilization = 0;     // share of a GPU's free memory that is taken; 0: all but 1.5 GiB
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;                              // a constrained request ends when its mask takes longer
-  PromptLookup lookup = {};                                    // guesses at the next tokens; by default none
+  Speculation speculation = {};                                // guesses at the next tokens; by default none
   int num_threads = 0;                                         // 0: one per available core
   int64_t tensor_parallel_size = 1, expert_parallel_size = 1;  // ranks: the larger of both
   int64_t ranks_per_machine = 0;                               // that share its memory; 0: all
@@ -38,7 +38,7 @@ struct EngineOptions {
   bool pad_decodes = false;       // for tests: see RunnerLimits
   const NcclApi* nccl = nullptr;  // for tests: see on_device
 
-  int64_t max_samples() const { return max_num_seqs + lookup.most_in_a_step(); }  // of a step
+  int64_t max_samples() const { return max_num_seqs + speculation.most_in_a_step(); }  // of a step
 };
 
 // Everything needed to run forward passes. Members in the order of their lifetimes.

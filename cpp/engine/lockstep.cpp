@@ -101,6 +101,8 @@ void transfer_chunk(Archive& a, Chunk& c) {
   a(c.score_ids);
   a(c.samples);
   a(c.num_guesses);
+  a(c.next_token_id);
+  a(c.num_drafts);
 }
 
 template <class Archive, class Sample>

@@ -29,7 +29,11 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       logits_(device_, model.own_logits_capacity(limits.max_samples) * vocab_size_ * 4),
       logit_rows_(device_, limits.max_samples * 4),
       sampled_ids_(device_, limits.max_samples * 4),
-      zeros_(static_cast<size_t>(limits.max_samples), 0) {}
+      zeros_(static_cast<size_t>(limits.max_samples), 0) {
+  if (limits.num_drafts > 0)
+    drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens, limits.max_num_seqs,
+                                         limits.max_blocks_per_sequence, limits.num_drafts);
+}
 
 // Work under way reads what this object owns.
 ModelRunner::~ModelRunner() {
@@ -149,6 +153,7 @@ void ModelRunner::run(Flight& flight) {
     if (!logit_rows.empty()) own = compute_logits(logit_rows);
   }
   if (!plan.samples.empty()) sample(flight, batch, logits_row, own);
+  if (drafter_) drafter_->draft(flight, batch, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
 }
 
 // Logits of rows of the last forward pass, at most max_samples of them; which of them this rank has now.

@@ -4,9 +4,11 @@
 
 #include <array>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "engine/batch_buffers.h"
+#include "engine/drafter.h"
 #include "engine/scheduler.h"
 #include "model/model.h"
 
@@ -26,6 +28,7 @@ struct Flight {
   // By chunk of the plan.
   std::vector<std::vector<TokenLogprobs>> prompt_logprobs;
   std::vector<std::string> chunk_errors;
+  std::vector<std::vector<int32_t>> drafts;  // guesses at what comes behind the drawn tokens (Drafter)
 
   std::vector<std::vector<uint32_t>> masks;  // by sample, as they were when it was launched
 };
@@ -40,6 +43,7 @@ class StepObserver {
 
 struct RunnerLimits {
   int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
+  int64_t num_drafts = 0;    // of a guess by the MTP layer; 0: it does not guess
   bool pad_decodes = false;  // pad also where the device gains nothing, for tests
 };
 
@@ -89,6 +93,7 @@ class ModelRunner {
   Buffer logit_rows_;                                         // [max_samples] i32
   Buffer sampled_ids_;                                        // [max_samples] i32: the next step reads them here
   std::vector<int32_t> zeros_;                                // [max_samples]
+  std::unique_ptr<Drafter> drafter_;                          // null: the MTP layer is not asked
   std::map<int64_t, std::unique_ptr<Recording>> recordings_;  // by rows of a step of decodes
   std::map<int32_t, HostBuffer> host_blocks_;                 // swapped out
   int next_slot_ = 0;

@@ -4,7 +4,7 @@
 
 namespace longcat {
 
-std::span<const int32_t> look_up(std::span<const int32_t> token_ids, const PromptLookup& lookup) {
+std::span<const int32_t> look_up(std::span<const int32_t> token_ids, int64_t num_tokens, const PromptLookup& lookup) {
   const int64_t size = static_cast<int64_t>(token_ids.size());
   int64_t best = 0, best_end = 0;  // agreeing tokens, and where they end
   for (int64_t end = size - 1; end > 0 && best < lookup.max_match; --end) {
@@ -19,8 +19,7 @@ std::span<const int32_t> look_up(std::span<const int32_t> token_ids, const Promp
     }
   }
   if (best < std::max<int64_t>(lookup.min_match, 1)) return {};
-  return token_ids.subspan(static_cast<size_t>(best_end),
-                           static_cast<size_t>(std::min(lookup.num_tokens, size - best_end)));
+  return token_ids.subspan(static_cast<size_t>(best_end), static_cast<size_t>(std::min(num_tokens, size - best_end)));
 }
 
 }  // namespace longcat

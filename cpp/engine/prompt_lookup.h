@@ -9,14 +9,11 @@ namespace longcat {
 
 // A guess is made when the last min_match tokens, or more, occurred before.
 struct PromptLookup {
-  int64_t num_tokens = 0;  // of a guess at most; 0: none is made
   int64_t max_match = 4, min_match = 2;
-
-  int64_t most_in_a_step() const { return 4 * num_tokens; }  // of all sequences: many at once fill a step without
 };
 
 // What followed the earlier occurrence that agrees with the end of `token_ids` in most tokens, of at most max_match; of
 // equals the latest. At most num_tokens, none when fewer than min_match agree.
-std::span<const int32_t> look_up(std::span<const int32_t> token_ids, const PromptLookup& lookup);
+std::span<const int32_t> look_up(std::span<const int32_t> token_ids, int64_t num_tokens, const PromptLookup& lookup);
 
 }  // namespace longcat

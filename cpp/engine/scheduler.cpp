@@ -95,6 +95,7 @@ void Scheduler::commit(Sequence& sequence, int32_t token_id, Clock::time_point n
   LC_CHECK(sequence.num_pending > 0);
   --sequence.num_pending;
   sequence.token_ids.push_back(token_id);
+  sequence.drafts.clear();  // said what comes here
   sequence.mask_due = now + mask_timeout_;
   ++stats_.num_generated_tokens;
 }
@@ -109,12 +110,29 @@ void Scheduler::commit_guessed(Sequence& sequence, int32_t token_id, Clock::time
 
 // What may follow the newest token: as far as it has room in the block that is there, and may still be asked for.
 std::span<const int32_t> Scheduler::guesses(const Sequence& s, int64_t most) const {
-  if (options_.lookup.num_tokens == 0 || s.num_pending > 0 || s.params.constrained) return {};
-  most = std::min({most, options_.lookup.num_tokens, kBlockSize - 1 - s.num_scheduled % kBlockSize,
+  const Speculation& speculation = options_.speculation;
+  if (speculation.num_tokens == 0 || s.num_pending > 0 || s.params.constrained) return {};
+  most = std::min({most, speculation.num_tokens, kBlockSize - 1 - s.num_scheduled % kBlockSize,
                    s.max_tokens - s.num_output_tokens() - 1});
   if (most <= 0) return {};
-  const std::span<const int32_t> found = look_up(s.token_ids, options_.lookup);
+  const std::span<const int32_t> found =
+      speculation.by_mtp() ? s.drafts : look_up(s.token_ids, most, speculation.lookup);
   return found.first(std::min(found.size(), static_cast<size_t>(most)));
+}
+
+// What the MTP layer reads beside the chunks, and how far it is to guess, for the next step.
+void Scheduler::plan_drafts(StepPlan& plan) const {
+  int64_t room = options_.speculation.most_in_a_step();
+  for (PlannedChunk& chunk : plan.chunks) {
+    const Sequence& s = *chunk.sequence;
+    if (!chunk.samples) {
+      chunk.next_token_id = s.token_ids[static_cast<size_t>(chunk.start + chunk.count)];
+    } else if (!s.params.constrained) {
+      chunk.num_drafts = std::max<int64_t>(
+          0, std::min({room, options_.speculation.num_tokens, s.max_tokens - s.num_output_tokens() - 1}));
+      room -= chunk.num_drafts;
+    }
+  }
 }
 
 bool Scheduler::waits_for_mask(const Sequence& sequence) const {
@@ -418,7 +436,7 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
     }
     room_was_made = room_was_made || num_running() < running_before;
   }
-  int64_t room = std::min(budget, options_.lookup.most_in_a_step());
+  int64_t room = std::min(budget, options_.speculation.most_in_a_step());
   for (const auto& sequence : growing) {
     plan_chunk(sequence, 1, plan, room);
     room -= plan.chunks.back().num_guesses;
@@ -427,6 +445,7 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
 
   if (!room_was_made) admit(now, plan);
   if (budget > 0) plan_long_chunks(budget, plan);
+  if (options_.speculation.by_mtp()) plan_drafts(plan);
   if (!plan.chunks.empty()) ++stats_.num_steps;
   return plan;
 }

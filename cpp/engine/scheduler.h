@@ -9,7 +9,7 @@
 //
 // Steps are planned before the results of the one before are known: `commit` tells them later.
 //
-// With guesses (PromptLookup) a sequence's chunk holds, behind its next token, what may follow, and a token is drawn
+// With guesses (Speculation) a sequence's chunk holds, behind its next token, what may follow, and a token is drawn
 // from each of its rows. As many guesses stand as equal the draws before them: tokens are those that would have been
 // drawn one by one, and what was stored for guesses that fell is written over. Each step then waits for the one before.
 #pragma once
@@ -19,8 +19,8 @@
 
 #include "base/error.h"
 #include "engine/block_manager.h"
-#include "engine/prompt_lookup.h"
 #include "engine/sequence.h"
+#include "engine/speculation.h"
 
 namespace longcat {
 
@@ -32,7 +32,7 @@ struct SchedulerOptions {
   int64_t num_host_blocks = 0;  // to swap to
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;
-  PromptLookup lookup = {};  // with guesses, no step may be planned before the one before is committed
+  Speculation speculation = {};  // with guesses, no step may be planned before the one before is committed
 };
 
 // More requests wait than allowed. Python: longcat.QueueFullError.
@@ -59,6 +59,9 @@ struct PlannedChunk {
   std::vector<int32_t> score_ids = {};     // and those successors
   bool samples = false;                    // its last row is sampled from
   int64_t num_guesses = 0;                 // its last tokens, and as many rows before the last are sampled from, too
+  // For guesses by the MTP layer:
+  int32_t next_token_id = -1;  // what follows a chunk that is not sampled from
+  int64_t num_drafts = 0;      // guesses to make after this step's draws, at most
 };
 
 // A draw from a row of a chunk.
@@ -145,6 +148,7 @@ class Scheduler {
   bool admit(Sequence& sequence, StepPlan& plan);
   void plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan, int64_t most_guesses = 0);
   std::span<const int32_t> guesses(const Sequence& sequence, int64_t most) const;
+  void plan_drafts(StepPlan& plan) const;
   void plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
   void plan_long_chunks(int64_t budget, StepPlan& plan);
   bool waits_for_mask(const Sequence& sequence) const;

@@ -59,10 +59,11 @@ struct Sequence {
 
   // --- tokens ------------------------------------------------------------------------------------------------------
   std::vector<int32_t> token_ids;  // prompt, then output as far as the host has seen it
-  int64_t num_pending = 0;    // newest tokens, drawn or about to be, that the host has not seen: at most one a step
-                              // under way
-  int32_t pending_row = -1;   // row of the newest in the ids that the last step draws
-  int64_t num_scheduled = 0;  // tokens whose latents are in the cache once the launched steps are done
+  int64_t num_pending = 0;      // newest tokens, drawn or about to be, that the host has not seen: at most one a step
+                                // under way
+  int32_t pending_row = -1;     // row of the newest in the ids that the last step draws
+  int64_t num_scheduled = 0;    // tokens whose latents are in the cache once the launched steps are done
+  std::vector<int32_t> drafts;  // guesses at what follows, by the MTP layer
   std::vector<TokenLogprobs> prompt_logprobs;
   int64_t num_scored = 0;  // prompt tokens whose log-probabilities are computed or launched, beginning with token 1
 

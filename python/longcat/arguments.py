@@ -64,36 +64,41 @@ def positive(name: str, value: int | None) -> int:
     return value
 
 
-_LOOKUP_DEFAULTS = {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-_MOST_LOOKUP = 64
+# What goes with each method of speculative decoding.
+_SPECULATIVE_DEFAULTS = {
+    "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
+    "mtp": {"num_speculative_tokens": 3},
+}
+_MOST_SPECULATIVE = 64
 
 
-def prompt_lookup(speculative: Mapping[str, Any] | None) -> tuple[int, int, int]:
-    """`speculative` for the core: most tokens of a guess (0: none are made), and of what must agree at most and least.
+def speculation(speculative: Mapping[str, Any]) -> tuple[str, int, int, int]:
+    """`speculative` for the core: the method, most tokens of a guess, and of what must agree at most and least.
 
     Raises:
         ValueError, TypeError: it is malformed.
     """
-    if speculative is None:
-        return 0, 1, 1
     if not isinstance(speculative, Mapping):
-        raise TypeError(f'speculative={speculative!r}: expected {{"method": "ngram", "num_speculative_tokens": 3}}')
+        raise TypeError(f'speculative={speculative!r}: expected {{"method": "mtp", "num_speculative_tokens": 3}}')
+    method = speculative.get("method")
+    if method not in _SPECULATIVE_DEFAULTS:
+        raise ValueError(f'speculative method {method!r} is not known: use "mtp" or "ngram"')
+    defaults = _SPECULATIVE_DEFAULTS[method]
     for name in speculative:
-        if name != "method" and name not in _LOOKUP_DEFAULTS:
-            raise unknown_name("speculative", name, ["method", *_LOOKUP_DEFAULTS])
-    if speculative.get("method") != "ngram":
-        raise ValueError(f'speculative method {speculative.get("method")!r} is not known: use "ngram"')
-    values = {name: positive(name, value) for name, value in (_LOOKUP_DEFAULTS | dict(speculative)).items()
-              if name != "method"}  # fmt: skip
+        if name != "method" and name not in defaults:
+            raise unknown_name("speculative", name, ["method", *defaults])
+    values = {name: positive(name, value) for name, value in (defaults | dict(speculative)).items() if name != "method"}
     for name, value in values.items():
-        if value > _MOST_LOOKUP:
-            raise ValueError(f"{name}={value} is not possible: expected at most {_MOST_LOOKUP}")
+        if value > _MOST_SPECULATIVE:
+            raise ValueError(f"{name}={value} is not possible: expected at most {_MOST_SPECULATIVE}")
+    if method == "mtp":
+        return method, values["num_speculative_tokens"], 1, 1
     if values["prompt_lookup_min"] > values["prompt_lookup_max"]:
         raise ValueError(
             f"prompt_lookup_min={values['prompt_lookup_min']} is more than "
             f"prompt_lookup_max={values['prompt_lookup_max']}"
         )
-    return values["num_speculative_tokens"], values["prompt_lookup_max"], values["prompt_lookup_min"]
+    return method, values["num_speculative_tokens"], values["prompt_lookup_max"], values["prompt_lookup_min"]
 
 
 def share(name: str, value: float) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.arguments import canonical_name, parse_bytes, positive, prompt_lookup, share, to_prompts
+from longcat.arguments import canonical_name, parse_bytes, positive, share, speculation, to_prompts
 from longcat.generation_config import read_generation_config
 from longcat.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request import Request
@@ -59,10 +59,11 @@ class Engine:
             looked up rows are read, those of all tokens of a step together. On CUDA "host", in pinned host memory,
             which the GPU reads itself, or "device", in its own memory, where that has room for them. "auto": disk or
             host.
-        speculative: guesses at the next tokens, all checked in one step. {"method": "ngram",
-            "num_speculative_tokens": 3} takes what followed the last 2 to 4 tokens ("prompt_lookup_min",
-            "prompt_lookup_max") where they occurred before. Texts are the same as without, in fewer steps where they
-            repeat themselves.
+        speculative: guesses at the next tokens, all checked in one step, so that texts are the same as without, in
+            fewer steps. {"method": "mtp", "num_speculative_tokens": 3}: by the checkpoint's multi-token-prediction
+            layer (model.mtp.*, in model-auxiliary.safetensors). {"method": "ngram", "num_speculative_tokens": 3}: what
+            followed the last 2 to 4 tokens ("prompt_lookup_min", "prompt_lookup_max") where they occurred before; costs
+            nothing, and brings something where a text repeats itself.
         swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
             "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
         enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
@@ -148,7 +149,8 @@ class Engine:
         if gpu_memory_utilization is not None:
             options.gpu_memory_utilization = share("gpu_memory_utilization", gpu_memory_utilization)
         options.swap_memory = -1 if swap_memory == "auto" else parse_bytes("swap_memory", swap_memory, least=0)
-        options.prompt_lookup = prompt_lookup(speculative)
+        if speculative is not None:
+            options.speculation = speculation(speculative)
         options.enable_prefix_caching = bool(enable_prefix_caching)
         options.max_num_seqs = positive("max_num_seqs", max_num_seqs)
         options.max_num_queued = positive("max_num_queued", max_num_queued)

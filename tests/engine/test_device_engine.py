@@ -14,7 +14,7 @@ NEW_TOKENS = 8
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("device_engine")
-    make_checkpoint(folder, seed=7, dtype="BF16")
+    make_checkpoint(folder, seed=7, dtype="BF16", mtp=True)
     return str(folder)
 
 
@@ -73,11 +73,12 @@ def test_answers_survive_preemption(checkpoint, device):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_answers_with_guesses(checkpoint, device, temperature):
+@pytest.mark.parametrize("speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp"}])
+def test_answers_with_guesses(checkpoint, device, temperature, speculative):
     prompts = [[5, 6, 7] * 8, *PROMPTS]
     with make(checkpoint, device) as engine:
         expected = answers(engine, prompts, temperature)
-    with make(checkpoint, device, speculative={"method": "ngram", "prompt_lookup_min": 1}) as engine:
+    with make(checkpoint, device, speculative=speculative) as engine:
         assert answers(engine, prompts, temperature) == expected
         assert engine.metrics()["num_draft_tokens"] > 0
 

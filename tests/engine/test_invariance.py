@@ -32,7 +32,7 @@ class Case:
 
     def __init__(self, folder: str, variant: str, dtype: str, kv_cache_dtype: str):
         variant, _, quant = variant.partition(" ")
-        make_checkpoint(folder, seed=1, **VARIANTS[variant])
+        make_checkpoint(folder, seed=1, mtp=True, **VARIANTS[variant])
         if quant:
             original, folder = folder, f"{folder}/{quant}"
             convert_checkpoint(original, folder, PRESETS[quant])
@@ -188,12 +188,13 @@ def test_forks(case, max_num_seqs):
             assert times == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("method", ["ngram", "mtp"])
 @pytest.mark.parametrize("most", [1, 4])
 @pytest.mark.parametrize("num_blocks", [9, 100])
-def test_with_guesses(case, most, num_blocks):
+def test_with_guesses(case, method, most, num_blocks):
     """Right or wrong, a guess changes no token and no bit; of few blocks, requests take them from each other."""
     memory = num_blocks * block_size(case)
-    steps = Steps(case.engine(prompt_lookup=(most, 3, 1), kv_cache_memory=memory, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, most, 3, 1), kv_cache_memory=memory, max_num_seqs=7))
     ids = add_all(case, steps)
     repeating = [5, 6, 7, 8] * 6, sampling(NEW_TOKENS, allowed_token_ids=[5, 6, 7])
     ids += steps.add(*repeating)
@@ -244,6 +245,21 @@ def test_recycled_pages_full_of_nan(case):
         steps.step()
     case.check(steps, ids)
     assert poisoned > 100
+
+
+def test_guesses_by_mtp_read_nothing_stale(case):
+    """They are the same when all that they must not read is NaN."""
+    found = []
+    for poison in (False, True):
+        steps = Steps(case.engine(speculation=("mtp", 3, 1, 1), max_num_seqs=5))
+        ids = add_all(case, steps)
+        steps.add(random_token_ids(3, 50), sampling(60, allowed_token_ids=[5, 6, 7]), 3)
+        while steps.engine.has_work():
+            if poison:
+                steps.engine.poison_free_blocks()
+            steps.step()
+        found.append((steps.engine.guesses(), [steps.outcomes[request_id].token_ids for request_id in ids]))
+    assert found[0] == found[1] and found[0][0][1] > 0
 
 
 def test_a_broken_step_ends_its_requests_and_no_others(case):

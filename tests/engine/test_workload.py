@@ -12,13 +12,13 @@ from engine.workload import rss_anon_kib, run_jobs
 BLOCK_BYTES = 64 * (5 * 96 * 2 + 4)
 
 
-GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
+LOOKUP = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
 
 
 @pytest.mark.parametrize(
     "swap_memory, speculative",
-    [(0, None), (3 * BLOCK_BYTES, None), (1 << 30, None), (0, GUESSES)],
-    ids=["no swap", "some swap", "swap", "guesses"],
+    [(0, None), (3 * BLOCK_BYTES, None), (1 << 30, None), (0, LOOKUP), (0, {"method": "mtp"})],
+    ids=["no swap", "some swap", "swap", "prompt lookup", "mtp"],
 )
 def test_random_requests(tiny, swap_memory, speculative):
     """300 requests in all, in a cache that is too small for those that run: they preempt each other."""

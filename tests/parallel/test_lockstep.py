@@ -18,7 +18,7 @@ LAYOUTS = [(2, 1), (2, 4), (4, 2)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    make_checkpoint(path, seed=6, config_overrides=TINY)
+    make_checkpoint(path, seed=6, mtp=True, config_overrides=TINY)
     return str(path)
 
 
@@ -100,8 +100,10 @@ def test_a_crowd(folder, expected, tp, ep, overlap):
         assert ranks.leader.metrics()["prefix_cache_hits"] > hits
 
 
-def test_guesses(folder, expected):
-    with job(folder, 2, 4, max_num_seqs=8, prompt_lookup=(3, 3, 1)) as ranks:
+@pytest.mark.parametrize("method", ["ngram", "mtp"])
+@pytest.mark.parametrize("tp, ep", [(2, 4), (2, 1)])
+def test_guesses(folder, expected, method, tp, ep):
+    with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1)) as ranks:
         assert_same(run(ranks.leader, requests()), expected)
         assert ranks.leader.metrics()["num_draft_tokens"] > 0
 

@@ -50,7 +50,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
     group.add_argument("--ngram-placement", default="auto",
                        help="N-gram tables: auto, disk (CPU), host or device (CUDA; auto: host)")  # fmt: skip
     group.add_argument("--speculative-config", type=_json, metavar="JSON",
-                       help='guess next tokens, as {"method": "ngram", "num_speculative_tokens": 3}')  # fmt: skip
+                       help='guess next tokens, as {"method": "mtp"} or {"method": "ngram"}')  # fmt: skip
     group.add_argument("--num-threads", type=int, help="threads of the CPU backend")
 
 

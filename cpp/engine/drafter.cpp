@@ -1,0 +1,168 @@
+#include "engine/drafter.h"
+
+#include <algorithm>
+
+#include "engine/model_runner.h"
+
+namespace longcat {
+
+Drafter::Drafter(Ops& ops, Model& model, KvCache& cache, int64_t max_num_tokens, int64_t max_num_seqs,
+                 int64_t max_blocks_per_sequence, int64_t num_tokens)
+    : ops_(ops),
+      device_(ops.device()),
+      model_(model),
+      cache_(cache),
+      max_num_seqs_(max_num_seqs),
+      num_tokens_(num_tokens),
+      batch_buffers_(device_, max_num_seqs, max_num_seqs, max_blocks_per_sequence, static_cast<int>(num_tokens)),
+      next_ids_(device_, max_num_tokens * 4),
+      sources_(device_, max_num_tokens * 4),
+      rows_(device_, max_num_seqs * 4),
+      logits_(device_, model.own_logits_capacity(max_num_seqs) * model.config().vocab_size * 4),
+      draft_ids_(device_, num_tokens * max_num_seqs * 4),
+      zeros_(static_cast<size_t>(max_num_seqs), 0) {}
+
+Tensor Drafter::upload(const Buffer& buffer, const std::vector<int32_t>& values) {
+  const Tensor out = buffer.tensor(DType::i32, {static_cast<int64_t>(values.size())});
+  device_.upload(out.raw(), values.data(), out.num_bytes());
+  return out;
+}
+
+Tensor Drafter::ids_of(int64_t depth, int64_t count) const {
+  return draft_ids_.tensor(DType::i32, {num_tokens_, max_num_seqs_}).index(0, depth).first(count);
+}
+
+void Drafter::draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
+  read_step(flight, batch, sampled_ids);
+  flight.drafts.assign(flight.plan.chunks.size(), {});
+  std::vector<Draft> drafts = begin(flight, sampled_ids);
+  ForwardBatch last = batch;
+  for (int64_t depth = 0; !drafts.empty(); ++depth) {
+    if (depth > 0) last = read_drafts(flight, drafts, depth);
+    draw(flight, drafts, last, depth);
+    std::vector<int32_t> ids(drafts.size());
+    device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
+                         static_cast<int64_t>(ids.size()) * 4);
+    for (size_t i = 0; i < drafts.size(); ++i) {
+      if (ids[i] < 0) drafts[i].num_wanted = 0;  // its logits are not finite
+      if (ids[i] >= 0) flight.drafts[drafts[i].chunk].push_back(ids[i]);
+    }
+    std::erase_if(drafts, [&](const Draft& draft) { return draft.num_wanted <= depth + 1; });
+  }
+}
+
+// All rows of the step, each with the token behind its own: the next of its chunk, or what was drawn from it.
+void Drafter::read_step(const Flight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
+  const StepPlan& plan = flight.plan;
+  std::vector<int32_t> first_sample(plan.chunks.size(), -1);
+  for (size_t i = plan.samples.size(); i-- > 0;) first_sample[plan.samples[i].chunk] = static_cast<int32_t>(i);
+  std::vector<int32_t> next_ids, sources;
+  for (size_t c = 0; c < plan.chunks.size(); ++c) {
+    const PlannedChunk& chunk = plan.chunks[c];
+    const int64_t num_drawn = chunk.samples ? chunk.num_guesses + 1 : 0;
+    for (int64_t i = 1; i <= chunk.count; ++i) {
+      const int64_t drawn = i - 1 - (chunk.count - num_drawn);
+      const bool is_known = drawn < 0 && i < chunk.count;
+      next_ids.push_back(is_known ? chunk.token_ids[static_cast<size_t>(i)] : chunk.next_token_id);
+      sources.push_back(drawn < 0 ? -1 : first_sample[c] + static_cast<int32_t>(drawn));
+    }
+  }
+  next_ids.resize(static_cast<size_t>(batch.num_tokens()), 0);  // padding
+  sources.resize(next_ids.size(), -1);
+  ForwardBatch next = batch;
+  next.token_ids = upload(next_ids_, next_ids);
+  ops_.select_token_ids(next.token_ids, sampled_ids, upload(sources_, sources));
+  model_.forward_mtp(next, cache_);
+}
+
+// Each sequence goes on from the last of its guesses that stands. The slots that it is read on in are those of the
+// block that its newest token is in: where that token begins a block, there is none yet, and one guess is made.
+std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_ids) {
+  const StepPlan& plan = flight.plan;
+  std::vector<Draft> drafts;
+  if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_drafts > 0; })) return drafts;
+  std::vector<int32_t> drawn(plan.samples.size());
+  device_.copy_to_host(drawn.data(), sampled_ids.raw(), static_cast<int64_t>(drawn.size()) * 4);
+  std::vector<int64_t> num_right(plan.chunks.size(), 0);
+  for (size_t i = 0; i < plan.samples.size(); ++i) {
+    const PlannedSample& sample = plan.samples[i];
+    const PlannedChunk& chunk = plan.chunks[sample.chunk];
+    if (sample.guess < chunk.num_guesses && sample.guess == num_right[sample.chunk] &&
+        drawn[i] == chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_guesses - sample.guess)])
+      ++num_right[sample.chunk];
+  }
+  int64_t end_row = 0;
+  for (size_t c = 0; c < plan.chunks.size(); ++c) {
+    const PlannedChunk& chunk = plan.chunks[c];
+    end_row += chunk.count;
+    const int64_t num_wrong = chunk.num_guesses - num_right[c];
+    const int64_t next_position = chunk.start + chunk.count - num_wrong, place = next_position % kBlockSize;
+    const int64_t num_wanted = std::min(chunk.num_drafts, place == 0 ? 1 : kBlockSize - 1 - place);
+    if (num_wanted > 0)
+      drafts.push_back({.chunk = c,
+                        .next_position = next_position,
+                        .num_wanted = num_wanted,
+                        .row = static_cast<int32_t>(end_row - 1 - num_wrong)});
+  }
+  return drafts;
+}
+
+// One row a sequence: its newest token and, from the second time on, the guess before.
+ForwardBatch Drafter::read_drafts(const Flight& flight, std::vector<Draft>& drafts, int64_t depth) {
+  const int slot = static_cast<int>(depth) - 1;
+  std::vector<Chunk> chunks;
+  std::vector<std::vector<int32_t>> token_ids;
+  for (const Draft& draft : drafts) token_ids.push_back({flight.drafts[draft.chunk].back()});
+  std::vector<int32_t> rows;
+  for (size_t i = 0; i < drafts.size(); ++i) {
+    Draft& draft = drafts[i];
+    chunks.push_back({.token_ids = token_ids[i],
+                      .start = draft.next_position + depth - 1,
+                      .blocks = flight.plan.chunks[draft.chunk].blocks,
+                      .generated = true});
+    rows.push_back(draft.row);
+    draft.row = static_cast<int32_t>(i);
+  }
+  batch_buffers_.stage(chunks, slot);
+  const ForwardBatch batch = batch_buffers_.upload(slot);
+  model_.forward_mtp(batch, cache_, upload(rows_, rows));
+  return batch;
+}
+
+// With the temperature, the cuts and the random numbers that the token itself will be drawn with, so that like
+// distributions bring like tokens. What depends on the history (penalties, bad words) is left out.
+void Drafter::draw(const Flight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth) {
+  const int64_t count = static_cast<int64_t>(drafts.size());
+  std::vector<int32_t> logit_rows;
+  for (const Draft& draft : drafts) logit_rows.push_back(draft.row);
+  const Range own = model_.own_logits(count);
+  const Tensor logits = logits_.tensor(DType::f32, {own.size(), model_.config().vocab_size});
+  model_.logits(logits, upload(rows_, logit_rows));
+
+  std::vector<SamplingRow> rows;
+  for (int64_t i = own.begin; i < own.end; ++i) {
+    const Draft& draft = drafts[static_cast<size_t>(i)];
+    const Sequence& sequence = *flight.plan.chunks[draft.chunk].sequence;
+    const SamplingParams& p = sequence.params;
+    const int64_t position = draft.next_position + depth;  // of the last token before the guess
+    const bool may_stop = position + 1 - sequence.num_prompt_tokens >= p.min_tokens;
+    rows.push_back({.temperature = p.temperature,
+                    .top_k = static_cast<int32_t>(p.top_k),
+                    .top_p = p.top_p,
+                    .min_p = p.min_p,
+                    .seed = p.seed,
+                    .sample_idx = p.sample_idx,
+                    .logits_row = static_cast<int32_t>(i - own.begin),
+                    .sequence = static_cast<int32_t>(depth == 0 ? static_cast<int64_t>(draft.chunk) : i),
+                    .position = static_cast<int32_t>(position),
+                    .logit_bias = p.logit_bias,
+                    .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
+                    .allowed_ids = p.allowed_token_ids});
+  }
+  const Tensor ids = ids_of(depth, count);
+  if (model_.shard().world() > 1) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
+  if (!rows.empty()) ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.lane(), batch.block_tables);
+  model_.world().all_reduce(ids);
+}
+
+}  // namespace longcat

@@ -1,0 +1,139 @@
+"""Guesses by the checkpoint's multi-token-prediction layer: texts stay the same, in fewer steps."""
+
+from pathlib import Path
+
+import longcat
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint, read_safetensors, write_safetensors
+from longcat import Engine
+from longcat._core import testing
+from longcat.convert import PRESETS, convert_checkpoint
+
+STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
+PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
+BLOCK = 64
+
+
+@pytest.fixture(scope="module")
+def engines(tiny):
+    speculative = {"method": "mtp", "num_speculative_tokens": 3}
+    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=speculative) as guessing:
+        yield plain, guessing
+
+
+def answers(outputs):
+    return [
+        [(answer.text, answer.token_ids, answer.finish_reason, answer.logprobs) for answer in output.outputs]
+        for output in outputs
+    ]
+
+
+SAMPLINGS = [
+    {"temperature": 0},
+    {"temperature": 0.8, "seed": 3},
+    {"temperature": 0.9, "top_k": 4, "top_p": 0.9, "repetition_penalty": 1.06, "frequency_penalty": 0.2, "seed": 5},
+    {"temperature": 0, "logprobs": 2, "min_tokens": 20},
+    {"temperature": 0.7, "stop": ["the"], "n": 3, "seed": 1},
+    {"temperature": 0, "ignore_eos": True, "max_tokens": 2},
+    {"temperature": 0.5, "structured_outputs": {"regex": "( the cat| the dog){3}"}, "seed": 2},
+    {"temperature": 0, "prompt_logprobs": 1},
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))
+def test_answers_are_the_same(engines, sampling):
+    plain, guessing = engines
+    found = guessing.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling})
+    assert answers(found) == answers(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_fewer_steps(engines, temperature):
+    """Drawn tokens are guessed about as well as the likeliest: guess and token are drawn with the same numbers."""
+    steps = []
+    for engine in engines:
+        before = engine.metrics()
+        for prompt in PROMPTS:
+            engine.generate(prompt, max_tokens=100, temperature=temperature, seed=7, ignore_eos=True)
+        after = engine.metrics()
+        steps.append(after["num_steps"] - before["num_steps"])
+    assert steps[0] >= 800 and steps[1] < 0.7 * steps[0], steps
+
+
+def drafts_of(model, token_ids, length, num_tokens):
+    """What the layer guesses behind the first `length` tokens, of which the last is not computed yet; greedily."""
+    blocks = list(range(1, 10))
+    known = token_ids[: length - 1]
+    model.forward([(blocks, 0, known)])
+    logits = model.forward_mtp([(blocks, 0, token_ids[1:length])])
+    drafts, row = [int(logits[-1].argmax())], length - 2
+    while len(drafts) < num_tokens:
+        position = length - 1 + len(drafts) - 1
+        [logits] = model.forward_mtp([(blocks, position, drafts[-1:])], num_generated=1, rows=[row])
+        drafts.append(int(logits.argmax()))
+        row = 0
+    return drafts
+
+
+def test_guesses_are_those_of_the_layer(tiny):
+    """A greedy answer taken apart step by step, with what the layer says at each place, costs as many steps."""
+    num_tokens, most = 120, 3
+    options = {"dtype": "f32", "num_threads": 1, "enable_prefix_caching": False}
+    speculative = {"method": "mtp", "num_speculative_tokens": most}
+    with Engine(tiny, speculative=speculative, **options) as engine:
+        prompt = engine.encode(PROMPTS[0])
+        [answer] = engine.generate(
+            prompt_token_ids=prompt, max_tokens=num_tokens, temperature=0, ignore_eos=True
+        ).outputs
+        metrics = engine.metrics()
+    ids = [*prompt, *answer.token_ids]
+    model = testing.DeviceModel(tiny, "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
+    length, steps, guessed, right = len(prompt) + 1, 1, 0, 0  # behind the first step
+    while length < len(ids):
+        place = (length - 1) % BLOCK  # of the newest token: guesses stay in its block, and the first needs no slot
+        left = num_tokens - (length - len(prompt)) - 1
+        count = max(0, min(most, 1 if place == 0 else BLOCK - 1 - place, left))
+        drafts = drafts_of(model, ids, length, count) if count else []
+        stand = 0
+        while stand < count and drafts[stand] == ids[length + stand]:
+            stand += 1
+        guessed, right, steps, length = guessed + count, right + stand, steps + 1, length + stand + 1
+    found = metrics["num_steps"], metrics["num_draft_tokens"], metrics["num_accepted_tokens"]
+    assert right > 20
+    print("engine", found, "step by step", (steps, guessed, right))
+    # Prompts and answers are computed by different arithmetic, which here and there turns a guess.
+    np.testing.assert_allclose(found, (steps, guessed, right), rtol=0.05)
+
+
+def test_quantised_checkpoints_keep_their_layer(tiny, tmp_path):
+    convert_checkpoint(tiny, tmp_path / "int4", PRESETS["int4"])
+    with (
+        Engine(tmp_path / "int4", num_threads=1) as plain,
+        Engine(tmp_path / "int4", num_threads=1, speculative={"method": "mtp"}) as guessing,
+    ):
+        sampling = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        assert answers(guessing.generate(PROMPTS, **sampling)) == answers(plain.generate(PROMPTS, **sampling))
+        for prompt in PROMPTS:
+            guessing.generate(prompt, **sampling)
+        metrics = guessing.metrics()
+        assert metrics["num_accepted_tokens"] > 0.2 * metrics["num_draft_tokens"]
+
+
+def test_a_checkpoint_without_the_layer(tmp_path):
+    make_checkpoint(tmp_path, seed=1)
+    with pytest.raises(longcat.Error, match=r'has no MTP layer \(model.mtp.\*\).*use method "ngram"'):
+        Engine(tmp_path, speculative={"method": "mtp"})
+
+
+def test_a_layer_that_does_not_fit(tmp_path):
+    make_checkpoint(tmp_path, seed=1, mtp=True)
+    [file] = tmp_path.glob("*.safetensors")
+    tensors = read_safetensors(file)
+    del tensors["model.mtp.norm.weight"]
+    dtype, [rows, cols], raw = tensors["model.mtp.layers.0.eh_proj.weight"]
+    tensors["model.mtp.layers.0.eh_proj.weight"] = (dtype, [cols, rows], raw)
+    write_safetensors(file, tensors)
+    with pytest.raises(longcat.Error, match="2 tensors do not fit.*mtp.norm.weight.*eh_proj"):
+        Engine(tmp_path, speculative={"method": "mtp"})
+    Engine(tmp_path).close()

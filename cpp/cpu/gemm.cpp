@@ -22,7 +22,6 @@ namespace cpu {
 namespace {
 
 constexpr int64_t kInputBlockBytes = 256 << 10;  // of inputs, half of a small second-level cache
-constexpr int64_t kWidenFrom = 4;                // inputs from which widening a row once pays
 
 // The 16 partial sums of a dot product as two registers of AVX2 or as one of AVX-512: GCC 12 keeps a type that is wider
 // than a register on the stack.
@@ -81,7 +80,7 @@ LC_INLINE float sum_of(const Lanes& v) {
 }
 
 // out[t * out_stride + r] = rows[r] . x[t] for R rows and T inputs of n values.
-template <class Lanes, int R, int T, class W>
+template <bool kFew, class Lanes, int R, int T, class W>
 LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t row_stride, const float* const* x,
                         int64_t n) {
   Lanes acc[R][T];
@@ -90,7 +89,7 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
     Lanes inputs[T];
     LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(x[t] + k);
     LC_UNROLL for (int r = 0; r < R; ++r) {
-      if constexpr (T == 1) __builtin_prefetch(rows + (r + R) * row_stride + k);  // of the next tile
+      if constexpr (kFew) __builtin_prefetch(rows + (r + R) * row_stride + k);  // of the next tile
       const Lanes weights = Lanes::load(rows + r * row_stride + k);
       LC_UNROLL for (int t = 0; t < T; ++t) Lanes::multiply_add(acc[r][t], weights, inputs[t]);
     }
@@ -106,51 +105,66 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
   }
 }
 
-// All inputs [begin, end) of the block, T at a time and then one by one, against num_rows rows that lie in memory as W.
-template <class Lanes, int R, int T, int ROne, class W>
-LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
-                        int64_t end, const MatmulBlock& b) {
-  const auto input = [&](int64_t i) { return b.x + (b.row_idx ? b.row_idx[i] : i) * b.x_stride; };
-  for (int64_t i = begin; i < end;) {
-    const int64_t left = end - i;
-    const float* x[T];
-    for (int64_t t = 0; t < std::min<int64_t>(T, left); ++t) x[t] = input(i + t);
-    float* out = b.out + i * b.out_stride + first_row;
-    int64_t r = 0;
-    if (left >= T) {
-      for (; r + R <= num_rows; r += R)
-        dot_tile<Lanes, R, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
-      for (; r < num_rows; ++r)
-        dot_tile<Lanes, 1, T>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
-      i += T;
-    } else {
-      for (; r + ROne <= num_rows; r += ROne)
-        dot_tile<Lanes, ROne, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
-      for (; r < num_rows; ++r)
-        dot_tile<Lanes, 1, 1>(out + r, b.out_stride, rows + r * in_features, in_features, x, in_features);
-      i += 1;
-    }
+// T inputs from x on against num_rows rows that lie in memory as W, R at a time.
+template <bool kFew, class Lanes, int R, int T, class W>
+LC_INLINE void dot_inputs(float* out, int64_t out_stride, const W* rows, int64_t num_rows, const float* const* x,
+                          int64_t n) {
+  int64_t r = 0;
+  for (; r + R <= num_rows; r += R) dot_tile<kFew, Lanes, R, T>(out + r, out_stride, rows + r * n, n, x, n);
+  for (; r < num_rows; ++r) dot_tile<kFew, Lanes, 1, T>(out + r, out_stride, rows + r * n, n, x, n);
+}
+
+// That with as many inputs as `count` says, T or more: R, More... are the rows of a tile with T, T + 1, ... of them.
+template <bool kFew, class Lanes, int T, int R, int... More, class W>
+LC_INLINE void dot_count(int64_t count, float* out, int64_t out_stride, const W* rows, int64_t num_rows,
+                         const float* const* x, int64_t n) {
+  if (count == T) {
+    dot_inputs<kFew, Lanes, R, T>(out, out_stride, rows, num_rows, x, n);
+  } else if constexpr (sizeof...(More) > 0) {
+    dot_count<kFew, Lanes, T + 1, More...>(count, out, out_stride, rows, num_rows, x, n);
   }
 }
 
-// Tiles by the registers of each instruction set: R * T sums of 16 floats, and the operands.
-template <class W>
+// All inputs [begin, end) of the block, in passes over the rows that take about equally many, at most as many as there
+// are Rows.
+template <bool kFew, class Lanes, int... Rows, class W>
+LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
+                        int64_t end, const MatmulBlock& b) {
+  constexpr int64_t kMost = sizeof...(Rows);
+  const int64_t num_passes = (end - begin + kMost - 1) / kMost;
+  for (int64_t pass = num_passes, i = begin; pass > 0; --pass) {
+    const int64_t count = (end - i + pass - 1) / pass;
+    const float* x[kMost];
+    for (int64_t t = 0; t < count; ++t) x[t] = b.x + (b.row_idx ? b.row_idx[i + t] : i + t) * b.x_stride;
+    dot_count<kFew, Lanes, 1, Rows...>(count, b.out + i * b.out_stride + first_row, b.out_stride, rows, num_rows, x,
+                                       in_features);
+    i += count;
+  }
+}
+
+// Tiles by the registers of each instruction set: R * T sums of 16 floats, and the operands. kFew: for rows where they
+// lie, which come from memory.
+template <bool kFew, class W>
 void dot_rows_portable(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                        int64_t end, const MatmulBlock& b) {
-  dot_rows<Whole, 2, 2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<kFew, Whole, 2, 2>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 #ifdef LC_HAS_CLONES
-template <class W>
+template <bool kFew, class W>
 __attribute__((target("avx2,fma,bmi2"))) void dot_rows_avx2(const W* rows, int64_t in_features, int64_t first_row,
                                                             int64_t num_rows, int64_t begin, int64_t end,
                                                             const MatmulBlock& b) {
-  dot_rows<Halves, 3, 2, 4>(rows, in_features, first_row, num_rows, begin, end, b);
+  if constexpr (kFew) {
+    dot_rows<kFew, Halves, 4, 3, 2, 1, 1>(rows, in_features, first_row, num_rows, begin, end, b);
+  } else {
+    dot_rows<kFew, Halves, 4, 3>(rows, in_features, first_row, num_rows, begin, end, b);
+  }
 }
-template <class W>
+template <bool kFew, class W>
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,prefer-vector-width=512"))) void
 dot_rows_avx512(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin, int64_t end,
                 const MatmulBlock& b) {
-  dot_rows<Whole, 4, 5, 4>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<kFew, Whole, 4, 4, 4, 4, 4>(rows, in_features, first_row, num_rows, begin, end, b);
 }
 #endif
 
@@ -158,13 +172,16 @@ template <class W>
 using DotRows = void (*)(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                          int64_t end, const MatmulBlock& b);
 
-template <class W>
+// Inputs up to which the rows are multiplied where they lie; with more, it pays to widen a row to f32 once for all.
+int64_t most_few_inputs() { return cpu_isa() >= Isa::avx512 ? 5 : cpu_isa() >= Isa::avx2 ? 12 : 2; }
+
+template <bool kFew, class W>
 DotRows<W> dot_rows_of_this_machine() {
 #ifdef LC_HAS_CLONES
-  if (cpu_isa() >= Isa::avx512) return dot_rows_avx512<W>;
-  if (cpu_isa() >= Isa::avx2) return dot_rows_avx2<W>;
+  if (cpu_isa() >= Isa::avx512) return dot_rows_avx512<kFew, W>;
+  if (cpu_isa() >= Isa::avx2) return dot_rows_avx2<kFew, W>;
 #endif
-  return dot_rows_portable<W>;
+  return dot_rows_portable<kFew, W>;
 }
 
 LC_CLONES void widen_bf16(float* out, const bf16* x, int64_t n) {
@@ -184,7 +201,7 @@ namespace {
 
 // Rows widened a few at a time, for every block of inputs.
 void matmul_widened(const Weight& weight, const MatmulBlock& block) {
-  static const DotRows<float> dot_rows = dot_rows_of_this_machine<float>();
+  static const DotRows<float> dot_rows = dot_rows_of_this_machine<false, float>();
   constexpr int64_t kRows = 12;  // whole tiles of every instruction set
   const int64_t n = weight.in_features;
   const int64_t inputs_at_once = std::max<int64_t>(8, kInputBlockBytes / (4 * n));
@@ -202,7 +219,7 @@ void matmul_widened(const Weight& weight, const MatmulBlock& block) {
 
 template <class W>
 void matmul_in_place(const Weight& weight, const MatmulBlock& block) {
-  static const DotRows<W> dot_rows = dot_rows_of_this_machine<W>();
+  static const DotRows<W> dot_rows = dot_rows_of_this_machine<true, W>();
   dot_rows(static_cast<const W*>(weight.data) + block.first_row * weight.in_features, weight.in_features, 0,
            block.num_rows, 0, block.num_inputs, block);
 }
@@ -211,7 +228,8 @@ void matmul_in_place(const Weight& weight, const MatmulBlock& block) {
 
 void matmul_block(const Weight& weight, const MatmulBlock& block) {
   if (is_packed(weight.format)) return packed_matmul_block(weight, block);
-  if (block.num_inputs >= kWidenFrom || weight.format == WeightFormat::fp8_block) return matmul_widened(weight, block);
+  static const int64_t most_few = most_few_inputs();
+  if (block.num_inputs > most_few || weight.format == WeightFormat::fp8_block) return matmul_widened(weight, block);
   if (weight.format == WeightFormat::bf16) return matmul_in_place<bf16>(weight, block);
   matmul_in_place<float>(weight, block);
 }

@@ -75,8 +75,9 @@ void Drafter::read_step(const Flight& flight, const ForwardBatch& batch, Tensor 
   model_.forward_mtp(next, cache_);
 }
 
-// Each sequence goes on from the last of its guesses that stands. The slots that it is read on in are those of the
-// block that its newest token is in: where that token begins a block, there is none yet, and one guess is made.
+// Each sequence goes on from the last of its guesses that stands. As many as stood, and one more, are worth a try: what
+// is hard to guess is so for a while. The slots it is read on in are those of the block that its newest token is in:
+// where that token begins a block, there is none yet, and one guess is made.
 std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_ids) {
   const StepPlan& plan = flight.plan;
   std::vector<Draft> drafts;
@@ -97,7 +98,7 @@ std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_
     end_row += chunk.count;
     const int64_t num_wrong = chunk.num_guesses - num_right[c];
     const int64_t next_position = chunk.start + chunk.count - num_wrong, place = next_position % kBlockSize;
-    const int64_t num_wanted = std::min(chunk.num_drafts, place == 0 ? 1 : kBlockSize - 1 - place);
+    const int64_t num_wanted = std::min({chunk.num_drafts, num_right[c] + 1, place == 0 ? 1 : kBlockSize - 1 - place});
     if (num_wanted > 0)
       drafts.push_back({.chunk = c,
                         .next_position = next_position,

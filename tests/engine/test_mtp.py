@@ -89,11 +89,11 @@ def test_guesses_are_those_of_the_layer(tiny):
         metrics = engine.metrics()
     ids = [*prompt, *answer.token_ids]
     model = testing.DeviceModel(tiny, "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
-    length, steps, guessed, right = len(prompt) + 1, 1, 0, 0  # behind the first step
+    length, steps, guessed, right, stand = len(prompt) + 1, 1, 0, 0, 0  # behind the first step
     while length < len(ids):
         place = (length - 1) % BLOCK  # of the newest token: guesses stay in its block, and the first needs no slot
         left = num_tokens - (length - len(prompt)) - 1
-        count = max(0, min(most, 1 if place == 0 else BLOCK - 1 - place, left))
+        count = max(0, min(most, stand + 1, 1 if place == 0 else BLOCK - 1 - place, left))
         drafts = drafts_of(model, ids, length, count) if count else []
         stand = 0
         while stand < count and drafts[stand] == ids[length + stand]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from longcat.names import unknown_name
@@ -62,43 +62,6 @@ def positive(name: str, value: int | None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
         raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
     return value
-
-
-# What goes with each method of speculative decoding.
-_SPECULATIVE_DEFAULTS = {
-    "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
-    "mtp": {"num_speculative_tokens": 3},
-}
-_MOST_SPECULATIVE = 64
-
-
-def speculation(speculative: Mapping[str, Any]) -> tuple[str, int, int, int]:
-    """`speculative` for the core: the method, most tokens of a guess, and of what must agree at most and least.
-
-    Raises:
-        ValueError, TypeError: it is malformed.
-    """
-    if not isinstance(speculative, Mapping):
-        raise TypeError(f'speculative={speculative!r}: expected {{"method": "mtp", "num_speculative_tokens": 3}}')
-    method = speculative.get("method")
-    if method not in _SPECULATIVE_DEFAULTS:
-        raise ValueError(f'speculative method {method!r} is not known: use "mtp" or "ngram"')
-    defaults = _SPECULATIVE_DEFAULTS[method]
-    for name in speculative:
-        if name != "method" and name not in defaults:
-            raise unknown_name("speculative", name, ["method", *defaults])
-    values = {name: positive(name, value) for name, value in (defaults | dict(speculative)).items() if name != "method"}
-    for name, value in values.items():
-        if value > _MOST_SPECULATIVE:
-            raise ValueError(f"{name}={value} is not possible: expected at most {_MOST_SPECULATIVE}")
-    if method == "mtp":
-        return method, values["num_speculative_tokens"], 1, 1
-    if values["prompt_lookup_min"] > values["prompt_lookup_max"]:
-        raise ValueError(
-            f"prompt_lookup_min={values['prompt_lookup_min']} is more than "
-            f"prompt_lookup_max={values['prompt_lookup_max']}"
-        )
-    return method, values["num_speculative_tokens"], values["prompt_lookup_max"], values["prompt_lookup_min"]
 
 
 def share(name: str, value: float) -> float:

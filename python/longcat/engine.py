@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.arguments import canonical_name, parse_bytes, positive, share, speculation, to_prompts
+from longcat.arguments import canonical_name, positive, to_prompts
+from longcat.core_options import core_options
 from longcat.generation_config import read_generation_config
 from longcat.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request import Request
@@ -130,43 +131,16 @@ class Engine:
         if model is None:
             raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
         self.model = os.path.expanduser(os.fspath(model))
-        for name, value in (
-            ("device", device), ("dtype", dtype), ("kv_cache_dtype", kv_cache_dtype),
-            ("ngram_placement", ngram_placement),
-        ):  # fmt: skip
-            if not isinstance(value, str):
-                raise TypeError(f'{name}={value!r} is a {type(value).__name__}: expected a name such as "auto"')
-        options = _core.EngineOptions()
-        options.device = device
-        options.dtype = dtype
-        options.kv_cache_dtype = kv_cache_dtype
-        options.ngram_placement = ngram_placement
-        if quantization not in (None, "fp8"):
-            raise ValueError(f'quantization={quantization!r} is not known: use None or "fp8"')
-        options.quantize_experts = quantization == "fp8"
-        options.max_model_len = positive("max_model_len", max_model_len)
-        options.kv_cache_memory = parse_bytes("kv_cache_memory", kv_cache_memory)
-        if gpu_memory_utilization is not None:
-            options.gpu_memory_utilization = share("gpu_memory_utilization", gpu_memory_utilization)
-        options.swap_memory = -1 if swap_memory == "auto" else parse_bytes("swap_memory", swap_memory, least=0)
-        if speculative is not None:
-            options.speculation = speculation(speculative)
-        options.enable_prefix_caching = bool(enable_prefix_caching)
-        options.max_num_seqs = positive("max_num_seqs", max_num_seqs)
-        options.max_num_queued = positive("max_num_queued", max_num_queued)
-        options.max_num_batched_tokens = (
-            max(512, max_num_seqs)
-            if max_num_batched_tokens is None
-            else positive("max_num_batched_tokens", max_num_batched_tokens)
-        )
-        options.num_threads = positive("num_threads", num_threads)
-        if not mask_timeout > 0:
-            raise ValueError(f"mask_timeout={mask_timeout!r} is not possible: expected seconds")
-        options.mask_timeout_ms = 1000.0 * mask_timeout
+        options = core_options(
+            device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
+            ngram_placement=ngram_placement, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
+            gpu_memory_utilization=gpu_memory_utilization, swap_memory=swap_memory, speculative=speculative,
+            enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs, max_num_queued=max_num_queued,
+            max_num_batched_tokens=max_num_batched_tokens, num_threads=num_threads, mask_timeout=mask_timeout,
+            tensor_parallel_size=tensor_parallel_size, expert_parallel_size=expert_parallel_size,
+        )  # fmt: skip
         if not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
-        options.tensor_parallel_size = positive("tensor_parallel_size", tensor_parallel_size)
-        options.expert_parallel_size = positive("expert_parallel_size", expert_parallel_size)
         communicator = self._join_ranks(options, positive("data_parallel_size", data_parallel_size))
         self._core = _core.Engine(self.model, options, progress, communicator)
         self._info = self._core.info()

@@ -181,28 +181,21 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
 }
 
 bool Engine::abort(int64_t request_id) {
-  if (rank() != 0) return forget_mirrored(request_id, {.request_id = request_id, .finish_reason = FinishReason::abort});
-  std::vector<StepOutput> unread;
-  {
-    const std::lock_guard lock(mutex_);
-    const std::shared_ptr<Sequence> sequence = scheduler_->find(request_id);
-    if (!sequence) return false;
-    end(*sequence, {.request_id = request_id, .finish_reason = FinishReason::abort}, unread);
-  }
-  wake();
-  return true;
+  return end_for_caller({.request_id = request_id, .finish_reason = FinishReason::abort});
 }
 
 bool Engine::fail(int64_t request_id, const std::string& error) {
-  if (rank() != 0)
-    return forget_mirrored(request_id,
-                           {.request_id = request_id, .finish_reason = FinishReason::error, .error = error});
+  return end_for_caller({.request_id = request_id, .finish_reason = FinishReason::error, .error = error});
+}
+
+bool Engine::end_for_caller(StepOutput last) {
   std::vector<StepOutput> unread;
   {
     const std::lock_guard lock(mutex_);
-    const std::shared_ptr<Sequence> sequence = scheduler_->find(request_id);
+    if (rank() != 0) return mirror_.forget(std::move(last));
+    const std::shared_ptr<Sequence> sequence = scheduler_->find(last.request_id);
     if (!sequence) return false;
-    end(*sequence, {.request_id = request_id, .finish_reason = FinishReason::error, .error = error}, unread);
+    end(*sequence, std::move(last), unread);
   }
   wake();
   return true;
@@ -451,11 +444,7 @@ void Engine::run() {
     const std::lock_guard lock(mutex_);
     ended_ = true;
     tasks.swap(tasks_);
-    for (const auto& [request_id, mirrored] : std::exchange(mirrored_, {})) {
-      if (!failure_.empty())
-        mirrored.queue->push({.request_id = request_id, .finish_reason = FinishReason::error, .error = failure_});
-      mirrored.queue->close();
-    }
+    mirror_.end(failure_);
   }
   ended_changed_.notify_all();
   for (auto& task : tasks) task();
@@ -475,8 +464,10 @@ void Engine::follow() {
       case Lockstep::Message::Kind::stop:
         stopped = true;
         break;
-      case Lockstep::Message::Kind::step:
-        for (StepOutput& output : message.outputs) mirror(std::move(output));
+      case Lockstep::Message::Kind::step: {
+        const std::lock_guard lock(mutex_);
+        for (StepOutput& output : message.outputs) mirror_.take(std::move(output), next_request_id_);
+      }
         if (message.plan.empty()) break;
         flights_.push_back(runner_->stage(std::move(message.plan)));
         runner_->submit(*flights_.back());
@@ -508,47 +499,14 @@ int64_t Engine::mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue>
   if (!failure_.empty()) throw Error(str_cat("[engine] this engine has failed: ", failure_));
   const int64_t first = next_request_id_;
   next_request_id_ += num_samples;
-  for (int64_t id = first; id < next_request_id_; ++id) {
-    bool ended = false;
-    if (auto early = early_.extract(id)) {
-      ended = early.mapped().back().finish_reason != FinishReason::none;
-      for (StepOutput& output : early.mapped()) queue->push(std::move(output));
-    }
-    if (!ended) mirrored_[id] = {queue, mask_queue};
-  }
+  for (int64_t id = first; id < next_request_id_; ++id) mirror_.add(id, queue, mask_queue);
   if (ended_) queue->close();
   return first;
 }
 
-void Engine::mirror(StepOutput output) {
-  const std::lock_guard lock(mutex_);
-  const auto it = mirrored_.find(output.request_id);
-  if (it == mirrored_.end()) {  // of a caller who has left, or has not come yet
-    if (output.request_id >= next_request_id_ && !only_follows_) early_[output.request_id].push_back(std::move(output));
-    return;
-  }
-  const Mirrored mirrored = it->second;
-  if (output.finish_reason != FinishReason::none) {
-    mirrored_.erase(it);
-    if (mirrored.mask_queue)
-      mirrored.mask_queue->push({.request_id = output.request_id, .finish_reason = output.finish_reason});
-  }
-  mirrored.queue->push(std::move(output));
-}
-
-// The caller here wants no more of it; whether it goes on is rank 0's business.
-bool Engine::forget_mirrored(int64_t request_id, StepOutput last) {
-  const std::lock_guard lock(mutex_);
-  const auto mirrored = mirrored_.extract(request_id);
-  if (!mirrored) return false;
-  mirrored.mapped().queue->push(std::move(last));
-  return true;
-}
-
 void Engine::join() {
   std::unique_lock lock(mutex_);
-  only_follows_ = true;
-  early_.clear();
+  mirror_.expect_no_more();
   ended_changed_.wait(lock, [&] { return ended_; });
   if (!failure_.empty()) throw Error(failure_);
 }

@@ -12,7 +12,6 @@
 #include <deque>
 #include <functional>
 #include <future>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -22,6 +21,7 @@
 #include "engine/load_model.h"
 #include "engine/model_runner.h"
 #include "engine/output_queue.h"
+#include "engine/request_mirror.h"
 #include "engine/scheduler.h"
 
 namespace longcat {
@@ -126,13 +126,12 @@ class Engine {
   void follow();
   int64_t mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue> queue,
                          std::shared_ptr<OutputQueue> mask_queue);
-  void mirror(StepOutput output);
-  bool forget_mirrored(int64_t request_id, StepOutput last);
   bool work(std::vector<StepOutput>& outputs);
   void wake();
   bool finish_oldest(std::vector<StepOutput>& outputs);
   void commit(Flight& flight, std::vector<StepOutput>& outputs);
   void fail_step(const Flight& failed, const std::string& error, std::vector<StepOutput>& outputs);
+  bool end_for_caller(StepOutput last);
   void end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
   void deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
   FinishReason finish_reason(const Sequence& sequence, int32_t token_id) const;
@@ -154,13 +153,7 @@ class Engine {
 
   // With several ranks. On rank 0: what the others have not heard of yet.
   std::vector<StepOutput> outbox_;
-  // On the others: where outputs go, and those of requests that are still to be made here.
-  struct Mirrored {
-    std::shared_ptr<OutputQueue> queue, mask_queue;
-  };
-  std::map<int64_t, Mirrored> mirrored_;
-  std::map<int64_t, std::vector<StepOutput>> early_;
-  bool only_follows_ = false;
+  RequestMirror mirror_;  // on the others
 
   std::thread thread_;
   std::condition_variable wakeup_;

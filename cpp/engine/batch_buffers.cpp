@@ -61,9 +61,11 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
     add_token(0, 0, sequence, -1);
     end_sequence();
     table[sequence * max_blocks_] = 0;
-    ++s.num_decode_sequences;
     ++s.num_decode_tokens;
   }
+  s.num_tables = sequence;
+  for (; sequence < num_rows; ++sequence) end_sequence();  // without tokens
+  if (num_rows > 0) s.num_decode_sequences = num_rows;
   LC_CHECK(static_cast<int64_t>(s.token_ids.size()) <= max_tokens_);
 }
 
@@ -78,7 +80,7 @@ ForwardBatch BatchBuffers::upload(int slot) {
   num_tokens_ = static_cast<int64_t>(s.token_ids.size());
   const int64_t num_sequences = static_cast<int64_t>(s.query_starts.size()) - 1;
   const Tensor tables = block_tables_.tensor(DType::i32, {max_sequences_, max_blocks_}).first(num_sequences);
-  for (int64_t row = 0; row < num_sequences; ++row)  // of long tables only what is used
+  for (int64_t row = 0; row < s.num_tables; ++row)  // of long tables only what is used
     device_.upload(tables.row<int32_t>(row), static_cast<const int32_t*>(s.block_tables.data()) + row * max_blocks_,
                    s.widest * 4);
   to_device(sources_, s.sources);

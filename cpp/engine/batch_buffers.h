@@ -24,7 +24,8 @@ class BatchBuffers {
   BatchBuffers(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t max_blocks_per_sequence,
                int num_slots = 1);
 
-  // Fills a slot; rows are padded to `num_rows` in all (0: no padding).
+  // Fills a slot; rows are padded to `num_rows` in all (0: no padding), and so is the number of sequences, so that
+  // batches of as many rows have the same shapes.
   void stage(std::span<const Chunk> chunks, int slot, int64_t num_rows = 0);
 
   // Inside submitted work: copies the slot to the device. The batch is valid until the next upload.
@@ -43,6 +44,7 @@ class BatchBuffers {
   struct Slot {
     std::vector<int32_t> token_ids, positions, sequence_idx, query_starts, sources;
     HostBuffer block_tables;  // [max_sequences, max_blocks]
+    int64_t num_tables = 0;   // rows of block_tables that are filled
     int64_t widest = 0;       // blocks of the longest row that was ever filled
     int32_t num_real_tokens = 0;
     int64_t num_decode_tokens = 0, num_decode_sequences = 0;

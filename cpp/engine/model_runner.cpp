@@ -24,7 +24,7 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       cache_(cache),
       limits_(limits),
       vocab_size_(model.config().vocab_size),
-      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_blocks_per_sequence,
+      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_samples, limits.max_blocks_per_sequence,
                      kSlots),
       logits_(device_, model.own_logits_capacity(limits.max_samples) * vocab_size_ * 4),
       logit_rows_(device_, limits.max_samples * 4),
@@ -45,7 +45,7 @@ ModelRunner::~ModelRunner() {
 
 int64_t ModelRunner::padded_rows(int64_t rows) const {
   const int64_t padded = limits_.pad_decodes ? power_of_two_from(rows) : device_.padded_rows(rows);
-  return std::min(padded, limits_.max_num_seqs);
+  return std::min({padded, limits_.max_samples, limits_.max_num_batched_tokens});
 }
 
 std::unique_ptr<Flight> ModelRunner::stage(StepPlan plan) {
@@ -61,11 +61,11 @@ std::unique_ptr<Flight> ModelRunner::stage(StepPlan plan) {
                       .blocks = chunk.blocks,
                       .generated = chunk.generated,
                       .source = chunk.source});
-  // Steps of one generated token a sequence, each of them sampled from, come again and again: they are recorded.
+  // Steps of generated tokens, each of them sampled from, come again and again: they are recorded.
   const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
-    return c.generated && c.count == 1 && c.samples;
+    return c.generated && c.samples && c.count == 1 + c.num_guesses;
   });
-  flight->recorded_rows = decodes_only ? padded_rows(static_cast<int64_t>(chunks.size())) : 0;
+  flight->recorded_rows = decodes_only ? padded_rows(p.num_tokens()) : 0;
   if (!chunks.empty()) batch_buffers_.stage(chunks, flight->slot, flight->recorded_rows);
 
   flight->sampled_ids.resize(p.samples.size(), -1);
@@ -127,10 +127,14 @@ void ModelRunner::run(Flight& flight) {
   std::vector<int32_t> logit_rows;                      // rows of the step whose logits are computed
   std::vector<int32_t> logits_row(plan.chunks.size());  // where a chunk finds its first logits
   Range own;                                            // of logit_rows
+  int64_t first_row = 0;
   if (recorded_rows > 0) {
     logit_rows.resize(static_cast<size_t>(recorded_rows));
     std::iota(logit_rows.begin(), logit_rows.end(), 0);
-    std::iota(logits_row.begin(), logits_row.end(), 0);
+    for (size_t c = 0; c < plan.chunks.size(); ++c) {
+      logits_row[c] = static_cast<int32_t>(first_row);
+      first_row += plan.chunks[c].count;
+    }
     const Tensor rows = logit_rows_.tensor(DType::i32, {recorded_rows});
     device_.upload(rows.raw(), logit_rows.data(), rows.num_bytes());
     std::unique_ptr<Recording>& recording = recordings_[recorded_rows];
@@ -141,7 +145,6 @@ void ModelRunner::run(Flight& flight) {
   } else {
     compute(batch, {});
     if (observer_) observer_->after_forward(plan, model_);
-    int64_t first_row = 0;
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
       score_prompt(flight, c, first_row);
       first_row += plan.chunks[c].count;

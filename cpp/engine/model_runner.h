@@ -19,7 +19,7 @@ struct Flight {
   StepPlan plan;
   int64_t ticket = 0;
   int slot = 0;               // of the staging buffers
-  int64_t recorded_rows = 0;  // of a step that is recorded; 0: it is not
+  int64_t recorded_rows = 0;  // of a step that is recorded, with padding; 0: it is not
 
   // By sample of the plan.
   std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn

@@ -199,10 +199,8 @@ def test_with_guesses(case, method, most, num_blocks):
     repeating = [5, 6, 7, 8] * 6, sampling(NEW_TOKENS, allowed_token_ids=[5, 6, 7])
     ids += steps.add(*repeating)
     steps.run()
-    for outcome in steps.outcomes.values():  # what was computed for guesses behind the end
-        for name in ("logits", "ngram_ids"):
-            record = outcome.record[name]
-            outcome.record[name] = {p: v for p, v in record.items() if p < outcome.record["num_tokens"]}
+    for outcome in steps.outcomes.values():
+        without_guesses(outcome)
     case.check(steps, ids[: len(case.requests)])
     assert_same(steps.outcomes[ids[-1]], case.run_alone(*repeating), "repeating")
     guessed, right = steps.engine.guesses()
@@ -229,6 +227,27 @@ def test_padded_decodes(case):
     steps.run()
     case.check(steps, ids)
     assert steps.engine.num_recordings() <= 4  # 1, 2, 4, 7
+
+
+def without_guesses(outcome: Outcome) -> None:
+    """Forgets what was computed for guesses behind the end."""
+    for name in ("logits", "ngram_ids"):
+        record = outcome.record[name]
+        outcome.record[name] = {p: v for p, v in record.items() if p < outcome.record["num_tokens"]}
+
+
+@pytest.mark.parametrize("method", ["ngram", "mtp"])
+def test_padded_guesses(case, method):
+    """Steps with guesses are recorded, too: by their rows, whoever they belong to."""
+    steps = Steps(case.engine(speculation=(method, 3, 3, 1), pad_decodes=True, max_num_seqs=7))
+    ids = add_all(case, steps)
+    steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)
+    steps.run()
+    for outcome in steps.outcomes.values():
+        without_guesses(outcome)
+    case.check(steps, ids)
+    assert steps.engine.guesses()[1] > 0
+    assert 3 <= steps.engine.num_recordings() <= 6  # of 1, 2, 4, 8, 16, 19
 
 
 def test_recycled_pages_full_of_nan(case):

@@ -67,6 +67,36 @@ MUTATIONS = {
         "pieces = pieces.first(1);\n  float max = cpu::kNothing, sum = 0;",
         ["tests/ops/test_ops.py::test_mla_decode_attends_to_what_is_stored"],
     ),
+    "swap what the MTP layer reads": (
+        "cpp/model/weights.cpp",
+        "builder.matrix(eh_proj, all_rows, {0, c.hidden_size})",
+        "builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size})",
+        ["tests/model/test_mtp.py::test_logits_equal_the_reference"],
+    ),
+    "go on from a guess that fell": (
+        "cpp/engine/drafter.cpp",
+        ".row = static_cast<int32_t>(end_row - 1 - num_wrong)",
+        ".row = static_cast<int32_t>(end_row - 1)",
+        ["tests/engine/test_mtp.py::test_guesses_are_those_of_the_layer"],
+    ),
+    "read a guess one slot too far": (
+        "cpp/engine/drafter.cpp",
+        ".start = draft.next_position + depth - 1,",
+        ".start = draft.next_position + depth,",
+        ["tests/engine/test_mtp.py::test_guesses_are_those_of_the_layer"],
+    ),
+    "draw guesses with other numbers than their tokens": (
+        "cpp/engine/drafter.cpp",
+        ".seed = p.seed,",
+        ".seed = p.seed + 1,",
+        ["tests/engine/test_mtp.py::test_fewer_steps"],
+    ),
+    "keep guesses that fell": (
+        "cpp/engine/engine.cpp",
+        "return std::equal(guesses, guesses + sample.guess, drawn);",
+        "return guesses != drawn;",
+        ["tests/engine/test_mtp.py::test_answers_are_the_same"],
+    ),
 }
 
 

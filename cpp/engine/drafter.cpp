@@ -14,7 +14,7 @@ Drafter::Drafter(Ops& ops, Model& model, KvCache& cache, int64_t max_num_tokens,
       cache_(cache),
       max_num_seqs_(max_num_seqs),
       num_tokens_(num_tokens),
-      batch_buffers_(device_, max_num_seqs, max_num_seqs, max_blocks_per_sequence, static_cast<int>(num_tokens)),
+      batch_buffers_(device_, max_num_seqs, max_num_seqs, max_blocks_per_sequence),
       next_ids_(device_, max_num_tokens * 4),
       sources_(device_, max_num_tokens * 4),
       rows_(device_, max_num_seqs * 4),
@@ -44,7 +44,7 @@ void Drafter::draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_id
     device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
                          static_cast<int64_t>(ids.size()) * 4);
     for (size_t i = 0; i < drafts.size(); ++i) {
-      if (ids[i] < 0) drafts[i].num_wanted = 0;  // its logits are not finite
+      if (ids[i] < 0) drafts[i].num_wanted = 0;  // not finite, or all forbidden
       if (ids[i] >= 0) flight.drafts[drafts[i].chunk].push_back(ids[i]);
     }
     std::erase_if(drafts, [&](const Draft& draft) { return draft.num_wanted <= depth + 1; });
@@ -105,12 +105,12 @@ std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_
                         .num_wanted = num_wanted,
                         .row = static_cast<int32_t>(end_row - 1 - num_wrong)});
   }
+  LC_CHECK(static_cast<int64_t>(drafts.size()) <= max_num_seqs_);
   return drafts;
 }
 
-// One row a sequence: its newest token and, from the second time on, the guess before.
+// One row a sequence: the guess before, in the slot of the token in front of it.
 ForwardBatch Drafter::read_drafts(const Flight& flight, std::vector<Draft>& drafts, int64_t depth) {
-  const int slot = static_cast<int>(depth) - 1;
   std::vector<Chunk> chunks;
   std::vector<std::vector<int32_t>> token_ids;
   for (const Draft& draft : drafts) token_ids.push_back({flight.drafts[draft.chunk].back()});
@@ -124,8 +124,7 @@ ForwardBatch Drafter::read_drafts(const Flight& flight, std::vector<Draft>& draf
     rows.push_back(draft.row);
     draft.row = static_cast<int32_t>(i);
   }
-  batch_buffers_.stage(chunks, slot);
-  const ForwardBatch batch = batch_buffers_.upload(slot);
+  const ForwardBatch batch = batch_buffers_.upload(chunks);  // draft() has waited for the one before
   model_.forward_mtp(batch, cache_, upload(rows_, rows));
   return batch;
 }

@@ -12,7 +12,7 @@ struct Flight;
 
 class Drafter {
  public:
-  // max_num_tokens: of a step; num_tokens: of a guess at most.
+  // max_num_tokens: of a step; max_num_seqs: that guesses are made for in one; num_tokens: of a guess at most.
   Drafter(Ops& ops, Model& model, KvCache& cache, int64_t max_num_tokens, int64_t max_num_seqs,
           int64_t max_blocks_per_sequence, int64_t num_tokens);
 
@@ -42,7 +42,7 @@ class Drafter {
   Model& model_;
   KvCache& cache_;
   int64_t max_num_seqs_, num_tokens_;
-  BatchBuffers batch_buffers_;  // a slot for each depth behind the first
+  BatchBuffers batch_buffers_;
   Buffer next_ids_, sources_;   // [max_num_tokens] i32, of a step
   Buffer rows_;                 // [max_num_seqs] i32
   Buffer logits_;               // [max_num_seqs of this rank, vocab_size] f32

@@ -31,7 +31,8 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       sampled_ids_(device_, limits.max_samples * 4),
       zeros_(static_cast<size_t>(limits.max_samples), 0) {
   if (limits.num_drafts > 0)
-    drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens, limits.max_num_seqs,
+    drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
+                                         std::min(limits.max_num_seqs, limits.max_samples - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
 }
 

@@ -36,8 +36,9 @@ class TensorList {
  public:
   explicit TensorList(const ModelConfig& config) : c_(config) {}
 
-  void linear(const std::string& name, int64_t out, int64_t in, TensorUse use = TensorUse::matrix) {
-    expected_.push_back({name + ".weight", {out, in}, use, true});
+  void linear(const std::string& name, int64_t out, int64_t in, TensorUse use = TensorUse::matrix,
+              bool may_be_fp8 = true) {
+    expected_.push_back({name + ".weight", {out, in}, use, may_be_fp8});
   }
   void plain(const std::string& name, std::vector<int64_t> shape, TensorUse use = TensorUse::values) {
     expected_.push_back({name, std::move(shape), use});
@@ -103,8 +104,9 @@ std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& c) {
   list.norm("model.mtp.norm");
   list.norm(layer + "enorm.m");
   list.norm(layer + "hnorm.m");
-  list.plain(layer + "eh_proj.weight", {c.hidden_size, 2 * c.hidden_size},  // used by halves: no packed block in both
-             c.hidden_size % kQuantBlock == 0 ? TensorUse::matrix : TensorUse::values);
+  // Used by halves: no block of a format may lie in both.
+  list.linear(layer + "eh_proj", c.hidden_size, 2 * c.hidden_size,
+              c.hidden_size % kQuantBlock == 0 ? TensorUse::matrix : TensorUse::values, c.hidden_size % kFp8Block == 0);
   list.norm(layer + "input_layernorm");
   list.norm(layer + "post_attention_layernorm");
   list.attention(layer + "self_attn");

@@ -215,14 +215,19 @@ def _quantisation_fact(config: Mapping[str, Any], tensors: Mapping[str, tuple[st
 
 
 def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
-    found = {name for name in tensors if name.startswith(_MTP_PREFIX) and not name.endswith("_scale_inv")}
+    found: dict[str, Any] = {}  # shapes by name; None of packed ones
+    for name, (_, shape, *_) in tensors.items():
+        base, _, suffix = name.rpartition(".")
+        if name.startswith(_MTP_PREFIX) and not name.endswith("_scale_inv"):
+            found |= {base: None} if suffix in _core.PACKED_FORMATS else {name: shape}
     if not found:
         return Fact("MTP layer", "absent", "needed for speculative decoding only")
     try:
         shapes = {name: shape for name, shape, _ in _core.expected_mtp_tensors(json.dumps(config))}
     except Error:
         return Fact("MTP layer", f"{count(len(found), 'tensor')}", "needed for speculative decoding only")
-    odd = sorted(found ^ shapes.keys()) + sorted(n for n in found & shapes.keys() if tensors[n][1] != shapes[n])
+    both = found.keys() & shapes.keys()
+    odd = sorted(found.keys() ^ shapes.keys()) + sorted(n for n in both if found[n] not in (None, shapes[n]))
     return Fact(
         "MTP layer",
         f"{count(len(found), 'tensor')}",

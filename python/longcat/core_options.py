@@ -96,7 +96,8 @@ def speculation(speculative: Mapping[str, Any]) -> tuple[str, int, int, int]:
     for name in speculative:
         if name != "method" and name not in defaults:
             raise unknown_name("speculative", name, ["method", *defaults])
-    values = {name: positive(name, value) for name, value in (defaults | dict(speculative)).items() if name != "method"}
+    given = {name: value for name, value in speculative.items() if name != "method" and value is not None}
+    values = {name: positive(name, value) for name, value in (defaults | given).items()}
     for name, value in values.items():
         if value > _MOST_SPECULATIVE:
             raise ValueError(f"{name}={value} is not possible: expected at most {_MOST_SPECULATIVE}")

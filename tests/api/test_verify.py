@@ -12,6 +12,7 @@ import pytest
 from checkpoints import E4M3_VALUES, make_checkpoint, read_safetensors, write_safetensors
 from longcat import _core, checkpoint_scan
 from longcat.cli import main
+from longcat.convert import PRESETS, convert_checkpoint
 from longcat.report_text import printable
 from longcat.verify import verify_checkpoint
 
@@ -370,6 +371,13 @@ def test_facts_of_fp8_and_mtp(tmp_path):
     assert "ngram_embeddings.embedders" in kept and "lm_head" in kept and "layers.mlp.router.classifier" in kept
     assert "BF16" in facts["N-gram tables"].found
     assert facts["MTP layer"].as_assumed and facts["MTP layer"].found == "17 tensors"
+
+
+def test_facts_of_a_converted_mtp_layer(tmp_path):
+    make_checkpoint(tmp_path / "model", seed=1, mtp=True)
+    convert_checkpoint(tmp_path / "model", tmp_path / "int8", PRESETS["int8"])
+    fact = facts_of(tmp_path / "int8")["MTP layer"]
+    assert fact.as_assumed and fact.found == "17 tensors"
 
 
 def test_code_of_the_folder_is_reported_and_never_run(folder):

@@ -32,6 +32,7 @@ RECIPES = {
 MTP_RECIPES = {
     "lite": ({"seed": 11, "mtp": True, **VARIANTS["lite"]}, 96),
     "lite_fp8": ({"seed": 12, "mtp": True, "dtype": "FP8", "config_overrides": WIDE}, 80),
+    "lite_fp8_whole": ({"seed": 15, "mtp": True, "dtype": "FP8", "config_overrides": WIDE | {"hidden_size": 384}}, 60),
     "odd": ({"seed": 13, "mtp": True, **VARIANTS["odd"]}, 70),
     "yarn_ramp": ({"seed": 14, "mtp": True, "dtype": "BF16", **VARIANTS["yarn_ramp"]}, 150),
 }

@@ -6,6 +6,17 @@
 
 namespace longcat {
 
+namespace {
+
+// By chunk: the draw from the first of the rows that are drawn from.
+std::vector<int32_t> first_samples(const StepPlan& plan) {
+  std::vector<int32_t> first(plan.chunks.size(), -1);
+  for (size_t i = plan.samples.size(); i-- > 0;) first[plan.samples[i].chunk] = static_cast<int32_t>(i);
+  return first;
+}
+
+}  // namespace
+
 Drafter::Drafter(Ops& ops, Model& model, KvCache& cache, int64_t max_num_tokens, int64_t max_num_seqs,
                  int64_t max_blocks_per_sequence, int64_t num_tokens)
     : ops_(ops),
@@ -39,6 +50,7 @@ void Drafter::draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_id
   ForwardBatch last = batch;
   for (int64_t depth = 0; !drafts.empty(); ++depth) {
     if (depth > 0) last = read_drafts(flight, drafts, depth);
+    for (const Draft& draft : drafts) write_history(flight, draft, depth);
     draw(flight, drafts, last, depth);
     std::vector<int32_t> ids(drafts.size());
     device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
@@ -54,8 +66,7 @@ void Drafter::draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_id
 // All rows of the step, each with the token behind its own: the next of its chunk, or what was drawn from it.
 void Drafter::read_step(const Flight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
   const StepPlan& plan = flight.plan;
-  std::vector<int32_t> first_sample(plan.chunks.size(), -1);
-  for (size_t i = plan.samples.size(); i-- > 0;) first_sample[plan.samples[i].chunk] = static_cast<int32_t>(i);
+  const std::vector<int32_t> first_sample = first_samples(plan);
   std::vector<int32_t> next_ids, sources;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const PlannedChunk& chunk = plan.chunks[c];
@@ -85,6 +96,7 @@ std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_
   std::vector<int32_t> drawn(plan.samples.size());
   device_.copy_to_host(drawn.data(), sampled_ids.raw(), static_cast<int64_t>(drawn.size()) * 4);
   std::vector<int64_t> num_right(plan.chunks.size(), 0);
+  const std::vector<int32_t> first_sample = first_samples(plan);
   for (size_t i = 0; i < plan.samples.size(); ++i) {
     const PlannedSample& sample = plan.samples[i];
     const PlannedChunk& chunk = plan.chunks[sample.chunk];
@@ -103,6 +115,7 @@ std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_
       drafts.push_back({.chunk = c,
                         .next_position = next_position,
                         .num_wanted = num_wanted,
+                        .newest = drawn[static_cast<size_t>(first_sample[c] + num_right[c])],
                         .row = static_cast<int32_t>(end_row - 1 - num_wrong)});
   }
   LC_CHECK(static_cast<int64_t>(drafts.size()) <= max_num_seqs_);
@@ -129,8 +142,16 @@ ForwardBatch Drafter::read_drafts(const Flight& flight, std::vector<Draft>& draf
   return batch;
 }
 
-// With the temperature, the cuts and the random numbers that the token itself will be drawn with, so that like
-// distributions bring like tokens. What depends on the history (penalties, bad words) is left out.
+// The lane has the tokens of the step, and now the newest: what was drawn, or guessed, before. The next step writes
+// there what it finds to be right.
+void Drafter::write_history(const Flight& flight, const Draft& draft, int64_t depth) {
+  if (!has_slot(draft)) return;
+  const int32_t token_id = depth == 0 ? draft.newest : flight.drafts[draft.chunk].back();
+  const int64_t slot = slot_of(flight.plan.chunks[draft.chunk].blocks.data(), draft.next_position + depth);
+  device_.upload(cache_.lane().data<int32_t>() + slot, &token_id, 4);
+}
+
+// With all that the token itself will be drawn with, random numbers, too, so that like distributions bring like tokens.
 void Drafter::draw(const Flight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth) {
   const int64_t count = static_cast<int64_t>(drafts.size());
   std::vector<int32_t> logit_rows;
@@ -143,21 +164,15 @@ void Drafter::draw(const Flight& flight, const std::vector<Draft>& drafts, const
   for (int64_t i = own.begin; i < own.end; ++i) {
     const Draft& draft = drafts[static_cast<size_t>(i)];
     const Sequence& sequence = *flight.plan.chunks[draft.chunk].sequence;
-    const SamplingParams& p = sequence.params;
-    const int64_t position = draft.next_position + depth;  // of the last token before the guess
-    const bool may_stop = position + 1 - sequence.num_prompt_tokens >= p.min_tokens;
-    rows.push_back({.temperature = p.temperature,
-                    .top_k = static_cast<int32_t>(p.top_k),
-                    .top_p = p.top_p,
-                    .min_p = p.min_p,
-                    .seed = p.seed,
-                    .sample_idx = p.sample_idx,
-                    .logits_row = static_cast<int32_t>(i - own.begin),
-                    .sequence = static_cast<int32_t>(depth == 0 ? static_cast<int64_t>(draft.chunk) : i),
-                    .position = static_cast<int32_t>(position),
-                    .logit_bias = p.logit_bias,
-                    .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
-                    .allowed_ids = p.allowed_token_ids});
+    SamplingRow& row =
+        rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, draft.next_position + depth + 1));
+    row.logits_row = static_cast<int32_t>(i - own.begin);
+    row.sequence = static_cast<int32_t>(depth == 0 ? static_cast<int64_t>(draft.chunk) : i);
+    if (!has_slot(draft)) {  // what it says last is not in the lane
+      row.repetition_penalty = 1;
+      row.presence_penalty = row.frequency_penalty = 0;
+      row.bad_words = {};
+    }
   }
   const Tensor ids = ids_of(depth, count);
   if (model_.shard().world() > 1) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());

@@ -25,14 +25,19 @@ class Drafter {
   // A sequence that guesses are made for.
   struct Draft {
     size_t chunk;
-    int64_t next_position;  // of the token that was drawn last
+    int64_t next_position;  // of the newest token, which was drawn last
     int64_t num_wanted;     // guesses
+    int32_t newest;         // token
     int32_t row;            // of its hidden state in the last pass
   };
+
+  // Whether the newest token's slot is in a block that is there.
+  static bool has_slot(const Draft& draft) { return draft.next_position % kBlockSize != 0; }
 
   void read_step(const Flight& flight, const ForwardBatch& batch, Tensor sampled_ids);
   std::vector<Draft> begin(const Flight& flight, Tensor sampled_ids);
   ForwardBatch read_drafts(const Flight& flight, std::vector<Draft>& drafts, int64_t depth);
+  void write_history(const Flight& flight, const Draft& draft, int64_t depth);
   void draw(const Flight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth);
   Tensor upload(const Buffer& buffer, const std::vector<int32_t>& values);
   Tensor ids_of(int64_t depth, int64_t count) const;

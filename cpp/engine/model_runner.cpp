@@ -231,27 +231,11 @@ void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<co
     const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.guess);
     if (logits_row < own.begin) ++mine.begin;
     if (logits_row < own.begin || logits_row >= own.end) continue;
-    const SamplingParams& p = planned.sequence->params;
-    const int64_t num_prompt_tokens = planned.sequence->num_prompt_tokens;
-    const bool may_stop = planned.num_tokens - num_prompt_tokens >= p.min_tokens;
-    rows.push_back({.temperature = p.temperature,
-                    .top_k = static_cast<int32_t>(p.top_k),
-                    .top_p = p.top_p,
-                    .min_p = p.min_p,
-                    .repetition_penalty = p.repetition_penalty,
-                    .presence_penalty = p.presence_penalty,
-                    .frequency_penalty = p.frequency_penalty,
-                    .seed = p.seed,
-                    .sample_idx = p.sample_idx,
-                    .logits_row = logits_row - static_cast<int32_t>(own.begin),
-                    .sequence = static_cast<int32_t>(planned.chunk),
-                    .position = static_cast<int32_t>(planned.num_tokens) - 1,
-                    .num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens),
-                    .logit_bias = p.logit_bias,
-                    .bad_words = p.bad_words,
-                    .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
-                    .allowed_ids = p.allowed_token_ids,
-                    .mask = flight.masks[i]});
+    const Sequence& sequence = *planned.sequence;
+    SamplingRow& row = rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, planned.num_tokens));
+    row.logits_row = logits_row - static_cast<int32_t>(own.begin);
+    row.sequence = static_cast<int32_t>(planned.chunk);
+    row.mask = flight.masks[i];
   }
   mine.end = mine.begin + static_cast<int64_t>(rows.size());
   const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.samples.size())});

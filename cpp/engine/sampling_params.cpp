@@ -54,4 +54,23 @@ void check(const SamplingParams& params, int64_t vocab_size) {
   }
 }
 
+SamplingRow sampling_row(const SamplingParams& p, int64_t num_prompt_tokens, int64_t num_tokens) {
+  const bool may_stop = num_tokens - num_prompt_tokens >= p.min_tokens;
+  return {.temperature = p.temperature,
+          .top_k = static_cast<int32_t>(p.top_k),
+          .top_p = p.top_p,
+          .min_p = p.min_p,
+          .repetition_penalty = p.repetition_penalty,
+          .presence_penalty = p.presence_penalty,
+          .frequency_penalty = p.frequency_penalty,
+          .seed = p.seed,
+          .sample_idx = p.sample_idx,
+          .position = static_cast<int32_t>(num_tokens) - 1,
+          .num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens),
+          .logit_bias = p.logit_bias,
+          .bad_words = p.bad_words,
+          .banned_ids = may_stop ? std::span<const int32_t>{} : p.stop_token_ids,
+          .allowed_ids = p.allowed_token_ids};
+}
+
 }  // namespace longcat

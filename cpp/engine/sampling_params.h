@@ -32,4 +32,8 @@ struct SamplingParams {
 // Throws std::invalid_argument that names the field, what was given and what is allowed.
 void check(const SamplingParams& params, int64_t vocab_size);
 
+// As a row for Ops::sample, for the token behind the first `num_tokens` of a sequence; which logits, which sequence of
+// the batch and which mask is left to the caller. Reads `params` as long as it is used.
+SamplingRow sampling_row(const SamplingParams& params, int64_t num_prompt_tokens, int64_t num_tokens);
+
 }  // namespace longcat

@@ -47,17 +47,25 @@ def test_answers_are_the_same(engines, sampling):
     assert answers(found) == answers(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0])
-def test_fewer_steps(engines, temperature):
-    """Drawn tokens are guessed about as well as the likeliest: guess and token are drawn with the same numbers."""
+@pytest.mark.parametrize(
+    "sampling, share",
+    [
+        ({"temperature": 0}, 0.7),
+        # Drawn tokens are guessed about as well as the likeliest: guess and token are drawn with the same numbers.
+        ({"temperature": 1.0}, 0.7),
+        ({"temperature": 0.7, "repetition_penalty": 1.5}, 0.75),  # and with the same penalties
+    ],
+    ids=["greedy", "drawn", "penalised"],
+)
+def test_fewer_steps(engines, sampling, share):
     steps = []
     for engine in engines:
         before = engine.metrics()
         for prompt in PROMPTS:
-            engine.generate(prompt, max_tokens=100, temperature=temperature, seed=7, ignore_eos=True)
+            engine.generate(prompt, max_tokens=100, seed=7, ignore_eos=True, **sampling)
         after = engine.metrics()
         steps.append(after["num_steps"] - before["num_steps"])
-    assert steps[0] >= 800 and steps[1] < 0.7 * steps[0], steps
+    assert steps[0] >= 800 and steps[1] < share * steps[0], steps
 
 
 def drafts_of(model, token_ids, num_prompt_tokens, length, num_tokens):

@@ -87,8 +87,8 @@ MUTATIONS = {
     ),
     "draw guesses with other numbers than their tokens": (
         "cpp/engine/drafter.cpp",
-        ".seed = p.seed,",
-        ".seed = p.seed + 1,",
+        "row.logits_row = static_cast<int32_t>(i - own.begin);",
+        "row.logits_row = static_cast<int32_t>(i - own.begin);\n    row.seed += 1;",
         ["tests/engine/test_mtp.py::test_fewer_steps"],
     ),
     "keep guesses that fell": (

@@ -171,6 +171,11 @@ void register_testing_engine(py::module_& testing) {
              const SchedulerStats counts = self.engine().metrics().counts;
              return py::make_tuple(counts.num_guessed, counts.num_guessed_right);
            })
+      .def("drafts",  // of a request that runs: what is guessed to come behind its tokens
+           [](TestEngine& self, int64_t id) {
+             const std::shared_ptr<Sequence> sequence = self.engine().scheduler().find(id);
+             return sequence ? sequence->drafts : std::vector<int32_t>{};
+           })
       .def("num_recordings", [](TestEngine& self) { return self.engine().runner().num_recordings(); })
       .def("poison_free_blocks", &TestEngine::poison_free_blocks)
       .def("break_next_step", &TestEngine::break_next_step)

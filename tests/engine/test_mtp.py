@@ -4,10 +4,12 @@ from pathlib import Path
 
 import longcat
 import pytest
-from checkpoints import make_checkpoint, read_safetensors, write_safetensors
+from checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors
 from longcat import Engine
 from longcat._core import testing
 from longcat.convert import PRESETS, convert_checkpoint
+
+from engine.engines import Steps, make_engine, sampling
 
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
@@ -68,49 +70,52 @@ def test_fewer_steps(engines, sampling, share):
     assert steps[0] >= 800 and steps[1] < share * steps[0], steps
 
 
-def drafts_of(model, token_ids, num_prompt_tokens, length, num_tokens):
-    """What the layer guesses behind the first `length` tokens, of which the last is not computed yet; greedily."""
-    blocks = list(range(1, 10))
+def drafts_of(model, token_ids, num_prompt_tokens, allowed, num_tokens):
+    """What the layer guesses behind the tokens, of which the last is not computed yet: the likeliest of `allowed`."""
+
+    def likeliest(logits):
+        return max(allowed or range(len(logits)), key=lambda token_id: logits[token_id])
+
+    blocks, length = list(range(1, 10)), len(token_ids)
     for start, end in ((0, num_prompt_tokens), (num_prompt_tokens, length - 1)):
         if start < end:
             kind = int(start > 0)  # of generated tokens
             model.forward([(blocks, start, token_ids[start:end])], num_generated=kind)
             logits = model.forward_mtp([(blocks, start, token_ids[start + 1 : end + 1])], num_generated=kind)
-    drafts, row = [int(logits[-1].argmax())], len(logits) - 1
+    drafts, row = [likeliest(logits[-1])], len(logits) - 1
     while len(drafts) < num_tokens:
         position = length - 1 + len(drafts) - 1
         [logits] = model.forward_mtp([(blocks, position, drafts[-1:])], num_generated=1, rows=[row])
-        drafts.append(int(logits.argmax()))
+        drafts.append(likeliest(logits))
         row = 0
     return drafts
 
 
-def test_guesses_are_those_of_the_layer(tiny):
-    """A greedy answer taken apart step by step, with what the layer says at each place, costs as many steps."""
-    num_tokens, most = 120, 3
-    options = {"dtype": "f32", "num_threads": 1, "enable_prefix_caching": False}
-    speculative = {"method": "mtp", "num_speculative_tokens": most}
-    with Engine(tiny, speculative=speculative, **options) as engine:
-        prompt = engine.encode(PROMPTS[0])
-        [answer] = engine.generate(
-            prompt_token_ids=prompt, max_tokens=num_tokens, temperature=0, ignore_eos=True
-        ).outputs
-        metrics = engine.metrics()
-    ids = [*prompt, *answer.token_ids]
-    model = testing.DeviceModel(tiny, "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
-    length, steps, guessed, right, stand = len(prompt) + 1, 1, 0, 0, 0  # behind the first step
-    while length < len(ids):
-        place = (length - 1) % BLOCK  # of the newest token: guesses stay in its block, and the first needs no slot
-        left = num_tokens - (length - len(prompt)) - 1
-        count = max(0, min(most, stand + 1, 1 if place == 0 else BLOCK - 1 - place, left))
-        drafts = drafts_of(model, ids, len(prompt), length, count) if count else []
-        stand = 0
-        while stand < count and drafts[stand] == ids[length + stand]:
-            stand += 1
-        guessed, right, steps, length = guessed + count, right + stand, steps + 1, length + stand + 1
-    found = metrics["num_steps"], metrics["num_draft_tokens"], metrics["num_accepted_tokens"]
-    assert right > 20
-    assert found == (steps, guessed, right)
+@pytest.mark.parametrize("allowed", [[], [5, 6, 7]], ids=["trained", "random"])
+def test_guesses_are_those_of_the_layer(tiny, tmp_path, allowed):
+    """After each step, those that the layer makes of the same tokens alone; as many as stood before, and one more."""
+    folder, num_tokens, most = tiny, 120, 3
+    if allowed:
+        make_checkpoint(tmp_path, seed=1, mtp=True)
+        folder = str(tmp_path)
+    model = testing.DeviceModel(folder, "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
+    steps = Steps(make_engine(folder, dtype="f32", num_threads=1, speculation=("mtp", most, 1, 1)))
+    prompt = random_token_ids(1, 30)
+    [request_id] = steps.add(prompt, sampling(num_tokens, allowed_token_ids=allowed))
+    found, deep = steps.outcomes[request_id].token_ids, 0
+    while True:
+        before = len(found)
+        steps.step()
+        if steps.outcomes[request_id].finish_reason:
+            break
+        ids = [*prompt, *found]
+        place = (len(ids) - 1) % BLOCK  # of the newest token: guesses stay in its block, and the first needs no slot
+        stood, left = len(found) - before - 1, num_tokens - before - 2
+        count = min(most, stood + 1, 1 if place == 0 else BLOCK - 1 - place, left)
+        expected = drafts_of(model, ids, len(prompt), allowed, count) if count > 0 else []
+        assert steps.engine.drafts(request_id) == expected, len(ids)
+        deep += len(expected) > 1
+    assert len(found) == num_tokens and deep > 5
 
 
 def test_quantised_checkpoints_keep_their_layer(tiny, tmp_path):

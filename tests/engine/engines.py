@@ -97,3 +97,11 @@ def assert_same(found: Outcome, expected: Outcome, what: str = "") -> None:
         assert logits == theirs["logits"][position], f"{what}: logits at position {position} differ"
     for position, ids in mine["ngram_ids"].items():
         assert ids == theirs["ngram_ids"][position], f"{what}: N-gram ids at position {position} differ"
+
+
+def answers(outputs: Sequence) -> list:
+    """All of what longcat.Engine.generate returned for several prompts that must not depend on how it came about."""
+    return [
+        [(answer.text, answer.token_ids, answer.finish_reason, answer.logprobs) for answer in output.outputs]
+        for output in outputs
+    ]

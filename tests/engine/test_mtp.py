@@ -9,7 +9,7 @@ from longcat import Engine
 from longcat._core import testing
 from longcat.convert import PRESETS, convert_checkpoint
 
-from engine.engines import Steps, make_engine, sampling
+from engine.engines import Steps, answers, make_engine, sampling
 
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
@@ -21,13 +21,6 @@ def engines(tiny):
     speculative = {"method": "mtp", "num_speculative_tokens": 3}
     with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=speculative) as guessing:
         yield plain, guessing
-
-
-def answers(outputs):
-    return [
-        [(answer.text, answer.token_ids, answer.finish_reason, answer.logprobs) for answer in output.outputs]
-        for output in outputs
-    ]
 
 
 SAMPLINGS = [
@@ -45,8 +38,11 @@ SAMPLINGS = [
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))
 def test_answers_are_the_same(engines, sampling):
     plain, guessing = engines
+    before = guessing.metrics()["num_draft_tokens"]
     found = guessing.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling})
     assert answers(found) == answers(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
+    if "structured_outputs" not in sampling and sampling.get("max_tokens") != 2:  # a second token leaves none to guess
+        assert guessing.metrics()["num_draft_tokens"] > before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import pytest
 from longcat import Engine
 from longcat._core import testing
 
+from engine.engines import answers
+
 
 @pytest.mark.parametrize(
     "ids, most, match, expected",
@@ -41,13 +43,6 @@ def engines(tiny):
     speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
     with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative_config=speculative) as guessing:
         yield plain, guessing
-
-
-def answers(outputs):
-    return [
-        [(answer.text, answer.token_ids, answer.finish_reason, answer.logprobs) for answer in output.outputs]
-        for output in outputs
-    ]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))

@@ -67,7 +67,7 @@ def test_reference_equals_transformers(tmp_path, variant, seed):
     # A near-tie of the router changes the hidden state of its token, and so what later ones attend to.
     unclear = (trace.router_gaps.min(dim=0).values <= 1e-5).nonzero()
     clear = int(unclear[0, 0]) if len(unclear) else TOKENS
-    assert clear > 0
+    assert clear >= 40
     error = (found - expected).abs()[:clear].max().item()
     print(f"{variant} seed {seed}: max abs {error:.2e} over {clear} positions")
     assert error <= MAX_ABS

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,18 @@ import numpy as np
 from checkpoints import make_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
+
+
+def _fields_of(kind: str) -> Iterator[dict]:
+    """Name, recipe and arrays of each `kind`_*.npz."""
+    paths = sorted(DATA.glob(f"{kind}_*.npz"))
+    if not paths:
+        raise FileNotFoundError(f"no {kind}_*.npz in {DATA}")
+    for path in paths:
+        with np.load(path) as arrays:
+            fields = {name: arrays[name] for name in arrays.files}
+        recipe = json.loads(str(fields.pop("recipe")))
+        yield {"name": path.stem.removeprefix(f"{kind}_"), "recipe": recipe, **fields}
 
 
 @dataclass(frozen=True)
@@ -40,15 +52,7 @@ class StoredCase:
 
 def stored_cases() -> list[StoredCase]:
     """All stored logit cases, by name. Raises FileNotFoundError when there are none."""
-    cases = []
-    for path in sorted(DATA.glob("logits_*.npz")):
-        with np.load(path) as arrays:
-            fields = {name: arrays[name] for name in arrays.files}
-        recipe = json.loads(str(fields.pop("recipe")))
-        cases.append(StoredCase(name=path.stem.removeprefix("logits_"), recipe=recipe, **fields))
-    if not cases:
-        raise FileNotFoundError(f"no logits_*.npz in {DATA}")
-    return cases
+    return [StoredCase(**fields) for fields in _fields_of("logits")]
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,8 @@ class StoredMtp:
 
 
 def stored_mtp() -> list[StoredMtp]:
-    """All stored cases of the MTP layer, by name."""
-    cases = []
-    for path in sorted(DATA.glob("mtp_*.npz")):
-        with np.load(path) as arrays:
-            fields = {name: arrays[name] for name in arrays.files}
-        recipe = json.loads(str(fields.pop("recipe")))
-        cases.append(StoredMtp(name=path.stem.removeprefix("mtp_"), recipe=recipe, **fields))
-    return cases
+    """All stored cases of the MTP layer, by name. Raises FileNotFoundError when there are none."""
+    return [StoredMtp(**fields) for fields in _fields_of("mtp")]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 python bench/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
 
-Prompts are the beginnings of tests/data/stories.txt. With random weights no guess is right: the time of a step is then
-the whole of what they cost. "faster" is the ratio of tokens a second, of the best of all rounds, which take turns.
+Prompts are the beginnings of tests/data/stories.txt. With random weights no guess is right, and one is made a step: its
+time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds, which
+take turns.
 """
 
 import argparse

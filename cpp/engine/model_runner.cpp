@@ -30,7 +30,7 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       logit_rows_(device_, limits.max_samples * 4),
       sampled_ids_(device_, limits.max_samples * 4),
       zeros_(static_cast<size_t>(limits.max_samples), 0) {
-  if (limits.num_drafts > 0)
+  if (limits.num_drafts > 0)  // each sequence that guesses are made for takes one of the samples beyond max_num_seqs
     drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
                                          std::min(limits.max_num_seqs, limits.max_samples - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);

@@ -40,8 +40,8 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   return a_.h;
 }
 
-// u = eh_proj [enorm(word) | hnorm(hidden)], then a layer without MoE (DeepSeek-V3 technical report, eq. 21-23, with
-// the final norm before the next depth).
+// u = eh_proj [enorm(word) | hnorm(hidden)], then a layer without MoE (multi-token prediction of the DeepSeek-V3
+// technical report, section 2.2; here the word's half comes first, and the next depth reads what is normalised).
 void Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows) {
   const MtpWeights& w = *weights_.mtp;
   const float eps = static_cast<float>(config_.rms_norm_eps);

@@ -101,7 +101,7 @@ class EngineOptions:
     tensor_parallel_size: int
     expert_parallel_size: int
     gpu_memory_utilization: float
-    speculation: tuple[str, int, int, int]
+    speculation: tuple[str, int, int, int]  # only to be set
     ranks_per_machine: int
 
 class SamplingParams:

@@ -61,10 +61,11 @@ class Engine:
             which the GPU reads itself, or "device", in its own memory, where that has room for them. "auto": disk or
             host.
         speculative: guesses at the next tokens, all checked in one step, so that texts are the same as without, in
-            fewer steps. {"method": "mtp", "num_speculative_tokens": 3}: by the checkpoint's multi-token-prediction
-            layer (model.mtp.*, in model-auxiliary.safetensors). {"method": "ngram", "num_speculative_tokens": 3}: what
-            followed the last 2 to 4 tokens ("prompt_lookup_min", "prompt_lookup_max") where they occurred before; needs
-            no weights, and brings something where a text repeats itself.
+            fewer steps. {"method": "mtp", "num_speculative_tokens": 3}: at most so many, by the checkpoint's
+            multi-token-prediction layer (model.mtp.*, in model-auxiliary.safetensors). {"method": "ngram",
+            "num_speculative_tokens": 3}: what followed the last 2 to 4 tokens ("prompt_lookup_min",
+            "prompt_lookup_max") where they occurred before; needs no weights, and brings something where a text repeats
+            itself.
         swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
             "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
         enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.

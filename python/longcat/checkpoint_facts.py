@@ -15,7 +15,7 @@ from typing import Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.report_text import bytes_text, count, printable, some_of
+from longcat.support.text import bytes_text, count, printable, some_of
 
 _MAX_JSON_BYTES = 64 << 20
 _ROLE_TAGS = ("<longcat_system>", "<longcat_user>", "<longcat_assistant>")

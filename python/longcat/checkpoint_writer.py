@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longcat._core import Error
-from longcat.report_text import bytes_text
+from longcat.support.text import bytes_text
 
 MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
 INDEX_FILE = "model.safetensors.index.json"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from longcat import _core
-from longcat.arguments import parse_bytes, positive, share
-from longcat.names import unknown_name
+from longcat.support.names import unknown_name
+from longcat.support.values import parse_bytes, positive, share
 
 # What goes with each method of speculative decoding.
 _SPECULATIVE_DEFAULTS = {

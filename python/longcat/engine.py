@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.arguments import canonical_name, positive, to_prompts
 from longcat.core_options import core_options
 from longcat.generation_config import read_generation_config
 from longcat.outputs import PromptScore, RequestOutput, StreamChunk
+from longcat.prompts import as_token_ids, to_prompts
 from longcat.request import Request
 from longcat.sampling_params import SamplingParams, core_params
 from longcat.streams import LoopOutputs, TokenStream, read_all
-from longcat.tokenizer import StreamDecoder, Tokenizer, as_token_ids
+from longcat.support.values import canonical_name, positive
+from longcat.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     import asyncio

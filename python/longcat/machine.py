@@ -19,7 +19,7 @@ print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE
 
 def process_bytes(model: str) -> int:
     """Resident size of a program without its model: Python, libraries, tokenizer. Asks a process of its own."""
-    from longcat.child_process import run_program
+    from longcat.support.child_process import run_program
 
     tokenizer = [model] if os.path.exists(os.path.join(model, "tokenizer.json")) else []
     return int(run_program("plan", _BARE_PROCESS, *tokenizer)) + _WHEN_AT_WORK

@@ -318,7 +318,7 @@ def preset_config(preset: str, fields: Mapping[str, Any] | None = None) -> dict[
         ValueError: there is no such preset.
         TypeError: a field is not one of config.json; the nearest is named.
     """
-    from longcat.names import unknown_name
+    from longcat.support.names import unknown_name
 
     if preset not in PRESETS:
         raise ValueError(f'preset "{preset}" is not known: expected {", ".join(PRESETS)}')

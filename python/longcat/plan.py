@@ -202,8 +202,8 @@ def plan(
         longcat.OutOfMemoryError: the latent cache has no room.
         ValueError: an option is out of range.
     """
-    from longcat.arguments import parse_bytes, positive
     from longcat.checkpoint_facts import read_json_object
+    from longcat.support.values import parse_bytes, positive
 
     model = os.path.expanduser(os.fspath(model))
     _core.config_warnings(model)  # which says what is wrong

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat import _core
-from longcat.names import unknown_name
+from longcat.support.names import unknown_name
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
-from longcat.names import unknown_name
-from longcat.report_text import printable
+from longcat.support.names import unknown_name
+from longcat.support.text import printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from longcat._core import Error
 
@@ -91,21 +91,3 @@ class StreamDecoder:
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that never became whole."""
         return self._utf8.decode(b"", final=True)
-
-
-def as_token_ids(value: Sequence[int]) -> list[int]:
-    """`value` as a list of ints (NumPy arrays too).
-
-    Raises:
-        ValueError: an element is not an integer that fits 32 bits.
-    """
-    ids = []
-    for index, item in enumerate(value):
-        try:
-            number = item.__index__()
-        except AttributeError:
-            raise ValueError(f"token id at index {index} is {item!r}: expected an integer") from None
-        if not -(2**31) <= number < 2**31:
-            raise ValueError(f"token id {number} at index {index} does not fit 32 bits")
-        ids.append(number)
-    return ids

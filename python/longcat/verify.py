@@ -19,7 +19,7 @@ from longcat._core import Error
 from longcat.checkpoint_facts import Fact, collect_facts, read_json_object
 from longcat.checkpoint_scan import FileResult, FileTensor, read_files
 from longcat.checkpoint_writer import INDEX_FILE
-from longcat.report_text import bytes_text, count, printable, some_of
+from longcat.support.text import bytes_text, count, printable, some_of
 
 HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`
 # Beside the shards: what changes the model's answers when it changes.

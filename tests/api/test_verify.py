@@ -13,7 +13,7 @@ from checkpoints import E4M3_VALUES, make_checkpoint, read_safetensors, write_sa
 from longcat import _core, checkpoint_scan
 from longcat.cli import main
 from longcat.convert import PRESETS, convert_checkpoint
-from longcat.report_text import printable
+from longcat.support.text import printable
 from longcat.verify import verify_checkpoint
 
 NORM = "model.norm.weight"

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from longcat import parallel
 from longcat._core import Error
-from longcat.child_process import environment
 from longcat.launch import Launch
+from longcat.support.child_process import environment
 
 TESTS = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 10.0  # from a failure to the end of the job

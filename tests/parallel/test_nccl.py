@@ -15,7 +15,7 @@ from checkpoints import make_checkpoint, random_token_ids, to_bf16
 from engine.engines import sampling
 from longcat import _core
 from longcat._core import testing
-from longcat.child_process import environment
+from longcat.support.child_process import environment
 
 from parallel.ranks import ThreadJob, all_well, on_ranks
 from parallel.test_communicator import expected_sum

@@ -177,7 +177,7 @@ def _startup(args: argparse.Namespace) -> int:
     import os
     import time
 
-    from longcat.child_process import run_program
+    from longcat.support.child_process import run_program
 
     _check_positive(args, "num_iters")
     options = json.dumps(engine_keywords(args))

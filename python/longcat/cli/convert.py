@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
-    from longcat.report_text import bytes_text, count
+    from longcat.support.text import bytes_text, count
 
     formats = PRESETS[args.quant] | {c: getattr(args, c) for c in COMPONENTS if getattr(args, c)}
     calibration = None if args.calibrate is None else _token_ids(args.model, args.calibrate, args.calibration_tokens)

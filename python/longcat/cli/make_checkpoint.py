@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from longcat.make_checkpoint import preset_config, write_checkpoint
-    from longcat.report_text import bytes_text, count
+    from longcat.support.text import bytes_text, count
 
     fields = dict(_field(text) for text in args.set)
     if args.layers is not None:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 def text(plan: Plan) -> str:
     """The plan as tables."""
     from longcat.plan import GIB, GPU_BANDWIDTH
-    from longcat.report_text import bytes_text
+    from longcat.support.text import bytes_text
 
     contexts = sorted({min(context, plan.max_model_len) for context in _CONTEXTS})
     source = "its headers" if plan.has_weights else "config.json alone, as bf16: there are no weights here"
@@ -145,7 +145,7 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[dict[str, 
 
 
 def gpu_text(plan: Plan, num_gpus: int, ngram_placement: str, rows: list[dict[str, Any]]) -> str:
-    from longcat.report_text import bytes_text
+    from longcat.support.text import bytes_text
 
     context = min(_GPU_CONTEXT, plan.max_model_len)
     where = {"host": "host memory", "device": "the GPUs' memory"}[ngram_placement]

@@ -18,7 +18,7 @@ import sys
 from collections import OrderedDict
 from typing import Any, BinaryIO
 
-from longcat.child_process import environment
+from longcat.support.child_process import environment
 
 _NUM_PROCESSES = 2
 _START_SECONDS = 30.0  # for a process to load the tokenizer

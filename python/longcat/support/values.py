@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
 
-from longcat.names import unknown_name
-from longcat.tokenizer import as_token_ids
+from longcat.support.names import unknown_name
 
 # Names other engines use for the same thing.
 _ALIASES = {
@@ -38,21 +35,6 @@ def canonical_name(engine: type, name: str) -> str:
     if name not in known:
         raise unknown_name("Engine", name, [*known, *_ALIASES])
     return name
-
-
-def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int]], bool]:
-    """The prompts as a list, and whether a single one was given."""
-    if (prompts is None) == (prompt_token_ids is None):
-        raise TypeError("generate needs prompts or prompt_token_ids, one of them")
-    if prompts is not None:
-        if isinstance(prompts, str):
-            return [prompts], True
-        if not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
-            raise TypeError("prompts is neither a text nor a list of texts: for token ids use prompt_token_ids")
-        return list(prompts), False
-    if len(prompt_token_ids) and hasattr(prompt_token_ids[0], "__len__"):
-        return [as_token_ids(ids) for ids in prompt_token_ids], False
-    return [as_token_ids(prompt_token_ids)], True
 
 
 def positive(name: str, value: int | None) -> int:

@@ -4,9 +4,9 @@ from longcat._core import Error, OutOfMemoryError, QueueFullError, __version__
 from longcat.chat import ChatChunk, ChatOutput
 from longcat.engine import Engine
 from longcat.llm import LLM
-from longcat.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
-from longcat.sampling_params import SamplingParams
-from longcat.structured import StructuredOutputs
+from longcat.request.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
+from longcat.request.sampling_params import SamplingParams
+from longcat.request.structured import StructuredOutputs
 from longcat.tool_parser import parse_model_response
 from longcat.tool_stream import StreamingResponseParser
 

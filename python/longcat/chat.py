@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longcat.outputs import Logprob, RequestOutput, StreamChunk
-from longcat.sampling_params import SamplingParams
+from longcat.request.outputs import Logprob, RequestOutput, StreamChunk
+from longcat.request.sampling_params import SamplingParams
 from longcat.streams import TokenStream
 from longcat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 

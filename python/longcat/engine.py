@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from longcat import _core
 from longcat._core import Error
 from longcat.core_options import core_options
-from longcat.generation_config import read_generation_config
-from longcat.outputs import PromptScore, RequestOutput, StreamChunk
-from longcat.prompts import as_token_ids, to_prompts
 from longcat.request import Request
-from longcat.sampling_params import SamplingParams, core_params
+from longcat.request.generation_config import read_generation_config
+from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
+from longcat.request.prompts import as_token_ids, to_prompts
+from longcat.request.sampling_params import SamplingParams, core_params
+from longcat.request.tokenizer import StreamDecoder, Tokenizer
 from longcat.streams import LoopOutputs, TokenStream, read_all
 from longcat.support.values import canonical_name, positive
-from longcat.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from longcat.chat import ChatChunk
     from longcat.chat_template import ChatTemplate
     from longcat.masks import MaskFiller
-    from longcat.structured import Grammar, GrammarCompiler, StructuredOutputs
+    from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
 
 class Engine:
@@ -489,7 +489,7 @@ class Engine:
             ValueError, TypeError: the form is malformed or too large.
             longcat.Error: llguidance is not installed, or there is no tokenizer.
         """
-        from longcat.structured import Grammar, GrammarCompiler, StructuredOutputs
+        from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
         if isinstance(form, Grammar):
             return form
@@ -503,7 +503,7 @@ class Engine:
         """`params` with their grammar compiled, away from the event loop."""
         import asyncio
 
-        from longcat.structured import Grammar
+        from longcat.request.structured import Grammar
 
         if params.structured_outputs is None or isinstance(params.structured_outputs, Grammar):
             return params  # without a pause: the caller's next step queues the request

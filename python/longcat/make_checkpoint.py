@@ -422,7 +422,7 @@ def _check_target(target: Path, partial: Path, total: int) -> None:
 
 
 def _tokenizer_files(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> list[Path]:
-    from longcat.tokenizer import Tokenizer
+    from longcat.request.tokenizer import Tokenizer
 
     vocab_size = Tokenizer(folder).vocab_size
     if vocab_size > config["vocab_size"]:

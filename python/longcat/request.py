@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longcat.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+from longcat.request.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
     from longcat import _core
     from longcat.engine import Engine
-    from longcat.sampling_params import SamplingParams
-    from longcat.structured import Grammar
-    from longcat.tokenizer import StreamDecoder
+    from longcat.request.sampling_params import SamplingParams
+    from longcat.request.structured import Grammar
+    from longcat.request.tokenizer import StreamDecoder
 
 
 class StopStrings:

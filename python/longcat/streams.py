@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error, QueueFullError
-from longcat.outputs import StreamChunk
 from longcat.request import Answer, Request
+from longcat.request.outputs import StreamChunk
 
 if TYPE_CHECKING:
     import asyncio

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longcat.chat_messages import normalize_tools
-from longcat.structured import StructuredOutputs
+from longcat.request.structured import StructuredOutputs
 
 # Text without the tags that would end it. Single tags are tokens of their own, which a text cannot contain.
 _TEXT = r"TEXT: /(.|\n)*/ & ~/(.|\n)*<\/?longcat_(.|\n)*/"

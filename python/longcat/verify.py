@@ -205,7 +205,7 @@ class _Verifier:
             self._add("generation", "FAIL", str(error))
 
     def _check_tokenizer(self) -> None:
-        from longcat.tokenizer import Tokenizer
+        from longcat.request.tokenizer import Tokenizer
 
         if not (self.folder / "tokenizer.json").is_file():
             self._add("tokenizer", "warn", "no tokenizer.json: only token ids can be given, and no text comes back")

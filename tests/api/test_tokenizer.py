@@ -6,7 +6,7 @@ import longcat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longcat.tokenizer import StreamDecoder, Tokenizer
+from longcat.request.tokenizer import StreamDecoder, Tokenizer
 from tokenizers import Tokenizer as LibraryTokenizer
 
 TEXT = "héllo wörld — 你好, 🦙🦙 naïve 100%\n\ttabs"

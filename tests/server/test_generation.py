@@ -5,7 +5,7 @@ import contextlib
 import json
 
 import pytest
-from longcat.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from longcat.server.app import Application
 from longcat.server.chat import start_chat
 from longcat.server.completions import start_completion

@@ -12,7 +12,7 @@ from statistics import median
 
 import longcat
 from live import LiveServer, until
-from longcat.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from longcat.server.app import Application
 from longcat.server.settings import ServerSettings
 

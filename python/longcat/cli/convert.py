@@ -75,7 +75,7 @@ def _token_ids(model: str, file: str, count: int) -> list[int]:
         ValueError: the text is too short to say anything.
     """
     from longcat._core import Error
-    from longcat.tokenizer import Tokenizer
+    from longcat.request.tokenizer import Tokenizer
 
     try:
         text = Path(file).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from longcat.chat import ChatChunk, ChatReader, force_calls
-from longcat.outputs import Logprob, RequestOutput
+from longcat.request.outputs import Logprob, RequestOutput
 from longcat.server.errors import ApiError
 from longcat.server.generation import Generation, Service, answer_form, template_variables, usage
 from longcat.server.protocol import ChatRequest

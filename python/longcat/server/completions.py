@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.outputs import CompletionOutput, Logprob, RequestOutput
+from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.server.errors import ApiError
 from longcat.server.generation import Generation, Service, answer_form, usage
 from longcat.server.protocol import CompletionRequest

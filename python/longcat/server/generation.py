@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from longcat._core import Error, QueueFullError
-from longcat.outputs import RequestOutput, StreamChunk
-from longcat.sampling_params import SamplingParams
+from longcat.request.outputs import RequestOutput, StreamChunk
+from longcat.request.sampling_params import SamplingParams
+from longcat.request.structured import StructuredOutputs
 from longcat.server.errors import ApiError
 from longcat.server.grammar_check import GrammarChecker
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.protocol import ChatRequest, GenerationBody, TokenizeRequest
 from longcat.server.settings import ServerSettings
-from longcat.structured import StructuredOutputs
 
 T = TypeVar("T")
 

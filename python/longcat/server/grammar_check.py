@@ -154,7 +154,7 @@ def _limit(which: int, value: int) -> None:
 
 def main() -> None:
     """Compiles what comes on standard input, until that ends."""
-    from longcat.structured import compile_source, make_vocabulary
+    from longcat.request.structured import compile_source, make_vocabulary
 
     setup = json.loads(_read(sys.stdin.buffer) or b"{}")
     vocabulary = make_vocabulary(setup["tokenizer"], setup["vocab_size"], setup["eos_token_ids"])

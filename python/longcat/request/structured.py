@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from llguidance import LLMatcher, LLTokenizer
 
-    from longcat.tokenizer import Tokenizer
+    from longcat.request.tokenizer import Tokenizer
 
 MAX_GRAMMAR_CHARS = 256 * 1024
 # 64 MiB a grammar: a state of the lexer takes up to 2 kB. Fuel is llguidance's measure of work: about 15 ms a step.

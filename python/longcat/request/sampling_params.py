@@ -13,8 +13,8 @@ from longcat.support.names import unknown_name
 if TYPE_CHECKING:
     import numpy as np
 
-    from longcat.structured import Grammar, StructuredOutputs
-    from longcat.tokenizer import Tokenizer
+    from longcat.request.structured import Grammar, StructuredOutputs
+    from longcat.request.tokenizer import Tokenizer
 
 
 MAX_N = 128  # answers to one prompt
@@ -109,7 +109,7 @@ class SamplingParams:
                 f"token_mask={result.token_mask!r} is a {type(result.token_mask).__name__}: expected a function"
             )
         if result.structured_outputs is not None:
-            from longcat.structured import Grammar, StructuredOutputs
+            from longcat.request.structured import Grammar, StructuredOutputs
 
             if not isinstance(result.structured_outputs, Grammar):
                 result.structured_outputs = StructuredOutputs.of(result.structured_outputs)

@@ -260,7 +260,7 @@ def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
 
 
 def _has_template(model: str) -> bool:
-    from longcat.chat_template import ChatTemplate
+    from longcat.chat.template import ChatTemplate
 
     try:
         ChatTemplate.from_checkpoint(model)

@@ -21,7 +21,7 @@ from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request.prompts import as_token_ids, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
-from longcat.streams import LoopOutputs, TokenStream, read_all
+from longcat.streams import ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.support.values import canonical_name, positive
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from longcat.chat import ChatChunk
-    from longcat.chat_template import ChatTemplate
+    from longcat.chat.reader import ChatChunk
+    from longcat.chat.template import ChatTemplate
     from longcat.masks import MaskFiller
     from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
@@ -225,7 +225,7 @@ class Engine:
     def chat_template(self) -> ChatTemplate:
         """The chat template, compiled when first needed."""
         if self._chat_template is None:
-            from longcat.chat_template import ChatTemplate
+            from longcat.chat.template import ChatTemplate
 
             source = self._chat_template_source
             if source is None:
@@ -356,7 +356,7 @@ class Engine:
 
         Args, Raises: as for chat and agenerate.
         """
-        from longcat.chat import ChatReader, force_calls
+        from longcat.chat.reader import ChatReader, force_calls
 
         params = SamplingParams.of(sampling_params, sampling)
         params, tool_choice = force_calls(params, tools, tool_choice)
@@ -420,7 +420,7 @@ class Engine:
             ValueError: a message or tool is malformed, or the prompt is too long.
             longcat.Error: the checkpoint has no chat template, or it refuses the messages.
         """
-        from longcat.chat import ChatReader, ChatStream, force_calls
+        from longcat.chat.reader import ChatReader, force_calls
 
         params = SamplingParams.of(sampling_params, sampling)
         params, tool_choice = force_calls(params, tools, tool_choice)
@@ -454,7 +454,7 @@ class Engine:
             messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
                 variables of the template).
         """
-        from longcat.chat_template import encode_segments, tag_texts
+        from longcat.chat.template import encode_segments, tag_texts
 
         library = self.tokenizer.library
         segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)

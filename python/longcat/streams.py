@@ -18,6 +18,7 @@ from longcat.request.outputs import StreamChunk
 if TYPE_CHECKING:
     import asyncio
 
+    from longcat.chat.reader import ChatChunk, ChatReader
     from longcat.engine import Engine
 
 _RETRY_S = 0.01  # when other callers fill the queue
@@ -129,6 +130,26 @@ class TokenStream(Iterator[StreamChunk]):
     def __del__(self) -> None:
         if getattr(self, "_open", None):
             self.close()
+
+
+class ChatStream(Iterator[ChatChunk]):
+    """Chunks of chat answers as they arrive. Closing it ends what is left."""
+
+    def __init__(self, tokens: TokenStream, reader: ChatReader):
+        self._tokens = tokens
+        self._reader = reader
+
+    def __next__(self) -> ChatChunk:
+        return self._reader.read(next(self._tokens))
+
+    def close(self) -> None:
+        self._tokens.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
 
 
 class LoopOutputs:

@@ -224,7 +224,7 @@ class _Verifier:
             self._add("tokenizer", "FAIL", f"{vocab_size} ids, but vocab_size of config.json is {expected}")
 
     def _check_chat_template(self) -> None:
-        from longcat.chat_template import ChatTemplate
+        from longcat.chat.template import ChatTemplate
 
         try:
             stored = any((self.folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))

@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from longcat.tool_parser import parse_model_response
-from longcat.tool_stream import Delta, StreamingResponseParser
+from longcat.chat.tool_parser import parse_model_response
+from longcat.chat.tool_stream import Delta, StreamingResponseParser
 from response_cases import TAGS, TOOLS, random_pieces, random_response, well_formed_response
 
 _NUM_RESPONSES = 10_000

@@ -11,13 +11,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.chat import ChatChunk, ChatReader, force_calls
+from longcat.chat.reader import ChatChunk, ChatReader, force_calls
+from longcat.chat.tool_parser import json_text
 from longcat.request.outputs import Logprob, RequestOutput
 from longcat.server.errors import ApiError
 from longcat.server.generation import Generation, Service, answer_form, template_variables, usage
 from longcat.server.protocol import ChatRequest
 from longcat.server.streaming import respond
-from longcat.tool_parser import json_text
 
 router = APIRouter()
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
-from longcat.chat_messages import normalize_messages, normalize_tools, plain
+from longcat.chat.messages import normalize_messages, normalize_tools, plain
 
 if TYPE_CHECKING:
     import tokenizers
@@ -44,7 +44,7 @@ class ChatTemplate:
         self.tool_source = tool_source
         self._variables = dict(variables or {})
         try:
-            from longcat.template_sandbox import ChatSandbox
+            from longcat.chat.sandbox import ChatSandbox
         except ImportError as error:
             raise Error(f"[chat template] jinja2 is needed ({error}): pip install 'jinja2>=3.1'") from None
         self._sandbox = ChatSandbox()

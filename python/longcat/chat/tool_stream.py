@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longcat.tool_parser import (
+from longcat.chat.tool_parser import (
     CALL,
     CALL_END,
     KEY,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from longcat.chat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 from longcat.request.outputs import Logprob, RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
-from longcat.streams import TokenStream
-from longcat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 
 
 @dataclass
@@ -59,7 +58,7 @@ def force_calls(
     """
     if tool_choice is None or tool_choice in ("auto", "none"):
         return params, tool_choice
-    from longcat.tool_grammar import forced_calls
+    from longcat.chat.tool_grammar import forced_calls
 
     form = forced_calls(tools, tool_choice, parallel)
     if params.structured_outputs is not None or params.token_mask is not None:
@@ -122,23 +121,3 @@ class ChatReader:
         """The parsed message, with a content in any case, as OpenAI's clients expect."""
         message = self._parsers[key].message
         return {"role": message["role"], "content": message.get("content", ""), **message}
-
-
-class ChatStream(Iterator[ChatChunk]):
-    """Chunks of chat answers as they arrive. Closing it ends what is left."""
-
-    def __init__(self, tokens: TokenStream, reader: ChatReader):
-        self._tokens = tokens
-        self._reader = reader
-
-    def __next__(self) -> ChatChunk:
-        return self._reader.read(next(self._tokens))
-
-    def close(self) -> None:
-        self._tokens.close()
-
-    def __enter__(self) -> ChatStream:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()

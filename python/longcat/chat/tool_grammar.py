@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longcat.chat_messages import normalize_tools
+from longcat.chat.messages import normalize_tools
 from longcat.request.structured import StructuredOutputs
 
 # Text without the tags that would end it. Single tags are tokens of their own, which a text cannot contain.

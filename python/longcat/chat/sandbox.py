@@ -32,7 +32,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
-from longcat.template_meter import CONTAINERS, LEAVES, MAX_INT_BITS, LimitError, Meter
+from longcat.chat.meter import CONTAINERS, LEAVES, MAX_INT_BITS, LimitError, Meter
 
 MAX_SOURCE_CHARS = 1 << 16
 MAX_OUTPUT_CHARS = 1 << 20

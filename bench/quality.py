@@ -14,7 +14,7 @@ from typing import Any
 
 import longcat
 import numpy as np
-from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
+from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 
 # Presets, and each component alone in few bits: what it is that costs.
 ALONE = {f"{c} {q}": {c: q} for q in ("int8", "int4") for c in COMPONENTS}

@@ -4,8 +4,9 @@
 reads; `read_checkpoint(folder)` reads them (or any checkpoint) back as float32. The same seed and overrides give the
 same bytes everywhere and always: the random numbers are made from integers and depend on (seed, tensor name) alone.
 
-Names, shapes and spreads of the tensors are the product's own (`longcat.make_checkpoint`). The reference model reads
-tensors by names of its own, so what the product expects is still held against something that it did not write.
+Names, shapes and spreads of the tensors are the product's own (`longcat.checkpoint.random_weights`). The reference
+model reads tensors by names of its own, so what the product expects is still held against something that it did not
+write.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from longcat.make_checkpoint import AUXILIARY_FILE, TINY_CONFIG, TensorSpec, random_bits, tensor_specs
+from longcat.checkpoint.random_weights import AUXILIARY_FILE, TINY_CONFIG, TensorSpec, random_bits, tensor_specs
 
 FP8_BLOCK = 128  # one weight_scale_inv per 128 x 128 block of an FP8 matrix
 FP8_MAX = 448.0  # largest finite e4m3 value

@@ -202,7 +202,7 @@ def plan(
         longcat.OutOfMemoryError: the latent cache has no room.
         ValueError: an option is out of range.
     """
-    from longcat.checkpoint_facts import read_json_object
+    from longcat.checkpoint.facts import read_json_object
     from longcat.support.values import parse_bytes, positive
 
     model = os.path.expanduser(os.fspath(model))

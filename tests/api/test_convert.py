@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint
 from longcat import _core
+from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 from longcat.cli import main
-from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "examples" / "longcat-tiny")
@@ -175,7 +175,7 @@ def test_calibrated_matrices_are_the_same_in_one_reading_and_in_many(plain, tmp_
     lines = []
     convert_calibrated(plain, tmp_path / "once", log=lines.append)
     assert len(lines) == 1
-    monkeypatch.setattr("longcat.calibration._MIN_MEMORY", 1)
+    monkeypatch.setattr("longcat.checkpoint.calibration._MIN_MEMORY", 1)
     monkeypatch.setattr("longcat._core.available_memory", lambda: 0)
     convert_calibrated(plain, tmp_path / "often", log=lines.append)
     assert len(lines) > 10

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint, read_checkpoint
 from longcat import _core
-from longcat.calibration import InputMoments
-from longcat.gptq import round_int4
+from longcat.checkpoint.calibration import InputMoments
+from longcat.checkpoint.gptq import round_int4
 
 
 def matrix(q, scales):

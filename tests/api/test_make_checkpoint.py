@@ -9,10 +9,17 @@ import longcat
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, from_bf16, make_checkpoint, read_checkpoint, read_safetensors
-from longcat import make_checkpoint as product
+from longcat.checkpoint import random_weights as product
+from longcat.checkpoint.random_weights import (
+    PRESETS,
+    ValuePool,
+    preset_config,
+    random_bits,
+    tensor_specs,
+    write_checkpoint,
+)
+from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
-from longcat.make_checkpoint import PRESETS, ValuePool, preset_config, random_bits, tensor_specs, write_checkpoint
-from longcat.verify import verify_checkpoint
 
 TINY = PRESETS["tiny"]
 

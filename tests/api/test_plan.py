@@ -8,9 +8,9 @@ from pathlib import Path
 
 import longcat
 import pytest
+from longcat.checkpoint.convert import PRESETS, convert_checkpoint
+from longcat.checkpoint.random_weights import LITE_CONFIG, preset_config, write_checkpoint
 from longcat.cli import main
-from longcat.convert import PRESETS, convert_checkpoint
-from longcat.make_checkpoint import LITE_CONFIG, preset_config, write_checkpoint
 from longcat.plan import GIB, plan
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

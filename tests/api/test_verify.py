@@ -10,11 +10,12 @@ import longcat
 import numpy as np
 import pytest
 from checkpoints import E4M3_VALUES, make_checkpoint, read_safetensors, write_safetensors
-from longcat import _core, checkpoint_scan
+from longcat import _core
+from longcat.checkpoint import scan
+from longcat.checkpoint.convert import PRESETS, convert_checkpoint
+from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
-from longcat.convert import PRESETS, convert_checkpoint
 from longcat.support.text import printable
-from longcat.verify import verify_checkpoint
 
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
@@ -192,7 +193,7 @@ def test_scan_of_zeros_integers_and_nothing():
 @pytest.mark.parametrize("chunk", [64, 8 << 20])
 @pytest.mark.parametrize("dtype, word", [("F32", 0x7FC00000), ("BF16", 0xFF80), ("F16", 0x7E01), ("FP8", 0x7F)])
 def test_planted_value(dtype, word, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_scan, "_CHUNK", chunk)
+    monkeypatch.setattr(scan, "_CHUNK", chunk)
     make_checkpoint(tmp_path, seed=2, dtype=dtype)
     path = tmp_path / "model.safetensors"
     tensors = read_safetensors(path)
@@ -208,8 +209,8 @@ def test_planted_value(dtype, word, chunk, tmp_path, monkeypatch):
 
 
 def test_a_hole_is_told(folder, monkeypatch):
-    monkeypatch.setattr(checkpoint_scan, "_CHUNK", 4096)
-    monkeypatch.setattr(checkpoint_scan, "_MIN_HOLE", 4096)
+    monkeypatch.setattr(scan, "_CHUNK", 4096)
+    monkeypatch.setattr(scan, "_MIN_HOLE", 4096)
     edit_tensor(folder, HEAD, lambda dtype, shape, raw: (dtype, shape, bytes(raw[:4096]) + bytes(len(raw) - 4096)))
     report = verify_checkpoint(folder)
     (line,) = [line for line in lines(report, "warn") if line.startswith("values")]

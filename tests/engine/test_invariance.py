@@ -7,7 +7,7 @@ tokens) is compared with runs in batches, in chunks, with prefix hits, preempted
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
-from longcat.convert import PRESETS, convert_checkpoint
+from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from reference import ops as reference
 
 from engine.engines import Outcome, Steps, assert_same, make_engine, sampling

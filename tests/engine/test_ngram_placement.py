@@ -13,8 +13,8 @@ from checkpoints import random_token_ids
 from devices import EMULATED, needs_gpu
 from longcat import _core
 from longcat._core import testing
-from longcat.checkpoint_writer import header
-from longcat.make_checkpoint import preset_config, tensor_specs, write_checkpoint
+from longcat.checkpoint.random_weights import preset_config, tensor_specs, write_checkpoint
+from longcat.checkpoint.writer import header
 from parallel.ranks import ThreadJob
 from reference import ops as reference
 

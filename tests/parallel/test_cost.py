@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
+from longcat.checkpoint.random_weights import LITE_CONFIG, TINY_CONFIG
 from longcat.cli import main
 from longcat.cost import H100, busiest_rank, decode_step, layouts
-from longcat.make_checkpoint import LITE_CONFIG, TINY_CONFIG
 from longcat.plan import plan
 
 

@@ -8,8 +8,8 @@ from checkpoints import make_checkpoint, random_token_ids, read_config
 from engine.engines import Steps, sampling
 from longcat import _core
 from longcat._core import testing
-from longcat.convert import PRESETS, convert_checkpoint
-from longcat.make_checkpoint import SMALL_CONFIG, preset_config
+from longcat.checkpoint.convert import PRESETS, convert_checkpoint
+from longcat.checkpoint.random_weights import SMALL_CONFIG, preset_config
 from longcat.plan import plan
 from reference import ops as reference
 

@@ -12,7 +12,7 @@ MIN_TOKENS = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from longcat.convert import COMPONENTS, FORMATS, PRESETS
+    from longcat.checkpoint.convert import COMPONENTS, FORMATS, PRESETS
 
     parser.add_argument("model", metavar="PATH", help="folder of a checkpoint")
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from longcat.convert import COMPONENTS, PRESETS, convert_checkpoint
+    from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
     from longcat.support.text import bytes_text, count
 
     formats = PRESETS[args.quant] | {c: getattr(args, c) for c in COMPONENTS if getattr(args, c)}

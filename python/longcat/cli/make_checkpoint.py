@@ -11,7 +11,7 @@ from longcat.cli.progress import ByteBar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from longcat.make_checkpoint import PRESETS
+    from longcat.checkpoint.random_weights import PRESETS
 
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
     parser.add_argument(
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from longcat.make_checkpoint import preset_config, write_checkpoint
+    from longcat.checkpoint.random_weights import preset_config, write_checkpoint
     from longcat.support.text import bytes_text, count
 
     fields = dict(_field(text) for text in args.set)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from longcat.cli.progress import ByteBar
 
 if TYPE_CHECKING:
-    from longcat.checkpoint_facts import Fact
-    from longcat.verify import Check
+    from longcat.checkpoint.facts import Fact
+    from longcat.checkpoint.verify import Check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from longcat.verify import verify_checkpoint
+    from longcat.checkpoint.verify import verify_checkpoint
 
     with ByteBar("reading") as bar:
         try:

@@ -16,9 +16,9 @@ from typing import Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.checkpoint_facts import Fact, collect_facts, read_json_object
-from longcat.checkpoint_scan import FileResult, FileTensor, read_files
-from longcat.checkpoint_writer import INDEX_FILE
+from longcat.checkpoint.facts import Fact, collect_facts, read_json_object
+from longcat.checkpoint.scan import FileResult, FileTensor, read_files
+from longcat.checkpoint.writer import INDEX_FILE
 from longcat.support.text import bytes_text, count, printable, some_of
 
 HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`

@@ -21,8 +21,9 @@ import numpy as np
 
 from longcat import _core
 from longcat._core import Error
-from longcat.calibration import InputMoments, check_text
-from longcat.checkpoint_writer import (
+from longcat.checkpoint.calibration import InputMoments, check_text
+from longcat.checkpoint.gptq import round_int4
+from longcat.checkpoint.writer import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
     check_new,
@@ -31,7 +32,6 @@ from longcat.checkpoint_writer import (
     split,
     write_index,
 )
-from longcat.gptq import round_int4
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
@@ -104,7 +104,7 @@ def convert_checkpoint(
         formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get 32 columns a scale, the
             rows of tables one scale each. "bf16" and "keep" leave tables as they are.
         calibration: token ids of a text like those the model will read. The core's int4 matrices are then rounded for
-            what reaches them while the model reads it, which costs far less quality; see longcat.gptq.
+            what reaches them while the model reads it, which costs far less quality; see longcat.checkpoint.gptq.
         max_shard_bytes: tensor bytes after which another file is begun.
         progress: called with (bytes done, bytes in all) of the source.
         log: called with a line about what takes long.

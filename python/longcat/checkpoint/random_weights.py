@@ -22,7 +22,7 @@ import numpy as np
 
 from longcat import _core
 from longcat._core import Error
-from longcat.checkpoint_writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
+from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # where official checkpoints keep the MTP tensors
 TOKENIZER_FILES = (

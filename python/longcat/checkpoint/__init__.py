@@ -1,0 +1,1 @@
+"""Checkpoints on disk: read their headers, verify, convert, and write random ones."""

@@ -21,7 +21,7 @@ import numpy as np
 from longcat import _core
 from longcat._core import testing
 from longcat.cost import Hardware, decode_step
-from longcat.parallel import join_job
+from longcat.parallel.job import join_job
 from longcat.plan import plan
 
 CONTEXT, ROUNDS = 64, 20

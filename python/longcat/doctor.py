@@ -77,7 +77,7 @@ def examine(model: str | None = None, system: System | None = None) -> list[Verd
 
 
 def _build(system: System) -> Iterator[Verdict]:
-    from longcat.parallel import built_plugins
+    from longcat.parallel.job import built_plugins
 
     cuda = "with CUDA" if system.cuda_is_built else "without CUDA"
     ranks = f"ranks by {', '.join([*built_plugins(), 'tcp'])}"

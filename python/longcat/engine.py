@@ -169,7 +169,7 @@ class Engine:
         self._replica = 0
         if max(tp, ep, num_replicas) == 1:
             return None
-        from longcat.parallel import join_job, threads_of_a_rank
+        from longcat.parallel.job import join_job, threads_of_a_rank
 
         job = join_job(tp, ep, num_replicas)
         assert job is not None

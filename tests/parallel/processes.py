@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from longcat import parallel
 from longcat._core import Error
-from longcat.launch import Launch
+from longcat.parallel import job as parallel
+from longcat.parallel.launch import Launch
 from longcat.support.child_process import environment
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -7,7 +7,8 @@ import sys
 import time
 
 import numpy as np
-from longcat import Engine, parallel
+from longcat import Engine
+from longcat.parallel import job as parallel
 
 
 def say(line: str) -> None:

@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from longcat import _core, heartbeat
-from longcat.heartbeat import Heartbeat
-from longcat.own_addresses import own_addresses
+from longcat import _core
+from longcat.parallel import heartbeat
+from longcat.parallel.addresses import own_addresses
+from longcat.parallel.heartbeat import Heartbeat
 
 from parallel.ranks import all_well, on_ranks
 

@@ -3,8 +3,9 @@
 import subprocess
 
 import pytest
-from longcat import Engine, _core, parallel
-from longcat.launch import Launch, find_launch
+from longcat import Engine, _core
+from longcat.parallel import job as parallel
+from longcat.parallel.launch import Launch, find_launch
 from server.live import until
 
 from parallel.processes import assert_nothing_left, job_environment, processes_of
@@ -55,7 +56,7 @@ def test_another_number_of_ranks(tiny, monkeypatch):
 
 
 def test_a_build_without_the_plugin_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(parallel, "__file__", str(tmp_path / "parallel.py"))
+    monkeypatch.setattr(parallel, "PLUGIN_FOLDER", tmp_path)
     monkeypatch.delenv("LONGCAT_MPI", raising=False)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     with pytest.raises(_core.Error, match="no plugin for Open MPI: install an MPI library whose mpicc is on the PATH"):
@@ -63,7 +64,7 @@ def test_a_build_without_the_plugin_says_so(monkeypatch, tmp_path):
 
 
 def test_the_plugin_is_the_launchers(monkeypatch, tmp_path):
-    monkeypatch.setattr(parallel, "__file__", str(tmp_path / "parallel.py"))
+    monkeypatch.setattr(parallel, "PLUGIN_FOLDER", tmp_path)
     monkeypatch.delenv("LONGCAT_MPI", raising=False)
     for name in ("openmpi", "mpich"):
         (tmp_path / f"longcat_mpi.{name}.so").touch()
@@ -78,7 +79,7 @@ def test_the_plugin_is_the_launchers(monkeypatch, tmp_path):
 
 def test_the_transport(monkeypatch, tmp_path):
     """Torchrun's ranks talk by TCP; srun's by MPI, or by TCP where a build without MPI is told where to meet."""
-    monkeypatch.setattr(parallel, "__file__", str(tmp_path / "parallel.py"))
+    monkeypatch.setattr(parallel, "PLUGIN_FOLDER", tmp_path)
     for name in ("LONGCAT_MPI", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     srun = Launch("srun", 0, 2, 0, 2)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from longcat import _core, launch
+from longcat import _core
+from longcat.parallel import launch
 
 from parallel.launcher import reserved_port
 from parallel.ranks import all_well, on_ranks

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from longcat._core import Error
-    from longcat.launch import require_alone
+    from longcat.parallel.launch import require_alone
 
     try:
         if args.command not in _OF_SEVERAL_RANKS:
@@ -65,9 +65,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fail(error: Exception, code: int) -> int:
     """One line; of the ranks of a job from rank 0, whom the others tell."""
-    from longcat.launch import find_launch
+    from longcat.parallel.launch import find_launch
 
-    parallel = sys.modules.get("longcat.parallel")
+    parallel = sys.modules.get("longcat.parallel.job")
     job = parallel.current_job() if parallel is not None else None
     launch = find_launch()
     if job is not None:
@@ -81,7 +81,7 @@ def _fail(error: Exception, code: int) -> int:
 
 def _print_version() -> int:
     from longcat import _core
-    from longcat.parallel import built_plugins
+    from longcat.parallel.job import built_plugins
 
     cuda = "cuda" if _core.cuda_is_built() else "no cuda"
     mpi = "/".join(built_plugins()) or "no mpi"

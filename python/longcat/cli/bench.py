@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from longcat.cli.engine_options import add_engine_arguments, engine_keywords, follow, join_ranks, open_engine
-from longcat.launch import require_alone
+from longcat.parallel.launch import require_alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

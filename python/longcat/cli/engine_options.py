@@ -104,7 +104,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
     Raises:
         ValueError: the launcher started another number of processes.
     """
-    from longcat.launch import find_launch
+    from longcat.parallel.launch import find_launch
 
     tp, ep, dp = args.tensor_parallel_size, args.expert_parallel_size, args.data_parallel_size
     if max(tp, ep, dp) == 1:
@@ -115,7 +115,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
                 f"or --ep {launch.size}, or start one"
             )
         return Place()
-    from longcat.parallel import join_job
+    from longcat.parallel.job import join_job
 
     job = join_job(tp, ep, dp)
     assert job is not None
@@ -133,7 +133,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
 def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
     """The engine that the options and `more` describe, with a progress bar while it loads. After join_ranks."""
     from longcat.engine import Engine
-    from longcat.parallel import current_job
+    from longcat.parallel.job import current_job
 
     job = current_job()
     if job is not None and job.launch.rank > 0:

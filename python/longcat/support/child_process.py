@@ -15,7 +15,7 @@ _OUR_ERROR = re.compile(r"(?:longcat\.\w+|ValueError|TypeError|OSError): (?=\[)"
 
 def environment() -> dict[str, str]:
     """In which `import longcat` finds the package of this process."""
-    package = str(Path(__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
 
 

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 
 from longcat import _core
 from longcat._core import Error
-from longcat.launch import Launch, find_launch, job_token, meeting_place
+from longcat.parallel.launch import Launch, find_launch, job_token, meeting_place
 
 if TYPE_CHECKING:
-    from longcat.heartbeat import Heartbeat
+    from longcat.parallel.heartbeat import Heartbeat
 
+PLUGIN_FOLDER = Path(_core.__file__).parent  # plugins are installed beside the core
 _RANK_0_FIRST_SECONDS = 0.5
 _MOST_TURNS = 4  # of so long, in which ranks speak one after the other
 _LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this process
@@ -67,7 +68,7 @@ class Job:
 
     def watch(self) -> None:
         """Ends this process, with a line on rank 0's standard error, when a rank dies or stops. Every rank calls it."""
-        from longcat.heartbeat import Heartbeat
+        from longcat.parallel.heartbeat import Heartbeat
 
         self._watching = True
         if self._heartbeat is None:
@@ -206,7 +207,7 @@ def _hosts_of_rank_0(launch: Launch) -> list[str]:
         return []
     if named := os.environ.get("LONGCAT_HOST_IP"):
         return [named]
-    from longcat.own_addresses import own_addresses
+    from longcat.parallel.addresses import own_addresses
 
     return [os.environ["MASTER_ADDR"]] if uses_tcp(launch) else own_addresses()
 
@@ -235,7 +236,7 @@ def find_plugin(launch: Launch) -> str:
 
 def built_plugins() -> dict[str, str]:
     """The plugins of this build: their files by MPI library, "openmpi" or "mpich"."""
-    return {path.name.split(".")[1]: str(path) for path in sorted(Path(__file__).parent.glob("longcat_mpi.*.so"))}
+    return {path.name.split(".")[1]: str(path) for path in sorted(PLUGIN_FOLDER.glob("longcat_mpi.*.so"))}
 
 
 def threads_of_a_rank(launch: Launch) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from longcat.bench_serve import percentile
-from longcat.engine import Engine
+from longcat.engine.engine import Engine
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 

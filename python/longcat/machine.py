@@ -11,7 +11,7 @@ _WHEN_AT_WORK = 3 << 19  # stacks of threads, and code that is first touched whe
 
 # What a program has in memory when it has imported all that an engine does, and loaded the tokenizer, if there is one.
 _BARE_PROCESS = """
-import os, sys, longcat.engine, longcat.request.tokenizer, tokenizers
+import os, sys, longcat.engine.engine, longcat.request.tokenizer, tokenizers
 keep = longcat.request.tokenizer.Tokenizer(sys.argv[1]) if len(sys.argv) > 1 else None
 print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 """

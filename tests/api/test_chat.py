@@ -180,7 +180,7 @@ def test_command_line(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_interrupting_an_answer_keeps_the_conversation(tiny, monkeypatch, capsys):
-    from longcat.streams import ChatStream
+    from longcat.engine.streams import ChatStream
 
     original = ChatStream.__next__
     count = 0

@@ -2,7 +2,8 @@
 
 import longcat
 import pytest
-from longcat import LLM, Engine, streams
+from longcat import LLM, Engine
+from longcat.engine import streams
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import warnings
 import longcat
 import numpy as np
 import pytest
-from longcat.request import StopStrings
+from longcat.engine.request import StopStrings
 
 PROMPT = "Once upon a time, there was a"
 

@@ -18,7 +18,7 @@ from longcat.cli.engine_options import (
 )
 
 if TYPE_CHECKING:
-    from longcat.engine import Engine
+    from longcat.engine.engine import Engine
 
 HELP = """\
   /system TEXT   set the system message (empty: none)     /reset   forget the conversation

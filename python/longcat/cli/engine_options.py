@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from longcat.cli.progress import ByteBar
 
 if TYPE_CHECKING:
-    from longcat.engine import Engine
+    from longcat.engine.engine import Engine
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = False) -> None:
@@ -132,7 +132,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
 
 def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
     """The engine that the options and `more` describe, with a progress bar while it loads. After join_ranks."""
-    from longcat.engine import Engine
+    from longcat.engine.engine import Engine
     from longcat.parallel.job import current_job
 
     job = current_job()

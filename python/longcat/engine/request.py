@@ -10,7 +10,7 @@ from longcat.request.outputs import CompletionOutput, Logprob, RequestMetrics, R
 
 if TYPE_CHECKING:
     from longcat import _core
-    from longcat.engine import Engine
+    from longcat.engine.engine import Engine
     from longcat.request.sampling_params import SamplingParams
     from longcat.request.structured import Grammar
     from longcat.request.tokenizer import StreamDecoder

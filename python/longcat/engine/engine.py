@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from longcat import _core
 from longcat._core import Error
-from longcat.core_options import core_options
-from longcat.request import Request
+from longcat.engine.core_options import core_options
+from longcat.engine.request import Request
+from longcat.engine.streams import ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.request.generation_config import read_generation_config
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request.prompts import as_token_ids, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
-from longcat.streams import ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.support.values import canonical_name, positive
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from longcat.chat.reader import ChatChunk
     from longcat.chat.template import ChatTemplate
-    from longcat.masks import MaskFiller
+    from longcat.engine.masks import MaskFiller
     from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
 
@@ -553,7 +553,7 @@ class Engine:
 
     def _mask_filler(self) -> MaskFiller:
         if self._masks is None:
-            from longcat.masks import MaskFiller
+            from longcat.engine.masks import MaskFiller
 
             self._masks = MaskFiller(self._core, self._info["vocab_size"])
         return self._masks

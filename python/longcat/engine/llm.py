@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longcat.engine import Engine
+from longcat.engine.engine import Engine
 
 
 class LLM(Engine):

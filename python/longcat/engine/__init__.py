@@ -1,0 +1,1 @@
+"""The engine: a loaded checkpoint, from requests to text."""

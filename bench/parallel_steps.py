@@ -1,4 +1,4 @@
-"""Decode steps on one rank and on several, beside what longcat.cost predicts from rates measured in the same run.
+"""Decode steps on one rank and on several, beside what longcat.planning.cost predicts from rates measured in the same run.
 
     python bench/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
 
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from longcat import _core
 from longcat._core import testing
-from longcat.cost import Hardware, decode_step
 from longcat.parallel.job import join_job
-from longcat.plan import plan
+from longcat.planning.cost import Hardware, decode_step
+from longcat.planning.plan import plan
 
 CONTEXT, ROUNDS = 64, 20
 MPI_ENVIRONMENT = {

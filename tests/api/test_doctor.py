@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from longcat.cli import main
-from longcat.doctor import System, examine
+from longcat.planning.doctor import System, examine
 
 HEALTHY = {
     "proc/cpuinfo": "model name\t: Some CPU\n",
@@ -141,7 +141,9 @@ def test_the_command(tiny, tmp_path, capsys):
 
 
 def test_a_real_limit_is_seen():
-    program = "import resource, longcat.doctor as d; resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))\n"
+    program = (
+        "import resource, longcat.planning.doctor as d; resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))\n"
+    )
     program += "print([v.name for v in d.examine() if v.status != 'ok' and v.name == 'address space'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "['address space']", done.stderr

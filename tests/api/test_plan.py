@@ -11,7 +11,7 @@ import pytest
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import LITE_CONFIG, preset_config, write_checkpoint
 from longcat.cli import main
-from longcat.plan import GIB, plan
+from longcat.planning.plan import GIB, plan
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PACKAGE = Path(longcat.__file__).parents[1]  # the one under test: of the source tree, or installed

@@ -6,8 +6,8 @@ import json
 import pytest
 from longcat.checkpoint.random_weights import LITE_CONFIG, TINY_CONFIG
 from longcat.cli import main
-from longcat.cost import H100, busiest_rank, decode_step, layouts
-from longcat.plan import plan
+from longcat.planning.cost import H100, busiest_rank, decode_step, layouts
+from longcat.planning.plan import plan
 
 
 @pytest.fixture(scope="module")

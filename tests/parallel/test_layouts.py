@@ -10,7 +10,7 @@ from longcat import _core
 from longcat._core import testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import SMALL_CONFIG, preset_config
-from longcat.plan import plan
+from longcat.planning.plan import plan
 from reference import ops as reference
 
 from parallel.ranks import ThreadJob

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """1 when something fails; warnings do not count."""
-    from longcat.doctor import examine
+    from longcat.planning.doctor import examine
 
     verdicts = examine(args.model)
     if args.json:

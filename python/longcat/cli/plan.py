@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longcat.plan import Plan
+    from longcat.planning.plan import Plan
 
 _CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # what is free [GiB] where so many GB are written on the box
 _STATES = {"today": "", "untried": " **", "later": " *"}
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from longcat.plan import plan
+    from longcat.planning.plan import plan
 
     made = plan(
         args.model, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, max_model_len=args.max_model_len,
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def text(plan: Plan) -> str:
     """The plan as tables."""
-    from longcat.plan import GIB, GPU_BANDWIDTH
+    from longcat.planning.plan import GIB, GPU_BANDWIDTH
     from longcat.support.text import bytes_text
 
     contexts = sorted({min(context, plan.max_model_len) for context in _CONTEXTS})
@@ -117,8 +117,8 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[dict[str, 
     Raises:
         ValueError: no layout has so many ranks.
     """
-    from longcat.cost import H100, decode_step, layouts
-    from longcat.plan import expert_formats
+    from longcat.planning.cost import H100, decode_step, layouts
+    from longcat.planning.plan import expert_formats
 
     if not 1 <= num_gpus <= 64:
         raise ValueError(f"--gpus {num_gpus}: expected 1 to 64")

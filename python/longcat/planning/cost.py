@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longcat.plan import Plan
+    from longcat.planning.plan import Plan
 
 OPS_OF_A_LAYER = 34  # two attentions of 10 operations, two FFNs of 3, the MoE of 8
 SUMS_OF_HEADS = 3  # of a layer, over tp ranks; one more over all

@@ -230,7 +230,7 @@ def _packages(system: System) -> Iterator[Verdict]:
 
 
 def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
-    from longcat.plan import plan
+    from longcat.planning.plan import plan
 
     model = os.path.expanduser(model)
     try:

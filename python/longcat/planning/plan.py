@@ -15,7 +15,7 @@ from typing import Any
 
 from longcat import _core
 from longcat._core import Error, OutOfMemoryError
-from longcat.machine import measured_bandwidth, process_bytes
+from longcat.planning.machine import measured_bandwidth, process_bytes
 
 GIB = 1 << 30
 BLOCK_TOKENS = 64  # of the latent cache

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from longcat.bench_engine import PERCENTILES
+from longcat.bench.in_process import PERCENTILES
 from longcat.cli import main
 
 

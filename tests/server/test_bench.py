@@ -5,7 +5,7 @@ import json
 import socket
 
 import pytest
-from longcat.bench_serve import Load, Outcome, _Client, percentile, summary
+from longcat.bench.load_generator import Load, Outcome, _Client, percentile, summary
 from longcat.cli import main
 
 VLLM_NAMES = ["duration", "completed", "total_input_tokens", "total_output_tokens", "request_throughput",

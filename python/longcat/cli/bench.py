@@ -75,7 +75,7 @@ def _check_positive(args: argparse.Namespace, *names: str) -> None:
 def _latency(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from longcat.bench_engine import latency
+    from longcat.bench.in_process import latency
 
     _check_positive(args, "batch_size", "input_len", "output_len", "num_iters")
     warmup = max(0, args.num_iters_warmup)
@@ -98,7 +98,7 @@ def _latency(args: argparse.Namespace) -> int:
 
 
 def _throughput(args: argparse.Namespace) -> int:
-    from longcat.bench_engine import throughput
+    from longcat.bench.in_process import throughput
 
     _check_positive(args, "num_prompts", "input_len", "output_len")
     rank = join_ranks(args).rank
@@ -121,8 +121,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from longcat.bench_serve import Load, summary
-    from longcat.bench_serve import run as send
+    from longcat.bench.load_generator import Load, summary
+    from longcat.bench.load_generator import run as send
 
     _check_positive(args, "num_prompts", "random_input_len", "random_output_len", "request_rate", "max_concurrency")
     load = Load(
@@ -202,7 +202,7 @@ def _startup(args: argparse.Namespace) -> int:
 def _figures(values: Sequence[float]) -> dict[str, float]:
     import statistics
 
-    from longcat.bench_serve import percentile
+    from longcat.bench.load_generator import percentile
 
     return {
         "mean": statistics.fmean(values), "median": statistics.median(values), "p99": percentile(sorted(values), 99)

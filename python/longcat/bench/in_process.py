@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from longcat.bench_serve import percentile
+from longcat.bench.load_generator import percentile
 from longcat.engine.engine import Engine
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)

@@ -1,4 +1,4 @@
-"""Decode steps on one rank and on several, beside what longcat.planning.cost predicts from rates measured in the same run.
+"""Decode steps on one rank and on several, beside what longcat.planning.cost predicts from rates of the same run.
 
     python bench/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from longcat.server.api.chat import start_chat
+from longcat.server.api.completions import start_completion
+from longcat.server.api.protocol import ChatRequest, CompletionRequest
 from longcat.server.app import Application
-from longcat.server.chat import start_chat
-from longcat.server.completions import start_completion
-from longcat.server.protocol import ChatRequest, CompletionRequest
+from longcat.server.http.streaming import EventStream
 from longcat.server.settings import ServerSettings
-from longcat.server.streaming import EventStream
 
 
 class Waiting:

@@ -10,11 +10,11 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-import longcat
-from longcat.server import chat, completions, misc, pages
-from longcat.server.errors import add_error_handlers
+from longcat._core import __version__
+from longcat.server.api import chat, completions, pages, service_routes
 from longcat.server.generation import Service
-from longcat.server.guard import Guard, RequestLog, write_line
+from longcat.server.http.errors import add_error_handlers
+from longcat.server.http.guard import Guard, RequestLog, write_line
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings
@@ -40,13 +40,13 @@ class Application:
         self.lifecycle = Lifecycle(engine, settings, on_end)
         metrics = ServerMetrics(engine, settings.model_names[0])
         self.api = FastAPI(
-            title="longcat", version=longcat.__version__, description="OpenAI's API over one LongCat model.",
+            title="longcat", version=__version__, description="OpenAI's API over one LongCat model.",
             docs_url=None, redoc_url=None, redirect_slashes=False,
         )  # fmt: skip
         self.api.state.service = Service(engine, settings, self.lifecycle, metrics)
         self.api.state.started = int(time.time())
         add_error_handlers(self.api)
-        for module in (chat, completions, misc, pages):
+        for module in (chat, completions, service_routes, pages):
             self.api.include_router(module.router)
         app: ASGIApp = Guard(self.api, settings)
         if settings.cors_origins:

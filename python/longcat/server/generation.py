@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from longcat._core import Error, QueueFullError
 from longcat.request.outputs import RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
-from longcat.server.errors import ApiError
+from longcat.server.api.protocol import ChatRequest, GenerationBody, TokenizeRequest
 from longcat.server.grammar_check import GrammarChecker
+from longcat.server.http.errors import ApiError, json_response
+from longcat.server.http.streaming import Answer, EventStream, unless_client_leaves
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
-from longcat.server.protocol import ChatRequest, GenerationBody, TokenizeRequest
 from longcat.server.settings import ServerSettings
 
 T = TypeVar("T")
+B = TypeVar("B", bound=GenerationBody)
 
 # Fields that SamplingParams has under the same name.
 _SAMPLING = (
@@ -215,6 +220,20 @@ class Generation:
             self._service.metrics.observe(self._output, self._max_tokens)
         else:
             self._service.metrics.count_end("abort")
+
+
+async def respond(request: Request, body: B, start: Callable[[Service, B], Awaitable[Answer]]) -> Response:
+    """The answer that `start` begins: whole, or with `stream` as server-sent events."""
+    service: Service = request.app.state.service
+    if ignored := body.ignored():
+        request.state.log["ignored"] = ignored
+    service.lifecycle.check_ready()
+    answer = await unless_client_leaves(request, start(service, body))
+    answer.log = request.state.log
+    if body.stream:
+        return EventStream(answer, service.settings.send_timeout)
+    async with contextlib.aclosing(answer):
+        return json_response(await unless_client_leaves(request, answer.whole()))
 
 
 def template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:

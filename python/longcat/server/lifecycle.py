@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from longcat.server.errors import ApiError
+from longcat.server.http.errors import ApiError
 from longcat.server.settings import ServerSettings
 
 log = logging.getLogger("longcat.server")

@@ -16,7 +16,7 @@ import uvloop
 
 from longcat._core import Error
 from longcat.server.app import Application
-from longcat.server.http_protocol import LimitedHttpProtocol
+from longcat.server.http.http_protocol import LimitedHttpProtocol
 from longcat.server.settings import ServerSettings
 
 _GOODBYE_SECONDS = 5  # for connections to close

@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from longcat.server.errors import ApiError
+from longcat.server.http.errors import ApiError
 
 _HEADER_SECONDS = 30.0  # for a request's headers to arrive
 

@@ -14,10 +14,9 @@ from starlette.responses import Response
 from longcat.chat.reader import ChatChunk, ChatReader, force_calls
 from longcat.chat.tool_parser import json_text
 from longcat.request.outputs import Logprob, RequestOutput
-from longcat.server.errors import ApiError
-from longcat.server.generation import Generation, Service, answer_form, template_variables, usage
-from longcat.server.protocol import ChatRequest
-from longcat.server.streaming import respond
+from longcat.server.api.protocol import ChatRequest
+from longcat.server.generation import Generation, Service, answer_form, respond, template_variables, usage
+from longcat.server.http.errors import ApiError
 
 router = APIRouter()
 

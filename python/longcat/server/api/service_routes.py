@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.server.errors import ApiError, json_response
+from longcat.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from longcat.server.generation import Service, template_variables
-from longcat.server.protocol import DetokenizeRequest, TokenizeRequest
+from longcat.server.http.errors import ApiError, json_response
 
 router = APIRouter()
 

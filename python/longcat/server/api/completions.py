@@ -14,10 +14,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
-from longcat.server.errors import ApiError
-from longcat.server.generation import Generation, Service, answer_form, usage
-from longcat.server.protocol import CompletionRequest
-from longcat.server.streaming import respond
+from longcat.server.api.protocol import CompletionRequest
+from longcat.server.generation import Generation, Service, answer_form, respond, usage
+from longcat.server.http.errors import ApiError
 
 router = APIRouter()
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from longcat.server.errors import ClientLeft, json_response, to_json
-from longcat.server.protocol import GenerationBody
-
-if TYPE_CHECKING:
-    from longcat.server.generation import Service
+from longcat.server.http.errors import ClientLeft, to_json
 
 T = TypeVar("T")
-B = TypeVar("B", bound=GenerationBody)
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
@@ -60,20 +55,6 @@ class Answer(Protocol):
     async def whole(self) -> dict[str, Any]: ...
     def events(self) -> AsyncGenerator[dict[str, Any], None]: ...
     async def aclose(self) -> None: ...
-
-
-async def respond(request: Request, body: B, start: Callable[[Service, B], Awaitable[Answer]]) -> Response:
-    """The answer that `start` begins: whole, or with `stream` as server-sent events."""
-    service: Service = request.app.state.service
-    if ignored := body.ignored():
-        request.state.log["ignored"] = ignored
-    service.lifecycle.check_ready()
-    answer = await unless_client_leaves(request, start(service, body))
-    answer.log = request.state.log
-    if body.stream:
-        return EventStream(answer, service.settings.send_timeout)
-    async with contextlib.aclosing(answer):
-        return json_response(await unless_client_leaves(request, answer.whole()))
 
 
 class EventStream(Response):

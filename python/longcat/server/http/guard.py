@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longcat.server.errors import CLIENT_LEFT, ApiError
+from longcat.server.http.errors import CLIENT_LEFT, ApiError
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings

@@ -24,7 +24,7 @@ _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosni
 @functools.cache
 def playground() -> str:
     """The page as it is in the package."""
-    return resources.files("longcat.server").joinpath("playground.html").read_text(encoding="utf-8")
+    return resources.files("longcat.server.api").joinpath("playground.html").read_text(encoding="utf-8")
 
 
 @router.get("/")

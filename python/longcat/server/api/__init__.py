@@ -1,0 +1,1 @@
+"""Routes and bodies: what a client sends and gets, by the API it speaks."""

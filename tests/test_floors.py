@@ -1,5 +1,6 @@
 """Who may include whom: a file sees its own floor and those below it, and vendor headers stay home."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -65,3 +66,67 @@ def test_core_has_no_backend_switch():
     for path, folder in sources():
         if folder != "cuda":
             assert "LONGCAT_CUDA" not in path.read_text(encoding="utf-8"), path
+
+
+# --- Python ---------------------------------------------------------------------------------------------------------
+
+PACKAGE = ROOT / "python" / "longcat"
+PYTHON_FLOOR = {
+    "support": 0,
+    "request": 1,
+    "chat": 2,
+    "checkpoint": 3,  # verify compiles the chat template
+    "parallel": 3,
+    "engine": 4,
+    "planning": 5,
+    "bench": 5,
+    "server": 5,
+    "cli": 6,
+}
+MOST_ENTRIES, MOST_LINES = 14, 2600
+
+
+def python_imports(path: Path) -> list[str]:
+    """Modules of the package that a file imports, at its top, inside functions or for types alone."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module or "." * node.level]
+    return [name for name in found if name.split(".")[0] in ("longcat", "")]
+
+
+def python_violations(room: str, imports: list[str]) -> list[str]:
+    """What a file of `room` may not import: the package's own face, a room above, or one beside it."""
+    found = []
+    for name in imports:
+        other = name.split(".")[1] if "." in name else ""
+        if other == "_core" or other == room:
+            continue
+        if other not in PYTHON_FLOOR or PYTHON_FLOOR[other] >= PYTHON_FLOOR[room]:
+            found.append(f"{room} imports {name}")
+    return found
+
+
+def test_python_rooms_import_downwards():
+    found = []
+    for room in PYTHON_FLOOR:
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            found += [f"{path.relative_to(ROOT)}: {v}" for v in python_violations(room, python_imports(path))]
+    assert not found, "\n".join(found)
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*PYTHON_FLOOR}
+
+
+def test_python_rooms_are_small():
+    for folder in [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__")]:
+        entries = [path for path in folder.iterdir() if path.name != "__pycache__" and path.suffix != ".so"]
+        assert len(entries) <= MOST_ENTRIES, folder
+    for room in PYTHON_FLOOR:
+        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / room).rglob("*.py"))
+        assert lines <= MOST_LINES, f"{room}: {lines} lines"
+
+
+def test_the_python_check_sees_violations():
+    imports = ["longcat", "longcat.engine.engine", "longcat._core", "longcat.chat.reader", "longcat.request.prompts"]
+    assert python_violations("chat", imports) == ["chat imports longcat", "chat imports longcat.engine.engine"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longcat import _core
+import longcat._core as _core
 
 _SEQUENCE = 512  # tokens that see each other
 _STEP = 4096  # tokens of a step: each reads all weights

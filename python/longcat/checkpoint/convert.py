@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.calibration import InputMoments, check_text
 from longcat.checkpoint.gptq import round_int4

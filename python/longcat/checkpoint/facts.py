@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 from longcat.support.text import bytes_text, count, printable, some_of
 

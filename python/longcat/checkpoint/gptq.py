@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from longcat import _core
+import longcat._core as _core
 
 BLOCK = 32  # columns that share a scale
 _DAMPING = 0.1  # of the moments' mean diagonal: holds back what a short text seems to say

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from longcat import _core
+import longcat._core as _core
 
 _CHUNK = 8 << 20  # bytes read at once by each thread
 _MIN_HOLE = 64 << 10  # a block of zero bytes this long in a tensor is worth a word

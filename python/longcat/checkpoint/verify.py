@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.facts import Fact, collect_facts, read_json_object
 from longcat.checkpoint.scan import FileResult, FileTensor, read_files

@@ -80,7 +80,7 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _print_version() -> int:
-    from longcat import _core
+    import longcat._core as _core
     from longcat.parallel.job import built_plugins
 
     cuda = "cuda" if _core.cuda_is_built() else "no cuda"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat.support.names import unknown_name
 from longcat.support.values import parse_bytes, positive, share
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 from longcat.engine.core_options import core_options
 from longcat.engine.request import Request

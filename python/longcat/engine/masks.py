@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from longcat.request.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
-    from longcat import _core
+    import longcat._core as _core
     from longcat.engine.engine import Engine
     from longcat.request.sampling_params import SamplingParams
     from longcat.request.structured import Grammar

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error, QueueFullError
 from longcat.engine.request import Answer, Request
 from longcat.request.outputs import StreamChunk

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error
 from longcat.parallel.launch import Launch, find_launch, job_token, meeting_place
 

@@ -144,7 +144,7 @@ def decode_step(
 @lru_cache(maxsize=512)
 def share_of_projections(config_text: str, tp: int, ep: int) -> float:
     """Of the N-gram tables, those of which the rank with the most has rows: it multiplies with all of their columns."""
-    from longcat import _core
+    import longcat._core as _core
 
     counts = [len(_core.shard(config_text, tp, ep, rank)["tables"]) for rank in range(max(tp, ep))]
     return max(counts) / max(1, len(_core.shard(config_text, 1, 1, 0)["tables"]))
@@ -171,7 +171,7 @@ def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> 
 
 def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
     """(tp, ep) on so many devices that the model's sizes divide by, those with many experts a rank last."""
-    from longcat import _core
+    import longcat._core as _core
 
     found = []
     sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]

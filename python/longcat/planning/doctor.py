@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
 
 _SERVER_PACKAGES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from longcat import _core
+import longcat._core as _core
 
 _WHEN_AT_WORK = 3 << 19  # stacks of threads, and code that is first touched when they compute (measured)
 

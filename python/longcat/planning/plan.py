@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
 from longcat.planning.machine import measured_bandwidth, process_bytes
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from longcat import _core
+import longcat._core as _core
 from longcat.support.names import unknown_name
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 import longcat
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from engine.workload import rss_anon_kib, run_jobs  # noqa: E402
+from support.workload import rss_anon_kib, run_jobs  # noqa: E402
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Modules of this folder (checkpoints, reference, tolerances) import by name."""
+"""Fixtures shared by all tests. Helpers are in support/ and reference/, which tests import by name."""
 
 from pathlib import Path
 
@@ -16,8 +16,18 @@ def tiny() -> str:
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory) -> str:
     """A random checkpoint of the architecture in its small default shape, f32."""
-    from checkpoints import make_checkpoint
+    from support.checkpoints import make_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoint")
     make_checkpoint(folder, seed=3)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def server(tiny):
+    """One running server, for tests that do not end it."""
+    pytest.importorskip("fastapi", reason="needs the extra `server`")
+    from support.live import LiveServer
+
+    with LiveServer(tiny, "--served-model-name", "longcat-tiny", "tiny") as live:
+        yield live

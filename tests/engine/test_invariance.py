@@ -6,11 +6,11 @@ tokens) is compared with runs in batches, in chunks, with prefix hits, preempted
 
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
-from reference import ops as reference
 
-from engine.engines import Outcome, Steps, assert_same, make_engine, sampling
+from reference import ops as reference
+from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
+from support.engines import Outcome, Steps, assert_same, make_engine, sampling
 
 # Prompts that end inside a block, at its edge, one behind it, and after several pieces of attention.
 PROMPT_LENGTHS = [1, 20, 63, 64, 65, 128, 200]

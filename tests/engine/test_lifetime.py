@@ -6,7 +6,8 @@ from pathlib import Path
 
 import longcat
 import pytest
-from checkpoints import random_token_ids
+
+from support.checkpoints import random_token_ids
 
 PACKAGE = Path(longcat.__file__).parents[1]  # the one under test: of the source tree, or installed
 

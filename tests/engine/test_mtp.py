@@ -4,12 +4,12 @@ from pathlib import Path
 
 import longcat
 import pytest
-from checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors
 from longcat import Engine
 from longcat._core import testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
-from engine.engines import Steps, answers, make_engine, sampling
+from support.checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors
+from support.engines import Steps, answers, make_engine, sampling
 
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]

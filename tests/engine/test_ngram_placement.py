@@ -9,14 +9,15 @@ import re
 import longcat
 import numpy as np
 import pytest
-from checkpoints import random_token_ids
-from devices import EMULATED, needs_gpu
 from longcat import _core
 from longcat._core import testing
 from longcat.checkpoint.random_weights import preset_config, tensor_specs, write_checkpoint
 from longcat.checkpoint.writer import header
-from parallel.ranks import ThreadJob
+
 from reference import ops as reference
+from support.checkpoints import random_token_ids
+from support.devices import EMULATED, needs_gpu
+from support.ranks import ThreadJob
 
 FILE = "model.safetensors"
 

@@ -4,7 +4,7 @@ import pytest
 from longcat import Engine
 from longcat._core import testing
 
-from engine.engines import answers
+from support.engines import answers
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from longcat._core import OutOfMemoryError, QueueFullError, testing
 
-from engine.cache_model import BLOCK, VOCAB, CacheModel
+from support.cache_model import BLOCK, VOCAB, CacheModel
 
 THOROUGH = os.environ.get("LONGCAT_THOROUGH") == "1"
 NUM_SCHEDULES = 2000 if THOROUGH else 300

@@ -7,7 +7,7 @@ import os
 import longcat
 import pytest
 
-from engine.workload import rss_anon_kib, run_jobs
+from support.workload import rss_anon_kib, run_jobs
 
 BLOCK_BYTES = 64 * (5 * 96 * 2 + 4)
 

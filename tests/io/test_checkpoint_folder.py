@@ -5,8 +5,9 @@ import os
 import struct
 
 import pytest
-from checkpoints import make_checkpoint, read_safetensors, write_safetensors
 from longcat._core import testing
+
+from support.checkpoints import make_checkpoint, read_safetensors, write_safetensors
 
 INDEX = "model.safetensors.index.json"
 

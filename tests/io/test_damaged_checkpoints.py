@@ -6,7 +6,8 @@ import sys
 
 import longcat
 import pytest
-from checkpoints import make_checkpoint, read_safetensors, write_safetensors
+
+from support.checkpoints import make_checkpoint, read_safetensors, write_safetensors
 
 MODEL, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 NORM = "model.norm.weight"

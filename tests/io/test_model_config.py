@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from checkpoints import TINY_CONFIG, VARIANTS, make_config
 from longcat._core import testing
+
+from support.checkpoints import TINY_CONFIG, VARIANTS, make_config
 
 DROP = object()
 NGRAM = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")

@@ -3,11 +3,12 @@
 import longcat
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
-from compare import assert_rows_close
-from devices import EMULATED, EMULATED_F32, needs_gpu
 from longcat._core import testing
-from tolerances import BF16_MODEL, LOGITS
+
+from support.checkpoints import make_checkpoint
+from support.compare import assert_rows_close
+from support.devices import EMULATED, EMULATED_F32, needs_gpu
+from support.tolerances import BF16_MODEL, LOGITS
 
 BF16_DEVICES = [EMULATED, pytest.param("cuda", marks=needs_gpu)]
 

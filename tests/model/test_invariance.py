@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, make_checkpoint, random_token_ids
 from longcat._core import testing
+
+from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids
 
 TOKENS = 150  # more than two blocks and one attention piece
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import longcat
 import numpy as np
 import pytest
-from checkpoints import read_safetensors, write_safetensors
 from longcat._core import testing
+
 from reference.stored import stored_cases
-from tolerances import F32_TRANSCENDENTAL, INT8_LATENT_NATS, LOGITS, ROUTER_GAP
+from support.checkpoints import read_safetensors, write_safetensors
+from support.tolerances import F32_TRANSCENDENTAL, INT8_LATENT_NATS, LOGITS, ROUTER_GAP
 
 CASES = stored_cases()
 MAX_EXCLUDED = 0.01  # share of positions that a router near-tie may excuse

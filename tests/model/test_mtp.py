@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
-from devices import EMULATED, EMULATED_F32, needs_gpu
 from longcat._core import testing
+
 from reference.stored import stored_mtp
-from tolerances import BF16_MODEL, LOGITS, ROUTER_GAP
+from support.checkpoints import make_checkpoint
+from support.devices import EMULATED, EMULATED_F32, needs_gpu
+from support.tolerances import BF16_MODEL, LOGITS, ROUTER_GAP
 
 CASES = stored_mtp()
 BLOCKS = [3, 1, 2]

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from checkpoints import random_token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longcat._core import testing
+
 from reference import ops as ref
+from support.checkpoints import random_token_ids
 
 SMALL = dict(vocab_size=100, table_rows=300, max_order=4, splits=2, eos_token_id=2)
 REAL = dict(vocab_size=131072, table_rows=78 * 131072, max_order=4, splits=4, eos_token_id=2)

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import TINY_CONFIG
 from longcat._core import testing
+
 from reference import ops as ref
+from support.checkpoints import TINY_CONFIG
 
 LITE_YARN = {
     "rope_type": "yarn",

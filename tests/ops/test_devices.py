@@ -6,11 +6,12 @@ activations only the order of additions differs. `cuda` is a real GPU, skipped a
 
 import numpy as np
 import pytest
-from checkpoints import from_bf16, from_e4m3, quantize_fp8_blocks, to_bf16, to_e4m3
-from compare import assert_rows_close
-from devices import DEVICES, EMULATED, EMULATED_FP8, needs_gpu
 from longcat._core import testing
-from tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
+
+from support.checkpoints import from_bf16, from_e4m3, quantize_fp8_blocks, to_bf16, to_e4m3
+from support.compare import assert_rows_close
+from support.devices import DEVICES, EMULATED, EMULATED_FP8, needs_gpu
+from support.tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
 
 CPU = testing.DeviceOps("cpu")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import longcat
 import numpy as np
 import pytest
-from checkpoints import from_bf16, to_bf16
 from longcat import _core
 from longcat._core import testing
+
+from support.checkpoints import from_bf16, to_bf16
 
 X8 = ["bf16_x8", "int8_x8", "int4_x8"]
 ROWS = ["int8_row", "int4_row"]

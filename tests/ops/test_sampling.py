@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from longcat._core import testing
+
 from reference import ops as ref
 from reference.stored import stored_sampling
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from checkpoints import VARIANTS, make_checkpoint, random_token_ids
+
+from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids
 
 SEEDS = range(10)
 TOKENS = 160  # longer than every original_max_position_embeddings of VARIANTS

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from checkpoints import NGRAM_FIELDS, read_checkpoint, read_config
-from reference import ops
 from transformers import LongcatFlashConfig, LongcatFlashForCausalLM
+
+from reference import ops
+from support.checkpoints import NGRAM_FIELDS, read_checkpoint, read_config
 
 # Not fields of LongcatFlashConfig, or set below.
 _DROPPED_FIELDS = (*NGRAM_FIELDS, "architectures", "model_type", "torch_dtype", "quantization_config")

@@ -7,13 +7,13 @@ import tempfile
 
 import numpy as np
 import torch
-from checkpoints import VARIANTS, make_checkpoint, random_token_ids
-from reference.model import ReferenceModel
-from reference.stored import DATA
 
 from oracle.cases import WIDE, assert_close
 from oracle.hf import HfModel
 from oracle.sampling import PARAMETERS, hf_probabilities, random_logits
+from reference.model import ReferenceModel
+from reference.stored import DATA
+from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids
 
 # name -> (arguments of make_checkpoint, number of tokens)
 RECIPES = {

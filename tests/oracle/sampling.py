@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from checkpoints import random_bits, random_uniform
 from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -15,6 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 from transformers.generation import GenerationConfig, GenerationMixin
+
+from support.checkpoints import random_bits, random_uniform
 
 PARAMETERS = [
     {},

@@ -5,12 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from checkpoints import VARIANTS, make_checkpoint, random_token_ids  # noqa: E402
 from longcat._core import testing  # noqa: E402
-from reference.model import ReferenceModel  # noqa: E402
 
 from oracle.cases import assert_close  # noqa: E402
 from oracle.hf import HfModel  # noqa: E402
+from reference.model import ReferenceModel  # noqa: E402
+from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

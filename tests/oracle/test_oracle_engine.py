@@ -6,8 +6,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 longcat = pytest.importorskip("longcat")
-from reference.model import ReferenceModel  # noqa: E402
-
 from oracle.cases import (  # noqa: E402
     VARIANT_SEEDS,
     assert_close,
@@ -16,6 +14,7 @@ from oracle.cases import (  # noqa: E402
     make_stored_dtype_case,
 )
 from oracle.hf import HfModel  # noqa: E402
+from reference.model import ReferenceModel  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

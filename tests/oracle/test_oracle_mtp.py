@@ -4,11 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from reference.model import ReferenceModel  # noqa: E402
 from transformers.models.longcat_flash import modeling_longcat_flash as published  # noqa: E402
 
 from oracle.cases import MAX_ABS, VARIANTS, make_checkpoint, random_token_ids  # noqa: E402
 from oracle.hf import HfModel  # noqa: E402
+from reference.model import ReferenceModel  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

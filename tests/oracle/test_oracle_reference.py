@@ -5,10 +5,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from checkpoints import VARIANTS  # noqa: E402
-from reference import ops  # noqa: E402
-from reference.model import ReferenceModel  # noqa: E402
-
 from oracle.cases import (  # noqa: E402
     VARIANT_SEEDS,
     assert_close,
@@ -17,6 +13,9 @@ from oracle.cases import (  # noqa: E402
     make_stored_dtype_case,
 )
 from oracle.hf import HfModel  # noqa: E402
+from reference import ops  # noqa: E402
+from reference.model import ReferenceModel  # noqa: E402
+from support.checkpoints import VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

@@ -5,9 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from reference import ops  # noqa: E402
-
 from oracle.sampling import PARAMETERS, generate_probabilities, hf_probabilities, random_logits  # noqa: E402
+from reference import ops  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

@@ -8,11 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 longcat = pytest.importorskip("longcat")
-from reference.model import ReferenceModel  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 from oracle.cases import MAX_ABS  # noqa: E402
 from oracle.hf import HfModel  # noqa: E402
+from reference.model import ReferenceModel  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

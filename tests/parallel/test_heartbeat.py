@@ -12,7 +12,7 @@ from longcat.parallel import heartbeat
 from longcat.parallel.addresses import own_addresses
 from longcat.parallel.heartbeat import Heartbeat
 
-from parallel.ranks import all_well, on_ranks
+from support.ranks import all_well, on_ranks
 
 
 class Watch:

@@ -6,9 +6,9 @@ import pytest
 from longcat import Engine, _core
 from longcat.parallel import job as parallel
 from longcat.parallel.launch import Launch, find_launch
-from server.live import until
 
-from parallel.processes import assert_nothing_left, job_environment, processes_of
+from support.live import until
+from support.processes import assert_nothing_left, job_environment, processes_of
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
             "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # fmt: skip

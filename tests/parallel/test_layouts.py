@@ -4,25 +4,22 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint, random_token_ids, read_config
-from engine.engines import Steps, sampling
 from longcat import _core
 from longcat._core import testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
-from longcat.checkpoint.random_weights import SMALL_CONFIG, preset_config
+from longcat.checkpoint.random_weights import preset_config
 from longcat.planning.plan import plan
-from reference import ops as reference
 
-from parallel.ranks import ThreadJob
+from reference import ops as reference
+from support.checkpoints import make_checkpoint, random_token_ids, read_config
+from support.engines import Steps, sampling
+from support.layouts import MAX_ERROR, SMALL, TINY, generate
+from support.ranks import ThreadJob
 
 LAYOUTS = [(2, 1), (4, 1), (1, 2), (1, 4), (2, 4), (4, 2), (4, 4)]
 IDS = [f"tp{tp}-ep{ep}" for tp, ep in LAYOUTS]
-MAX_ERROR = 1e-4  # of logits in fp32, absolute; they are below 25
 NEW_TOKENS = 200
 
-TINY = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "zero_expert_num": 4}
-# Head sizes, ranks and widths of the preset, with less of everything that is repeated.
-SMALL = SMALL_CONFIG | {"vocab_size": 4096, "num_layers": 1, "n_routed_experts": 16, "zero_expert_num": 8}
 # Widths that the blocks of packed and fp8 formats divide four ways, and two ways.
 BLOCKS = TINY | {"hidden_size": 192, "v_head_dim": 32, "qk_nope_head_dim": 24, "ffn_hidden_size": 256,
                  "expert_ffn_hidden_size": 128}  # fmt: skip
@@ -42,17 +39,6 @@ class Case:
 
     def job(self, tp: int, ep: int, **options) -> ThreadJob:
         return ThreadJob(self.folder, tp, ep, **{**self.options, **options})
-
-
-def generate(job: ThreadJob, prompt: list[int], count: int) -> list[int]:
-    """Greedy, by steps of the leader."""
-    job.leader.add_request(prompt, sampling(count))
-    token_ids = []
-    while job.leader.has_work():
-        for output in job.leader.step():
-            assert not output.error, output.error
-            token_ids.append(output.token_id)
-    return token_ids
 
 
 @pytest.fixture(scope="module", params=["tiny", "small", "longcat-tiny", "flash_chat"])

@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint, random_token_ids
-from engine.engines import sampling
 from longcat import _core
 
-from parallel.ranks import ThreadJob, all_well, on_ranks
+from support.checkpoints import make_checkpoint, random_token_ids
+from support.engines import sampling
+from support.ranks import ThreadJob, all_well, on_ranks
 
 TINY = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "zero_expert_num": 4}
 LAYOUTS = [(2, 1), (2, 4), (4, 2)]

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint, random_token_ids, to_bf16
-from engine.engines import sampling
 from longcat import _core
 from longcat._core import testing
 from longcat.support.child_process import environment
 
-from parallel.ranks import ThreadJob, all_well, on_ranks
-from parallel.test_communicator import expected_sum
-from parallel.test_layouts import MAX_ERROR, TINY, generate
+from support.checkpoints import make_checkpoint, random_token_ids, to_bf16
+from support.collectives import expected_sum
+from support.engines import sampling
+from support.layouts import MAX_ERROR, TINY, generate
+from support.ranks import ThreadJob, all_well, on_ranks
 
 
 def load(named: str | None) -> str:

@@ -13,13 +13,14 @@ import time
 import httpx
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint, random_token_ids, read_config
 from longcat import Engine
 from openai import OpenAI
-from server.live import LiveServer, until
 
-from parallel.launcher import LEFT_CODE
-from parallel.processes import (
+from support.checkpoints import make_checkpoint, random_token_ids, read_config
+from support.launcher import LEFT_CODE
+from support.layouts import MAX_ERROR, SMALL, TINY
+from support.live import LiveServer, until
+from support.processes import (
     LAUNCHERS,
     LIMIT_SECONDS,
     Job,
@@ -30,11 +31,10 @@ from parallel.processes import (
     processes_of,
     ranks_of,
 )
-from parallel.test_layouts import MAX_ERROR, SMALL, TINY
 
 
 def program(name: str, *arguments: str) -> list[str]:
-    return ["-m", "parallel.rank_programs", name, *arguments]
+    return ["-m", "support.rank_programs", name, *arguments]
 
 
 def generate(folder: str, *arguments: str) -> list[str]:

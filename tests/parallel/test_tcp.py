@@ -13,14 +13,14 @@ import pytest
 from longcat import _core
 from longcat.parallel import launch
 
-from parallel.launcher import reserved_port
-from parallel.ranks import all_well, on_ranks
-from parallel.test_communicator import (
+from support.collectives import (
     DTYPES,
     check_collectives,
     check_groups_beside_each_other,
     check_splits,
 )
+from support.launcher import reserved_port
+from support.ranks import all_well, on_ranks
 
 TOKEN = bytes(range(64))
 HELLO_BYTES = 56

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from checkpoints import ngram_table_rows, read_checkpoint, read_config
 from torch import Tensor
 
 from reference import ops
+from support.checkpoints import ngram_table_rows, read_checkpoint, read_config
 
 
 @dataclass

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from checkpoints import make_checkpoint
+
+from support.checkpoints import make_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 

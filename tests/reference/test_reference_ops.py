@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from checkpoints import (
+
+from reference import ops
+from support.checkpoints import (
     VARIANTS,
     from_e4m3,
     make_checkpoint,
@@ -11,8 +13,6 @@ from checkpoints import (
     read_checkpoint,
     to_e4m3,
 )
-
-from reference import ops
 
 LITE = {
     "vocab_size": 131072,

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from checkpoints import read_checkpoint
 
 from reference import ops
 from reference.stored import stored_cases, stored_sampling
+from support.checkpoints import read_checkpoint
 
 
 @pytest.mark.parametrize("case", stored_cases(), ids=lambda case: case.name)

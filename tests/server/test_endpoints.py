@@ -10,8 +10,9 @@ import time
 
 import httpx
 import pytest
-from live import LiveServer, until
 from longcat.cli import main
+
+from support.live import LiveServer, until
 
 HELLO = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 4}
 

@@ -12,7 +12,8 @@ from collections import Counter
 import httpx
 import hypothesis
 import pytest
-from live import LiveServer
+
+from support.live import LiveServer
 
 NUM_REQUESTS = int(os.environ.get("LONGCAT_FUZZ_REQUESTS", "300"))
 

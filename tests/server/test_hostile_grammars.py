@@ -8,8 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hostile_grammars import HOSTILE, UNBOUNDED
-from live import LiveServer, until
+
+from support.hostile_grammars import HOSTILE, UNBOUNDED
+from support.live import LiveServer, until
 
 ALL = HOSTILE | UNBOUNDED
 BODY = {"prompt": "Once upon a time", "max_tokens": 20}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import LiveServer, until
+
+from support.live import LiveServer, until
 
 LONG = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 1900, "ignore_eos": True}
 HELD = LONG | {"n": 8}  # seconds, where LONG is a moment for this model: 8 requests that run

@@ -11,10 +11,11 @@ import time
 from statistics import median
 
 import longcat
-from live import LiveServer, until
 from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from longcat.server.app import Application
 from longcat.server.settings import ServerSettings
+
+from support.live import LiveServer, until
 
 NUM_STREAMS = int(os.environ.get("LONGCAT_STREAMS", "100"))
 NUM_TOKENS = 24

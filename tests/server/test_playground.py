@@ -8,7 +8,8 @@ import os
 import shutil
 
 import pytest
-from live import LiveServer, until
+
+from support.live import LiveServer, until
 
 try:
     from selenium import webdriver

@@ -8,7 +8,8 @@ import time
 
 import longcat
 import pytest
-from hostile_grammars import HOSTILE
+
+from support.hostile_grammars import HOSTILE
 
 pytest.importorskip("llguidance", reason="needs the extra `server`")
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from longcat import Error
 from longcat.chat.template import ChatTemplate, encode_plain, encode_segments, tag_texts
-from template_cases import ESCAPES, FEATURES, FLOODS
+
+from support.template_cases import ESCAPES, FEATURES, FLOODS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "longcat-tiny"

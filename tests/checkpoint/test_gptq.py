@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, make_checkpoint, read_checkpoint
 from longcat import _core
 from longcat.checkpoint.calibration import InputMoments
 from longcat.checkpoint.gptq import round_int4
+
+from support.checkpoints import VARIANTS, make_checkpoint, read_checkpoint
 
 
 def matrix(q, scales):

@@ -9,13 +9,14 @@ from pathlib import Path
 import longcat
 import numpy as np
 import pytest
-from checkpoints import E4M3_VALUES, make_checkpoint, read_safetensors, write_safetensors
 from longcat import _core
 from longcat.checkpoint import scan
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
 from longcat.support.text import printable
+
+from support.checkpoints import E4M3_VALUES, make_checkpoint, read_safetensors, write_safetensors
 
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"

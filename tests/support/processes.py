@@ -45,7 +45,7 @@ def _missing() -> str | None:
 needs_mpi = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 
-LAUNCHERS = {"mpirun": MPIRUN, "torchrun": (sys.executable, "-m", "parallel.launcher")}
+LAUNCHERS = {"mpirun": MPIRUN, "torchrun": (sys.executable, "-m", "support.launcher")}
 both_launchers = pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=needs_mpi), "torchrun"])
 _MARK = "LONGCAT_TEST_JOB"  # in the environment of all processes of a job, and of no other
 

@@ -1,4 +1,4 @@
-"""What the ranks of a test run: `python -m parallel.rank_programs NAME ARGUMENTS`."""
+"""What the ranks of a test run: `python -m support.rank_programs NAME ARGUMENTS`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def say(line: str) -> None:
 
 def collectives() -> None:
     """Every check of the thread ranks, on processes; then sums of many sizes one after the other."""
-    from parallel.test_communicator import check_collectives, check_splits
+    from support.collectives import check_collectives, check_splits
 
     launch = parallel.find_launch()
     assert launch is not None

@@ -7,7 +7,8 @@ import threading
 import longcat
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+
+from support.checkpoints import make_checkpoint
 
 PROMPT = "Once upon a time, there was a"
 
@@ -280,7 +281,7 @@ def test_forward_gives_logits_by_dlpack(engine):
 
 def test_nan_logits_end_the_request_alone(tmp_path):
     """One token's embedding is NaN: requests that meet it end with an error, others go on."""
-    from checkpoints import read_safetensors, write_safetensors
+    from support.checkpoints import read_safetensors, write_safetensors
 
     make_checkpoint(tmp_path, seed=0, dtype="F32")
     path = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""A launcher as torchrun is one, for tests: `python -m parallel.launcher -n 2 COMMAND... [: -n 1 COMMAND...]`.
+"""A launcher as torchrun is one, for tests: `python -m support.launcher -n 2 COMMAND... [: -n 1 COMMAND...]`.
 
 It tells the ranks who they are by their environment, hands signals on to rank 0, and kills nobody who ends
 in time: what is left ten seconds after a rank has failed is killed, said on standard error, and makes the exit code 99.

@@ -6,10 +6,11 @@ from pathlib import Path
 import longcat
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, make_checkpoint
 from longcat import _core
 from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 from longcat.cli import main
+
+from support.checkpoints import VARIANTS, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "examples" / "longcat-tiny")

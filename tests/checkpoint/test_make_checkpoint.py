@@ -8,7 +8,6 @@ import shutil
 import longcat
 import numpy as np
 import pytest
-from checkpoints import VARIANTS, from_bf16, make_checkpoint, read_checkpoint, read_safetensors
 from longcat.checkpoint import random_weights as product
 from longcat.checkpoint.random_weights import (
     PRESETS,
@@ -20,6 +19,8 @@ from longcat.checkpoint.random_weights import (
 )
 from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
+
+from support.checkpoints import VARIANTS, from_bf16, make_checkpoint, read_checkpoint, read_safetensors
 
 TINY = PRESETS["tiny"]
 

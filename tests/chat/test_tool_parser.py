@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from longcat.chat.tool_parser import parse_model_response
 from longcat.chat.tool_stream import Delta, StreamingResponseParser
-from response_cases import TAGS, TOOLS, random_pieces, random_response, well_formed_response
+
+from support.response_cases import TAGS, TOOLS, random_pieces, random_response, well_formed_response
 
 _NUM_RESPONSES = 10_000
 

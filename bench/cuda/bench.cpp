@@ -15,9 +15,9 @@
 #include <random>
 
 #include "../timing.h"
-#include "cuda/check.h"
-#include "cuda/cuda_device.h"
-#include "cuda/emulated_device.h"
+#include "cuda/device/check.h"
+#include "cuda/device/cuda_device.h"
+#include "cuda/emulation/emulated_device.h"
 
 namespace longcat {
 

@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 #include "bench.h"
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 #include "model/weights.h"
 
 namespace longcat {

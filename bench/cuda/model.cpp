@@ -9,7 +9,7 @@
 #include <numeric>
 
 #include "bench.h"
-#include "cuda/arena.h"
+#include "cuda/device/arena.h"
 
 namespace longcat {
 

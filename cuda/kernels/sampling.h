@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "cuda/block.h"
+#include "cuda/kernels/block.h"
 #include "ops/ops.h"
 
 namespace longcat {

@@ -5,8 +5,8 @@
 #include <exception>
 #include <map>
 
-#include "cuda/arena.h"
-#include "cuda/gpu_device.h"
+#include "cuda/device/arena.h"
+#include "cuda/device/gpu_device.h"
 
 namespace longcat {
 

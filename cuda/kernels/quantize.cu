@@ -4,11 +4,11 @@
 // (at load only).
 #include <cmath>
 
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm/gemm.h"
-#include "cuda/matrix.h"
-#include "cuda/quantize.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/matrix.h"
+#include "cuda/kernels/quantize.h"
 
 namespace longcat {
 

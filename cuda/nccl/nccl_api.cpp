@@ -1,4 +1,4 @@
-#include "cuda/nccl_api.h"
+#include "cuda/nccl/nccl_api.h"
 
 #include <dlfcn.h>
 

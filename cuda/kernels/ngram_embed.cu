@@ -3,10 +3,10 @@
 // Bound by latency: 12 rows of 512 bytes a token, from HBM or from pinned host memory by UVA. One block a token: a
 // thread a table computes the id (64-bit multiply-adds and one remainder), then all threads copy the rows, each row by
 // neighbouring threads. Shared memory: 8 bytes a table.
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/matrix.h"
-#include "cuda/ngram.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/matrix.h"
+#include "cuda/kernels/ngram.h"
 
 namespace longcat {
 

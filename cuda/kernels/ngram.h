@@ -1,7 +1,7 @@
 // The hash of the N-gram tables as functions of one token and one table.
 #pragma once
 
-#include "cuda/block.h"
+#include "cuda/kernels/block.h"
 #include "ops/ops.h"
 
 namespace longcat {

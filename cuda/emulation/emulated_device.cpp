@@ -1,4 +1,4 @@
-#include "cuda/emulated_device.h"
+#include "cuda/emulation/emulated_device.h"
 
 #include <sys/mman.h>
 
@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "cuda/graph_sizes.h"
+#include "cuda/device/graph_sizes.h"
 
 namespace longcat {
 

@@ -6,10 +6,10 @@
 // ascending expert id. Shared memory: 4 bytes a router output.
 #include <cmath>
 
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/elementwise.h"
-#include "cuda/matrix.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/elementwise.h"
+#include "cuda/kernels/matrix.h"
 
 namespace longcat {
 

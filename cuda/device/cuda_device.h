@@ -12,8 +12,8 @@
 #include <map>
 #include <vector>
 
-#include "cuda/arena.h"
-#include "cuda/gpu_device.h"
+#include "cuda/device/arena.h"
+#include "cuda/device/gpu_device.h"
 
 namespace longcat {
 

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/sampling.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/sampling.h"
 #include "ops/philox.h"
 
 namespace longcat {

@@ -11,9 +11,9 @@
 
 #include "base/buffer.h"
 #include "comm/device_communicator.h"
-#include "cuda/gpu_device.h"
-#include "cuda/nccl_api.h"
-#include "cuda/rank_sum.h"
+#include "cuda/device/gpu_device.h"
+#include "cuda/kernels/rank_sum.h"
+#include "cuda/nccl/nccl_api.h"
 
 namespace longcat {
 

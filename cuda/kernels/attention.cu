@@ -14,11 +14,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/attention.h"
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/elementwise.h"
-#include "cuda/matrix.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/elementwise.h"
+#include "cuda/kernels/matrix.h"
 
 namespace longcat {
 

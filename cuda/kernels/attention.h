@@ -1,7 +1,7 @@
 // Latent rows as kernels read and write them, and the list of attention pieces by index.
 #pragma once
 
-#include "cuda/block.h"
+#include "cuda/kernels/block.h"
 #include "ops/ops.h"
 
 namespace longcat {

@@ -1,8 +1,8 @@
 // Rotary position embedding over interleaved pairs (2j, 2j + 1): one block a token, bound by launch and bytes.
 #include <cmath>
 
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/kernels/block.h"
 
 namespace longcat {
 

@@ -1,4 +1,4 @@
-#include "cuda/cuda_device.h"
+#include "cuda/device/cuda_device.h"
 
 #include <sys/mman.h>
 
@@ -8,8 +8,8 @@
 #include <cstring>
 #include <utility>
 
-#include "cuda/check.h"
-#include "cuda/graph_sizes.h"
+#include "cuda/device/check.h"
+#include "cuda/device/graph_sizes.h"
 
 namespace longcat {
 

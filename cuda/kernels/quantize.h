@@ -1,7 +1,7 @@
 // How fp8 values and their scales lie in memory.
 #pragma once
 
-#include "cuda/block.h"
+#include "cuda/kernels/block.h"
 #include "ops/weight.h"
 
 namespace longcat {

@@ -1,4 +1,4 @@
-#include "cuda/arena.h"
+#include "cuda/device/arena.h"
 
 #include <algorithm>
 #include <iterator>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/tensor.h"
-#include "cuda/gpu_device.h"
+#include "cuda/device/gpu_device.h"
 
 namespace longcat::gpu {
 

@@ -1,6 +1,6 @@
 // Bound by the bytes of all blocks: a thread an element, neighbours side by side.
-#include "cuda/block.h"
-#include "cuda/rank_sum.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/rank_sum.h"
 
 namespace longcat::gpu {
 

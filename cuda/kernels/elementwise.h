@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cuda/block.h"
+#include "cuda/kernels/block.h"
 
 namespace longcat::gpu {
 

@@ -1,7 +1,7 @@
 // A weight as a kernel sees it.
 #pragma once
 
-#include "cuda/block.h"
+#include "cuda/kernels/block.h"
 #include "ops/weight.h"
 
 namespace longcat::gpu {

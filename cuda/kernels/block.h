@@ -14,12 +14,12 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
-#include "cuda/gpu_device.h"
+#include "cuda/device/gpu_device.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 #define LC_HD __host__ __device__
 #else
 #define LC_HD

@@ -5,10 +5,10 @@
 // TMA cannot address, for f32, and for the emulation.
 #include <algorithm>
 
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm/gemm.h"
-#include "cuda/matrix.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/matrix.h"
 
 namespace longcat {
 

@@ -2,9 +2,9 @@
 // pass over memory; rows wait in shared memory [4 * dim bytes] between the sum of squares and the result.
 #include <cmath>
 
-#include "cuda/block.h"
 #include "cuda/cuda_ops.h"
-#include "cuda/elementwise.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/elementwise.h"
 
 namespace longcat {
 

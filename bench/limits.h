@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "base/thread_pool.h"
-#include "cpu/isa.h"
-#include "cpu/vec.h"
+#include "cpu/simd/isa.h"
+#include "cpu/simd/vec.h"
 #include "timing.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "command_line.h"
-#include "cpu/matmul.h"
-#include "cpu/pack.h"
+#include "cpu/gemm/matmul.h"
+#include "cpu/gemm/pack.h"
 #include "limits.h"
 #include "ops/backend.h"
 #include "ops/packed.h"

@@ -1,5 +1,5 @@
 // AVX2: a register holds 8 outputs. 16 registers: R * T sums, R weights, an input, a constant or two.
-#include "cpu/packed_tiles.h"
+#include "cpu/gemm/packed_tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 
 #define LC_AVX2 __attribute__((target("avx2,fma")))
 

@@ -1,10 +1,10 @@
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 #include <cstdlib>
 #include <cstring>
 
 #include "base/error.h"
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 
 namespace longcat {
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "cpu/tile_product.h"
+#include "cpu/gemm/tile_product.h"
 #include "ops/batch.h"
 
 namespace longcat::cpu {

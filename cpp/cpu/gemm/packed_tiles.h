@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cpu/packed_matmul.h"
+#include "cpu/gemm/packed_matmul.h"
 #include "ops/packed.h"
 
 namespace longcat::cpu {

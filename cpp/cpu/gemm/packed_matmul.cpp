@@ -1,5 +1,5 @@
 // Products with packed weights: the walk over register tiles, tiles for any machine, and inputs in 8 bits.
-#include "cpu/packed_matmul.h"
+#include "cpu/gemm/packed_matmul.h"
 
 #include <algorithm>
 #include <bit>
@@ -7,9 +7,9 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "cpu/isa.h"
-#include "cpu/packed_tiles.h"
-#include "cpu/vec.h"
+#include "cpu/gemm/packed_tiles.h"
+#include "cpu/simd/isa.h"
+#include "cpu/simd/vec.h"
 #include "ops/packed.h"
 
 namespace longcat::cpu {

@@ -1,4 +1,4 @@
-#include "cpu/tile_product.h"
+#include "cpu/gemm/tile_product.h"
 
 #include <algorithm>
 #include <array>
@@ -6,8 +6,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/isa.h"
-#include "cpu/vec.h"
+#include "cpu/simd/isa.h"
+#include "cpu/simd/vec.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LC_X86 1

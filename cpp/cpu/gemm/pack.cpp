@@ -1,4 +1,4 @@
-#include "cpu/pack.h"
+#include "cpu/gemm/pack.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 #include "ops/packed.h"
 
 namespace longcat::cpu {

@@ -1,5 +1,5 @@
 // Rotary position embedding over interleaved pairs (2j, 2j + 1), as the checkpoint stores them.
-#include "cpu/rope.h"
+#include "cpu/attention/rope.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include "cpu/latents.h"
+#include "cpu/attention/latents.h"
 
 #include <algorithm>
 #include <array>
@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 #include "ops/weight.h"
 
 namespace longcat::cpu {

@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "cpu/cpu_ops.h"
-#include "cpu/isa.h"
-#include "cpu/matmul.h"
-#include "cpu/packed_matmul.h"
+#include "cpu/gemm/matmul.h"
+#include "cpu/gemm/packed_matmul.h"
 #include "cpu/rows.h"
-#include "cpu/vec.h"
+#include "cpu/simd/isa.h"
+#include "cpu/simd/vec.h"
 #include "ops/packed.h"
 
 namespace longcat {

@@ -1,5 +1,5 @@
 // AVX-512 with VNNI: a register holds 16 outputs, of two groups.
-#include "cpu/packed_tiles.h"
+#include "cpu/gemm/packed_tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #if !defined(__clang__)
@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 
 #define LC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
 

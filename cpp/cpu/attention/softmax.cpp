@@ -1,6 +1,6 @@
-#include "cpu/softmax.h"
+#include "cpu/attention/softmax.h"
 
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 
 namespace longcat::cpu {
 

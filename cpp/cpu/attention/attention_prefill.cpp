@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/attention/latents.h"
+#include "cpu/attention/softmax.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/latents.h"
-#include "cpu/matmul.h"
-#include "cpu/softmax.h"
-#include "cpu/tile_product.h"
+#include "cpu/gemm/matmul.h"
+#include "cpu/gemm/tile_product.h"
 
 namespace longcat {
 

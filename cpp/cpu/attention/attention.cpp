@@ -9,13 +9,13 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/attention/latents.h"
+#include "cpu/attention/rope.h"
+#include "cpu/attention/softmax.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/latents.h"
-#include "cpu/matmul.h"
-#include "cpu/rope.h"
+#include "cpu/gemm/matmul.h"
 #include "cpu/rows.h"
-#include "cpu/softmax.h"
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 
 namespace longcat {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
-#include "cpu/matmul.h"
+#include "cpu/gemm/matmul.h"
 
 namespace longcat::cpu {
 

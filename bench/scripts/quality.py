@@ -1,6 +1,6 @@
 """What a format costs in quality: perplexity on held-out texts, tool calls made exactly, agreement with the original.
 
-python bench/quality.py examples/longcat-tiny heldout.json tool_calls.json [--formats bf16 int8 int4 ...]
+python bench/scripts/quality.py examples/longcat-tiny heldout.json tool_calls.json [--formats bf16 int8 int4 ...]
 """
 
 from __future__ import annotations

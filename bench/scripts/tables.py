@@ -1,6 +1,6 @@
 """N-gram tables on disk: prompts whose rows are in the page cache, and prompts whose rows are not.
 
-python bench/tables.py CHECKPOINT [--prompt 512] [--rounds 5]
+python bench/scripts/tables.py CHECKPOINT [--prompt 512] [--rounds 5]
 
 A round is a process of its own. It drops the tables' pages from the page cache (no right needed; pages that other
 processes use stay), computes a prompt of random tokens so that the other weights are there, then another one, cold and

@@ -1,6 +1,6 @@
 """What guesses cost and bring: steps of one request with each method, beside steps without.
 
-python bench/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
+python bench/scripts/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
 
 Prompts are the beginnings of tests/data/stories.txt. With random weights no guess is right, and one is made a step: its
 time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds, which
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import longcat
 
-STORIES = (Path(__file__).parents[1] / "tests" / "data" / "stories.txt").read_text(encoding="utf-8")
+STORIES = (Path(__file__).parents[2] / "tests" / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200]
 METHODS = [None, ("ngram", 3), ("mtp", 1), ("mtp", 2), ("mtp", 3), ("mtp", 4)]
 

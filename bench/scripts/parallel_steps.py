@@ -1,6 +1,6 @@
 """Decode steps on one rank and on several, beside what longcat.cost predicts from rates measured in the same run.
 
-    python bench/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
+    python bench/scripts/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
 
 Ranks have one thread each. Measured by the ranks themselves, all at once, before and after the steps: multiplying rows
 with bf16 weights that no cache holds; a small operation; and a sum over the ranks by what carries the model's own.

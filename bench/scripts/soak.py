@@ -1,6 +1,6 @@
 """Thousands of random requests against one engine: all end, none is lost or comes twice, memory goes back.
 
-python bench/soak.py examples/longcat-tiny --requests 10000
+python bench/scripts/soak.py examples/longcat-tiny --requests 10000
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import longcat
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from engine.workload import rss_anon_kib, run_jobs  # noqa: E402
 
 

@@ -10,8 +10,6 @@
 #include "cuda/cuda_ops.h"
 #include "engine/batch_buffers.h"
 #include "io/model_config.h"
-#include "model/kv_cache.h"
-#include "model/weights.h"
 
 namespace longcat {
 
@@ -75,14 +73,5 @@ class BatchMaker {
   BatchBuffers buffers_;
   std::mt19937 random_{2};
 };
-
-// Weights of the config's shapes: bf16 (experts in fp8 on request), norms of 1, tables of zeros in pinned host memory
-// (a row costs what it costs). The same for every device.
-ModelWeights random_weights(Bench& bench, bool fp8_experts = false);
-
-bool check_parity(Bench& gpu, Bench& emulated);
-void bench_ops(Bench& bench);     // each op by itself: time, GB/s, TFLOP/s, share of the bound
-bool bench_model(Bench& bench);   // the whole model with random weights; whether replay equals eager
-void bench_gather(Bench& bench);  // N-gram rows from device memory and from pinned host memory of both page sizes
 
 }  // namespace longcat

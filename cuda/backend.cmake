@@ -6,11 +6,12 @@ set_property(CACHE LONGCAT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each takes up to 3.5 GiB")
 
 set(_host_kernels
-  cuda/attention.cu cuda/elementwise.cu cuda/gemm.cu cuda/moe.cu cuda/ngram_embed.cu cuda/quantize.cu
-  cuda/rank_sum.cu cuda/rope.cu cuda/sample.cu)
+  cuda/gemm/gemm.cu
+  cuda/kernels/attention.cu cuda/kernels/elementwise.cu cuda/kernels/moe.cu cuda/kernels/ngram_embed.cu
+  cuda/kernels/quantize.cu cuda/kernels/rank_sum.cu cuda/kernels/rope.cu cuda/kernels/sample.cu)
 target_sources(longcat_runtime PRIVATE
-  cuda/arena.cpp cuda/cuda_ops.cpp cuda/emulated_device.cpp cuda/gemm/heuristics.cpp cuda/nccl_api.cpp
-  cuda/nccl_communicator.cpp ${_host_kernels})
+  cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/emulation/emulated_device.cpp cuda/gemm/heuristics.cpp
+  cuda/nccl/nccl_api.cpp cuda/nccl/nccl_communicator.cpp ${_host_kernels})
 target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
 
 set(_use_cuda OFF)
@@ -64,12 +65,12 @@ function(longcat_cuda_target name architectures)
   target_compile_definitions(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>")
 endfunction()
 
-target_sources(longcat_runtime PRIVATE cuda/cuda_backend.cpp cuda/cuda_device.cpp cuda/gemm/run.cpp)
+target_sources(longcat_runtime PRIVATE cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/gemm/run.cpp)
 # PTX of compute_80 beside the machine code: later devices, 9.0 apart, translate it when the module is first loaded.
 longcat_cuda_target(longcat_runtime "90a-real;80")
 target_link_libraries(longcat_runtime PUBLIC CUDA::cudart_static)
 # Sums in the sampler and the penalties are rounded as on the CPU, product by product.
-set_source_files_properties(cuda/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
+set_source_files_properties(cuda/kernels/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
 
 # CUTLASS kernels, each for the one architecture it is written for.
 add_library(longcat_gemm_sm90a OBJECT

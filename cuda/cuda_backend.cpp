@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/device/cuda_device.h"
 #include "ops/backend.h"
 
 namespace longcat {

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "cuda/emulated_device.h"
+#include "cuda/emulation/emulated_device.h"
 #include "ops/backend.h"
 #include "ops/packed.h"
 

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/gpu_device.h"
-#include "cuda/quantize.h"
+#include "cuda/device/gpu_device.h"
+#include "cuda/kernels/quantize.h"
 #include "ops/ops.h"
 
 namespace longcat {

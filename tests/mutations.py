@@ -62,7 +62,7 @@ MUTATIONS = {
         [LOGITS, "tests/model/test_rope_scaling.py::test_longcat_flash_lite"],
     ),
     "attend to one piece of the history only": (
-        "cpp/cpu/attention.cpp",
+        "cpp/cpu/attention/attention.cpp",
         "float max = cpu::kNothing, sum = 0;",
         "pieces = pieces.first(1);\n  float max = cpu::kNothing, sum = 0;",
         ["tests/ops/test_ops.py::test_mla_decode_attends_to_what_is_stored"],

@@ -6,9 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "bench.h"
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 #include "model/weights.h"
+#include "suites.h"
 
 namespace longcat {
 

@@ -8,8 +8,10 @@
 #include <cstring>
 #include <numeric>
 
-#include "bench.h"
-#include "cuda/arena.h"
+#include "cuda/device/arena.h"
+#include "model/kv_cache.h"
+#include "random_weights.h"
+#include "suites.h"
 
 namespace longcat {
 

@@ -3,8 +3,9 @@
 #include <cstdio>
 #include <random>
 
-#include "bench.h"
 #include "model/activations.h"
+#include "model/kv_cache.h"
+#include "suites.h"
 
 namespace longcat {
 

@@ -6,8 +6,10 @@
 #include <cstring>
 #include <numeric>
 
-#include "bench.h"
+#include "model/kv_cache.h"
 #include "model/model.h"
+#include "random_weights.h"
+#include "suites.h"
 
 namespace longcat {
 

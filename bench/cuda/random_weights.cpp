@@ -1,7 +1,6 @@
-#include <cmath>
+#include "random_weights.h"
 
-#include "bench.h"
-#include "model/weights.h"
+#include <cmath>
 
 namespace longcat {
 

@@ -3,7 +3,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 #include "engine/scheduler.h"
 #include "ops/backend.h"
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "bindings/bindings.h"
-#include "cpu/pack.h"
+#include "cpu/gemm/pack.h"
 #include "model/expected_tensors.h"
 #include "model/stored_values.h"
 #include "model/weight_slice.h"

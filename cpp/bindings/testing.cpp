@@ -6,7 +6,7 @@
 #include "base/available_memory.h"
 #include "bindings/bindings.h"
 #include "bindings/sampling_case.h"
-#include "cpu/latents.h"
+#include "cpu/attention/latents.h"
 #include "cpu/sample.h"
 #include "engine/batch_buffers.h"
 #include "engine/engine.h"

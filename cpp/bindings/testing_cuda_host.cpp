@@ -1,11 +1,11 @@
 // Host functions of the CUDA backend, for tests.
 #include "bindings/bindings.h"
-#include "cuda/arena.h"
-#include "cuda/attention.h"
+#include "cuda/device/arena.h"
+#include "cuda/device/graph_sizes.h"
 #include "cuda/gemm/gemm.h"
-#include "cuda/graph_sizes.h"
-#include "cuda/ngram.h"
-#include "cuda/sampling.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/kernels/ngram.h"
+#include "cuda/kernels/sampling.h"
 
 namespace py = pybind11;
 

@@ -1,7 +1,7 @@
 // The model on any device, for tests that hold the backends to each other.
 #include "bindings/bindings.h"
 #include "bindings/chunks.h"
-#include "cuda/emulated_device.h"
+#include "cuda/emulation/emulated_device.h"
 #include "engine/batch_buffers.h"
 #include "io/model_config.h"
 #include "io/safetensors.h"

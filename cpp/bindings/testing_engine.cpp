@@ -5,7 +5,7 @@
 #include <map>
 
 #include "bindings/bindings.h"
-#include "cpu/latents.h"
+#include "cpu/attention/latents.h"
 #include "engine/engine.h"
 
 namespace py = pybind11;

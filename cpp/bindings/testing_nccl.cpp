@@ -10,8 +10,8 @@
 
 #include "bindings/bindings.h"
 #include "comm/device_communicator.h"
-#include "cuda/gpu_device.h"
-#include "cuda/nccl_api.h"
+#include "cuda/device/gpu_device.h"
+#include "cuda/nccl/nccl_api.h"
 #include "engine/engine.h"
 #include "ops/backend.h"
 

@@ -4,7 +4,7 @@
 
 #include "base/thread_pool.h"
 #include "cpu/cpu_device.h"
-#include "cpu/packed_matmul.h"
+#include "cpu/gemm/packed_matmul.h"
 #include "ops/ops.h"
 
 namespace longcat {

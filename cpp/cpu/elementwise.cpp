@@ -4,7 +4,7 @@
 
 #include "cpu/cpu_ops.h"
 #include "cpu/rows.h"
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 
 namespace longcat {
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/cpu_ops.h"
-#include "cpu/matmul.h"
+#include "cpu/gemm/matmul.h"
 #include "cpu/rows.h"
 
 namespace longcat {

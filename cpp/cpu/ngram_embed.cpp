@@ -4,7 +4,7 @@
 
 #include "base/mapped_file.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/matmul.h"
+#include "cpu/gemm/matmul.h"
 
 namespace longcat {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/cpu_ops.h"
-#include "cpu/vec.h"
+#include "cpu/simd/vec.h"
 #include "ops/philox.h"
 
 namespace longcat {

@@ -19,7 +19,7 @@ std::unique_ptr<Ops> make_cpu_ops(int num_threads);
 std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share);
 bool cuda_is_built();
 
-// The CUDA kernels walked serially on the host, always built, for tests: see cuda/block.h.
+// The CUDA kernels walked serially on the host, always built, for tests: see cuda/kernels/block.h.
 // fp8: as on a device that multiplies fp8.
 std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed);
 

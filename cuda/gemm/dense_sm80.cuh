@@ -8,7 +8,7 @@
 #include "cutlass/epilogue/thread/linear_combination.h"
 #include "cutlass/gemm/device/gemm_universal.h"
 //
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/gemm/grouped_layout.h"
 

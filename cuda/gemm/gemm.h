@@ -8,9 +8,9 @@
 #include <span>
 
 #include "base/buffer.h"
-#include "cuda/gpu_device.h"
-#include "cuda/matrix.h"
-#include "cuda/quantize.h"
+#include "cuda/device/gpu_device.h"
+#include "cuda/kernels/matrix.h"
+#include "cuda/kernels/quantize.h"
 
 namespace longcat {
 

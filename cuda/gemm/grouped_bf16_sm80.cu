@@ -7,7 +7,7 @@
 #include "cutlass/gemm/device/gemm_grouped.h"
 #include "cutlass/gemm/kernel/default_gemm_grouped.h"
 //
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 #include "cuda/gemm/grouped_layout.h"
 #include "cuda/gemm/instances.h"
 

@@ -23,7 +23,7 @@
 //
 #include "cutlass/gemm/kernel/sm90_gemm_array_tma_warpspecialized_cooperative.hpp"
 //
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 #include "cuda/gemm/grouped_layout.h"
 #include "cuda/gemm/instances.h"
 #include "cuda/gemm/launch_sm90.cuh"

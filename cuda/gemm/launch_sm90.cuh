@@ -3,7 +3,7 @@
 
 #include "cutlass/device_kernel.h"
 //
-#include "cuda/check.h"
+#include "cuda/device/check.h"
 
 namespace longcat {
 

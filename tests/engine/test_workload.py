@@ -1,4 +1,4 @@
-"""Many random requests at once: none lost, none twice, nothing left behind. bench/soak.py runs more of them."""
+"""Many random requests at once: none lost, none twice, nothing left behind. bench/scripts/soak.py runs more of them."""
 
 import asyncio
 import gc

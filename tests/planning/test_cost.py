@@ -1,4 +1,4 @@
-"""The cost model: what must hold whatever the rates are. bench/parallel_steps.py compares it with measured steps."""
+"""The cost model: what holds at any rates. bench/scripts/parallel_steps.py compares it with measured steps."""
 
 import dataclasses
 import json

@@ -1,6 +1,6 @@
 """Random requests against an engine, many at once: stop strings, several answers, aborts, leaving early.
 
-Used by the test of 300 requests and by bench/soak.py for any number.
+Used by the test of 300 requests and by bench/scripts/soak.py for any number.
 """
 
 from __future__ import annotations

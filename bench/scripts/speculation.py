@@ -1,0 +1,65 @@
+"""What guesses cost and bring: steps of one request with each method, beside steps without.
+
+python bench/scripts/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
+
+Prompts are the beginnings of tests/data/stories.txt. With random weights no guess is right, and one is made a step: its
+time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds, which
+take turns.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import longcat
+
+STORIES = (Path(__file__).parents[2] / "tests" / "data" / "stories.txt").read_text(encoding="utf-8")
+PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200]
+METHODS = [None, ("ngram", 3), ("mtp", 1), ("mtp", 2), ("mtp", 3), ("mtp", 4)]
+
+
+def run(engine: longcat.Engine, prompts: list, args: argparse.Namespace) -> tuple[float, int, int, int, int]:
+    """Seconds, tokens, steps, guesses, right ones; of one request after the other."""
+    before, start = engine.metrics(), time.perf_counter()
+    num_tokens = 0
+    for prompt in prompts:
+        options = {"max_tokens": args.tokens, "temperature": args.temperature, "seed": 1, "ignore_eos": True}
+        num_tokens += len(engine.generate(prompt_token_ids=prompt, **options).outputs[0].token_ids)
+    seconds, after = time.perf_counter() - start, engine.metrics()
+    names = ("num_steps", "num_draft_tokens", "num_accepted_tokens")
+    return seconds, num_tokens, *(after[name] - before[name] for name in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--num-threads", type=int)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+
+    engines = []
+    for method in METHODS:
+        speculative = None if method is None else {"method": method[0], "num_speculative_tokens": method[1]}
+        engines.append(longcat.Engine(args.checkpoint, num_threads=args.num_threads, speculative=speculative,
+                                      kv_cache_memory="256MiB"))  # fmt: skip
+    if (Path(args.checkpoint) / "tokenizer.json").exists():
+        prompts = [engines[0].encode(prompt) for prompt in PROMPTS[: args.prompts]]
+    else:
+        prompts = [[3 + (7 * i + j) % 90 for i in range(20)] for j in range(args.prompts)]
+    runs = [[run(engine, prompts, args) for engine in engines] for _ in range(args.rounds)]
+    best = [min(of_method) for of_method in zip(*runs, strict=True)]
+    print("| method | guesses | right | tokens a step | ms a step | tokens/s | faster |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for method, (seconds, num_tokens, steps, guessed, right) in zip(METHODS, best, strict=True):
+        name = "none" if method is None else f"{method[0]}, {method[1]}"
+        share = f"{right / guessed:.0%}" if guessed else "-"
+        rate = num_tokens / seconds
+        speed = f"{1e3 * seconds / steps:.2f} | {rate:,.1f} | {rate / (best[0][1] / best[0][0]):.2f}"
+        print(f"| {name} | {guessed:,} | {share} | {num_tokens / steps:.2f} | {speed} |")
+
+
+if __name__ == "__main__":
+    main()

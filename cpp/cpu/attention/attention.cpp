@@ -1,0 +1,168 @@
+// MLA over the paged latent cache: one latent row of kv_lora_rank + rope values a token, shared by all heads. This file
+// stores them, and lets generated tokens attend to the latents themselves (absorbed).
+//
+// A token costs 2 * (2 * kv_lora_rank + rope) operations a head and latent row: 64 GFLOP at 32k of context and the real
+// shape, more than the weights. So a tile of 64 rows is widened once and multiplied with the queries of all heads side
+// by side, and pieces of the history are computed by all threads at once.
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/attention/latents.h"
+#include "cpu/attention/rope.h"
+#include "cpu/attention/softmax.h"
+#include "cpu/cpu_ops.h"
+#include "cpu/gemm/matmul.h"
+#include "cpu/rows.h"
+#include "cpu/simd/vec.h"
+
+namespace longcat {
+
+namespace {
+
+using cpu::LatentShape;
+
+constexpr int64_t kPrefetches = 300;  // about as many times a tile's products ask for the next tile
+constexpr int64_t kMaxPieces = 256;   // whose partial results are kept at once, when one token has not more
+
+// A piece of one token's history, and where its partial result goes: acc [heads, acc_columns], max and sum [lanes].
+struct Piece {
+  int64_t token, begin, end;
+  float* partial;
+};
+
+int64_t partial_size(const LatentShape& shape) { return shape.num_heads * shape.acc_columns() + 2 * shape.lanes(); }
+
+template <class Tile>
+void attend_piece(const Piece& piece, const float* queries, Tensor latents, const int32_t* block_table,
+                  const LatentShape& shape) {
+  thread_local Tile tile;  // these grow once
+  thread_local std::vector<float> scores, keep;
+  scores.resize(static_cast<size_t>(kBlockSize * shape.lanes()));
+  keep.resize(static_cast<size_t>(shape.lanes()));
+  float* acc = piece.partial;
+  float* max = acc + shape.num_heads * shape.acc_columns();
+  float* sum = max + shape.lanes();
+  std::fill(acc, max, 0.0f);
+  std::fill_n(max, shape.lanes(), cpu::kNothing);
+  std::fill_n(sum, shape.lanes(), 0.0f);
+  for (int64_t begin = piece.begin; begin < piece.end; begin += kBlockSize) {
+    const int64_t end = std::min(begin + kBlockSize, piece.end);
+    tile.load(latents, block_table, begin, end, shape);
+    cpu::Prefetch next;
+    if (end < piece.end) {
+      const int64_t row_bytes = latents.size(2) * size_of(latents.dtype());
+      next.next = static_cast<const char*>(latents.index(0, block_table[end / kBlockSize]).raw());
+      next.end = next.next + std::min(kBlockSize, piece.end - end) * row_bytes;
+      next.lines_at_once = static_cast<int>(1 + (next.end - next.next) / (64 * kPrefetches));
+    }
+    tile.score(scores.data(), queries, shape, next);
+    cpu::add_scores(scores.data(), end - begin, shape.lanes(), max, sum, keep.data());
+    cpu::keep_rows(acc, shape.num_heads, shape.acc_columns(), keep.data());
+    tile.accumulate(acc, scores.data(), shape, next);
+  }
+}
+
+// y[k] += a * x[k].
+LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
+
+// out [kv_lora] = the pieces of one head together, in their order. NaN stays NaN.
+void combine(float* out, std::span<const Piece> pieces, int64_t head, const LatentShape& shape) {
+  const auto max_of = [&](const Piece& p) { return p.partial[shape.num_heads * shape.acc_columns() + head]; };
+  const auto sum_of = [&](const Piece& p) {
+    return p.partial[shape.num_heads * shape.acc_columns() + shape.lanes() + head];
+  };
+  float max = cpu::kNothing, sum = 0;
+  for (const Piece& piece : pieces) max = std::max(max, max_of(piece));
+  for (const Piece& piece : pieces) sum += sum_of(piece) * std::exp(max_of(piece) - max);
+  std::fill_n(out, shape.kv_lora_rank, 0.0f);
+  for (const Piece& piece : pieces)
+    add_scaled(out, std::exp(max_of(piece) - max) / sum, piece.partial + head * shape.acc_columns(),
+               shape.kv_lora_rank);
+}
+
+}  // namespace
+
+void CpuOps::mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                       const ForwardBatch& batch) {
+  const int64_t kv_lora_rank = norm_weight.size(0), rope_dim = kv_a.size(1) - kv_lora_rank;
+  for (int64_t t = 0; t < kv_a.size(0); ++t) {
+    float* row = kv_a.row<float>(t);
+    cpu::norm_row(row, row, norm_weight.data<float>(), kv_lora_rank, eps);
+    cpu::rotate_pairs(row + kv_lora_rank, cos.row<float>(t), sin.row<float>(t), rope_dim);
+    cpu::store_latent(latents, batch.block_tables.row<int32_t>(batch.sequence_idx.data<int32_t>()[t]),
+                      batch.positions.data<int32_t>()[t], row, kv_lora_rank, rope_dim);
+  }
+}
+
+void CpuOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                        float scale) {
+  const LatentShape shape{q_latent.size(1), q_latent.size(2), q_rope.size(2)};
+  const auto block_table = [&](int64_t t) {
+    return batch.block_tables.row<int32_t>(batch.sequence_idx.data<int32_t>()[t]);
+  };
+  const auto attend = [&]<class Tile>(std::type_identity<Tile>) {
+    thread_local std::vector<float> queries, partials;  // these grow once
+    thread_local std::vector<Piece> pieces;
+    thread_local std::vector<size_t> first_piece;  // of each token, and behind the last
+    const int64_t queries_size = Tile::queries_size(shape);
+    // As many tokens at once as have few enough pieces.
+    for (int64_t first = 0, last; first < batch.num_decode_tokens; first = last) {
+      pieces.clear();
+      first_piece.assign(1, 0);
+      for (last = first; last < batch.num_decode_tokens; ++last) {
+        const int64_t length = batch.positions.data<int32_t>()[last] + 1;
+        for (int64_t begin = 0; begin < length; begin = kv_piece_end(begin))
+          pieces.push_back({last, begin, std::min(kv_piece_end(begin), length), nullptr});
+        if (last > first && pieces.size() > kMaxPieces) {
+          pieces.resize(first_piece.back());
+          break;
+        }
+        first_piece.push_back(pieces.size());
+      }
+      queries.resize(static_cast<size_t>((last - first) * queries_size));
+      partials.resize(pieces.size() * static_cast<size_t>(partial_size(shape)));
+      for (size_t i = 0; i < pieces.size(); ++i)
+        pieces[i].partial = partials.data() + i * static_cast<size_t>(partial_size(shape));
+      float* const all_queries = queries.data();
+      const std::span<const Piece> all_pieces = pieces;
+      const std::span<const size_t> starts = first_piece;
+      pool_.parallel_for(last - first, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          Tile::prepare_queries(all_queries + i * queries_size,
+                                {.latent = q_latent.row<float>(first + i),
+                                 .rope = q_rope.row<float>(first + i),
+                                 .latent_stride = q_latent.stride(1),
+                                 .rope_stride = q_rope.stride(1)},
+                                shape, scale);
+      });
+      // Long pieces, which come last in a history, first: the short ones even out what the threads have left.
+      const int64_t num_pieces = static_cast<int64_t>(all_pieces.size());
+      const int64_t grain = grain_for(kv_piece_end(0) * shape.lanes() * (shape.dim() + shape.kv_lora_rank));
+      pool_.parallel_for(num_pieces, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Piece& piece = all_pieces[static_cast<size_t>(num_pieces - 1 - i)];
+          attend_piece<Tile>(piece, all_queries + (piece.token - first) * queries_size, latents,
+                             block_table(piece.token), shape);
+        }
+      });
+      const int64_t rows_per_thread = grain_for(num_pieces / (last - first) * shape.kv_lora_rank);
+      pool_.parallel_for((last - first) * shape.num_heads, rows_per_thread, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t t = i / shape.num_heads, head = i % shape.num_heads;
+          const size_t start = starts[static_cast<size_t>(t)];
+          combine(out.row<float>(first + t) + head * out.stride(1),
+                  all_pieces.subspan(start, starts[static_cast<size_t>(t) + 1] - start), head, shape);
+        }
+      });
+    }
+  };
+  if (latents.dtype() == DType::i8) {
+    attend(std::type_identity<cpu::Int8Tile>());
+  } else {
+    attend(std::type_identity<cpu::FloatTile>());
+  }
+}
+
+}  // namespace longcat

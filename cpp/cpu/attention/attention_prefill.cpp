@@ -1,0 +1,201 @@
+// MLA of prompt tokens, materialised: keys and values of each head are made of the latents, a tile of 64 at a time, for
+// all rows of the chunk. The rows are the lanes of the scores, as the heads are in attention.cpp.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/attention/latents.h"
+#include "cpu/attention/softmax.h"
+#include "cpu/cpu_ops.h"
+#include "cpu/gemm/matmul.h"
+#include "cpu/gemm/tile_product.h"
+
+namespace longcat {
+
+namespace {
+
+using cpu::padded_columns;
+
+constexpr int64_t kRowsAtOnce = 128;  // of a chunk, so that their scores stay near
+
+// What one thread needs to compute a head of a chunk.
+struct PrefillScratch {
+  std::vector<float> w_uk;            // [kv_lora, padded(nope)] of the head
+  std::vector<float> w_uv;            // [kv_lora, padded(v)] of the head, transposed
+  std::vector<float> queries;         // [blocks of kRowsAtOnce rows][nope + rope, lanes of the block]
+  std::vector<float> latents;         // [kPrefillTile, kv_lora + rope]
+  std::vector<float> keys;            // [kPrefillTile, padded(nope)]
+  std::vector<float> values;          // [kPrefillTile, padded(v)]
+  std::vector<float> scores;          // [kPrefillTile, lanes]
+  std::vector<float> acc;             // [rows, padded(v)]
+  std::vector<float> max, sum, keep;  // [rows, padded]
+};
+
+// One head of one chunk of prompt tokens.
+class PrefillHead {
+ public:
+  PrefillHead(PrefillScratch& scratch, Tensor latents, const Weight& k_up, const Weight& v_up, int64_t head,
+              int64_t num_heads, int64_t head_dim, float scale)
+      : s_(scratch),
+        latents_(latents),
+        kv_lora_rank_(v_up.in_features),
+        nope_(k_up.in_features),
+        rope_dim_(head_dim - nope_),
+        v_dim_(v_up.out_features / num_heads),
+        k_columns_(padded_columns(nope_)),
+        v_columns_(padded_columns(v_dim_)),
+        scale_(scale) {
+    s_.latents.resize(static_cast<size_t>(kPrefillTile * (kv_lora_rank_ + rope_dim_)));
+    s_.keys.resize(static_cast<size_t>(kPrefillTile * k_columns_));
+    s_.values.resize(static_cast<size_t>(kPrefillTile * v_columns_));
+    s_.scores.resize(static_cast<size_t>(kPrefillTile * kRowsAtOnce));
+    s_.keep.resize(static_cast<size_t>(kRowsAtOnce));
+    s_.w_uk.assign(static_cast<size_t>(kv_lora_rank_ * k_columns_), 0.0f);
+    for (int64_t l = 0; l < kv_lora_rank_; ++l)
+      cpu::read_row(s_.w_uk.data() + l * k_columns_, k_up, head * kv_lora_rank_ + l);
+    s_.w_uv.assign(static_cast<size_t>(kv_lora_rank_ * v_columns_), 0.0f);
+    float* row = s_.latents.data();  // free so far
+    for (int64_t d = 0; d < v_dim_; ++d) {
+      cpu::read_row(row, v_up, head * v_dim_ + d);
+      for (int64_t l = 0; l < kv_lora_rank_; ++l) s_.w_uv[static_cast<size_t>(l * v_columns_ + d)] = row[l];
+    }
+  }
+
+  // out [num_rows, v], q [num_rows, nope + rope]: rows of this head, `start` the position of the first.
+  void attend(float* out, int64_t out_stride, const float* q, int64_t q_stride, int64_t num_rows, int64_t start,
+              const int32_t* block_table) {
+    const size_t lanes = static_cast<size_t>(padded_columns(num_rows));
+    s_.acc.assign(static_cast<size_t>(num_rows * v_columns_), 0.0f);
+    s_.max.assign(lanes, cpu::kNothing);
+    s_.sum.assign(lanes, 0.0f);
+    transpose_queries(q, q_stride, num_rows);
+    for (int64_t tile = 0; tile < start + num_rows; tile += kPrefillTile) {
+      const int64_t num_keys = std::min(kPrefillTile, start + num_rows - tile);
+      materialise(tile, num_keys, block_table);
+      for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
+        const int64_t rows = std::min(kRowsAtOnce, num_rows - first);
+        if (start + first + rows > tile) attend_tile(first, rows, start + first + 1 - tile, num_keys);
+      }
+    }
+    for (int64_t i = 0; i < num_rows; ++i)
+      for (int64_t d = 0; d < v_dim_; ++d)
+        out[i * out_stride + d] = s_.acc[static_cast<size_t>(i * v_columns_ + d)] / s_.sum[static_cast<size_t>(i)];
+  }
+
+ private:
+  int64_t head_dim() const { return nope_ + rope_dim_; }
+
+  void transpose_queries(const float* q, int64_t q_stride, int64_t num_rows) {
+    s_.queries.assign(static_cast<size_t>(padded_columns(num_rows) * head_dim()), 0.0f);
+    for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
+      const int64_t rows = std::min(kRowsAtOnce, num_rows - first), lanes = padded_columns(rows);
+      float* out = s_.queries.data() + first * head_dim();
+      for (int64_t k = 0; k < head_dim(); ++k)
+        for (int64_t i = 0; i < rows; ++i) out[k * lanes + i] = q[(first + i) * q_stride + k] * scale_;
+    }
+  }
+
+  // Keys and values of the positions [tile, tile + num_keys); the keys' rope values stay in the latents.
+  void materialise(int64_t tile, int64_t num_keys, const int32_t* block_table) {
+    rows_ =
+        cpu::read_latents(s_.latents.data(), latents_, block_table, tile, tile + num_keys, kv_lora_rank_, rope_dim_);
+    const auto project = [&](std::vector<float>& out, const std::vector<float>& weight, int64_t columns) {
+      std::fill(out.begin(), out.begin() + num_keys * columns, 0.0f);
+      cpu::multiply_add({.c = out.data(),
+                         .c_row = columns,
+                         .a = rows_,
+                         .a_row = kv_lora_rank_ + rope_dim_,
+                         .a_column = 1,
+                         .b = weight.data(),
+                         .b_row = columns,
+                         .rows = num_keys,
+                         .columns = columns,
+                         .depth = kv_lora_rank_});
+    };
+    project(s_.keys, s_.w_uk, k_columns_);
+    project(s_.values, s_.w_uv, v_columns_);
+  }
+
+  // Adds the tile to the rows [first, first + num_rows). Row first + i sees the first `visible` + i of its keys.
+  void attend_tile(int64_t first, int64_t num_rows, int64_t visible, int64_t num_keys) {
+    const int64_t lanes = padded_columns(num_rows);
+    const float* queries = s_.queries.data() + first * head_dim();
+    float* scores = s_.scores.data();
+    std::fill_n(scores, num_keys * lanes, 0.0f);
+    cpu::FloatProduct product{.c = scores,
+                              .c_row = lanes,
+                              .a = s_.keys.data(),
+                              .a_row = k_columns_,
+                              .a_column = 1,
+                              .b = queries,
+                              .b_row = lanes,
+                              .rows = num_keys,
+                              .columns = lanes,
+                              .depth = nope_};
+    cpu::multiply_add(product);
+    product.a = rows_ + kv_lora_rank_;
+    product.a_row = kv_lora_rank_ + rope_dim_;
+    product.b = queries + nope_ * lanes;
+    product.depth = rope_dim_;
+    cpu::multiply_add(product);
+    for (int64_t s = std::max<int64_t>(visible, 0); s < num_keys; ++s)
+      std::fill_n(scores + s * lanes, std::min(s - visible + 1, num_rows), cpu::kNothing);
+    cpu::add_scores(scores, num_keys, lanes, s_.max.data() + first, s_.sum.data() + first, s_.keep.data());
+    cpu::keep_rows(s_.acc.data() + first * v_columns_, num_rows, v_columns_, s_.keep.data());
+    // Keys that a row does not see are left out, never multiplied: there may be NaN. So rows that see a part of the
+    // tile take the keys that four of them share together, the others by themselves.
+    constexpr int64_t kTogether = 4;
+    int64_t i = std::max<int64_t>(0, 1 - visible);
+    while (i < num_rows) {
+      const bool all_see_all = visible + i >= num_keys;
+      const int64_t rows = all_see_all ? num_rows - i : std::min(kTogether, num_rows - i);
+      const int64_t shared = std::min(visible + i, num_keys);
+      add_values(first, i, rows, 0, shared, lanes);
+      for (int64_t r = 1; r < rows && !all_see_all; ++r)
+        add_values(first, i + r, 1, shared, std::min(visible + i + r, num_keys), lanes);
+      i += rows;
+    }
+  }
+
+  // acc of `rows` rows += weights^T values of the keys [begin, end).
+  void add_values(int64_t first, int64_t row, int64_t rows, int64_t begin, int64_t end, int64_t lanes) {
+    cpu::multiply_add({.c = s_.acc.data() + (first + row) * v_columns_,
+                       .c_row = v_columns_,
+                       .a = s_.scores.data() + begin * lanes + row,
+                       .a_row = 1,
+                       .a_column = lanes,
+                       .b = s_.values.data() + begin * v_columns_,
+                       .b_row = v_columns_,
+                       .rows = rows,
+                       .columns = v_columns_,
+                       .depth = end - begin});
+  }
+
+  PrefillScratch& s_;
+  Tensor latents_;
+  int64_t kv_lora_rank_, nope_, rope_dim_, v_dim_, k_columns_, v_columns_;
+  float scale_;
+  const float* rows_ = nullptr;  // latents of the tile
+};
+
+}  // namespace
+
+void CpuOps::mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                         const ForwardBatch& batch, float scale) {
+  const int64_t num_heads = q.size(1), head_dim = q.size(2), first_sequence = batch.num_decode_sequences;
+  const int32_t* starts = batch.query_starts.data<int32_t>();
+  pool_.parallel_for((batch.num_sequences() - first_sequence) * num_heads, 1, [&](int64_t begin, int64_t end) {
+    thread_local PrefillScratch scratch;  // grows once
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t sequence = first_sequence + i / num_heads, head = i % num_heads;
+      const int64_t first = starts[sequence], num_rows = starts[sequence + 1] - first;
+      if (num_rows == 0) continue;
+      const int64_t row = first - batch.num_decode_tokens;
+      PrefillHead(scratch, latents, k_up, v_up, head, num_heads, head_dim, scale)
+          .attend(out.row<float>(row) + head * out.stride(1), out.stride(0), q.row<float>(row) + head * q.stride(1),
+                  q.stride(0), num_rows, batch.positions.data<int32_t>()[first],
+                  batch.block_tables.row<int32_t>(sequence));
+    }
+  });
+}
+
+}  // namespace longcat

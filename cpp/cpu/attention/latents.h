@@ -1,0 +1,80 @@
+// Latent rows of the cache: written, read as floats, and as the tiles that generated tokens attend to.
+#pragma once
+
+#include <vector>
+
+#include "cpu/gemm/tile_product.h"
+#include "ops/batch.h"
+
+namespace longcat::cpu {
+
+// Writes `values` [kv_lora + rope] as row `position` of a sequence, rounded to the dtype of `latents`.
+void store_latent(Tensor latents, const int32_t* block_table, int64_t position, const float* values,
+                  int64_t kv_lora_rank, int64_t rope_dim);
+
+// Rows of the positions [begin, end), all of one block: [end - begin, kv_lora + rope] floats, either where they lie or
+// in `scratch` [64, kv_lora + rope].
+const float* read_latents(float* scratch, Tensor latents, const int32_t* block_table, int64_t begin, int64_t end,
+                          int64_t kv_lora_rank, int64_t rope_dim);
+
+// The extents of absorbed attention. Lanes: heads, filled up for tile_product.h.
+struct LatentShape {
+  int64_t num_heads, kv_lora_rank, rope_dim;
+
+  int64_t dim() const { return kv_lora_rank + rope_dim; }
+  int64_t lanes() const { return padded_columns(num_heads); }
+  // Of a head's sum: whole registers, and a line more so that heads do not lie a power of two apart, where a processor
+  // takes their addresses for equal.
+  int64_t acc_columns() const { return padded_columns(kv_lora_rank) + kTileColumns; }
+};
+
+// The queries of one token, head h at latent + h * latent_stride and at rope + h * rope_stride.
+struct LatentQueries {
+  const float *latent, *rope;
+  int64_t latent_stride, rope_stride;
+};
+
+// Latent rows of one block, widened once for all heads. Both kinds of tile have the same functions.
+class FloatTile {
+ public:
+  // Floats that the queries of a token take as score() wants them, and that form, times `scale`.
+  static int64_t queries_size(const LatentShape& shape) { return shape.dim() * shape.lanes(); }
+  static void prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale);
+
+  void load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape);
+
+  // scores [rows, lanes] = rows . queries.
+  void score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const;
+
+  // acc [heads, acc_columns] += weights^T rows; weights: [rows, lanes].
+  void accumulate(float* acc, const float* weights, const LatentShape& shape, Prefetch& next);
+
+ private:
+  std::vector<float> scratch_;
+  const float* rows_ = nullptr;  // [num_rows_, kv_lora + rope]
+  int64_t num_rows_ = 0;
+};
+
+// 16-bit integers: the latents as they are stored, queries in 14 bits with a scale a head, weights in 15 with a scale a
+// head and group. All products and their sums over a group, or over the rows, are exact.
+class Int8Tile {
+ public:
+  static int64_t queries_size(const LatentShape& shape) { return (num_pairs(shape) + 1) * shape.lanes(); }
+  static void prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale);
+
+  void load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape);
+  void score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const;
+  void accumulate(float* acc, const float* weights, const LatentShape& shape, Prefetch& next);
+
+ private:
+  static int64_t num_pairs(const LatentShape& shape) { return (shape.kv_lora_rank + 1) / 2 + shape.rope_dim / 2; }
+
+  std::vector<Int16Pair> keys_;     // [rows, num_pairs] neighbours in a row
+  std::vector<Int16Pair> values_;   // [rows / 2, acc_columns] neighbours in a column
+  std::vector<float> scales_;       // [rows, num_groups]
+  std::vector<Int16Pair> weights_;  // [rows / 2, lanes]
+  std::vector<float> head_scales_;  // [lanes]
+  int64_t num_rows_ = 0;
+};
+
+}  // namespace longcat::cpu

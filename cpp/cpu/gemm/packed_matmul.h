@@ -1,0 +1,37 @@
+// Products with the packed formats (ops/packed.h), and the 8-bit inputs that the integer ones take.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "cpu/gemm/matmul.h"
+
+namespace longcat::cpu {
+
+// What 32 columns of an input share: x = scale * q. Their sum corrects for weights that are stored or multiplied with
+// an offset, because the products want one unsigned factor: 8 for int4, 128 for int8.
+struct InputBlock {
+  float scale;
+  int32_t sum_by_8;  // 8 times the sum of their q
+};
+
+// Rows of inputs in 8 bits, 32 columns a scale, filled up with zeros. Grows, never shrinks.
+class QuantizedInputs {
+ public:
+  // x: num_rows rows of in_features floats. A NaN or an infinity makes the scale of its block NaN.
+  void quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows, int64_t in_features);
+
+  const int8_t* values(int64_t row) const { return values_.data() + row * num_blocks_ * 32; }
+  const InputBlock* blocks(int64_t row) const { return blocks_.data() + row * num_blocks_; }
+
+ private:
+  int64_t num_blocks_ = 0;
+  std::vector<int8_t> values_;      // [num_rows, num_blocks * 32]
+  std::vector<InputBlock> blocks_;  // [num_rows, num_blocks]
+};
+
+// As matmul_block; first_row is a multiple of 8. int8_x8 and int4_x8 read block.quantized in place of block.x.
+void packed_matmul_block(const Weight& weight, const MatmulBlock& block);
+
+}  // namespace longcat::cpu

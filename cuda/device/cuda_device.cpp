@@ -1,0 +1,366 @@
+#include "cuda/device/cuda_device.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "cuda/device/check.h"
+#include "cuda/device/graph_sizes.h"
+
+namespace longcat {
+
+namespace {
+
+constexpr int64_t kRingBytes = int64_t{16} << 20;  // block tables, sampling rows and masks of a few steps
+constexpr int64_t kRingAlignment = 256;
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kSpareBytes = int64_t{3} << 29;  // 1.5 GiB for the driver: kernels, graphs, local memory
+constexpr int64_t kStepBytes = int64_t{1} << 30;   // for what is allocated after the cache: logits, sampling
+
+constexpr int64_t rounded_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+class Graph final : public Recording {
+ public:
+  Graph(GpuDevice& device, cudaGraph_t graph) : device_(device) {
+    const cudaError_t counted = cudaGraphGetNodes(graph, nullptr, &num_nodes_);
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_CHECK(status);
+    CUDA_CHECK(counted);
+  }
+  ~Graph() override {
+    cudaStreamSynchronize(static_cast<cudaStream_t>(device_.stream()));  // a launch may be under way
+    cudaGraphExecDestroy(executable_);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  void launch() override { CUDA_CHECK(cudaGraphLaunch(executable_, static_cast<cudaStream_t>(device_.stream()))); }
+  int64_t num_nodes() const override { return static_cast<int64_t>(num_nodes_); }
+
+ private:
+  GpuDevice& device_;
+  size_t num_nodes_ = 0;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+}  // namespace
+
+void cuda_failed(cudaError_t status, const char* file, int line, const char* expression) {
+  cudaGetLastError();  // it is told here, not to the next caller
+  const char* name = std::strrchr(file, '/');
+  throw Error(str_cat("[cuda] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ") at ",
+                      name ? name + 1 : file, ":", line, ": ", expression));
+}
+
+void check_launch(cudaStream_t stream) {
+  static const bool synchronise = [] {
+    const char* value = std::getenv("LONGCAT_SYNC");
+    return value && *value == '1';
+  }();
+  CUDA_CHECK(cudaGetLastError());
+  if (!synchronise) return;
+  cudaStreamCaptureStatus capturing;
+  CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
+  if (capturing == cudaStreamCaptureStatusNone) CUDA_CHECK(cudaStreamSynchronize(stream));
+}
+
+CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
+  int count = 0;
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    throw Error(str_cat("[device] no CUDA device can be used here (",
+                        status == cudaSuccess ? "none is present" : cudaGetErrorString(status),
+                        "): use device=\"cpu\""));
+  }
+  if (device_idx >= count)
+    throw Error(str_cat("[device] device=\"cuda:", device_idx, "\" does not exist: there are ", count));
+  make_current();
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device_idx));
+    return value;
+  };
+  num_multiprocessors_ = attribute(cudaDevAttrMultiProcessorCount);
+  compute_capability_ =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  reads_pageable_memory_ = attribute(cudaDevAttrPageableMemoryAccess) != 0;
+  if (compute_capability_ < 80)
+    throw Error(str_cat("[device] ", name(), " has compute capability ", compute_capability_ / 10, ".",
+                        compute_capability_ % 10, ", at least 8.0 is needed: use device=\"cpu\""));
+}
+
+// Complete before anything is made, so that the destructor frees what was when the rest fails.
+CudaDevice::CudaDevice(int device_idx, double memory_share) : CudaDevice(device_idx) {
+  CUDA_CHECK(cudaStreamCreateWithFlags(&main_stream_, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaStreamCreateWithFlags(&branch_stream_, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaEventCreateWithFlags(&fork_event_, cudaEventDisableTiming));
+  CUDA_CHECK(cudaEventCreateWithFlags(&join_event_, cudaEventDisableTiming));
+  CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void**>(&ring_), kRingBytes, cudaHostAllocPortable));
+
+  size_t free_bytes = 0, total_bytes = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  const int64_t wanted = memory_share > 0 ? static_cast<int64_t>(static_cast<double>(free_bytes) * memory_share)
+                                          : static_cast<int64_t>(free_bytes) - kSpareBytes;
+  const int64_t arena_bytes = std::max(wanted / kHugePage, int64_t{1}) * kHugePage;
+  if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_bytes)) != cudaSuccess) {
+    cudaGetLastError();
+    throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_bytes, " of ", free_bytes,
+                              " free bytes cannot be taken: lower gpu_memory_utilization"));
+  }
+  arena_ = Arena(arena_bytes);
+}
+
+CudaDevice::~CudaDevice() {
+  cudaSetDevice(device_idx_);
+  if (cudaDeviceSynchronize() != cudaSuccess)
+    std::fprintf(stderr, "longcat: [cuda] work of %s had failed when it was closed\n", name().c_str());
+  for (const Ticket& ticket : tickets_) cudaEventDestroy(ticket.event);
+  for (const cudaEvent_t event : free_events_) cudaEventDestroy(event);
+  cudaFreeHost(ring_);
+  cudaFree(memory_);
+  for (const cudaEvent_t event : {fork_event_, join_event_})
+    if (event) cudaEventDestroy(event);
+  for (const cudaStream_t stream : {branch_stream_, main_stream_})
+    if (stream) cudaStreamDestroy(stream);
+}
+
+// The runtime keeps the device a thread works on per thread.
+void CudaDevice::make_current() const { CUDA_CHECK(cudaSetDevice(device_idx_)); }
+
+int64_t CudaDevice::default_cache_bytes(int64_t) const {
+  return std::max(arena_.largest_free() - kStepBytes, int64_t{0});
+}
+
+void* CudaDevice::allocate(int64_t bytes) {
+  if (bytes <= 0) return nullptr;
+  const int64_t offset = arena_.allocate(bytes);
+  if (offset < 0)
+    throw OutOfMemory(str_cat("[cuda] ", name(), " cannot give ", bytes, " bytes: ", arena_.used_bytes(), " of ",
+                              arena_.bytes(), " are used, the largest free piece is ", arena_.largest_free()));
+  make_current();
+  CUDA_CHECK(cudaMemsetAsync(memory_ + offset, 0, static_cast<size_t>(bytes), main_stream_));
+  CUDA_CHECK(cudaStreamSynchronize(main_stream_));
+  return memory_ + offset;
+}
+
+// Work under way may still use the range, but whoever gets it next clears it on the same stream, behind that work.
+void CudaDevice::free(void* data, int64_t bytes) noexcept { arena_.free(static_cast<char*>(data) - memory_, bytes); }
+
+// Anonymous memory on huge pages, pinned for the device: a table of tens of GB costs few entries of the GPU's page
+// tables, and its rows can be read by UVA.
+void* CudaDevice::allocate_host(int64_t bytes) {
+  if (bytes <= 0) return nullptr;
+  const int64_t size = rounded_up(bytes, bytes >= kHugePage ? kHugePage : 4096);
+  const int64_t spare = bytes >= kHugePage ? kHugePage : 0;  // to align by
+  void* mapping =
+      ::mmap(nullptr, static_cast<size_t>(size + spare), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping == MAP_FAILED) throw OutOfMemory(str_cat("[cuda] cannot allocate ", bytes, " bytes of host memory"));
+  char* data = static_cast<char*>(mapping);
+  if (spare > 0) {
+    char* aligned = reinterpret_cast<char*>(rounded_up(reinterpret_cast<int64_t>(data), kHugePage));
+    if (aligned > data) ::munmap(data, static_cast<size_t>(aligned - data));
+    if (char* end = data + size + spare; aligned + size < end)
+      ::munmap(aligned + size, static_cast<size_t>(end - (aligned + size)));
+    data = aligned;
+    ::madvise(data, static_cast<size_t>(size), MADV_HUGEPAGE);
+  }
+  make_current();
+  if (const cudaError_t status =
+          cudaHostRegister(data, static_cast<size_t>(size), cudaHostRegisterPortable | cudaHostRegisterMapped);
+      status != cudaSuccess) {
+    cudaGetLastError();
+    ::munmap(data, static_cast<size_t>(size));
+    return allocate_by_driver(size, status);
+  }
+  pinned_[data] = {size, true};
+  return data;
+}
+
+// Where our own pages cannot be pinned, the driver may still have some, whose size is its choice.
+void* CudaDevice::allocate_by_driver(int64_t bytes, cudaError_t refused) {
+  void* data = nullptr;
+  if (cudaHostAlloc(&data, static_cast<size_t>(bytes), cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
+    cudaGetLastError();
+    throw OutOfMemory(str_cat("[cuda] ", bytes, " bytes of host memory cannot be pinned (", cudaGetErrorString(refused),
+                              "): free memory, or raise the limit of locked memory (ulimit -l)"));
+  }
+  if (bytes >= kHugePage)
+    std::fprintf(stderr, "longcat: [cuda] %lld bytes are not on huge pages (%s): reads of tables may be slower\n",
+                 static_cast<long long>(bytes), cudaGetErrorString(refused));
+  std::memset(data, 0, static_cast<size_t>(bytes));
+  pinned_[static_cast<const char*>(data)] = {bytes, false};
+  return data;
+}
+
+void CudaDevice::free_host(void* data, int64_t) noexcept {
+  const auto range = pinned_.find(static_cast<const char*>(data));
+  cudaSetDevice(device_idx_);
+  cudaDeviceSynchronize();  // work under way may still read it
+  if (range == pinned_.end()) return;
+  if (range->second.registered) {
+    cudaHostUnregister(data);
+    ::munmap(data, static_cast<size_t>(range->second.bytes));
+  } else {
+    cudaFreeHost(data);
+  }
+  pinned_.erase(range);
+}
+
+bool CudaDevice::is_pinned(const void* data, int64_t bytes) const {
+  const char* begin = static_cast<const char*>(data);
+  auto range = pinned_.upper_bound(begin);
+  if (range == pinned_.begin()) return false;
+  --range;
+  return begin + bytes <= range->first + range->second.bytes;
+}
+
+void CudaDevice::copy_from_host(void* device_data, const void* host_data, int64_t bytes) {
+  if (bytes <= 0) return;
+  make_current();
+  CUDA_CHECK(cudaMemcpyAsync(device_data, host_data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, main_stream_));
+  CUDA_CHECK(cudaStreamSynchronize(main_stream_));
+}
+
+void CudaDevice::copy_to_host(void* host_data, const void* device_data, int64_t bytes) {
+  if (bytes <= 0) return;
+  make_current();
+  CUDA_CHECK(cudaMemcpyAsync(host_data, device_data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, main_stream_));
+  CUDA_CHECK(cudaStreamSynchronize(main_stream_));
+}
+
+int64_t CudaDevice::submit(std::function<void()> work) {
+  make_current();
+  Ticket ticket{.number = ++last_ticket_, .event = nullptr, .ring_bytes = 0, .late_copies = {}, .failure = {}};
+  if (free_events_.empty()) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&ticket.event, cudaEventDisableTiming));
+  } else {
+    ticket.event = free_events_.back();
+    free_events_.pop_back();
+  }
+  current_ = &ticket;
+  try {
+    work();
+  } catch (...) {
+    ticket.failure = std::current_exception();
+    in_branch_ = false;  // and what it still computes comes before the event of this ticket
+    if (cudaEventRecord(join_event_, branch_stream_) == cudaSuccess) cudaStreamWaitEvent(main_stream_, join_event_, 0);
+  }
+  current_ = nullptr;
+  if (const cudaError_t status = cudaEventRecord(ticket.event, main_stream_); status != cudaSuccess && !ticket.failure)
+    try {
+      cuda_failed(status, __FILE__, __LINE__, "cudaEventRecord");
+    } catch (...) {
+      ticket.failure = std::current_exception();
+    }
+  tickets_.push_back(std::move(ticket));
+  return last_ticket_;
+}
+
+// Waits for the first ticket under way, makes its late copies and gives its part of the ring back.
+void CudaDevice::complete_oldest() {
+  Ticket ticket = std::move(tickets_.front());
+  tickets_.pop_front();
+  const cudaError_t status = cudaEventSynchronize(ticket.event);
+  free_events_.push_back(ticket.event);
+  ring_used_ -= ticket.ring_bytes;
+  if (status != cudaSuccess && !ticket.failure) try {
+      cuda_failed(status, __FILE__, __LINE__, "cudaEventSynchronize");
+    } catch (...) {
+      ticket.failure = std::current_exception();
+    }
+  if (ticket.failure) {
+    failures_[ticket.number] = ticket.failure;
+    return;
+  }
+  for (const LateCopy& late : ticket.late_copies) std::memcpy(late.to, late.from, static_cast<size_t>(late.bytes));
+}
+
+void CudaDevice::wait(int64_t ticket) {
+  make_current();
+  while (!tickets_.empty() && tickets_.front().number <= ticket) complete_oldest();
+  if (const auto failure = failures_.extract(ticket)) std::rethrow_exception(failure.mapped());
+}
+
+// The ring is taken in order and given back in order, so one piece is free: from ring_next_ on, around the end.
+char* CudaDevice::take_from_ring(int64_t bytes) {
+  bytes = rounded_up(bytes, kRingAlignment);
+  if (bytes > kRingBytes / 4 || !current_) return nullptr;
+  const int64_t skipped = ring_next_ + bytes > kRingBytes ? kRingBytes - ring_next_ : 0;  // to the end
+  while (ring_used_ + skipped + bytes > kRingBytes && !tickets_.empty()) complete_oldest();
+  if (ring_used_ + skipped + bytes > kRingBytes) return nullptr;  // this submit alone fills it
+  if (skipped > 0) ring_next_ = 0;
+  char* data = ring_ + ring_next_;
+  ring_next_ += bytes;
+  ring_used_ += skipped + bytes;
+  current_->ring_bytes += skipped + bytes;
+  return data;
+}
+
+void CudaDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
+  if (bytes <= 0) return;
+  const void* from = host_data;
+  if (!is_pinned(host_data, bytes)) {
+    char* staged = take_from_ring(bytes);
+    if (!staged) return copy_from_host(device_data, host_data, bytes);
+    std::memcpy(staged, host_data, static_cast<size_t>(bytes));
+    from = staged;
+  }
+  CUDA_CHECK(cudaMemcpyAsync(device_data, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, main_stream_));
+}
+
+void CudaDevice::download(void* host_data, const void* device_data, int64_t bytes) {
+  if (bytes <= 0) return;
+  void* to = host_data;
+  if (!is_pinned(host_data, bytes)) {
+    char* staged = take_from_ring(bytes);
+    if (!staged) return copy_to_host(host_data, device_data, bytes);
+    current_->late_copies.push_back({host_data, staged, bytes});
+    to = staged;
+  }
+  CUDA_CHECK(cudaMemcpyAsync(to, device_data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, main_stream_));
+}
+
+void CudaDevice::copy(void* to, const void* from, int64_t bytes) {
+  if (bytes <= 0) return;
+  CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, main_stream_));
+}
+
+std::unique_ptr<Recording> CudaDevice::record(std::function<void()> work) {
+  LC_CHECK(!in_branch_);
+  // Relaxed: a kernel that meets its first launch here is loaded on the way, which the other modes may refuse.
+  CUDA_CHECK(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeRelaxed));
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {  // a capture that is left open would make every later call fail
+    in_branch_ = false;
+    cudaStreamEndCapture(main_stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  CUDA_CHECK(cudaStreamEndCapture(main_stream_, &graph));
+  return std::make_unique<Graph>(*this, graph);
+}
+
+int64_t CudaDevice::padded_rows(int64_t rows) const { return graph_rows(rows); }
+
+void CudaDevice::begin_branch() {
+  CUDA_CHECK(cudaEventRecord(fork_event_, main_stream_));
+  CUDA_CHECK(cudaStreamWaitEvent(branch_stream_, fork_event_, 0));
+  in_branch_ = true;
+}
+
+void CudaDevice::end_branch() {
+  CUDA_CHECK(cudaEventRecord(join_event_, branch_stream_));
+  in_branch_ = false;
+}
+
+void CudaDevice::join_branch() { CUDA_CHECK(cudaStreamWaitEvent(main_stream_, join_event_, 0)); }
+
+}  // namespace longcat

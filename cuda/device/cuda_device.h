@@ -1,0 +1,98 @@
+// One GPU: a main stream, a branch stream beside it, one arena of memory.
+//
+// submit() puts its work on the stream from the thread that calls it and records an event; nothing in it waits. What is
+// uploaded from memory that is not pinned is taken at once, through a ring of pinned memory; what is downloaded to such
+// memory is there when the ticket has been waited for.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <deque>
+#include <exception>
+#include <map>
+#include <vector>
+
+#include "cuda/device/arena.h"
+#include "cuda/device/gpu_device.h"
+
+namespace longcat {
+
+class CudaDevice final : public GpuDevice {
+ public:
+  // memory_share: of the memory that is free now, what the arena takes; 0: all but 1.5 GiB. Throws Error,
+  // OutOfMemory.
+  CudaDevice(int device_idx, double memory_share);
+  ~CudaDevice() override;
+
+  std::string name() const override { return "cuda:" + std::to_string(device_idx_); }
+  int64_t default_cache_bytes(int64_t ranks_here) const override;
+  void* allocate(int64_t bytes) override;
+  void free(void* data, int64_t bytes) noexcept override;
+  void* allocate_host(int64_t bytes) override;
+  void free_host(void* data, int64_t bytes) noexcept override;
+  void copy_from_host(void* device_data, const void* host_data, int64_t bytes) override;
+  void copy_to_host(void* host_data, const void* device_data, int64_t bytes) override;
+  int64_t submit(std::function<void()> work) override;
+  void wait(int64_t ticket) override;
+  void upload(void* device_data, const void* host_data, int64_t bytes) override;
+  void download(void* host_data, const void* device_data, int64_t bytes) override;
+  void copy(void* to, const void* from, int64_t bytes) override;
+  std::unique_ptr<Recording> record(std::function<void()> work) override;
+  int64_t padded_rows(int64_t rows) const override;
+  void begin_branch() override;
+  void end_branch() override;
+  void join_branch() override;
+
+  void* stream() override { return in_branch_ ? branch_stream_ : main_stream_; }
+  bool in_branch() const override { return in_branch_; }
+  int num_multiprocessors() const override { return num_multiprocessors_; }
+  int compute_capability() const override { return compute_capability_; }
+  bool reads_pageable_memory() const override { return reads_pageable_memory_; }
+  const Arena& arena() const { return arena_; }
+
+ private:
+  // Host memory that the device reaches.
+  struct Pinned {
+    int64_t bytes;    // rounded to pages
+    bool registered;  // pages of ours; else the driver's
+  };
+  // A copy out of the ring that the host still has to make.
+  struct LateCopy {
+    void* to;
+    const void* from;
+    int64_t bytes;
+  };
+  struct Ticket {
+    int64_t number;
+    cudaEvent_t event;
+    int64_t ring_bytes;  // it holds
+    std::vector<LateCopy> late_copies;
+    std::exception_ptr failure;
+  };
+
+  explicit CudaDevice(int device_idx);  // what it is; nothing is taken of it yet
+
+  void* allocate_by_driver(int64_t bytes, cudaError_t refused);
+  bool is_pinned(const void* data, int64_t bytes) const;
+  char* take_from_ring(int64_t bytes);  // nullptr: too large for it
+  void complete_oldest();
+  void make_current() const;
+
+  int device_idx_, num_multiprocessors_ = 1, compute_capability_ = 0;
+  bool reads_pageable_memory_ = false;
+  cudaStream_t main_stream_ = nullptr, branch_stream_ = nullptr;
+  cudaEvent_t fork_event_ = nullptr, join_event_ = nullptr;
+  bool in_branch_ = false;
+  char* memory_ = nullptr;
+  Arena arena_{0};
+  std::map<const char*, Pinned> pinned_;  // from allocate_host, by their start
+  char* ring_ = nullptr;
+  int64_t ring_next_ = 0, ring_used_ = 0;  // [bytes], used: by all tickets under way
+  Ticket* current_ = nullptr;              // of the submit in progress
+  std::deque<Ticket> tickets_;             // under way
+  std::map<int64_t, std::exception_ptr> failures_;
+  std::vector<cudaEvent_t> free_events_;
+  int64_t last_ticket_ = 0;
+};
+
+}  // namespace longcat

@@ -1,0 +1,132 @@
+#include "cuda/emulation/emulated_device.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+#include "cuda/device/graph_sizes.h"
+
+namespace longcat {
+
+namespace {
+
+class ReplayedFunction final : public Recording {
+ public:
+  // num_kernels: the device's counter.
+  ReplayedFunction(std::function<void()> work, const int64_t& num_kernels)
+      : work_(std::move(work)), num_kernels_(num_kernels) {}
+  void launch() override {
+    const int64_t before = num_kernels_;
+    work_();
+    num_nodes_ = num_kernels_ - before;
+  }
+  int64_t num_nodes() const override { return num_nodes_; }  // of the last launch
+
+ private:
+  std::function<void()> work_;
+  const int64_t& num_kernels_;
+  int64_t num_nodes_ = 0;
+};
+
+}  // namespace
+
+EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
+    : arena_(capacity), fp8_(fp8), reversed_(reversed) {
+  void* data =
+      ::mmap(nullptr, static_cast<size_t>(capacity), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) throw OutOfMemory(str_cat("[cuda-emulated] no address space of ", capacity, " bytes"));
+  memory_ = static_cast<char*>(data);
+}
+
+EmulatedDevice::~EmulatedDevice() { ::munmap(memory_, static_cast<size_t>(arena_.bytes())); }
+
+void EmulatedDevice::begin_kernel() {
+  ++num_kernels_;
+  ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), PROT_READ | PROT_WRITE);
+}
+void EmulatedDevice::end_kernel() { ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), PROT_NONE); }
+
+void* EmulatedDevice::allocate(int64_t bytes) {
+  if (bytes <= 0) return nullptr;
+  const int64_t offset = arena_.allocate(bytes);
+  if (offset < 0) throw OutOfMemory(str_cat("[cuda-emulated] cannot allocate ", bytes, " bytes"));
+  clear(memory_ + offset, bytes);
+  return memory_ + offset;
+}
+
+// Whole pages are mapped anew, so that large buffers cost only what is used of them: begin_kernel walks the rest.
+void EmulatedDevice::clear(char* data, int64_t bytes) {
+  constexpr uintptr_t kPage = 4096;
+  char* const end = data + bytes;
+  char* const first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage);
+  char* const last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kPage * kPage);
+  begin_kernel();
+  if (first < last) {
+    ::mmap(first, static_cast<size_t>(last - first), PROT_READ | PROT_WRITE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    std::memset(data, 0, static_cast<size_t>(first - data));
+    std::memset(last, 0, static_cast<size_t>(end - last));
+  } else {
+    std::memset(data, 0, static_cast<size_t>(bytes));
+  }
+  end_kernel();
+}
+
+void EmulatedDevice::free(void* data, int64_t bytes) noexcept {
+  clear(static_cast<char*>(data), bytes);
+  arena_.free(static_cast<char*>(data) - memory_, bytes);
+}
+
+void* EmulatedDevice::allocate_host(int64_t bytes) {
+  if (bytes <= 0) return nullptr;
+  void* data = std::calloc(1, static_cast<size_t>(bytes));
+  if (!data) throw OutOfMemory(str_cat("[cuda-emulated] cannot allocate ", bytes, " bytes of host memory"));
+  return data;
+}
+
+void EmulatedDevice::free_host(void* data, int64_t) noexcept { std::free(data); }
+
+void EmulatedDevice::copy_from_host(void* device_data, const void* host_data, int64_t bytes) {
+  copy(device_data, host_data, bytes);
+}
+void EmulatedDevice::copy_to_host(void* host_data, const void* device_data, int64_t bytes) {
+  copy(host_data, device_data, bytes);
+}
+void EmulatedDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
+  copy(device_data, host_data, bytes);
+}
+void EmulatedDevice::download(void* host_data, const void* device_data, int64_t bytes) {
+  copy(host_data, device_data, bytes);
+}
+
+void EmulatedDevice::copy(void* to, const void* from, int64_t bytes) {
+  begin_kernel();
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+  end_kernel();
+}
+
+int64_t EmulatedDevice::submit(std::function<void()> work) {
+  ++last_ticket_;
+  try {
+    work();
+  } catch (...) {
+    failures_[last_ticket_] = std::current_exception();
+    in_branch_ = false;
+  }
+  return last_ticket_;
+}
+
+void EmulatedDevice::wait(int64_t ticket) {
+  if (const auto failure = failures_.extract(ticket)) std::rethrow_exception(failure.mapped());
+}
+
+std::unique_ptr<Recording> EmulatedDevice::record(std::function<void()> work) {
+  return std::make_unique<ReplayedFunction>(std::move(work), num_kernels_);
+}
+
+int64_t EmulatedDevice::padded_rows(int64_t rows) const { return graph_rows(rows); }
+
+}  // namespace longcat

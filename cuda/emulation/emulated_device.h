@@ -1,0 +1,58 @@
+// A stand-in for a GPU in tests: kernels are walked on the host, and "device" memory is inaccessible between them, so
+// host code that would touch a device pointer crashes here as it would fail there.
+#pragma once
+
+#include <exception>
+#include <map>
+
+#include "cuda/device/arena.h"
+#include "cuda/device/gpu_device.h"
+
+namespace longcat {
+
+class EmulatedDevice final : public GpuDevice {
+ public:
+  // capacity: address space; memory is taken when it is touched. fp8, reversed: see GpuDevice.
+  EmulatedDevice(int64_t capacity, bool fp8, bool reversed);
+  ~EmulatedDevice() override;
+
+  std::string name() const override { return reversed_ ? "cuda-emulated-reversed" : "cuda-emulated"; }
+  int64_t default_cache_bytes(int64_t) const override { return arena_.largest_free() / 4; }
+  void* allocate(int64_t bytes) override;
+  void free(void* data, int64_t bytes) noexcept override;
+  void* allocate_host(int64_t bytes) override;
+  void free_host(void* data, int64_t bytes) noexcept override;
+  void copy_from_host(void* device_data, const void* host_data, int64_t bytes) override;
+  void copy_to_host(void* host_data, const void* device_data, int64_t bytes) override;
+  int64_t submit(std::function<void()> work) override;
+  void wait(int64_t ticket) override;
+  void upload(void* device_data, const void* host_data, int64_t bytes) override;
+  void download(void* host_data, const void* device_data, int64_t bytes) override;
+  void copy(void* to, const void* from, int64_t bytes) override;
+  std::unique_ptr<Recording> record(std::function<void()> work) override;
+  int64_t padded_rows(int64_t rows) const override;
+  void begin_branch() override { in_branch_ = true; }
+  void end_branch() override { in_branch_ = false; }
+
+  bool emulated() const override { return true; }
+  void* stream() override { return this; }
+  bool in_branch() const override { return in_branch_; }
+  void begin_kernel() override;
+  void end_kernel() override;
+  bool reversed() const override { return reversed_; }
+  bool multiplies_fp8() const override { return fp8_; }
+
+  const Arena& arena() const { return arena_; }
+
+ private:
+  void clear(char* data, int64_t bytes);
+
+  Arena arena_;
+  bool fp8_, reversed_, in_branch_ = false;
+  char* memory_ = nullptr;
+  int64_t last_ticket_ = 0;
+  int64_t num_kernels_ = 0;  // begun, copies among them
+  std::map<int64_t, std::exception_ptr> failures_;
+};
+
+}  // namespace longcat

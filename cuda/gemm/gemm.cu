@@ -1,0 +1,167 @@
+// Linear layers: the choice between the CUTLASS kernels (gemm/) and the plain kernel, and the plain kernel itself.
+//
+// Plain: a warp adds one output element, so any shape and any pair of formats works and no result depends on how many
+// rows there are. It reads the weights once a row of x (T * out * in elements through L2) and is meant for shapes that
+// TMA cannot address, for f32, and for the emulation.
+#include <algorithm>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/gemm/gemm.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/matrix.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+using gpu::Matrix;
+using gpu::View;
+
+// out[t, h, o] = (out[t, h, o] * add + x[t, h] . W[h * out_dim + o]) * scale.
+struct PlainLinear {
+  static constexpr int kThreads = 256;
+  static constexpr int64_t kTile = 64;  // outputs of a block
+  View out, x;
+  Matrix weight;
+  int64_t num_heads, out_dim, tiles;
+  bool add;
+  float scale;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t first = block.index % tiles * kTile, head = block.index / tiles % num_heads;
+    const int64_t t = block.index / tiles / num_heads;
+    const int64_t count = out_dim - first < kTile ? out_dim - first : kTile;
+    const int64_t from = t * x.stride0 + head * x.stride1, to = t * out.stride0 + head * out.stride1 + first;
+    const int64_t row = head * out_dim + first;
+    block.dots(
+        count, weight.in_features, [&](int64_t o, int64_t k) { return x.get(from + k) * weight.get(row + o, k); },
+        [&](int64_t o, float sum) { out.set(to + o, (add ? out.get(to + o) + sum : sum) * scale); });
+  }
+};
+
+// out[row] = x[row] W_e^T for the rows of every expert e; rows behind the last are left.
+struct PlainGroupedLinear {
+  static constexpr int kThreads = 256;
+  static constexpr int64_t kTile = 64;
+  GroupedProblem problem;
+  GroupedWeights weights;
+  int64_t tiles;
+
+  LC_HD float input(int64_t row, int64_t k, int64_t first, int64_t count) const {
+    const int64_t at = row * problem.x_stride + k;
+    if (problem.x_dtype == DType::f8_e4m3)
+      return e4m3_to_float(static_cast<const uint8_t*>(problem.x)[at]) *
+             problem.x_scales[input_scale_at(first, count, row, k / kFp8Block, problem.x_stride)];
+    return problem.x_dtype == DType::bf16 ? to_float(static_cast<const bf16*>(problem.x)[at])
+                                          : static_cast<const float*>(problem.x)[at];
+  }
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t row = block.index / tiles, first = block.index % tiles * kTile;
+    if (row >= first_row(problem, weights.num_experts)) return;
+    const int64_t expert = problem.expert_offsets ? expert_of_row(problem.expert_offsets, weights.num_experts, row) : 0;
+    const int64_t begin = first_row(problem, expert), rows = first_row(problem, expert + 1) - begin;
+    const Matrix weight = weights.matrix(expert);
+    View out;
+    out.data = problem.out;
+    out.dtype = problem.out_dtype;
+    const int64_t count = weight.out_features - first < kTile ? weight.out_features - first : kTile;
+    block.dots(
+        count, weight.in_features,
+        [&](int64_t o, int64_t k) { return input(row, k, begin, rows) * weight.get(first + o, k); },
+        [&](int64_t o, float sum) { out.set(row * problem.out_stride + first + o, sum); });
+  }
+};
+
+constexpr int64_t tiles_of(int64_t out_dim) { return (out_dim + PlainLinear::kTile - 1) / PlainLinear::kTile; }
+
+}  // namespace
+
+GroupedWeights::GroupedWeights(std::span<const Weight> experts) : num_experts(static_cast<int>(experts.size())) {
+  LC_CHECK(num_experts > 0 && num_experts <= kMaxExperts, num_experts, " experts, at most ", kMaxExperts);
+  format = experts[0].format;
+  out_features = experts[0].out_features;
+  in_features = experts[0].in_features;
+  for (int e = 0; e < num_experts; ++e) {
+    const Weight& w = experts[static_cast<size_t>(e)];
+    LC_CHECK(w.format == format && w.out_features == out_features && w.in_features == in_features, "expert ", e);
+    data[e] = w.data;
+    scales[e] = w.scales;
+  }
+}
+
+// fp8 layers whose result is an activation take their inputs in fp8 too, as their checkpoints mean it.
+void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) {
+  if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return gemm(out, x, weight, false, 1);
+  LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0));
+  // The rows stand behind what the kernel itself needs of the workspace.
+  const Buffer& all = workspace();
+  LC_CHECK(kGroupedWorkspaceBytes + Fp8Rows::num_bytes(x.size(0), x.size(1)) <= all.bytes(), x.size(0),
+           " tokens: the workspace is too small");
+  const Fp8Rows rows(static_cast<char*>(all.data()) + kGroupedWorkspaceBytes, x.size(0), x.size(1));
+  quantize_rows(rows, x, nullptr, nullptr, 1);
+  grouped_linear(out, rows, nullptr, {&weight, 1});
+}
+
+bool CudaOps::multiplies_fp8(const Weight& weight) const {
+  return device_->multiplies_fp8() && activation_dtype_ == DType::bf16 &&
+         takes_fp8_rows(weight.format, weight.out_features, weight.in_features);
+}
+
+void CudaOps::gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale) {
+  LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
+           out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
+  const GemmProblem problem = dense_problem(out, x, weight, add, scale);
+  if (const GemmChoice choice = choose_gemm(problem, device_->compute_capability()); choice.path != GemmPath::plain)
+    return run_gemm(choice, problem, *device_, workspace());
+  gpu::launch(*device_, x.size(0) * tiles_of(weight.out_features), 0,
+              PlainLinear{.out = View(out),
+                          .x = View(x),
+                          .weight = Matrix(weight),
+                          .num_heads = 1,
+                          .out_dim = weight.out_features,
+                          .tiles = tiles_of(weight.out_features),
+                          .add = add,
+                          .scale = scale});
+}
+
+void CudaOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
+  const int64_t num_heads = x.size(1), out_dim = out.size(2);
+  LC_CHECK(x.size(2) == weight.in_features && num_heads * out_dim == weight.out_features && out.size(1) == num_heads,
+           "linear_per_head ", out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ",
+           weight.in_features, "]");
+  const GemmProblem problem = per_head_problem(out, x, weight);
+  if (const GemmChoice choice = choose_gemm(problem, device_->compute_capability()); choice.path != GemmPath::plain)
+    return run_gemm(choice, problem, *device_, workspace());
+  gpu::launch(*device_, x.size(0) * num_heads * tiles_of(out_dim), 0,
+              PlainLinear{.out = View(out),
+                          .x = View(x),
+                          .weight = Matrix(weight),
+                          .num_heads = num_heads,
+                          .out_dim = out_dim,
+                          .tiles = tiles_of(out_dim),
+                          .add = false,
+                          .scale = 1});
+}
+
+void CudaOps::grouped_linear(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> weights) {
+  run_grouped(grouped_problem(out, x, expert_offsets), weights);
+}
+
+void CudaOps::grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets,
+                             std::span<const Weight> weights) {
+  run_grouped(grouped_problem(out, x, expert_offsets), weights);
+}
+
+void CudaOps::run_grouped(const GroupedProblem& problem, std::span<const Weight> weights) {
+  const GroupedWeights grouped(weights);
+  if (const GemmChoice choice = choose_grouped_gemm(problem, grouped, device_->compute_capability());
+      choice.path != GemmPath::plain)
+    return run_grouped_gemm(choice, problem, grouped, *device_, workspace());
+  const int64_t tiles = tiles_of(grouped.out_features);
+  gpu::launch(*device_, problem.max_rows * tiles, 0,
+              PlainGroupedLinear{.problem = problem, .weights = grouped, .tiles = tiles});
+}
+
+}  // namespace longcat

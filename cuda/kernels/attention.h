@@ -1,0 +1,62 @@
+// Latent rows as kernels read and write them, and the list of attention pieces by index.
+#pragma once
+
+#include "cuda/kernels/block.h"
+#include "ops/ops.h"
+
+namespace longcat {
+
+// First position of piece `piece` of the list that kv_piece_end walks (ops.h), and how many pieces cover `positions`.
+LC_HD constexpr int64_t kv_piece_begin(int64_t piece) {
+  constexpr int64_t kSmall = 2048 / 128, kMedium = (16384 - 2048) / 512;
+  if (piece < kSmall) return piece * 128;
+  if (piece < kSmall + kMedium) return 2048 + (piece - kSmall) * 512;
+  return 16384 + (piece - kSmall - kMedium) * kMaxKvPiece;
+}
+constexpr int64_t num_kv_pieces(int64_t positions) {
+  int64_t piece = 0;
+  while (kv_piece_begin(piece) < positions) ++piece;
+  return piece;
+}
+
+// One sub-layer's latents (batch.h).
+struct LatentView {
+  unsigned char* data;
+  DType dtype;
+  int64_t block_bytes, row_bytes;  // from a block, a row to the next
+  int64_t kv_lora_rank, rope_dim;
+
+  LatentView(Tensor latents, int64_t kv_lora, int64_t rope)
+      : data(latents.data<unsigned char>()),
+        dtype(latents.dtype()),
+        block_bytes(latents.stride(0) * size_of(latents.dtype())),
+        row_bytes(latents.size(2) * size_of(latents.dtype())),
+        kv_lora_rank(kv_lora),
+        rope_dim(rope) {
+    LC_CHECK(latents.size(1) == kBlockSize && latents.size(2) == latent_row_size(dtype, kv_lora, rope),
+             latents.shape_string());
+  }
+
+  LC_HD unsigned char* row(const int32_t* block_table, int64_t position) const {
+    return data + block_table[position / kBlockSize] * block_bytes + position % kBlockSize * row_bytes;
+  }
+
+  // Value k of a row: kv_lora_rank latents, then the rope values.
+  LC_HD float get(const unsigned char* row, int64_t k) const {
+    switch (dtype) {
+      case DType::f8_e4m3: {
+        const Fp8Latent layout{kv_lora_rank, rope_dim};
+        if (k >= kv_lora_rank)
+          return to_float(reinterpret_cast<const bf16*>(row + layout.rope_offset())[k - kv_lora_rank]);
+        return e4m3_to_float(row[k]) *
+               reinterpret_cast<const float*>(row + layout.scales_offset())[k / Fp8Latent::kGroup];
+      }
+      case DType::bf16:
+        return to_float(reinterpret_cast<const bf16*>(row)[k]);
+      default:
+        return reinterpret_cast<const float*>(row)[k];
+    }
+  }
+};
+
+}  // namespace longcat

@@ -1,0 +1,256 @@
+// How a kernel is written here: a struct of parameters whose call operator says what one block of threads does, in
+// terms of Block. nvcc compiles it for the GPU; where there is none, the same source is compiled for the host and
+// walked serially, block by block, in the same order of additions. So every kernel but the CUTLASS ones runs in the
+// tests of any machine, and equals the GPU up to fused multiply-adds and the last bits of exp, log, sin and cos.
+//
+// A kernel must not depend on the order of blocks, nor on that of the items of one for_each: the emulation walks both
+// ways. Every Block method ends with a barrier of the block, so all threads must reach it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "base/error.h"
+#include "base/tensor.h"
+#include "cuda/device/gpu_device.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#include "cuda/device/check.h"
+#define LC_HD __host__ __device__
+#else
+#define LC_HD
+#endif
+
+namespace longcat::gpu {
+
+constexpr int kMaxThreads = 1024;
+constexpr int64_t kReduceSlot = 16;  // bytes of shared memory a thread of reduce() has, before the kernel's own
+
+class Block {
+ public:
+  LC_HD Block(int64_t block_index, int threads, unsigned char* memory, bool backwards)
+      : index(block_index), num_threads(threads), reduce_area_(memory), reversed_(backwards) {}
+
+  const int64_t index;
+  const int num_threads;  // a power of two, at least 32
+
+  // This block with the work of another: where a kernel does two kinds of work.
+  LC_HD Block as(int64_t block_index) const { return Block(block_index, num_threads, reduce_area_, reversed_); }
+
+  // The kernel's shared memory from a byte offset (a multiple of 16) on.
+  template <class T>
+  LC_HD T* shared(int64_t offset = 0) const {
+    return reinterpret_cast<T*>(reduce_area_ + num_threads * kReduceSlot + offset);
+  }
+
+  // f(i) for i in [0, n), spread over the threads.
+  template <class F>
+  LC_HD void for_each(int64_t n, const F& f) const {
+#ifdef __CUDA_ARCH__
+    for (int64_t i = threadIdx.x; i < n; i += num_threads) f(i);
+    __syncthreads();
+#else
+    if (reversed_) {
+      for (int64_t i = n; i-- > 0;) f(i);
+    } else {
+      for (int64_t i = 0; i < n; ++i) f(i);
+    }
+#endif
+  }
+
+  // combine over f(0..n-1), the same value in all threads: thread t combines t, t + num_threads, ..., then a fixed tree
+  // combines the threads. T: at most 16 bytes.
+  template <class T, class F, class Combine>
+  LC_HD T reduce(int64_t n, T identity, const F& f, const Combine& combine) const {
+    static_assert(sizeof(T) <= kReduceSlot);
+    T* parts = reinterpret_cast<T*>(reduce_area_);
+#ifdef __CUDA_ARCH__
+    T mine = identity;
+    for (int64_t i = threadIdx.x; i < n; i += num_threads) mine = combine(mine, f(i));
+    parts[threadIdx.x] = mine;
+    __syncthreads();
+    for (int width = num_threads / 2; width > 0; width /= 2) {
+      if (threadIdx.x < width) parts[threadIdx.x] = combine(parts[threadIdx.x], parts[threadIdx.x + width]);
+      __syncthreads();
+    }
+    const T result = parts[0];
+    __syncthreads();
+    return result;
+#else
+    for (int thread = 0; thread < num_threads; ++thread) {
+      T mine = identity;
+      for (int64_t i = thread; i < n; i += num_threads) mine = combine(mine, f(i));
+      parts[thread] = mine;
+    }
+    for (int width = num_threads / 2; width > 0; width /= 2)
+      for (int thread = 0; thread < width; ++thread) parts[thread] = combine(parts[thread], parts[thread + width]);
+    return parts[0];
+#endif
+  }
+
+  template <class T, class F>
+  LC_HD T sum(int64_t n, const F& f) const {
+    return reduce(n, T{}, f, [](T a, T b) { return a + b; });
+  }
+
+  template <class F>
+  LC_HD float max(int64_t n, const F& f) const {
+    return reduce(n, minus_infinity(), f, [](float a, float b) { return a > b ? a : b; });
+  }
+
+  // store(row, sum over k < depth of term(row, k)) for each row: a warp takes a row, its lane l adds k = l, l + 32,
+  // ..., then a fixed tree adds the lanes. Neighbouring lanes read neighbouring k.
+  template <class Term, class Store>
+  LC_HD void dots(int64_t rows, int64_t depth, const Term& term, const Store& store) const {
+#ifdef __CUDA_ARCH__
+    const int lane = threadIdx.x % 32;
+    for (int64_t row = threadIdx.x / 32; row < rows; row += num_threads / 32) {
+      float sum = 0;
+      for (int64_t k = lane; k < depth; k += 32) sum += term(row, k);
+      for (int width = 16; width > 0; width /= 2) sum += __shfl_down_sync(~0u, sum, width);
+      if (lane == 0) store(row, sum);
+    }
+    __syncthreads();
+#else
+    for_each(rows, [&](int64_t row) {
+      float lanes[32] = {};
+      for (int64_t first = 0; first < depth; first += 32)
+        for (int64_t k = first; k < depth && k < first + 32; ++k) lanes[k - first] += term(row, k);
+      for (int width = 16; width > 0; width /= 2)
+        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+      store(row, lanes[0]);
+    });
+#endif
+  }
+
+  // emit(i, rank) for every i in [0, n) that `keep` accepts, rank = how many were kept before it. Returns how many.
+  template <class Keep, class Emit>
+  LC_HD int64_t compact(int64_t n, const Keep& keep, const Emit& emit) const {
+#ifdef __CUDA_ARCH__
+    int* counts = reinterpret_cast<int*>(reduce_area_);  // kept in each warp's 32 items
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int64_t before = 0;
+    for (int64_t first = 0; first < n; first += num_threads) {
+      const int64_t i = first + threadIdx.x;
+      const bool kept = i < n && keep(i);
+      const unsigned votes = __ballot_sync(~0u, kept);
+      if (lane == 0) counts[warp] = __popc(votes);
+      __syncthreads();
+      int rank = __popc(votes & ((1u << lane) - 1)), total = 0;
+      for (int w = 0; w < num_threads / 32; ++w) {
+        if (w < warp) rank += counts[w];
+        total += counts[w];
+      }
+      if (kept) emit(i, before + rank);
+      before += total;
+      __syncthreads();
+    }
+    return before;
+#else
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i)
+      if (keep(i)) emit(i, count++);
+    return count;
+#endif
+  }
+
+  // Integer atomics, whose result does not depend on the order. Sums of floats never use them (invariance contract).
+  template <class T>
+  LC_HD static void atomic_add(T* address, T value) {
+#ifdef __CUDA_ARCH__
+    atomicAdd(address, value);
+#else
+    *address += value;
+#endif
+  }
+  LC_HD static void atomic_or(uint32_t* address, uint32_t value) {
+#ifdef __CUDA_ARCH__
+    atomicOr(address, value);
+#else
+    *address |= value;
+#endif
+  }
+
+  LC_HD static constexpr float minus_infinity() { return std::bit_cast<float>(0xff800000u); }
+
+ private:
+  unsigned char* reduce_area_;
+  bool reversed_;
+};
+
+// A tensor as a kernel sees it: element (i, j, k) lies at i * stride0 + j * stride1 + k. f32 or bf16.
+struct View {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t stride0 = 0, stride1 = 1;  // [elements]
+
+  View() = default;
+  explicit View(const Tensor& t) : data(t.raw()), dtype(t.dtype()) {
+    LC_CHECK(t.empty() || dtype == DType::f32 || dtype == DType::bf16, name_of(dtype));
+    if (t.ndim() > 0) stride0 = t.stride(0);
+    if (t.ndim() == 3) stride1 = t.stride(1);
+    LC_CHECK(t.empty() || t.stride(t.ndim() - 1) == 1);
+  }
+
+  LC_HD float get(int64_t offset) const {
+    return dtype == DType::bf16 ? to_float(static_cast<const bf16*>(data)[offset])
+                                : static_cast<const float*>(data)[offset];
+  }
+  LC_HD void set(int64_t offset, float value) const {
+    if (dtype == DType::bf16) {
+      static_cast<bf16*>(data)[offset] = to_bf16(value);
+    } else {
+      static_cast<float*>(data)[offset] = value;
+    }
+  }
+  // The value as it reads after set().
+  LC_HD float rounded(float value) const { return dtype == DType::bf16 ? to_float(to_bf16(value)) : value; }
+};
+
+#ifdef __CUDACC__
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads) run_blocks(const __grid_constant__ Kernel kernel) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const Block block(blockIdx.x, Kernel::kThreads, memory, false);
+  kernel(block);
+}
+
+template <class Kernel>
+void launch_on_gpu(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const Kernel& kernel) {
+  constexpr int64_t kDefaultShared = 48 << 10;  // more must be asked for
+  if (shared_bytes > kDefaultShared)
+    CUDA_CHECK(cudaFuncSetAttribute(run_blocks<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)));
+  run_blocks<Kernel><<<static_cast<unsigned>(num_blocks), Kernel::kThreads, static_cast<size_t>(shared_bytes),
+                       static_cast<cudaStream_t>(device.stream())>>>(kernel);
+  check_launch(static_cast<cudaStream_t>(device.stream()));
+}
+#endif
+
+// Runs kernel(block) for the blocks [0, num_blocks), each with `shared_bytes` of its own.
+template <class Kernel>
+void launch(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const Kernel& kernel) {
+  static_assert(Kernel::kThreads >= 32 && Kernel::kThreads <= kMaxThreads);
+  static_assert((Kernel::kThreads & (Kernel::kThreads - 1)) == 0);
+  if (num_blocks == 0) return;
+  LC_CHECK(num_blocks <= 0x7fffffff, num_blocks, " blocks");
+  shared_bytes += Kernel::kThreads * kReduceSlot;
+#ifdef __CUDACC__
+  if (!device.emulated()) return launch_on_gpu(device, num_blocks, shared_bytes, kernel);
+#endif
+  LC_CHECK(device.emulated());
+  std::vector<unsigned char> memory(static_cast<size_t>(shared_bytes) + 16);
+  unsigned char* aligned = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16;
+  device.begin_kernel();
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    std::memset(aligned, 0xff, static_cast<size_t>(shared_bytes));  // NaN: shared memory starts undefined
+    kernel(Block(device.reversed() ? num_blocks - 1 - i : i, Kernel::kThreads, aligned, device.reversed()));
+  }
+  device.end_kernel();
+}
+
+}  // namespace longcat::gpu

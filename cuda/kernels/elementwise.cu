@@ -1,0 +1,112 @@
+// Norms, residual sums, activation functions, row gathers. Each is bound by the bytes it moves: one block a row, one
+// pass over memory; rows wait in shared memory [4 * dim bytes] between the sum of squares and the result.
+#include <cmath>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/elementwise.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+using gpu::View;
+
+// x + routed (unless empty) + row_weight * y, each rounded as the separate operations round it, then AddRmsNorm.
+struct AddShortcutRmsNorm {
+  static constexpr int kThreads = gpu::AddRmsNorm::kThreads;
+  gpu::AddRmsNorm norm;
+  View routed, y;
+  const float* row_weight;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    const View& x = norm.x;
+    block.for_each(norm.dim, [&](int64_t k) {
+      float value = x.get(t * x.stride0 + k);
+      if (routed.data) value = x.rounded(value + routed.get(t * routed.stride0 + k));
+      x.set(t * x.stride0 + k, value + row_weight[t] * y.get(t * y.stride0 + k));
+    });
+    norm(block);
+  }
+};
+
+// x += y * row_weight (1 where there is none).
+struct AddRows {
+  static constexpr int kThreads = 256;
+  View x, y;
+  const float* row_weight;
+  int64_t dim;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    const float weight = row_weight ? row_weight[t] : 1.0f;
+    block.for_each(dim, [&](int64_t k) {
+      x.set(t * x.stride0 + k, x.get(t * x.stride0 + k) + weight * y.get(t * y.stride0 + k));
+    });
+  }
+};
+
+}  // namespace
+
+namespace gpu {
+
+LC_HD void SiluMul::operator()(const Block& block) const {
+  const int64_t t = block.index;
+  if (num_rows && t >= *num_rows) return;
+  block.for_each(dim, [&](int64_t k) {
+    const float g = gate.get(t * gate.stride0 + k);
+    out.set(t * out.stride0 + k, g / (1.0f + expf(-g)) * up.get(t * up.stride0 + k));
+  });
+}
+
+LC_HD void GatherRows::operator()(const Block& block) const {
+  const int64_t i = block.index;
+  if (num_rows && i >= *num_rows) return;
+  block.for_each(dim, [&](int64_t k) { out.set(i * out.stride0 + k, x.get(rows[i] * x.stride0 + k)); });
+}
+
+void silu_mul(GpuDevice& device, int64_t num_blocks, const SiluMul& kernel) { launch(device, num_blocks, 0, kernel); }
+void gather_rows(GpuDevice& device, int64_t num_blocks, const GatherRows& kernel) {
+  launch(device, num_blocks, 0, kernel);
+}
+
+}  // namespace gpu
+
+void CudaOps::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) { add_rms_norm(out, x, {}, weight, eps); }
+
+void CudaOps::add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight, float eps) {
+  gpu::launch(*device_, residual.size(0), residual.size(1) * 4, gpu::AddRmsNorm(out, residual, x, weight, eps));
+}
+
+void CudaOps::add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
+                                    Tensor weight, float eps) {
+  gpu::launch(*device_, residual.size(0), residual.size(1) * 4,
+              AddShortcutRmsNorm{.norm = gpu::AddRmsNorm(out, residual, x, weight, eps),
+                                 .routed = View(routed),
+                                 .y = View(y),
+                                 .row_weight = row_weight.data<float>()});
+}
+
+void CudaOps::add(Tensor x, Tensor y) {
+  gpu::launch(*device_, x.size(0), 0, AddRows{.x = View(x), .y = View(y), .row_weight = nullptr, .dim = x.size(1)});
+}
+
+void CudaOps::add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) {
+  gpu::launch(*device_, x.size(0), 0,
+              AddRows{.x = View(x), .y = View(y), .row_weight = row_weight.data<float>(), .dim = x.size(1)});
+}
+
+void CudaOps::silu_mul(Tensor out, Tensor gate, Tensor up) {
+  gpu::silu_mul(*device_, out.size(0),
+                {.out = View(out), .gate = View(gate), .up = View(up), .dim = out.size(1), .num_rows = nullptr});
+}
+
+void CudaOps::gather_rows(Tensor out, Tensor x, Tensor rows) {
+  gpu::gather_rows(
+      *device_, rows.size(0),
+      {.out = View(out), .x = View(x), .rows = rows.data<int32_t>(), .dim = x.size(1), .num_rows = nullptr});
+}
+
+}  // namespace longcat

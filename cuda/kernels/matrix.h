@@ -1,0 +1,35 @@
+// A weight as a kernel sees it.
+#pragma once
+
+#include "cuda/kernels/block.h"
+#include "ops/weight.h"
+
+namespace longcat::gpu {
+
+struct Matrix {
+  const void* data = nullptr;
+  const float* scales = nullptr;  // fp8_block: [ceil(in / 128), ceil(out / 128)], see CudaOps::prepare
+  WeightFormat format = WeightFormat::f32;
+  int64_t out_features = 0, in_features = 0;
+
+  Matrix() = default;
+  explicit Matrix(const Weight& w)
+      : data(w.data), scales(w.scales), format(w.format), out_features(w.out_features), in_features(w.in_features) {}
+
+  LC_HD float get(int64_t row, int64_t col) const {
+    const int64_t at = row * in_features + col;
+    switch (format) {
+      case WeightFormat::f32:
+        return static_cast<const float*>(data)[at];
+      case WeightFormat::bf16:
+        return to_float(static_cast<const bf16*>(data)[at]);
+      case WeightFormat::fp8_block:
+        return e4m3_to_float(static_cast<const uint8_t*>(data)[at]) *
+               scales[col / kFp8Block * ((out_features + kFp8Block - 1) / kFp8Block) + row / kFp8Block];
+      default:  // the packed formats: refused by CudaOps::prepare
+        return 0;
+    }
+  }
+};
+
+}  // namespace longcat::gpu

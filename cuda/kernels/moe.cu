@@ -1,0 +1,218 @@
+// Router, permutation, experts and combine of the shortcut MoE.
+//
+// Router: one kernel, one block a token: 384 dot products of 3,072 (a warp each, weights from L2: 4.7 MB a layer),
+// softmax, bias, top-12 by repeated argmax, weights. Permutation: one block an expert reads all picks (T * 12 ids from
+// L2), so rows come out in token order without atomics. Combine: one block a token gathers its experts' rows in
+// ascending expert id. Shared memory: 4 bytes a router output.
+#include <cmath>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/elementwise.h"
+#include "cuda/kernels/matrix.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+using gpu::Matrix;
+using gpu::View;
+
+struct Candidate {
+  float key;
+  int32_t id;  // -1: none
+};
+
+struct Route {
+  static constexpr int kThreads = 256;
+  int32_t* expert_idx;
+  float* expert_weights;
+  float* identity_weight;
+  int32_t* permuted_rows;
+  float* scores_out;  // [T, num_outputs]
+  View x;
+  Matrix classifier;
+  const float* bias;
+  const int32_t* num_real_tokens;
+  int64_t topk, n_routed_experts, first_expert, num_experts;
+  float scaling_factor;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index, n = classifier.out_features;
+    int32_t* picks = expert_idx + t * topk;
+    float* weights = expert_weights + t * topk;
+    if (t >= *num_real_tokens) {
+      block.for_each(topk, [&](int64_t j) {
+        picks[j] = static_cast<int32_t>(n_routed_experts);
+        weights[j] = 0;
+        permuted_rows[t * topk + j] = -1;
+        if (j == 0) identity_weight[t] = 0;
+      });
+      return;
+    }
+    float* scores = scores_out + t * n;
+    int32_t* picked = block.shared<int32_t>();  // [n]
+    block.dots(
+        n, classifier.in_features,
+        [&](int64_t e, int64_t k) { return x.get(t * x.stride0 + k) * classifier.get(e, k); },
+        [&](int64_t e, float sum) { scores[e] = sum; });
+    const float max = block.max(n, [&](int64_t e) { return scores[e]; });
+    block.for_each(n, [&](int64_t e) {
+      scores[e] = expf(scores[e] - max);
+      picked[e] = 0;
+    });
+    const float sum = block.sum<float>(n, [&](int64_t e) { return scores[e]; });
+    block.for_each(n, [&](int64_t e) { scores[e] /= sum; });
+    for (int64_t j = 0; j < topk; ++j) {
+      const Candidate best = block.reduce(
+          n, Candidate{0, -1},
+          [&](int64_t e) {
+            return picked[e] ? Candidate{0, -1} : Candidate{scores[e] + bias[e], static_cast<int32_t>(e)};
+          },
+          [](Candidate a, Candidate b) {  // ties: lowest id; NaN is never better
+            if (a.id < 0) return b;
+            if (b.id < 0) return a;
+            return b.key > a.key || (b.key == a.key && b.id < a.id) ? b : a;
+          });
+      block.for_each(1, [&](int64_t) { picked[best.id] = 1; });
+    }
+    block.compact(
+        n, [&](int64_t e) { return picked[e] != 0; }, [&](int64_t e, int64_t rank) {  // ascending id
+          picks[rank] = static_cast<int32_t>(e);
+          weights[rank] = scores[e] * scaling_factor;
+          if (e < first_expert || e >= first_expert + num_experts) permuted_rows[t * topk + rank] = -1;
+        });
+    block.for_each(1, [&](int64_t) {
+      float identity = 0;
+      for (int64_t j = 0; j < topk; ++j)
+        if (picks[j] >= n_routed_experts) identity += weights[j];
+      identity_weight[t] = identity;
+    });
+  }
+};
+
+// Block i places the rows of expert first_expert + i behind those of the experts before it that are here; one more
+// block ends the list.
+struct Permute {
+  static constexpr int kThreads = 256;
+  const int32_t* expert_idx;
+  int32_t* expert_offsets;
+  int32_t* permuted_tokens;
+  int32_t* permuted_rows;
+  int64_t num_picks, topk;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t expert = first_expert + block.index;
+    const int32_t first = block.sum<int32_t>(
+        num_picks, [&](int64_t i) { return first_expert <= expert_idx[i] && expert_idx[i] < expert ? 1 : 0; });
+    block.for_each(1, [&](int64_t) { expert_offsets[block.index] = first; });
+    if (block.index == num_experts) return;
+    block.compact(
+        num_picks, [&](int64_t i) { return expert_idx[i] == expert; },
+        [&](int64_t i, int64_t rank) {
+          const int32_t row = first + static_cast<int32_t>(rank);
+          permuted_rows[i] = row;
+          permuted_tokens[row] = static_cast<int32_t>(i / topk);
+        });
+  }
+  int64_t first_expert, num_experts;
+};
+
+struct Combine {
+  static constexpr int kThreads = 256;
+  View out, expert_out;
+  const float* expert_weights;
+  const int32_t* permuted_rows;
+  int64_t topk, dim;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    block.for_each(dim, [&](int64_t k) {
+      float sum = 0;
+      for (int64_t j = 0; j < topk; ++j)
+        if (const int64_t row = permuted_rows[t * topk + j]; row >= 0)
+          sum += expert_weights[t * topk + j] * expert_out.get(row * expert_out.stride0 + k);
+      out.set(t * out.stride0 + k, sum);
+    });
+  }
+};
+
+}  // namespace
+
+void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
+                        Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) {
+  const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1);
+  const int64_t num_experts = routing.expert_offsets.size(0) - 1;
+  LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features);
+  gpu::launch(*device_, num_tokens, 4 * classifier.out_features,
+              Route{.expert_idx = routing.expert_idx.data<int32_t>(),
+                    .expert_weights = routing.expert_weights.data<float>(),
+                    .identity_weight = routing.identity_weight.data<float>(),
+                    .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                    .scores_out = scratch.data<float>(),
+                    .x = View(x),
+                    .classifier = Matrix(classifier),
+                    .bias = bias.data<float>(),
+                    .num_real_tokens = num_real_tokens.data<int32_t>(),
+                    .topk = topk,
+                    .n_routed_experts = n_routed_experts,
+                    .first_expert = first_expert,
+                    .num_experts = num_experts,
+                    .scaling_factor = scaling_factor});
+  gpu::launch(*device_, num_experts + 1, 0,
+              Permute{.expert_idx = routing.expert_idx.data<int32_t>(),
+                      .expert_offsets = routing.expert_offsets.data<int32_t>(),
+                      .permuted_tokens = routing.permuted_tokens.data<int32_t>(),
+                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                      .num_picks = num_tokens * topk,
+                      .topk = topk,
+                      .first_expert = first_expert,
+                      .num_experts = num_experts});
+}
+
+// The experts' inputs are copied into their permuted order first, because TMA cannot gather rows. They wait in
+// expert_out, which is free until the down projection. Experts in fp8 take fp8 rows, which need half the room: those of
+// the down projection wait in scratch.
+void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
+                          const Routing& routing, const ExpertWeights& experts) {
+  const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), rows = num_tokens * topk;
+  const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
+  const Tensor offsets = routing.expert_offsets;
+  const int32_t* expert_offsets = offsets.data<int32_t>();
+  const int32_t* tokens = routing.permuted_tokens.data<int32_t>();
+  const int32_t* num_rows = expert_offsets + num_experts;
+  const Tensor gate = hidden.first(rows), up = scratch.first(rows), permuted = expert_out.first(rows);
+  const bool fp8 = multiplies_fp8(experts.gate_proj[0]) && multiplies_fp8(experts.up_proj[0]) &&
+                   multiplies_fp8(experts.down_proj[0]);
+
+  if (fp8) {
+    const Fp8Rows inputs(permuted.raw(), rows, x.size(1));
+    quantize_rows(inputs, x, tokens, expert_offsets, num_experts);
+    grouped_linear(gate, inputs, expert_offsets, experts.gate_proj);
+    grouped_linear(up, inputs, expert_offsets, experts.up_proj);
+  } else {
+    gpu::gather_rows(*device_, rows,
+                     {.out = View(permuted), .x = View(x), .rows = tokens, .dim = x.size(1), .num_rows = num_rows});
+    grouped_linear(gate, permuted, expert_offsets, experts.gate_proj);
+    grouped_linear(up, permuted, expert_offsets, experts.up_proj);
+  }
+  gpu::silu_mul(*device_, rows,
+                {.out = View(gate), .gate = View(gate), .up = View(up), .dim = gate.size(1), .num_rows = num_rows});
+  if (fp8) {
+    const Fp8Rows inner(up.raw(), rows, gate.size(1));
+    quantize_rows(inner, gate, nullptr, expert_offsets, num_experts);
+    grouped_linear(permuted, inner, expert_offsets, experts.down_proj);
+  } else {
+    grouped_linear(permuted, gate, expert_offsets, experts.down_proj);
+  }
+  gpu::launch(*device_, num_tokens, 0,
+              Combine{.out = View(out),
+                      .expert_out = View(permuted),
+                      .expert_weights = routing.expert_weights.data<float>(),
+                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                      .topk = topk,
+                      .dim = x.size(1)});
+}
+
+}  // namespace longcat

@@ -1,0 +1,137 @@
+// N-gram ids, the gather of one row a table, the write of the token's id into the lane, and the embedding sum.
+//
+// Bound by latency: 12 rows of 512 bytes a token, from HBM or from pinned host memory by UVA. One block a token: a
+// thread a table computes the id (64-bit multiply-adds and one remainder), then all threads copy the rows, each row by
+// neighbouring threads. Shared memory: 8 bytes a table.
+#include "cuda/cuda_ops.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/matrix.h"
+#include "cuda/kernels/ngram.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+using gpu::Matrix;
+using gpu::View;
+
+struct SelectTokenIds {
+  static constexpr int kThreads = 256;
+  int32_t* token_ids;
+  const int32_t* sampled_ids;
+  const int32_t* sources;
+  int64_t num_tokens;
+
+  LC_HD void operator()(const Block& block) const {
+    block.for_each(num_tokens, [&](int64_t t) {
+      if (sources[t] < 0) return;
+      const int32_t id = sampled_ids[sources[t]];
+      token_ids[t] = id < 0 ? 0 : id;
+    });
+  }
+};
+
+struct NgramLookup {
+  static constexpr int kThreads = 256;
+  int32_t* ids;
+  View rows;
+  int32_t* lane;
+  NgramHistory history;
+  NgramHashes hashes;
+  int64_t num_tables, table_dim;
+  int64_t first_table, first_row, num_here;  // whose rows are gathered, as far as they are here (NgramTables)
+  Matrix tables[kMaxNgramTables];
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    int64_t* row_of = block.shared<int64_t>();
+    block.for_each(num_tables + 1, [&](int64_t table) {
+      if (table == num_tables) {
+        lane[history.slot(t, 0)] = history.token_ids[t];  // read by later steps only
+        return;
+      }
+      row_of[table] = ngram_row(history, hashes, t, table);
+      ids[t * num_tables + table] = static_cast<int32_t>(row_of[table]);
+    });
+    block.for_each(num_here * table_dim, [&](int64_t i) {
+      const int64_t table = i / table_dim, row = row_of[first_table + table] - (table == 0 ? first_row : 0);
+      const bool here = 0 <= row && row < tables[table].out_features;
+      rows.set(t * rows.stride0 + i, here ? tables[table].get(row, i % table_dim) : 0.0f);
+    });
+  }
+};
+
+// out[t] = word[token_ids[t] - first_word] * scale, zeros for words that are not here.
+struct GatherWords {
+  static constexpr int kThreads = 256;
+  View out;
+  const int32_t* token_ids;
+  Matrix word;
+  int64_t first_word;
+  float scale;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index, word_idx = token_ids[t] - first_word;
+    const bool here = 0 <= word_idx && word_idx < word.out_features;
+    block.for_each(word.in_features,
+                   [&](int64_t k) { out.set(t * out.stride0 + k, here ? word.get(word_idx, k) * scale : 0.0f); });
+  }
+};
+
+}  // namespace
+
+void CudaOps::select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) {
+  gpu::launch(*device_, 1, 0,
+              SelectTokenIds{.token_ids = token_ids.data<int32_t>(),
+                             .sampled_ids = sampled_ids.data<int32_t>(),
+                             .sources = sources.data<int32_t>(),
+                             .num_tokens = token_ids.size(0)});
+}
+
+void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) {
+  const int64_t num_tables = static_cast<int64_t>(ngram.moduli.size());
+  const int64_t num_here = static_cast<int64_t>(ngram.tables.size());
+  LC_CHECK(ngram.max_order <= kMaxNgram && num_tables <= kMaxNgramTables, num_tables, " N-gram tables, at most ",
+           kMaxNgramTables);
+  NgramLookup kernel{.ids = ids.data<int32_t>(),
+                     .rows = View(rows),
+                     .lane = lane.data<int32_t>(),
+                     .history = {.token_ids = batch.token_ids.data<int32_t>(),
+                                 .positions = batch.positions.data<int32_t>(),
+                                 .sequence_idx = batch.sequence_idx.data<int32_t>(),
+                                 .query_starts = batch.query_starts.data<int32_t>(),
+                                 .block_tables = batch.block_tables.data<int32_t>(),
+                                 .block_table_stride = batch.block_tables.stride(0),
+                                 .lane = lane.data<int32_t>(),
+                                 .eos_token_id = ngram.eos_token_id},
+                     .hashes = {.max_order = ngram.max_order, .splits = ngram.splits},
+                     .num_tables = num_tables,
+                     .table_dim = num_here > 0 ? ngram.tables[0].in_features : 0,
+                     .first_table = ngram.first_table,
+                     .first_row = ngram.first_row,
+                     .num_here = num_here,
+                     .tables = {}};
+  for (int64_t table = 0; table < num_here; ++table)
+    kernel.tables[table] = Matrix(ngram.tables[static_cast<size_t>(table)]);
+  for (int64_t table = 0; table < num_tables; ++table)
+    kernel.hashes.moduli[table] = ngram.moduli[static_cast<size_t>(table)];
+  for (size_t i = 0; i < ngram.powers.size(); ++i) kernel.hashes.powers[i] = ngram.powers[i];
+  gpu::launch(*device_, batch.num_tokens(), 8 * num_tables, kernel);
+}
+
+// The word rows go to `out` first; the projection adds to them and scales in its epilogue, so out is rounded once more
+// than the sum needs only where a word row is not exact in the activations' dtype.
+void CudaOps::embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
+                    const Weight& projection, float scale) {
+  const bool has_ngrams = !projection.empty();
+  gpu::launch(*device_, out.size(0), 0,
+              GatherWords{.out = View(out),
+                          .token_ids = token_ids.data<int32_t>(),
+                          .word = Matrix(word),
+                          .first_word = first_word,
+                          .scale = has_ngrams ? 1.0f : scale});
+  if (has_ngrams) gemm(out, rows, projection, true, scale);
+}
+
+}  // namespace longcat

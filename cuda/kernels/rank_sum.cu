@@ -1,0 +1,35 @@
+// Bound by the bytes of all blocks: a thread an element, neighbours side by side.
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/rank_sum.h"
+
+namespace longcat::gpu {
+
+namespace {
+
+constexpr int64_t kElementsOfABlock = 1024;
+
+struct SumBlocks {
+  static constexpr int kThreads = 256;
+  View out, blocks;
+  int64_t count, num_blocks;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t begin = block.index * kElementsOfABlock;
+    const int64_t left = count - begin;
+    block.for_each(left < kElementsOfABlock ? left : kElementsOfABlock, [&](int64_t i) {
+      float sum = blocks.get(begin + i);
+      for (int64_t b = 1; b < num_blocks; ++b) sum += blocks.get(b * count + begin + i);
+      out.set(begin + i, sum);
+    });
+  }
+};
+
+}  // namespace
+
+void sum_blocks(GpuDevice& device, Tensor out, Tensor blocks, int64_t num_blocks) {
+  const int64_t count = blocks.numel() / num_blocks;
+  launch(device, (count + kElementsOfABlock - 1) / kElementsOfABlock, 0,
+         SumBlocks{.out = View(out), .blocks = View(blocks), .count = count, .num_blocks = num_blocks});
+}
+
+}  // namespace longcat::gpu

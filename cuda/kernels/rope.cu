@@ -1,0 +1,75 @@
+// Rotary position embedding over interleaved pairs (2j, 2j + 1): one block a token, bound by launch and bytes.
+#include <cmath>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/kernels/block.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+using gpu::View;
+
+// The angle is rounded to f32 first, as on the CPU; cosf and sinf reduce it exactly (never compile with fast math).
+struct RopeAngles {
+  static constexpr int kThreads = 32;
+  float* cos;
+  float* sin;
+  const int32_t* positions;
+  const float* inv_freq;
+  int64_t half_dim;
+  float factor;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    block.for_each(half_dim, [&](int64_t j) {
+      const float angle = static_cast<float>(positions[t]) * inv_freq[j];
+      cos[t * half_dim + j] = cosf(angle) * factor;
+      sin[t * half_dim + j] = sinf(angle) * factor;
+    });
+  }
+};
+
+struct Rope {
+  static constexpr int kThreads = 256;
+  View x;
+  const float* cos;
+  const float* sin;
+  int64_t num_heads, half_dim;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t t = block.index;
+    block.for_each(num_heads * half_dim, [&](int64_t i) {
+      const int64_t j = i % half_dim, at = t * x.stride0 + i / half_dim * x.stride1 + 2 * j;
+      const float c = cos[t * half_dim + j], s = sin[t * half_dim + j];
+      const float even = x.get(at), odd = x.get(at + 1);
+      x.set(at, even * c - odd * s);
+      x.set(at + 1, odd * c + even * s);
+    });
+  }
+};
+
+}  // namespace
+
+void CudaOps::rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) {
+  gpu::launch(*device_, positions.size(0), 0,
+              RopeAngles{.cos = cos.data<float>(),
+                         .sin = sin.data<float>(),
+                         .positions = positions.data<int32_t>(),
+                         .inv_freq = inv_freq.data<float>(),
+                         .half_dim = inv_freq.size(0),
+                         .factor = factor});
+}
+
+void CudaOps::rope(Tensor x, Tensor cos, Tensor sin) {
+  LC_CHECK(cos.size(1) == x.size(2) / 2 && cos.is_contiguous());
+  gpu::launch(*device_, x.size(0), 0,
+              Rope{.x = View(x),
+                   .cos = cos.data<float>(),
+                   .sin = sin.data<float>(),
+                   .num_heads = x.size(1),
+                   .half_dim = x.size(2) / 2});
+}
+
+}  // namespace longcat

@@ -1,0 +1,406 @@
+// Next-token selection and log-probabilities, one block of 1,024 threads a row.
+//
+// Bound by passes over the row's logits (512 KB at a vocabulary of 131,072, in L2): a greedy row takes four, one with
+// top-k and top-p about fourteen. Nothing is sorted: the k-th largest value and the top-p threshold are found by four
+// rounds of 256 bins on the bits of the value, with counts and fixed-point masses, both integers, so that atomics are
+// exact. Draws are the CPU's: the same Philox numbers, the same f64 Gumbel scores.
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/kernels/block.h"
+#include "cuda/kernels/sampling.h"
+#include "ops/philox.h"
+
+namespace longcat {
+
+namespace {
+
+using gpu::Block;
+
+constexpr int64_t kRowsAtOnce = 64;  // rows that have scores and marks of their own
+constexpr uint32_t kSeen = 0x80000000u;
+
+LC_HD constexpr float removed() { return Block::minus_infinity(); }
+LC_HD constexpr bool is_finite(float x) { return x - x == 0; }
+
+struct Scored {
+  double score;
+  int32_t id;  // -1: none
+};
+struct FirstLargest {
+  LC_HD Scored operator()(Scored a, Scored b) const {
+    if (a.id < 0) return b;
+    if (b.id < 0) return a;
+    return b.score > a.score || (b.score == a.score && b.id < a.id) ? b : a;
+  }
+};
+
+struct SampleRow {
+  static constexpr int kThreads = 1024;
+  static constexpr int kBins = 256;
+  using Bin = unsigned long long;  // what 64-bit atomics take
+  static constexpr int64_t kSharedBytes = kBins * 8 + 32;
+
+  int32_t* token_ids;
+  const float* logits;  // [num_logits, vocab]
+  int64_t logits_stride, vocab;
+  float* scores;    // [rows at once, vocab]
+  uint32_t* marks;  // [rows at once, vocab]
+  const unsigned char* packed;
+  int64_t first_row;
+  const int32_t* lane;
+  const int32_t* block_tables;
+  int64_t block_table_stride;
+
+  template <class T>
+  LC_HD const T* list(const PackedList& l) const {
+    return reinterpret_cast<const T*>(packed + l.offset);
+  }
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t i = first_row + block.index;
+    const PackedSamplingRow& row = reinterpret_cast<const PackedSamplingRow*>(packed)[i];
+    float* l = scores + block.index * vocab;
+    const float* from = logits + row.logits_row * logits_stride;
+    block.for_each(vocab, [&](int64_t id) { l[id] = from[id]; });
+    const int32_t most_likely = process(block, row, l, marks + block.index * vocab);
+    int32_t token_id = most_likely;
+    if (most_likely >= 0 && row.temperature != 0) {
+      const Scored drawn = block.reduce(
+          vocab, Scored{0, -1},
+          [&](int64_t id) {
+            if (l[id] == removed()) return Scored{0, -1};
+            const double uniform =
+                sampling_uniform(row.seed, static_cast<uint32_t>(id), static_cast<uint32_t>(row.position),
+                                 static_cast<uint32_t>(row.sample_idx));
+            return Scored{l[id] - log(-log(uniform)), static_cast<int32_t>(id)};
+          },
+          FirstLargest{});
+      token_id = drawn.id;
+    }
+    block.for_each(1, [&](int64_t) { token_ids[i] = token_id; });
+  }
+
+  // Everything before the draw, in place, as on the CPU (cpu/sample.cpp): returns the most likely id before the
+  // temperature, or -1 when there is nothing to choose.
+  LC_HD int32_t process(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* marked) const {
+    block.for_each(1, [&](int64_t) {
+      for (int64_t b = 0; b < row.logit_bias.count; ++b) {
+        const LogitBias& bias = list<LogitBias>(row.logit_bias)[b];
+        l[bias.token_id] += bias.bias;
+      }
+    });
+    penalise_repeats(block, row, l, marked);
+    remove_forbidden(block, row, l, marked);
+
+    const int bad = block.reduce(
+        vocab, 0, [&](int64_t id) { return l[id] != l[id] || l[id] == -removed() ? 1 : 0; },
+        [](int a, int b) { return a | b; });
+    const Scored best = block.reduce(
+        vocab, Scored{0, -1},
+        [&](int64_t id) {
+          return l[id] == removed() || l[id] != l[id] ? Scored{0, -1} : Scored{l[id], static_cast<int32_t>(id)};
+        },
+        FirstLargest{});
+    if (bad || best.id < 0) return -1;
+    const int overflows =
+        row.temperature == 0
+            ? 1
+            : block.reduce(
+                  vocab, 0,
+                  [&](int64_t id) { return l[id] != removed() && !is_finite(l[id] / row.temperature) ? 1 : 0; },
+                  [](int a, int b) { return a | b; });
+    if (overflows) {  // so cold that greedy is meant
+      block.for_each(vocab, [&](int64_t id) { l[id] = id == best.id ? 0.0f : removed(); });
+      return best.id;
+    }
+    block.for_each(vocab, [&](int64_t id) {
+      if (l[id] != removed()) l[id] /= row.temperature;
+    });
+    if (row.top_k > 0 && row.top_k < vocab) keep_top_k(block, l, row.top_k);
+    if (row.top_p < 1) keep_top_p(block, l, row.top_p);
+    if (row.min_p > 0) keep_min_p(block, l, row.min_p);
+    return best.id;
+  }
+
+  LC_HD int32_t history(const PackedSamplingRow& row, int64_t position) const {
+    return lane[slot_of(block_tables + row.sequence * block_table_stride, position)];
+  }
+
+  // A mark holds how often an id occurs in the output, and kSeen when it occurs at all.
+  LC_HD void penalise_repeats(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* marked) const {
+    const bool repetition = row.repetition_penalty != 1;
+    if (!repetition && row.presence_penalty == 0 && row.frequency_penalty == 0) return;
+    block.for_each(vocab, [&](int64_t id) { marked[id] = 0; });
+    block.for_each(row.position + 1, [&](int64_t position) {
+      const int32_t id = history(row, position);
+      if (id < 0 || id >= vocab) return;
+      Block::atomic_or(marked + id, kSeen);
+      if (position >= row.num_prompt_tokens) Block::atomic_add(marked + id, 1u);
+    });
+    block.for_each(vocab, [&](int64_t id) {
+      if (marked[id] == 0) return;
+      if (repetition) l[id] = l[id] < 0 ? l[id] * row.repetition_penalty : l[id] / row.repetition_penalty;
+      const uint32_t count = marked[id] & ~kSeen;
+      if (count > 0) l[id] -= static_cast<float>(row.presence_penalty + row.frequency_penalty * count);
+    });
+  }
+
+  LC_HD void remove_forbidden(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* marked) const {
+    const int32_t* ends = list<int32_t>(row.bad_word_ends);
+    const int32_t* words = list<int32_t>(row.bad_word_ids);
+    block.for_each(row.bad_word_ends.count, [&](int64_t w) {
+      const int32_t begin = w == 0 ? 0 : ends[w - 1], prefix = ends[w] - begin - 1;
+      if (prefix < 0 || prefix > row.position + 1) return;
+      for (int32_t p = 0; p < prefix; ++p)
+        if (history(row, row.position + 1 - prefix + p) != words[begin + p]) return;
+      l[words[ends[w] - 1]] = removed();
+    });
+    const int32_t* banned = list<int32_t>(row.banned_ids);
+    block.for_each(row.banned_ids.count, [&](int64_t b) { l[banned[b]] = removed(); });
+    if (row.allowed_ids.count > 0) {
+      const int32_t* allowed = list<int32_t>(row.allowed_ids);
+      block.for_each(vocab, [&](int64_t id) { marked[id] = 0; });
+      block.for_each(row.allowed_ids.count, [&](int64_t a) { marked[allowed[a]] = 1; });
+      block.for_each(vocab, [&](int64_t id) {
+        if (!marked[id]) l[id] = removed();
+      });
+    }
+    if (row.mask.count > 0) {
+      const uint32_t* mask = list<uint32_t>(row.mask);
+      block.for_each(vocab, [&](int64_t id) {
+        if (!(mask[id / 32] >> (id % 32) & 1)) l[id] = removed();
+      });
+    }
+  }
+
+  // What one round of bins found, in shared memory.
+  struct Found {
+    uint32_t prefix;  // the digits of the threshold's key so far
+    uint64_t before;  // count or mass beyond the bin that was taken
+  };
+
+  // Removes what is below the k-th largest; ties with it stay.
+  LC_HD void keep_top_k(const Block& block, float* l, int64_t k) const {
+    Bin* bins = block.shared<Bin>();
+    Found* found = block.shared<Found>(kBins * 8);
+    block.for_each(1, [&](int64_t) { *found = {0, 0}; });
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      const uint32_t prefix = found->prefix;
+      block.for_each(kBins, [&](int64_t b) { bins[b] = 0; });
+      block.for_each(vocab, [&](int64_t id) {
+        const uint32_t key = order_key(l[id]);
+        if (same_prefix(key, prefix, shift)) Block::atomic_add(bins + (key >> shift & 0xff), Bin{1});
+      });
+      block.for_each(1, [&](int64_t) {
+        uint32_t digit = kBins - 1;
+        while (found->before + bins[digit] < static_cast<uint64_t>(k)) found->before += bins[digit--];
+        found->prefix |= digit << shift;
+      });
+    }
+    const uint32_t threshold = found->prefix;
+    block.for_each(vocab, [&](int64_t id) {
+      if (order_key(l[id]) < threshold) l[id] = removed();
+    });
+  }
+
+  // From the least likely survivor up, removes while the cumulative share is <= 1 - top_p; among equals the higher id
+  // goes first, and the most likely stays.
+  LC_HD void keep_top_p(const Block& block, float* l, double top_p) const {
+    Bin* bins = block.shared<Bin>();
+    Found* found = block.shared<Found>(kBins * 8);
+    const float max = block.max(vocab, [&](int64_t id) { return l[id]; });
+    const uint64_t total = block.sum<uint64_t>(vocab, [&](int64_t id) { return mass_of(expf(l[id] - max)); });
+    const float limit = static_cast<float>(1 - top_p);
+    const auto beyond = [&](uint64_t mass) {
+      return static_cast<float>(static_cast<double>(mass) / static_cast<double>(total)) > limit;
+    };
+    block.for_each(1, [&](int64_t) { *found = {0, 0}; });
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      const uint32_t prefix = found->prefix;
+      block.for_each(kBins, [&](int64_t b) { bins[b] = 0; });
+      block.for_each(vocab, [&](int64_t id) {
+        const uint32_t key = order_key(l[id]);
+        // One more than the mass: a bin of negligible ids is not an empty bin.
+        if (l[id] != removed() && same_prefix(key, prefix, shift))
+          Block::atomic_add(bins + (key >> shift & 0xff), Bin{mass_of(expf(l[id] - max)) * kMassUnit + 1});
+      });
+      block.for_each(1, [&](int64_t) {
+        uint32_t digit = 0, last = 0;
+        uint64_t before = found->before, before_last = before;
+        for (; digit < kBins; ++digit) {
+          if (bins[digit] == 0) continue;
+          last = digit;
+          before_last = before;
+          before += bins[digit] / kMassUnit;
+          if (beyond(before)) break;
+        }
+        found->prefix |= last << shift;  // with top_p = 0 nothing is beyond: the largest
+        found->before = before_last;
+      });
+    }
+    const uint32_t threshold = found->prefix;
+    const uint64_t below = found->before;
+    const float value = block.max(vocab, [&](int64_t id) { return order_key(l[id]) == threshold ? l[id] : removed(); });
+    const uint64_t mass = mass_of(expf(value - max));
+    const int64_t equals = block.sum<int64_t>(vocab, [&](int64_t id) { return order_key(l[id]) == threshold ? 1 : 0; });
+    int64_t going = 0;  // of the equals
+    const int64_t most = order_key(max) == threshold ? equals - 1 : equals;
+    while (going < most && !beyond(below + static_cast<uint64_t>(going + 1) * mass)) ++going;
+    block.for_each(vocab, [&](int64_t id) {
+      if (order_key(l[id]) < threshold) l[id] = removed();
+    });
+    block.compact(
+        vocab, [&](int64_t id) { return order_key(l[id]) == threshold; },
+        [&](int64_t id, int64_t rank) {
+          if (rank >= equals - going) l[id] = removed();
+        });
+  }
+
+  // Removes what is less likely than min_p times the most likely.
+  LC_HD void keep_min_p(const Block& block, float* l, double min_p) const {
+    const float max = block.max(vocab, [&](int64_t id) { return l[id]; });
+    const float total = block.sum<float>(vocab, [&](int64_t id) { return expf(l[id] - max); });
+    const float limit = static_cast<float>(min_p) * (1 / total);
+    block.for_each(vocab, [&](int64_t id) {
+      if (expf(l[id] - max) / total < limit && l[id] != max) l[id] = removed();
+    });
+  }
+
+  static constexpr uint64_t kMassUnit = 1 << 5;  // 2^17 ids x 2^40 x 2^5 stay below 2^63
+  LC_HD static bool same_prefix(uint32_t key, uint32_t prefix, int shift) {
+    return shift == 24 || key >> (shift + 8) == prefix >> (shift + 8);
+  }
+};
+
+struct TokenLogprobsRow {
+  static constexpr int kThreads = 1024;
+  float* logprobs;
+  int32_t* ids;
+  int32_t* ranks;
+  const float* logits;
+  const int32_t* token_ids;
+  int64_t logits_stride, vocab, top;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t i = block.index;
+    const float* row = logits + i * logits_stride;
+    const int32_t chosen = token_ids[i];
+    const float max = block.max(vocab, [&](int64_t id) { return row[id]; });
+    const double total = block.sum<double>(vocab, [&](int64_t id) { return exp(static_cast<double>(row[id]) - max); });
+    const auto logprob = [&](int32_t id) { return static_cast<float>(row[id] - max - log(total)); };
+    const int32_t likelier = block.sum<int32_t>(vocab, [&](int64_t id) { return row[id] > row[chosen] ? 1 : 0; });
+    block.for_each(1, [&](int64_t) {
+      ids[i * (1 + top)] = chosen;
+      logprobs[i * (1 + top)] = logprob(chosen);
+      ranks[i] = 1 + likelier;
+    });
+    Scored last{0, -1};
+    for (int64_t k = 0; k < top; ++k) {
+      last = block.reduce(
+          vocab, Scored{0, -1},
+          [&](int64_t id) {
+            const Scored candidate{row[id] == row[id] ? row[id] : removed(), static_cast<int32_t>(id)};
+            const bool later = last.id < 0 || candidate.score < last.score ||
+                               (candidate.score == last.score && candidate.id > last.id);
+            return later ? candidate : Scored{0, -1};
+          },
+          FirstLargest{});
+      block.for_each(1, [&](int64_t) {
+        ids[i * (1 + top) + k + 1] = last.id;
+        logprobs[i * (1 + top) + k + 1] = logprob(last.id);
+      });
+    }
+  }
+};
+
+}  // namespace
+
+void pack_sampling_rows(std::vector<std::byte>& packed, std::span<const SamplingRow> rows) {
+  packed.clear();
+  packed.resize(rows.size() * sizeof(PackedSamplingRow));
+  const auto append = [&](const auto& values) {
+    using T = std::remove_cvref_t<decltype(values[0])>;
+    packed.resize((packed.size() + 15) / 16 * 16);
+    const PackedList list{static_cast<int64_t>(packed.size()), static_cast<int64_t>(values.size())};
+    packed.resize(packed.size() + values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(packed.data() + list.offset, values.data(), values.size() * sizeof(T));
+    return list;
+  };
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const SamplingRow& row = rows[i];
+    PackedSamplingRow p{.top_p = row.top_p,
+                        .min_p = row.min_p,
+                        .presence_penalty = row.presence_penalty,
+                        .frequency_penalty = row.frequency_penalty,
+                        .seed = row.seed,
+                        .temperature = static_cast<float>(row.temperature),
+                        .repetition_penalty = static_cast<float>(row.repetition_penalty),
+                        .top_k = row.top_k,
+                        .sample_idx = row.sample_idx,
+                        .logits_row = row.logits_row,
+                        .sequence = row.sequence,
+                        .position = row.position,
+                        .num_prompt_tokens = row.num_prompt_tokens,
+                        .logit_bias = {},
+                        .bad_word_ends = {},
+                        .bad_word_ids = {},
+                        .banned_ids = {},
+                        .allowed_ids = {},
+                        .mask = {}};
+    p.logit_bias = append(row.logit_bias);
+    p.banned_ids = append(row.banned_ids);
+    p.allowed_ids = append(row.allowed_ids);
+    p.mask = append(row.mask);
+    if (!row.bad_words.empty()) {
+      thread_local std::vector<int32_t> ends, ids;  // grow once
+      ends.clear();
+      ids.clear();
+      for (const std::vector<int32_t>& word : row.bad_words) {
+        ids.insert(ids.end(), word.begin(), word.end());
+        ends.push_back(static_cast<int32_t>(ids.size()));
+      }
+      p.bad_word_ends = append(ends);
+      p.bad_word_ids = append(ids);
+    }
+    std::memcpy(packed.data() + i * sizeof(PackedSamplingRow), &p, sizeof(p));
+  }
+}
+
+void CudaOps::sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
+                     Tensor block_tables) {
+  const int64_t vocab = logits.size(1), num_rows = static_cast<int64_t>(rows.size());
+  pack_sampling_rows(packed_rows_, rows);
+  grow(sampling_rows_, static_cast<int64_t>(packed_rows_.size()));
+  grow(sampling_scores_, kRowsAtOnce * vocab * 4);
+  grow(sampling_marks_, kRowsAtOnce * vocab * 4);
+  device_->upload(sampling_rows_.data(), packed_rows_.data(), static_cast<int64_t>(packed_rows_.size()));
+  for (int64_t first = 0; first < num_rows; first += kRowsAtOnce)
+    gpu::launch(*device_, std::min(kRowsAtOnce, num_rows - first), SampleRow::kSharedBytes,
+                SampleRow{.token_ids = token_ids.data<int32_t>(),
+                          .logits = logits.data<float>(),
+                          .logits_stride = logits.stride(0),
+                          .vocab = vocab,
+                          .scores = static_cast<float*>(sampling_scores_.data()),
+                          .marks = static_cast<uint32_t*>(sampling_marks_.data()),
+                          .packed = static_cast<const unsigned char*>(sampling_rows_.data()),
+                          .first_row = first,
+                          .lane = lane.data<int32_t>(),
+                          .block_tables = block_tables.data<int32_t>(),
+                          .block_table_stride = block_tables.stride(0)});
+}
+
+void CudaOps::token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) {
+  gpu::launch(*device_, logits.size(0), 0,
+              TokenLogprobsRow{.logprobs = logprobs.data<float>(),
+                               .ids = ids.data<int32_t>(),
+                               .ranks = ranks.data<int32_t>(),
+                               .logits = logits.data<float>(),
+                               .token_ids = token_ids.data<int32_t>(),
+                               .logits_stride = logits.stride(0),
+                               .vocab = logits.size(1),
+                               .top = ids.size(1) - 1});
+}
+
+}  // namespace longcat

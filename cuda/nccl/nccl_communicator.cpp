@@ -1,0 +1,189 @@
+// Ranks on GPUs: NCCL moves the bytes on the device's stream, so that a recorded step holds its sums; a kernel adds
+// them.
+//
+// NCCL lets one thread use a communicator, and another end what that one waits for (ncclCommAbort), after which nobody
+// may use it. So a lock is held around each use; who aborts first lets no more use begin, then waits for the lock. A
+// call that sets up connections may itself wait for ranks that are gone: then the abort comes without the lock.
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <mutex>
+
+#include "base/buffer.h"
+#include "comm/device_communicator.h"
+#include "cuda/device/gpu_device.h"
+#include "cuda/kernels/rank_sum.h"
+#include "cuda/nccl/nccl_api.h"
+
+namespace longcat {
+
+namespace {
+
+// As in communicator.cpp: below, every rank sums everything.
+constexpr int64_t kSmallBytes = 256 << 10;
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(const NcclApi& api, std::unique_ptr<Communicator> host, GpuDevice& device, int64_t max_bytes)
+      : api_(api), host_(std::move(host)), device_(device), max_bytes_(max_bytes) {
+    // Recorded work keeps these addresses. Blocks of what is sent, and of what came.
+    const int64_t padded = (max_bytes / size() + kAlignment) / kAlignment * kAlignment * size();
+    scratch_bytes_ = std::max(std::min(max_bytes, kSmallBytes) * size(), padded);
+    sent_ = Buffer(device, scratch_bytes_);
+    received_ = Buffer(device, scratch_bytes_);
+    NcclUniqueId id{};
+    if (rank() == 0) check(api_.get_unique_id(&id), "ncclGetUniqueId");
+    host_->broadcast(Tensor(id.bytes, DType::u8, {static_cast<int64_t>(sizeof(id.bytes))}), 0);
+    host_->barrier();  // which can be given up; NCCL waits for all ranks, whatever becomes of them
+    check(api_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
+  }
+  ~NcclCommunicator() override {
+    const std::lock_guard lock(use_);
+    if (aborted_) return;
+    if (std::uncaught_exceptions() > 0 || !host_->failure().empty()) {
+      api_.comm_abort(comm_);  // the others do not come to destroy theirs
+    } else {
+      api_.comm_destroy(comm_);
+    }
+  }
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+
+  std::unique_ptr<Communicator> split(int color) override {
+    return std::make_unique<NcclCommunicator>(api_, host_->split(color), device_, max_bytes_);
+  }
+
+  void all_gather(Tensor out, Tensor x) override {
+    LC_CHECK(out.is_contiguous() && x.is_contiguous() && out.num_bytes() == x.num_bytes() * size());
+    const auto lock = use();
+    check(api_.all_gather(x.raw(), out.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, comm_, stream()),
+          "ncclAllGather");
+  }
+
+  void all_to_all(Tensor out, Tensor x) override {
+    LC_CHECK(out.is_contiguous() && x.is_contiguous() && out.num_bytes() == x.num_bytes());
+    exchange(out.data<std::byte>(), x.data<std::byte>(), x.num_bytes() / size());
+  }
+
+  void broadcast(Tensor x, int root) override {
+    LC_CHECK(x.is_contiguous());
+    const auto lock = use();
+    check(api_.broadcast(x.raw(), x.raw(), static_cast<size_t>(x.num_bytes()), NcclApi::kUint8, root, comm_, stream()),
+          "ncclBroadcast");
+  }
+
+  void barrier() override { host_->barrier(); }
+
+  void all_reduce(Tensor x) override {
+    LC_CHECK(x.is_contiguous());
+    if (size() == 1) return;
+    if (x.dtype() == DType::i32) {
+      const size_t count = static_cast<size_t>(x.numel());
+      const auto lock = use();
+      return check(api_.all_reduce(x.raw(), x.raw(), count, NcclApi::kInt32, NcclApi::kSum, comm_, stream()),
+                   "ncclAllReduce");
+    }
+    const int64_t count = x.numel();
+    if (x.num_bytes() <= kSmallBytes) {
+      const Tensor all = scratch(received_, x.dtype(), count * size());
+      all_gather(all, x);
+      return gpu::sum_blocks(device_, x, all, size());
+    }
+    const int64_t block = (count + size() - 1) / size();  // the last one is filled up with what lies there
+    const Tensor sent = scratch(sent_, x.dtype(), block * size()),
+                 received = scratch(received_, x.dtype(), block * size());
+    device_.copy(sent.raw(), x.raw(), x.num_bytes());
+    all_to_all(received, sent);
+    gpu::sum_blocks(device_, received.first(block), received, size());
+    all_gather(sent, received.first(block));
+    device_.copy(x.raw(), sent.raw(), x.num_bytes());
+  }
+
+  void reduce_scatter(Tensor out, Tensor x) override {
+    LC_CHECK(out.numel() * size() == x.numel());
+    const Tensor all = scratch(received_, x.dtype(), x.numel());
+    all_to_all(all, x);
+    gpu::sum_blocks(device_, out, all, size());
+  }
+
+  void launch_recorded(const std::function<void()>& launch) override {
+    const auto lock = use();
+    launch();
+  }
+
+  void abort(const std::string& reason) noexcept override {
+    host_->abort(reason);
+    if (aborting_.exchange(true)) return;
+    const std::unique_lock lock(use_, kUse);
+    if (!aborted_.exchange(true)) api_.comm_abort(comm_);  // kernels that wait for other ranks end
+  }
+  std::string failure() const override { return host_->failure(); }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  static constexpr std::chrono::seconds kUse{1};  // far longer than a use that waits for nobody
+
+  // Until it is let go, nobody aborts. A sum is several uses, and so is recorded work while it is emulated.
+  std::unique_lock<std::recursive_timed_mutex> use() {
+    std::unique_lock lock(use_);
+    if (const std::string reason = host_->failure(); !reason.empty()) throw Error(reason);
+    if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), " has given up"));
+    return lock;
+  }
+
+  void exchange(std::byte* out, const std::byte* x, int64_t block) {
+    const auto lock = use();
+    const size_t bytes = static_cast<size_t>(block);
+    check(api_.group_start(), "ncclGroupStart");
+    int result = 0;
+    for (int peer = 0; peer < size() && result == 0; ++peer) {
+      result = api_.send(x + peer * block, bytes, NcclApi::kUint8, peer, comm_, stream());
+      if (result == 0) result = api_.recv(out + peer * block, bytes, NcclApi::kUint8, peer, comm_, stream());
+    }
+    const int end = api_.group_end();  // or whatever this thread calls next is taken for a part of the group
+    check(result, "ncclSend or ncclRecv");
+    check(end, "ncclGroupEnd");
+  }
+
+  Tensor scratch(const Buffer& buffer, DType dtype, int64_t count) const {
+    LC_CHECK(count * size_of(dtype) <= scratch_bytes_, "a sum of ", count, " values on ", size(), " ranks");
+    return buffer.tensor(dtype, {count});
+  }
+
+  // Sums stay on the main stream: ranks must begin them in one order.
+  NcclApi::Stream stream() const {
+    LC_CHECK(!device_.in_branch());
+    return device_.stream();
+  }
+
+  void check(int result, const char* what) const {
+    if (result == 0) return;
+    const std::string reason = host_->failure();
+    throw Error(reason.empty() ? str_cat("[nccl] rank ", rank(), ": ", what, ": ", api_.get_error_string(result))
+                               : reason);
+  }
+
+  const NcclApi& api_;
+  std::unique_ptr<Communicator> host_;
+  GpuDevice& device_;
+  const int64_t max_bytes_;
+  int64_t scratch_bytes_ = 0;
+  NcclApi::Comm comm_ = nullptr;
+  Buffer sent_, received_;
+  std::recursive_timed_mutex use_;
+  std::atomic<bool> aborting_ = false;  // no use begins any more
+  std::atomic<bool> aborted_ = false;   // comm_ is gone
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes,
+                                        const NcclApi* nccl) {
+  if (host->size() == 1) return make_single_communicator();
+  const auto gpu = dynamic_cast<GpuDevice*>(&device);
+  if (!gpu) return host;
+  return std::make_unique<NcclCommunicator>(nccl ? *nccl : load_nccl(), std::move(host), *gpu, max_bytes);
+}
+
+}  // namespace longcat

@@ -1,10 +1,12 @@
 """The command line and what importing costs."""
 
+import importlib.metadata
 import subprocess
 import sys
 
 import pytest
 from longcat.cli import main
+from longcat.support.names import install_command
 
 
 def run(*arguments, **kwargs):
@@ -57,3 +59,9 @@ def test_nothing_of_torch_after_generating(tiny):
     code = f"import sys, longcat; longcat.Engine({tiny!r}).generate('a', max_tokens=2); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_install_hints_name_this_distribution():
+    [distribution] = importlib.metadata.packages_distributions()["longcat"]
+    assert install_command("server") == f"pip install '{distribution}[server]'"
+    assert "server" in importlib.metadata.metadata(distribution).get_all("Provides-Extra")

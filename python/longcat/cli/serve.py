@@ -8,6 +8,7 @@ import ssl
 import sys
 
 from longcat.cli.engine_options import Place, add_engine_arguments, follow, join_ranks, open_engine
+from longcat.support.names import install_command
 
 # Flags of other engines that say here what goes without saying, or what this engine has no use for.
 _IGNORED_SWITCHES = (
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         from longcat.server.run import bind, check_tls
         from longcat.server.run import run as serve
     except ImportError as error:
-        raise ValueError(f"serving needs more packages ({error}): pip install 'longcat[server]'") from None
+        raise ValueError(f"serving needs more packages ({error}): {install_command('server')}") from None
     from longcat.server.settings import ServerSettings
 
     names = args.served_model_name or [os.path.basename(os.path.abspath(args.model))]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
+from longcat.support.names import install_command
 
 _SERVER_PACKAGES = (
     "fastapi",
@@ -219,9 +220,7 @@ def _packages(system: System) -> Iterator[Verdict]:
         except Exception:  # a broken package may raise anything
             missing.append(name)
     if missing:
-        yield Verdict(
-            "server packages", "warn", f"cannot be imported: {', '.join(missing)}", "pip install 'longcat[server]'"
-        )
+        yield Verdict("server packages", "warn", f"cannot be imported: {', '.join(missing)}", install_command("server"))
     else:
         yield Verdict("server packages", "ok", "all there")
 

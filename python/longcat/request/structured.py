@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
-from longcat.support.names import unknown_name
+from longcat.support.names import install_command, unknown_name
 from longcat.support.text import printable
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class GrammarCompiler:
         try:
             import llguidance  # noqa: F401
         except ImportError as error:
-            raise Error(f"[structured outputs] llguidance is needed ({error}): pip install 'longcat[server]'") from None
+            raise Error(f"[structured outputs] llguidance is needed ({error}): {install_command('server')}") from None
 
         source = form.source()
         with self._lock:

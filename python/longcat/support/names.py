@@ -1,4 +1,4 @@
-"""Answers to names that do not exist."""
+"""Names: the nearest one to a misspelt keyword, and the name this package is installed by."""
 
 from __future__ import annotations
 
@@ -12,3 +12,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> TypeError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(names)
     return TypeError(f'{kind} has no parameter "{name}": {hint}')
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra to this installation.
+
+    The distribution is `longcat-runtime`: the name `longcat` on PyPI belongs to another package.
+    """
+    return f"pip install 'longcat-runtime[{extra}]'"

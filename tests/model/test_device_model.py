@@ -9,6 +9,8 @@ from devices import EMULATED, EMULATED_F32, needs_gpu
 from longcat._core import testing
 from tolerances import BF16_MODEL, LOGITS
 
+pytestmark = pytest.mark.device
+
 BF16_DEVICES = [EMULATED, pytest.param("cuda", marks=needs_gpu)]
 
 

@@ -12,6 +12,8 @@ from devices import DEVICES, EMULATED, EMULATED_FP8, needs_gpu
 from longcat._core import testing
 from tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
 
+pytestmark = pytest.mark.device
+
 CPU = testing.DeviceOps("cpu")
 
 

@@ -21,6 +21,8 @@ from parallel.ranks import ThreadJob, all_well, on_ranks
 from parallel.test_communicator import expected_sum
 from parallel.test_layouts import MAX_ERROR, TINY, generate
 
+pytestmark = pytest.mark.device
+
 
 def load(named: str | None) -> str:
     """What a process that loads NCCL says."""

@@ -32,6 +32,8 @@ from parallel.processes import (
 )
 from parallel.test_layouts import MAX_ERROR, SMALL, TINY
 
+pytestmark = pytest.mark.ranks
+
 
 def program(name: str, *arguments: str) -> list[str]:
     return ["-m", "parallel.rank_programs", name, *arguments]

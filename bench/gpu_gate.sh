@@ -26,7 +26,7 @@ install() {
     $python -m pip install --quiet "$WHEEL[test]"
   else  # again each time, so that the table is of this commit: what has not changed is not compiled anew
     make third_party VENV=.venv-gate
-    SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON" $python -m pip install --quiet ".[test]"
+    SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON;LONGCAT_TESTING=ON" $python -m pip install --quiet ".[test]"
   fi
 }
 if [ "$stage" != b ] || [ -z "${BENCH:-}" ]; then

@@ -31,3 +31,27 @@ def server(tiny):
 
     with LiveServer(tiny, "--served-model-name", "longcat-tiny", "tiny") as live:
         yield live
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--durations-file", help="write the 25 slowest tests and the seconds of each folder to this file")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Writes --durations-file. Under pytest-xdist this runs once, with the reports of all workers."""
+    if not (path := config.getoption("--durations-file")):
+        return
+    tests: dict[str, float] = {}
+    folders: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                tests[report.nodeid] = tests.get(report.nodeid, 0) + report.duration
+                folder = str(Path(report.nodeid.split("::")[0]).parent)
+                folders[folder] = folders.get(folder, 0) + report.duration
+    lines = ["seconds  folder"]
+    lines += [f"{seconds:7.1f}  {name}" for name, seconds in sorted(folders.items(), key=lambda row: -row[1])]
+    lines += ["", "seconds  test, with the fixtures it set up"]
+    lines += [f"{seconds:7.1f}  {name}" for name, seconds in sorted(tests.items(), key=lambda row: -row[1])[:25]]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from longcat.chat.tool_stream import Delta, StreamingResponseParser
 
 from support.response_cases import TAGS, TOOLS, random_pieces, random_response, well_formed_response
 
-_NUM_RESPONSES = 10_000
+_NUM_RESPONSES = 10_000 if os.environ.get("LONGCAT_THOROUGH") == "1" else 2_000
 
 
 def pair(key: str, value: str) -> str:
@@ -259,7 +260,8 @@ def test_streamed_is_whole_on_generated_responses():
         num_content += "content" in whole
         num_dropped += any(delta.tool_call and delta.tool_call.dropped for delta in deltas)
     # The generator covers what it is for.
-    assert min(num_calls, num_content) > 3000 and num_reasoning > 1000 and num_dropped > 100
+    assert min(num_calls, num_content) > 0.3 * _NUM_RESPONSES
+    assert num_reasoning > 0.1 * _NUM_RESPONSES and num_dropped > 0.01 * _NUM_RESPONSES
 
 
 def test_first_think_end_streams_and_counts():

@@ -8,6 +8,8 @@ from support.checkpoints import make_checkpoint, random_token_ids
 from support.devices import EMULATED, needs_gpu
 from support.tolerances import BF16_MODEL, FP8_OPS
 
+pytestmark = pytest.mark.device
+
 PROMPTS = [random_token_ids(i, length) for i, length in enumerate((1, 63, 64, 65, 100))]
 NEW_TOKENS = 8
 

@@ -82,6 +82,7 @@ def test_placements_that_the_cpu_has_not(random_checkpoint, placement):
         longcat.Engine(random_checkpoint, ngram_placement=placement)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("placement", ["disk", "moon"])
 def test_placements_that_cuda_has_not(random_checkpoint, placement):
     with pytest.raises(ValueError, match=f'"{placement}" is not possible on .*: use "auto", "host" or "device"'):
@@ -92,6 +93,7 @@ def test_placements_that_cuda_has_not(random_checkpoint, placement):
 PIECES = {"ngram_vocab_size_ratio": 8400, "emb_neighbor_num": 2, "emb_split_num": 1}
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("device", [EMULATED, pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("fields", [{}, PIECES], ids=["tables", "pieces"])
 def test_placement_changes_no_bit(tmp_path, device, fields):
@@ -108,6 +110,7 @@ def test_placement_changes_no_bit(tmp_path, device, fields):
         assert 0 <= on_device - in_host_memory - sum(tables) < 4096 * len(tables)  # each at a multiple of some bytes
 
 
+@pytest.mark.device
 def test_the_engine_looks_up_on_the_device(random_checkpoint):
     """Recorded steps, several requests."""
     prompts = [random_token_ids(i, 10 + i) for i in range(3)]
@@ -119,6 +122,7 @@ def test_the_engine_looks_up_on_the_device(random_checkpoint):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.device
 def test_tables_without_room_on_the_device(tmp_path):
     """A table of 9 GiB, none of which is on the disk; the emulated device has 8."""
     config = preset_config("tiny", PIECES | {"ngram_vocab_size_ratio": 9 * 2**30 // (128 * 96 * 2)})

@@ -10,6 +10,8 @@ from support.compare import assert_rows_close
 from support.devices import EMULATED, EMULATED_F32, needs_gpu
 from support.tolerances import BF16_MODEL, LOGITS
 
+pytestmark = pytest.mark.device
+
 BF16_DEVICES = [EMULATED, pytest.param("cuda", marks=needs_gpu)]
 
 

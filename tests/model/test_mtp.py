@@ -38,6 +38,7 @@ def read_on(model, start, draft_ids, row):
     return np.concatenate(logits)
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("device", ["cpu", EMULATED_F32])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_logits_equal_the_reference(case, device, tmp_path):
@@ -70,6 +71,7 @@ def ids_of(count, seed=0):
     return np.random.default_rng(seed).integers(3, 60, count).tolist()
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("device", [EMULATED, pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
 def test_bf16_is_near_the_cpus(checkpoint, device, kv_cache_dtype):
@@ -82,6 +84,7 @@ def test_bf16_is_near_the_cpus(checkpoint, device, kv_cache_dtype):
     assert np.median(error) < BF16_MODEL and np.mean(error < 4 * BF16_MODEL) > 0.9, error
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("device", ["cpu", EMULATED, pytest.param("cuda", marks=needs_gpu)])
 def test_bits_do_not_depend_on_chunks(checkpoint, device):
     ids = ids_of(100)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from longcat._core import testing
 
+pytestmark = pytest.mark.device
+
 
 def test_recorded_rows():
     assert [testing.graph_rows(r) for r in (1, 2, 3, 4, 5, 8, 9, 16, 17, 25, 64, 65)] == [

@@ -13,6 +13,8 @@ from support.compare import assert_rows_close
 from support.devices import DEVICES, EMULATED, EMULATED_FP8, needs_gpu
 from support.tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
 
+pytestmark = pytest.mark.device
+
 CPU = testing.DeviceOps("cpu")
 
 
@@ -350,7 +352,14 @@ def test_norm_and_store_in_one_give_the_bits_of_the_two(ops, cache_dtype):
 
 
 def test_long_decode_crosses_every_kind_of_piece(ops, tolerance):
-    case = attention_case([18600], True, heads=1, latent=8, rope=2)
+    """Histories name the blocks of eight short sequences again and again, in random order, so that only 100 tokens of a
+    long sequence are computed: those around a position where the length of pieces changes, or a long piece ends."""
+    case, rng = attention_case([64] * 8 + [100] * 3, True, heads=1, latent=8, rope=2), np.random.default_rng(0)
+    for i, position in enumerate((2048, 16384, 16384 + 2048), start=8):
+        own_blocks, _, tokens = case["chunks"][i]
+        history = rng.integers(1, 9, position // 64 - 1).tolist()
+        case["chunks"][i] = ([*history, *own_blocks], position - 64, tokens)
+    case["num_blocks"] = 300
     found, expected = (o.attention(cache_dtype="bf16", **case)[0] for o in (ops, CPU))
     assert_rows_close(found, expected, tolerance)
 

@@ -21,6 +21,8 @@ from support.engines import sampling
 from support.layouts import MAX_ERROR, TINY, generate
 from support.ranks import ThreadJob, all_well, on_ranks
 
+pytestmark = pytest.mark.device
+
 
 def load(named: str | None) -> str:
     """What a process that loads NCCL says."""

@@ -32,6 +32,8 @@ from support.processes import (
     ranks_of,
 )
 
+pytestmark = pytest.mark.ranks
+
 
 def program(name: str, *arguments: str) -> list[str]:
     return ["-m", "support.rank_programs", name, *arguments]

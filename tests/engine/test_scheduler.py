@@ -302,6 +302,7 @@ MUST_OCCUR = [
 ]
 
 
+@pytest.mark.slow
 def test_random_schedules():
     num_schedules, schedules_with, times = 0, Counter(), Counter()
 

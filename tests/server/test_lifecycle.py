@@ -159,6 +159,7 @@ def test_a_client_that_leaves_gives_its_memory_back(eight_at_a_time, phase, stre
     assert ended()[0]["status"] == (200 if stream else 499)
 
 
+@pytest.mark.slow
 def test_overload_is_told_at_once(own):
     server = own("--max-running-requests", "8", "--max-queued-requests", "2").wait_ready()
     reader = Reader(server, HELD | {"max_tokens": 1000})

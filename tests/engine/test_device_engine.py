@@ -1,10 +1,9 @@
 """The engine on the CUDA backend: what is beside a request in the batch, and what happens to it, changes no bit."""
 
-import longcat
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint, random_token_ids
-from devices import EMULATED, needs_gpu
+from devices import EMULATED, DeviceEngine, needs_gpu
 from tolerances import BF16_MODEL, FP8_OPS
 
 PROMPTS = [random_token_ids(i, length) for i, length in enumerate((1, 63, 64, 65, 100))]
@@ -43,7 +42,7 @@ def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
 
 def make(checkpoint, device, **options):
     options = {"max_num_seqs": 8, "kv_cache_memory": 1 << 22, **options}
-    return longcat.Engine(checkpoint, device=device, **options)
+    return DeviceEngine(checkpoint, device=device, **options)
 
 
 def row_errors(found, expected):

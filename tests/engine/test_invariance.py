@@ -7,6 +7,7 @@ tokens) is compared with runs in batches, in chunks, with prefix hits, preempted
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
+from devices import CPU_PADDED
 from longcat.convert import PRESETS, convert_checkpoint
 from reference import ops as reference
 
@@ -222,7 +223,7 @@ def test_among_aborts(case):
 
 
 def test_padded_decodes(case):
-    steps = Steps(case.engine(pad_decodes=True, max_num_seqs=7))
+    steps = Steps(case.engine(device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.run()
     case.check(steps, ids)
@@ -239,7 +240,7 @@ def without_guesses(outcome: Outcome) -> None:
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 def test_padded_guesses(case, method):
     """Steps with guesses are recorded, too: by their rows, whoever they belong to."""
-    steps = Steps(case.engine(speculation=(method, 3, 3, 1), pad_decodes=True, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, 3, 3, 1), device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)
     steps.run()

@@ -6,7 +6,7 @@ import longcat
 import pytest
 from checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors
 from longcat import Engine
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.convert import PRESETS, convert_checkpoint
 
 from engine.engines import Steps, answers, make_engine, sampling

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 from checkpoints import make_checkpoint, read_safetensors, write_safetensors
-from longcat._core import testing
+from longcat import _testing as testing
 
 INDEX = "model.safetensors.index.json"
 

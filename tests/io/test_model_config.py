@@ -4,7 +4,7 @@ import json
 
 import pytest
 from checkpoints import TINY_CONFIG, VARIANTS, make_config
-from longcat._core import testing
+from longcat import _testing as testing
 
 DROP = object()
 NGRAM = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")

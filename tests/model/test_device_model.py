@@ -1,12 +1,11 @@
 """The whole model on the CUDA backend: against the CPU, and the invariance contract bit for bit."""
 
-import longcat
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 from compare import assert_rows_close
-from devices import EMULATED, EMULATED_F32, needs_gpu
-from longcat._core import testing
+from devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
+from longcat import _testing as testing
 from tolerances import BF16_MODEL, LOGITS
 
 BF16_DEVICES = [EMULATED, pytest.param("cuda", marks=needs_gpu)]
@@ -25,7 +24,7 @@ def ids_of(count, seed=0):
 
 def test_int8_latents_are_of_the_cpu_alone(checkpoint):
     with pytest.raises(ValueError, match='kv_cache_dtype="int8" is not possible on'):
-        longcat.Engine(checkpoint, device=EMULATED, kv_cache_dtype="int8")
+        DeviceEngine(checkpoint, device=EMULATED, kv_cache_dtype="int8")
 
 
 def test_f32_kernels_give_the_cpus_logits(checkpoint):
@@ -93,8 +92,7 @@ def test_bits_do_not_depend_on_chunks_batch_padding_or_recording(checkpoint, dev
 def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
     ids = ids_of(70)
     logits = [
-        testing.DeviceModel(checkpoint, device).forward([([1, 2], 0, ids)])
-        for device in (EMULATED, "cuda-emulated-reversed")
+        testing.DeviceModel(checkpoint, device).forward([([1, 2], 0, ids)]) for device in (EMULATED, EMULATED_REVERSED)
     ]
     assert np.array_equal(*logits)
 

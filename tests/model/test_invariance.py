@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids
-from longcat._core import testing
+from longcat import _testing as testing
 
 TOKENS = 150  # more than two blocks and one attention piece
 

@@ -8,7 +8,7 @@ import longcat
 import numpy as np
 import pytest
 from checkpoints import read_safetensors, write_safetensors
-from longcat._core import testing
+from longcat import _testing as testing
 from reference.stored import stored_cases
 from tolerances import F32_TRANSCENDENTAL, INT8_LATENT_NATS, LOGITS, ROUTER_GAP
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 from devices import EMULATED, EMULATED_F32, needs_gpu
-from longcat._core import testing
+from longcat import _testing as testing
 from reference.stored import stored_mtp
 from tolerances import BF16_MODEL, LOGITS, ROUTER_GAP
 

@@ -5,7 +5,7 @@ import pytest
 from checkpoints import random_token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longcat._core import testing
+from longcat import _testing as testing
 from reference import ops as ref
 
 SMALL = dict(vocab_size=100, table_rows=300, max_order=4, splits=2, eos_token_id=2)

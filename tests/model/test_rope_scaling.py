@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from checkpoints import TINY_CONFIG
-from longcat._core import testing
+from longcat import _testing as testing
 from reference import ops as ref
 
 LITE_YARN = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from checkpoints import from_bf16, from_e4m3, quantize_fp8_blocks, to_bf16, to_e4m3
 from compare import assert_rows_close
-from devices import DEVICES, EMULATED, EMULATED_FP8, needs_gpu
-from longcat._core import testing
+from devices import DEVICES, EMULATED, EMULATED_FP8, EMULATED_REVERSED, needs_gpu
+from longcat import _testing as testing
 from tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
 
 CPU = testing.DeviceOps("cpu")
@@ -526,7 +526,7 @@ def test_order_keys_are_ordered_like_floats():
 
 
 def test_no_result_depends_on_the_order_of_blocks_and_threads():
-    forwards, backwards = testing.DeviceOps(EMULATED), testing.DeviceOps("cuda-emulated-reversed")
+    forwards, backwards = testing.DeviceOps(EMULATED), testing.DeviceOps(EMULATED_REVERSED)
     case = moe_case(17, 20, 9, 5, 3, 4)
     for a, b in zip(forwards.moe(**case), backwards.moe(**case), strict=True):
         assert np.array_equal(a, b)

@@ -5,7 +5,7 @@ import pytest
 from checkpoints import from_bf16 as widen
 from checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
 from compare import assert_rows_close
-from longcat._core import testing
+from longcat import _testing as testing
 from reference import ops as ref
 from tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE, INT8_ATTENTION, INT8_STORE
 

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from checkpoints import VARIANTS, make_checkpoint, random_token_ids  # noqa: E402
-from longcat._core import testing  # noqa: E402
+from longcat import _testing as testing  # noqa: E402
 from reference.model import ReferenceModel  # noqa: E402
 
 from oracle.cases import assert_close  # noqa: E402

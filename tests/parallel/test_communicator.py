@@ -9,6 +9,7 @@ from checkpoints import from_bf16, to_bf16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longcat import _core
+from longcat import _testing as testing
 
 from parallel.ranks import all_well, on_ranks
 
@@ -119,7 +120,7 @@ def test_groups_work_beside_each_other():
 
 
 def test_an_abort_reaches_all_who_wait():
-    communicators = _core.thread_communicators(3)
+    communicators = testing.thread_communicators(3)
 
     def work(ranks):
         if ranks.rank == 1:

@@ -7,7 +7,7 @@ import pytest
 from checkpoints import make_checkpoint, random_token_ids, read_config
 from engine.engines import Steps, sampling
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.convert import PRESETS, convert_checkpoint
 from longcat.make_checkpoint import SMALL_CONFIG, preset_config
 from longcat.plan import plan

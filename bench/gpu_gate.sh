@@ -8,8 +8,8 @@
 #                          sixteen, and of prompts, on 12 GB of random weights
 # Each prints a table and adds it to bench/results/<device>-<date>.md.
 #
-# The package comes, in this order, from PYTHON=FILE (an interpreter that has it, with PYTHONPATH where needed), from
-# WHEEL=FILE, or from a build here, which takes minutes and needs nvcc. Stage b runs BENCH=FILE and then needs no Python,
+# The package, built with LONGCAT_TESTING=ON, comes in this order from PYTHON=FILE (an interpreter that has it, with
+# PYTHONPATH where needed), from WHEEL=FILE, or from a build here, which takes minutes and needs nvcc. Stage b runs BENCH=FILE and then needs no Python,
 # or the cuda_bench that such a build left; TABLE_ROWS=N shortens the N-gram tables where the host has less than 80 GB for them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +32,7 @@ install() {
 if [ "$stage" != b ] || [ -z "${BENCH:-}" ]; then
   if [ -z "${PYTHON:-}" ]; then install; fi
   # Without a GPU the tests would skip and the stage would be green for nothing.
-  $python -c 'from longcat._core import testing; testing.DeviceOps("cuda")'
+  $python -c 'from longcat import _testing; _testing.DeviceOps("cuda")'
 fi
 
 # run NAME COMMAND...: one row of the table; the log is kept. The stage's time is shared by what is left of it.

@@ -1,18 +1,25 @@
 # The CUDA backend. LONGCAT_CUDA: AUTO (where nvcc and the CUTLASS headers are found), ON (they must be), OFF.
 #
-# Without it the same kernel files are compiled as C++ for the tests, and cpp/ops/no_cuda.cpp stands in for the backend.
+# Without it the same kernel files are compiled as C++ for longcat_emulation, and cpp/ops/no_cuda.cpp and
+# cpp/comm/no_nccl.cpp stand in for the backend.
 set(LONGCAT_CUDA "AUTO" CACHE STRING "CUDA backend: AUTO, ON or OFF")
 set_property(CACHE LONGCAT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each takes up to 3.5 GiB")
 
-set(_host_kernels
+# What the GPU and the emulation share.
+set(_kernels
   cuda/gemm/gemm.cu
   cuda/kernels/attention.cu cuda/kernels/elementwise.cu cuda/kernels/moe.cu cuda/kernels/ngram_embed.cu
   cuda/kernels/quantize.cu cuda/kernels/rank_sum.cu cuda/kernels/rope.cu cuda/kernels/sample.cu)
-target_sources(longcat_runtime PRIVATE
-  cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/emulation/emulated_device.cpp cuda/gemm/heuristics.cpp
-  cuda/nccl/nccl_api.cpp cuda/nccl/nccl_communicator.cpp ${_host_kernels})
+set(_shared
+  cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/gemm/heuristics.cpp cuda/nccl/nccl_api.cpp
+  cuda/nccl/nccl_communicator.cpp ${_kernels})
 target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
+
+# The emulated GPU, for tests and benchmarks: no part of _core.
+add_library(longcat_emulation STATIC EXCLUDE_FROM_ALL
+  cuda/emulation/emulated_device.cpp cuda/emulation/emulated_ops.cpp)
+target_link_libraries(longcat_emulation PUBLIC longcat_runtime)
 
 set(_use_cuda OFF)
 set(LONGCAT_CUDA_SUMMARY "off")
@@ -44,8 +51,9 @@ for name, sub in (('cutlass_library', 'source'), ('flashinfer', 'data/cutlass'))
 endif()
 
 if(NOT _use_cuda)
-  set_source_files_properties(${_host_kernels} PROPERTIES LANGUAGE CXX)
-  target_sources(longcat_runtime PRIVATE cpp/ops/no_cuda.cpp cuda/gemm/no_cutlass.cpp)
+  set_source_files_properties(${_kernels} PROPERTIES LANGUAGE CXX)
+  target_sources(longcat_emulation PRIVATE ${_shared} cuda/gemm/no_cutlass.cpp)
+  target_sources(longcat_runtime PRIVATE cpp/comm/no_nccl.cpp cpp/ops/no_cuda.cpp)
   return()
 endif()
 
@@ -65,7 +73,8 @@ function(longcat_cuda_target name architectures)
   target_compile_definitions(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>")
 endfunction()
 
-target_sources(longcat_runtime PRIVATE cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/gemm/run.cpp)
+target_sources(longcat_runtime PRIVATE
+  ${_shared} cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/gemm/run.cpp)
 # PTX of compute_80 beside the machine code: later devices, 9.0 apart, translate it when the module is first loaded.
 longcat_cuda_target(longcat_runtime "90a-real;80")
 target_link_libraries(longcat_runtime PUBLIC CUDA::cudart_static)

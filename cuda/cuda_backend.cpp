@@ -1,10 +1,12 @@
-// Linked in place of cpp/ops/no_cuda.cpp where the CUDA backend is built.
+// Linked in place of cpp/ops/no_cuda.cpp and cpp/comm/no_nccl.cpp where the CUDA backend is built.
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
 
+#include "comm/device_communicator.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/device/cuda_device.h"
+#include "cuda/nccl/nccl_communicator.h"
 #include "ops/backend.h"
 
 namespace longcat {
@@ -31,5 +33,12 @@ std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share) {
 }
 
 bool cuda_is_built() { return true; }
+
+std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes) {
+  if (host->size() == 1) return make_single_communicator();
+  const auto gpu = dynamic_cast<GpuDevice*>(&device);
+  if (!gpu) return host;
+  return make_nccl_communicator(load_nccl(), std::move(host), *gpu, max_bytes);
+}
 
 }  // namespace longcat

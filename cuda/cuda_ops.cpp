@@ -4,8 +4,6 @@
 #include <cstdio>
 #include <cstring>
 
-#include "cuda/emulation/emulated_device.h"
-#include "ops/backend.h"
 #include "ops/packed.h"
 
 namespace longcat {
@@ -100,14 +98,6 @@ void CudaOps::grow(Buffer& buffer, int64_t bytes) {
   if (bytes <= buffer.bytes()) return;
   buffer = {};  // the device frees it when nothing reads it any more
   buffer = Buffer(*device_, bytes + bytes / 4);
-}
-
-std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed) {
-  constexpr int64_t kCapacity = int64_t{8} << 30;  // of address space
-  // Small enough backwards that decode attention takes its pieces in rounds and its tokens in slices.
-  constexpr int64_t kSmallWorkspace = 256 << 10;
-  return std::make_unique<CudaOps>(std::make_unique<EmulatedDevice>(kCapacity, fp8, reversed), activation_dtype,
-                                   reversed ? kSmallWorkspace : CudaOps::kWorkspaceBytes);
 }
 
 }  // namespace longcat

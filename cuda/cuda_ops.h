@@ -1,6 +1,6 @@
 // The CUDA implementation of Ops. Bodies and kernels lie in one file an area, named as the CPU's: elementwise.cu,
 // gemm.cu, rope.cu, attention.cu, moe.cu, ngram_embed.cu, sample.cu, quantize.cu. Without nvcc the same files are
-// compiled for the host, and CudaOps runs on an emulated device (block.h).
+// compiled for the host, and CudaOps runs on an emulated device (cuda/emulation).
 //
 // Activations are bf16 (f32 on request, by plain kernels only, for tests).
 #pragma once

@@ -115,7 +115,7 @@ def run(name: str, tree: Path) -> bool:
     apply(tree, file, before, after)
     target = tree / "installed"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(tree)]
-    subprocess.run(install, check=True)
+    subprocess.run([*install, "-C", "cmake.define.LONGCAT_TESTING=ON"], check=True)
     caught = True
     for test in tests:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]

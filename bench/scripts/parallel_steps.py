@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.parallel.job import join_job
 from longcat.planning.cost import Hardware, decode_step
 from longcat.planning.plan import plan

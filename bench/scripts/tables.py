@@ -41,7 +41,7 @@ def one_round(model: str, length: int) -> dict[str, float]:
     import time
 
     import longcat
-    from longcat._core import testing
+    from longcat import _testing as testing
 
     size = drop_tables(model)
     engine = longcat.Engine(

@@ -10,7 +10,6 @@
 #include <memory>
 
 #include "comm/communicator.h"
-#include "model/kv_cache.h"
 
 namespace longcat {
 
@@ -44,16 +43,5 @@ void register_checkpoint(pybind11::module_& module);
 void register_communicator(pybind11::module_& module);  // before register_engine
 void register_engine(pybind11::module_& module);
 void register_packed(pybind11::module_& module);
-void register_testing(pybind11::module_& module);
-void register_testing_cuda_host(pybind11::module_& testing);
-void register_testing_device(pybind11::module_& testing);
-void register_testing_device_model(pybind11::module_& testing);
-void register_testing_nccl(pybind11::module_& testing);
-void register_testing_packed(pybind11::module_& testing);
-void register_testing_engine(pybind11::module_& testing);
-void register_testing_scheduler(pybind11::module_& testing);
-
-// Fills the latents of the blocks [begin, end) with NaN.
-void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begin, int64_t end);
 
 }  // namespace longcat

@@ -1,4 +1,4 @@
-// Binding of Communicator: what Python needs to start a job and to end it, and for tests all of it.
+// Binding of Communicator, and of the jobs whose ranks it joins.
 #include "comm/communicator.h"
 
 #include "bindings/bindings.h"
@@ -109,13 +109,6 @@ void register_communicator(py::module_& module) {
            })
       .def_property_readonly("library", [](const TcpJob&) { return "TCP"; })
       .def("finalize", &TcpJob::finalize, py::call_guard<py::gil_scoped_release>());
-
-  // The ranks of a job as threads of this process.
-  module.def("thread_communicators", [](int size) {
-    std::vector<PyCommunicator> all;
-    for (auto& ranks : make_thread_communicators(size)) all.push_back({std::move(ranks)});
-    return all;
-  });
 }
 
 }  // namespace longcat

@@ -1,82 +1,14 @@
 // Binding of Engine and of the queues its outputs come by. The GIL is released while anything waits or computes.
 #include "engine/engine.h"
 
-#include <unistd.h>
-
-#include <shared_mutex>
-
 #include "bindings/bindings.h"
+#include "bindings/py_engine.h"
 
 namespace py = pybind11;
 
 namespace longcat {
 
 namespace {
-
-class PyEngine {
- public:
-  PyEngine(const std::string& folder, const EngineOptions& options, const py::object& progress,
-           const PyCommunicator* communicator) {
-    LoadProgress report;
-    if (!progress.is_none())
-      report = [&](int64_t done, int64_t total) {
-        const py::gil_scoped_acquire gil;
-        progress(done, total);
-      };
-    const GilRelease nogil;
-    engine_ = std::make_unique<Engine>(folder, options, report, communicator ? communicator->ranks->split(0) : nullptr);
-  }
-  ~PyEngine() { close(); }
-
-  // Throws in a process that was forked from the engine's: its threads are not there, its locks may be held for ever.
-  void check_process() const {
-    if (is_forked())
-      throw Error(
-          str_cat("[engine] this engine belongs to process ", pid_,
-                  ", and a fork has none of its threads: make an engine of its own (multiprocessing: \"spawn\")"));
-  }
-
-  // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for all that run.
-  template <class Action>
-  auto with(Action&& action) {
-    check_process();
-    const GilRelease nogil;
-    const std::shared_lock lock(mutex_);
-    if (!engine_) throw Error("[engine] this engine is closed");
-    return action(*engine_);
-  }
-
-  py::array_t<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk_size) {
-    const int64_t vocab = with([&](Engine& e) {
-      e.check_forward(token_ids);
-      return e.config().vocab_size;
-    });
-    py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
-    float* out = logits.mutable_data();
-    with([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
-    return logits;
-  }
-
-  std::vector<StepOutput> step() {
-    std::vector<StepOutput> outputs;
-    with([&](Engine& e) { e.step(outputs); });
-    return outputs;
-  }
-
-  void close() {
-    if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
-    const GilRelease nogil;
-    const std::unique_lock lock(mutex_);
-    engine_.reset();
-  }
-
- private:
-  bool is_forked() const { return ::getpid() != pid_; }
-
-  const pid_t pid_ = ::getpid();
-  std::shared_mutex mutex_;
-  std::unique_ptr<Engine> engine_;
-};
 
 // Appends what there is to `arrived`, a deque. Done in here because Python may be interrupted as soon as a call
 // returns, and a token that has been computed must not be lost then.
@@ -165,8 +97,7 @@ void register_engine(py::module_& module) {
           })
       .def_readwrite("gpu_memory_utilization", &EngineOptions::gpu_memory_utilization)
       .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)
-      .def_readwrite("overlap", &EngineOptions::overlap)
-      .def_readwrite("pad_decodes", &EngineOptions::pad_decodes);
+      .def_readwrite("overlap", &EngineOptions::overlap);
 
   py::class_<SamplingParams>(module, "SamplingParams")
       .def(py::init<>())
@@ -225,7 +156,10 @@ void register_engine(py::module_& module) {
       .def_property_readonly("closed", &OutputQueue::closed);
 
   py::class_<PyEngine>(module, "Engine")
-      .def(py::init<const std::string&, const EngineOptions&, const py::object&, const PyCommunicator*>(),
+      .def(py::init([](const std::string& folder, const EngineOptions& options, const py::object& progress,
+                       const PyCommunicator* communicator) {
+             return std::make_unique<PyEngine>(folder, options, progress, communicator);
+           }),
            py::arg("folder"), py::arg("options"), py::arg("progress") = py::none(), py::arg("communicator") = nullptr)
       .def("join", [](PyEngine& self) { self.with([](Engine& e) { e.join(); }); })
       .def("abort_ranks",

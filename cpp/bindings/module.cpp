@@ -33,5 +33,4 @@ PYBIND11_MODULE(_core, module) {
   register_communicator(module);
   register_engine(module);
   register_packed(module);
-  register_testing(module);
 }

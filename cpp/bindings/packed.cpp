@@ -1,4 +1,4 @@
-// Binding of the packed weight formats: what `longcat convert` calls, and what the tests call.
+// Binding of the packed weight formats, for `longcat convert`.
 #include "ops/packed.h"
 
 #include <algorithm>
@@ -7,7 +7,6 @@
 #include "cpu/gemm/pack.h"
 #include "model/expected_tensors.h"
 #include "model/stored_values.h"
-#include "model/weight_slice.h"
 
 namespace py = pybind11;
 
@@ -16,13 +15,6 @@ namespace longcat {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-WeightFormat packed_format(const std::string& name) {
-  for (const WeightFormat format : kAllWeightFormats)
-    if (is_packed(format) && name == name_of(format)) return format;
-  throw std::invalid_argument(
-      str_cat("packed format \"", name, "\" is not known: expected bf16_x8, int8_x8, int4_x8, int8_row or int4_row"));
-}
 
 py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read) {
   const int64_t stride = packed_stride(format, cols);
@@ -105,48 +97,6 @@ void register_packed(py::module_& module) {
   for (const WeightFormat format : kAllWeightFormats)
     if (is_packed(format)) names.append(name_of(format));
   module.attr("PACKED_FORMATS") = py::tuple(names);
-}
-
-void register_testing_packed(py::module_& testing) {
-  testing.def(
-      "pack_matrix",
-      [](const Floats& matrix, const std::string& format) {
-        const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
-        const float* values = matrix.data();
-        return packed_array(packed_format(format), rows, cols,
-                            [&](int64_t row, float* out) { std::copy_n(values + row * cols, cols, out); });
-      },
-      py::arg("matrix"), py::arg("format"));
-  // Rows and columns of a packed matrix, still packed.
-  testing.def(
-      "slice_packed",
-      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& name, int64_t rows, int64_t cols,
-         std::pair<int64_t, int64_t> row_range, std::pair<int64_t, int64_t> col_range) {
-        const WeightFormat format = packed_format(name);
-        std::unique_ptr<std::byte[]> storage;
-        const Weight part =
-            slice_of({.format = format, .out_features = rows, .in_features = cols, .data = packed.data()},
-                     {row_range.first, row_range.second}, {col_range.first, col_range.second}, "matrix", storage);
-        const int64_t stride = packed_stride(format, part.in_features);
-        py::array_t<uint8_t> out({part.num_bytes() / stride, stride});
-        std::copy_n(static_cast<const uint8_t*>(part.data), part.num_bytes(), out.mutable_data());
-        return out;
-      },
-      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("row_range"),
-      py::arg("col_range"));
-  testing.def(
-      "unpack_matrix",
-      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& format, int64_t rows,
-         int64_t cols) {
-        const Weight weight{
-            .format = packed_format(format), .out_features = rows, .in_features = cols, .data = packed.data()};
-        if (packed.nbytes() != weight.num_bytes())
-          throw std::invalid_argument(str_cat(packed.nbytes(), " bytes, expected ", weight.num_bytes()));
-        py::array_t<float> out({rows, cols});
-        for (int64_t row = 0; row < rows; ++row) unpack_row(out.mutable_data() + row * cols, weight, row);
-        return out;
-      },
-      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"));
 }
 
 }  // namespace longcat

@@ -49,9 +49,6 @@ class Communicator {
 // The only rank there is.
 std::unique_ptr<Communicator> make_single_communicator();
 
-// The ranks of a job as threads of one process: for tests. An abort reaches all of them.
-std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size);
-
 // The ranks of an MPI job, as processes. Begun once a process, for good.
 class MpiJob {
  public:

@@ -1,6 +1,7 @@
 // Ranks that exchange what lies in the memory of their devices.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "base/device.h"
@@ -8,12 +9,12 @@
 
 namespace longcat {
 
-struct NcclApi;
+// Makes a communicator of the ranks of `host` for tensors of `device`. max_bytes: of the largest sum. Throws Error.
+using CommunicatorFactory =
+    std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes)>;
 
-// A communicator of the same ranks for tensors of `device`: `host` itself where that is host memory, NCCL on the
-// device's stream for a GPU, whose ranks find each other by `host`. max_bytes: of the largest sum. nccl: in place of
-// the library, for tests. Throws Error.
-std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes,
-                                        const NcclApi* nccl = nullptr);
+// The factory of this build: `host` itself where the device's memory is host memory; for a GPU NCCL on its stream,
+// whose ranks find each other by `host`.
+std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes);
 
 }  // namespace longcat

@@ -13,7 +13,7 @@
 
 namespace longcat {
 
-class CpuDevice final : public Device {
+class CpuDevice : public Device {
  public:
   explicit CpuDevice(int num_threads) : num_threads_(num_threads) {}
   ~CpuDevice() override;

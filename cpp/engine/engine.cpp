@@ -35,8 +35,8 @@ RequestStats stats_of(const Sequence& sequence, Clock::time_point now) {
 }  // namespace
 
 Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
-               std::unique_ptr<Communicator> world)
-    : loaded_(load_model(folder, options, progress, std::move(world))),
+               std::unique_ptr<Communicator> world, Backend backend)
+    : loaded_(load_model(folder, options, progress, std::move(world), std::move(backend))),
       options_(options),
       overlap_(options.overlap.value_or(loaded_.ops->device().leaves_host_free()) &&
                options.speculation.num_tokens == 0) {
@@ -73,8 +73,7 @@ void Engine::allocate() {
                    .max_num_batched_tokens = options_.max_num_batched_tokens,
                    .max_blocks_per_sequence = blocks_for(max_model_len_),
                    .block_bytes = block_bytes,
-                   .num_drafts = options_.speculation.by_mtp() ? options_.speculation.num_tokens : 0,
-                   .pad_decodes = options_.pad_decodes});
+                   .num_drafts = options_.speculation.by_mtp() ? options_.speculation.num_tokens : 0});
   const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
   scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                                             .max_num_batched_tokens = options_.max_num_batched_tokens,

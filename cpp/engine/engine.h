@@ -37,7 +37,7 @@ class Engine {
  public:
   // `world`: this rank's communicator, with several ranks.
   Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress = {},
-         std::unique_ptr<Communicator> world = nullptr);
+         std::unique_ptr<Communicator> world = nullptr, Backend backend = {});
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

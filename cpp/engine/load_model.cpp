@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "comm/device_communicator.h"
 #include "ops/backend.h"
 
 namespace longcat {
@@ -69,9 +68,9 @@ class Fingerprint {
 uint64_t fingerprint_of(const EngineOptions& o) {
   Fingerprint print;
   for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
-  for (const int64_t number : {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens,
-                               o.tensor_parallel_size, o.expert_parallel_size, int64_t{o.pad_decodes},
-                               static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens})
+  for (const int64_t number :
+       {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size,
+        o.expert_parallel_size, static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens})
     print.add(number);
   return print.value();
 }
@@ -129,7 +128,7 @@ ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& co
 }  // namespace
 
 LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
-                       std::unique_ptr<Communicator> world) {
+                       std::unique_ptr<Communicator> world, Backend backend) {
   world = checked(options, std::move(world));
   try {
     ModelConfig config = load_model_config(folder);
@@ -143,12 +142,13 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(options), "options");
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
-    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization);
+    std::unique_ptr<Ops> ops = std::move(backend.ops);
+    if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization);
     check_cache_dtype(options, kv_cache_dtype, *ops);
     ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
     const auto ranks_of_color = [&](int color) {
-      return on_device(world->split(color), ops->device(), largest_sum, options.nccl);
+      return backend.communicator(world->split(color), ops->device(), largest_sum);
     };
     Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
     auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),

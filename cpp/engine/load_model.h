@@ -6,13 +6,12 @@
 #include <optional>
 #include <string>
 
+#include "comm/device_communicator.h"
 #include "engine/lockstep.h"
 #include "engine/speculation.h"
 #include "model/model.h"
 
 namespace longcat {
-
-struct NcclApi;
 
 struct EngineOptions {
   std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
@@ -35,10 +34,15 @@ struct EngineOptions {
   int64_t ranks_per_machine = 0;                               // that share its memory; 0: all
   std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
                                   // leave the host free
-  bool pad_decodes = false;       // for tests: see RunnerLimits
-  const NcclApi* nccl = nullptr;  // for tests: see on_device
 
   int64_t max_samples() const { return max_num_seqs + speculation.most_in_a_step(); }  // of a step
+};
+
+// The operations an engine computes with, and the communicators between their devices. Without ops,
+// EngineOptions::device names them.
+struct Backend {
+  std::unique_ptr<Ops> ops = nullptr;
+  CommunicatorFactory communicator = on_device;
 };
 
 // Everything needed to run forward passes. Members in the order of their lifetimes.
@@ -53,6 +57,7 @@ struct LoadedModel {
 
 // `world`: this rank's communicator; null with one rank. Other ranks hear of a failure.
 LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options,
-                       const LoadProgress& progress = {}, std::unique_ptr<Communicator> world = nullptr);
+                       const LoadProgress& progress = {}, std::unique_ptr<Communicator> world = nullptr,
+                       Backend backend = {});
 
 }  // namespace longcat

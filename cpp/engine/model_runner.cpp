@@ -6,17 +6,6 @@
 
 namespace longcat {
 
-namespace {
-
-// Rows a step of decodes is padded to, for tests of padding: powers of two.
-int64_t power_of_two_from(int64_t rows) {
-  int64_t padded = 1;
-  while (padded < rows) padded *= 2;
-  return padded;
-}
-
-}  // namespace
-
 ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits)
     : ops_(ops),
       device_(ops.device()),
@@ -45,8 +34,7 @@ ModelRunner::~ModelRunner() {
 }
 
 int64_t ModelRunner::padded_rows(int64_t rows) const {
-  const int64_t padded = limits_.pad_decodes ? power_of_two_from(rows) : device_.padded_rows(rows);
-  return std::min({padded, limits_.max_samples, limits_.max_num_batched_tokens});
+  return std::min({device_.padded_rows(rows), limits_.max_samples, limits_.max_num_batched_tokens});
 }
 
 std::unique_ptr<Flight> ModelRunner::stage(StepPlan plan) {

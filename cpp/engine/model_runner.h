@@ -43,8 +43,7 @@ class StepObserver {
 
 struct RunnerLimits {
   int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
-  int64_t num_drafts = 0;    // of a guess by the MTP layer; 0: it does not guess
-  bool pad_decodes = false;  // pad also where the device gains nothing, for tests
+  int64_t num_drafts = 0;  // of a guess by the MTP layer; 0: it does not guess
 };
 
 class ModelRunner {

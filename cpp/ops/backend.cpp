@@ -7,10 +7,6 @@ namespace longcat {
 std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads, double memory_share) {
   if (device == "auto" || device == "cpu") return make_cpu_ops(num_threads);
   if (device == "cuda") return make_cuda_ops(0, memory_share);
-  if (device == "cuda-emulated") return make_emulated_cuda_ops(DType::bf16, false, false);
-  if (device == "cuda-emulated-f32") return make_emulated_cuda_ops(DType::f32, false, false);
-  if (device == "cuda-emulated-fp8") return make_emulated_cuda_ops(DType::bf16, true, false);
-  if (device == "cuda-emulated-reversed") return make_emulated_cuda_ops(DType::bf16, false, true);
   if (device.starts_with("cuda:")) {
     int device_idx = -1;
     const char* end = device.data() + device.size();

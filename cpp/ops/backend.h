@@ -8,7 +8,7 @@
 
 namespace longcat {
 
-// device: "auto", "cpu", "cuda" or "cuda:N"; for tests "cuda-emulated", also with "-f32", "-fp8" or "-reversed".
+// device: "auto", "cpu", "cuda" or "cuda:N".
 // num_threads: of the CPU backend, 0 = one per core this process may use. memory_share: of the memory a GPU has free,
 // what is taken of it; 0: all but 1.5 GiB. Throws std::invalid_argument for an unknown name, Error when the backend is
 // not built or finds no device.
@@ -18,9 +18,5 @@ std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads, double
 std::unique_ptr<Ops> make_cpu_ops(int num_threads);
 std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share);
 bool cuda_is_built();
-
-// The CUDA kernels walked serially on the host, always built, for tests: see cuda/kernels/block.h.
-// fp8: as on a device that multiplies fp8.
-std::unique_ptr<Ops> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed);
 
 }  // namespace longcat

@@ -13,6 +13,13 @@ constexpr int64_t kGroupAlignment = 64;
 
 }  // namespace
 
+WeightFormat packed_format(const std::string& name) {
+  for (const WeightFormat format : kAllWeightFormats)
+    if (is_packed(format) && name == name_of(format)) return format;
+  throw std::invalid_argument(
+      str_cat("packed format \"", name, "\" is not known: expected bf16_x8, int8_x8, int4_x8, int8_row or int4_row"));
+}
+
 int64_t packed_stride(WeightFormat format, int64_t in_features) {
   switch (format) {
     case WeightFormat::bf16_x8:

@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "ops/weight.h"
 
@@ -46,6 +47,9 @@ constexpr int64_t block_value_bytes(WeightFormat format) {
 constexpr int64_t value_bytes_of_group(WeightFormat format, int64_t in_features) {
   return num_quant_blocks(in_features) * block_value_bytes(format);
 }
+
+// By its name. Throws std::invalid_argument for one that is not packed.
+WeightFormat packed_format(const std::string& name);
 
 // Bytes of a group of 8 rows (x8) or of a row (row formats).
 int64_t packed_stride(WeightFormat format, int64_t in_features);

@@ -1,4 +1,4 @@
-// Linked in place of the CUTLASS kernels where they are not built: choose_gemm never leads here without a GPU.
+// Linked in place of the CUTLASS kernels where they are not built: choose_gemm never leads here on an emulated device.
 #include "cuda/gemm/gemm.h"
 
 namespace longcat {

@@ -4,16 +4,15 @@
 // NCCL lets one thread use a communicator, and another end what that one waits for (ncclCommAbort), after which nobody
 // may use it. So a lock is held around each use; who aborts first lets no more use begin, then waits for the lock. A
 // call that sets up connections may itself wait for ranks that are gone: then the abort comes without the lock.
+#include "cuda/nccl/nccl_communicator.h"
+
 #include <atomic>
 #include <chrono>
 #include <exception>
 #include <mutex>
 
 #include "base/buffer.h"
-#include "comm/device_communicator.h"
-#include "cuda/device/gpu_device.h"
 #include "cuda/kernels/rank_sum.h"
-#include "cuda/nccl/nccl_api.h"
 
 namespace longcat {
 
@@ -178,12 +177,9 @@ class NcclCommunicator final : public Communicator {
 
 }  // namespace
 
-std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes,
-                                        const NcclApi* nccl) {
-  if (host->size() == 1) return make_single_communicator();
-  const auto gpu = dynamic_cast<GpuDevice*>(&device);
-  if (!gpu) return host;
-  return std::make_unique<NcclCommunicator>(nccl ? *nccl : load_nccl(), std::move(host), *gpu, max_bytes);
+std::unique_ptr<Communicator> make_nccl_communicator(const NcclApi& api, std::unique_ptr<Communicator> host,
+                                                     GpuDevice& device, int64_t max_bytes) {
+  return std::make_unique<NcclCommunicator>(api, std::move(host), device, max_bytes);
 }
 
 }  // namespace longcat

@@ -79,8 +79,6 @@ class TcpJob:
     def library(self) -> str: ...
     def finalize(self) -> None: ...
 
-def thread_communicators(size: int) -> list[Communicator]: ...
-
 class EngineOptions:
     device: str
     dtype: str
@@ -97,7 +95,6 @@ class EngineOptions:
     mask_timeout_ms: float
     num_threads: int
     overlap: bool | None
-    pad_decodes: bool
     tensor_parallel_size: int
     expert_parallel_size: int
     gpu_memory_utilization: float
@@ -202,5 +199,3 @@ class Engine:
     def check_process(self) -> None: ...
     def close(self) -> None: ...
     def info(self) -> dict[str, Any]: ...
-
-testing: Any

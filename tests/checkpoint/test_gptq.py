@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from longcat import _core
+from longcat import _testing as testing
 from longcat.checkpoint.calibration import InputMoments
 from longcat.checkpoint.gptq import round_int4
 
@@ -54,7 +55,7 @@ def test_packed_values_are_those_given(shape):
     scales = (2.0 ** rng.integers(-6, 0, (shape[0], -(-shape[1] // 32)))).astype(np.float32)
     packed = _core.pack_int4(q, scales)
     identity = np.eye(shape[1], dtype=np.float32)
-    found = _core.testing.Ops(1).linear_packed(identity, packed, "int4_x8", shape[0]).T
+    found = testing.Ops(1).linear_packed(identity, packed, "int4_x8", shape[0]).T
     assert np.allclose(found, matrix(q, scales), rtol=1e-6)
 
 

@@ -1,11 +1,10 @@
 """The engine on the CUDA backend: what is beside a request in the batch, and what happens to it, changes no bit."""
 
-import longcat
 import numpy as np
 import pytest
 
 from support.checkpoints import make_checkpoint, random_token_ids
-from support.devices import EMULATED, needs_gpu
+from support.devices import EMULATED, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, FP8_OPS
 
 pytestmark = pytest.mark.device
@@ -46,7 +45,7 @@ def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
 
 def make(checkpoint, device, **options):
     options = {"max_num_seqs": 8, "kv_cache_memory": 1 << 22, **options}
-    return longcat.Engine(checkpoint, device=device, **options)
+    return DeviceEngine(checkpoint, device=device, **options)
 
 
 def row_errors(found, expected):

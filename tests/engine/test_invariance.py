@@ -10,6 +10,7 @@ from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from reference import ops as reference
 from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
+from support.devices import CPU_PADDED
 from support.engines import Outcome, Steps, assert_same, make_engine, sampling
 
 # Prompts that end inside a block, at its edge, one behind it, and after several pieces of attention.
@@ -222,7 +223,7 @@ def test_among_aborts(case):
 
 
 def test_padded_decodes(case):
-    steps = Steps(case.engine(pad_decodes=True, max_num_seqs=7))
+    steps = Steps(case.engine(device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.run()
     case.check(steps, ids)
@@ -239,7 +240,7 @@ def without_guesses(outcome: Outcome) -> None:
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 def test_padded_guesses(case, method):
     """Steps with guesses are recorded, too: by their rows, whoever they belong to."""
-    steps = Steps(case.engine(speculation=(method, 3, 3, 1), pad_decodes=True, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, 3, 3, 1), device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)
     steps.run()

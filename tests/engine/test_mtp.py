@@ -5,7 +5,7 @@ from pathlib import Path
 import longcat
 import pytest
 from longcat import Engine
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from support.checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors

@@ -10,13 +10,13 @@ import longcat
 import numpy as np
 import pytest
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.checkpoint.random_weights import preset_config, tensor_specs, write_checkpoint
 from longcat.checkpoint.writer import header
 
 from reference import ops as reference
 from support.checkpoints import random_token_ids
-from support.devices import EMULATED, needs_gpu
+from support.devices import EMULATED, DeviceEngine, needs_gpu
 from support.ranks import ThreadJob
 
 FILE = "model.safetensors"
@@ -86,7 +86,7 @@ def test_placements_that_the_cpu_has_not(random_checkpoint, placement):
 @pytest.mark.parametrize("placement", ["disk", "moon"])
 def test_placements_that_cuda_has_not(random_checkpoint, placement):
     with pytest.raises(ValueError, match=f'"{placement}" is not possible on .*: use "auto", "host" or "device"'):
-        longcat.Engine(random_checkpoint, device=EMULATED, ngram_placement=placement)
+        DeviceEngine(random_checkpoint, device=EMULATED, ngram_placement=placement)
 
 
 # One table of three pieces of 64 MiB and a rest: loading reads a piece at a time.
@@ -116,7 +116,7 @@ def test_the_engine_looks_up_on_the_device(random_checkpoint):
     prompts = [random_token_ids(i, 10 + i) for i in range(3)]
     answers = []
     for placement in ("host", "device"):
-        with longcat.Engine(random_checkpoint, device=EMULATED, ngram_placement=placement) as engine:
+        with DeviceEngine(random_checkpoint, device=EMULATED, ngram_placement=placement) as engine:
             outputs = engine.generate(prompt_token_ids=prompts, max_tokens=8, temperature=0.0, logprobs=1)
             answers.append([(o.outputs[0].token_ids, o.outputs[0].cumulative_logprob) for o in outputs])
     assert answers[0] == answers[1]
@@ -132,4 +132,4 @@ def test_tables_without_room_on_the_device(tmp_path):
         file.write(header((name, "BF16", shape, 2 * math.prod(shape)) for name, shape in sizes.items()))
         file.truncate(file.tell() + sum(2 * math.prod(shape) for shape in sizes.values()))
     with pytest.raises(longcat.OutOfMemoryError, match='; ngram_placement="host" keeps the N-gram tables out of there'):
-        longcat.Engine(tmp_path, device=EMULATED, ngram_placement="device")
+        DeviceEngine(tmp_path, device=EMULATED, ngram_placement="device")

@@ -2,7 +2,7 @@
 
 import pytest
 from longcat import Engine
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.engines import answers
 

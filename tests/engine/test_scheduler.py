@@ -18,7 +18,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from longcat._core import OutOfMemoryError, QueueFullError, testing
+from longcat import _testing as testing
+from longcat._core import OutOfMemoryError, QueueFullError
 
 from support.cache_model import BLOCK, VOCAB, CacheModel
 

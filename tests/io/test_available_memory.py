@@ -2,6 +2,7 @@
 
 import pytest
 from longcat import _core
+from longcat import _testing as testing
 
 MIB = 1 << 20
 MEMINFO = {"proc/meminfo": f"MemTotal: {1 << 20} kB\nMemFree: 7 kB\nMemAvailable: {900 << 10} kB\nSwapFree: 0 kB\n"}
@@ -52,7 +53,7 @@ def test_memory_of(tmp_path, name):
     for file, text in files.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    assert _core.testing.available_memory(str(tmp_path)) == expected * MIB
+    assert testing.available_memory(str(tmp_path)) == expected * MIB
 
 
 def test_memory_of_this_machine():

@@ -5,7 +5,7 @@ import os
 import struct
 
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.checkpoints import make_checkpoint, read_safetensors, write_safetensors
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.checkpoints import TINY_CONFIG, VARIANTS, make_config
 

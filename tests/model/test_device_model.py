@@ -1,13 +1,12 @@
 """The whole model on the CUDA backend: against the CPU, and the invariance contract bit for bit."""
 
-import longcat
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.checkpoints import make_checkpoint
 from support.compare import assert_rows_close
-from support.devices import EMULATED, EMULATED_F32, needs_gpu
+from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, LOGITS
 
 pytestmark = pytest.mark.device
@@ -28,7 +27,7 @@ def ids_of(count, seed=0):
 
 def test_int8_latents_are_of_the_cpu_alone(checkpoint):
     with pytest.raises(ValueError, match='kv_cache_dtype="int8" is not possible on'):
-        longcat.Engine(checkpoint, device=EMULATED, kv_cache_dtype="int8")
+        DeviceEngine(checkpoint, device=EMULATED, kv_cache_dtype="int8")
 
 
 def test_f32_kernels_give_the_cpus_logits(checkpoint):
@@ -96,8 +95,7 @@ def test_bits_do_not_depend_on_chunks_batch_padding_or_recording(checkpoint, dev
 def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
     ids = ids_of(70)
     logits = [
-        testing.DeviceModel(checkpoint, device).forward([([1, 2], 0, ids)])
-        for device in (EMULATED, "cuda-emulated-reversed")
+        testing.DeviceModel(checkpoint, device).forward([([1, 2], 0, ids)]) for device in (EMULATED, EMULATED_REVERSED)
     ]
     assert np.array_equal(*logits)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import longcat
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from reference.stored import stored_cases
 from support.checkpoints import read_safetensors, write_safetensors

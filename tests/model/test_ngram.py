@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longcat._core import testing
+from longcat import _testing as testing
 
 from reference import ops as ref
 from support.checkpoints import random_token_ids

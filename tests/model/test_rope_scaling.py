@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from reference import ops as ref
 from support.checkpoints import TINY_CONFIG

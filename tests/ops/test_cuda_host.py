@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 pytestmark = pytest.mark.device
 

@@ -6,11 +6,11 @@ activations only the order of additions differs. `cuda` is a real GPU, skipped a
 
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.checkpoints import from_bf16, from_e4m3, quantize_fp8_blocks, to_bf16, to_e4m3
 from support.compare import assert_rows_close
-from support.devices import DEVICES, EMULATED, EMULATED_FP8, needs_gpu
+from support.devices import DEVICES, EMULATED, EMULATED_FP8, EMULATED_REVERSED, needs_gpu
 from support.tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
 
 pytestmark = pytest.mark.device
@@ -536,7 +536,7 @@ def test_order_keys_are_ordered_like_floats():
 
 
 def test_no_result_depends_on_the_order_of_blocks_and_threads():
-    forwards, backwards = testing.DeviceOps(EMULATED), testing.DeviceOps("cuda-emulated-reversed")
+    forwards, backwards = testing.DeviceOps(EMULATED), testing.DeviceOps(EMULATED_REVERSED)
     case = moe_case(17, 20, 9, 5, 3, 4)
     for a, b in zip(forwards.moe(**case), backwards.moe(**case), strict=True):
         assert np.array_equal(a, b)

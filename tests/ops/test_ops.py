@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from longcat._core import testing
+from longcat import _testing as testing
 
 from reference import ops as ref
 from support.checkpoints import from_bf16 as widen

@@ -9,7 +9,7 @@ import longcat
 import numpy as np
 import pytest
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 
 from support.checkpoints import from_bf16, to_bf16
 
@@ -147,7 +147,7 @@ SCRIPT = """
 import sys
 import numpy as np
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 assert _core.cpu_isa() == sys.argv[1]
 ops, rng = testing.Ops(2), np.random.default_rng(0)
 for out, width in [(8, 32), (40, 70), (17, 33), (200, 520), (44, 2101)]:

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from longcat._core import testing  # noqa: E402
+from longcat import _testing as testing  # noqa: E402
 
 from oracle.cases import assert_close  # noqa: E402
 from oracle.hf import HfModel  # noqa: E402

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longcat import _core
+from longcat import _testing as testing
 
 from support.collectives import DTYPES, check_collectives, check_groups_beside_each_other, check_splits
 from support.ranks import all_well, on_ranks
@@ -35,7 +36,7 @@ def test_groups_work_beside_each_other():
 
 
 def test_an_abort_reaches_all_who_wait():
-    communicators = _core.thread_communicators(3)
+    communicators = testing.thread_communicators(3)
 
     def work(ranks):
         if ranks.rank == 1:

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from longcat import _core
+from longcat import _testing as testing
 from longcat.parallel import heartbeat
 from longcat.parallel.addresses import own_addresses
 from longcat.parallel.heartbeat import Heartbeat
@@ -163,7 +164,7 @@ def test_who_does_not_come_is_missed(monkeypatch):
         "_connect",
         lambda self, communicator: communicator.broadcast(np.zeros(2 + heartbeat._ADDRESS_BYTES, np.uint8), 0),
     )
-    communicators = _core.thread_communicators(2)
+    communicators = testing.thread_communicators(2)
 
     def start(ranks):
         try:
@@ -178,7 +179,7 @@ def test_who_does_not_come_is_missed(monkeypatch):
 
 def start_at(hosts):
     """A job's heartbeats, or the errors that rank 0 and rank 1 end with."""
-    communicators = _core.thread_communicators(2)
+    communicators = testing.thread_communicators(2)
 
     def start(ranks):
         try:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import preset_config
 from longcat.planning.plan import plan

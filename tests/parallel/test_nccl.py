@@ -1,6 +1,7 @@
 """Ranks on GPUs, without a GPU: the library's loader, sums on the device, and whole models on emulated devices whose
 NCCL is a stand-in that moves the bytes between threads."""
 
+import functools
 import importlib.util
 import os
 import re
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 from longcat.support.child_process import environment
 
 from support.checkpoints import make_checkpoint, random_token_ids, to_bf16
 from support.collectives import expected_sum
+from support.devices import EMULATED, EMULATED_F32
 from support.engines import sampling
 from support.layouts import MAX_ERROR, TINY, generate
 from support.ranks import ThreadJob, all_well, on_ranks
@@ -28,7 +30,7 @@ def load(named: str | None) -> str:
     """What a process that loads NCCL says."""
     program = """
 import longcat
-from longcat._core import testing
+from longcat import _testing as testing
 try:
     version, first, second = testing.nccl()
     print("version", version, len(first), first != second)
@@ -82,7 +84,7 @@ def test_collectives_on_devices(size, blocks, narrow):
     values = [np.random.default_rng(r).standard_normal(count).astype(np.float32) for r in range(size)]
 
     def work(ranks):
-        return testing.device_collectives(ranks, "cuda-emulated", values[ranks.rank], narrow)
+        return testing.device_collectives(ranks, values[ranks.rank], narrow)
 
     found = all_well(on_ranks(size, work))
     stored = [to_bf16(v) if narrow else v for v in values]
@@ -101,10 +103,8 @@ def test_collectives_on_devices(size, blocks, narrow):
 
 
 def device_job(folder: str, tp: int, ep: int, device: str, **options) -> ThreadJob:
-    def make(folder, core, communicator):
-        testing.use_fake_nccl(core)
-        return _core.Engine(folder, core, communicator=communicator)
-
+    """Engines on emulated devices, whose sums go through the stand-in."""
+    make = functools.partial(testing.open_engine, fake_nccl=True)
     return ThreadJob(folder, tp, ep, make=make, device=device, **options)
 
 
@@ -115,8 +115,8 @@ def test_models_on_devices(tmp_path, tp, ep, tables):
     """All kernels of the CUDA backend, walked on the host, each rank with its share: logits and tokens of one rank."""
     make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
     prompt = random_token_ids(5, 40)
-    options = {"device": "cuda-emulated-f32", "dtype": "f32", "max_num_seqs": 2, "max_num_batched_tokens": 32}
-    with ThreadJob(str(tmp_path), 1, 1, **options) as job:
+    options = {"device": EMULATED_F32, "dtype": "f32", "max_num_seqs": 2, "max_num_batched_tokens": 32}
+    with device_job(str(tmp_path), 1, 1, **options) as job:
         token_ids = generate(job, prompt, 12)
         expected = job.leader.forward(prompt)
     with device_job(str(tmp_path), tp, ep, ngram_placement=tables, **options) as job:
@@ -128,8 +128,8 @@ def test_bf16_on_devices(tmp_path):
     """Activations and sums in bf16."""
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
     prompt = random_token_ids(6, 60)
-    options = {"device": "cuda-emulated", "max_num_seqs": 2, "max_num_batched_tokens": 64}
-    with ThreadJob(str(tmp_path), 1, 1, **options) as job:
+    options = {"device": EMULATED, "max_num_seqs": 2, "max_num_batched_tokens": 64}
+    with device_job(str(tmp_path), 1, 1, **options) as job:
         expected = job.leader.forward(prompt)
     with device_job(str(tmp_path), 2, 4, **options) as job:
         found = job.leader.forward(prompt)
@@ -141,10 +141,10 @@ def test_a_gpu_without_the_library_says_so(tmp_path, monkeypatch):
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
     monkeypatch.setenv("LONGCAT_NCCL", str(tmp_path / "nothing.so"))
     with pytest.raises(_core.Error, match=r"\[nccl\] ranks on GPUs need libnccl.so.2"):
-        ThreadJob(str(tmp_path), 2, device="cuda-emulated")
+        ThreadJob(str(tmp_path), 2, make=testing.open_engine, device=EMULATED)
 
 
-@pytest.mark.parametrize("device, shared", [("cuda-emulated", False), ("cpu", True)])
+@pytest.mark.parametrize("device, shared", [(EMULATED, False), ("cpu", True)])
 def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
     """What the ranks of a machine share is its memory, not that of their GPUs."""
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
@@ -181,7 +181,7 @@ def fail_nccl():
 def test_a_failure_on_one_rank_ends_all(tmp_path, fail_nccl, doing, failing):
     """In the middle of a step, or of a forward pass: all ranks hear why, and nobody waits for ever."""
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
-    job = device_job(str(tmp_path), 2, 1, "cuda-emulated", max_num_batched_tokens=32)
+    job = device_job(str(tmp_path), 2, 1, EMULATED, max_num_batched_tokens=32)
     job.leader.start()
     fail_nccl(failing)
     reason = rf"\[nccl\] rank {failing}: ncclAllGather: the stand-in for NCCL failed"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from longcat._core import OutOfMemoryError, testing
+from longcat import _testing as testing
+from longcat._core import OutOfMemoryError
 
 BLOCK = 64  # kBlockSize
 VOCAB = 50

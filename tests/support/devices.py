@@ -2,9 +2,10 @@
 
 import os
 
+import longcat
 import pytest
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 
 # Several devices are open in one run, each with an arena of its own.
 os.environ.setdefault("LONGCAT_GPU_MEMORY", "0.1")
@@ -24,7 +25,19 @@ def cuda_missing() -> str | None:
 _MISSING = cuda_missing()
 needs_gpu = pytest.mark.skipif(_MISSING is not None, reason=_MISSING or "")
 
+# Names that longcat._testing knows; the product does not.
 EMULATED_F32 = "cuda-emulated-f32"
 EMULATED = "cuda-emulated"
 EMULATED_FP8 = "cuda-emulated-fp8"
+EMULATED_REVERSED = "cuda-emulated-reversed"
+CPU_PADDED = "cpu-padded"
 DEVICES = [EMULATED_F32, EMULATED, pytest.param("cuda", marks=needs_gpu)]
+
+
+class DeviceEngine(longcat.Engine):
+    """longcat.Engine on any device, emulated ones among them."""
+
+    def _open_core(self, options, progress, communicator):
+        if not options.device.startswith(EMULATED):
+            return super()._open_core(options, progress, communicator)
+        return testing.open_engine(self.model, options, progress, communicator)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from longcat import _core
-from longcat._core import testing
+from longcat import _testing as testing
 
 IGNORED_EOS: list[int] = []
 

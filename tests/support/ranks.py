@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from longcat import _core
+from longcat import _testing as testing
 
 WAIT_SECONDS = 120
 
@@ -17,7 +18,7 @@ def on_ranks(size: int, work: Callable[[Any], Any], communicators: Sequence[Any]
     Args:
         work: called without order; a collective in it waits for all.
     """
-    communicators = communicators or _core.thread_communicators(size)
+    communicators = communicators or testing.thread_communicators(size)
     results: list[Any] = [None] * size
 
     def run(rank: int) -> None:

@@ -144,7 +144,7 @@ class Engine:
         if not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
         communicator = self._join_ranks(options, positive("data_parallel_size", data_parallel_size))
-        self._core = _core.Engine(self.model, options, progress, communicator)
+        self._core = self._open_core(options, progress, communicator)
         self._info = self._core.info()
         for line in self._info["warnings"]:
             warnings.warn(line, stacklevel=2)
@@ -162,6 +162,15 @@ class Engine:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopOutputs] = weakref.WeakKeyDictionary()
         self._closed = False
         self._core.start()
+
+    def _open_core(
+        self,
+        options: _core.EngineOptions,
+        progress: Callable[[int, int], None] | None,
+        communicator: _core.Communicator | None,
+    ) -> _core.Engine:
+        """The native engine. A subclass may open one on a device of its own."""
+        return _core.Engine(self.model, options, progress, communicator)
 
     def _join_ranks(self, options: _core.EngineOptions, num_replicas: int) -> _core.Communicator | None:
         """The ranks of this process's replica; None where there is one rank in all."""

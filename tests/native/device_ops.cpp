@@ -1,24 +1,23 @@
-// Single ops on any device, for tests that hold the backends to each other. Arrays go to the device and
-// back; activations are rounded to the device's dtype on the way.
+// Single ops on any device: tests hold the backends to each other. Arrays go to the device and back; activations are
+// rounded to the device's dtype on the way.
 #include <algorithm>
 #include <cstring>
 #include <map>
 
 #include "bindings/bindings.h"
-#include "bindings/chunks.h"
-#include "bindings/sampling_case.h"
 #include "engine/batch_buffers.h"
 #include "model/weights.h"
-#include "ops/backend.h"
+#include "tests/native/arrays.h"
+#include "tests/native/chunks.h"
+#include "tests/native/devices.h"
+#include "tests/native/native.h"
+#include "tests/native/sampling_case.h"
 
 namespace py = pybind11;
 
 namespace longcat {
 
 namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 std::vector<int64_t> shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
@@ -118,7 +117,7 @@ class Scratch {
 
 class DeviceOps {
  public:
-  explicit DeviceOps(const std::string& device) : ops_(make_ops(device, 1)) {}
+  explicit DeviceOps(const std::string& device) : ops_(make_test_ops(device, 1)) {}
 
   std::string activation_dtype() const { return name_of(ops_->activation_dtype()); }
 
@@ -388,7 +387,7 @@ class DeviceOps {
 
 }  // namespace
 
-void register_testing_device(py::module_& testing) {
+void register_device_ops(py::module_& testing) {
   py::class_<DeviceOps>(testing, "DeviceOps")
       .def(py::init<const std::string&>(), py::arg("device"))
       .def("activation_dtype", &DeviceOps::activation_dtype)

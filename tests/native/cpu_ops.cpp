@@ -1,113 +1,23 @@
-// What the tests need to see of the core and users do not: single ops, explicit batches, latents.
-
+// Single ops of the CPU backend, on NumPy arrays.
 #include <algorithm>
 #include <cstring>
 
-#include "base/available_memory.h"
 #include "bindings/bindings.h"
-#include "bindings/sampling_case.h"
 #include "cpu/attention/latents.h"
 #include "cpu/sample.h"
 #include "engine/batch_buffers.h"
-#include "engine/engine.h"
 #include "io/model_config.h"
-#include "io/safetensors.h"
-#include "model/rope_scaling.h"
+#include "model/weights.h"
 #include "ops/backend.h"
-#include "ops/philox.h"
+#include "tests/native/arrays.h"
+#include "tests/native/native.h"
+#include "tests/native/sampling_case.h"
 
 namespace py = pybind11;
 
 namespace longcat {
 
 namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-Tensor view(const py::array& array, DType dtype) {
-  void* data = const_cast<void*>(array.data());
-  switch (array.ndim()) {
-    case 1:
-      return Tensor(data, dtype, {array.shape(0)});
-    case 2:
-      return Tensor(data, dtype, {array.shape(0), array.shape(1)});
-    case 3:
-      return Tensor(data, dtype, {array.shape(0), array.shape(1), array.shape(2)});
-    default:
-      throw std::invalid_argument("testing: arrays have 1 to 3 dimensions");
-  }
-}
-Tensor f32(const py::array& array) { return view(array, DType::f32); }
-Tensor i32(const py::array& array) { return view(array, DType::i32); }
-
-// A matrix as a Weight: float32 [out, in], uint16 (bf16 bits) [out, in], or uint8 (e4m3) with float32 scales.
-Weight as_weight(const py::array& array, const py::object& scales = py::none()) {
-  Weight weight{.out_features = array.shape(0), .in_features = array.shape(1), .data = array.data()};
-  if (array.dtype().is(py::dtype::of<float>())) return weight;
-  if (array.dtype().is(py::dtype::of<uint16_t>())) {
-    weight.format = WeightFormat::bf16;
-  } else if (array.dtype().is(py::dtype::of<uint8_t>())) {
-    weight.format = WeightFormat::fp8_block;
-    weight.scales = scales.cast<Array<float>>().data();
-  } else {
-    throw std::invalid_argument("testing: weights are float32, uint16 or uint8");
-  }
-  return weight;
-}
-
-py::dict to_dict(const ModelConfig& c) {
-  py::dict d;
-  d["architecture"] = c.architecture;
-  d["vocab_size"] = c.vocab_size;
-  d["hidden_size"] = c.hidden_size;
-  d["num_layers"] = c.num_layers;
-  d["num_attention_heads"] = c.num_attention_heads;
-  d["q_lora_rank"] = c.q_lora_rank;
-  d["kv_lora_rank"] = c.kv_lora_rank;
-  d["qk_nope_head_dim"] = c.qk_nope_head_dim;
-  d["qk_rope_head_dim"] = c.qk_rope_head_dim;
-  d["v_head_dim"] = c.v_head_dim;
-  d["ffn_hidden_size"] = c.ffn_hidden_size;
-  d["expert_ffn_hidden_size"] = c.expert_ffn_hidden_size;
-  d["n_routed_experts"] = c.n_routed_experts;
-  d["zero_expert_num"] = c.zero_expert_num;
-  d["moe_topk"] = c.moe_topk;
-  d["routed_scaling_factor"] = c.routed_scaling_factor;
-  d["mla_scale_q_lora"] = c.mla_scale_q_lora;
-  d["mla_scale_kv_lora"] = c.mla_scale_kv_lora;
-  d["tie_word_embeddings"] = c.tie_word_embeddings;
-  d["rms_norm_eps"] = c.rms_norm_eps;
-  d["rope_theta"] = c.rope_theta;
-  d["max_position_embeddings"] = c.max_position_embeddings;
-  d["bos_token_id"] = c.bos_token_id;
-  d["eos_token_id"] = c.eos_token_id;
-  d["torch_dtype"] = name_of(c.torch_dtype);
-  d["fp8_blocks"] = c.fp8_blocks;
-  d["warnings"] = c.warnings;
-  d["yarn"] = py::none();
-  if (c.yarn) {
-    py::dict yarn;
-    yarn["factor"] = c.yarn->factor;
-    yarn["original_max_position_embeddings"] = c.yarn->original_max_position_embeddings;
-    yarn["beta_fast"] = c.yarn->beta_fast;
-    yarn["beta_slow"] = c.yarn->beta_slow;
-    yarn["mscale"] = c.yarn->mscale;
-    yarn["mscale_all_dim"] = c.yarn->mscale_all_dim;
-    yarn["attention_factor"] = c.yarn->attention_factor;
-    yarn["truncate"] = c.yarn->truncate;
-    d["yarn"] = yarn;
-  }
-  d["ngram"] = py::none();
-  if (c.ngram) {
-    py::dict ngram;
-    ngram["table_rows"] = c.ngram->table_rows;
-    ngram["emb_neighbor_num"] = c.ngram->emb_neighbor_num;
-    ngram["emb_split_num"] = c.ngram->emb_split_num;
-    d["ngram"] = ngram;
-  }
-  return d;
-}
 
 // Ids the N-gram op computes for one sequence fed in chunks. The tables are one untouched value wide, so that the real
 // model's row counts can be tested.
@@ -153,7 +63,6 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
   return ids;
 }
 
-// Single ops on numpy arrays, on the CPU backend.
 class TestOps {
  public:
   explicit TestOps(int num_threads) : ops_(make_cpu_ops(num_threads)) {}
@@ -330,152 +239,12 @@ class TestOps {
   std::unique_ptr<Ops> ops_;
 };
 
-// The model under explicit batches: the caller owns the block tables.
-class TestModel {
- public:
-  TestModel(const std::string& folder, const std::string& dtype, int num_threads, int64_t max_tokens,
-            int64_t num_blocks, const std::string& kv_cache_dtype)
-      : options_{.dtype = dtype,
-                 .kv_cache_dtype = kv_cache_dtype,
-                 .max_num_batched_tokens = max_tokens,
-                 .num_threads = num_threads},
-        loaded_(load_model(folder, options_)),
-        cache_(loaded_.ops->device(), loaded_.config, num_blocks, loaded_.kv_cache_dtype),
-        buffers_(loaded_.ops->device(), max_tokens, max_tokens, num_blocks) {}
-
-  // chunks: (block table, position of the first token, token ids) per sequence; the first num_generated of them are of
-  // generated tokens. num_rows: with padding. Returns the logits of every token.
-  Array<float> forward(const std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>& chunks,
-                       size_t num_generated, int64_t num_rows) {
-    std::vector<Chunk> views;
-    for (const auto& [blocks, start, ids] : chunks)
-      views.push_back({.token_ids = ids, .start = start, .blocks = blocks, .generated = views.size() < num_generated});
-    buffers_.stage(views, 0, num_rows);
-    const ForwardBatch batch = buffers_.upload(0);
-    const int64_t num_tokens = batch.num_real_tokens.data<int32_t>()[0];
-    Array<float> logits({num_tokens, loaded_.config.vocab_size});
-    Array<int32_t> rows(num_tokens);
-    for (int64_t i = 0; i < num_tokens; ++i) rows.mutable_data()[i] = static_cast<int32_t>(i);
-    const Tensor out = f32(logits), all = i32(rows);
-    const GilRelease nogil;
-    loaded_.model->forward(batch, cache_);
-    loaded_.model->logits(out, all);
-    return logits;
-  }
-
-  // Rows of the N-gram tables the last forward looked up.
-  Array<int32_t> last_ngram_ids() {
-    const Tensor ids = loaded_.model->last_ngram_ids();
-    if (ids.empty()) return Array<int32_t>(0);
-    Array<int32_t> out({ids.size(0), ids.size(1)});
-    std::copy_n(ids.data<int32_t>(), ids.numel(), out.mutable_data());
-    return out;
-  }
-
-  // Stored latents of the first num_tokens positions of a sequence, as attention reads them: [T, kv_lora + rope].
-  Array<float> latents(int64_t sub_layer, const std::vector<int32_t>& blocks, int64_t num_tokens) {
-    const ModelConfig& c = loaded_.config;
-    Array<float> out({num_tokens, c.latent_dim()});
-    std::vector<float> scratch(static_cast<size_t>(c.latent_dim()));
-    for (int64_t p = 0; p < num_tokens; ++p)
-      std::copy_n(cpu::read_latents(scratch.data(), cache_.latents(sub_layer), blocks.data(), p, p + 1, c.kv_lora_rank,
-                                    c.qk_rope_head_dim),
-                  c.latent_dim(), out.mutable_data(p));
-    return out;
-  }
-
-  std::vector<int32_t> lane(const std::vector<int32_t>& blocks, int64_t num_tokens) {
-    std::vector<int32_t> ids;
-    for (int64_t p = 0; p < num_tokens; ++p)
-      ids.push_back(
-          cache_.lane().data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
-    return ids;
-  }
-
-  // Fills every latent of the cache with NaN.
-  void poison() { poison_blocks(cache_, loaded_.config, 0, cache_.num_blocks()); }
-
-  std::map<std::string, std::string> weight_formats() const {
-    const ModelWeights& w = loaded_.model->weights();
-    const LayerWeights& layer = w.layers.at(0);
-    std::map<std::string, std::string> formats;
-    const auto add = [&](const char* name, const Weight& weight) {
-      if (!weight.empty()) formats[name] = str_cat(name_of(weight.format), "@", name_of(weight.placement));
-    };
-    add("word_embedding", w.word_embedding);
-    if (!w.ngram.tables.empty()) add("ngram_table", w.ngram.tables[0]);
-    add("ngram_projection", w.ngram.projection);
-    add("q_b_proj", layer.attention[0].q_b_proj);
-    add("k_up", layer.attention[0].k_up);
-    add("gate_proj", layer.ffn[0].gate_proj);
-    add("classifier", layer.moe.classifier);
-    if (!layer.moe.gate_proj.empty()) add("expert_gate_proj", layer.moe.gate_proj[0]);
-    add("lm_head", w.lm_head);
-    return formats;
-  }
-
- private:
-  EngineOptions options_;
-  LoadedModel loaded_;
-  KvCache cache_;
-  BatchBuffers buffers_;
-};
-
 }  // namespace
 
-void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begin, int64_t end) {
-  for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config); ++sub_layer)
-    for (int64_t block = begin; block < end; ++block) {
-      const Tensor latents = cache.latents(sub_layer).index(0, block);
-      std::memset(latents.raw(), 0xff, static_cast<size_t>(latents.num_bytes()));
-    }
-}
-
-void register_testing(py::module_& module) {
-  py::module_ testing = module.def_submodule("testing", "For longcat's own tests; may change at any time.");
-
-  testing.def("available_memory", [](const std::string& root) { return available_memory(root); }, py::arg("root"));
-  testing.def(
-      "cached_table_bytes",
-      [](const std::string& folder) {
-        const Checkpoint checkpoint(folder);
-        int64_t bytes = 0;
-        for (const auto& [name, tensor] : checkpoint.tensors())
-          if (name.starts_with("model.ngram_embeddings.embedders."))
-            bytes += cached_bytes(tensor.data, static_cast<int64_t>(tensor.num_bytes));
-        return bytes;
-      },
-      py::arg("folder"));
-  testing.def("parse_safetensors_header", [](const py::bytes& header, uint64_t data_bytes) {
-    std::map<std::string, py::tuple> entries;
-    for (const auto& [name, entry] : parse_safetensors_header(std::string_view(header), data_bytes, "header"))
-      entries[name] = py::make_tuple(name_of(entry.dtype), entry.shape, entry.begin, entry.end);
-    return entries;
-  });
-  testing.def("parse_model_config",
-              [](const std::string& text) { return to_dict(parse_model_config(text, "config.json")); });
-  testing.def("open_checkpoint", [](const std::string& folder) {
-    const Checkpoint checkpoint(folder);
-    std::map<std::string, py::tuple> tensors;
-    for (const auto& [name, tensor] : checkpoint.tensors())
-      tensors[name] = py::make_tuple(name_of(tensor.dtype), tensor.shape);
-    return tensors;
-  });
-  testing.def("rope_scaling", [](const std::string& config_text) {
-    const RopeScaling rope = make_rope_scaling(parse_model_config(config_text, "config.json"));
-    return py::make_tuple(rope.inv_freq, rope.cos_sin_factor, rope.softmax_factor);
-  });
+void register_cpu_ops(py::module_& testing) {
   testing.def("ngram_ids", &ngram_ids, py::arg("token_ids"), py::arg("vocab_size"), py::arg("table_rows"),
               py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"),
               py::arg("chunk_sizes") = std::vector<int64_t>{});
-  testing.def("philox4x32", [](std::array<uint32_t, 4> counter, uint64_t key) { return philox4x32(counter, key); });
-  testing.def("sampling_uniform", &sampling_uniform);
-  testing.def("kv_piece_end", &kv_piece_end);
-  testing.def("to_e4m3", &to_e4m3);
-  testing.def("to_bf16", [](float x) { return to_bf16(x).bits; });
-  testing.def("half_to_float", &half_to_float);
-  testing.def("e4m3_to_float", &e4m3_to_float);
-
   py::class_<TestOps>(testing, "Ops")
       .def(py::init<int>(), py::arg("num_threads") = 1)
       .def("linear", &TestOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none())
@@ -493,25 +262,6 @@ void register_testing(py::module_& module) {
       .def("sample", &TestOps::sample)
       .def("process_logits", &TestOps::process_logits)
       .def("token_logprobs", &TestOps::token_logprobs);
-
-  py::class_<TestModel>(testing, "Model")
-      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::string&>(),
-           py::arg("folder"), py::arg("dtype") = "auto", py::arg("num_threads") = 1, py::arg("max_tokens") = 512,
-           py::arg("num_blocks") = 64, py::arg("kv_cache_dtype") = "auto")
-      .def("forward", &TestModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0)
-      .def("last_ngram_ids", &TestModel::last_ngram_ids)
-      .def("latents", &TestModel::latents)
-      .def("lane", &TestModel::lane)
-      .def("poison", &TestModel::poison)
-      .def("weight_formats", &TestModel::weight_formats);
-
-  register_testing_cuda_host(testing);
-  register_testing_device(testing);
-  register_testing_device_model(testing);
-  register_testing_nccl(testing);
-  register_testing_packed(testing);
-  register_testing_engine(testing);
-  register_testing_scheduler(testing);
 }
 
 }  // namespace longcat

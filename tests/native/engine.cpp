@@ -1,12 +1,15 @@
-// The engine under a microscope: steps made by hand, and what each of them computed, token by token.
+// Engines on any device: as the product's Python holds them, and with steps made by hand, of which each records what it
+// computed, token by token.
+#include "engine/engine.h"
 
 #include <algorithm>
 #include <atomic>
 #include <map>
 
-#include "bindings/bindings.h"
+#include "bindings/py_engine.h"
 #include "cpu/attention/latents.h"
-#include "engine/engine.h"
+#include "tests/native/devices.h"
+#include "tests/native/native.h"
 
 namespace py = pybind11;
 
@@ -84,7 +87,9 @@ class Recorder final : public StepObserver {
 class TestEngine {
  public:
   TestEngine(const std::string& folder, const EngineOptions& options, const PyCommunicator* communicator)
-      : engine_(folder, options, {}, communicator ? communicator->ranks->split(0) : nullptr), recorder_(engine_.ops()) {
+      : engine_(folder, options, {}, communicator ? communicator->ranks->split(0) : nullptr,
+                make_test_backend(options, false)),
+        recorder_(engine_.ops()) {
     recorder_.kv_lora_rank = engine_.config().kv_lora_rank;
     recorder_.rope_dim = engine_.config().qk_rope_head_dim;
     recorder_.num_sub_layers = engine_.config().num_sub_layers();
@@ -144,7 +149,18 @@ class TestEngine {
 
 }  // namespace
 
-void register_testing_engine(py::module_& testing) {
+void register_test_engine(py::module_& testing) {
+  // A _core.Engine; options.device may name a device of tests.
+  testing.def(
+      "open_engine",
+      [](const std::string& folder, const EngineOptions& options, const py::object& progress,
+         const PyCommunicator* communicator, bool fake_nccl) {
+        return std::make_unique<PyEngine>(folder, options, progress, communicator,
+                                          make_test_backend(options, fake_nccl));
+      },
+      py::arg("folder"), py::arg("options"), py::arg("progress") = py::none(), py::arg("communicator") = nullptr,
+      py::arg("fake_nccl") = false);
+
   py::class_<TestEngine>(testing, "Engine")
       .def(py::init<const std::string&, const EngineOptions&, const PyCommunicator*>(), py::arg("folder"),
            py::arg("options"), py::arg("communicator") = nullptr, py::call_guard<py::gil_scoped_release>())

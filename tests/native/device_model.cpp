@@ -1,21 +1,20 @@
-// The model on any device, for tests that hold the backends to each other.
+// The model on any device: tests hold the backends to each other.
 #include "bindings/bindings.h"
-#include "bindings/chunks.h"
 #include "cuda/emulation/emulated_device.h"
 #include "engine/batch_buffers.h"
 #include "io/model_config.h"
 #include "io/safetensors.h"
 #include "model/model.h"
-#include "ops/backend.h"
+#include "tests/native/arrays.h"
+#include "tests/native/chunks.h"
+#include "tests/native/devices.h"
+#include "tests/native/native.h"
 
 namespace py = pybind11;
 
 namespace longcat {
 
 namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 Placement table_placement(Ops& ops, const std::string& name) {
   for (const Placement placement : ops.table_placements())
@@ -31,7 +30,7 @@ class DeviceModel {
               const std::string& ngram_placement, bool with_mtp)
       : config_(load_model_config(folder)),
         checkpoint_(folder),
-        ops_(make_ops(device, 1)),
+        ops_(make_test_ops(device, 1)),
         model_(
             *ops_, config_, single_rank(config_),
             load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0), dtype == "f32" ? DType::f32 : DType::bf16,
@@ -146,7 +145,7 @@ class DeviceModel {
 
 }  // namespace
 
-void register_testing_device_model(py::module_& testing) {
+void register_device_model(py::module_& testing) {
   py::class_<DeviceModel>(testing, "DeviceModel")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t,
                     const std::string&, bool>(),

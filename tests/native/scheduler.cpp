@@ -1,10 +1,12 @@
 // The scheduler without a model: tests play the runner's part, and know at any time what each block holds.
 
+#include "engine/scheduler.h"
+
 #include <algorithm>
 #include <deque>
 
 #include "bindings/bindings.h"
-#include "engine/scheduler.h"
+#include "tests/native/native.h"
 
 namespace py = pybind11;
 
@@ -185,7 +187,7 @@ class TestScheduler {
 
 }  // namespace
 
-void register_testing_scheduler(py::module_& testing) {
+void register_scheduler(py::module_& testing) {
   py::class_<TestScheduler>(testing, "Scheduler")
       .def(py::init([](int64_t max_num_seqs, int64_t max_num_batched_tokens, int64_t max_num_queued, int64_t num_blocks,
                        int64_t num_host_blocks, bool enable_prefix_caching) {

@@ -1,4 +1,4 @@
-// Host functions of the CUDA backend, for tests.
+// Host functions of the CUDA backend.
 #include "bindings/bindings.h"
 #include "cuda/device/arena.h"
 #include "cuda/device/graph_sizes.h"
@@ -6,6 +6,7 @@
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/ngram.h"
 #include "cuda/kernels/sampling.h"
+#include "tests/native/native.h"
 
 namespace py = pybind11;
 
@@ -57,7 +58,7 @@ py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features
 
 }  // namespace
 
-void register_testing_cuda_host(py::module_& testing) {
+void register_cuda_host(py::module_& testing) {
   py::class_<Arena>(testing, "Arena")
       .def(py::init<int64_t>())
       .def("allocate", &Arena::allocate)

@@ -1,10 +1,12 @@
 // Ranks as threads: each shows the others where its data lies, and they copy.
+#include "tests/native/thread_communicators.h"
+
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
 
-#include "comm/communicator.h"
+#include "tests/native/native.h"
 
 namespace longcat {
 
@@ -145,6 +147,14 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size) {
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int rank = 0; rank < size; ++rank) ranks.push_back(std::make_unique<ThreadCommunicator>(group, rank));
   return ranks;
+}
+
+void register_thread_communicators(pybind11::module_& testing) {
+  testing.def("thread_communicators", [](int size) {
+    std::vector<PyCommunicator> all;
+    for (auto& ranks : make_thread_communicators(size)) all.push_back({std::move(ranks)});
+    return all;
+  });
 }
 
 }  // namespace longcat

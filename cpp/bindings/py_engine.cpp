@@ -1,0 +1,51 @@
+#include "bindings/py_engine.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+PyEngine::PyEngine(const std::string& folder, const EngineOptions& options, const py::object& progress,
+                   const PyCommunicator* communicator, Backend backend) {
+  LoadProgress report;
+  if (!progress.is_none())
+    report = [&](int64_t done, int64_t total) {
+      const py::gil_scoped_acquire gil;
+      progress(done, total);
+    };
+  const GilRelease nogil;
+  engine_ = std::make_unique<Engine>(folder, options, report, communicator ? communicator->ranks->split(0) : nullptr,
+                                     std::move(backend));
+}
+
+void PyEngine::check_process() const {
+  if (is_forked())
+    throw Error(
+        str_cat("[engine] this engine belongs to process ", pid_,
+                ", and a fork has none of its threads: make an engine of its own (multiprocessing: \"spawn\")"));
+}
+
+py::array_t<float> PyEngine::forward(const std::vector<int32_t>& token_ids, int64_t chunk_size) {
+  const int64_t vocab = with([&](Engine& e) {
+    e.check_forward(token_ids);
+    return e.config().vocab_size;
+  });
+  py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
+  float* out = logits.mutable_data();
+  with([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
+  return logits;
+}
+
+std::vector<StepOutput> PyEngine::step() {
+  std::vector<StepOutput> outputs;
+  with([&](Engine& e) { e.step(outputs); });
+  return outputs;
+}
+
+void PyEngine::close() {
+  if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
+  const GilRelease nogil;
+  const std::unique_lock lock(mutex_);
+  engine_.reset();
+}
+
+}  // namespace longcat

@@ -1,0 +1,45 @@
+// An Engine as Python holds it: closed once, used by any thread, and by no fork of its process.
+#pragma once
+
+#include <unistd.h>
+
+#include <shared_mutex>
+
+#include "bindings/bindings.h"
+#include "engine/engine.h"
+
+namespace longcat {
+
+class PyEngine {
+ public:
+  // progress: a callable of (bytes done, bytes in all), or None. communicator: of this rank, null with one rank.
+  PyEngine(const std::string& folder, const EngineOptions& options, const pybind11::object& progress,
+           const PyCommunicator* communicator, Backend backend = {});
+  ~PyEngine() { close(); }
+
+  // Throws in a process that was forked from the engine's: its threads are not there, its locks may be held for ever.
+  void check_process() const;
+
+  // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for all that run.
+  template <class Action>
+  auto with(Action&& action) {
+    check_process();
+    const GilRelease nogil;
+    const std::shared_lock lock(mutex_);
+    if (!engine_) throw Error("[engine] this engine is closed");
+    return action(*engine_);
+  }
+
+  pybind11::array_t<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk_size);
+  std::vector<StepOutput> step();
+  void close();
+
+ private:
+  bool is_forked() const { return ::getpid() != pid_; }
+
+  const pid_t pid_ = ::getpid();
+  std::shared_mutex mutex_;
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace longcat

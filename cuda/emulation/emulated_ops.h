@@ -1,0 +1,13 @@
+// The CUDA backend on an emulated device.
+#pragma once
+
+#include <memory>
+
+#include "cuda/cuda_ops.h"
+
+namespace longcat {
+
+// fp8: as on a device that multiplies fp8. reversed: blocks and threads are walked backwards.
+std::unique_ptr<CudaOps> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed);
+
+}  // namespace longcat

@@ -1,0 +1,22 @@
+// longcat._testing: what tests and benchmarks see of the core, and users do not. Part of no wheel.
+//
+// The module holds its own copy of the runtime. Python types of the core (EngineOptions, SamplingParams, Communicator,
+// Engine, the exceptions) are those of longcat._core, which is imported first: pybind11 finds a type by its name.
+#include "tests/native/native.h"
+
+PYBIND11_MODULE(_testing, module) {
+  using namespace longcat;
+  module.doc() = "For longcat's own tests";
+  pybind11::module_::import("longcat._core");
+  register_cpu_model(module);
+  register_cpu_ops(module);
+  register_cuda_host(module);
+  register_device_model(module);
+  register_device_ops(module);
+  register_nccl(module);
+  register_packed_formats(module);
+  register_scheduler(module);
+  register_test_engine(module);
+  register_thread_communicators(module);
+  register_values(module);
+}

@@ -1,0 +1,62 @@
+// Packed weight formats without a file.
+#include "ops/packed.h"
+
+#include <algorithm>
+
+#include "bindings/bindings.h"
+#include "cpu/gemm/pack.h"
+#include "model/weight_slice.h"
+#include "tests/native/arrays.h"
+#include "tests/native/native.h"
+
+namespace py = pybind11;
+
+namespace longcat {
+
+void register_packed_formats(py::module_& testing) {
+  testing.def(
+      "pack_matrix",
+      [](const Array<float>& matrix, const std::string& format) {
+        const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
+        const float* values = matrix.data();
+        const WeightFormat packed = packed_format(format);
+        const int64_t stride = packed_stride(packed, cols);
+        Array<uint8_t> out({packed_bytes(packed, rows, cols) / stride, stride});
+        cpu::pack(out.mutable_data(), packed, rows, cols,
+                  [&](int64_t row, float* to) { std::copy_n(values + row * cols, cols, to); });
+        return out;
+      },
+      py::arg("matrix"), py::arg("format"));
+  // Rows and columns of a packed matrix, still packed.
+  testing.def(
+      "slice_packed",
+      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& name, int64_t rows, int64_t cols,
+         std::pair<int64_t, int64_t> row_range, std::pair<int64_t, int64_t> col_range) {
+        const WeightFormat format = packed_format(name);
+        std::unique_ptr<std::byte[]> storage;
+        const Weight part =
+            slice_of({.format = format, .out_features = rows, .in_features = cols, .data = packed.data()},
+                     {row_range.first, row_range.second}, {col_range.first, col_range.second}, "matrix", storage);
+        const int64_t stride = packed_stride(format, part.in_features);
+        py::array_t<uint8_t> out({part.num_bytes() / stride, stride});
+        std::copy_n(static_cast<const uint8_t*>(part.data), part.num_bytes(), out.mutable_data());
+        return out;
+      },
+      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("row_range"),
+      py::arg("col_range"));
+  testing.def(
+      "unpack_matrix",
+      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& format, int64_t rows,
+         int64_t cols) {
+        const Weight weight{
+            .format = packed_format(format), .out_features = rows, .in_features = cols, .data = packed.data()};
+        if (packed.nbytes() != weight.num_bytes())
+          throw std::invalid_argument(str_cat(packed.nbytes(), " bytes, expected ", weight.num_bytes()));
+        py::array_t<float> out({rows, cols});
+        for (int64_t row = 0; row < rows; ++row) unpack_row(out.mutable_data() + row * cols, weight, row);
+        return out;
+      },
+      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"));
+}
+
+}  // namespace longcat

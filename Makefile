@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 
 # All tests that need no torch. build/durations.txt lists the slowest tests, and the seconds of each folder.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python $(RUN_TESTS) -m "not oracle" --durations-file build/durations.txt
+	$(VENV)/bin/python $(RUN_TESTS) -m "not oracle" --durations-file=build/durations.txt
 
 # The same with many more random schedules and responses.
 thorough: $(VENV)/.installed-test

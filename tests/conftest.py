@@ -34,6 +34,7 @@ def server(tiny):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    # As --durations-file=PATH: before this file is read, PATH in an argument of its own would be taken for a test file.
     parser.addoption("--durations-file", help="write the 25 slowest tests and the seconds of each folder to this file")
 
 

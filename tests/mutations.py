@@ -1,11 +1,12 @@
 """Breaks the model on purpose, one way at a time, and shows that a test notices.
 
-Each mutation edits a copy of the tree, builds it, and runs the tests that should catch it. Not part of the test run
-(a build takes about a minute each): python tests/mutations.py [name ...]
+Each mutation edits one file of a copy of the tree, compiles it, and runs the tests that should catch it. Not part of the
+test run (a mutation takes about half a minute): .venv/bin/python tests/mutations.py [name ...]
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -109,32 +110,47 @@ def apply(tree: Path, file: str, before: str, after: str) -> None:
     path.write_text(text.replace(before, after))
 
 
-def run(name: str, tree: Path) -> bool:
-    """Builds the mutated copy into a folder and runs its tests there; True when every named test failed."""
-    file, before, after, tests = MUTATIONS[name]
-    apply(tree, file, before, after)
+def build(tree: Path) -> Path:
+    """Compiles what has changed in the copy, and installs it into a folder of its own."""
     target = tree / "installed"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(tree)]
-    subprocess.run([*install, "-C", "cmake.define.LONGCAT_TESTING=ON"], check=True)
-    caught = True
-    for test in tests:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-        result = subprocess.run(command, cwd=tree, env={"PYTHONPATH": str(target)}, capture_output=True, text=True)
-        print(f"{name}: {test}: {result.stdout.strip().splitlines()[-1]}", flush=True)
-        caught = caught and result.returncode == 1
-    return caught
+    shutil.rmtree(target, ignore_errors=True)
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cmake and ninja of this environment
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    install += ["--target", str(target), str(tree), "-C", "cmake.define.LONGCAT_TESTING=ON"]
+    subprocess.run(install, check=True, env={**os.environ, "PATH": programs})
+    return target
+
+
+def fails(tree: Path, target: Path, test: str) -> tuple[bool, str]:
+    """Whether the test fails on the package in `target`, and pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    result = subprocess.run(command, cwd=tree, env={"PYTHONPATH": str(target)}, capture_output=True, text=True)
+    return result.returncode == 1, result.stdout.strip().splitlines()[-1]
 
 
 def main() -> int:
     names = sys.argv[1:] or list(MUTATIONS)
     missed = []
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            tree = Path(folder) / "longcat"
-            ignored = shutil.ignore_patterns(".git", "build", ".venv*", "*.so", "__pycache__")
-            shutil.copytree(ROOT, tree, ignore=ignored)
-            if not run(name, tree):
-                missed.append(name)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "longcat"
+        ignored = shutil.ignore_patterns(".git", "build", "third_party", ".venv*", "*.so", "__pycache__")
+        shutil.copytree(ROOT, tree, ignore=ignored)
+        whole = build(tree)
+        for test in sorted({test for name in names for test in MUTATIONS[name][3]}):
+            failed, line = fails(tree, whole, test)
+            if failed:
+                raise SystemExit(f"{test} fails without a mutation: {line}")
+        for name in names:
+            file, before, after, tests = MUTATIONS[name]
+            text = (tree / file).read_text()
+            apply(tree, file, before, after)
+            target = build(tree)
+            for test in tests:
+                failed, line = fails(tree, target, test)
+                print(f"{name}: {test}: {line}", flush=True)
+                if not failed and name not in missed:
+                    missed.append(name)
+            (tree / file).write_text(text)
     print(f"{len(names) - len(missed)} of {len(names)} mutations caught" + (f"; missed: {missed}" if missed else ""))
     return 1 if missed else 0
 

@@ -1,7 +1,7 @@
 """Breaks the model on purpose, one way at a time, and shows that a test notices.
 
-Each mutation edits one file of a copy of the tree, compiles it, and runs the tests that should catch it. Not part of the
-test run (a mutation takes about half a minute): .venv/bin/python tests/mutations.py [name ...]
+Each mutation edits one file of a copy of the tree, compiles it, and runs the tests that should catch it. `make test`
+leaves this out, as a mutation takes about half a minute: .venv/bin/python tests/mutations.py [name ...]
 """
 
 from __future__ import annotations

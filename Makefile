@@ -108,6 +108,7 @@ build/$(PLAIN)/.built: $(VENV)/.installed-build $(SOURCES)
 build/$(TESTING)/.built: $(VENV)/.installed-build $(SOURCES)
 	$(call build_wheel,$(TESTING),LONGCAT_TESTING=ON;LONGCAT_CUDA=$(LONGCAT_CUDA),for its tests (three minutes on two cores, seconds where little has changed))
 
+COMMA := ,
 # $(call install_wheel,ENVIRONMENT,NAME,EXTRAS): of build/NAME. Twice: pip leaves a package of the same version alone, and
 # --force-reinstall would install what it depends on anew.
 define install_wheel
@@ -135,7 +136,7 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 
 .venv-oracle/.installed: build/$(TESTING)/.built
 	test -x .venv-oracle/bin/python || $(PYTHON) -m venv .venv-oracle
-	$(call install_wheel,.venv-oracle,$(TESTING),[test,oracle])
+	$(call install_wheel,.venv-oracle,$(TESTING),[test$(COMMA)oracle])
 	touch $@
 
 # CUTLASS headers: 6 MB of a PyPI package, without what it depends on.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
+from longcat.request.json_schema import ANYTHING, SchemaReader
+from longcat.request.schema_writer import SchemaWriter
 from longcat.support.names import install_command, unknown_name
 from longcat.support.text import printable
 
@@ -29,7 +31,7 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 _LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lexer_fuel": 1_000_000,
            "step_lexer_fuel": 200_000, "verbose_errors": False}  # fmt: skip
 # As json.dumps writes it. With free white space a model may write nothing else for ever.
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_CACHED = 32
 _MAX_ERROR_CHARS = 300
 
@@ -93,16 +95,42 @@ class StructuredOutputs:
             if not choices or not all(isinstance(text, str) and text for text in choices):
                 raise ValueError(f"choice={str(self.choice)[:100]} is not possible: expected a list of non-empty texts")
             return grammar_from("choice", _text("choice", json.dumps(choices)))
-        schema: Any = {"type": "object"} if self.json_object else self.json
-        if not isinstance(schema, str):
+        if self.json_object:
+            return json_source({"type": "object"})
+        return schema_source(self._schema())
+
+    def _schema(self) -> Any:
+        schema: Any = self.json
+        if isinstance(schema, str):
             try:
-                schema = json.dumps(schema, allow_nan=False)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"the JSON schema is not possible: {error}") from None
+                return json.loads(_text("json", schema))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"[schema] found text that is no JSON ({error}); expected a JSON schema") from None
         try:
-            return LLMatcher.grammar_from_json_schema(_text("json", schema), overrides=_JSON_STYLE)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(f"the JSON schema is not possible: {_one_line(str(error))}") from None
+            _text("json", json.dumps(schema, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"[schema] found what JSON cannot say ({error}); expected a JSON schema") from None
+        return schema
+
+
+def schema_source(schema: Any) -> str:
+    """The grammar of values that fit a JSON schema, in llguidance's form.
+
+    Raises:
+        ValueError: the schema is malformed, nothing fits it, or a word of it cannot be enforced; names it.
+    """
+    reader = SchemaReader(schema)
+    branches = () if reader.root is None else reader.branches(reader.root)
+    if not branches:
+        raise ValueError("[schema] found a schema that no value fits; expected one that allows some. Loosen it.")
+    return json_source({} if reader.root == ANYTHING else SchemaWriter(reader).document(branches))
+
+
+def json_source(schema: dict[str, Any]) -> str:
+    """The grammar of a schema in the words that SchemaWriter uses."""
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)  # type: ignore[arg-type]
 
 
 class Grammar:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
+from longcat.chat.cut_calls import TaggedText
 from longcat.chat.messages import normalize_messages, normalize_tools, plain
 
 if TYPE_CHECKING:
@@ -179,6 +180,12 @@ class ChatTemplate:
             with self._lock:
                 return self._sandbox.render(template, variables)
         except Exception as error:
+            for index, tool in enumerate(variables.get("tools") or ()):
+                if "function" not in tool:  # which some templates know by themselves
+                    raise ValueError(
+                        f'[tools] found tool {index} of type "{str(tool.get("type"))[:64]}", which the chat template '
+                        'does not know; expected {"type": "function", "function": {"name": ..., ...}}. Leave it out.'
+                    ) from None
             raise _template_error(error) from None
 
 
@@ -252,6 +259,8 @@ def _opener(tag: str) -> str | None:
 
 def _map_strings(value: Any, table: Mapping[int, str]) -> Any:
     """A copy of `value` with all texts in it translated, keys too."""
+    if isinstance(value, TaggedText):
+        return value.translated(table)
     if isinstance(value, str):
         return value.translate(table)
     if isinstance(value, dict):

@@ -96,6 +96,7 @@ class Answer:
         return StreamChunk(
             delta, token_ids, self.request.prompt_index, self.output.index, reason, logprobs,
             self.request.output if done else None, self.request.output.request_id,
+            self.output.stop_reason if reason is not None else None, self.output.error,
         )  # fmt: skip
 
     def _stop_at_strings(self, text: str) -> str:

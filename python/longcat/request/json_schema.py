@@ -175,10 +175,21 @@ class SchemaReader:
             return False
         if not all(name in value for name in branch.required):
             return False
-        return all(self.allows(self._property(branch, name), item) for name, item in value.items())
+        return all(self.allows(self.property_of(branch, name), item) for name, item in value.items())
+
+    def objects(self, node: Node | None) -> list[Object]:
+        """The objects among what `node` allows."""
+        found: list[Object] = []
+        for branch in () if node is None else self.branches(node):
+            if isinstance(branch, Constant) and isinstance(branch.value, dict):
+                nodes = {name: self._node([({"const": value}, "")]) for name, value in branch.value.items()}
+                found.append(Object(nodes, tuple(nodes), (), None, 0, None))
+            elif isinstance(branch, Object):
+                found.append(branch)
+        return found
 
     @staticmethod
-    def _property(branch: Object, name: str) -> Node | None:
+    def property_of(branch: Object, name: str) -> Node | None:
         if name in branch.properties:
             return branch.properties[name]
         found = [node for pattern, node in branch.by_pattern if matches(pattern, name)]
@@ -306,7 +317,8 @@ class SchemaReader:
         if not isinstance(schema, dict) or not isinstance(schema.get("required"), list):
             return None
         restricting = [word for word in schema if word in _KEYWORDS and word != "required"]
-        return schema["required"] if not restricting else None
+        names = schema["required"]
+        return names if not restricting and all(isinstance(name, str) for name in names) else None
 
     def _nodes_apart(self, a: Node, b: Node, depth: int) -> bool:
         return depth > 0 and all(self._apart(x, y, depth) for x in self.branches(a) for y in self.branches(b))
@@ -329,8 +341,8 @@ class SchemaReader:
             return _is_below(a, b) or _is_below(b, a)
         if isinstance(a, Object) and isinstance(b, Object):
             for name in {*a.required, *b.required}:
-                written = self._property(dataclasses.replace(a, is_open=False), name)
-                allowed = self._property(b, name)
+                written = self.property_of(dataclasses.replace(a, is_open=False), name)
+                allowed = self.property_of(b, name)
                 if (written is None and name in b.required) or (allowed is None and name in a.required):
                     return True
                 both = name in a.required and name in b.required
@@ -495,7 +507,8 @@ class SchemaReader:
             elif "maxContains" in schema and schema.get("contains") is not None:
                 self._refuse("maxContains", path, "maxItems")
             elif schema.get("contains") is not None and schema.get("minContains") != 0:
-                least = max(least, schema.get("minContains") or 1)
+                given = schema.get("minContains", 1)
+                least = max(least, given if isinstance(given, int) else 1)
             if schema.get("unevaluatedItems", True) not in (True, {}):
                 self._refuse("unevaluatedItems", path, "items")
         return [Array(tuple(first_nodes), others_node, least, most)]
@@ -642,7 +655,8 @@ class SchemaReader:
                 value = schema.get(word)
                 if value is None:
                     continue
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 0:
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                if not is_number or value != int(value) or value < 0:
                     self._malformed(word, path, "a whole number from 0 on", value)
                 elif word == low:
                     least = max(least, int(value))

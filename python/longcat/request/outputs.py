@@ -82,6 +82,8 @@ class StreamChunk:
     logprobs: list[dict[int, Logprob]] | None = None
     output: RequestOutput | None = None  # the whole result, with the last chunk of its last answer
     request_id: int | str = -1  # for Engine.abort
+    stop_reason: int | str | None = None  # with the last chunk, as CompletionOutput has them
+    error: str | None = None
 
     def __str__(self) -> str:
         return self.delta

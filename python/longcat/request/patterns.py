@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Any
 
 _ANY = "(?s:.*)"
 _LINE = r"[^\n\r\x{2028}\x{2029}]"  # what "." is in JavaScript, the strictest of the three
@@ -282,3 +283,21 @@ def matches(regex: str, text: str) -> bool:
     if not data:
         return matcher.is_accepting()
     return matcher.validate_tokens(data) == len(data) and matcher.consume_tokens(data) and matcher.is_accepting()
+
+
+@functools.lru_cache(256)
+def is_empty(patterns: tuple[str, ...], least: int, most: int | None) -> bool:
+    """Whether no text has the length and is one of all `patterns`. False where it cannot be told."""
+    try:
+        from llguidance import LLMatcher, LLTokenizer
+    except ImportError:
+        return False
+    schema: dict[str, Any] = {
+        "type": "string",
+        "minLength": least,
+        "allOf": [{"pattern": f"^{one}$"} for one in patterns],
+    }
+    if most is not None:
+        schema["maxLength"] = most
+    matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_json_schema(schema), log_level=0)
+    return matcher.is_error() and "nsatisfiable" in matcher.get_error()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
 from longcat.request.json_schema import ANYTHING, SchemaReader
+from longcat.request.patterns import PatternError, whole
 from longcat.request.schema_writer import SchemaWriter
 from longcat.support.names import install_command, unknown_name
 from longcat.support.text import printable
@@ -33,7 +35,11 @@ _LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lex
 # As json.dumps writes it. With free white space a model may write nothing else for ever.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_CACHED = 32
-_MAX_ERROR_CHARS = 300
+_MAX_SHOWN = 80  # characters of what the caller wrote
+_TOO_LARGE = ("too large", "too many", "too big", "limit", "fuel", "exceed")  # of the compiler's errors
+_QUOTED = re.compile(r'"[^"]*"')
+_PLACE = re.compile(r"at (\d+)\((\d+)\)")
+_NAME = re.compile(r'(?:name|rule): "([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class StructuredOutputs:
             value = cls(**value)
         if not isinstance(value, cls):
             raise TypeError(f"structured_outputs is a {type(value).__name__}: expected StructuredOutputs or a dict")
-        given = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) not in (None, False)]
+        given = [f.name for f in dataclasses.fields(StructuredOutputs) if getattr(value, f.name) not in (None, False)]
         if len(given) != 1:
             raise ValueError(
                 f"structured_outputs has {' and '.join(given) or 'no form'}: "
@@ -93,7 +99,7 @@ class StructuredOutputs:
         if self.choice is not None:
             choices = [] if isinstance(self.choice, str) else list(self.choice)
             if not choices or not all(isinstance(text, str) and text for text in choices):
-                raise ValueError(f"choice={str(self.choice)[:100]} is not possible: expected a list of non-empty texts")
+                raise ValueError(f"[choice] found {str(self.choice)[:100]}; expected a list of non-empty texts")
             return grammar_from("choice", _text("choice", json.dumps(choices)))
         if self.json_object:
             return json_source({"type": "object"})
@@ -119,11 +125,14 @@ def schema_source(schema: Any) -> str:
     Raises:
         ValueError: the schema is malformed, nothing fits it, or a word of it cannot be enforced; names it.
     """
-    reader = SchemaReader(schema)
-    branches = () if reader.root is None else reader.branches(reader.root)
-    if not branches:
-        raise ValueError("[schema] found a schema that no value fits; expected one that allows some. Loosen it.")
-    return json_source({} if reader.root == ANYTHING else SchemaWriter(reader).document(branches))
+    try:
+        reader = SchemaReader(schema)
+        branches = () if reader.root is None else reader.branches(reader.root)
+        if not branches:
+            raise ValueError("[schema] found a schema that no value fits; expected one that allows some. Loosen it.")
+        return json_source({} if reader.root == ANYTHING else SchemaWriter(reader).document(branches))
+    except RecursionError:
+        raise ValueError("[schema] found one nested too deep; expected fewer levels. Make it flatter.") from None
 
 
 def json_source(schema: dict[str, Any]) -> str:
@@ -164,7 +173,7 @@ class _Follower:
         self._num_taken = len(token_ids)
         mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise ValueError(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
+            raise ValueError("[grammar] found no token that may follow; expected a grammar that allows one. Loosen it.")
         return np.frombuffer(mask, np.uint32, count=self._num_words)
 
 
@@ -234,8 +243,55 @@ def compile_source(source: str, vocabulary: LLTokenizer) -> LLMatcher:
 
     matcher = LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(**_LIMITS))  # type: ignore[arg-type]
     if matcher.is_error():
-        raise ValueError(f"the grammar is not possible: {_one_line(matcher.get_error())}")
+        raise ValueError(_compile_error(source, matcher.get_error()))
     return matcher
+
+
+def _compile_error(source: str, reason: str) -> str:
+    """What to say of a grammar that does not compile: the compiler speaks of a grammar that the caller never saw."""
+    form = json.loads(source)["grammars"][0] if source.startswith("{") else {}
+    reason = reason.partition("\n")[0]  # the lines after it are the grammar's
+    if any(word in _QUOTED.sub("", reason) for word in _TOO_LARGE):
+        return "[grammar] found one beyond the limits of its compiler; expected a smaller one. Make it smaller."
+    if form.get("name") == "regex":
+        return f"[regex] found {_regex_fault(form['lark_grammar'])}; expected Rust's syntax. Correct it."
+    if form.get("json_schema") is not None or form.get("name") == "main" or "<longcat_tool_call>" in source:
+        if "disjoint" in reason:
+            return (
+                '[schema] found "patternProperties" whose expressions overlap; expected names that match one of them. '
+                "Change them."
+            )
+        if "nsatisfiable" in reason:
+            return "[schema] found a schema that no value fits; expected one that allows some. Loosen it."
+        return "[schema] found one that cannot be enforced; expected the keywords of docs/serving.md. Make it simpler."
+    if form.get("name") == "choice" or "start" not in source:
+        return "[grammar] found no rule `start`; expected one. Add it."
+    place = _PLACE.search(reason)
+    where = f" at line {place[1]}, column {place[2]}" if place else ""
+    return f"[grammar] found {_lark_fault(reason)}{where}; expected Lark in llguidance's dialect. Correct it."
+
+
+def _regex_fault(lark: str) -> str:
+    """What is wrong with a regular expression, of `start: /.../`."""
+    pattern = lark.removeprefix("start: /").removesuffix("/")
+    try:
+        whole(pattern)
+    except PatternError as error:
+        return f"{error} in {printable(pattern, _MAX_SHOWN)}"
+    return f"an expression that is not supported: {printable(pattern, _MAX_SHOWN)}"
+
+
+def _lark_fault(reason: str) -> str:
+    name = _NAME.search(reason)
+    for words, fault in (
+        ("unknown name", f"a name without a rule{f': {printable(name[1], _MAX_SHOWN)}' if name else ''}"),
+        ("duplicate rule", f"a rule twice{f': {printable(name[1], _MAX_SHOWN)}' if name else ''}"),
+        ("no start rule", "no rule `start`"),
+        ("invalid regex", "a regular expression that is not supported"),
+    ):
+        if words in reason:
+            return fault
+    return "what is no grammar"
 
 
 def _text(name: str, text: Any) -> str:
@@ -248,7 +304,3 @@ def _text(name: str, text: Any) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name} has half of a surrogate pair in it: expected Unicode") from None
     return text
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()), _MAX_ERROR_CHARS)

@@ -156,8 +156,8 @@ class _ToolRules:
                 self._refuse(f'"properties" with the name {name[:64]!r}', "a name without a tag of calls", "Rename it")
             pair = _pair(_quoted(name), self._value(node))
             pairs.append(pair if name in one.required else f"({pair})?")
-        extra = list(self._extras(one))
-        if extra:
+        extra = self._extras(one)
+        if extra and one.most != len(one.required):
             least = max(one.least - len(one.required), 0)
             most = "" if one.most is None else str(one.most - len(one.required))
             pairs.append(f"({' | '.join(extra)}){{{least},{most}}}")

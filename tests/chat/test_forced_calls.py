@@ -1,4 +1,4 @@
-"""Forced calls on the tiny model: all arguments fit the whole schema, or the schema is refused by the keyword's name."""
+"""Forced calls on the tiny model: the arguments fit the whole schema, or it is refused by the keyword's name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,16 @@ def forced_calls(folder: str, schemas: list[Any], seeds: int = 1, max_tokens: in
     async def one(engine: longcat.Engine, schema: Any, seed: int) -> tuple[Any, Any, str]:
         last = None
         async for chunk in engine.achat(
-            ASK, tools=[tool(schema)], tool_choice={"function": {"name": "f"}}, seed=seed, max_tokens=max_tokens,
-            temperature=1.5, top_k=0, top_p=1, repetition_penalty=1,
-        ):  # fmt: skip
+            ASK,
+            tools=[tool(schema)],
+            tool_choice={"function": {"name": "f"}},
+            seed=seed,
+            max_tokens=max_tokens,
+            temperature=1.5,
+            top_k=0,
+            top_p=1,
+            repetition_penalty=1,
+        ):
             last = chunk
         assert last is not None and last.output is not None
         [call] = last.output.message["tool_calls"]

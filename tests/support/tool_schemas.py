@@ -12,10 +12,25 @@ DIGIT: Schema = {"type": "integer", "minimum": 0, "maximum": 9}
 FLAG: Schema = {"type": "boolean"}
 NULL: Schema = {"type": "null"}
 NOTES: Schema = {
-    "title": "T", "description": "d", "default": None, "examples": [1], "deprecated": True, "readOnly": True,
-    "writeOnly": False, "$comment": "c", "x-order": 3, "errorMessage": "e", "format": "int32", "uniqueItems": False,
-    "minItems": 2, "maxLength": 30, "pattern": "(?=never)", "minProperties": 9, "example": 4, "nullable": True,
-}  # fmt: skip
+    "title": "T",
+    "description": "d",
+    "default": None,
+    "examples": [1],
+    "deprecated": True,
+    "readOnly": True,
+    "writeOnly": False,
+    "$comment": "c",
+    "x-order": 3,
+    "errorMessage": "e",
+    "format": "int32",
+    "uniqueItems": False,
+    "minItems": 2,
+    "maxLength": 30,
+    "pattern": "(?=never)",
+    "minProperties": 9,
+    "example": 4,
+    "nullable": True,
+}
 
 
 def obj(properties: Schema, required: list[str] | None = None, **more: Any) -> Schema:
@@ -32,13 +47,41 @@ def text(**more: Any) -> Schema:
 
 
 _PATTERNS = [
-    "^[0-9]{4}$", "^(?:a|b)$|^c{2}$", "(^a|b)$", r"^\d{2}-\w{1,3}$", "^[A-Z][a-z]{1,4}$", r"^a\/b\.c$", "^x|y$", "q",
-    "^[^<>]{1,6}$", r"^\$[0-9]+\.[0-9]{2}$", "^$", "^ .{2,5} $", r"^[\w.-]{1,8}@x\.yz$", r"^[\]\\]{2}$",
-]  # fmt: skip
+    "^[0-9]{4}$",
+    "^(?:a|b)$|^c{2}$",
+    "(^a|b)$",
+    r"^\d{2}-\w{1,3}$",
+    "^[A-Z][a-z]{1,4}$",
+    r"^a\/b\.c$",
+    "^x|y$",
+    "q",
+    "^[^<>]{1,6}$",
+    r"^\$[0-9]+\.[0-9]{2}$",
+    "^$",
+    "^ .{2,5} $",
+    r"^[\w.-]{1,8}@x\.yz$",
+    r"^[\]\\]{2}$",
+]
 _FORMATS = [
-    "date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "uri-reference",
-    "iri", "json-pointer", "relative-json-pointer", "idn-email", "cuid", "binary", "password",
-]  # fmt: skip
+    "date",
+    "time",
+    "date-time",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+    "uri",
+    "uri-reference",
+    "iri",
+    "json-pointer",
+    "relative-json-pointer",
+    "idn-email",
+    "cuid",
+    "binary",
+    "password",
+]
 
 # Schemas that are enforced.
 ENFORCED: dict[str, Schema] = {
@@ -69,17 +112,32 @@ ENFORCED: dict[str, Schema] = {
     "type text, null": one({"type": ["string", "null"], "maxLength": 5}),
     "text or integer": one({"anyOf": [text(maxLength=2), {"type": "integer", "minimum": 100, "maximum": 9999}]}),
     "text or integer by pattern": one({"anyOf": [text(pattern="^[a-z]{1,4}$"), DIGIT]}),
-    "digits as text or integer": one({"anyOf": [text(pattern="^[0-9]$"), {"type": "integer", "maximum": 99, "minimum": 0}]}),
+    "digits as text or integer": one(
+        {"anyOf": [text(pattern="^[0-9]$"), {"type": "integer", "maximum": 99, "minimum": 0}]}
+    ),
     "text or list": one({"anyOf": [text(maxLength=6), {"type": "array", "items": TEXT, "maxItems": 2}]}),
     "oneOf types": one({"oneOf": [TEXT, DIGIT, NULL]}),
-    "oneOf ranges": one({"oneOf": [{"type": "integer", "maximum": 3, "minimum": 0}, {"type": "integer", "minimum": 5, "maximum": 7}]}),
-    "oneOf by constant": one({"oneOf": [obj({"k": {"const": "a"}, "x": DIGIT}), obj({"k": {"const": "b"}, "y": FLAG})]}),
+    "oneOf ranges": one(
+        {"oneOf": [{"type": "integer", "maximum": 3, "minimum": 0}, {"type": "integer", "minimum": 5, "maximum": 7}]}
+    ),
+    "oneOf by constant": one(
+        {"oneOf": [obj({"k": {"const": "a"}, "x": DIGIT}), obj({"k": {"const": "b"}, "y": FLAG})]}
+    ),
     "oneOf, one required": obj({"a": DIGIT, "b": DIGIT}, [], oneOf=[{"required": ["a"]}, {"required": ["b"]}]),
-    "oneOf at the root": {"type": "object", "oneOf": [obj({"k": {"enum": ["a"]}, "x": DIGIT}), obj({"k": {"const": "b"}})]},
-    "anyOf at the root": {"type": "object", "properties": {"a": DIGIT, "b": DIGIT}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    "oneOf at the root": {
+        "type": "object",
+        "oneOf": [obj({"k": {"enum": ["a"]}, "x": DIGIT}), obj({"k": {"const": "b"}})],
+    },
+    "anyOf at the root": {
+        "type": "object",
+        "properties": {"a": DIGIT, "b": DIGIT},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
     "allOf at the root": {"allOf": [obj({"a": DIGIT}), obj({"b": TEXT})]},
     "allOf of one argument": {"allOf": [one({"minimum": 5}), one({"type": "integer", "maximum": 7})]},
-    "allOf with additionalProperties": {"allOf": [obj({"a": DIGIT}, additionalProperties=False), obj({"a": {"maximum": 3}})]},
+    "allOf with additionalProperties": {
+        "allOf": [obj({"a": DIGIT}, additionalProperties=False), obj({"a": {"maximum": 3}})]
+    },
     "allOf patterns": one({"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}], "maxLength": 6}),
     "const at the root": {"const": {"a": 1, "b": "x"}},
     "enum at the root": {"enum": [{"a": 1}, {"b": " y "}, {}]},
@@ -88,35 +146,89 @@ ENFORCED: dict[str, Schema] = {
     "$ref by definitions": one({"$ref": "#/definitions/Z"}, definitions={"Z": DIGIT}),
     "$ref with siblings": one({"$ref": "#/$defs/Z", "maximum": 4, "description": "d"}, **{"$defs": {"Z": DIGIT}}),
     "$ref into properties": obj({"a": obj({"k": FLAG}), "b": {"$ref": "#/properties/a"}}),
-    "$ref into items": obj({"a": {"type": "array", "items": TEXT, "maxItems": 1}, "b": {"$ref": "#/properties/a/items"}}),
+    "$ref into items": obj(
+        {"a": {"type": "array", "items": TEXT, "maxItems": 1}, "b": {"$ref": "#/properties/a/items"}}
+    ),
     "$ref with escapes": one({"$ref": "#/$defs/a~1b~0c%20d"}, **{"$defs": {"a/b~c d": DIGIT}}),
     "$ref by anchor": one({"$ref": "#here"}, **{"$defs": {"q": {"$anchor": "here", **DIGIT}}}),
     "$ref in $ref": one({"$ref": "#/$defs/A"}, **{"$defs": {"A": {"$ref": "#/$defs/B"}, "B": DIGIT}}),
     "$ref to the root": {
-        "type": "object", "properties": {"v": FLAG, "next": {"anyOf": [NULL, NULL, NULL, {"$ref": "#"}]}},
+        "type": "object",
+        "properties": {"v": FLAG, "next": {"anyOf": [NULL, NULL, NULL, {"$ref": "#"}]}},
         "required": ["v", "next"],
     },
-    "$ref recursive": one({"$ref": "#/$defs/N"}, **{"$defs": {"N": obj(
-        {"v": DIGIT, "next": {"anyOf": [{"$ref": "#/$defs/N"}, NULL]}}, additionalProperties=False)}}),
+    "$ref recursive": one(
+        {"$ref": "#/$defs/N"},
+        **{
+            "$defs": {
+                "N": obj({"v": DIGIT, "next": {"anyOf": [{"$ref": "#/$defs/N"}, NULL]}}, additionalProperties=False)
+            }
+        },
+    ),
     "dependentRequired": obj({"a": FLAG, "b": FLAG}, [], dependentRequired={"a": ["b"]}),
-    "dependentRequired, chained": obj({"a": FLAG, "b": FLAG, "c": FLAG}, ["a"], dependentRequired={"a": ["b"], "b": ["c"]}),
+    "dependentRequired, chained": obj(
+        {"a": FLAG, "b": FLAG, "c": FLAG}, ["a"], dependentRequired={"a": ["b"], "b": ["c"]}
+    ),
     "dependentRequired within": one(obj({"a": FLAG, "b": FLAG}, [], dependentRequired={"a": ["b"]})),
-    "dependentSchemas": obj({"a": FLAG, "b": DIGIT}, ["b"], dependentSchemas={"a": {"properties": {"b": {"maximum": 1}}}}),
-    "dependencies": obj({"a": FLAG, "b": FLAG}, ["a"], dependencies={"a": ["b"]}, **{"$schema": "http://json-schema.org/draft-07/schema#"}),
+    "dependentSchemas": obj(
+        {"a": FLAG, "b": DIGIT}, ["b"], dependentSchemas={"a": {"properties": {"b": {"maximum": 1}}}}
+    ),
+    "dependencies": obj(
+        {"a": FLAG, "b": FLAG},
+        ["a"],
+        dependencies={"a": ["b"]},
+        **{"$schema": "http://json-schema.org/draft-07/schema#"},
+    ),
     "minProperties": obj({"a": FLAG, "b": FLAG, "c": FLAG}, [], minProperties=2),
     "maxProperties": obj({"a": FLAG, "b": FLAG, "c": FLAG}, ["a"], maxProperties=2),
     "minProperties within": one(obj({"a": FLAG, "b": FLAG}, [], minProperties=1)),
-    "minProperties of others": {"type": "object", "additionalProperties": DIGIT, "minProperties": 1, "maxProperties": 2},
+    "minProperties of others": {
+        "type": "object",
+        "additionalProperties": DIGIT,
+        "minProperties": 1,
+        "maxProperties": 2,
+    },
     "additionalProperties": obj({"a": DIGIT}, additionalProperties=DIGIT, maxProperties=2),
     "additionalProperties within": one({"type": "object", "additionalProperties": DIGIT, "maxProperties": 2}),
-    "patternProperties": {"type": "object", "patternProperties": {"^x-[a-z]{1,3}$": DIGIT}, "additionalProperties": False, "maxProperties": 2},
-    "patternProperties of a property": obj({"ab": {"type": "integer"}}, patternProperties={"^a": {"minimum": 2, "maximum": 4}}, additionalProperties=False, maxProperties=1),
-    "patternProperties within": one({"type": "object", "patternProperties": {"^[ab]$": DIGIT, "^c": FLAG}, "additionalProperties": False, "maxProperties": 2}),
+    "patternProperties": {
+        "type": "object",
+        "patternProperties": {"^x-[a-z]{1,3}$": DIGIT},
+        "additionalProperties": False,
+        "maxProperties": 2,
+    },
+    "patternProperties of a property": obj(
+        {"ab": {"type": "integer"}},
+        patternProperties={"^a": {"minimum": 2, "maximum": 4}},
+        additionalProperties=False,
+        maxProperties=1,
+    ),
+    "patternProperties within": one(
+        {
+            "type": "object",
+            "patternProperties": {"^[ab]$": DIGIT, "^c": FLAG},
+            "additionalProperties": False,
+            "maxProperties": 2,
+        }
+    ),
     "propertyNames enum": {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": DIGIT},
-    "propertyNames pattern": one({"type": "object", "propertyNames": {"pattern": "^[a-z]{2}$"}, "additionalProperties": DIGIT, "maxProperties": 2}),
-    "propertyNames of text": one({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": DIGIT, "maxProperties": 1}),
+    "propertyNames pattern": one(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[a-z]{2}$"},
+            "additionalProperties": DIGIT,
+            "maxProperties": 2,
+        }
+    ),
+    "propertyNames of text": one(
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": DIGIT, "maxProperties": 1}
+    ),
     "unevaluatedProperties": obj({"a": DIGIT}, unevaluatedProperties=False),
-    "required without properties": {"type": "object", "required": ["a"], "additionalProperties": DIGIT, "maxProperties": 1},
+    "required without properties": {
+        "type": "object",
+        "required": ["a"],
+        "additionalProperties": DIGIT,
+        "maxProperties": 1,
+    },
     "property false": obj({"a": False, "b": DIGIT}, ["b"]),
     "property true": one({"anyOf": [{"maximum": 3, "minimum": 0, "type": "number"}]}),
     "names": obj({"a b": DIGIT, " c ": DIGIT, 'd"e': DIGIT, "größe": DIGIT, "$id": DIGIT, "x\\y": DIGIT, "<b>": DIGIT}),
@@ -124,27 +236,38 @@ ENFORCED: dict[str, Schema] = {
     "integer between": one({"type": "integer", "minimum": 0.5, "maximum": 2.5}),
     "integer multipleOf": one({"type": "integer", "multipleOf": 7, "minimum": 1, "maximum": 50}),
     "number multipleOf": one({"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 2}),
-    "multipleOf twice": one({"type": "integer", "allOf": [{"multipleOf": 4}, {"multipleOf": 6}], "minimum": 0, "maximum": 99}),
+    "multipleOf twice": one(
+        {"type": "integer", "allOf": [{"multipleOf": 4}, {"multipleOf": 6}], "minimum": 0, "maximum": 99}
+    ),
     "number bounds": one({"type": "number", "minimum": -1.5, "exclusiveMaximum": 2.25}),
     "number": one({"type": "number"}),
-    "old exclusiveMinimum": one({"type": "integer", "minimum": 3, "exclusiveMinimum": True, "maximum": 5},
-                                **{"$schema": "http://json-schema.org/draft-04/schema#"}),
+    "old exclusiveMinimum": one(
+        {"type": "integer", "minimum": 3, "exclusiveMinimum": True, "maximum": 5},
+        **{"$schema": "http://json-schema.org/draft-04/schema#"},
+    ),
     "items": one({"type": "array", "items": DIGIT, "minItems": 1, "maxItems": 3}),
     "prefixItems": one({"type": "array", "prefixItems": [DIGIT, TEXT], "items": False, "minItems": 2}),
-    "prefixItems and items": one({"type": "array", "prefixItems": [FLAG], "items": DIGIT, "minItems": 2, "maxItems": 3}),
-    "list of items": one({"type": "array", "items": [DIGIT, FLAG], "additionalItems": False, "minItems": 2},
-                         **{"$schema": "http://json-schema.org/draft-07/schema#"}),
+    "prefixItems and items": one(
+        {"type": "array", "prefixItems": [FLAG], "items": DIGIT, "minItems": 2, "maxItems": 3}
+    ),
+    "list of items": one(
+        {"type": "array", "items": [DIGIT, FLAG], "additionalItems": False, "minItems": 2},
+        **{"$schema": "http://json-schema.org/draft-07/schema#"},
+    ),
     "uniqueItems of one": one({"type": "array", "items": DIGIT, "uniqueItems": True, "maxItems": 1}),
     "texts in a list": one({"type": "array", "items": text(pattern="^[a-c]{1,3}$"), "minItems": 1, "maxItems": 2}),
     "formats in a list": one({"type": "array", "items": text(format="date"), "minItems": 1, "maxItems": 1}),
     "notes on a number": one({"type": "integer", "minimum": 0, "maximum": 5, **NOTES}),
     "notes on a flag": one({"type": "boolean", **NOTES}),
-    "notes at the root": obj({"a": DIGIT}, **{"title": "Args", "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://a.example/b"}),
+    "notes at the root": obj(
+        {"a": DIGIT},
+        **{"title": "Args", "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://a.example/b"},
+    ),
     "if alone": one({"type": "integer", "maximum": 3, "minimum": 0, "if": {"minimum": 2}}),
     "not false": one({"not": False, **DIGIT}),
     "optional ones": obj({"a": TEXT, "b": DIGIT, "c": FLAG}, ["b"]),
     "deep": one(obj({"w": obj({"x": {"type": "array", "items": obj({"y": text(enum=["p", "q"])}), "maxItems": 1}})})),
-}  # fmt: skip
+}
 
 # What restricts and cannot be enforced: the schema, and the word that the refusal names.
 REFUSED: dict[str, tuple[Schema, str]] = {

@@ -72,7 +72,7 @@ def _json_calls(value: Any, schemas: ToolSchemas, depth: int = 4) -> list[Call]:
                 return [(schemas.name(name), arguments)]
         return []
     name = schemas.name(name)
-    if not name:
+    if not schemas.may_be_name(name):
         return []
     given = next((value[key] for key in _ARGUMENTS if key in value), NOT_JSON)
     if given is NOT_JSON:

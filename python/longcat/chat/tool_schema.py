@@ -120,7 +120,11 @@ class ToolSchema:
             return True
         for one in self._objects:
             forbidden = {name for name, node in one.properties.items() if node is None}
-            if given.issuperset(one.required) and not (forbidden if for_good else forbidden & given):
+            if (
+                given.issuperset(one.required)
+                and len(given) >= one.least
+                and not (forbidden if for_good else forbidden & given)
+            ):
                 return True
         return False
 
@@ -141,6 +145,10 @@ class ToolSchemas:
 
     def __getitem__(self, name: str) -> ToolSchema:
         return self._tools.get(name) or ToolSchema(name, {})
+
+    def may_be_name(self, name: str) -> bool:
+        """Whether a call of this name is one: it is declared, or a single word."""
+        return bool(name) and (name in self._tools or not any(char.isspace() for char in name))
 
     def name(self, text: str) -> str:
         """A tool's name as declared: without the white space around it, and without `functions.`."""

@@ -208,7 +208,7 @@ class StreamingResponseParser:
         self._raw: list[str] = []
         self._head = ""
         self._name = ""
-        self._tool = ToolSchema("", {})
+        self._tool = _NO_TOOL
         self._stray: list[str] = []  # text of the body that is in no pair
         self._has_stray = False  # and is no white space
         self._pairs: list[tuple[str, Any]] = []
@@ -236,7 +236,7 @@ class StreamingResponseParser:
         if self._at == len(self._buffer):
             return False
         self._name = self._schemas.name(self._head)
-        if self._buffer[self._at] == "(" or not self._name:
+        if self._buffer[self._at] == "(" or not self._schemas.may_be_name(self._name):
             self._name, self._state = "", self._in_raw
         else:
             self._tool = self._schemas[self._name]
@@ -338,9 +338,10 @@ class StreamingResponseParser:
     def _in_doubt(self) -> bool:
         """After the end tag of the call, or the start tag of a name, inside a value: was it text of the value?
 
-        It was if the value's own end tag comes before another call or value.
+        It was if the value's own end tag comes before the name's value, or before another call.
         """
-        found = _any_of((VALUE_END, VALUE, CALL)).search(self._buffer, self._at + self._doubt)
+        is_key = self._buffer.startswith(KEY, self._at)
+        found = _any_of((VALUE_END, VALUE if is_key else CALL)).search(self._buffer, self._at + self._doubt)
         if found is None and not self._final:
             self._doubt = max(self._doubt, len(self._buffer) - self._at - len(VALUE_END))
             return False
@@ -449,8 +450,12 @@ class StreamingResponseParser:
             self._key_alone()
             self._state = self._in_body
         if self._state == self._in_body and self._pairs and (self._is_shown or not self._has_stray):
-            self._settle(self._read_call())
-        elif self._state == self._in_raw and (calls := self._read_call()):
+            calls = self._read_call()
+        elif self._state == self._in_raw:
+            calls = self._read_call()
+        else:
+            calls = []
+        if calls or (self._is_shown and self._state == self._in_body):
             self._settle(calls)
         elif self._is_shown and reason is not None or self._name and reason not in (None, "stop"):
             if not self._is_shown:
@@ -489,6 +494,9 @@ class StreamingResponseParser:
     def _emit(self, **fields: Any) -> None:
         if any(fields.values()):
             self._deltas.append(Delta(**fields))
+
+
+_NO_TOOL = ToolSchema("", {})
 
 
 @functools.lru_cache(32)

@@ -74,11 +74,14 @@ class Number:
         return not self.is_integer or value == int(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constant:
     """One value that is no text."""
 
     value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and _same(self.value, other.value)  # to Python 1 is True
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Object:
     least: int
     most: int | None
     is_open: bool = False
+    is_counted: bool = False  # written for a count of properties: others of that count fit as well
 
 
 Branch: TypeAlias = "Text | Number | Constant | Plain | Array | Object"
@@ -325,6 +329,8 @@ class SchemaReader:
 
     def _apart(self, a: Branch, b: Branch, depth: int) -> bool:
         """Whether nothing that is written for `a` fits `b`. False also where that is not seen."""
+        if isinstance(b, Object) and b.is_counted:
+            return not (isinstance(a, Object) or (isinstance(a, Constant) and isinstance(a.value, dict)))
         for one, other in ((a, b), (b, a)):
             if isinstance(one, Constant):
                 return not self._branch_allows(other, one.value)
@@ -548,6 +554,9 @@ class SchemaReader:
 
     def _counted(self, one: Object, path: str) -> Iterator[Object]:
         """The object without counts: which of its properties are there, spelled out."""
+        if self._lenient:  # which is for checking, not for writing
+            yield one
+            return
         required = list(one.required)
         optional = [name for name, node in one.properties.items() if node is not None and name not in required]
         is_open = one.others is not None or bool(one.by_pattern)
@@ -581,7 +590,14 @@ class SchemaReader:
                 properties = {
                     name: node if name in required or name in allowed else None for name, node in one.properties.items()
                 }
-                yield dataclasses.replace(one, properties=properties, required=(*required, *more), least=0, most=None)
+                yield dataclasses.replace(
+                    one,
+                    properties=properties,
+                    required=(*required, *more),
+                    least=0,
+                    most=None,
+                    is_counted=bool(least or most is not None),
+                )
 
     def _some(self, names: list[str], count: int, word: str, path: str) -> Iterator[tuple[str, ...]]:
         if math.comb(len(names), count) > 64:

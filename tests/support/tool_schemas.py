@@ -231,7 +231,20 @@ ENFORCED: dict[str, Schema] = {
     },
     "property false": obj({"a": False, "b": DIGIT}, ["b"]),
     "property true": one({"anyOf": [{"maximum": 3, "minimum": 0, "type": "number"}]}),
-    "names": obj({"a b": DIGIT, " c ": DIGIT, 'd"e': DIGIT, "größe": DIGIT, "$id": DIGIT, "x\\y": DIGIT, "<b>": DIGIT}),
+    "names": obj(
+        {
+            "a b": DIGIT,
+            " c ": DIGIT,
+            'd"e': DIGIT,
+            "größe": DIGIT,
+            "$id": DIGIT,
+            "x\\y": DIGIT,
+            "<b>": DIGIT,
+            "": DIGIT,
+            " ": DIGIT,
+            "\n": DIGIT,
+        }
+    ),
     "integer bounds": one({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4}),
     "integer between": one({"type": "integer", "minimum": 0.5, "maximum": 2.5}),
     "integer multipleOf": one({"type": "integer", "multipleOf": 7, "minimum": 1, "maximum": 50}),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longcat.chat.messages import normalize_tools
-from longcat.chat.tool_schema import ToolSchema, ToolSchemas
+from longcat.chat.tool_schema import ToolSchema
 from longcat.chat.tool_text import CALL, CALL_END, KEY, KEY_END, TAG_STARTS, VALUE, VALUE_END, spells_tag
 from longcat.request.json_schema import ANYTHING, Branch, Node, Object, SchemaError, SchemaReader, Text
 from longcat.request.patterns import is_empty, without
@@ -138,7 +138,7 @@ class _ToolRules:
 
     def rules(self) -> list[str]:
         name = self._tool.name
-        if ToolSchemas([{"name": name}]).name(name.partition("\n")[0].partition("<")[0]) != name or name[0] in "{[(`":
+        if name != name.strip() or name[0] in "[`" or any(char in name for char in "\n<({"):
             self._refuse(f"a name that a call cannot carry: {name[:64]!r}", "letters, digits, _ and -", "Rename it")
         objects = self._reader.objects(self._reader.root)
         if not objects:
@@ -152,7 +152,7 @@ class _ToolRules:
         for name, node in one.properties.items():
             if node is None:
                 continue
-            if spells_tag(name) or "\n" in name and name.strip() != name:
+            if spells_tag(name):
                 self._refuse(f'"properties" with the name {name[:64]!r}', "a name without a tag of calls", "Rename it")
             pair = _pair(_quoted(name), self._value(node))
             pairs.append(pair if name in one.required else f"({pair})?")

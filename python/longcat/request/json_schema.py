@@ -206,8 +206,7 @@ class SchemaReader:
         found: list[Branch] = []
         waiting = [(node, settled)]
         while waiting:
-            self._num_steps += 1
-            if len(found) > _MAX_ALTERNATIVES or self._num_steps > _MAX_STEPS:
+            if len(found) > _MAX_ALTERNATIVES or not self._may_go_on():
                 what = f"more than {_MAX_ALTERNATIVES} combinations of anyOf, oneOf and the like"
                 self._fail(what, "fewer", "Leave some out")
                 return found
@@ -227,6 +226,11 @@ class SchemaReader:
                 waiting.append((closure | {alternative}, settled | {group}))
         return found
 
+    def _may_go_on(self, steps: int = 1) -> bool:
+        """Counts work: the time for a schema has a bound."""
+        self._num_steps += steps
+        return self._num_steps <= _MAX_STEPS
+
     def _one_of(self, closure: Node, settled: frozenset[tuple[int, ...]], group: tuple[int, ...]) -> list[Branch]:
         """The branches of a oneOf's alternatives, once no value of one is seen to fit another."""
         self._in_proof.add(group)
@@ -234,7 +238,7 @@ class SchemaReader:
         for one in group:
             mine = self._read(closure | {one}, settled | {group})
             for other in group:
-                theirs = self.branches(frozenset({other})) if other != one else ()
+                theirs = self.branches(frozenset({other})) if other != one and self._may_go_on() else ()
                 if not all(self._apart(a, b, _MAX_PROOF_DEPTH) for a in mine for b in theirs):
                     path = self._paths[one].rpartition("/")[0].removesuffix("/oneOf")
                     self._refuse(
@@ -249,7 +253,7 @@ class SchemaReader:
         closure: set[int] = set()
         groups: list[tuple[int, ...]] = []
         todo = sorted(conjunction, reverse=True)
-        while todo:
+        while todo and self._may_go_on():
             number = todo.pop()
             schema = self._schemas[number]
             if schema is False:
@@ -301,7 +305,7 @@ class SchemaReader:
         path = self._paths[number]
         alternatives = [self._schemas[one] for one in group]
         needs = [self._only_required(one) for one in alternatives]
-        if all(needs):  # "just one of these properties"
+        if all(needs) and len(needs) <= _MAX_ALTERNATIVES:  # "just one of these properties"
             made = []
             for i, names in enumerate(needs):
                 others = [other for j, other in enumerate(needs) if j != i]
@@ -376,7 +380,10 @@ class SchemaReader:
             for word in ("const", "enum"):
                 if word in schema:
                     these = [schema["const"]] if word == "const" else self._list(schema, "enum", path)
-                    values = these if values is None else [v for v in values if any(_same(v, one) for one in these)]
+                    if values is None:
+                        values = these
+                    elif self._may_go_on(len(values) * len(these) // 16):
+                        values = [value for value in values if any(_same(value, one) for one in these)]
         if values is not None:
             kinds &= {_kind(value) for value in values}
         found: list[Branch] = []
@@ -397,11 +404,8 @@ class SchemaReader:
             return found
         fitting = [value for value in values if any(self._branch_allows(branch, value) for branch in found)]
         texts = tuple(dict.fromkeys(value for value in fitting if isinstance(value, str)))
-        constants: list[Branch] = []
-        for value in fitting:
-            if not isinstance(value, str) and Constant(value) not in constants:
-                constants.append(Constant(value))
-        return [*([Text(choices=texts)] if texts else []), *constants]
+        others = {json.dumps(value, sort_keys=True): value for value in fitting if not isinstance(value, str)}
+        return [*([Text(choices=texts)] if texts else []), *map(Constant, others.values())]
 
     def _types(self, given: Any, path: str) -> set[str]:
         names = [given] if isinstance(given, str) else given
@@ -525,6 +529,10 @@ class SchemaReader:
         names = list(
             dict.fromkeys(itertools.chain(*(shape.names for shape in shapes), *(shape.required for shape in shapes)))
         )
+        for shape in shapes:
+            if shape.by_pattern and not self._may_go_on(len(names) * len(shape.by_pattern) // 4):
+                self._refuse("patternProperties", parts[0][1], "fewer of them")
+                shape.by_pattern = []
         properties = {name: self._node([one for shape in shapes for one in shape.of(name)]) for name in names}
         others = self._node([shape.others for shape in shapes if shape.others is not None])
         with_patterns = [shape for shape in shapes if shape.by_pattern]

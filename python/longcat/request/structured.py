@@ -106,17 +106,21 @@ class StructuredOutputs:
         return schema_source(self._schema())
 
     def _schema(self) -> Any:
-        schema: Any = self.json
-        if isinstance(schema, str):
+        if not isinstance(self.json, str):
             try:
-                return json.loads(_text("json", schema))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"[schema] found text that is no JSON ({error}); expected a JSON schema") from None
+                written = json.dumps(self.json, allow_nan=False)
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError("[schema] found what JSON cannot say; expected a JSON schema.") from None
+            _text("json", written)
+            return self.json
+        text = _text("json", self.json)
         try:
-            _text("json", json.dumps(schema, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"[schema] found what JSON cannot say ({error}); expected a JSON schema") from None
-        return schema
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            where = f"from character {error.pos} on"
+            raise ValueError(f"[schema] found text that is no JSON {where}; expected a JSON schema.") from None
+        except RecursionError:
+            raise ValueError("[schema] found text nested too deep; expected a JSON schema.") from None
 
 
 def schema_source(schema: Any) -> str:

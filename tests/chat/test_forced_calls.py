@@ -17,6 +17,7 @@ from support.tool_schemas import ENFORCED, REFUSED, random_object
 jsonschema = pytest.importorskip("jsonschema", reason="needs the extra `test`")
 pytest.importorskip("llguidance", reason="needs the extra `server`")
 
+# A longer sweep: LONGCAT_FORCED_SCHEMAS=1000 LONGCAT_FORCED_SEEDS=3 pytest tests/chat/test_forced_calls.py
 ASK = [{"role": "user", "content": "Call f"}]
 NUM_RANDOM = int(os.environ.get("LONGCAT_FORCED_SCHEMAS", "120"))
 NUM_SEEDS = int(os.environ.get("LONGCAT_FORCED_SEEDS", "1"))

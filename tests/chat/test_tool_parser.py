@@ -403,6 +403,7 @@ def test_call_cut_off_stays_where_an_end_tells():
         (ROWS["cut off"][0], "stop", '{"q": "abc'),  # it was given out
         ("<longcat_tool_call>func_add\n" + pair("x2", "1"), "length", '{"x2": 1'),
         ("<longcat_tool_call>func_add\n", "abort", "{"),
+        ("<longcat_tool_call>find\n" + pair("q", "b"), "length", '{"q": "b"'),  # more might have followed
     ]:
         parser = StreamingResponseParser(TOOLS)
         deltas = [*(delta for char in text for delta in parser.push(char)), *parser.finish(reason)]

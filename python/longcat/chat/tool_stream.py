@@ -446,18 +446,18 @@ class StreamingResponseParser:
 
     def _end_cut_call(self, reason: str | None) -> None:
         """The text is over inside a call."""
+        by_itself = reason in (None, "stop")  # then the end tag is all that may be missing
         if self._state in (self._in_key, self._after_key) and read_object("".join(self._key)) is not None:
             self._key_alone()
             self._state = self._in_body
-        if self._state == self._in_body and self._pairs and (self._is_shown or not self._has_stray):
-            calls = self._read_call()
-        elif self._state == self._in_raw:
+        is_whole = self._state == self._in_body and by_itself and self._pairs
+        if (is_whole and not (self._has_stray and not self._is_shown)) or self._state == self._in_raw:
             calls = self._read_call()
         else:
             calls = []
-        if calls or (self._is_shown and self._state == self._in_body):
+        if calls:
             self._settle(calls)
-        elif self._is_shown and reason is not None or self._name and reason not in (None, "stop"):
+        elif (self._is_shown and reason is not None) or (self._name and not by_itself):
             if not self._is_shown:
                 self._show()
             if not self._json:

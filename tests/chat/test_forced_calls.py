@@ -19,7 +19,7 @@ pytest.importorskip("llguidance", reason="needs the extra `server`")
 
 # A longer sweep: LONGCAT_FORCED_SCHEMAS=1000 LONGCAT_FORCED_SEEDS=3 pytest tests/chat/test_forced_calls.py
 ASK = [{"role": "user", "content": "Call f"}]
-NUM_RANDOM = int(os.environ.get("LONGCAT_FORCED_SCHEMAS", "120"))
+NUM_RANDOM = int(os.environ.get("LONGCAT_FORCED_SCHEMAS", "80"))
 NUM_SEEDS = int(os.environ.get("LONGCAT_FORCED_SEEDS", "1"))
 
 

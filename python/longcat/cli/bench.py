@@ -12,7 +12,7 @@ from longcat.parallel.launch import require_alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    kinds = parser.add_subparsers(dest="kind", metavar="BENCHMARK", required=True)
     latency = kinds.add_parser(
         "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
     )
@@ -83,7 +83,7 @@ def _latency(args: argparse.Namespace) -> int:
     with open_engine(args, max_num_seqs=args.batch_size, enable_prefix_caching=False) as engine:
         if rank > 0:
             return follow(engine)
-        with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False) as bar:
+        with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False, disable=None) as bar:
             result = latency(
                 engine, batch_size=args.batch_size, input_len=args.input_len, output_len=args.output_len,
                 num_iters=args.num_iters, num_iters_warmup=warmup, seed=args.seed, progress=bar.update,
@@ -130,7 +130,7 @@ def _serve(args: argparse.Namespace) -> int:
         args.random_input_len, args.random_output_len, args.request_rate, args.max_concurrency, args.temperature,
         args.seed,
     )  # fmt: skip
-    with tqdm(total=load.num_prompts, unit="request", delay=0.5, leave=False) as bar:
+    with tqdm(total=load.num_prompts, unit="request", delay=0.5, leave=False, disable=None) as bar:
         seconds, outcomes = asyncio.run(send(load, lambda outcome: bar.update()))
     result = summary(seconds, outcomes)
     for error in sorted({outcome.error for outcome in outcomes if outcome.error})[:3]:

@@ -7,7 +7,6 @@ import logging
 import resource
 import socket
 import ssl
-import sys
 from types import FrameType
 from typing import Any
 
@@ -15,9 +14,12 @@ import uvicorn
 import uvloop
 
 from longcat._core import Error
+from longcat.server import logs
 from longcat.server.app import Application
 from longcat.server.http.http_protocol import LimitedHttpProtocol
 from longcat.server.settings import ServerSettings
+
+log = logging.getLogger("longcat.server")
 
 _GOODBYE_SECONDS = 5  # for connections to close
 
@@ -26,15 +28,17 @@ class Server(uvicorn.Server):
     """uvicorn, which says where it listens. Signals are the lifecycle's: the first drains, the second hurries."""
 
     lifecycle: Any
+    settings: ServerSettings
     loop: asyncio.AbstractEventLoop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for sock in sockets or ():
-            host, port = sock.getsockname()[:2]
-            host = f"[{host}]" if ":" in host else host
-            scheme = "https" if self.config.is_ssl else "http"
-            logging.getLogger("longcat.server").info("listening on %s://%s:%d", scheme, host, port)
+            lines, warning = logs.address_lines(sock, "https" if self.config.is_ssl else "http", self.settings)
+            for line in lines:
+                log.info("%s", line)
+            if warning is not None:
+                log.warning("%s", warning)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.loop.call_soon_threadsafe(self.lifecycle.terminate)
@@ -77,23 +81,25 @@ def check_tls(certificate: str, key: str, password: str | None, authorities: str
             raise Error(f"[serve] --ssl-ca-certs {authorities}: {error}; expected certificates as a PEM file") from None
 
 
-def run(engine: Any, settings: ServerSettings, sock: socket.socket, **tls: Any) -> int:
+def run(
+    engine: Any, settings: ServerSettings, sock: socket.socket, log_options: logs.LogOptions | None = None, **tls: Any
+) -> int:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 
     Args:
         sock: bound, from `bind`.
+        log_options: None: text from level info on, to standard error.
         tls: uvicorn's ssl_keyfile, ssl_certfile, ssl_ca_certs, ssl_keyfile_password, ssl_cert_reqs.
     Returns:
         The exit code: 0 after draining, 1 when the engine died.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="longcat: %(message)s")
-    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    options = log_options or logs.LogOptions()
+    logs.set_up(options)
     _raise_file_limit()
-    return uvloop.run(_serve(engine, settings, sock, tls))
+    return uvloop.run(_serve(engine, settings, sock, options.summary, tls))
 
 
-async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, tls: dict[str, Any]) -> int:
+async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, summary: bool, tls: dict[str, Any]) -> int:
     def end() -> None:
         server.should_exit = True
 
@@ -104,10 +110,13 @@ async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, tls
         date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=4096, **tls,
     )  # fmt: skip
     server = Server(config)
-    server.lifecycle, server.loop = app.lifecycle, asyncio.get_running_loop()
-    watch = asyncio.ensure_future(app.lifecycle.run())
+    server.lifecycle, server.loop, server.settings = app.lifecycle, asyncio.get_running_loop(), settings
+    tasks = [asyncio.ensure_future(app.lifecycle.run())]
+    if summary:
+        tasks.append(asyncio.ensure_future(logs.Summary(engine).run()))
     await server.serve(sockets=[sock])
-    watch.cancel()
+    for task in tasks:
+        task.cancel()
     return 1 if app.lifecycle.state == "dead" else 0
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longcat.server.http.errors import CLIENT_LEFT, ApiError
 from longcat.server.lifecycle import Lifecycle
+from longcat.server.logs import PROBES
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings
 
@@ -31,7 +30,7 @@ class RequestLog:
 
     def __init__(
         self, app: ASGIApp, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics,
-        write: Callable[[str], Any],
+        write: Callable[[dict[str, Any]], object],
     ):  # fmt: skip
         self._app = app
         self._lifecycle = lifecycle
@@ -61,19 +60,14 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.count_response(status)
-            if self._access_log:
+            if self._access_log and scope["path"] not in PROBES:
                 client = scope["client"][0] if scope.get("client") else None
                 facts = {
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start)) + f".{int(start % 1 * 1000):03}Z",
                     "request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"],
                     "status": status, "duration_ms": round(1000 * (time.time() - start), 1), **line,
                 }  # fmt: skip
-                self._write(json.dumps(facts))
-
-
-def write_line(line: str) -> None:
-    """To standard error, whole."""
-    sys.stderr.write(line + "\n")
+                self._write(facts)
 
 
 class Guard:

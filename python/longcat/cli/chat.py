@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import select
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from longcat.cli.engine_options import (
     open_engine,
     sampling_options,
 )
+from longcat.cli.parser import nearest
 
 if TYPE_CHECKING:
     from longcat.engine.engine import Engine
@@ -25,20 +27,24 @@ HELP = """\
   /tools FILE    declare the tools of a JSON file         /help    this
                  (empty: none)                            /exit    leave (also Ctrl-D)
   /result TEXT   answer a tool call
-End a line with \\ to go on in the next one. Ctrl-C stops an answer."""
+End a line with \\ to go on in the next one; pasted lines stay together. Ctrl-C stops an answer."""
+
+_COMMANDS = ("/system", "/tools", "/result", "/reset", "/help", "/exit", "/quit")
+_PASTE_SECONDS = 0.05  # within which the next line of a pasted text is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("--system", default="", help="system message")
-    parser.add_argument("--tools", help="JSON file with a list of tools")
+    parser.add_argument("--tools", metavar="FILE", help="JSON file with a list of tools")
+    parser.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
     add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     rank = join_ranks(args).rank
     tools = load_tools(args.tools) if args.tools else None
-    with open_engine(args) as engine:
+    with open_engine(args, chat_template=args.chat_template) as engine:
         if rank > 0:
             return follow(engine)
         conversation = Conversation(engine, args.system, tools, sampling_options(args))
@@ -76,7 +82,11 @@ def load_tools(path: str) -> list[dict[str, Any]]:
 
 
 def user_turns() -> Iterator[str]:
-    """What the user enters, lines joined where they end with a backslash, until the end of the input."""
+    """What the user enters, until the end of the input.
+
+    Lines are joined where one ends with a backslash, and in a terminal where the next one is there already: a person
+    does not type so fast, so the text was pasted.
+    """
     interactive = sys.stdin.isatty()
     if interactive:
         try:
@@ -98,10 +108,21 @@ def user_turns() -> Iterator[str]:
         if line.endswith("\\"):
             lines.append(line[:-1])
             continue
+        if interactive and _input_waits():
+            lines.append(line)
+            continue
         text = "\n".join([*lines, line]).strip()
         lines = []
         if text:
             yield text
+
+
+def _input_waits() -> bool:
+    """Whether standard input holds more already."""
+    try:
+        return bool(select.select([sys.stdin], [], [], _PASTE_SECONDS)[0])
+    except (OSError, ValueError):  # no file
+        return False
 
 
 class Conversation:
@@ -143,7 +164,8 @@ class Conversation:
         elif name == "/help":
             print(HELP)
         else:
-            print(f"[unknown command {name}; /help lists them]")
+            near = nearest(name, _COMMANDS)
+            print(f"[unknown command {name}; {f'did you mean {near}?' if near else '/help lists them'}]")
         return True
 
     def say(self, role: str, text: str) -> None:

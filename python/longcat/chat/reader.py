@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longcat.chat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
-from longcat.request.outputs import Logprob, RequestOutput, StreamChunk
+from longcat.request.outputs import Logprob, RequestOutput, ShortRepr, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 
 
-@dataclass
+@dataclass(repr=False)
 class ChatOutput(RequestOutput):
     """A RequestOutput whose answers are also messages: {"role", "content", "reasoning_content", "tool_calls"}.
 
@@ -29,8 +29,8 @@ class ChatOutput(RequestOutput):
         return self.message.get("content", "")
 
 
-@dataclass
-class ChatChunk:
+@dataclass(repr=False)
+class ChatChunk(ShortRepr):
     """News of one answer: `delta` is content, and may be empty while the answer reasons or calls a tool."""
 
     delta: str = ""

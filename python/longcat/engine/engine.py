@@ -8,7 +8,7 @@ import random
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.engine.core_options import core_options
 from longcat.engine.request import Request
-from longcat.engine.streams import ChatStream, LoopOutputs, TokenStream, read_all
+from longcat.engine.sources import Uncopied, check_sources, folder_path
+from longcat.engine.streams import AsyncChunks, ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.request.generation_config import read_generation_config
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
-from longcat.request.prompts import as_token_ids, to_prompts
+from longcat.request.prompts import as_token_ids, params_of_each, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
+from longcat.support.other_engines import format_name
 from longcat.support.values import canonical_name, positive
 
 if TYPE_CHECKING:
@@ -29,13 +31,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from longcat.chat.reader import ChatChunk
+    from longcat.chat.reader import ChatChunk, ChatOutput
     from longcat.chat.template import ChatTemplate
     from longcat.engine.masks import MaskFiller
     from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
 
-class Engine:
+class Engine(Uncopied):
     """A LongCat-Flash checkpoint, loaded and ready to generate.
 
     Args:
@@ -132,7 +134,10 @@ class Engine:
             return
         if model is None:
             raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
-        self.model = os.path.expanduser(os.fspath(model))
+        self.model = folder_path(model)
+        check_sources(tokenizer, chat_template)
+        dtype = format_name("dtype", dtype)
+        kv_cache_dtype = format_name("kv_cache_dtype", kv_cache_dtype)
         options = core_options(
             device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
             ngram_placement=ngram_placement, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
@@ -221,6 +226,10 @@ class Engine:
             self._tokenizer = Tokenizer(self._tokenizer_path)
         return self._tokenizer
 
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer, under vLLM's name."""
+        return self.tokenizer
+
     @property
     def chat_template(self) -> ChatTemplate:
         """The chat template, compiled when first needed."""
@@ -287,8 +296,9 @@ class Engine:
         """Continues one prompt or many.
 
         Args:
-            prompts: a text, or a list of texts.
-            sampling_params: a SamplingParams, a dict, or nothing; keywords (`temperature=0`) go on top.
+            prompts: a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}; or a list of these.
+            sampling_params: a SamplingParams, a dict, or nothing, or a list with one for each prompt; keywords
+                (`temperature=0`) go on top.
             prompt_token_ids: token ids in place of text: a list of ints, or a list of such lists.
             stream: return an iterator of StreamChunk as tokens arrive; closing it ends its requests.
             use_tqdm: in a terminal, show how many of several prompts are done, when that takes more than two seconds.
@@ -298,8 +308,8 @@ class Engine:
             ValueError: a prompt is empty or too long, or a parameter is out of range.
             TypeError: an unknown parameter name, answered with the nearest.
         """
-        params = SamplingParams.of(sampling_params, sampling)
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
+        params = params_of_each(sampling_params, sampling, len(prompt_list))
         requests = self._prepare([self._with_ids(prompt) for prompt in prompt_list], params)
         chunks = TokenStream(self, requests)
         if stream:
@@ -308,38 +318,49 @@ class Engine:
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
 
-    async def agenerate(
+    def agenerate(
         self,
-        prompt: str | None = None,
+        prompt: str | Sequence[int] | Mapping[str, Any] | None = None,
         sampling_params: SamplingParams | Mapping[str, Any] | None = None,
         *,
         prompt_token_ids: Sequence[int] | None = None,
         request_id: str | None = None,
         **sampling: Any,
-    ) -> AsyncIterator[StreamChunk]:
-        """Continues one prompt, for asyncio: an asynchronous iterator of StreamChunk.
+    ) -> AsyncChunks[StreamChunk, RequestOutput]:
+        """Continues one prompt, for asyncio: `async for` yields StreamChunk, `await` returns the RequestOutput.
 
         Leaving the loop, or cancelling its task, ends the request.
 
         Args:
-            prompt: a text, or None with prompt_token_ids.
+            prompt: as one of generate's, or None with prompt_token_ids.
             request_id: a name for `abort`; default the number in `chunk.request_id`.
             sampling_params, sampling: as for generate.
         Raises:
             longcat.QueueFullError: max_num_queued requests wait already.
             ValueError, TypeError: as generate, with the first chunk asked for.
         """
+        chunks = self._agenerate(prompt, sampling_params, prompt_token_ids, request_id, sampling)
+        return AsyncChunks(chunks, lambda chunk: chunk.output)
+
+    async def _agenerate(
+        self,
+        prompt: str | Sequence[int] | Mapping[str, Any] | None,
+        sampling_params: SamplingParams | Mapping[str, Any] | None,
+        prompt_token_ids: Sequence[int] | None,
+        request_id: str | None,
+        sampling: Mapping[str, Any],
+    ) -> AsyncGenerator[StreamChunk, None]:
         params = SamplingParams.of(sampling_params, sampling)
         prompts, single = to_prompts(prompt, prompt_token_ids)
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
         params = await self._compiled(params)
-        [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
+        [request] = self._prepare([self._with_ids(prompts[0])], [params], request_id)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def achat(
+    def achat(
         self,
         messages: Sequence[Mapping[str, Any]],
         sampling_params: SamplingParams | Mapping[str, Any] | None = None,
@@ -351,26 +372,33 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         **sampling: Any,
-    ) -> AsyncIterator[ChatChunk]:
-        """Answers one conversation, for asyncio: an asynchronous iterator of ChatChunk.
+    ) -> AsyncChunks[ChatChunk, ChatOutput]:
+        """Answers one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
 
         Args, Raises: as for chat and agenerate.
         """
+        variables = dict(chat_template_kwargs or {})
+        variables |= {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        chunks = self._achat(messages, sampling_params, sampling, tools, tool_choice, variables, request_id)
+        return AsyncChunks(chunks, lambda chunk: chunk.output)
+
+    async def _achat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | Mapping[str, Any] | None,
+        sampling: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str | Mapping[str, Any] | None,
+        variables: Mapping[str, Any],
+        request_id: str | None,
+    ) -> AsyncGenerator[ChatChunk, None]:
         from longcat.chat.reader import ChatReader, force_calls
 
-        params = SamplingParams.of(sampling_params, sampling)
-        params, tool_choice = force_calls(params, tools, tool_choice)
-        prompt = self.render_chat(
-            messages,
-            tools=tools,
-            tool_choice=tool_choice,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **(chat_template_kwargs or {}),
-        )
+        params, choice = force_calls(SamplingParams.of(sampling_params, sampling), tools, tool_choice)
+        prompt = self.render_chat(messages, tools=tools, tool_choice=choice, **variables)
         params = await self._compiled(params)
-        [request] = self._prepare([prompt], params, request_id)
-        reader = ChatReader(tools, tool_choice)
+        [request] = self._prepare([prompt], [params], request_id)
+        reader = ChatReader(tools, choice)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
                 yield reader.read(chunk)
@@ -422,24 +450,26 @@ class Engine:
         """
         from longcat.chat.reader import ChatReader, force_calls
 
-        params = SamplingParams.of(sampling_params, sampling)
-        params, tool_choice = force_calls(params, tools, tool_choice)
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise ValueError(f"messages is a {type(messages).__name__}: expected a list of messages")
         single = not messages or isinstance(messages[0], Mapping)
         conversations: Any = [messages] if single else messages
+        params = params_of_each(sampling_params, sampling, len(conversations))
+        forced = {id(given): force_calls(given, tools, tool_choice) for given in params}
+        params = [forced[id(given)][0] for given in params]
+        choice = next(iter(forced.values()))[1]
         prompts = [
             self.render_chat(
                 conversation,
                 tools=tools,
-                tool_choice=tool_choice,
+                tool_choice=choice,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **(chat_template_kwargs or {}),
             )
             for conversation in conversations
         ]
-        chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, tool_choice))
+        chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, choice))
         if stream:
             return chunks
         last = read_all(chunks, len(prompts), use_tqdm)
@@ -516,20 +546,22 @@ class Engine:
     def _prepare(
         self,
         prompts: Sequence[tuple[str | None, list[int]]],
-        params: SamplingParams,
+        params: Sequence[SamplingParams],
         name: str | None = None,
     ) -> list[Request]:
         """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
         self._check_open()
         requests: list[Request] = []
-        grammar = None if params.structured_outputs is None else self.compile_grammar(params.structured_outputs)
-        for index, (text, ids) in enumerate(prompts):
+        grammars: dict[int, Grammar] = {}  # by parameters, which all prompts may share
+        for index, ((text, ids), own) in enumerate(zip(prompts, params, strict=True)):
+            if own.structured_outputs is not None and id(own) not in grammars:
+                grammars[id(own)] = self.compile_grammar(own.structured_outputs)
             core = core_params(
-                params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
+                own, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
                 lambda: self.tokenizer,
             )  # fmt: skip
             self._core.check_request(ids, core)
-            requests.append(Request(self, index, text, ids, params, core, name, grammar))
+            requests.append(Request(self, index, text, ids, own, core, name, grammars.get(id(own))))
         return requests
 
     def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:

@@ -36,7 +36,10 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_one(value: Any) -> bool:
-    return isinstance(value, (str, Mapping)) or (_is_list(value) and len(value) > 0 and hasattr(value[0], "__index__"))
+    """Whether this is one prompt, not a list of them."""
+    if not _is_list(value):
+        return isinstance(value, (str, Mapping))
+    return len(value) > 0 and hasattr(value[0], "__index__") and not hasattr(value[0], "__len__")
 
 
 def _prompt(name: str, value: Any) -> str | list[int]:
@@ -50,9 +53,8 @@ def _prompt(name: str, value: Any) -> str | list[int]:
                 raise ValueError(f'{name} has "{key}", which this engine does not read; {_EXPECTED}')
         if "prompt_token_ids" in given:
             return as_token_ids(given["prompt_token_ids"])
-        value = given.get("prompt")
-        if isinstance(value, str):
-            return value
+        if isinstance(given.get("prompt"), str):
+            return given["prompt"]
     elif _is_list(value):
         return as_token_ids(value)
     raise TypeError(f"{name} is {value!r}; {_EXPECTED}"[:400])
@@ -89,7 +91,7 @@ def as_token_ids(value: Sequence[int]) -> list[int]:
     for index, item in enumerate(value):
         try:
             number = item.__index__()
-        except AttributeError:
+        except (AttributeError, TypeError):  # TypeError: an array
             raise ValueError(f"token id at index {index} is {item!r}: expected an integer") from None
         if not -(2**31) <= number < 2**31:
             raise ValueError(f"token id {number} at index {index} does not fit 32 bits")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from longcat.cli import main, serve
+from longcat.cli import Parser, main, serve
 from longcat.server.settings import ServerSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -106,8 +106,8 @@ def test_launch_lines_are_understood(tiny, capsys):
     card, ours = [block for block in blocks(MIGRATING, "sh") if "--max-running-requests" in block]
     arguments = shlex.split(card.replace("\\\n", " "))[3:]  # python3 -m sglang.launch_server
     assert main(["serve", *arguments]) == 2
-    assert "need 2 ranks, and this process was started alone: mpirun -n 2" in capsys.readouterr().err.splitlines()[-1]
-    parser = argparse.ArgumentParser()
+    assert "need 8 ranks, and this process was started alone: mpirun -n 8" in capsys.readouterr().err.splitlines()[-1]
+    parser = Parser()
     serve.add_arguments(parser)
     theirs = parser.parse_args(arguments)
     mine = parser.parse_args(shlex.split(ours.replace("\\\n", " "))[2:])
@@ -115,6 +115,26 @@ def test_launch_lines_are_understood(tiny, capsys):
         assert getattr(theirs, name) == getattr(mine, name)
     assert theirs.gpu_memory_utilization == 0.9
     assert {"--trust-remote-code", "--disable-cuda-graph"} <= set(theirs.ignored)
+
+
+def test_every_flag_of_the_other_engines_is_known():
+    """Each flag in a column of another engine is a flag here, too: a counterpart, ignored or refused by name."""
+    parser = Parser()
+    serve.add_arguments(parser)
+    section = MIGRATING[MIGRATING.index("## Flags") :].split("\n## ")[0]
+    known = {*parser._option_string_actions, "-tp", "-dp", "-pp"}
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "`" in line][1:]
+    assert len(lines) > 25
+    for line in lines:
+        flags = re.findall(r"`(--?[a-z-]+)`", line)
+        assert set(flags) <= known, line
+
+
+def test_the_cards_tool_example_runs(tiny):
+    [program] = blocks(MIGRATING, "python")
+    program = program.replace('"LongCat-Flash-Lite"', repr(tiny)).replace("256", "64")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "'role': 'assistant'" in done.stdout, done.stderr
 
 
 def test_the_folder_is_given_once(tiny, capsys):

@@ -71,7 +71,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
                        help='guess next tokens, as {"method": "mtp"} or {"method": "ngram"}')  # fmt: skip
     group.add_argument("--num-threads", type=integer(1), metavar="N", help="threads of the CPU backend")
     group.add_argument(
-        "--tokenizer", metavar="PATH", help="a tokenizer.json, or its folder (default: the checkpoint's)"
+        "--tokenizer",
+        "--tokenizer-path",
+        metavar="PATH",
+        help="a tokenizer.json, or its folder (default: the checkpoint's)",
     )
     add_other_engine_flags(parser)
 

@@ -172,22 +172,23 @@ class Conversation:
         """Answers a user or a tool, as it is generated; keeps both in the history."""
         turn = {"role": role, "content": text}
         stream = self._engine.chat(self._messages(turn), tools=self._tools, stream=True, **self._sampling)
-        said = ""
+        said, output, reason = "", None, None
         try:
             for chunk in stream:
-                said += chunk.delta
+                said, output, reason = said + chunk.delta, chunk.output, chunk.finish_reason
                 print(chunk.delta, end="", flush=True)
         except KeyboardInterrupt:
             stream.close()
             print("\n[stopped]")
             message: dict[str, Any] = {"role": "assistant", "content": said}
         else:
-            message = chunk.output.message
+            assert output is not None
+            message = output.message
             if said:
                 print()
             for call in message.get("tool_calls", []):
                 arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
                 print(f"[calls {call['function']['name']}({arguments})]")
-            if chunk.finish_reason in ("length", "error"):
-                print(f"[{chunk.finish_reason}]")
+            if reason in ("length", "error"):
+                print(f"[{reason}]")
         self._history += [turn, message]

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import longcat._core as _core
 from longcat._core import Error
@@ -20,7 +20,7 @@ from longcat.engine.sources import Uncopied, check_sources, folder_path
 from longcat.engine.streams import AsyncChunks, ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.request.generation_config import read_generation_config
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
-from longcat.request.prompts import as_token_ids, params_of_each, to_prompts
+from longcat.request.prompts import Params, Prompt, as_token_ids, params_of_each, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
 from longcat.support.other_engines import format_name
@@ -283,16 +283,46 @@ class Engine(Uncopied):
 
     # --- generation --------------------------------------------------------------------------------------------
 
+    @overload
     def generate(
         self,
-        prompts: str | Sequence[str] | None = None,
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> TokenStream: ...
+    @overload  # a text is a sequence of texts, too
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, sampling_params: Params | None = None, *, stream: Literal[False] = False, **options: Any
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> list[RequestOutput]: ...
+    @overload
+    def generate(
+        self, *, prompt_token_ids: Sequence[int], stream: Literal[False] = False, **options: Any
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self, *, prompt_token_ids: Sequence[Sequence[int]], stream: Literal[False] = False, **options: Any
+    ) -> list[RequestOutput]: ...
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         stream: bool = False,
         use_tqdm: bool = True,
         **sampling: Any,
-    ) -> Any:
+    ) -> RequestOutput | list[RequestOutput] | TokenStream:
         """Continues one prompt or many.
 
         Args:
@@ -320,8 +350,8 @@ class Engine(Uncopied):
 
     def agenerate(
         self,
-        prompt: str | Sequence[int] | Mapping[str, Any] | None = None,
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        prompt: Prompt | None = None,
+        sampling_params: Params | None = None,
         *,
         prompt_token_ids: Sequence[int] | None = None,
         request_id: str | None = None,
@@ -344,8 +374,8 @@ class Engine(Uncopied):
 
     async def _agenerate(
         self,
-        prompt: str | Sequence[int] | Mapping[str, Any] | None,
-        sampling_params: SamplingParams | Mapping[str, Any] | None,
+        prompt: Prompt | None,
+        sampling_params: Params | None,
         prompt_token_ids: Sequence[int] | None,
         request_id: str | None,
         sampling: Mapping[str, Any],
@@ -363,7 +393,7 @@ class Engine(Uncopied):
     def achat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        sampling_params: Params | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
@@ -385,7 +415,7 @@ class Engine(Uncopied):
     async def _achat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        sampling_params: SamplingParams | Mapping[str, Any] | None,
+        sampling_params: Params | None,
         sampling: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] | None,
         tool_choice: str | Mapping[str, Any] | None,
@@ -415,10 +445,37 @@ class Engine(Uncopied):
             core_ids = list(self._requests.get(request_id, []))
         return any([self._abort_core(core_id) for core_id in core_ids])
 
+    @overload
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> ChatStream: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: Params | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> ChatOutput: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> list[ChatOutput]: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: Params | Sequence[Params] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
@@ -428,7 +485,7 @@ class Engine(Uncopied):
         stream: bool = False,
         use_tqdm: bool = True,
         **sampling: Any,
-    ) -> Any:
+    ) -> ChatOutput | list[ChatOutput] | ChatStream:
         """Answers a conversation, by the checkpoint's chat template.
 
         Args:
@@ -490,7 +547,20 @@ class Engine(Uncopied):
         segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)
         return "".join(text for text, _ in segments), encode_segments(library, segments)
 
-    def score(self, prompts: str | Sequence[str] | None = None, *, prompt_token_ids: Any = None) -> Any:
+    @overload
+    def score(self, prompts: Prompt) -> PromptScore: ...  # type: ignore[overload-overlap]
+    @overload
+    def score(self, prompts: Sequence[Prompt]) -> list[PromptScore]: ...
+    @overload
+    def score(self, *, prompt_token_ids: Sequence[int]) -> PromptScore: ...
+    @overload
+    def score(self, *, prompt_token_ids: Sequence[Sequence[int]]) -> list[PromptScore]: ...
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    ) -> PromptScore | list[PromptScore]:
         """How likely the model finds each token of a text given those before it.
 
         Args:
@@ -501,9 +571,9 @@ class Engine(Uncopied):
             ValueError: a prompt is empty or too long.
             longcat.Error: a prompt's logits are not finite, or it was aborted.
         """
-        outputs = self.generate(prompts, prompt_token_ids=prompt_token_ids, max_tokens=0, prompt_logprobs=0)
-        scores = [_score(output) for output in (outputs if isinstance(outputs, list) else [outputs])]
-        return scores if isinstance(outputs, list) else scores[0]
+        prompt_list, single = to_prompts(prompts, prompt_token_ids)
+        scores = [_score(output) for output in Engine.generate(self, prompt_list, max_tokens=0, prompt_logprobs=0)]
+        return scores[0] if single else scores
 
     def token_text(self, token_id: int) -> str | None:
         """The text of one token on its own; None without a tokenizer."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from longcat.engine.engine import Engine
+from longcat.engine.streams import ChatStream, TokenStream
+from longcat.request.outputs import RequestOutput
+from longcat.request.prompts import Params
 from longcat.request.sampling_params import SamplingParams
 from longcat.support.other_engines import OTHER_OPTIONS
+
+if TYPE_CHECKING:
+    from longcat.chat.reader import ChatOutput
+
+    Conversations: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
 
 # Arguments of vLLM's calls that a program may hand on unset.
 _OF_CALLS = (
@@ -45,11 +54,41 @@ class LLM(Engine):
             warnings.warn(f"LLM ignores {', '.join(ignored)}: without effect here", stacklevel=2)
         super().__init__(model, **options)
 
-    def generate(self, *args: Any, **options: Any) -> Any:
+    @overload  # type: ignore[override]  # always a list
+    def generate(self, *args: Any, stream: Literal[True], **options: Any) -> TokenStream: ...
+    @overload
+    def generate(self, *args: Any, stream: Literal[False] = False, **options: Any) -> list[RequestOutput]: ...
+    def generate(self, *args: Any, **options: Any) -> list[RequestOutput] | TokenStream:
         """As Engine.generate; a list also for one prompt. A stream stays one."""
         return _listed(super().generate(*args, **_own(options)))
 
-    def chat(self, messages: Any, sampling_params: Any = None, use_tqdm: bool = True, **options: Any) -> Any:
+    @overload  # type: ignore[override]  # always a list
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> ChatStream: ...
+    @overload
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> list[ChatOutput]: ...
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        **options: Any,
+    ) -> list[ChatOutput] | ChatStream:
         """As Engine.chat; a list also for one conversation. A stream stays one."""
         return _listed(super().chat(messages, sampling_params, use_tqdm=use_tqdm, **_own(options)))
 
@@ -71,4 +110,5 @@ def _own(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listed(outputs: Any) -> Any:
+    """One output as a list of it; lists and streams as they are."""
     return outputs if isinstance(outputs, list) or hasattr(outputs, "__next__") else [outputs]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, Union
 
 from longcat.request.sampling_params import SamplingParams
+
+Prompt: TypeAlias = Union[str, Sequence[int], Mapping[str, Any]]  # noqa: UP007
+Params: TypeAlias = Union[SamplingParams, Mapping[str, Any]]  # noqa: UP007
 
 _EXPECTED = 'expected a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}'
 
@@ -61,7 +64,7 @@ def _prompt(name: str, value: Any) -> str | list[int]:
 
 
 def params_of_each(
-    given: SamplingParams | Mapping[str, Any] | Sequence[SamplingParams | Mapping[str, Any]] | None,
+    given: Params | Sequence[Params] | None,
     overrides: Mapping[str, Any],
     num_prompts: int,
 ) -> list[SamplingParams]:

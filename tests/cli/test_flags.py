@@ -94,6 +94,9 @@ def test_no_prefix_of_a_flag_is_taken_for_it(capsys, command, flag):
         ("chat", "--min-p", ("-0.1", "2"), "a number from 0 to 1"),
         ("chat", "--max-tokens", ("0",), "an integer, 1 or more"),
         ("chat", "--repetition-penalty", ("0",), "a number above 0"),
+        ("plan", "--max-running-requests", ("0",), "an integer, 1 or more"),
+        ("plan", "--bandwidth", ("0", "fast"), "a number above 0"),
+        ("plan", "--gpus", ("0", "65"), "an integer from 1 to 64"),
         ("generate", "-n", ("0", "129"), "an integer from 1 to 128"),
     ],
 )

@@ -1,10 +1,11 @@
 """Flags: exact names, ranges, suggestions, and launch lines of other engines. Each error is one line."""
 
+import importlib
 import os
 import shlex
 
 import pytest
-from longcat.cli import Parser, main, serve
+from longcat.cli import COMMANDS, Parser, main, serve
 from longcat.support.other_engines import OTHER_OPTIONS
 
 FOLDER = "nowhere-at-all"
@@ -36,7 +37,7 @@ def parsed(line: str):
         ("serve F --nothing-alike 1", 'unknown flag --nothing-alike; "longcat serve --help"'),
         ("generate F x --temprature 1", "[generate] unknown flag --temprature; did you mean --temperature?"),
         ("generate F x y", '"y" is one argument too many'),
-        ("generate", "missing: model"),
+        ("generate", "missing: FOLDER"),
         ("convert F G --quant int5", "--quant int5; expected "),
         ("serve F --max-num-seqs", "--max-num-seqs has no value; expected one"),
         ("verify F --headers --write-hashes", "not allowed with"),
@@ -210,3 +211,18 @@ def test_files_are_checked_before_listening(tiny, capsys, flag, value, said):
 @pytest.mark.parametrize("command", ["generate", "plan", "verify", "doctor", "serve", "convert", "chat"])
 def test_a_name_that_is_not_utf8_is_refused_in_one_line(capsys, command):
     assert "b'caf\\xe9' is not UTF-8; expected UTF-8. Rename" in error_of(capsys, command, os.fsdecode(b"caf\xe9"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_flag_and_reads_without_it(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    usage, *_ = capsys.readouterr().out.splitlines()
+    assert usage.startswith(f"usage: longcat {command} [flags]")
+    parser = Parser(prog=f"longcat {command}")
+    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+    kinds = [kind for action in parser._actions for kind in (getattr(action, "_name_parser_map", None) or {}).values()]
+    for each in [parser, *kinds]:
+        for action in each._actions:
+            assert action.help and not action.help.startswith(("(", "of ", "to ", "for ")), action.option_strings

@@ -13,12 +13,12 @@ from longcat.cli.parser import Parser, UsageError
 
 # command -> (module, one line of help); a module is imported only when its command is asked for.
 COMMANDS = {
-    "generate": ("longcat.cli.generate", "continue a prompt, as it is generated"),
+    "generate": ("longcat.cli.generate", "continue a prompt"),
     "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
     "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
-    "bench": ("longcat.cli.bench", "measure a server (serve) or starting (startup)"),
-    "plan": ("longcat.cli.plan", "say what a checkpoint needs and where it fits, from its headers"),
-    "doctor": ("longcat.cli.doctor", "say whether this machine is fit, and what to do where it is not"),
+    "bench": ("longcat.cli.bench", "measure an engine, a server or starting"),
+    "plan": ("longcat.cli.plan", "print what a checkpoint needs and where it fits, from its headers"),
+    "doctor": ("longcat.cli.doctor", "check this machine, with a fix for each fault"),
     "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
     "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),

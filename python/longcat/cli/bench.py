@@ -13,15 +13,19 @@ from longcat.parallel.launch import require_alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="BENCHMARK", required=True)
+    kinds = parser.add_subparsers(
+        dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve or startup"
+    )
     latency = kinds.add_parser(
         "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
     )
     add_engine_arguments(latency)
     _add_lengths(latency, input_len=32, output_len=128)
     latency.add_argument("--batch-size", type=integer(1), default=1, metavar="N", help="requests at once (default 1)")
-    latency.add_argument("--num-iters", type=integer(1), default=10, metavar="N", help="timed (default 10)")
-    latency.add_argument("--num-iters-warmup", type=integer(0), default=2, metavar="N", help="before them (default 2)")
+    latency.add_argument("--num-iters", type=integer(1), default=10, metavar="N", help="timed batches (default 10)")
+    latency.add_argument(
+        "--num-iters-warmup", type=integer(0), default=2, metavar="N", help="untimed batches before them (default 2)"
+    )
     throughput = kinds.add_parser(
         "throughput", help="time many requests at once", description="Time many requests that come all at once."
     )
@@ -33,11 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve = kinds.add_parser(
         "serve", help="send requests to a running server", description="Send requests to a server."
     )
-    serve.add_argument("--base-url", metavar="URL", help="(default http://HOST:PORT)")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=integer(1, 65535), default=8000)
-    serve.add_argument("--model", metavar="NAME", help="(default: the first that the server tells)")
-    serve.add_argument("--api-key", metavar="KEY")
+    serve.add_argument("--base-url", metavar="URL", help="address of the server (default http://HOST:PORT)")
+    serve.add_argument("--host", default="127.0.0.1", help="host of the server (default 127.0.0.1)")
+    serve.add_argument(
+        "--port", type=integer(1, 65535), default=8000, metavar="N", help="port of the server (default 8000)"
+    )
+    serve.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server names)")
+    serve.add_argument("--api-key", metavar="KEY", help="key of the server")
     serve.add_argument("--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)")
     serve.add_argument("--random-input-len", "--input-len", type=integer(1), default=128, metavar="N",
                        help="tokens of a prompt (default 128)")  # fmt: skip
@@ -48,11 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--max-concurrency", type=integer(1), metavar="N", help="most requests under way (default: no limit)"
     )
-    serve.add_argument("--temperature", type=number(0), default=0.0, help="(default 0)")
-    serve.add_argument("--seed", type=integer(), default=0, help="of prompts and arrivals")
+    serve.add_argument(
+        "--temperature", type=number(0), default=0.0, metavar="X", help="temperature of the requests (default 0)"
+    )
+    serve.add_argument(
+        "--seed", type=integer(), default=0, metavar="N", help="seed of prompts and arrivals (default 0)"
+    )
     startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
     add_engine_arguments(startup)
-    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="N", help="starts (default 5)")
+    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="N", help="starts to time (default 5)")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
@@ -62,7 +72,7 @@ def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len:
                         help="tokens of a prompt (default %(default)s)")  # fmt: skip
     parser.add_argument("--output-len", type=integer(1), default=output_len, metavar="N",
                         help="tokens of an answer (default %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=integer(), default=0, help="of the prompts")
+    parser.add_argument("--seed", type=integer(), default=0, metavar="N", help="seed of the prompts (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:

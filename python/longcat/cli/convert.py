@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=16384,
         metavar="N",
-        help="of FILE, from its start (default: %(default)s)",
+        help="tokens of FILE to read, from its start (default: %(default)s)",
     )
     what = {
         "core": "attention and dense layers",

@@ -27,12 +27,20 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
     """
     text = "checkpoint folder in the Hugging Face layout"
     if is_server:
-        parser.add_argument("model", nargs="?", help=text)
-        parser.add_argument("--model", "--model-path", dest="model_path", metavar="FOLDER", help="the same")
+        parser.add_argument("model", nargs="?", metavar="FOLDER", help=text)
+        parser.add_argument(
+            "--model",
+            "--model-path",
+            dest="model_path",
+            metavar="FOLDER",
+            help="the checkpoint folder, in place of the first argument",
+        )
     else:
-        parser.add_argument("model", help=text)
+        parser.add_argument("model", metavar="FOLDER", help=text)
     group = parser.add_argument_group("engine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="device to run on: auto, cpu, cuda or cuda:N (default auto)"
+    )
     group.add_argument("--tensor-parallel-size", "--tp", "--tp-size", type=integer(1), default=1, metavar="N",
                        help="ranks that share attention and dense FFNs (under mpirun)")  # fmt: skip
     group.add_argument("--expert-parallel-size", "--ep", "--ep-size", type=integer(1), default=1, metavar="N",
@@ -42,8 +50,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
                            help="copies of the model, each on ranks of its own and on the next port")  # fmt: skip
     else:
         parser.set_defaults(data_parallel_size=1)
-    group.add_argument("--dtype", type=_format("--dtype"), default="auto", help="auto, f32 or bf16")
-    group.add_argument("--quantization", choices=["fp8"], help="keep the experts in half the memory")
+    group.add_argument(
+        "--dtype",
+        type=_format("--dtype"),
+        default="auto",
+        metavar="TYPE",
+        help="format of f32 and f16 weights and the latent cache: auto, f32 or bf16 (default auto)",
+    )
+    group.add_argument("--quantization", choices=["fp8"], help="keep the experts as fp8, in half the memory")
     group.add_argument(
         "--max-model-len",
         "--context-length",
@@ -55,21 +69,34 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
         "--kv-cache-dtype",
         type=_format("--kv-cache-dtype"),
         default="auto",
-        help="latent cache: auto, f32, bf16, fp8 or int8",
+        metavar="TYPE",
+        help="format of the latent cache: auto, f32, bf16, fp8 or int8 (default auto)",
     )
-    group.add_argument("--kv-cache-memory", "--kv-cache-memory-bytes", default="auto", help='latent cache, as "4GiB"')
+    group.add_argument(
+        "--kv-cache-memory",
+        "--kv-cache-memory-bytes",
+        default="auto",
+        metavar="SIZE",
+        help='size of the latent cache, as "4GiB" (default auto)',
+    )
     group.add_argument(
         "--gpu-memory-utilization",
         "--mem-fraction-static",
         type=number(0, 1, above=True),
         metavar="SHARE",
-        help="of a GPU's free memory that is taken (default: all but 1.5 GiB)",
+        help="share of a GPU's free memory to take (default: all but 1.5 GiB)",
     )
-    group.add_argument("--ngram-placement", default="auto",
-                       help="N-gram tables: auto, disk (CPU), host or device (CUDA; auto: host)")  # fmt: skip
+    group.add_argument(
+        "--ngram-placement",
+        default="auto",
+        metavar="PLACE",
+        help="place of the N-gram tables: auto, disk (CPU), host or device (CUDA) (default auto)",
+    )
     group.add_argument("--speculative-config", type=_json, metavar="JSON",
-                       help='guess next tokens, as {"method": "mtp"} or {"method": "ngram"}')  # fmt: skip
-    group.add_argument("--num-threads", type=integer(1), metavar="N", help="threads of the CPU backend")
+                       help='draft next tokens by {"method": "mtp"} or {"method": "ngram"}')  # fmt: skip
+    group.add_argument(
+        "--num-threads", type=integer(1), metavar="N", help="threads of the CPU backend (default: one a core)"
+    )
     group.add_argument(
         "--tokenizer",
         "--tokenizer-path",
@@ -103,18 +130,23 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=integer(1), default=256, metavar="N", help="most new tokens (default 256)")
     kinds: list[tuple[str, Callable[[str], float], str]] = [
-        ("temperature", number(0), "0 is greedy"),
+        ("temperature", number(0), "divide logits by this; 0 is greedy"),
         ("top-k", integer(-1), "keep the k most likely tokens; 0 is off"),
         ("top-p", number(0, 1, above=True), "keep the most likely tokens that make up this probability"),
         ("min-p", number(0, 1), "drop tokens below this share of the most likely one; 0 is off"),
-        ("repetition-penalty", number(0, above=True), "on tokens that occurred; 1 is off"),
+        ("repetition-penalty", number(0, above=True), "divide the logits of tokens that occurred; 1 is off"),
     ]
     for name, kind, text in kinds:
         group.add_argument(
             f"--{name}", type=kind, metavar="X", help=f"{text} (default: the model's generation_config.json)"
         )
     group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
-    group.add_argument("--seed", type=integer(), metavar="N", help="the same seed gives the same text")
+    group.add_argument(
+        "--seed",
+        type=integer(),
+        metavar="N",
+        help="seed of the draws: the same seed gives the same text (default: random)",
+    )
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

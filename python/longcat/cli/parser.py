@@ -45,6 +45,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
 
+    def format_help(self) -> str:
+        """The help, with a usage line of the arguments alone: the flags follow, each with its own line."""
+        if self.usage is None:
+            usage = "%(prog)s [flags]"
+            for action in self._actions:
+                name = str(action.metavar or action.dest)
+                usage += "" if action.option_strings else f" [{name}]" if action.nargs == "?" else f" {name}"
+            self.usage = usage
+        return super().format_help()
+
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """As argparse does it, but arguments that are left over are an error of the command that left them."""
         self._given = [self._spelled(text) for text in (sys.argv[1:] if args is None else args)]

@@ -45,49 +45,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(),
         default=0,
         metavar="N",
-        help="of requests that bring none (default 0)",
+        help="seed of requests that bring none (default 0)",
     )
     engine.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     server.add_argument(
-        "--port", type=integer(0, 65535), default=8000, help="(default 8000; 0: any); of the first replica"
+        "--port",
+        type=integer(0, 65535),
+        default=8000,
+        help="port to listen on, of the first replica; 0: any (default 8000)",
     )
-    server.add_argument("--served-model-name", nargs="+", metavar="NAME", help="names of the model in requests")
+    server.add_argument(
+        "--served-model-name", nargs="+", metavar="NAME", help="names of the model in requests (default: the folder's)"
+    )
     server.add_argument("--api-key", nargs="+", action="extend", default=[], metavar="KEY",
-                        help="keys that open the server; also LONGCAT_API_KEY (default: open)")  # fmt: skip
+                        help="keys that clients must send; also LONGCAT_API_KEY (default: open to all)")  # fmt: skip
     server.add_argument("--cors-origin", "--allowed-origins", nargs="+", action="extend", default=[], metavar="ORIGIN",
-                        help="web pages that may call, as https://example.org")  # fmt: skip
-    server.add_argument("--max-body-size", type=integer(1), default=32 << 20, metavar="BYTES", help="(default 32 MiB)")
+                        help="web pages that may call, as https://example.org (default: none)")  # fmt: skip
     server.add_argument(
-        "--max-header-size", type=integer(1), default=16 << 10, metavar="BYTES", help="(default 16 KiB)"
+        "--max-body-size",
+        type=integer(1),
+        default=32 << 20,
+        metavar="BYTES",
+        help="largest body of a request (default 32 MiB)",
     )
-    server.add_argument("--max-logprobs", type=integer(0), default=20, metavar="N", help="of a request (default 20)")
     server.add_argument(
-        "--max-stop-strings", type=integer(0), default=16, metavar="N", help="of a request (default 16)"
+        "--max-header-size",
+        type=integer(1),
+        default=16 << 10,
+        metavar="BYTES",
+        help="largest headers of a request (default 16 KiB)",
     )
     server.add_argument(
-        "--grammar-timeout", type=number(0, above=True), default=2.0, metavar="S", help="to compile one (default 2)"
+        "--max-logprobs", type=integer(0), default=20, metavar="N", help="most logprobs of a request (default 20)"
+    )
+    server.add_argument(
+        "--max-stop-strings",
+        type=integer(0),
+        default=16,
+        metavar="N",
+        help="most stop strings of a request (default 16)",
+    )
+    server.add_argument(
+        "--grammar-timeout",
+        type=number(0, above=True),
+        default=2.0,
+        metavar="S",
+        help="seconds to compile one grammar (default 2)",
     )
     server.add_argument("--send-timeout", type=number(0, above=True), default=30.0, metavar="S",
-                        help="a client that takes nothing for so long is cut off (default 30)")  # fmt: skip
+                        help="seconds until a client that takes nothing is cut off (default 30)")  # fmt: skip
     server.add_argument("--shutdown-timeout", type=number(0), default=30.0, metavar="S",
-                        help="for requests to finish after SIGTERM (default 30)")  # fmt: skip
+                        help="seconds for requests to finish after SIGTERM (default 30)")  # fmt: skip
     server.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="info", help="least severity that is logged (default info)"
     )
     server.add_argument(
-        "--log-format", choices=["text", "json"], default="text", help="text, or one JSON object a line (default text)"
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="format of the log: text, or one JSON object a line (default text)",
     )
     server.add_argument(
-        "--disable-access-log", "--disable-uvicorn-access-log", action="store_true", help="no line for each request"
+        "--disable-access-log", "--disable-uvicorn-access-log", action="store_true", help="log no line for each request"
     )
-    server.add_argument("--disable-log-stats", action="store_true", help="no summary every 10 s while requests run")
+    server.add_argument("--disable-log-stats", action="store_true", help="log no summary every 10 s while requests run")
     for name, text in [
         ("ssl-keyfile", "private key: serve HTTPS"),
-        ("ssl-certfile", "certificate"),
+        ("ssl-certfile", "certificate: serve HTTPS"),
         ("ssl-ca-certs", "accept only clients with a certificate of these authorities"),
-        ("ssl-keyfile-password", "of the private key"),
+        ("ssl-keyfile-password", "password of the private key"),
     ]:
         server.add_argument(f"--{name}", metavar="FILE" if "password" not in name else "TEXT", help=text)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="checkpoint folder in the Hugging Face layout")
+    parser.add_argument("model", metavar="FOLDER", help="checkpoint folder in the Hugging Face layout")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--headers",

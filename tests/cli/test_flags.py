@@ -40,7 +40,8 @@ def parsed(line: str):
         ("generate", "missing: FOLDER"),
         ("convert F G --quant int5", "--quant int5; expected "),
         ("serve F --max-num-seqs", "--max-num-seqs has no value; expected one"),
-        ("verify F --headers --write-hashes", "not allowed with"),
+        ("plan F --json=1", "--json takes no value; found 1"),
+        ("verify F --headers --write-hashes", "--write-hashes and --headers exclude each other; expected one of them"),
         (
             "bench throughput F --num-promts 3",
             "[bench throughput] unknown flag --num-promts; did you mean --num-prompts?",

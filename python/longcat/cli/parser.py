@@ -25,10 +25,12 @@ _SHORT_FLAGS = {
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _CHOICE = re.compile(r"argument (.+?): invalid choice: (.+?) \(choose from (.+)\)$")
 _ARGUMENT = re.compile(r"argument (.+?): (.+)")
-_PLAIN = {
-    "expected one argument": "has no value; expected one",
-    "expected at least one argument": "has no value; expected one or more",
-}
+_PLAIN = (
+    (re.compile("expected one argument"), "has no value; expected one"),
+    (re.compile("expected at least one argument"), "has no value; expected one or more"),
+    (re.compile("not allowed with argument (.+)"), r"and \1 exclude each other; expected one of them"),
+    (re.compile("ignored explicit argument '?(.*?)'?$"), r"takes no value; found \1"),
+)
 
 _LISTED = 6  # choices that are listed in a message; of more the nearest is named
 
@@ -101,7 +103,10 @@ class Parser(argparse.ArgumentParser):
             value, choices = found[2].strip("'"), [choice.strip("'\" ") for choice in found[3].split(",")]
             return self._wrong_choice(found[1], value, choices)
         if found := _ARGUMENT.match(message):
-            return f"{self._as_given(found[1])} {_PLAIN.get(found[2], found[2])}"
+            said = found[2]
+            for theirs, ours in _PLAIN:
+                said = theirs.sub(ours, said)
+            return f"{self._as_given(found[1])} {said}"
         return message
 
     def _wrong_choice(self, argument: str, value: str, choices: Sequence[str]) -> str:

@@ -146,9 +146,6 @@ def test_launch_lines_of_other_engines_are_read():
         ("--nnodes 2", "mpirun"),
         ("--quantization awq", "--quantization awq; expected fp8"),
         ("--max-total-tokens 9", "--kv-cache-memory"),
-        ("--allowed-origins example.org", "expected origins such as https://example.org"),
-        ("--allowed-origins [1]", "expected origins such as https://example.org"),
-        ("--allowed-origins ['*']", "expected origins such as https://example.org"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name_with_the_remedy(capsys, line, said):
@@ -186,12 +183,6 @@ def test_flags_with_several_values_do_not_swallow_the_folder(tiny):
 def test_the_folder_is_given_once(capsys, tiny, line):
     error = error_of(capsys, "serve", *line.format(tiny=tiny).split())
     assert "expected one: longcat serve FOLDER" in error
-
-
-def test_origins_are_read_as_vllm_writes_them():
-    values = ['["https://a.example", "http://b:8/"]', "*", "https://c.example"]
-    assert serve._origins(values) == ["https://a.example", "http://b:8", "*", "https://c.example"]
-    assert serve._origins(['["*"]']) == ["*"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import ssl
-from collections.abc import Sequence
 
 from longcat.cli.engine_options import Place, add_engine_arguments, follow, join_ranks, open_engine
 from longcat.cli.parser import UsageError, integer, number
@@ -122,7 +119,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     args.model = _model_folder(args)
-    origins = _origins(args.cors_origin)
     if args.gpu_memory_utilization is not None and not args.device.startswith("cuda"):
         args.ignored = [*(args.ignored or []), "--gpu-memory-utilization (on the CPU)"]
     place = join_ranks(args)
@@ -141,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     names = args.served_model_name or [os.path.basename(os.path.abspath(args.model))]
     keys = [*args.api_key, *filter(None, [os.environ.get("LONGCAT_API_KEY")])]
     settings = ServerSettings(
-        tuple(names), tuple(keys), tuple(origins), max_body_bytes=args.max_body_size,
+        tuple(names), tuple(keys), tuple(args.cors_origin), max_body_bytes=args.max_body_size,
         max_header_bytes=args.max_header_size, max_logprobs=args.max_logprobs, max_stop_strings=args.max_stop_strings,
         grammar_timeout=args.grammar_timeout, send_timeout=args.send_timeout, shutdown_timeout=args.shutdown_timeout,
         access_log=not args.disable_access_log,
@@ -189,22 +185,3 @@ def _model_folder(args: argparse.Namespace) -> str:
         found = "no checkpoint folder" if args.model is None else f"two, {args.model} and {args.model_path}"
         raise UsageError(f"[serve] found {found}; expected one: longcat serve FOLDER, or --model FOLDER")
     return args.model or args.model_path
-
-
-def _origins(values: Sequence[str]) -> list[str]:
-    """Origins of web pages, each on its own, or a JSON list of them as vLLM takes it.
-
-    Raises:
-        UsageError: one is no origin, so that no browser would send it.
-    """
-    origins: list[str] = []
-    for value in values:
-        try:
-            listed = json.loads(value) if value.startswith("[") else [value]
-        except ValueError:
-            listed = [None]
-        for origin in listed:
-            if not isinstance(origin, str) or not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+/?", origin):
-                raise UsageError(f'[serve] --cors-origin {value}; expected origins such as https://example.org, or "*"')
-            origins.append(origin.rstrip("/"))
-    return origins

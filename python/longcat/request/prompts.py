@@ -27,6 +27,8 @@ def as_token_ids(value: Sequence[int]) -> list[int]:
     Raises:
         ValueError: an element is not an integer that fits 32 bits.
     """
+    if type(value) is list and set(map(type, value)) == {int} and min(value) >= -(2**31) and max(value) < 2**31:
+        return list(value)  # the usual case, much faster than one by one
     ids = []
     for index, item in enumerate(value):
         try:

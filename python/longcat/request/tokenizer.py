@@ -54,7 +54,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written out in it become their ids. Nothing is added around it."""
         try:
-            return self.library.encode(text, add_special_tokens=False).ids
+            # For one text `encode` gives the same ids, but holds the GIL all the time.
+            return self.library.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError:  # what the library says of text that is no UTF-8
             raise ValueError(f"{text[:40]!r} cannot be encoded: expected text without lone surrogates") from None
 

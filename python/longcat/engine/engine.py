@@ -447,18 +447,29 @@ class Engine:
         ordered = [outputs[index] for index in range(len(conversations))]
         return ordered[0] if single else ordered
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> tuple[str, list[int]]:
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, max_text_bytes: int | None = None, **options: Any
+    ) -> tuple[str, list[int]]:
         """The prompt of a conversation: its text, and its token ids with typed tags left as text.
 
         Args:
             messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
                 variables of the template).
+            max_text_bytes: refuse a longer text before it is tokenized; default: any length.
+        Raises:
+            ValueError: the text is longer than max_text_bytes.
         """
         from longcat.chat.template import encode_segments, tag_texts
 
         library = self.tokenizer.library
         segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)
-        return "".join(text for text, _ in segments), encode_segments(library, segments)
+        text = "".join(text for text, _ in segments)
+        if max_text_bytes is not None and (num_bytes := len(text.encode(errors="surrogatepass"))) > max_text_bytes:
+            raise ValueError(
+                f"[chat] the prompt has {num_bytes} bytes, which cannot fit the context; expected at most "
+                f"{max_text_bytes} bytes. Shorten the messages."
+            )
+        return text, encode_segments(library, segments)
 
     def score(self, prompts: str | Sequence[str] | None = None, *, prompt_token_ids: Any = None) -> Any:
         """How likely the model finds each token of a text given those before it.

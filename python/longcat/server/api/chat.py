@@ -17,8 +17,9 @@ from longcat.request.outputs import Logprob, RequestOutput
 from longcat.server.api.protocol import ChatRequest
 from longcat.server.generation import Generation, Service, answer_form, respond, template_variables, usage
 from longcat.server.http.errors import ApiError
+from longcat.server.http.intake import JsonRoute
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
@@ -45,11 +46,12 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
         raise ApiError(400, "tool_choice forces a call: leave out response_format", param="tool_choice")
     params.structured_outputs = await service.compiled(form or params.structured_outputs)
     variables = template_variables(body)
-    _, token_ids = await service.in_text_thread(
-        lambda: service.engine.render_chat(
+    _, token_ids = await service.in_thread_for(
+        body._num_bytes,
+        lambda: service.render_chat(
             body.messages, tools=body.tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message, **variables,
-        )
+        ),
     )  # fmt: skip
     limit = body.max_completion_tokens or body.max_tokens
     params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)

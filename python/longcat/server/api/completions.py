@@ -17,8 +17,9 @@ from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.server.api.protocol import CompletionRequest
 from longcat.server.generation import Generation, Service, answer_form, respond, usage
 from longcat.server.http.errors import ApiError
+from longcat.server.http.intake import JsonRoute
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", summary="Continue a text")
@@ -66,9 +67,12 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str 
         limit = service.settings.max_prompts
         raise ApiError(400, f"prompt is a list of {len(prompt)}: expected 1 to {limit}", param="prompt")
     texts = [one if isinstance(one, str) else None for one in prompt]
-    encode = service.engine.encode
-    ids = await service.in_text_thread(lambda: [encode(one) if isinstance(one, str) else one for one in prompt])
-    return texts, ids
+    for one in prompt:
+        if not isinstance(one, str) and len(one) > service.max_model_len:
+            found = f"[request] prompt has {len(one)} tokens"
+            raise ApiError(400, f"{found}; expected fewer than max_model_len={service.max_model_len}.", param="prompt")
+    encoded = iter(await service.encode([one for one in prompt if isinstance(one, str)]))
+    return texts, [next(encoded) if isinstance(one, str) else one for one in prompt]
 
 
 @dataclass

@@ -44,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--api-key", nargs="+", action="extend", default=[], metavar="KEY",
                         help="keys that open the server; also LONGCAT_API_KEY (default: open)")  # fmt: skip
     server.add_argument("--cors-origin", "--allowed-origins", nargs="+", action="extend", default=[], metavar="ORIGIN",
-                        help="web pages that may call, as https://example.org")  # fmt: skip
+                        help="web pages that may call: *, https://example.org, or a JSON list of them")  # fmt: skip
+    server.add_argument("--allowed-host", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="more values of the header Host that are answered; * for all (default: on a loopback "
+                        "address localhost, 127.0.0.1 and [::1], elsewhere all)")  # fmt: skip
+    server.add_argument("--max-connections", type=int, default=16384, metavar="N",
+                        help="connections open at once, if the limit of open files allows (default 16384)")  # fmt: skip
     server.add_argument("--max-body-size", type=int, default=32 << 20, metavar="BYTES", help="(default 32 MiB)")
     server.add_argument("--max-header-size", type=int, default=16 << 10, metavar="BYTES", help="(default 16 KiB)")
     server.add_argument("--max-logprobs", type=int, default=20, metavar="N", help="of a request (default 20)")
@@ -94,15 +99,16 @@ def run(args: argparse.Namespace) -> int:
         from longcat.server.run import run as serve
     except ImportError as error:
         raise ValueError(f"serving needs more packages ({error}): {install_command('server')}") from None
-    from longcat.server.settings import ServerSettings
+    from longcat.server.settings import ServerSettings, origins, served_name
 
-    names = args.served_model_name or [os.path.basename(os.path.abspath(args.model))]
+    names = args.served_model_name or [served_name(args.model)]
     keys = [*args.api_key, *filter(None, [os.environ.get("LONGCAT_API_KEY")])]
     settings = ServerSettings(
-        tuple(names), tuple(keys), tuple(args.cors_origin), max_body_bytes=args.max_body_size,
+        tuple(names), tuple(keys), origins(args.cors_origin), max_body_bytes=args.max_body_size,
         max_header_bytes=args.max_header_size, max_logprobs=args.max_logprobs, max_stop_strings=args.max_stop_strings,
         grammar_timeout=args.grammar_timeout, send_timeout=args.send_timeout, shutdown_timeout=args.shutdown_timeout,
-        access_log=not args.disable_access_log,
+        access_log=not args.disable_access_log, allowed_hosts=tuple(args.allowed_host),
+        max_connections=args.max_connections,
     )  # fmt: skip
     if args.ssl_certfile:
         check_tls(args.ssl_certfile, args.ssl_keyfile, args.ssl_keyfile_password, args.ssl_ca_certs)

@@ -52,6 +52,6 @@ class Application:
         if settings.cors_origins:
             app = CORSMiddleware(
                 app, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Retry-After"],
+                expose_headers=["X-Request-Id", "Retry-After", "X-Ignored-Fields"],
             )  # fmt: skip
         self.asgi = RequestLog(app, settings, self.lifecycle, metrics, write_log)

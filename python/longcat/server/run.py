@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
+import ipaddress
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -16,10 +20,11 @@ import uvloop
 
 from longcat._core import Error
 from longcat.server.app import Application
-from longcat.server.http.http_protocol import LimitedHttpProtocol
-from longcat.server.settings import ServerSettings
+from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
+from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
 
 _GOODBYE_SECONDS = 5  # for connections to close
+_OTHER_FILES = 64  # that the server may need beside its connections
 
 
 class Server(uvicorn.Server):
@@ -89,7 +94,10 @@ def run(engine: Any, settings: ServerSettings, sock: socket.socket, **tls: Any) 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="longcat: %(message)s")
     for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    _raise_file_limit()
+    most = max(min(settings.max_connections, _file_limit() - len(os.listdir("/proc/self/fd")) - _OTHER_FILES), 1)
+    settings = dataclasses.replace(settings, max_connections=most, allowed_hosts=_allowed_hosts(settings, sock))
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no later collection goes through it
     return uvloop.run(_serve(engine, settings, sock, tls))
 
 
@@ -98,21 +106,33 @@ async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, tls
         server.should_exit = True
 
     app = Application(engine, settings, on_end=end)
-    protocol = type("Protocol", (LimitedHttpProtocol,), {"max_header_bytes": settings.max_header_bytes})
+    table = Connections(settings.max_connections)
+    protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
     config = uvicorn.Config(
         app.asgi, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=4096, **tls,
     )  # fmt: skip
     server = Server(config)
     server.lifecycle, server.loop = app.lifecycle, asyncio.get_running_loop()
+    app.lifecycle.on_drain = table.drain
     watch = asyncio.ensure_future(app.lifecycle.run())
     await server.serve(sockets=[sock])
     watch.cancel()
     return 1 if app.lifecycle.state == "dead" else 0
 
 
-def _raise_file_limit() -> None:
-    """Each client is an open file."""
+def _file_limit() -> int:
+    """Raises the limit of open files as far as it goes, as each client is one, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _allowed_hosts(settings: ServerSettings, sock: socket.socket) -> tuple[str, ...]:
+    """Names that requests may have in the header Host: on a loopback address its own, elsewhere all, unless stated."""
+    host = sock.getsockname()[0]
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        return settings.allowed_hosts
+    own = f"[{host}]" if ":" in host else host
+    return (*settings.allowed_hosts, *LOOPBACK_HOSTS, own)

@@ -34,7 +34,7 @@ def timed(what, call):
         ("/v1/chat/completions", {}, 400, "messages"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "pope", "content": "x"}]}, 400, "role 'pope'"),
-        ("/v1/chat/completions", HELLO | {"n": 129}, 400, "n: "),
+        ("/v1/chat/completions", HELLO | {"n": 129}, 400, "n is 129; expected"),
         ("/v1/chat/completions", HELLO | {"stop": ["a"] * 17}, 400, "at most 16"),
         ("/v1/chat/completions", HELLO | {"stop": [""]}, 400, "non-empty"),
         ("/v1/chat/completions", HELLO | {"logprobs": True, "top_logprobs": 21}, 400, "at most 20"),
@@ -113,7 +113,7 @@ def test_a_header_that_never_ends_is_cut_off(server):
     host, port = re.match(r"http://(.+):(\d+)", server.url).groups()
     with socket.create_connection((host, int(port))) as connection:
         connection.settimeout(10)
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nx-a: ")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nx-a: ")
         answer = b""
         try:
             for _ in range(100):

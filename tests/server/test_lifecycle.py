@@ -135,7 +135,8 @@ def test_a_client_that_leaves_gives_its_memory_back(eight_at_a_time, phase, stre
     before = server.metric(counter)
     connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
     data = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     gauge = "num_requests_waiting" if phase == "queued" else "num_requests_running"
     if phase == "queued":
@@ -202,7 +203,8 @@ def test_a_slow_reader_is_cut_off_and_disturbs_nobody(own):
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     start = time.perf_counter()
     slow.sendall(head.encode() + data)
     until(lambda: server.metric("num_requests_running") == 8)

@@ -136,3 +136,19 @@ def test_what_a_grammar_says_cannot_disturb_a_terminal(engine):
     with pytest.raises(ValueError) as caught:
         engine.compile_grammar({"grammar": 'start: \x1b[31m"a'})
     assert str(caught.value).isprintable()
+
+
+def test_the_grammars_that_are_kept_take_a_bounded_number_of_bytes(engine, monkeypatch):
+    """However long they are: a count alone let 36 grammars of 240 kB keep 3 GB."""
+    from longcat.request import structured
+
+    tokenizer = engine.tokenizer
+    sizes = []
+    for most, length in [(3 * structured._GRAMMAR_BYTES, 1), (3 * structured._GRAMMAR_BYTES, 60_000), (0, 1)]:
+        monkeypatch.setattr(structured, "_MAX_CACHED_BYTES", most)
+        compiler = structured.GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size, [2])
+        for number in range(5):
+            compiler.compile(structured.StructuredOutputs(choice=[f"{number}" + "a" * length]))
+            assert compiler._cached_bytes() <= most
+        sizes.append(len(compiler._cache))
+    assert sizes == [2, 0, 0]

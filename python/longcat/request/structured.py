@@ -30,7 +30,9 @@ _LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lex
            "step_lexer_fuel": 200_000, "verbose_errors": False}  # fmt: skip
 # As json.dumps writes it. With free white space a model may write nothing else for ever.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_MAX_CACHED = 32
+_MAX_CACHED_BYTES = 256 << 20
+# Measured: 240 kB of source keep about 80 MB; and the lexer of the smallest grammar grows with its use.
+_GRAMMAR_BYTES, _GRAMMAR_BYTES_PER_CHAR = 8 << 20, 350
 _MAX_ERROR_CHARS = 300
 
 
@@ -141,7 +143,7 @@ class _Follower:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, and keeps the last ones. Used from any thread.
+    """Compiles grammars for one tokenizer, and keeps the last ones up to a number of bytes. Used from any thread.
 
     Args:
         tokenizer: called when the first grammar comes.
@@ -177,9 +179,13 @@ class GrammarCompiler:
         grammar = Grammar(compile_source(source, self._vocab()), self._vocab_size)
         with self._lock:
             self._cache[source] = grammar
-            if len(self._cache) > _MAX_CACHED:
+            while self._cached_bytes() > _MAX_CACHED_BYTES:
                 self._cache.popitem(last=False)
         return grammar
+
+    def _cached_bytes(self) -> int:
+        """Memory of the kept grammars, estimated by their sources."""
+        return sum(_GRAMMAR_BYTES + _GRAMMAR_BYTES_PER_CHAR * len(source) for source in self._cache)
 
     def _vocab(self) -> LLTokenizer:
         with self._lock:

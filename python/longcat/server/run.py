@@ -24,6 +24,7 @@ from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
 from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
 
 _GOODBYE_SECONDS = 5  # for connections to close
+_SWITCH_SECONDS = 0.0005  # after which the event loop gets its turn when text threads work
 _OTHER_FILES = 64  # that the server may need beside its connections
 
 
@@ -96,6 +97,7 @@ def run(engine: Any, settings: ServerSettings, sock: socket.socket, **tls: Any) 
         logging.getLogger(noisy).setLevel(logging.WARNING)
     most = max(min(settings.max_connections, _file_limit() - len(os.listdir("/proc/self/fd")) - _OTHER_FILES), 1)
     settings = dataclasses.replace(settings, max_connections=most, allowed_hosts=_allowed_hosts(settings, sock))
+    sys.setswitchinterval(_SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what is loaded stays: no later collection goes through it
     return uvloop.run(_serve(engine, settings, sock, tls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import logging
 import threading
@@ -26,6 +27,7 @@ log = logging.getLogger("longcat.server")
 B = TypeVar("B", bound=Body)
 
 _LARGE = 64 << 10  # bytes; parsing less takes at most a few ms
+_TRIM_BYTES = 1 << 20
 _MAX_NOTED = 1000  # names of unknown fields that the log has told
 
 
@@ -61,6 +63,7 @@ class Room:
         """
         self._num_bytes += num_bytes
         self._intake.num_bytes += num_bytes
+        self._intake.trim()
         most = self._intake.settings.max_waiting_bytes
         if self._num_bytes > _LARGE and self._intake.num_bytes > most:
             raise ApiError(
@@ -71,6 +74,7 @@ class Room:
     def leave(self) -> None:
         self._intake.num_bytes -= self._num_bytes
         self._num_bytes = 0
+        self._intake.trim()
 
     def __enter__(self) -> Room:
         return self
@@ -85,8 +89,16 @@ class Intake:
     def __init__(self, settings: ServerSettings):
         self.settings = settings
         self.num_bytes = 0  # of all bodies that have room
+        self._most_bytes = 0  # since memory was given back
         self._thread = ThreadPoolExecutor(1, "longcat-intake")
         self._noted: set[str] = set()
+
+    def trim(self) -> None:
+        """Gives the memory of large bodies back to the system, once none of them is left: malloc keeps it."""
+        self._most_bytes = max(self._most_bytes, self.num_bytes)
+        if self.num_bytes < _LARGE and self._most_bytes > _TRIM_BYTES:
+            self._most_bytes = 0
+            self._thread.submit(_malloc_trim)
 
     async def read(self, request: Request, model: type[B], room: Room) -> B:
         """The checked body of a request.
@@ -148,6 +160,13 @@ def _checked(model: type[B], data: bytearray, parse: Callable[[bytearray], Any])
         name, message = refused
         raise ApiError(400, message, param=name)
     return body
+
+
+def _malloc_trim() -> None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except AttributeError:  # a C library other than glibc
+        pass
 
 
 def _check_sender(headers: Headers, settings: ServerSettings) -> None:

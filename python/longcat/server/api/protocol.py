@@ -20,9 +20,9 @@ from longcat.request.sampling_params import MAX_N
 MAX_ALLOWED_IDS = 32768
 MAX_STOP_IDS = 1024
 MAX_BIASES = 4096
-MAX_BAD_WORDS = 256
+MAX_BAD_WORDS, MAX_BAD_WORD_CHARS = 128, 64
 MAX_CHOICES = 65536
-MAX_STOP_CHARS = 1024  # of a stop string or a bad word
+MAX_STOP_CHARS = 1024
 _STEP = 4096
 _MAX_SHOWN_FIELDS, _MAX_SHOWN_CHARS = 8, 64
 
@@ -56,6 +56,7 @@ _TEXT = {"type": "string"}
 _PROMPT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}]}
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 StopText = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
+BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]
 StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
 Ids = Annotated[list[int], PlainValidator(partial(_list_of, int)), WithJsonSchema(_IDS)]
 AllowedIds = Annotated[
@@ -166,7 +167,7 @@ class GenerationBody(Body):
     logit_bias: dict[str, float] | None = Field(
         None, max_length=MAX_BIASES, description="addend of the logit by token id"
     )
-    bad_words: list[StopText] | None = Field(None, max_length=MAX_BAD_WORDS, fail_fast=True)
+    bad_words: list[BadWord] | None = Field(None, max_length=MAX_BAD_WORDS, fail_fast=True)
     allowed_token_ids: AllowedIds | None = None
     response_format: dict[str, Any] | None = Field(
         None, description='{"type": "text" | "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -190,4 +191,4 @@ def _found(value: Any) -> str:
         return f"a list of {len(value)} values"
     if isinstance(value, str) and len(value) > _MAX_SHOWN_CHARS:
         return f"a text of {len(value)} characters"
-    return to_json(value).decode()
+    return json.dumps(value)[: 2 * _MAX_SHOWN_CHARS]

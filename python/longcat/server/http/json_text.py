@@ -66,7 +66,7 @@ class _Parser:
 
     def value(self, at: int, depth: int) -> tuple[Any, int]:
         """The value at `at`, and the next place behind it that is no white space."""
-        self._count()
+        self._count(values=1)
         value: Any
         first = self._data[at : at + 1]
         if first == b'"':
@@ -79,25 +79,25 @@ class _Parser:
             value, at = self._scalar(at)
         return value, self.skip(at)
 
-    def _count(self, fields: int = 0) -> None:
-        self._num_values += 1
+    def _count(self, values: int = 0, fields: int = 0) -> None:
+        before, self._num_values = self._num_values, self._num_values + values
         self._num_fields += fields
         if self._num_values > MAX_VALUES or self._num_fields > MAX_FIELDS:
             raise JsonError(
                 f"[request] the body has more than {MAX_VALUES} values or {MAX_FIELDS} fields and lists; expected at "
                 "most so many. Send several requests."
             )
-        if self._num_values % 1024 == 0 and not self._is_wanted():
+        if before // 1024 != self._num_values // 1024 and not self._is_wanted():
             raise JsonError("[request] the client has left.")
 
     def _object(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
         result: dict[str, Any] = {}
         at = self.skip(at)
         if self._data[at : at + 1] == b"}":
-            self._count(1)
+            self._count(fields=1)
             return result, at + 1
         while True:
-            self._count(1)
+            self._count(fields=1)
             if self._data[at : at + 1] != b'"':
                 raise _no_json(self._data, at)
             name, at = self._text(at)
@@ -114,15 +114,14 @@ class _Parser:
 
     def _list(self, at: int, depth: int) -> tuple[list[Any], int]:
         result: list[Any] = []
-        self._count(1)
+        self._count(fields=1)
         at = self.skip(at)
         if self._data[at : at + 1] == b"]":
             return result, at + 1
         while True:
             if numbers := _NUMBERS.match(self._data, at):  # what token ids are
                 run = self._parse(b"[" + numbers[0].rstrip()[:-1] + b"]", at)
-                self._num_values += len(run) - 1
-                self._count()
+                self._count(values=len(run))
                 result += run
                 at = numbers.end()
             value, at = self.value(self.skip(at), depth + 1)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from longcat.cli import main, serve
+from longcat.server import generation
+from longcat.server.api import protocol, service_routes
+from longcat.server.http import http_protocol, json_text
 from longcat.server.settings import ServerSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -90,7 +93,14 @@ def test_every_limit_is_described():
     for value, text in [
         (defaults.max_body_bytes, "32 MiB"), (defaults.max_header_bytes, "16 KiB"), (defaults.max_prompts, "1,024"),
         (defaults.max_stop_strings, "16"), (defaults.max_logprobs, "20"), (defaults.grammar_timeout, "2 s"),
-        (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"),
+        (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"), (defaults.body_timeout, "60 s"),
+        (defaults.body_rate, "64 KiB"), (defaults.max_waiting_bytes, "128 MiB"), (defaults.header_timeout, "30 s"),
+        (defaults.max_connections, "16384"), (json_text.MAX_VALUES, "524,288"), (json_text.MAX_FIELDS, "65,536"),
+        (json_text.MAX_DEPTH, "128"), (json_text.MAX_TEXT_BYTES, "4 MiB"), (generation._MAX_CHAT_CHARS, "2,097,152"),
+        (service_routes.MAX_TOKENIZE_CHARS, "1,048,576"), (service_routes.MAX_DETOKENIZE_IDS, "131,072"),
+        (protocol.MAX_ALLOWED_IDS, "32,768"), (protocol.MAX_BIASES, "4,096"), (protocol.MAX_STOP_IDS, "1,024"),
+        (protocol.MAX_BAD_WORDS, "128"), (protocol.MAX_BAD_WORD_CHARS, "64"), (protocol.MAX_STOP_CHARS, "1,024"),
+        (protocol.MAX_CHOICES, "65,536"), (defaults.max_header_bytes + http_protocol._SLICE, "24 KiB"),
     ]:  # fmt: skip
         number, _, unit = text.replace(",", "").partition(" ")
         assert value == int(number) * {"MiB": 1 << 20, "KiB": 1 << 10}.get(unit, 1)

@@ -65,6 +65,8 @@ WRONG = [
     (ChatRequest, {"logit_bias": {"5": "x"}}, 'logit_bias.5 is "x"; expected logit_bias to be an object'),
     (ChatRequest, {"logit_bias": {str(i): 1 for i in range(protocol.MAX_BIASES + 1)}}, "at most 4096 fields"),
     (ChatRequest, {"bad_words": ["a"] * (protocol.MAX_BAD_WORDS + 1)}, "a list of 129 values; expected"),
+    (ChatRequest, {"logit_bias": {"a": 1}}, "logit_bias.a is 1; expected logit_bias to be an object"),
+    (ChatRequest, {"logit_bias": {"-1": 1}}, "of at most 4096 fields named by token ids."),
     (ChatRequest, {"bad_words": ["a" * 65]}, "bad_words[0] is a text of 65 characters"),
     (ChatRequest, {"allowed_token_ids": [1] * (protocol.MAX_ALLOWED_IDS + 1)}, "a list of 32769 values; expected"),
     (ChatRequest, {"allowed_token_ids": [1] * 5000 + ["a"]}, 'allowed_token_ids[5000] is "a"; expected'),

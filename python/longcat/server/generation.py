@@ -76,7 +76,7 @@ class Service:
         names = self.settings.model_names
         if asked and asked not in names:
             raise ApiError(
-                404, f'the model "{asked[:100]}" is not here: expected {" or ".join(names)}', param="model",
+                404, f'[request] model is "{asked[:100]}"; expected {" or ".join(names)}.', param="model",
                 code="model_not_found",
             )  # fmt: skip
         return asked or names[0]
@@ -177,13 +177,14 @@ class Service:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         if len(stops) > self.settings.max_stop_strings:
             limit = self.settings.max_stop_strings
-            raise ApiError(400, f"stop has {len(stops)} strings: expected at most {limit}", param="stop")
+            raise ApiError(400, f"[request] stop has {len(stops)} strings; expected at most {limit}.", param="stop")
         with self.refusals():
             return SamplingParams.of(given | {"stop": stops} | more, {})
 
     def logprobs(self, count: int | None) -> int | None:
         if count is not None and count > self.settings.max_logprobs:
-            raise ApiError(400, f"logprobs={count}: expected at most {self.settings.max_logprobs}", param="logprobs")
+            most = self.settings.max_logprobs
+            raise ApiError(400, f"[request] logprobs is {count}; expected at most {most}.", param="logprobs")
         return count
 
     async def compiled(self, form: Any) -> Any:
@@ -321,7 +322,7 @@ def template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     """
     given = body.chat_template_kwargs or {}
     if taken := [name for name in given if name in _RENDERING]:
-        message = f"chat_template_kwargs: {taken[0]} is a name of the server's own: expected others, or a field"
+        message = f"[request] chat_template_kwargs.{taken[0]} is a name of the server's own; expected other names."
         raise ApiError(400, message, param="chat_template_kwargs")
     return given
 
@@ -336,7 +337,9 @@ def answer_form(body: GenerationBody) -> Any:
     older = {name: getattr(body, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
     forms += [{name: value} for name, value in older.items() if value is not None]
     if len(forms) > 1:
-        raise ApiError(400, "the answer's form is given twice: expected response_format or structured_outputs")
+        raise ApiError(
+            400, "[request] the form of the answer is given twice; expected response_format or structured_outputs."
+        )
     return forms[0] if forms else None
 
 
@@ -350,8 +353,9 @@ def _of_response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | Non
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if kind != "json_schema" or not isinstance(schema, (Mapping, bool)):
         raise ApiError(
-            400, 'response_format is not possible: expected {"type": "text"}, {"type": "json_object"} or '
-            '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}', param="response_format",
+            400, f'[request] response_format is {str(given)[:100]}; expected {{"type": "text"}}, '
+            '{"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
+            param="response_format",
         )  # fmt: skip
     return {"json": schema if isinstance(schema, Mapping) else str(schema).lower()}
 

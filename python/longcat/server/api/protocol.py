@@ -12,7 +12,16 @@ from functools import partial
 from itertools import islice
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from longcat.request.sampling_params import MAX_N
@@ -50,12 +59,23 @@ def _prompt(value: Any) -> Any:
     return _list_of(str if isinstance(first, str) else int, value)
 
 
+def _known_ids(value: dict[str, float]) -> dict[str, float]:
+    for name in value:
+        if not (name.isascii() and name.isdigit() and len(name) < 11):
+            raise PydanticCustomError("item", "an item", {"index": name})
+    return value
+
+
 _ID = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
 _IDS: dict[str, Any] = {"type": "array", "items": _ID}
 _TEXT = {"type": "string"}
 _PROMPT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}]}
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 StopText = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
+Biases = Annotated[
+    dict[str, float], Field(max_length=MAX_BIASES), AfterValidator(_known_ids),
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
+]  # fmt: skip
 BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]
 StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
 Ids = Annotated[list[int], PlainValidator(partial(_list_of, int)), WithJsonSchema(_IDS)]
@@ -164,9 +184,7 @@ class GenerationBody(Body):
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logit_bias: dict[str, float] | None = Field(
-        None, max_length=MAX_BIASES, description="addend of the logit by token id"
-    )
+    logit_bias: Biases | None = Field(None, description="addend of the logit by token id")
     bad_words: list[BadWord] | None = Field(None, max_length=MAX_BAD_WORDS, fail_fast=True)
     allowed_token_ids: AllowedIds | None = None
     response_format: dict[str, Any] | None = Field(

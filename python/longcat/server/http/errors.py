@@ -174,6 +174,7 @@ def _kind(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
         return f"a list, each {least}{in_words(schema.get('items', {}), parts)}{most}"
     words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "object": "an object"}
     most = f" of at most {schema['maxProperties']} fields" if "maxProperties" in schema else ""
+    most += " named by token ids" if "propertyNames" in schema else ""
     return f"{words.get(str(kind), 'a value')}{most}{' ' if bounds else ''}{bounds}"
 
 

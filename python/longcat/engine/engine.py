@@ -132,7 +132,9 @@ class Engine:
             return
         if model is None:
             raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
-        self.model = os.path.expanduser(os.fspath(model))
+        self.model = os.path.expanduser(os.fsdecode(model))
+        if not self.model.isascii() and os.fsencode(self.model) != self.model.encode(errors="replace"):
+            raise Error(f"[engine] the name of {self.model!a} is not UTF-8; expected one that is. Rename the folder.")
         options = core_options(
             device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
             ngram_placement=ngram_placement, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,

@@ -98,7 +98,7 @@ def test_every_limit_is_described():
         (defaults.max_connections, "16384"), (json_text.MAX_VALUES, "524,288"), (json_text.MAX_FIELDS, "65,536"),
         (json_text.MAX_DEPTH, "128"), (json_text.MAX_TEXT_BYTES, "4 MiB"), (generation._MAX_CHAT_CHARS, "2,097,152"),
         (service_routes.MAX_TOKENIZE_CHARS, "1,048,576"), (service_routes.MAX_DETOKENIZE_IDS, "131,072"),
-        (protocol.MAX_ALLOWED_IDS, "32,768"), (protocol.MAX_BIASES, "4,096"), (protocol.MAX_STOP_IDS, "1,024"),
+        (protocol.MAX_ALLOWED_IDS, "4,096"), (protocol.MAX_BIASES, "1,024"), (protocol.MAX_STOP_IDS, "1,024"),
         (protocol.MAX_BAD_WORDS, "128"), (protocol.MAX_BAD_WORD_CHARS, "64"), (protocol.MAX_STOP_CHARS, "1,024"),
         (protocol.MAX_CHOICES, "65,536"), (defaults.max_header_bytes + http_protocol._SLICE, "24 KiB"),
     ]:  # fmt: skip

@@ -66,6 +66,7 @@ class Service:
         self._longest_token = self._long_text_thread.submit(_longest_token, engine)
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
         self._checker: GrammarChecker | None = None
+        self._turn = asyncio.Lock()  # one request is queued in each round of the event loop, however many ask
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer with.
@@ -220,14 +221,15 @@ class Service:
         Raises:
             ApiError: the engine does not take it: the queue is full, the prompt too long, a parameter out of range.
         """
-        chunks = self.engine.agenerate(prompt_token_ids=token_ids, sampling_params=params, request_id=name)
-        generation = Generation(self, name, chunks, params.max_tokens)
-        try:
-            await generation.queued()
-        except BaseException:
-            await generation.aclose()
-            raise
-        return generation
+        async with self._turn:
+            chunks = self.engine.agenerate(prompt_token_ids=token_ids, sampling_params=params, request_id=name)
+            generation = Generation(self, name, chunks, params.max_tokens)
+            try:
+                await generation.queued()
+            except BaseException:
+                await generation.aclose()
+                raise
+            return generation
 
 
 class Generation:

@@ -26,9 +26,9 @@ from pydantic_core import PydanticCustomError
 
 from longcat.request.sampling_params import MAX_N
 
-MAX_ALLOWED_IDS = 32768
+MAX_ALLOWED_IDS = 4096
 MAX_STOP_IDS = 1024
-MAX_BIASES = 4096
+MAX_BIASES = 1024
 MAX_BAD_WORDS, MAX_BAD_WORD_CHARS = 128, 64
 MAX_CHOICES = 65536
 MAX_STOP_CHARS = 1024

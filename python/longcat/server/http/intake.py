@@ -26,7 +26,8 @@ from longcat.server.settings import ServerSettings
 log = logging.getLogger("longcat.server")
 B = TypeVar("B", bound=Body)
 
-_LARGE = 64 << 10  # bytes; parsing less takes at most a few ms
+_SMALL = 16 << 10  # bytes; parsing and checking them takes at most 2 ms
+_LARGE = 64 << 10  # bytes; more are parsed in steps
 _TRIM_BYTES = 1 << 20
 _MAX_NOTED = 1000  # names of unknown fields that the log has told
 
@@ -84,7 +85,7 @@ class Room:
 
 
 class Intake:
-    """Receives, parses and checks bodies: small ones at once, large ones one by one on a thread."""
+    """Receives, parses and checks bodies: small ones at once, others one by one on a thread."""
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
@@ -118,7 +119,7 @@ class Intake:
             data += message.get("body", b"")
             if not message.get("more_body", False):
                 break
-        if len(data) <= _LARGE:
+        if len(data) <= _SMALL:
             body = _checked(model, data, parse_small)
         else:
             body = await unless_client_leaves(request, self._checked_on_thread(model, data))
@@ -130,7 +131,9 @@ class Intake:
 
     async def _checked_on_thread(self, model: type[B], data: bytearray) -> B:
         has_left = threading.Event()
-        parse = functools.partial(parse_large, is_wanted=lambda: not has_left.is_set())
+        parse: Callable[[bytearray], Any] = parse_small
+        if len(data) > _LARGE:
+            parse = functools.partial(parse_large, is_wanted=lambda: not has_left.is_set())
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, _checked, model, data, parse)
         finally:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
 from longcat.chat.messages import normalize_messages, normalize_tools, plain
+from longcat.support.files import read_json_object, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -295,29 +296,12 @@ def _named_templates(path: str, found: Any) -> tuple[str, str | None]:
 
 def _read_text(path: str) -> str | None:
     """A file's text, None if there is no such file."""
-    if not os.path.exists(path):
-        return None
-    try:
-        if os.path.getsize(path) > _MAX_FILE_BYTES:
-            raise ValueError(f"larger than {_MAX_FILE_BYTES >> 20} MiB")
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise Error(f"[chat template] {path} cannot be read: {error}") from None
+    return read_text(path, "[chat template]", _MAX_FILE_BYTES) if os.path.exists(path) else None
 
 
 def _read_json(path: str) -> dict[str, Any]:
     """A file's JSON object, empty if there is no such file."""
-    text = _read_text(path)
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        return value
-    except (ValueError, RecursionError) as error:
-        raise Error(f"[chat template] {path} is not valid: {error}") from None
+    return read_json_object(path, "[chat template]", _MAX_FILE_BYTES)
 
 
 def _template_error(error: Exception) -> Error:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from longcat._core import Error
 from longcat.cli.engine_options import (
     add_engine_arguments,
     add_sampling_arguments,
@@ -16,6 +17,7 @@ from longcat.cli.engine_options import (
     open_engine,
     sampling_options,
 )
+from longcat.support.files import read_json
 
 if TYPE_CHECKING:
     from longcat.engine.engine import Engine
@@ -66,10 +68,9 @@ def load_tools(path: str) -> list[dict[str, Any]]:
         ValueError: the file cannot be read or holds no list.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            tools = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tools file {path}: {error}") from None
+        tools = read_json(path, "[tools]")
+    except Error as error:
+        raise ValueError(str(error)) from None
     if not isinstance(tools, list):
         raise ValueError(f"tools file {path} holds a {type(tools).__name__}: expected a list of tools")
     return tools

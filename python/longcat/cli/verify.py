@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     failed = sum(check.status == "FAIL" for check in report.checks)
     if failed:
         print(f"{args.model}: {failed} check{'' if failed == 1 else 's'} failed")
+    elif report.suspect:
+        print(f"{args.model}: weights may be missing (see the warning of values). Compare the files with their source")
     else:
         print(f"{args.model}: no check failed")
     return 0 if report.ok else 1

@@ -22,6 +22,7 @@ from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request.prompts import as_token_ids, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
+from longcat.support.files import read_text
 from longcat.support.values import canonical_name, positive
 
 if TYPE_CHECKING:
@@ -231,8 +232,7 @@ class Engine:
             if source is None:
                 self._chat_template = ChatTemplate.from_checkpoint(self.model)
             elif os.path.isfile(source):
-                with open(source, encoding="utf-8") as file:
-                    self._chat_template = ChatTemplate(file.read())
+                self._chat_template = ChatTemplate(read_text(source, "[chat template]"))
             elif "{" not in os.fspath(source):
                 raise Error(f"[chat template] {os.fspath(source)} does not exist, and is no template itself")
             else:

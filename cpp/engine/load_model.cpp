@@ -151,6 +151,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       return on_device(world->split(color), ops->device(), largest_sum, options.nccl);
     };
     Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
+    for (const MappedFile& shard : checkpoint.shards()) shard.check();
     auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
                                          options.max_num_batched_tokens, options.max_samples());
     return {.config = std::move(config),

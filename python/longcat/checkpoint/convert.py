@@ -33,7 +33,7 @@ from longcat.checkpoint.writer import (
     split,
     write_index,
 )
-from longcat.support.files import read_text
+from longcat.support.files import open_regular, read_text
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
@@ -284,10 +284,16 @@ def _write(
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
         return
-    file_name = checkpoint.shards()[tensor.shard][0]
-    data = np.memmap(source / file_name, np.uint8, "r", tensor.begin, (tensor.end - tensor.begin,))
-    for begin in range(0, len(data), 1 << 26):
-        stream.write(data[begin : begin + (1 << 26)].data)
+    path = source / checkpoint.shards()[tensor.shard][0]
+    with open_regular(path, "[convert]") as file:  # not mapped: of a file that is cut meanwhile, a read says so
+        file.seek(tensor.begin)
+        left = tensor.end - tensor.begin
+        while left > 0:
+            part = file.read(min(left, 1 << 26))
+            if not part:
+                raise Error(f"[convert] {path} became shorter while it was read; expected {tensor.end} bytes or more")
+            stream.write(part)
+            left -= len(part)
 
 
 def _copy_small_files(source: Path, partial: Path) -> None:

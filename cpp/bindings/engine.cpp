@@ -3,6 +3,9 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <exception>
+#include <functional>
 #include <shared_mutex>
 
 #include "bindings/bindings.h"
@@ -42,7 +45,7 @@ class PyEngine {
     check_process();
     const GilRelease nogil;
     const std::shared_lock lock(mutex_);
-    if (!engine_) throw Error("[engine] this engine is closed");
+    if (!engine_ || closing_) throw Error("[engine] this engine is closed");
     return action(*engine_);
   }
 
@@ -53,7 +56,23 @@ class PyEngine {
     });
     py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
     float* out = logits.mutable_data();
-    with([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
+    // A signal's handler runs while the engine computes; its exception ends the call. Other threads than the main one
+    // run no handlers, and could not get the GIL once the interpreter ends.
+    std::exception_ptr raised;
+    std::function<bool()> stops;
+    const py::module_ threading = py::module_::import("threading");
+    if (threading.attr("current_thread")().is(threading.attr("main_thread")()))
+      stops = [&raised] {
+        const py::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) raised = std::make_exception_ptr(py::error_already_set());
+        return raised != nullptr;
+      };
+    try {
+      with([&](Engine& e) { e.forward(token_ids, out, chunk_size, stops); });
+    } catch (const Error&) {
+      if (!raised) throw;
+    }
+    if (raised) std::rethrow_exception(raised);
     return logits;
   }
 
@@ -66,6 +85,12 @@ class PyEngine {
   void close() {
     if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
     const GilRelease nogil;
+    // Readers come before writers: without the flag, calls that follow each other would keep this one out for ever.
+    closing_ = true;
+    {
+      const std::shared_lock lock(mutex_);
+      if (engine_) engine_->give_up();
+    }
     const std::unique_lock lock(mutex_);
     engine_.reset();
   }
@@ -75,6 +100,7 @@ class PyEngine {
 
   const pid_t pid_ = ::getpid();
   std::shared_mutex mutex_;
+  std::atomic<bool> closing_ = false;
   std::unique_ptr<Engine> engine_;
 };
 
@@ -238,13 +264,14 @@ void register_engine(py::module_& module) {
       .def(
           "add_request",
           [](PyEngine& self, std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t n,
-             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
+             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue, int64_t group) {
             return self.with([&](Engine& e) {
-              return e.add_request(std::move(prompt_token_ids), params, n, std::move(queue), std::move(mask_queue));
+              return e.add_request(std::move(prompt_token_ids), params, n, std::move(queue), std::move(mask_queue),
+                                   group);
             });
           },
           py::arg("prompt_token_ids"), py::arg("params"), py::arg("n") = 1, py::arg("queue") = nullptr,
-          py::arg("mask_queue") = nullptr)
+          py::arg("mask_queue") = nullptr, py::arg("group") = -1)
       .def("abort",
            [](PyEngine& self, int64_t request_id) { return self.with([&](Engine& e) { return e.abort(request_id); }); })
       .def("fail",

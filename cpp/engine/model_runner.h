@@ -39,6 +39,8 @@ class StepObserver {
   virtual ~StepObserver() = default;
   virtual void after_forward(const StepPlan& plan, Model& model) = 0;
   virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
+  // On the engine's thread: a part of a step begins, "stage" or "commit", or a plan is made, "schedule".
+  virtual void at(const char* /*part*/) {}
 };
 
 struct RunnerLimits {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import longcat._core as _core
 from longcat._core import Error
 from longcat.engine.core_options import core_options
-from longcat.engine.request import Request
+from longcat.engine.request import Request, RequestGroup
 from longcat.engine.streams import ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.request.generation_config import read_generation_config
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
@@ -315,6 +315,7 @@ class Engine:
         *,
         prompt_token_ids: Sequence[int] | None = None,
         request_id: str | None = None,
+        group: RequestGroup | None = None,
         **sampling: Any,
     ) -> AsyncIterator[StreamChunk]:
         """Continues one prompt, for asyncio: an asynchronous iterator of StreamChunk.
@@ -324,6 +325,7 @@ class Engine:
         Args:
             prompt: a text, or None with prompt_token_ids.
             request_id: a name for `abort`; default the number in `chunk.request_id`.
+            group: shared by the requests of one client's call, so that they do not outweigh other calls.
             sampling_params, sampling: as for generate.
         Raises:
             longcat.QueueFullError: max_num_queued requests wait already.
@@ -334,7 +336,7 @@ class Engine:
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
         params = await self._compiled(params)
-        [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
+        [request] = self._prepare([self._with_ids(prompts[0])], params, request_id, group)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -518,10 +520,12 @@ class Engine:
         prompts: Sequence[tuple[str | None, list[int]]],
         params: SamplingParams,
         name: str | None = None,
+        group: RequestGroup | None = None,
     ) -> list[Request]:
         """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
         self._check_open()
         requests: list[Request] = []
+        group = group or RequestGroup()
         grammar = None if params.structured_outputs is None else self.compile_grammar(params.structured_outputs)
         for index, (text, ids) in enumerate(prompts):
             core = core_params(
@@ -529,23 +533,27 @@ class Engine:
                 lambda: self.tokenizer,
             )  # fmt: skip
             self._core.check_request(ids, core)
-            requests.append(Request(self, index, text, ids, params, core, name, grammar))
+            requests.append(Request(self, index, text, ids, params, core, name, grammar, group))
         return requests
 
     def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:
         """Hands a request to the core; returns the ids of its answers there."""
-        output, n = request.output, len(request.output.outputs)
+        output, n, group = request.output, len(request.output.outputs), request.group
         with self._lock:
             if output.request_id in self._requests:
                 raise ValueError(f"request_id={output.request_id!r} is the name of a request that runs already")
             if not request.core.constrained:
-                first = self._core.add_request(output.prompt_token_ids, request.core, n, queue)
+                first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, group=group.first)
             else:
                 masks = self._mask_filler()
                 with masks.lock:
-                    first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, masks.queue)
+                    first = self._core.add_request(
+                        output.prompt_token_ids, request.core, n, queue, masks.queue, group.first
+                    )
                     for core_id, token_mask in enumerate(request.token_masks, start=first):
                         masks.register(core_id, token_mask)
+            if group.first < 0:
+                group.first = first
             if output.request_id == -1:
                 output.request_id = first
             self._requests[output.request_id] = ids = list(range(first, first + n))

@@ -50,8 +50,8 @@ void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*
     if (address < begin || address >= end) continue;
     const uintptr_t page_bytes = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
     const uintptr_t page = address / page_bytes * page_bytes;
-    void* zeros = ::mmap(reinterpret_cast<void*>(page), page_bytes, PROT_READ,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    void* zeros =
+        ::mmap(reinterpret_cast<void*>(page), page_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     if (zeros == MAP_FAILED) break;
     int64_t none = -1;
     m->lost_byte.compare_exchange_strong(none, static_cast<int64_t>(page - begin));
@@ -121,8 +121,9 @@ MappedFile::MappedFile(const std::filesystem::path& path, std::string_view where
 void MappedFile::check() const {
   if (!mapping_) return;
   if (const int64_t lost = mapping_->lost_byte; lost >= 0)
-    throw Error(str_cat(where_, ": byte ", lost, " could not be read; expected ", size_,
-                        " bytes. The file was cut or its disk failed while it was in use: restore it and load it again"));
+    throw Error(
+        str_cat(where_, ": byte ", lost, " could not be read; expected ", size_,
+                " bytes. The file was cut or its disk failed while it was in use: restore it and load it again"));
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept

@@ -79,8 +79,7 @@ class TestScheduler {
  public:
   explicit TestScheduler(const SchedulerOptions& options) : scheduler_(options) {}
 
-  std::vector<int64_t> add(const std::vector<int32_t>& prompt, const SamplingParams& params, int64_t n,
-                           int64_t group) {
+  std::vector<int64_t> add(const std::vector<int32_t>& prompt, const SamplingParams& params, int64_t n, int64_t group) {
     std::vector<std::shared_ptr<Sequence>> samples;
     std::vector<int64_t> ids;
     for (int64_t i = 0; i < n; ++i) {
@@ -214,8 +213,7 @@ void register_testing_scheduler(py::module_& testing) {
             return self.add(prompt, params, n, group);
           },
           py::arg("prompt"), py::arg("max_tokens"), py::arg("n") = 1, py::arg("constrained") = false,
-          py::arg("prompt_logprobs") = -1, py::arg("stop_token_ids") = std::vector<int32_t>{},
-          py::arg("group") = -1)
+          py::arg("prompt_logprobs") = -1, py::arg("stop_token_ids") = std::vector<int32_t>{}, py::arg("group") = -1)
       .def("schedule", &TestScheduler::schedule)
       .def("commit", &TestScheduler::commit)
       .def("abort", &TestScheduler::abort)

@@ -63,8 +63,8 @@ void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
   if (const auto group = groups_.find(first->group); group != groups_.end()) {  // room is left for other calls
     const int64_t most = (options_.max_num_queued + 1) / 2;
     const int64_t num_of_group = group->second.num_sequences - std::ranges::count_if(running_, [&](const auto& entry) {
-      return entry.second->group == first->group;
-    });
+                                   return entry.second->group == first->group;
+                                 });
     if (num_of_group >= most)
       throw QueueFull(str_cat("[engine] ", num_of_group, " requests of this call are waiting, half of max_num_queued=",
                               options_.max_num_queued, ": try again later"));
@@ -327,9 +327,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
     BlockManager::Match match = scores ? BlockManager::Match{} : blocks_.match(prompt);
     // The last token is computed in any case, for its logits: in a copy of its block, when that is a shared one.
     const auto copies = [&] { return size_of(match.blocks) * kBlockSize >= s.num_tokens(); };
-    const auto fits = [&] {
-      return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + spare;
-    };
+    const auto fits = [&] { return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + spare; };
     if (copies() && !fits()) {  // no block for the copy: the shared one itself may become free
       blocks_.release(match.blocks.back());
       match.blocks.pop_back();
@@ -418,8 +416,8 @@ bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
     const std::shared_ptr<Sequence> next = shortest_waiting();
     if (!next || head->num_passed >= kMostPassed) return room_was_made;
     const bool is_short = is_larger(*head, *next) || std::ranges::any_of(running_, [&](const auto& entry) {
-      return is_larger(*entry.second, *next);
-    });
+                            return is_larger(*entry.second, *next);
+                          });
     const std::vector<Sequence*> larger = larger_than(*next);
     if (!is_short || (larger.empty() && num_running() >= options_.max_num_seqs)) return room_was_made;
     int64_t num_free = blocks_.num_free();
@@ -585,8 +583,8 @@ void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
     room_was_made = room_was_made || num_running() < running_before;
   }
   // A short sequence may have taken a block of one that had its own already.
-  budget += static_cast<int64_t>(
-      std::erase_if(growing, [](const auto& s) { return s->state != Sequence::State::running; }));
+  budget +=
+      static_cast<int64_t>(std::erase_if(growing, [](const auto& s) { return s->state != Sequence::State::running; }));
   int64_t room = std::min(budget, options_.speculation.most_in_a_step());
   for (const auto& sequence : growing) {
     plan_chunk(sequence, 1, plan, room);

@@ -185,9 +185,9 @@ class Scheduler {
   BlockManager blocks_;
   std::vector<int32_t> free_host_blocks_;
   Queue waiting_, running_;
-  std::unordered_map<int64_t, Group> groups_;  // those with sequences that have not ended
-  int64_t num_short_ = 0;                      // running ahead of their turn
-  bool is_blocked_ = false;                    // the first in the queue found no blocks
+  std::unordered_map<int64_t, Group> groups_;                         // those with sequences that have not ended
+  int64_t num_short_ = 0;                                             // running ahead of their turn
+  bool is_blocked_ = false;                                           // the first in the queue found no blocks
   std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
   std::vector<std::shared_ptr<Sequence>> filling_;                    // had a chunk of their prompt in the last plan
   std::vector<BlockMove> pending_moves_;                              // saves and drops, to go with the next plan

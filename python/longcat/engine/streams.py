@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import longcat._core as _core
 from longcat._core import Error, QueueFullError
+from longcat.chat.reader import ChatChunk, ChatReader
 from longcat.engine.request import Answer, Request
 from longcat.request.outputs import StreamChunk
 
 if TYPE_CHECKING:
     import asyncio
 
-    from longcat.chat.reader import ChatChunk, ChatReader
     from longcat.engine.engine import Engine
 
 _RETRY_S = 0.01  # when other callers fill the queue

@@ -34,7 +34,14 @@ constexpr int kMaxNgram = 16;  // longest N-gram (emb_neighbor_num) an op accept
 // End of the attention piece that begins at `position`: 128 tokens to 2k, 512 to 16k, 2,048 beyond.
 constexpr int64_t kMaxKvPiece = 2048;
 constexpr int64_t kv_piece_end(int64_t position) {
-  const int64_t piece = position < 2048 ? 128 : position < 16384 ? 512 : kMaxKvPiece;
+  const int64_t piece = kv_piece_size(position);
+constexpr int64_t kv_piece_size(int64_t position) {
+  return position < 2048     ? 128
+         : position < 16384  ? 256
+         : position < 65536  ? 512
+         : position < 131072 ? 1024
+                             : kMaxKvPiece;
+}
   return (position / piece + 1) * piece;
 }
 

@@ -8,10 +8,14 @@ namespace longcat {
 
 // First position of piece `piece` of the list that kv_piece_end walks (ops.h), and how many pieces cover `positions`.
 LC_HD constexpr int64_t kv_piece_begin(int64_t piece) {
-  constexpr int64_t kSmall = 2048 / 128, kMedium = (16384 - 2048) / 512;
-  if (piece < kSmall) return piece * 128;
-  if (piece < kSmall + kMedium) return 2048 + (piece - kSmall) * 512;
-  return 16384 + (piece - kSmall - kMedium) * kMaxKvPiece;
+  constexpr int64_t kStarts[] = {0, 2048, 16384, 65536, 131072}, kSizes[] = {128, 256, 512, 1024, kMaxKvPiece};
+  constexpr int kLast = 4;
+  for (int kind = 0; kind < kLast; ++kind) {
+    const int64_t pieces = (kStarts[kind + 1] - kStarts[kind]) / kSizes[kind];
+    if (piece < pieces) return kStarts[kind] + piece * kSizes[kind];
+    piece -= pieces;
+  }
+  return kStarts[kLast] + piece * kSizes[kLast];
 }
 constexpr int64_t num_kv_pieces(int64_t positions) {
   int64_t piece = 0;

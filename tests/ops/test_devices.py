@@ -431,6 +431,30 @@ def test_padded_rows_pick_nothing(ops):
     assert offsets[-1] == alone[3][-1] and np.array_equal(out[:2], alone[-1])
 
 
+@pytest.mark.parametrize("hidden", [776, 20])  # read by 16 bytes, and not
+def test_picks_do_not_depend_on_the_number_of_tokens(ops, hidden):
+    """One token is routed by other blocks than many: the same bits."""
+    case = moe_case(20, hidden, 8, 37, 8, 4)
+    case["x"] *= 0.05
+    weights = ops.moe(**case)[1]
+    for count in (1, 8, 9):
+        assert np.array_equal(ops.moe(**{**case, "x": case["x"][:count]})[1], weights[:count])
+    expected = CPU.moe(**case)
+    assert_rows_close(weights, expected[1], F32_TRANSCENDENTAL)
+
+
+@pytest.mark.parametrize("dim", [8, 24, 7])
+@pytest.mark.parametrize("format", ["bf16", "f32"])
+def test_rows_of_tables_are_copied_exactly(ops, dim, format):
+    """By 16 bytes where rows are aligned to them, else a value at a time."""
+    tables = ngram_tables(4, 2, dim)
+    if format == "f32":
+        tables = [from_bf16(table) for table in tables]
+    steps = random_steps(np.random.default_rng(dim), vocab=97, eos=2)
+    for a, b in zip(*(o.ngram_lookup(steps, tables, 97, 4, 2, 2, 9) for o in (ops, CPU)), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_router_ties_go_to_the_lowest_id(ops):
     case = moe_case(2, 16, 8, 5, 3, 3)
     case["classifier"][:] = 0

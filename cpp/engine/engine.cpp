@@ -247,6 +247,7 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
   std::ranges::move(std::exchange(left_over_, {}), std::back_inserter(outputs));
   {
     const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) throw Error(str_cat("[engine] this engine has failed: ", failure_));
     const Clock::time_point now = Clock::now();
     for (const auto& sequence : scheduler_->overdue(now))
       end(*sequence,
@@ -283,6 +284,10 @@ bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
   flights_.pop_front();
   try {
     runner_->wait(*flight);
+  } catch (const DeviceFailure& error) {  // every later call on this device fails too
+    const std::lock_guard lock(mutex_);
+    failure_ = error.what();
+    throw;
   } catch (const std::exception& error) {
     if (loaded_.lockstep.has_peers()) throw;  // the other ranks cannot start over
     fail_step(*flight, error.what(), outputs);

@@ -247,6 +247,8 @@ void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<co
   for (size_t i = 0; i < plan.samples.size(); ++i) try {
       const SamplingParams& p = plan.samples[i].sequence->params;
       if (p.logprobs < 0) continue;
+} catch (const DeviceFailure&) {
+  throw;
       int32_t token_id;
       device_.copy_to_host(&token_id, ids.data<int32_t>() + i, 4);
       if (token_id < 0) continue;
@@ -286,4 +288,6 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
   }));
 }
 
+    } catch (const DeviceFailure&) {
+      throw;
 }  // namespace longcat

@@ -53,8 +53,10 @@ class Graph final : public Recording {
 void cuda_failed(cudaError_t status, const char* file, int line, const char* expression) {
   cudaGetLastError();  // it is told here, not to the next caller
   const char* name = std::strrchr(file, '/');
-  throw Error(str_cat("[cuda] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ") at ",
-                      name ? name + 1 : file, ":", line, ": ", expression));
+  const std::string message = str_cat("[cuda] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ") at ",
+                                      name ? name + 1 : file, ":", line, ": ", expression);
+  if (status == cudaErrorMemoryAllocation) throw OutOfMemory(message);
+  throw DeviceFailure(message);
 }
 
 void check_launch(cudaStream_t stream) {

@@ -37,6 +37,7 @@ class CudaDevice final : public GpuDevice {
   void upload(void* device_data, const void* host_data, int64_t bytes) override;
   void download(void* host_data, const void* device_data, int64_t bytes) override;
   void copy(void* to, const void* from, int64_t bytes) override;
+  bool warms_recordings() const override { return true; }
   std::unique_ptr<Recording> record(std::function<void()> work) override;
   int64_t padded_rows(int64_t rows) const override;
   void begin_branch() override;

@@ -34,6 +34,7 @@ class EmulatedDevice final : public GpuDevice {
   void download(void* host_data, const void* device_data, int64_t bytes) override;
   void copy(void* to, const void* from, int64_t bytes) override;
   std::unique_ptr<Recording> record(std::function<void()> work) override;
+  bool warms_recordings() const override { return true; }
   int64_t padded_rows(int64_t rows) const override;
   void begin_branch() override { in_branch_ = true; }
   void end_branch() override { in_branch_ = false; }

@@ -55,6 +55,10 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   return weight;
 }
 
+int64_t CudaOps::fp8_row_multiple() const {
+  return device_->multiplies_fp8() && activation_dtype_ == DType::bf16 ? kFp8Block : 1;
+}
+
 std::span<const Placement> CudaOps::table_placements() const {
   static constexpr Placement kPlacements[] = {Placement::host, Placement::device};
   return kPlacements;

@@ -31,6 +31,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  int64_t fp8_row_multiple() const override;
   std::span<const Placement> table_placements() const override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
   Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,

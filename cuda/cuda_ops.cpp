@@ -83,6 +83,10 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
     weight.data = storage.data();
     return weight;
   }
+  if (!device_->reads_registered_memory())
+    throw Error(str_cat("[cuda] ", device_->name(), " found no access to pinned host memory by the host's pointer",
+                        " (cudaDevAttrCanUseHostPointerForRegisteredMem = 0); expected 1. Use",
+                        " ngram_placement=\"device\" or device=\"cpu\"."));
   try {
     host_storage = HostBuffer(*device_, bytes);
   } catch (const OutOfMemory& refused) {

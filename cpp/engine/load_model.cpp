@@ -143,7 +143,9 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(options), "options");
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
-    std::unique_ptr<Ops> ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization);
+    const int num_communicators = world->size() > 1 ? 2 : 0;  // of all ranks, and of a tensor-parallel group
+    std::unique_ptr<Ops> ops =
+        make_ops(options.device, options.num_threads, options.gpu_memory_utilization, num_communicators);
     check_cache_dtype(options, kv_cache_dtype, *ops);
     ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="requests that run at once (default 16)")  # fmt: skip
     engine.add_argument("--max-queued-requests", type=int, default=4096, metavar="N",
                         help="requests that wait; more get status 429 (default 4096)")  # fmt: skip
-    engine.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens of a step (default 512)")
+    engine.add_argument("--max-num-batched-tokens", type=int, metavar="N",
+                        help="most tokens of a step (default 512, on CUDA 8192)")  # fmt: skip
     engine.add_argument("--no-enable-prefix-caching", "--disable-radix-cache", action="store_true",
                         help="share nothing between requests that begin alike")  # fmt: skip
     engine.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")

@@ -72,8 +72,8 @@ class Engine:
         enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
         max_num_seqs: requests that run at once; others wait their turn.
         max_num_queued: requests that may wait; `agenerate` raises QueueFullError beyond, `generate` waits.
-        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, or
-            max_num_seqs when that is more.
+        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, on CUDA
+            8,192, or max_num_seqs when that is more.
         seed: of the requests that bring none.
         num_threads: of the CPU backend; default one per core this process may use.
         tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.

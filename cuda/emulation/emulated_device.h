@@ -51,8 +51,8 @@ class EmulatedDevice final : public GpuDevice {
 
  private:
   void clear(char* data, int64_t bytes);
-
   void make_accessible(bool accessible);
+
   Arena arena_;
   bool fp8_, reversed_, in_branch_ = false;
   char* memory_ = nullptr;

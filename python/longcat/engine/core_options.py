@@ -82,7 +82,7 @@ def core_options(
 
 
 def default_step_tokens(device: str, max_num_seqs: int) -> int:
-    """Most tokens of a step: a GPU reads all experts for a chunk of a prompt, which pays off from thousands of tokens."""
+    """Most tokens of a step: a GPU reads all experts for each chunk of a prompt, so it needs thousands."""
     is_gpu = device == "cuda" or device.startswith("cuda:")
     return max(8192 if is_gpu else 512, max_num_seqs)
 

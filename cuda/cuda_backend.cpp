@@ -27,9 +27,9 @@ double share_or_environment(double memory_share) {
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share) {
-  return std::make_unique<CudaOps>(std::make_unique<CudaDevice>(device_idx, share_or_environment(memory_share)),
-                                   DType::bf16);
+std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share, int num_communicators) {
+  return std::make_unique<CudaOps>(
+      std::make_unique<CudaDevice>(device_idx, share_or_environment(memory_share), num_communicators), DType::bf16);
 }
 
 bool cuda_is_built() { return true; }

@@ -53,6 +53,10 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   return weight;
 }
 
+int64_t CudaOps::fp8_row_multiple() const {
+  return device_->multiplies_fp8() && activation_dtype_ == DType::bf16 ? kFp8Block : 1;
+}
+
 std::span<const Placement> CudaOps::table_placements() const {
   static constexpr Placement kPlacements[] = {Placement::host, Placement::device};
   return kPlacements;
@@ -77,6 +81,10 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
     weight.data = storage.data();
     return weight;
   }
+  if (!device_->reads_registered_memory())
+    throw Error(str_cat("[cuda] ", device_->name(), " found no access to pinned host memory by the host's pointer",
+                        " (cudaDevAttrCanUseHostPointerForRegisteredMem = 0); expected 1. Use",
+                        " ngram_placement=\"device\" or device=\"cpu\"."));
   try {
     host_storage = HostBuffer(*device_, bytes);
   } catch (const OutOfMemory& refused) {

@@ -18,9 +18,10 @@ struct GroupedProblem;
 
 class CudaOps final : public Ops {
  public:
-  // Partial results of decode pieces, and CUTLASS's scheduling data. 128 MiB hold all pieces of one token at 256k
-  // context (164 x 32 heads x 2 KiB = 11 MiB) or 5 pieces of 300 tokens.
-  static constexpr int64_t kWorkspaceBytes = int64_t{128} << 20;
+  // Partial results of decode pieces, fp8 rows, and CUTLASS's scheduling data. A piece of a token takes 64 KiB (32
+  // heads x 514 values): 256 MiB hold 12 tokens at a context of 327,680 (328 pieces), 102 at 8,192 (40), 256 at 2,048
+  // (16).
+  static constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
 
   // No result depends on workspace_bytes.
   CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int64_t workspace_bytes = kWorkspaceBytes);
@@ -30,6 +31,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  int64_t fp8_row_multiple() const override;
   std::span<const Placement> table_placements() const override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
   Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,

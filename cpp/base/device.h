@@ -55,6 +55,9 @@ class Device {
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;                    // on the device
   virtual std::unique_ptr<Recording> record(std::function<void()> work) = 0;
 
+  // Whether recording takes long enough to be done before the first request.
+  virtual bool warms_recordings() const { return false; }
+
   // Whether the host can work beside the device without taking time from it: not where the device's threads are on
   // every core. A thread that is pushed aside for the host's keeps all others waiting, much longer than the host works.
   virtual bool leaves_host_free() const { return true; }

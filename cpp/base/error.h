@@ -19,6 +19,13 @@ class OutOfMemory : public Error {
   using Error::Error;
 };
 
+// A call of a device failed for another reason than memory. No later call on that device can be trusted: the engine
+// ends.
+class DeviceFailure : public Error {
+ public:
+  using Error::Error;
+};
+
 template <class... Args>
 std::string str_cat(const Args&... args) {
   std::ostringstream out;

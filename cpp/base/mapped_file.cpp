@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdint>
+#include <mutex>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -21,7 +24,73 @@ std::string reason_of(int error_number) { return std::system_category().message(
 
 }  // namespace
 
-MappedFile::MappedFile(const std::filesystem::path& path, std::string_view where) : path_(path) {
+// In a list that a signal handler walks without a lock: entries are added and used again, never removed.
+struct MappedFile::Mapping {
+  std::atomic<uintptr_t> begin = 0, end = 0;  // end 0: not in use
+  std::atomic<int64_t> lost_byte = -1;        // of the file: where the first page begins that could not be read
+  Mapping* next = nullptr;
+
+  static std::atomic<Mapping*> list;
+  static struct sigaction others;  // what SIGBUS did before
+
+  static Mapping* add(uintptr_t begin, uintptr_t end);
+  static void on_bus_error(int signal, siginfo_t* info, void* context);
+};
+
+std::atomic<MappedFile::Mapping*> MappedFile::Mapping::list = nullptr;
+struct sigaction MappedFile::Mapping::others{};
+
+// Only calls that a handler may make: atomics without locks, and system calls.
+void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*context*/) {
+  static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
+  const int saved_errno = errno;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(info->si_addr);
+  for (Mapping* m = list.load(); m && info->si_code > 0; m = m->next) {
+    const uintptr_t begin = m->begin.load(), end = m->end.load();
+    if (address < begin || address >= end) continue;
+    const uintptr_t page_bytes = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const uintptr_t page = address / page_bytes * page_bytes;
+    void* zeros =
+        ::mmap(reinterpret_cast<void*>(page), page_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (zeros == MAP_FAILED) break;
+    int64_t none = -1;
+    m->lost_byte.compare_exchange_strong(none, static_cast<int64_t>(page - begin));
+    errno = saved_errno;
+    return;
+  }
+  // Not ours: what would have happened without this handler. The instruction that failed is carried out again.
+  ::sigaction(SIGBUS, &others, nullptr);
+  if (info->si_code <= 0) ::raise(SIGBUS);
+  errno = saved_errno;
+}
+
+MappedFile::Mapping* MappedFile::Mapping::add(uintptr_t begin, uintptr_t end) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  struct sigaction current{};
+  ::sigaction(SIGBUS, nullptr, &current);
+  if (!(current.sa_flags & SA_SIGINFO) || current.sa_sigaction != &on_bus_error) {
+    struct sigaction ours{};
+    ours.sa_sigaction = &on_bus_error;
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    ::sigemptyset(&ours.sa_mask);
+    others = current;
+    ::sigaction(SIGBUS, &ours, nullptr);
+  }
+  Mapping* entry = list.load();
+  while (entry && entry->end != 0) entry = entry->next;
+  if (!entry) {
+    entry = new Mapping;  // for the life of the process
+    entry->next = list.load();
+    list = entry;
+  }
+  entry->lost_byte = -1;
+  entry->begin = begin;
+  entry->end = end;
+  return entry;
+}
+
+MappedFile::MappedFile(const std::filesystem::path& path, std::string_view where) : path_(path), where_(where) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) throw Error(str_cat(where, ": cannot be opened: ", reason_of(errno)));
@@ -40,13 +109,34 @@ MappedFile::MappedFile(const std::filesystem::path& path, std::string_view where
   ::close(file);
   if (data == MAP_FAILED) throw Error(str_cat(where, ": cannot be mapped: ", reason_of(map_errno)));
   data_ = static_cast<const std::byte*>(data);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  try {
+    mapping_ = Mapping::add(begin, begin + size_);
+  } catch (...) {
+    ::munmap(data, size_);
+    throw;
+  }
+}
+
+void MappedFile::check() const {
+  if (!mapping_) return;
+  if (const int64_t lost = mapping_->lost_byte; lost >= 0)
+    throw Error(
+        str_cat(where_, ": byte ", lost, " could not be read; expected ", size_,
+                " bytes. The file was cut or its disk failed while it was in use: restore it and load it again"));
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      where_(std::move(other.where_)),
+      mapping_(std::exchange(other.mapping_, nullptr)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(where_, other.where_);
+  std::swap(mapping_, other.mapping_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -60,6 +150,7 @@ void MappedFile::forget(std::span<const std::byte> bytes) noexcept {
 }
 
 MappedFile::~MappedFile() {
+  if (mapping_) mapping_->end = 0;  // first: the addresses may belong to another mapping soon
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 

@@ -1,10 +1,15 @@
 // A file mapped read-only: the pages it holds are the operating system's cache, shared by all processes.
+//
+// A read of a page that the file no longer has, since it was cut or its disk failed, raises SIGBUS, which would end the
+// process. A handler puts zeros in place of the page and marks the mapping; check() then throws. So a result that came
+// from mapped bytes counts once check() has passed.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
 #include <string_view>
 
 namespace longcat {
@@ -22,11 +27,18 @@ class MappedFile {
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
   const std::filesystem::path& path() const { return path_; }
 
+  // Throws Error when a page that was read since the file was mapped could not be had.
+  void check() const;
+
   // This process does not need the pages that lie whole within `bytes` any more; they stay in the system's cache.
   static void forget(std::span<const std::byte> bytes) noexcept;
 
  private:
+  struct Mapping;  // what the handler knows of a mapping
+
   std::filesystem::path path_;
+  std::string where_;
+  Mapping* mapping_ = nullptr;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

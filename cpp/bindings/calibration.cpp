@@ -94,6 +94,7 @@ class InputObserver {
     const ForwardBatch batch = buffers_.upload(chunks);
     const GilRelease nogil;
     model_.forward(batch, cache_);
+    for (const MappedFile& shard : checkpoint_.shards()) shard.check();
   }
 
  private:

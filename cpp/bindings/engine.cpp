@@ -172,13 +172,14 @@ void register_engine(py::module_& module) {
       .def(
           "add_request",
           [](PyEngine& self, std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t n,
-             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
+             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue, int64_t group) {
             return self.with([&](Engine& e) {
-              return e.add_request(std::move(prompt_token_ids), params, n, std::move(queue), std::move(mask_queue));
+              return e.add_request(std::move(prompt_token_ids), params, n, std::move(queue), std::move(mask_queue),
+                                   group);
             });
           },
           py::arg("prompt_token_ids"), py::arg("params"), py::arg("n") = 1, py::arg("queue") = nullptr,
-          py::arg("mask_queue") = nullptr)
+          py::arg("mask_queue") = nullptr, py::arg("group") = -1)
       .def("abort",
            [](PyEngine& self, int64_t request_id) { return self.with([&](Engine& e) { return e.abort(request_id); }); })
       .def("fail",

@@ -25,6 +25,10 @@ py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t col
   return out;
 }
 
+void check_shards(const Checkpoint& checkpoint) {
+  for (const MappedFile& shard : checkpoint.shards()) shard.check();
+}
+
 // {tensor: "matrix" or "table"} of those that may be packed.
 py::dict packable_tensors(const std::string& config_text) {
   py::dict uses;
@@ -58,6 +62,7 @@ void register_packed(py::module_& module) {
         if (!stored || stored->shape.size() != 2) throw std::invalid_argument(str_cat(name, " is no matrix here"));
         py::array_t<float> out({stored->shape[0], stored->shape[1]});
         for (int64_t row = 0; row < out.shape(0); ++row) read_stored_row(out.mutable_data(row), checkpoint, name, row);
+        check_shards(checkpoint);
         return out;
       },
       py::arg("checkpoint"), py::arg("name"));
@@ -67,8 +72,11 @@ void register_packed(py::module_& module) {
         const StoredTensor* stored = checkpoint.find(name);
         if (!stored || stored->shape.size() != 2) throw std::invalid_argument(str_cat(name, " is no matrix here"));
         try {
-          return packed_array(packed_format(format), stored->shape[0], stored->shape[1],
-                              [&](int64_t row, float* out) { read_stored_row(out, checkpoint, name, row); });
+          py::array_t<uint8_t> packed =
+              packed_array(packed_format(format), stored->shape[0], stored->shape[1],
+                           [&](int64_t row, float* out) { read_stored_row(out, checkpoint, name, row); });
+          check_shards(checkpoint);
+          return packed;
         } catch (const Error& error) {
           throw Error(str_cat("[convert] ", checkpoint.folder().string(), ": \"", name, "\", ", error.what(),
                               " (longcat verify lists such values)"));

@@ -1,5 +1,8 @@
 #include "bindings/py_engine.h"
 
+#include <exception>
+#include <functional>
+
 namespace py = pybind11;
 
 namespace longcat {
@@ -31,7 +34,23 @@ py::array_t<float> PyEngine::forward(const std::vector<int32_t>& token_ids, int6
   });
   py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
   float* out = logits.mutable_data();
-  with([&](Engine& e) { e.forward(token_ids, out, chunk_size); });
+  // A signal's handler runs while the engine computes; its exception ends the call. Other threads than the main one run
+  // no handlers, and could not get the GIL once the interpreter ends.
+  std::exception_ptr raised;
+  std::function<bool()> stops;
+  const py::module_ threading = py::module_::import("threading");
+  if (threading.attr("current_thread")().is(threading.attr("main_thread")()))
+    stops = [&raised] {
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) raised = std::make_exception_ptr(py::error_already_set());
+      return raised != nullptr;
+    };
+  try {
+    with([&](Engine& e) { e.forward(token_ids, out, chunk_size, stops); });
+  } catch (const Error&) {
+    if (!raised) throw;
+  }
+  if (raised) std::rethrow_exception(raised);
   return logits;
 }
 
@@ -44,6 +63,12 @@ std::vector<StepOutput> PyEngine::step() {
 void PyEngine::close() {
   if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
   const GilRelease nogil;
+  // Readers come before writers: without the flag, calls that follow each other would keep this one out for ever.
+  closing_ = true;
+  {
+    const std::shared_lock lock(mutex_);
+    if (engine_) engine_->give_up();
+  }
   const std::unique_lock lock(mutex_);
   engine_.reset();
 }

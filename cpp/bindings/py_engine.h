@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <shared_mutex>
 
 #include "bindings/bindings.h"
@@ -26,7 +27,7 @@ class PyEngine {
     check_process();
     const GilRelease nogil;
     const std::shared_lock lock(mutex_);
-    if (!engine_) throw Error("[engine] this engine is closed");
+    if (!engine_ || closing_) throw Error("[engine] this engine is closed");
     return action(*engine_);
   }
 
@@ -39,6 +40,7 @@ class PyEngine {
 
   const pid_t pid_ = ::getpid();
   std::shared_mutex mutex_;
+  std::atomic<bool> closing_ = false;
   std::unique_ptr<Engine> engine_;
 };
 

@@ -4,96 +4,110 @@
 
 namespace longcat {
 
+BatchBuffers::Layout::Layout(int64_t tokens, int64_t sequences, int64_t blocks)
+    : num_tokens(tokens), num_sequences(sequences), max_blocks(blocks) {
+  constexpr int64_t kAlignment = 16;  // 64 bytes
+  const auto take = [&](int64_t& begin, int64_t count) {
+    begin = size;
+    size += (count + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  take(num_real_tokens, 1);
+  take(token_ids, tokens);
+  take(positions, tokens);
+  take(sequence_idx, tokens);
+  take(sources, tokens);
+  take(query_starts, sequences + 1);
+  take(block_tables, sequences * blocks);
+}
+
 BatchBuffers::BatchBuffers(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t max_blocks_per_sequence,
                            int num_slots)
-    : device_(device),
-      max_tokens_(max_tokens),
-      max_sequences_(max_sequences),
-      max_blocks_(max_blocks_per_sequence),
-      token_ids_(device, max_tokens * 4),
-      positions_(device, max_tokens * 4),
-      sequence_idx_(device, max_tokens * 4),
-      query_starts_(device, (max_sequences + 1) * 4),
-      sources_(device, max_tokens * 4),
-      block_tables_(device, max_sequences * max_blocks_per_sequence * 4),
-      num_real_tokens_(device, 4) {
-  for (int slot = 0; slot < num_slots; ++slot)
-    slots_.emplace_back().block_tables = HostBuffer(device, max_sequences * max_blocks_per_sequence * 4);
+    : device_(device), max_tokens_(max_tokens), max_sequences_(max_sequences), max_blocks_(max_blocks_per_sequence) {
+  const int64_t bytes = 4 * Layout(max_tokens, max_sequences, max_blocks_per_sequence).size;
+  memory_ = Buffer(device, bytes);
+  for (int slot = 0; slot < num_slots; ++slot) slots_.emplace_back().memory = HostBuffer(device, bytes);
 }
 
 void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_rows) {
-  Slot& s = slots_[static_cast<size_t>(slot)];
-  for (std::vector<int32_t>* list : {&s.token_ids, &s.positions, &s.sequence_idx, &s.sources}) list->clear();
-  s.query_starts.assign(1, 0);
-  s.num_decode_tokens = s.num_decode_sequences = 0;
-  int32_t* table = static_cast<int32_t*>(s.block_tables.data());
-  const auto add_token = [&](int32_t token_id, int64_t position, int64_t sequence, int32_t source) {
-    s.token_ids.push_back(token_id);
-    s.positions.push_back(static_cast<int32_t>(position));
-    s.sequence_idx.push_back(static_cast<int32_t>(sequence));
-    s.sources.push_back(source);
+  const auto tokens_of = [](const Chunk& chunk) {
+    return static_cast<int64_t>(chunk.token_ids.size()) + (chunk.source >= 0 ? 1 : 0);
   };
-  const auto end_sequence = [&] { s.query_starts.push_back(static_cast<int32_t>(s.token_ids.size())); };
-
-  int64_t sequence = 0;
+  int64_t num_real_tokens = 0, most_blocks = 0, most_decode_blocks = 0;
   for (const Chunk& chunk : chunks) {
-    const int64_t count = static_cast<int64_t>(chunk.token_ids.size()) + (chunk.source >= 0 ? 1 : 0);
-    const int64_t num_blocks = static_cast<int64_t>(chunk.blocks.size());
-    LC_CHECK(count > 0 && sequence < max_sequences_ && num_blocks <= max_blocks_ &&
-                 chunk.start + count <= num_blocks * kBlockSize,
-             "chunk of ", count, " tokens at ", chunk.start, " in ", num_blocks, " blocks");
+    num_real_tokens += tokens_of(chunk);
+    most_blocks = std::max(most_blocks, static_cast<int64_t>(chunk.blocks.size()));
+    if (chunk.generated) most_decode_blocks = most_blocks;  // these chunks come first
+  }
+  const int64_t num_chunks = static_cast<int64_t>(chunks.size());
+  const int64_t num_padding = std::max<int64_t>(num_rows - num_real_tokens, 0);  // each a sequence of one token
+  const int64_t num_sequences = std::max(num_chunks + num_padding, num_rows), longest = max_blocks_ * kBlockSize;
+  LC_CHECK(
+      num_real_tokens + num_padding <= max_tokens_ && num_sequences <= max_sequences_ && most_blocks <= max_blocks_,
+      num_real_tokens + num_padding, " tokens of ", num_sequences, " sequences in ", most_blocks, " blocks");
+
+  Slot& s = slots_[static_cast<size_t>(slot)];
+  const int64_t blocks_in_tables = (context_bucket(most_blocks * kBlockSize, longest) + kBlockSize - 1) / kBlockSize;
+  s.layout = Layout(num_real_tokens + num_padding, num_sequences, blocks_in_tables);
+  s.decode_context = context_bucket(most_decode_blocks * kBlockSize, longest);
+  s.num_decode_tokens = s.num_decode_sequences = 0;
+  int32_t* const memory = static_cast<int32_t*>(s.memory.data());
+  int32_t* const query_starts = memory + s.layout.query_starts;
+  int32_t* const tables = memory + s.layout.block_tables;
+  int64_t t = 0, sequence = 0;
+  const auto add_token = [&](int32_t token_id, int64_t position, int32_t source) {
+    memory[s.layout.token_ids + t] = token_id;
+    memory[s.layout.positions + t] = static_cast<int32_t>(position);
+    memory[s.layout.sequence_idx + t] = static_cast<int32_t>(sequence);
+    memory[s.layout.sources + t] = source;
+    ++t;
+  };
+  memory[s.layout.num_real_tokens] = static_cast<int32_t>(num_real_tokens);
+  query_starts[0] = 0;
+  for (const Chunk& chunk : chunks) {
+    const int64_t count = tokens_of(chunk), num_blocks = static_cast<int64_t>(chunk.blocks.size());
+    LC_CHECK(count > 0 && chunk.start + count <= num_blocks * kBlockSize, "chunk of ", count, " tokens at ",
+             chunk.start, " in ", num_blocks, " blocks");
     LC_CHECK(!chunk.generated || s.num_decode_sequences == sequence, "generated tokens come first");
     for (size_t i = 0; i < chunk.token_ids.size(); ++i)
-      add_token(chunk.token_ids[i], chunk.start + static_cast<int64_t>(i), sequence, -1);
-    if (chunk.source >= 0) add_token(0, chunk.start + count - 1, sequence, chunk.source);
-    end_sequence();
-    std::copy(chunk.blocks.begin(), chunk.blocks.end(), table + sequence * max_blocks_);
-    s.widest = std::max(s.widest, num_blocks);
-    ++sequence;
+      add_token(chunk.token_ids[i], chunk.start + static_cast<int64_t>(i), -1);
+    if (chunk.source >= 0) add_token(0, chunk.start + count - 1, chunk.source);
+    // Zeros behind a sequence's blocks name the null block, where no kernel reads.
+    int32_t* const table = tables + sequence * blocks_in_tables;
+    std::fill(std::copy(chunk.blocks.begin(), chunk.blocks.end(), table), table + blocks_in_tables, 0);
+    query_starts[++sequence] = static_cast<int32_t>(t);
     if (chunk.generated) {
       s.num_decode_sequences = sequence;
       s.num_decode_tokens += count;
     }
   }
-  s.num_real_tokens = static_cast<int32_t>(s.token_ids.size());
-  for (; static_cast<int64_t>(s.token_ids.size()) < num_rows; ++sequence) {
-    LC_CHECK(sequence < max_sequences_);
-    add_token(0, 0, sequence, -1);
-    end_sequence();
-    table[sequence * max_blocks_] = 0;
+  for (int64_t row = 0; row < num_padding; ++row) {
+    add_token(0, 0, -1);
+    query_starts[++sequence] = static_cast<int32_t>(t);
     ++s.num_decode_tokens;
   }
-  s.num_tables = sequence;
-  for (; sequence < num_rows; ++sequence) end_sequence();  // without tokens
+  while (sequence < num_sequences) query_starts[++sequence] = static_cast<int32_t>(t);  // without tokens
+  std::fill(tables + num_chunks * blocks_in_tables, tables + num_sequences * blocks_in_tables, 0);
   if (num_rows > 0) s.num_decode_sequences = num_rows;
-  LC_CHECK(static_cast<int64_t>(s.token_ids.size()) <= max_tokens_);
-}
-
-Tensor BatchBuffers::to_device(const Buffer& buffer, const std::vector<int32_t>& values) {
-  const Tensor out = buffer.tensor(DType::i32, {static_cast<int64_t>(values.size())});
-  device_.upload(out.raw(), values.data(), out.num_bytes());
-  return out;
 }
 
 ForwardBatch BatchBuffers::upload(int slot) {
   const Slot& s = slots_[static_cast<size_t>(slot)];
-  num_tokens_ = static_cast<int64_t>(s.token_ids.size());
-  const int64_t num_sequences = static_cast<int64_t>(s.query_starts.size()) - 1;
-  const Tensor tables = block_tables_.tensor(DType::i32, {max_sequences_, max_blocks_}).first(num_sequences);
-  for (int64_t row = 0; row < s.num_tables; ++row)  // of long tables only what is used
-    device_.upload(tables.row<int32_t>(row), static_cast<const int32_t*>(s.block_tables.data()) + row * max_blocks_,
-                   s.widest * 4);
-  to_device(sources_, s.sources);
-  const Tensor num_real = num_real_tokens_.tensor(DType::i32, {1});
-  device_.upload(num_real.raw(), &s.num_real_tokens, 4);
-  return {.token_ids = to_device(token_ids_, s.token_ids),
-          .positions = to_device(positions_, s.positions),
-          .sequence_idx = to_device(sequence_idx_, s.sequence_idx),
-          .query_starts = to_device(query_starts_, s.query_starts),
-          .block_tables = tables,
-          .num_real_tokens = num_real,
+  const Layout& layout = s.layout;
+  device_.upload(memory_.data(), s.memory.data(), 4 * layout.size);
+  const auto list = [&](int64_t begin, int64_t count) {
+    return Tensor(static_cast<int32_t*>(memory_.data()) + begin, DType::i32, {count});
+  };
+  sources_ = list(layout.sources, layout.num_tokens);
+  return {.token_ids = list(layout.token_ids, layout.num_tokens),
+          .positions = list(layout.positions, layout.num_tokens),
+          .sequence_idx = list(layout.sequence_idx, layout.num_tokens),
+          .query_starts = list(layout.query_starts, layout.num_sequences + 1),
+          .block_tables = list(layout.block_tables, layout.num_sequences * layout.max_blocks)
+                              .reshape({layout.num_sequences, layout.max_blocks}),
+          .num_real_tokens = list(layout.num_real_tokens, 1),
           .num_decode_tokens = s.num_decode_tokens,
-          .num_decode_sequences = s.num_decode_sequences};
+          .num_decode_sequences = s.num_decode_sequences,
+          .decode_context = s.decode_context};
 }
 
 }  // namespace longcat

@@ -18,15 +18,21 @@ struct Chunk {
   int32_t source = -1;  // row of the ids sampled by the step before that holds the last token, when token_ids lacks it
 };
 
-// One device copy of every tensor of a batch, and host copies ("slots") to fill while the device reads others.
+// One device copy of a batch, and pinned host copies ("slots") to fill while the device reads another. All tensors of a
+// batch lie in one piece of memory, so a step costs one copy. Where they lie depends only on the numbers of rows and
+// sequences and on the context bucket: a recorded step of those finds them again.
 class BatchBuffers {
  public:
   BatchBuffers(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t max_blocks_per_sequence,
                int num_slots = 1);
 
   // Fills a slot; rows are padded to `num_rows` in all (0: no padding), and so is the number of sequences, so that
-  // batches of as many rows have the same shapes.
+  // batches of as many rows have the same shapes. Without chunks all rows are padding.
   void stage(std::span<const Chunk> chunks, int slot, int64_t num_rows = 0);
+
+  // Context bucket of the generated tokens of a staged slot. Where it holds no others, its shapes depend on this and on
+  // its number of rows.
+  int64_t decode_context(int slot) const { return slots_[static_cast<size_t>(slot)].decode_context; }
 
   // Inside submitted work: copies the slot to the device. The batch is valid until the next upload.
   ForwardBatch upload(int slot);
@@ -38,23 +44,29 @@ class BatchBuffers {
   }
 
   // [num_tokens] of the batch last uploaded: see Ops::select_token_ids.
-  Tensor sources() const { return sources_.tensor(DType::i32, {num_tokens_}); }
+  Tensor sources() const { return sources_; }
 
  private:
-  struct Slot {
-    std::vector<int32_t> token_ids, positions, sequence_idx, query_starts, sources;
-    HostBuffer block_tables;  // [max_sequences, max_blocks]
-    int64_t num_tables = 0;   // rows of block_tables that are filled
-    int64_t widest = 0;       // blocks of the longest row that was ever filled
-    int32_t num_real_tokens = 0;
-    int64_t num_decode_tokens = 0, num_decode_sequences = 0;
+  // Where the tensors of a batch begin in its memory [int32 values].
+  struct Layout {
+    Layout() = default;
+    Layout(int64_t num_tokens, int64_t num_sequences, int64_t max_blocks);
+
+    int64_t num_tokens = 0, num_sequences = 0, max_blocks = 0;
+    int64_t num_real_tokens = 0, token_ids = 0, positions = 0, sequence_idx = 0, sources = 0, query_starts = 0,
+            block_tables = 0, size = 0;
   };
-  Tensor to_device(const Buffer& buffer, const std::vector<int32_t>& values);
+  struct Slot {
+    HostBuffer memory;
+    Layout layout;
+    int64_t num_decode_tokens = 0, num_decode_sequences = 0, decode_context = 0;
+  };
 
   Device& device_;
-  int64_t max_tokens_, max_sequences_, max_blocks_, num_tokens_ = 0;
-  Buffer token_ids_, positions_, sequence_idx_, query_starts_, sources_, block_tables_, num_real_tokens_;
+  int64_t max_tokens_, max_sequences_, max_blocks_;
+  Buffer memory_;
   std::vector<Slot> slots_;
+  Tensor sources_;
 };
 
 }  // namespace longcat

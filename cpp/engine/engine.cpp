@@ -8,6 +8,29 @@ namespace longcat {
 
 namespace {
 
+// An allocation of the host failed while a step was prepared or taken in.
+const std::string kNoMemory =
+    "[engine] the host has no memory left for this step; expected room for its plan. Free some memory on this machine";
+
+std::vector<std::shared_ptr<Sequence>> sequences_of(const StepPlan& plan) {
+  std::vector<std::shared_ptr<Sequence>> sequences;
+  for (const PlannedChunk& chunk : plan.chunks) sequences.push_back(chunk.sequence);
+  return sequences;
+}
+
+// A mask that allows stop tokens alone: its grammar is at an end.
+bool allows_stops_alone(const Sequence& sequence, const std::vector<uint32_t>& mask) {
+  if (!sequence.params.constrained) return false;
+  std::vector<uint32_t> left = mask;
+  bool allows_stop = false;
+  for (const int32_t id : sequence.params.stop_token_ids) {
+    uint32_t& word = left.at(static_cast<size_t>(id / 32));
+    allows_stop = allows_stop || (word >> (id % 32) & 1) != 0;
+    word &= ~(uint32_t{1} << (id % 32));
+  }
+  return allows_stop && std::ranges::all_of(left, [](uint32_t word) { return word == 0; });
+}
+
 double ms_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double, std::milli>(end - begin).count();
 }
@@ -145,7 +168,8 @@ void Engine::check_leads() const {
 }
 
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
-                            std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue) {
+                            std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue,
+                            int64_t group) {
   if (num_samples < 1) throw std::invalid_argument(str_cat("n=", num_samples, " is not possible: expected at least 1"));
   check_request(prompt_token_ids, params);
   if (rank() != 0) return mirror_request(num_samples, std::move(queue), std::move(mask_queue));
@@ -153,6 +177,7 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
   std::vector<std::shared_ptr<Sequence>> samples;
   for (int64_t i = 0; i < num_samples; ++i) {
     Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
+    sequence.group = group;
     sequence.params = params;
     sequence.params.sample_idx = params.sample_idx + static_cast<int32_t>(i);
     if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sample brings them
@@ -242,10 +267,12 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
   check_leads();
   bool launched = false;
   StepPlan plan;
+  std::vector<std::shared_ptr<Sequence>> planned;
   std::vector<std::byte> message;
   std::ranges::move(std::exchange(left_over_, {}), std::back_inserter(outputs));
-  {
+  try {
     const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) throw Error(str_cat("[engine] this engine has failed: ", failure_));
     const Clock::time_point now = Clock::now();
     for (const auto& sequence : scheduler_->overdue(now))
       end(*sequence,
@@ -253,26 +280,59 @@ bool Engine::step(std::vector<StepOutput>& outputs) {
            .finish_reason = FinishReason::error,
            .error = str_cat("the mask for its next token did not come within ", options_.mask_timeout_ms, " ms")},
           outputs);
-    plan = scheduler_->schedule(now);
+    scheduler_->schedule(now, plan);
+    if (observer_) observer_->at("schedule");
     launched = !plan.empty();
+    planned = sequences_of(plan);
     if (loaded_.lockstep.has_peers() && (launched || !outbox_.empty()))
       message = encode(std::exchange(outbox_, {}), plan);
+  } catch (const std::bad_alloc&) {
+    if (loaded_.lockstep.has_peers()) throw;  // the other ranks may have missed a part of it
+    planned = sequences_of(plan);
+    if (planned.empty()) {
+      const std::lock_guard lock(mutex_);
+      planned = scheduler_->running();
+    }
+    while (finish_oldest(outputs)) {
+    }
+    fail_step(std::move(planned), kNoMemory, outputs);
+    return true;
   }
   if (!message.empty())
     loaded_.lockstep.send(std::move(message));  // before the launch: a device may wait for the others
-  if (launched) {
-    std::unique_ptr<Flight> flight;
-    {
-      const std::lock_guard lock(mutex_);
-      flight = runner_->stage(std::move(plan));
-    }
-    flights_.push_back(std::move(flight));
-    runner_->submit(*flights_.back());  // without the lock: others make requests meanwhile
-  }
+  if (launched && !launch(std::move(plan), planned, outputs)) return true;
   const size_t may_fly = launched && overlap_ ? 1 : 0;
   bool finished = false;
   while (flights_.size() > may_fly) finished = finish_oldest(outputs) || finished;
   return launched || finished;
+}
+
+// False when the step found no memory: it has failed.
+bool Engine::launch(StepPlan plan, const std::vector<std::shared_ptr<Sequence>>& planned,
+                    std::vector<StepOutput>& outputs) {
+  const size_t num_flights = flights_.size();
+  try {
+    {
+      const std::lock_guard lock(mutex_);
+      if (observer_) observer_->at("stage");
+      flights_.push_back(runner_->stage(std::move(plan)));
+    }
+    runner_->submit(*flights_.back());  // without the lock: others make requests meanwhile
+    return true;
+  } catch (const std::bad_alloc&) {
+    if (loaded_.lockstep.has_peers()) throw;
+    flights_.resize(num_flights);  // one that was not submitted
+  }
+  while (finish_oldest(outputs)) {
+  }
+  fail_step(planned, kNoMemory, outputs);
+  return false;
+}
+
+// Throws Error when a file of the checkpoint became shorter, or its disk failed, while it is in use: what was computed
+// since may be wrong.
+void Engine::check_files() const {
+  for (const MappedFile& shard : loaded_.checkpoint.shards()) shard.check();
 }
 
 // Waits for the oldest step under way and takes in its results.
@@ -282,14 +342,25 @@ bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
   flights_.pop_front();
   try {
     runner_->wait(*flight);
+  } catch (const DeviceFailure& error) {  // every later call on this device fails too
+    const std::lock_guard lock(mutex_);
+    failure_ = error.what();
+    throw;
   } catch (const std::exception& error) {
     if (loaded_.lockstep.has_peers()) throw;  // the other ranks cannot start over
-    fail_step(*flight, error.what(), outputs);
+    fail_step(sequences_of(flight->plan), error.what(), outputs);
     return true;
   }
-  const std::lock_guard lock(mutex_);
-  if (!broken_.empty()) throw Error(broken_);
-  commit(*flight, outputs);
+  check_files();
+  try {
+    const std::lock_guard lock(mutex_);
+    if (!broken_.empty()) throw Error(broken_);
+    if (observer_) observer_->at("commit");
+    commit(*flight, outputs);
+  } catch (const std::bad_alloc&) {
+    if (loaded_.lockstep.has_peers()) throw;
+    fail_step(sequences_of(flight->plan), kNoMemory, outputs);
+  }
   return true;
 }
 
@@ -338,6 +409,8 @@ void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
     const int32_t token_id = flight.sampled_ids[i];
     if (sample.ends) {
       output.finish_reason = FinishReason::length;
+    } else if (flight.errors[i].empty() && token_id < 0 && allows_stops_alone(s, flight.masks[i])) {
+      output.finish_reason = FinishReason::stop;  // the text is complete, and min_tokens forbids to say so by a token
     } else if (!flight.errors[i].empty() || token_id < 0) {
       output.finish_reason = FinishReason::error;
       output.error = flight.errors[i].empty() ? "no token can follow: its logits are not finite, or all are forbidden"
@@ -366,20 +439,19 @@ void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
 
 // A step failed as a whole: those it computed end, everybody else starts over, since what the cache holds is unknown.
 // The step after it, launched already, is lost with it.
-void Engine::fail_step(const Flight& failed, const std::string& error, std::vector<StepOutput>& outputs) {
-  std::vector<const Flight*> lost{&failed};
+void Engine::fail_step(std::vector<std::shared_ptr<Sequence>> lost, const std::string& error,
+                       std::vector<StepOutput>& outputs) {
   for (const auto& flight : flights_) {
-    lost.push_back(flight.get());
+    std::ranges::move(sequences_of(flight->plan), std::back_inserter(lost));
     try {
       runner_->wait(*flight);
     } catch (const std::exception&) {  // ends with the same requests
     }
   }
   const std::lock_guard lock(mutex_);
-  for (const Flight* flight : lost)
-    for (const PlannedChunk& chunk : flight->plan.chunks)
-      if (Sequence& s = *chunk.sequence; s.state != Sequence::State::finished)
-        end(s, {.request_id = s.request_id, .finish_reason = FinishReason::error, .error = error}, outputs);
+  for (const auto& sequence : lost)
+    if (Sequence& s = *sequence; s.state != Sequence::State::finished)
+      end(s, {.request_id = s.request_id, .finish_reason = FinishReason::error, .error = error}, outputs);
   scheduler_->start_over();
   flights_.clear();
 }
@@ -535,7 +607,8 @@ bool Engine::work(std::vector<StepOutput>& outputs) {
   return true;
 }
 
-void Engine::between_steps(std::function<void()> function) {
+void Engine::between_steps(std::function<void()> function, const std::function<void()>& while_waiting) {
+  constexpr std::chrono::milliseconds kLookUp{20};
   std::packaged_task<void()> task(std::move(function));
   std::future<void> done = task.get_future();
   {
@@ -550,6 +623,8 @@ void Engine::between_steps(std::function<void()> function) {
     }
   }
   wake();
+  if (while_waiting)
+    while (done.wait_for(kLookUp) != std::future_status::ready) while_waiting();
   done.get();
 }
 
@@ -562,12 +637,14 @@ void Engine::check_forward(std::span<const int32_t> token_ids) const {
     throw std::invalid_argument(str_cat("forward of ", num_tokens, " tokens: max_model_len is ", max_model_len_));
 }
 
-void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size) {
+void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size,
+                     const std::function<bool()>& stops) {
   check_leads();
   check_forward(token_ids);
   const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
   if (chunk_size <= 0 || chunk_size > options_.max_num_batched_tokens) chunk_size = options_.max_num_batched_tokens;
-  between_steps([&] {
+  std::atomic<bool> stopped = false;
+  const auto compute = [&] {
     std::vector<int32_t> blocks;
     {
       const std::lock_guard lock(mutex_);
@@ -578,7 +655,7 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
       scheduler_->give_back(blocks);
     };
     try {
-      for (int64_t start = 0; start < num_tokens; start += chunk_size) {
+      for (int64_t start = 0; start < num_tokens && !stopped && !given_up_; start += chunk_size) {
         const int64_t count = std::min(chunk_size, num_tokens - start);
         const Chunk chunk{.token_ids = token_ids.subspan(static_cast<size_t>(start), static_cast<size_t>(count)),
                           .start = start,
@@ -593,7 +670,13 @@ void Engine::forward(std::span<const int32_t> token_ids, float* out, int64_t chu
       throw;
     }
     give_back();
-  });
+    check_files();
+    if (given_up_) throw Error("[engine] this engine was closed while it computed logits");
+    if (stopped) throw Error("[engine] the computation of logits was interrupted");
+  };
+  std::function<void()> look_up;
+  if (stops) look_up = [&] { stopped = stopped || stops(); };
+  between_steps(compute, look_up);
 }
 
 }  // namespace longcat

@@ -8,6 +8,7 @@
 // the one of the same number: its queue gets what rank 0's gets. A failure of any rank ends them all.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -63,9 +64,11 @@ class Engine {
 
   // Queues `num_samples` answers to one prompt; their ids are consecutive, the first is returned. The outputs go to
   // `queue`, or without one come from step(); what a constrained request needs masks for, and its end, to mask_queue.
-  // Throws as check_request, and QueueFull.
+  // group: the id that was returned for the first request of the same call; -1: this one is the first. The scheduler
+  // weighs groups against each other. Throws as check_request, and QueueFull.
   int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples = 1,
-                      std::shared_ptr<OutputQueue> queue = nullptr, std::shared_ptr<OutputQueue> mask_queue = nullptr);
+                      std::shared_ptr<OutputQueue> queue = nullptr, std::shared_ptr<OutputQueue> mask_queue = nullptr,
+                      int64_t group = -1);
 
   // Ends a request now: its blocks are free on return, and its queue gets a last output with FinishReason::abort.
   // False when it is not known (any more).
@@ -103,11 +106,16 @@ class Engine {
   void check_forward(std::span<const int32_t> token_ids) const;
 
   // Logits of every position of one sequence, in steps of at most `chunk_size` tokens (0: max_num_batched_tokens).
-  // out: [num_tokens, vocab_size] floats on the host. Runs between two steps.
-  void forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size = 0);
+  // out: [num_tokens, vocab_size] floats on the host. Runs between two steps. `stops` is asked by the calling thread
+  // every few milliseconds: true ends the work after the chunk at hand, with an Error. So does give_up().
+  void forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size = 0,
+               const std::function<bool()>& stops = {});
+
+  // The engine is about to be destroyed: calls of forward() end soon, with an Error. From any thread.
+  void give_up() { given_up_ = true; }
 
   // Calls `function` between two steps, with nothing under way.
-  void between_steps(std::function<void()> function);
+  void between_steps(std::function<void()> function, const std::function<void()>& while_waiting = {});
 
   // --- for tests and benchmarks, between steps ---------------------------------------------------------------------
   void set_observer(StepObserver* observer);
@@ -130,7 +138,10 @@ class Engine {
   void wake();
   bool finish_oldest(std::vector<StepOutput>& outputs);
   void commit(Flight& flight, std::vector<StepOutput>& outputs);
-  void fail_step(const Flight& failed, const std::string& error, std::vector<StepOutput>& outputs);
+  bool launch(StepPlan plan, const std::vector<std::shared_ptr<Sequence>>& planned, std::vector<StepOutput>& outputs);
+  void fail_step(std::vector<std::shared_ptr<Sequence>> lost, const std::string& error,
+                 std::vector<StepOutput>& outputs);
+  void check_files() const;
   bool end_for_caller(StepOutput last);
   void end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
   void deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
@@ -159,6 +170,7 @@ class Engine {
   std::condition_variable wakeup_;
   std::condition_variable ended_changed_;
   bool woken_ = false, stop_ = false, ended_ = false;
+  std::atomic<bool> given_up_ = false;
   std::string failure_;                           // why the thread ended by itself
   std::string broken_;                            // why the other ranks are lost
   std::deque<std::packaged_task<void()>> tasks_;  // to run between steps

@@ -142,8 +142,9 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(options), "options");
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
+    const int num_communicators = world->size() > 1 ? 2 : 0;  // of all ranks, and of a tensor-parallel group
     std::unique_ptr<Ops> ops = std::move(backend.ops);
-    if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization);
+    if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization, num_communicators);
     check_cache_dtype(options, kv_cache_dtype, *ops);
     ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
@@ -151,6 +152,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       return backend.communicator(world->split(color), ops->device(), largest_sum);
     };
     Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
+    for (const MappedFile& shard : checkpoint.shards()) shard.check();
     auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
                                          options.max_num_batched_tokens, options.max_samples());
     return {.config = std::move(config),

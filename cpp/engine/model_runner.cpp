@@ -6,6 +6,12 @@
 
 namespace longcat {
 
+namespace {
+
+constexpr int64_t kHostSlabBytes = int64_t{64} << 20;
+
+}  // namespace
+
 ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits)
     : ops_(ops),
       device_(ops.device()),
@@ -17,12 +23,35 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
                      kSlots),
       logits_(device_, model.own_logits_capacity(limits.max_samples) * vocab_size_ * 4),
       logit_rows_(device_, limits.max_samples * 4),
+      all_rows_(device_, limits.max_samples * 4),
       sampled_ids_(device_, limits.max_samples * 4),
-      zeros_(static_cast<size_t>(limits.max_samples), 0) {
+      zeros_(static_cast<size_t>(limits.max_samples), 0),
+      host_slab_blocks_(std::max<int64_t>(kHostSlabBytes / limits.block_bytes, 1)) {
+  std::vector<int32_t> rows(static_cast<size_t>(limits.max_samples));
+  std::iota(rows.begin(), rows.end(), 0);
+  device_.copy_from_host(all_rows_.data(), rows.data(), all_rows_.bytes());
   if (limits.num_drafts > 0)  // each sequence that guesses are made for takes one of the samples beyond max_num_seqs
     drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
                                          std::min(limits.max_num_seqs, limits.max_samples - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
+  if (device_.warms_recordings()) warm_up();
+}
+
+// Records the steps of short contexts before the first request: a kernel's first launch and a graph's instantiation
+// take 10 to 20 ms. All rows are padding, which writes to the null block.
+void ModelRunner::warm_up() {
+  const int64_t most = std::min(limits_.max_samples, limits_.max_num_batched_tokens);
+  for (int64_t rows = 1; rows <= most;) {
+    const int64_t padded = padded_rows(rows);
+    batch_buffers_.stage({}, 0, padded);
+    device_.wait(device_.submit([&] {
+      const ForwardBatch batch = batch_buffers_.upload(0);
+      const Tensor logit_rows = all_rows_.tensor(DType::i32, {padded});
+      if (rows == 1) compute(batch, logit_rows);  // kernels are loaded outside a capture
+      model_.launch(recording_of(batch, logit_rows));
+    }));
+    rows = padded + 1;
+  }
 }
 
 // Work under way reads what this object owns.
@@ -84,19 +113,25 @@ void ModelRunner::move_blocks(const StepPlan& plan) {
       case BlockMove::Kind::copy:
         cache_.copy_block(move.other_block, move.block);
         break;
-      case BlockMove::Kind::save: {
-        HostBuffer& host = host_blocks_[move.other_block];
-        host = HostBuffer(device_, limits_.block_bytes);
-        cache_.save_block(host.data(), move.block);
+      case BlockMove::Kind::save:
+        cache_.save_block(host_block(move.other_block), move.block);
         break;
-      }
       case BlockMove::Kind::load:
-        cache_.load_block(move.block, host_blocks_.at(move.other_block).data());
+        cache_.load_block(move.block, host_block(move.other_block));
         break;
-      case BlockMove::Kind::drop:
-        host_blocks_.erase(move.other_block);
+      case BlockMove::Kind::drop:  // the scheduler gives its place to another block
         break;
     }
+}
+
+// Pinning memory takes about a millisecond a call, and unpinning waits for the device. So places for saved blocks are
+// pinned by slabs, which stay. The scheduler hands out the lowest places first.
+void* ModelRunner::host_block(int32_t host_block_idx) {
+  const int64_t slab = host_block_idx / host_slab_blocks_, in_slab = host_block_idx % host_slab_blocks_;
+  if (slab >= static_cast<int64_t>(host_slabs_.size())) host_slabs_.resize(static_cast<size_t>(slab) + 1);
+  HostBuffer& memory = host_slabs_[static_cast<size_t>(slab)];
+  if (!memory.data()) memory = HostBuffer(device_, host_slab_blocks_ * limits_.block_bytes);
+  return static_cast<char*>(memory.data()) + in_slab * limits_.block_bytes;
 }
 
 // What a recording holds: everything that has the same shape in every step of so many rows.
@@ -105,6 +140,12 @@ void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
                         batch_buffers_.sources());
   model_.forward(batch, cache_);
   if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), logit_rows);
+}
+
+Recording& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_rows) {
+  std::unique_ptr<Recording>& recording = recordings_[{batch.num_tokens(), batch.decode_context}];
+  if (!recording) recording = device_.record([this, batch, logit_rows] { compute(batch, logit_rows); });
+  return *recording;
 }
 
 void ModelRunner::run(Flight& flight) {
@@ -118,17 +159,11 @@ void ModelRunner::run(Flight& flight) {
   Range own;                                            // of logit_rows
   int64_t first_row = 0;
   if (recorded_rows > 0) {
-    logit_rows.resize(static_cast<size_t>(recorded_rows));
-    std::iota(logit_rows.begin(), logit_rows.end(), 0);
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
       logits_row[c] = static_cast<int32_t>(first_row);
       first_row += plan.chunks[c].count;
     }
-    const Tensor rows = logit_rows_.tensor(DType::i32, {recorded_rows});
-    device_.upload(rows.raw(), logit_rows.data(), rows.num_bytes());
-    std::unique_ptr<Recording>& recording = recordings_[recorded_rows];
-    if (!recording) recording = device_.record([this, batch, rows] { compute(batch, rows); });
-    model_.launch(*recording);
+    model_.launch(recording_of(batch, all_rows_.tensor(DType::i32, {recorded_rows})));
     own = model_.own_logits(recorded_rows);
     if (observer_) observer_->after_forward(plan, model_);
   } else {
@@ -204,6 +239,8 @@ void ModelRunner::score_prompt(Flight& flight, size_t chunk_idx, int64_t first_r
       flight.prompt_logprobs[chunk_idx].push_back(std::move(one));
     }
   }
+} catch (const DeviceFailure&) {
+  throw;
 } catch (const std::exception& error) {  // ends this request alone
   if (has_peers()) throw;                // who did not see it
   flight.chunk_errors[chunk_idx] = error.what();
@@ -243,6 +280,8 @@ void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<co
       const int64_t row = is_mine ? rows[static_cast<size_t>(sample_idx - mine.begin)].logits_row : 0;
       flight.logprobs[i] = compute_logprobs(is_mine ? logits(own.size()).slice(0, row, row + 1) : Tensor{},
                                             is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
+    } catch (const DeviceFailure&) {
+      throw;
     } catch (const std::exception& error) {  // ends this request alone
       if (has_peers()) throw;
       flight.errors[i] = error.what();

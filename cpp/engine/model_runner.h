@@ -5,6 +5,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "engine/batch_buffers.h"
@@ -39,6 +40,8 @@ class StepObserver {
   virtual ~StepObserver() = default;
   virtual void after_forward(const StepPlan& plan, Model& model) = 0;
   virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
+  // On the engine's thread: a part of a step begins, "stage" or "commit", or a plan is made, "schedule".
+  virtual void at(const char* /*part*/) {}
 };
 
 struct RunnerLimits {
@@ -71,6 +74,9 @@ class ModelRunner {
   int64_t padded_rows(int64_t rows) const;
   void run(Flight& flight);
   void move_blocks(const StepPlan& plan);
+  void* host_block(int32_t host_block_idx);
+  void warm_up();
+  Recording& recording_of(const ForwardBatch& batch, Tensor logit_rows);
   void compute(const ForwardBatch& batch, Tensor logit_rows);
   Tensor logits(int64_t rows) const { return logits_.tensor(DType::f32, {rows, vocab_size_}); }
   Range compute_logits(const std::vector<int32_t>& rows);
@@ -88,13 +94,16 @@ class ModelRunner {
   int64_t vocab_size_;
   StepObserver* observer_ = nullptr;
   BatchBuffers batch_buffers_;
-  Buffer logits_;                                             // [max_samples of this rank, vocab_size] f32
-  Buffer logit_rows_;                                         // [max_samples] i32
-  Buffer sampled_ids_;                                        // [max_samples] i32: the next step reads them here
-  std::vector<int32_t> zeros_;                                // [max_samples]
-  std::unique_ptr<Drafter> drafter_;                          // null: the MTP layer is not asked
-  std::map<int64_t, std::unique_ptr<Recording>> recordings_;  // by rows of a step of decodes
-  std::map<int32_t, HostBuffer> host_blocks_;                 // swapped out
+  Buffer logits_;                     // [max_samples of this rank, vocab_size] f32
+  Buffer logit_rows_;                 // [max_samples] i32
+  Buffer all_rows_;                   // [max_samples] i32: 0, 1, 2, ...
+  Buffer sampled_ids_;                // [max_samples] i32: the next step reads them here
+  std::vector<int32_t> zeros_;        // [max_samples]
+  std::unique_ptr<Drafter> drafter_;  // null: the MTP layer is not asked
+  // By rows and context bucket of a step of decodes.
+  std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Recording>> recordings_;
+  std::vector<HostBuffer> host_slabs_;  // blocks that are swapped out, host_slab_blocks_ in each; empty: not used yet
+  int64_t host_slab_blocks_;
   int next_slot_ = 0;
 };
 

@@ -1,7 +1,6 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
-#include <set>
 
 #include "base/error.h"
 #include "ops/batch.h"
@@ -11,10 +10,16 @@ namespace longcat {
 namespace {
 
 constexpr double kForeverMs = 1e12;  // 30 years, a time that clocks can still add
+constexpr int64_t kShortSlots = 4;   // one of so many slots is for short requests
+constexpr int64_t kShortRatio = 4;   // a group is short beside one that asks for so many times its tokens
+constexpr int64_t kMostPassed = 32;
 
 int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
 
 int64_t size_of(const std::vector<int32_t>& blocks) { return static_cast<int64_t>(blocks.size()); }
+
+// Tokens that a sequence adds to its group. The prompt counts once: the other completions fork from the first.
+int64_t tokens_of(const Sequence& s) { return s.max_tokens + (s.params.sample_idx == 0 ? s.num_prompt_tokens : 0); }
 
 }  // namespace
 
@@ -50,19 +55,65 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 }
 
 void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
-  if (num_waiting() >= options_.max_num_queued)
-    throw QueueFull(str_cat("[engine] ", num_waiting(),
-                            " requests are waiting, max_num_queued=", options_.max_num_queued, ": try again later"));
+  const int64_t num_queued = static_cast<int64_t>(sequences_.size()) - num_running();  // forks to come included
+  if (num_queued >= options_.max_num_queued)
+    throw QueueFull(str_cat("[engine] ", num_queued, " requests are waiting, max_num_queued=", options_.max_num_queued,
+                            ": try again later"));
   const std::shared_ptr<Sequence>& first = samples.front();
+  if (const auto group = groups_.find(first->group); group != groups_.end()) {  // room is left for other calls
+    const int64_t most = (options_.max_num_queued + 1) / 2;
+    const int64_t num_of_group = group->second.num_sequences - std::ranges::count_if(running_, [&](const auto& entry) {
+                                   return entry.second->group == first->group;
+                                 });
+    if (num_of_group >= most)
+      throw QueueFull(str_cat("[engine] ", num_of_group, " requests of this call are waiting, half of max_num_queued=",
+                              options_.max_num_queued, ": try again later"));
+  }
+  for (const auto& sequence : samples) {
+    if (sequence->group < 0) sequence->group = first->request_id;
+    sequences_[sequence->request_id] = sequence;
+    Group& group = groups_[sequence->group];
+    group.size += tokens_of(*sequence);
+    ++group.num_sequences;
+  }
   first->forks.assign(samples.begin() + 1, samples.end());
-  waiting_[first->request_id] = first;
-  for (const auto& sequence : samples) sequences_[sequence->request_id] = sequence;
+  enqueue(first);
   stats_.num_requests += static_cast<int64_t>(samples.size());
+}
+
+void Scheduler::enqueue(const std::shared_ptr<Sequence>& sequence) {
+  groups_.at(sequence->group).waiting.insert(sequence->request_id);
+  waiting_[sequence->request_id] = sequence;
+}
+
+void Scheduler::dequeue(const Sequence& sequence) {
+  groups_.at(sequence.group).waiting.erase(sequence.request_id);
+  waiting_.erase(sequence.request_id);
+}
+
+void Scheduler::run(const std::shared_ptr<Sequence>& sequence, Clock::time_point now) {
+  dequeue(*sequence);
+  sequence->state = Sequence::State::running;
+  sequence->num_passed = 0;
+  sequence->mask_due = now + mask_timeout_;
+  if (sequence->first_step == Clock::time_point{}) sequence->first_step = now;
+  running_[sequence->request_id] = sequence;
+}
+
+void Scheduler::leave_short_slot(Sequence& sequence) {
+  if (sequence.is_short) --num_short_;
+  sequence.is_short = false;
 }
 
 std::shared_ptr<Sequence> Scheduler::find(int64_t request_id) const {
   const auto it = sequences_.find(request_id);
   return it == sequences_.end() ? nullptr : it->second;
+}
+
+std::vector<std::shared_ptr<Sequence>> Scheduler::running() const {
+  std::vector<std::shared_ptr<Sequence>> all;
+  for (const auto& [id, sequence] : running_) all.push_back(sequence);
+  return all;
 }
 
 void Scheduler::release(Sequence& sequence) {
@@ -79,14 +130,18 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason) {
   if (sequence.state == Sequence::State::finished) return;
   const std::shared_ptr<Sequence> keep = find(sequence.request_id);
   release(sequence);
-  waiting_.erase(sequence.request_id);
+  dequeue(sequence);
+  leave_short_slot(sequence);
   running_.erase(sequence.request_id);
   sequences_.erase(sequence.request_id);
   sequence.state = Sequence::State::finished;
   // Samples that would have forked from it begin on their own.
   for (const auto& fork : sequence.forks)
-    if (fork->state == Sequence::State::waiting) waiting_[fork->request_id] = fork;
+    if (fork->state == Sequence::State::waiting) enqueue(fork);
   sequence.forks.clear();
+  Group& group = groups_.at(sequence.group);
+  group.size -= tokens_of(sequence);
+  if (--group.num_sequences == 0) groups_.erase(sequence.group);
   ++stats_.num_finished[static_cast<int>(reason)];
 }
 
@@ -195,8 +250,9 @@ void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
   s.blocks.clear();
   s.state = Sequence::State::waiting;
   ++s.stats.num_preemptions;
+  leave_short_slot(s);
   running_.erase(s.request_id);
-  waiting_[s.request_id] = self;
+  enqueue(self);
 }
 
 bool Scheduler::preempt(int64_t request_id, bool may_swap) {
@@ -209,13 +265,23 @@ bool Scheduler::preempt(int64_t request_id, bool may_swap) {
   return true;
 }
 
+// Which running sequence is preempted for a block of `s`: the lowest priority, short ones last. The first in line is
+// preempted by none but itself.
+Sequence& Scheduler::gives_way_to(const Sequence& s) const {
+  const Sequence& first = *running_.begin()->second;
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it)
+    if (Sequence& candidate = *it->second; !candidate.is_short && &candidate != &first) return candidate;
+  if (first.is_short && &s != &first) return *running_.find(s.request_id)->second;
+  return *running_.rbegin()->second;
+}
+
 // A block to write the next token to, the sequence's own. When there is none, running sequences make room, the lowest
 // priority first; false when that was the sequence itself.
 bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   const size_t block_idx = static_cast<size_t>(s.num_scheduled / kBlockSize);
   const auto has_block = [&] { return block_idx < s.blocks.size() && blocks_.may_write(s.blocks[block_idx]); };
   while (!has_block() && blocks_.num_free() == 0) {
-    Sequence& lowest = *running_.rbegin()->second;
+    Sequence& lowest = gives_way_to(s);
     preempt(lowest, true, plan);
     if (&lowest == &s) return false;
   }
@@ -231,15 +297,21 @@ bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   return true;
 }
 
+// A few blocks stay for those that run, so that they are not preempted at once.
+int64_t Scheduler::reserve() const { return std::min(num_running(), blocks_.num_blocks() / 100); }
+
+// For all tokens it has and one more; the last of all is not stored.
+int64_t Scheduler::most_blocks(const Sequence& s) const {
+  const int64_t most_stored = s.num_prompt_tokens + std::max<int64_t>(s.max_tokens - 1, 0);
+  return blocks_for(std::min(s.num_tokens() + 1, most_stored));
+}
+
 // Gives a waiting sequence the blocks for all tokens it has, from the prefix cache as far as they are there, and one
 // for a token more. False, and nothing taken, when there are too few.
 bool Scheduler::admit(Sequence& s, StepPlan& plan) {
-  // A few blocks stay for those that run, so that they are not preempted at once.
-  const int64_t reserve = std::min(num_running(), blocks_.num_blocks() / 100);
-  const int64_t most_stored = s.num_prompt_tokens + std::max<int64_t>(s.max_tokens - 1, 0);  // the last one is not
-  const int64_t needed = blocks_for(std::min(s.num_tokens() + 1, most_stored));
+  const int64_t needed = most_blocks(s), spare = reserve();
   if (!s.swapped.empty()) {
-    if (blocks_.num_free() < needed + reserve) return false;
+    if (blocks_.num_free() < needed + spare) return false;
     for (const int32_t host : s.swapped) {
       s.blocks.push_back(blocks_.take());
       plan.moves.push_back({.kind = BlockMove::Kind::load, .block = s.blocks.back(), .other_block = host});
@@ -255,9 +327,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
     BlockManager::Match match = scores ? BlockManager::Match{} : blocks_.match(prompt);
     // The last token is computed in any case, for its logits: in a copy of its block, when that is a shared one.
     const auto copies = [&] { return size_of(match.blocks) * kBlockSize >= s.num_tokens(); };
-    const auto fits = [&] {
-      return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + reserve;
-    };
+    const auto fits = [&] { return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + spare; };
     if (copies() && !fits()) {  // no block for the copy: the shared one itself may become free
       blocks_.release(match.blocks.back());
       match.blocks.pop_back();
@@ -292,15 +362,81 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
 
 // In the order of arrival; whoever finds no room keeps the others behind it waiting.
 void Scheduler::admit(Clock::time_point now, StepPlan& plan) {
+  is_blocked_ = false;
   while (!waiting_.empty() && num_running() < options_.max_num_seqs) {
     const std::shared_ptr<Sequence> next = waiting_.begin()->second;
-    if (next->num_pending > 0 || !admit(*next, plan)) return;
-    waiting_.erase(waiting_.begin());
-    next->state = Sequence::State::running;
-    next->mask_due = now + mask_timeout_;
-    if (next->first_step == Clock::time_point{}) next->first_step = now;
-    running_[next->request_id] = next;
+    if (next->num_pending > 0 || !admit(*next, plan)) {
+      is_blocked_ = true;
+      return;
+    }
+    run(next, now);
   }
+}
+
+// The oldest sequence of the smallest group that waits; null without one that may start.
+std::shared_ptr<Sequence> Scheduler::shortest_waiting() const {
+  const Group* smallest = nullptr;
+  for (const auto& [id, group] : groups_) {
+    if (group.waiting.empty()) continue;
+    const auto key = [](const Group& g) { return std::pair(g.size, *g.waiting.begin()); };
+    if (!smallest || key(group) < key(*smallest)) smallest = &group;
+  }
+  if (!smallest) return nullptr;
+  const std::shared_ptr<Sequence>& oldest = waiting_.at(*smallest->waiting.begin());
+  return oldest->num_pending > 0 ? nullptr : oldest;
+}
+
+// Whether `s` is short beside `other`.
+bool Scheduler::is_larger(const Sequence& other, const Sequence& s) const {
+  return groups_.at(other.group).size >= kShortRatio * groups_.at(s.group).size;
+}
+
+// Running sequences of groups so much larger that they give way, those of the largest and the newest first. Those that
+// it would take more than a step to compute again stay.
+std::vector<Sequence*> Scheduler::larger_than(const Sequence& s) const {
+  std::vector<Sequence*> larger;
+  for (auto it = running_.rbegin(); it != running_.rend() && it->second != running_.begin()->second; ++it) {
+    Sequence& other = *it->second;
+    const bool is_cheap = blocks_for(other.num_scheduled) <= num_free_host_blocks() ||
+                          other.num_scheduled <= options_.max_num_batched_tokens;
+    if (!other.is_short && is_cheap && is_larger(other, s)) larger.push_back(&other);
+  }
+  std::ranges::stable_sort(larger, std::greater{}, [&](const Sequence* one) { return groups_.at(one->group).size; });
+  return larger;
+}
+
+// A waiting sequence of a small group runs ahead of its turn when the order of arrival would have it wait. True when
+// running sequences made room for it.
+bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
+  if (running_.empty()) return false;  // nothing is in the way of the first in line
+  const bool has_to_wait = num_running() >= options_.max_num_seqs || is_blocked_;
+  const int64_t most = options_.max_num_seqs > 1 ? std::max<int64_t>(1, options_.max_num_seqs / kShortSlots) : 0;
+  bool room_was_made = false;
+  while (has_to_wait && num_short_ < most && !waiting_.empty()) {
+    const std::shared_ptr<Sequence> head = waiting_.begin()->second;
+    const std::shared_ptr<Sequence> next = shortest_waiting();
+    if (!next || head->num_passed >= kMostPassed) return room_was_made;
+    const bool is_short = is_larger(*head, *next) || std::ranges::any_of(running_, [&](const auto& entry) {
+                            return is_larger(*entry.second, *next);
+                          });
+    const std::vector<Sequence*> larger = larger_than(*next);
+    if (!is_short || (larger.empty() && num_running() >= options_.max_num_seqs)) return room_was_made;
+    int64_t num_free = blocks_.num_free();
+    for (const Sequence* one : larger)
+      num_free += std::ranges::count_if(one->blocks, [&](int32_t block) { return blocks_.references(block) == 1; });
+    if (num_free < most_blocks(*next) + reserve()) return room_was_made;
+    auto victim = larger.begin();
+    while (num_running() >= options_.max_num_seqs || !admit(*next, plan)) {
+      if (victim == larger.end()) return room_was_made;
+      preempt(**victim++, true, plan);
+      room_was_made = true;
+    }
+    run(next, now);
+    next->is_short = true;
+    ++num_short_;
+    if (next != head) ++head->num_passed;
+  }
+  return room_was_made;
 }
 
 // The draws from the last row of a sequence's chunk: its own and, when its prompt is done, those of its forks.
@@ -328,7 +464,7 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
   for (const auto& fork : s.forks) {
     if (fork->state != Sequence::State::waiting) continue;
     if (num_running() >= options_.max_num_seqs || waits_for_mask(*fork)) {
-      waiting_[fork->request_id] = fork;  // later, on its own
+      enqueue(fork);  // later, on its own
       continue;
     }
     fork->blocks = s.blocks;
@@ -395,17 +531,22 @@ void Scheduler::plan_long_chunks(int64_t budget, StepPlan& plan) {
     wanted.push_back(count);
   }
   std::vector<int64_t> counts(sequences.size(), 0);
-  for (size_t i = 0; i < counts.size() && budget > 0; ++i) {
-    const int64_t others = static_cast<int64_t>(counts.size() - i);
-    const int64_t share = i == 0 ? (budget + 1) / 2 : (budget + others - 1) / others;
-    counts[i] = std::min(wanted[i], share);
-    budget -= counts[i];
-  }
-  for (size_t i = 0; i < counts.size() && budget > 0; ++i) {  // what the others left
-    const int64_t more = std::min(wanted[i] - counts[i], budget);
+  const auto give = [&](size_t i, int64_t share) {
+    const int64_t more = std::min({wanted[i] - counts[i], share, budget});
     counts[i] += more;
     budget -= more;
+  };
+  if (counts.size() > 1) {
+    const int64_t all = budget;
+    give(0, (all + 1) / 2);
+    give(static_cast<size_t>(std::ranges::min_element(wanted.begin() + 1, wanted.end()) - wanted.begin()),
+         (all + 3) / 4);
   }
+  for (size_t i = 1; i < counts.size(); ++i) {
+    const int64_t others = static_cast<int64_t>(counts.size() - i);
+    give(i, (budget + others - 1) / others);
+  }
+  for (size_t i = 0; i < counts.size(); ++i) give(i, budget);  // what the others left
   for (const bool generated : {true, false})
     for (size_t i = 0; i < counts.size(); ++i)
       if (const Sequence& s = *sequences[i]; counts[i] > 0 && (s.num_scheduled >= s.num_prompt_tokens) == generated)
@@ -413,10 +554,17 @@ void Scheduler::plan_long_chunks(int64_t budget, StepPlan& plan) {
 }
 
 StepPlan Scheduler::schedule(Clock::time_point now) {
-  publish_filled();
   StepPlan plan;
+  schedule(now, plan);
+  return plan;
+}
+
+void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
+  publish_filled();
   plan.moves = std::move(pending_moves_);
   pending_moves_.clear();
+
+  bool room_was_made = admit_short(now, plan);
 
   // One token for each sequence that generates, in the order of arrival; `running_` shrinks while we walk.
   std::vector<std::shared_ptr<Sequence>> generating;
@@ -425,7 +573,6 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
         sequence->num_output_tokens() < sequence->max_tokens && !waits_for_mask(*sequence))
       generating.push_back(sequence);
   int64_t budget = options_.max_num_batched_tokens;
-  bool room_was_made = false;
   std::vector<std::shared_ptr<Sequence>> growing;
   for (const auto& sequence : generating) {
     if (sequence->state != Sequence::State::running || budget == 0) continue;
@@ -436,6 +583,9 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
     }
     room_was_made = room_was_made || num_running() < running_before;
   }
+  // A short sequence may have taken a block of one that had its own already.
+  budget +=
+      static_cast<int64_t>(std::erase_if(growing, [](const auto& s) { return s->state != Sequence::State::running; }));
   int64_t room = std::min(budget, options_.speculation.most_in_a_step());
   for (const auto& sequence : growing) {
     plan_chunk(sequence, 1, plan, room);
@@ -447,7 +597,6 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
   if (budget > 0) plan_long_chunks(budget, plan);
   if (options_.speculation.by_mtp()) plan_drafts(plan);
   if (!plan.chunks.empty()) ++stats_.num_steps;
-  return plan;
 }
 
 void Scheduler::start_over() {

@@ -4,8 +4,14 @@
 // A sequence's priority is its place in the order of arrival. Every step walks the running sequences in that order:
 // each one that generates gets its next token, and the block for it if need be, taken from the lowest priority, which
 // is swapped out to host memory, or dropped and later computed again. So the first in line always advances, and
-// nobody waits for ever. What is left of the token budget goes to prompts: half of it to the first, so that long
-// prompts end, the rest to the others in equal shares, so that short ones need not wait for it.
+// nobody waits for ever. What is left of the token budget goes to prompts: half of it to the oldest, so that long
+// prompts end, a quarter to the one with the fewest tokens left, the rest to the others in equal shares.
+//
+// Short requests do not wait for a burst. The size of a group of requests (one call of a client) is the number of
+// tokens that it asks for: its prompts and the limits of its completions. When a waiting group is at most a quarter as
+// large as a running one, its request runs ahead of its turn, in a slot that the larger group gives up. At most a
+// quarter of the slots is taken this way, the first in line never gives up its slot, and the oldest waiting request is
+// passed a limited number of times: so large requests end, too. Slots change the order of work, never its results.
 //
 // Steps are planned before the results of the one before are known: `commit` tells them later.
 //
@@ -15,6 +21,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -99,10 +106,12 @@ class Scheduler {
   const BlockManager& blocks() const { return blocks_; }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  std::vector<std::shared_ptr<Sequence>> running() const;
   int64_t num_free_host_blocks() const { return static_cast<int64_t>(free_host_blocks_.size()); }
   bool has_work() const { return !sequences_.empty(); }
 
-  // Queues sequences that share a prompt: the first computes it, the others fork from it. Throws QueueFull.
+  // Queues sequences that share a prompt: the first computes it, the others fork from it. All of them count towards
+  // max_num_queued, of which one group gets half. Throws QueueFull.
   void add(const std::vector<std::shared_ptr<Sequence>>& samples);
   std::shared_ptr<Sequence> find(int64_t request_id) const;  // null: not known, or ended
   template <class Function>
@@ -115,6 +124,7 @@ class Scheduler {
 
   // Plans the next step; an empty plan when nothing can be computed now. Blocks may be moved without anything computed.
   StepPlan schedule(Clock::time_point now);
+  void schedule(Clock::time_point now, StepPlan& plan);  // into a new plan, which says how far it came when it throws
 
   // Constrained sequences whose mask is overdue, and when the next one will be.
   std::vector<std::shared_ptr<Sequence>> overdue(Clock::time_point now) const;
@@ -140,12 +150,28 @@ class Scheduler {
 
  private:
   using Queue = std::map<int64_t, std::shared_ptr<Sequence>>;  // by request id: the order of arrival
+  struct Group {
+    int64_t size = 0;  // [tokens] that its sequences ask for
+    int64_t num_sequences = 0;
+    std::set<int64_t> waiting;  // request ids
+  };
 
   void publish_filled();
+  void enqueue(const std::shared_ptr<Sequence>& sequence);
+  void dequeue(const Sequence& sequence);
+  void run(const std::shared_ptr<Sequence>& sequence, Clock::time_point now);
+  void leave_short_slot(Sequence& sequence);
   void preempt(Sequence& sequence, bool may_swap, StepPlan& plan);
+  Sequence& gives_way_to(const Sequence& sequence) const;
   bool grow(Sequence& sequence, StepPlan& plan);
   void admit(Clock::time_point now, StepPlan& plan);
   bool admit(Sequence& sequence, StepPlan& plan);
+  bool admit_short(Clock::time_point now, StepPlan& plan);
+  std::shared_ptr<Sequence> shortest_waiting() const;
+  bool is_larger(const Sequence& other, const Sequence& s) const;
+  std::vector<Sequence*> larger_than(const Sequence& sequence) const;
+  int64_t most_blocks(const Sequence& sequence) const;
+  int64_t reserve() const;
   void plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan, int64_t most_guesses = 0);
   std::span<const int32_t> guesses(const Sequence& sequence, int64_t most) const;
   void plan_drafts(StepPlan& plan) const;
@@ -159,6 +185,9 @@ class Scheduler {
   BlockManager blocks_;
   std::vector<int32_t> free_host_blocks_;
   Queue waiting_, running_;
+  std::unordered_map<int64_t, Group> groups_;                         // those with sequences that have not ended
+  int64_t num_short_ = 0;                                             // running ahead of their turn
+  bool is_blocked_ = false;                                           // the first in the queue found no blocks
   std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
   std::vector<std::shared_ptr<Sequence>> filling_;                    // had a chunk of their prompt in the last plan
   std::vector<BlockMove> pending_moves_;                              // saves and drops, to go with the next plan

@@ -50,6 +50,7 @@ struct Sequence {
   enum class State : uint8_t { waiting, running, finished };
 
   int64_t request_id = -1;
+  int64_t group = -1;  // the request id that began the group of this request: one call, one client's body
   SamplingParams params;
   int64_t num_prompt_tokens = 0;
   int64_t max_tokens = 0;                   // of output, after max_model_len
@@ -73,6 +74,8 @@ struct Sequence {
 
   // --- what it holds -----------------------------------------------------------------------------------------------
   State state = State::waiting;
+  bool is_short = false;   // runs ahead of its turn (Scheduler::admit_short)
+  int64_t num_passed = 0;  // short requests that ran ahead while this one was first in the queue
   std::vector<int32_t> blocks;
   int64_t num_published = 0;                     // blocks
   uint64_t prefix_uid = 0;                       // of the last published one (BlockManager)

@@ -12,7 +12,7 @@
 namespace longcat {
 
 FileReader::FileReader(const std::filesystem::path& path)
-    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
   if (fd_ < 0) throw Error(str_cat("[safetensors] ", path_.string(), ": cannot be opened: ", std::strerror(errno)));
 }
 

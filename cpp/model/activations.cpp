@@ -10,7 +10,7 @@ Tensor ActivationBuffers::allocate(Device& device, DType dtype, std::initializer
 }
 
 ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, const Shard& shard, int64_t max_tokens,
-                                     DType dtype)
+                                     DType dtype, int64_t kv_a_width)
     : max_tokens_(max_tokens) {
   const auto f32 = [&](std::initializer_list<int64_t> shape) { return allocate(device, DType::f32, shape); };
   const auto act = [&](std::initializer_list<int64_t> shape) { return allocate(device, dtype, shape); };
@@ -27,7 +27,7 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   full_.sin = f32({T, config.qk_rope_head_dim / 2});
   full_.q_a = act({T, config.q_lora_rank});
   full_.q = act({T, H, config.qk_head_dim()});
-  full_.kv_a = act({T, config.latent_dim()});
+  full_.kv_a = act({T, kv_a_width > 0 ? kv_a_width : config.latent_dim()});
   full_.q_latent = act({T, H, config.kv_lora_rank});
   full_.latent_out = act({T, H, config.kv_lora_rank});
   full_.attn_out = act({T, H, config.v_head_dim});

@@ -23,7 +23,7 @@ struct Activations {
   Tensor cos, sin;    // [T, rope / 2] f32
   Tensor q_a;         // [T, q_lora_rank]
   Tensor q;           // [T, H, nope + rope]
-  Tensor kv_a;        // [T, kv_lora_rank + rope]
+  Tensor kv_a;        // [T, kv_a_width]
   Tensor q_latent;    // [T, H, kv_lora_rank]
   Tensor latent_out;  // [T, H, kv_lora_rank]
   Tensor attn_out;    // [T, H, v_head_dim]
@@ -41,7 +41,9 @@ struct Activations {
 // Owns the memory of the largest step; a step uses the first rows of each buffer.
 class ActivationBuffers {
  public:
-  ActivationBuffers(Device& device, const ModelConfig& config, const Shard& shard, int64_t max_tokens, DType dtype);
+  // kv_a_width: rows of kv_a_proj, 0: kv_lora_rank + rope.
+  ActivationBuffers(Device& device, const ModelConfig& config, const Shard& shard, int64_t max_tokens, DType dtype,
+                    int64_t kv_a_width = 0);
 
   Activations first(int64_t num_tokens) const;
 

@@ -10,6 +10,14 @@ namespace {
 // The q_a and kv_a norms: the reference builds them with its RMSNorm's default, not with rms_norm_eps.
 constexpr float kInnerNormEps = 1e-6f;
 
+// The most rows of a kv_a_proj: those of one checkpoint may be stored in several formats.
+int64_t kv_a_width(const ModelWeights& weights) {
+  int64_t width = weights.mtp ? weights.mtp->attention.kv_a_proj.out_features : 0;
+  for (const LayerWeights& layer : weights.layers)
+    for (const AttentionWeights& attention : layer.attention) width = std::max(width, attention.kv_a_proj.out_features);
+  return width;
+}
+
 }  // namespace
 
 Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens,
@@ -21,7 +29,7 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
       rope_(make_rope_scaling(config)),
       softmax_scale_(static_cast<float>(rope_.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim())))),
       inv_freq_(ops.device(), config.qk_rope_head_dim / 2 * size_of(DType::f32)),
-      buffers_(ops.device(), config, ranks_.shard, max_tokens, ops.activation_dtype()) {
+      buffers_(ops.device(), config, ranks_.shard, max_tokens, ops.activation_dtype(), kv_a_width(weights_)) {
   const std::vector<float> inv_freq(rope_.inv_freq.begin(), rope_.inv_freq.end());
   ops.device().copy_from_host(inv_freq_.data(), inv_freq.data(), inv_freq_.bytes());
   if (const int64_t world = shard().world(); world > 1) {
@@ -178,8 +186,9 @@ void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBa
   const Tensor q_rope = a_.q.slice(2, nope, head_dim);
 
   ops_.linear(a_.q_a, a_.h, w.q_a_proj);
-  ops_.linear(a_.kv_a, a_.h, w.kv_a_proj);
-  ops_.mla_norm_store(a_.q_a, w.q_a_norm, latents, a_.kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
+  ops_.linear(a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.kv_a_proj);
+  const Tensor kv_a = a_.kv_a.slice(1, 0, config_.latent_dim());
+  ops_.mla_norm_store(a_.q_a, w.q_a_norm, latents, kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
   ops_.linear(a_.q.reshape({num_tokens, num_heads * head_dim}), a_.q_a, w.q_b_proj);
   ops_.rope(q_rope, a_.cos, a_.sin);
 

@@ -65,6 +65,21 @@ class WeightBuilder {
     return prepared_slice(view(name, stored), rows, cols, name);
   }
 
+  // An fp8 matrix with rows of zeros behind it where linear() reads that faster, any other as matrix() gives it.
+  Weight matrix_of_whole_blocks(const std::string& name) {
+    const int64_t multiple = ops_.fp8_row_multiple();
+    const StoredTensor* stored = checkpoint_.find(name);
+    if (!stored || stored->dtype != DType::f8_e4m3 || stored->shape[0] % multiple == 0) return matrix(name);
+    LC_CHECK(multiple == kFp8Block);  // so the scales stay as they are
+    Weight logical = view(name, get(name));
+    const int64_t rows = (logical.out_features + multiple - 1) / multiple * multiple;
+    const auto plane = std::make_unique<std::byte[]>(static_cast<size_t>(rows * logical.in_features));  // zeros
+    std::memcpy(plane.get(), logical.data, static_cast<size_t>(logical.out_features * logical.in_features));
+    logical.out_features = rows;
+    logical.data = plane.get();
+    return prepared(logical);
+  }
+
   Weight expert_rows(const std::string& name, Range rows) { return expert(name, rows, all_cols(name)); }
   Weight expert_cols(const std::string& name, Range cols) { return expert(name, all_rows(name), cols); }
 
@@ -302,7 +317,7 @@ AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, co
   attention.q_a_proj = builder.matrix(prefix + "q_a_proj.weight");
   attention.q_a_norm = builder.vector(prefix + "q_a_layernorm.weight", q_scale);
   attention.q_b_proj = builder.rows_of(prefix + "q_b_proj.weight", scaled(shard.heads, c.qk_head_dim()));
-  attention.kv_a_proj = builder.matrix(prefix + "kv_a_proj_with_mqa.weight");
+  attention.kv_a_proj = builder.matrix_of_whole_blocks(prefix + "kv_a_proj_with_mqa.weight");
   attention.kv_a_norm = builder.vector(prefix + "kv_a_layernorm.weight", kv_scale);
   builder.split_kv_b(attention, prefix + "kv_b_proj.weight", c, shard.heads);
   attention.o_proj = builder.cols_of(prefix + "o_proj.weight", scaled(shard.heads, c.v_head_dim));

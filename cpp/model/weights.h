@@ -30,7 +30,7 @@ struct AttentionWeights {
   Weight q_a_proj;   // [q_lora_rank, hidden_size]
   Tensor q_a_norm;   // [q_lora_rank] f32, times sqrt(hidden_size / q_lora_rank)
   Weight q_b_proj;   // [H * (nope + rope), q_lora_rank]
-  Weight kv_a_proj;  // [kv_lora_rank + rope, hidden_size]
+  Weight kv_a_proj;  // [kv_lora_rank + rope, hidden_size]; in fp8 perhaps rows of zeros behind (fp8_row_multiple)
   Tensor kv_a_norm;  // [kv_lora_rank] f32, times sqrt(hidden_size / kv_lora_rank)
   Weight k_up;       // [H * kv_lora_rank, nope]: W_uk of each head, transposed, so that q_nope becomes a latent query
   Weight v_up;       // [H * v_head_dim, kv_lora_rank]: W_uv of each head

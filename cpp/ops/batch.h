@@ -7,6 +7,14 @@ namespace longcat {
 
 constexpr int64_t kBlockSize = 64;  // tokens in a block of the KV cache
 
+// A context length rounded up to a power of two of at least 1,024 tokens, at most `longest`. What a device launches for
+// a step depends on this, so that a recorded step serves all contexts of its bucket and costs what that bucket needs.
+constexpr int64_t context_bucket(int64_t positions, int64_t longest) {
+  int64_t bucket = 1024;
+  while (bucket < positions) bucket *= 2;
+  return bucket < longest ? bucket : longest;
+}
+
 // The tokens of a sequence are neighbours in the batch and have consecutive positions (a chunk). Position p of
 // sequence s lies in block block_tables[s][p / 64] of the cache, at place p % 64; block 0 is the null block, where
 // padded rows write. Generated tokens come first, prompt tokens after them: the two kinds are computed by different
@@ -21,6 +29,7 @@ struct ForwardBatch {
 
   int64_t num_decode_tokens = 0;     // rows [0, num_decode_tokens) are generated tokens
   int64_t num_decode_sequences = 0;  // and belong to that many first sequences
+  int64_t decode_context = 0;        // positions of generated tokens are below this context_bucket()
 
   int64_t num_tokens() const { return token_ids.size(0); }
   int64_t num_sequences() const { return block_tables.size(0); }

@@ -3,7 +3,7 @@
 
 namespace longcat {
 
-std::unique_ptr<Ops> make_cuda_ops(int, double) {
+std::unique_ptr<Ops> make_cuda_ops(int, double, int) {
   throw Error("[device] this build of longcat has no CUDA backend: use device=\"cpu\"");
 }
 

@@ -31,10 +31,19 @@ namespace longcat {
 
 constexpr int kMaxNgram = 16;  // longest N-gram (emb_neighbor_num) an op accepts
 
-// End of the attention piece that begins at `position`: 128 tokens to 2k, 512 to 16k, 2,048 beyond.
+// End of the attention piece that begins at `position`: 128 tokens to 2k, 256 to 16k, 512 to 64k, 1,024 to 128k, 2,048
+// beyond. A piece is at most an eighth of what lies before it, so one long request keeps a GPU of 132 multiprocessors
+// busy; longer pieces far back keep the partial results few.
 constexpr int64_t kMaxKvPiece = 2048;
+constexpr int64_t kv_piece_size(int64_t position) {
+  return position < 2048     ? 128
+         : position < 16384  ? 256
+         : position < 65536  ? 512
+         : position < 131072 ? 1024
+                             : kMaxKvPiece;
+}
 constexpr int64_t kv_piece_end(int64_t position) {
-  const int64_t piece = position < 2048 ? 128 : position < 16384 ? 512 : kMaxKvPiece;
+  const int64_t piece = kv_piece_size(position);
   return (position / piece + 1) * piece;
 }
 
@@ -125,6 +134,10 @@ class Ops {
   // The form of `logical`, whose planes are in host memory, that linear() reads fastest, made once at load; new planes
   // go to `storage`, otherwise the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
+
+  // linear() reads a matrix of fp8 blocks fastest where its rows are a multiple of this. The loader adds rows of zeros
+  // where the output has room for them.
+  virtual int64_t fp8_row_multiple() const { return 1; }
 
   // `logical` (f32 or bf16) as fp8 blocks in the form that prepare() gives: the scale of a block is its largest
   // magnitude / 448. The planes go to `storage`.

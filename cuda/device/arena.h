@@ -7,6 +7,10 @@
 
 namespace longcat {
 
+// How much of `free_bytes` of device memory an arena takes: `memory_share` of what is left beside NCCL's buffers, of
+// which there are num_communicators; 0: all of that but 1.5 GiB for the driver (kernels, graphs, local memory).
+int64_t arena_bytes(int64_t free_bytes, double memory_share, int num_communicators);
+
 class Arena {
  public:
   static constexpr int64_t kAlignment = 256;

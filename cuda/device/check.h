@@ -1,4 +1,4 @@
-// Errors of the CUDA runtime as longcat::Error.
+// Errors of the CUDA runtime as exceptions: OutOfMemory, or DeviceFailure for all others, which end the engine.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -18,8 +18,7 @@ namespace {
 constexpr int64_t kRingBytes = int64_t{16} << 20;  // block tables, sampling rows and masks of a few steps
 constexpr int64_t kRingAlignment = 256;
 constexpr int64_t kHugePage = int64_t{2} << 20;
-constexpr int64_t kSpareBytes = int64_t{3} << 29;  // 1.5 GiB for the driver: kernels, graphs, local memory
-constexpr int64_t kStepBytes = int64_t{1} << 30;   // for what is allocated after the cache: logits, sampling
+constexpr int64_t kStepBytes = int64_t{1} << 30;  // for what is allocated after the cache: logits, sampling
 
 constexpr int64_t rounded_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -53,8 +52,10 @@ class Graph final : public Recording {
 void cuda_failed(cudaError_t status, const char* file, int line, const char* expression) {
   cudaGetLastError();  // it is told here, not to the next caller
   const char* name = std::strrchr(file, '/');
-  throw Error(str_cat("[cuda] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ") at ",
-                      name ? name + 1 : file, ":", line, ": ", expression));
+  const std::string message = str_cat("[cuda] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ") at ",
+                                      name ? name + 1 : file, ":", line, ": ", expression);
+  if (status == cudaErrorMemoryAllocation) throw OutOfMemory(message);
+  throw DeviceFailure(message);
 }
 
 void check_launch(cudaStream_t stream) {
@@ -89,13 +90,14 @@ CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
   compute_capability_ =
       10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
   reads_pageable_memory_ = attribute(cudaDevAttrPageableMemoryAccess) != 0;
+  reads_registered_memory_ = attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) != 0;
   if (compute_capability_ < 80)
     throw Error(str_cat("[device] ", name(), " has compute capability ", compute_capability_ / 10, ".",
                         compute_capability_ % 10, ", at least 8.0 is needed: use device=\"cpu\""));
 }
 
 // Complete before anything is made, so that the destructor frees what was when the rest fails.
-CudaDevice::CudaDevice(int device_idx, double memory_share) : CudaDevice(device_idx) {
+CudaDevice::CudaDevice(int device_idx, double memory_share, int num_communicators) : CudaDevice(device_idx) {
   CUDA_CHECK(cudaStreamCreateWithFlags(&main_stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaStreamCreateWithFlags(&branch_stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaEventCreateWithFlags(&fork_event_, cudaEventDisableTiming));
@@ -104,15 +106,13 @@ CudaDevice::CudaDevice(int device_idx, double memory_share) : CudaDevice(device_
 
   size_t free_bytes = 0, total_bytes = 0;
   CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-  const int64_t wanted = memory_share > 0 ? static_cast<int64_t>(static_cast<double>(free_bytes) * memory_share)
-                                          : static_cast<int64_t>(free_bytes) - kSpareBytes;
-  const int64_t arena_bytes = std::max(wanted / kHugePage, int64_t{1}) * kHugePage;
-  if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_bytes)) != cudaSuccess) {
+  const int64_t arena_size = arena_bytes(static_cast<int64_t>(free_bytes), memory_share, num_communicators);
+  if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_size)) != cudaSuccess) {
     cudaGetLastError();
-    throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_bytes, " of ", free_bytes,
+    throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_size, " of ", free_bytes,
                               " free bytes cannot be taken: lower gpu_memory_utilization"));
   }
-  arena_ = Arena(arena_bytes);
+  arena_ = Arena(arena_size);
 }
 
 CudaDevice::~CudaDevice() {

@@ -19,9 +19,8 @@ namespace longcat {
 
 class CudaDevice final : public GpuDevice {
  public:
-  // memory_share: of the memory that is free now, what the arena takes; 0: all but 1.5 GiB. Throws Error,
-  // OutOfMemory.
-  CudaDevice(int device_idx, double memory_share);
+  // memory_share, num_communicators: see arena_bytes. Throws Error, OutOfMemory.
+  CudaDevice(int device_idx, double memory_share, int num_communicators = 0);
   ~CudaDevice() override;
 
   std::string name() const override { return "cuda:" + std::to_string(device_idx_); }
@@ -38,6 +37,7 @@ class CudaDevice final : public GpuDevice {
   void download(void* host_data, const void* device_data, int64_t bytes) override;
   void copy(void* to, const void* from, int64_t bytes) override;
   std::unique_ptr<Recording> record(std::function<void()> work) override;
+  bool warms_recordings() const override { return true; }
   int64_t padded_rows(int64_t rows) const override;
   void begin_branch() override;
   void end_branch() override;
@@ -48,6 +48,7 @@ class CudaDevice final : public GpuDevice {
   int num_multiprocessors() const override { return num_multiprocessors_; }
   int compute_capability() const override { return compute_capability_; }
   bool reads_pageable_memory() const override { return reads_pageable_memory_; }
+  bool reads_registered_memory() const override { return reads_registered_memory_; }
   const Arena& arena() const { return arena_; }
 
  private:
@@ -79,7 +80,7 @@ class CudaDevice final : public GpuDevice {
   void make_current() const;
 
   int device_idx_, num_multiprocessors_ = 1, compute_capability_ = 0;
-  bool reads_pageable_memory_ = false;
+  bool reads_pageable_memory_ = false, reads_registered_memory_ = false;
   cudaStream_t main_stream_ = nullptr, branch_stream_ = nullptr;
   cudaEvent_t fork_event_ = nullptr, join_event_ = nullptr;
   bool in_branch_ = false;

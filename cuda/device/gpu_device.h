@@ -17,7 +17,8 @@ class GpuDevice : public Device {
   virtual int num_multiprocessors() const { return 1; }
   virtual int compute_capability() const { return 0; }  // 90 for 9.0
   virtual bool multiplies_fp8() const { return compute_capability() == 90; }
-  virtual bool reads_pageable_memory() const { return false; }  // of the host, as it is mapped
+  virtual bool reads_pageable_memory() const { return false; }   // of the host, as it is mapped
+  virtual bool reads_registered_memory() const { return true; }  // of the host, by the host's own pointers
 
   // Emulated device memory is accessible only between these two, so that the host code never touches it by mistake.
   virtual void begin_kernel() {}

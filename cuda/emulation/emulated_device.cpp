@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -12,6 +13,8 @@
 namespace longcat {
 
 namespace {
+
+std::atomic<int64_t> kernels_before_failure{-1};  // negative: none fails
 
 class ReplayedFunction final : public Recording {
  public:
@@ -33,6 +36,8 @@ class ReplayedFunction final : public Recording {
 
 }  // namespace
 
+void fail_emulated_kernels(int64_t num_kernels) { kernels_before_failure = num_kernels; }
+
 EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
     : arena_(capacity), fp8_(fp8), reversed_(reversed) {
   void* data =
@@ -43,11 +48,17 @@ EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
 
 EmulatedDevice::~EmulatedDevice() { ::munmap(memory_, static_cast<size_t>(arena_.bytes())); }
 
-void EmulatedDevice::begin_kernel() {
-  ++num_kernels_;
-  ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), PROT_READ | PROT_WRITE);
+void EmulatedDevice::make_accessible(bool accessible) {
+  ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
-void EmulatedDevice::end_kernel() { ::mprotect(memory_, static_cast<size_t>(arena_.bytes()), PROT_NONE); }
+
+void EmulatedDevice::begin_kernel() {
+  if (kernels_before_failure == 0) throw DeviceFailure("[cuda-emulated] a test made this device fail");
+  if (kernels_before_failure > 0) --kernels_before_failure;
+  ++num_kernels_;
+  make_accessible(true);
+}
+void EmulatedDevice::end_kernel() { make_accessible(false); }
 
 void* EmulatedDevice::allocate(int64_t bytes) {
   if (bytes <= 0) return nullptr;
@@ -57,13 +68,13 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Whole pages are mapped anew, so that large buffers cost only what is used of them: begin_kernel walks the rest.
+// Whole pages are mapped anew, so that large buffers cost only what is used of them: make_accessible walks the rest.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
   constexpr uintptr_t kPage = 4096;
   char* const end = data + bytes;
   char* const first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage);
   char* const last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kPage * kPage);
-  begin_kernel();
+  make_accessible(true);
   if (first < last) {
     ::mmap(first, static_cast<size_t>(last - first), PROT_READ | PROT_WRITE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -72,7 +83,7 @@ void EmulatedDevice::clear(char* data, int64_t bytes) {
   } else {
     std::memset(data, 0, static_cast<size_t>(bytes));
   }
-  end_kernel();
+  make_accessible(false);
 }
 
 void EmulatedDevice::free(void* data, int64_t bytes) noexcept {

@@ -10,6 +10,10 @@
 
 namespace longcat {
 
+// For tests of failures: all emulated devices of this process fail like a GPU after an illegal address, from the kernel
+// or copy on that `num_kernels` others precede. Negative: they work again.
+void fail_emulated_kernels(int64_t num_kernels);
+
 class EmulatedDevice final : public GpuDevice {
  public:
   // capacity: address space; memory is taken when it is touched. fp8, reversed: see GpuDevice.
@@ -30,6 +34,7 @@ class EmulatedDevice final : public GpuDevice {
   void download(void* host_data, const void* device_data, int64_t bytes) override;
   void copy(void* to, const void* from, int64_t bytes) override;
   std::unique_ptr<Recording> record(std::function<void()> work) override;
+  bool warms_recordings() const override { return true; }
   int64_t padded_rows(int64_t rows) const override;
   void begin_branch() override { in_branch_ = true; }
   void end_branch() override { in_branch_ = false; }
@@ -46,6 +51,7 @@ class EmulatedDevice final : public GpuDevice {
 
  private:
   void clear(char* data, int64_t bytes);
+  void make_accessible(bool accessible);
 
   Arena arena_;
   bool fp8_, reversed_, in_branch_ = false;

@@ -3,10 +3,11 @@
 //
 // Decode is bound by the latent rows it reads (1,152 bytes a position in bf16, once for all heads at best; here once a
 // group of 8 heads, the rest from L2). A block takes one token, 8 heads and one piece of the history of fixed absolute
-// position: scores by a warp a dot product, then exponentials, then weighted sums with a thread a latent value. Partial
-// results (maximum, sum, kv_lora values) go to the workspace, and a second kernel combines them in ascending order. How
-// many pieces run at once depends on the workspace, the bits do not. Shared memory: 8 x 576 query values, 8 x 2,048
-// scores: 82 KiB.
+// position: scores by a warp a position, each latent value for all 8 heads, then exponentials, then weighted sums with
+// a thread a latent value for all 8 heads. Partial results (maximum, sum, kv_lora values) go to the workspace, and a
+// second kernel combines them in ascending order. Where the workspace is too small for all pieces of all tokens, a
+// block takes the pieces of its token in turn, with the same additions. Shared memory: 8 x 576 query values and 8
+// scores a position of a piece: 23 to 82 KiB.
 //
 // Prefill is bound by arithmetic: a block takes 64 prompt rows of one head, and for each 64 positions makes keys and
 // values from the latents (16.8 MFLOP of plain multiply-adds) before it attends. Shared memory for 192 + 128: keys 48,
@@ -121,111 +122,181 @@ struct NormStore {
 
 // --- absorbed ------------------------------------------------------------------------------------------------------
 
-// Where the partial results of a round of pieces lie. A partial: maximum, sum of exponentials, then kv_lora values.
+// Partial results of pieces: maximum, sum of exponentials, then kv_lora values.
 struct Partials {
   float* memory;
   int64_t num_heads, kv_lora_rank;
-  int64_t num_pieces;  // of a round
+  int64_t num_slots;  // of a token and head: a piece each, or one for the sum so far
 
   LC_HD int64_t size() const { return kv_lora_rank + 2; }
-  LC_HD float* piece(int64_t token, int64_t head, int64_t piece_in_round) const {
-    return memory + ((token * num_heads + head) * (num_pieces + 1) + piece_in_round) * size();
+  LC_HD float* slot(int64_t token, int64_t head, int64_t slot_idx) const {
+    return memory + ((token * num_heads + head) * num_slots + slot_idx) * size();
   }
-  // The running result before this round.
-  LC_HD float* total(int64_t token, int64_t head) const { return piece(token, head, num_pieces); }
 };
 
+// One step of the sum over pieces, rounded alike wherever it is compiled: both ways of DecodePiece give the same bits.
+LC_HD float add_piece(float sum, float keep, float value, float take) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(sum, keep, __fmul_rn(value, take));
+#else
+  return sum * keep + value * take;
+#endif
+}
+
+// A block takes a token and a group of heads, and either one piece, for DecodeCombine, or with few slots (`in_turn`)
+// all of them in ascending order.
+template <DType kDType>
 struct DecodePiece {
   static constexpr int kThreads = 256;
   Partials partials;
   LatentView latents;
-  View q_latent, q_rope;
+  View out, q_latent, q_rope;
   const int32_t* positions;
   const int32_t* sequence_idx;
   const int32_t* block_tables;
   int64_t block_table_stride;
-  int64_t first_token, first_piece, groups;
+  int64_t first_token, num_pieces, groups;
+  bool in_turn;
   float scale;
 
-  LC_HD void operator()(const Block& block) const {
-    const int64_t piece = block.index % partials.num_pieces, group = block.index / partials.num_pieces % groups;
-    const int64_t token = block.index / partials.num_pieces / groups, t = first_token + token;
-    const int64_t begin = kv_piece_begin(first_piece + piece), length = positions[t] + 1;
-    if (begin >= length) return;
-    const int64_t end = kv_piece_end(begin) < length ? kv_piece_end(begin) : length, n = end - begin;
-    const int64_t first_head = group * kHeadGroup, kv_lora = latents.kv_lora_rank, rope = latents.rope_dim;
-    const int64_t heads = partials.num_heads - first_head < kHeadGroup ? partials.num_heads - first_head : kHeadGroup;
-    const int64_t dim = kv_lora + rope;
-    const int32_t* block_table = block_tables + sequence_idx[t] * block_table_stride;
-    float* query = block.shared<float>();      // [heads, dim]
-    float* scores = query + kHeadGroup * dim;  // [heads, kMaxKvPiece]
+  // Shared memory, largest_piece: of those that are attended to.
+  static int64_t shared_bytes(int64_t dim, int64_t largest_piece) { return 4 * kHeadGroup * (dim + largest_piece + 4); }
 
-    block.for_each(heads * dim, [&](int64_t i) {
-      const int64_t head = first_head + i / dim, k = i % dim;
-      query[i] = k < kv_lora ? q_latent.get(t * q_latent.stride0 + head * q_latent.stride1 + k)
-                             : q_rope.get(t * q_rope.stride0 + head * q_rope.stride1 + k - kv_lora);
+  LC_HD void operator()(const Block& block) const {
+    const int64_t slots = in_turn ? 1 : num_pieces;
+    const int64_t first_piece = block.index % slots, group = block.index / slots % groups;
+    const int64_t token = block.index / slots / groups, t = first_token + token;
+    const int64_t length = positions[t] + 1, kv_lora = latents.kv_lora_rank, dim = kv_lora + latents.rope_dim;
+    if (kv_piece_begin(first_piece) >= length) return;
+    const int64_t first_head = group * kHeadGroup;
+    const int64_t heads = partials.num_heads - first_head < kHeadGroup ? partials.num_heads - first_head : kHeadGroup;
+    const int32_t* block_table = block_tables + sequence_idx[t] * block_table_stride;
+    float* query = block.shared<float>();     // [kHeadGroup, dim]
+    float* state = query + kHeadGroup * dim;  // [kHeadGroup, 4] of the heads: maximum, sum, keep, take
+    float* scores = state + 4 * kHeadGroup;   // [positions, kHeadGroup]
+    block.for_each(kHeadGroup * dim, [&](int64_t i) {
+      const int64_t h = i / dim, k = i % dim, head = first_head + h;
+      query[i] = h >= heads    ? 0.0f
+                 : k < kv_lora ? q_latent.get(t * q_latent.stride0 + head * q_latent.stride1 + k)
+                               : q_rope.get(t * q_rope.stride0 + head * q_rope.stride1 + k - kv_lora);
     });
-    block.dots(
-        heads * n, dim,
-        [&](int64_t i, int64_t k) {
-          return query[i / n * dim + k] * latents.get(latents.row(block_table, begin + i % n), k);
-        },
-        [&](int64_t i, float sum) { scores[i / n * kMaxKvPiece + i % n] = sum * scale; });
-    for (int64_t h = 0; h < heads; ++h) {
-      float* row = scores + h * kMaxKvPiece;
-      const float max = block.max(n, [&](int64_t s) { return row[s]; });
-      block.for_each(n, [&](int64_t s) { row[s] = expf(row[s] - max); });
-      const float sum = block.sum<float>(n, [&](int64_t s) { return row[s]; });
-      float* partial = partials.piece(token, first_head + h, piece);
-      block.for_each(1, [&](int64_t) {
-        partial[0] = max;
-        partial[1] = sum;
-      });
+    const int64_t last_piece = in_turn ? num_pieces : first_piece + 1;
+    for (int64_t piece = first_piece; piece < last_piece && kv_piece_begin(piece) < length; ++piece) {
+      const int64_t begin = kv_piece_begin(piece), stop = kv_piece_end(begin) < length ? kv_piece_end(begin) : length;
+      attend(block, query, scores, state, block_table, begin, stop - begin, heads,
+             [&](int64_t h) { return partials.slot(token, first_head + h, in_turn ? 0 : piece); });
     }
+    if (!in_turn) return;
     block.for_each(heads * kv_lora, [&](int64_t i) {
-      const float* row = scores + i / kv_lora * kMaxKvPiece;
-      float acc = 0;
-      for (int64_t s = 0; s < n; ++s) acc += row[s] * latents.get(latents.row(block_table, begin + s), i % kv_lora);
-      partials.piece(token, first_head + i / kv_lora, piece)[2 + i % kv_lora] = acc;
+      const int64_t head = first_head + i / kv_lora, k = i % kv_lora;
+      const float* total = partials.slot(token, head, 0);
+      out.set(t * out.stride0 + head * out.stride1 + k, total[2 + k] / total[1]);
+    });
+  }
+
+  // One piece, into slot_of(head of the group): alone, or added to what the pieces before left there.
+  template <class SlotOf>
+  LC_HD void attend(const Block& block, const float* query, float* scores, float* state, const int32_t* block_table,
+                    int64_t begin, int64_t n, int64_t heads, const SlotOf& slot_of) const {
+    const int64_t kv_lora = latents.kv_lora_rank, dim = kv_lora + latents.rope_dim;
+    block.multi_dots<kHeadGroup>(
+        n, dim, heads, [&](int64_t s) { return latents.row(block_table, begin + s); },
+        [&](const unsigned char* row, int64_t k) { return latents.get_as<kDType>(row, k); },
+        [&](int64_t h, int64_t k) { return query[h * dim + k]; },
+        [&](int64_t s, int64_t h, float sum) { scores[s * kHeadGroup + h] = sum * scale; });
+    block.reduce_rows<kThreads>(
+        heads, n, Block::minus_infinity(), [&](int64_t h, int64_t s) { return scores[s * kHeadGroup + h]; },
+        [](float a, float b) { return a > b ? a : b; }, [&](int64_t h, float max) { state[4 * h] = max; });
+    block.for_each(n * kHeadGroup, [&](int64_t i) {
+      const int64_t h = i % kHeadGroup;
+      if (h < heads) scores[i] = expf(scores[i] - state[4 * h]);
+    });
+    block.reduce_rows<kThreads>(
+        heads, n, 0.0f, [&](int64_t h, int64_t s) { return scores[s * kHeadGroup + h]; },
+        [](float a, float b) { return a + b; }, [&](int64_t h, float sum) { state[4 * h + 1] = sum; });
+    const bool adds = in_turn && begin > 0;
+    block.for_each(heads, [&](int64_t h) {
+      float* slot = slot_of(h);
+      const float max = state[4 * h], sum = state[4 * h + 1];
+      const float total_max = adds && slot[0] > max ? slot[0] : max;
+      const float keep = adds ? expf(slot[0] - total_max) : 0.0f, take = expf(max - total_max);
+      slot[1] = in_turn ? add_piece(adds ? slot[1] : 0.0f, keep, sum, take) : sum;
+      slot[0] = total_max;
+      state[4 * h + 2] = keep;
+      state[4 * h + 3] = take;
+    });
+#ifdef __CUDA_ARCH__
+    constexpr int64_t kSums = kHeadGroup;  // known to the compiler: the sums stay in registers
+#else
+    const int64_t kSums = heads;
+#endif
+    block.for_each(kv_lora, [&](int64_t k) {
+      float acc[kHeadGroup] = {};
+      for (int64_t first = 0; first < n; first += kBlockSize) {  // rows of a cache block lie one behind the other
+        const unsigned char* row = latents.row(block_table, begin + first);
+        const int64_t count = n - first < kBlockSize ? n - first : kBlockSize;
+#ifdef __CUDA_ARCH__
+#pragma unroll 8
+#endif
+        for (int64_t s = 0; s < count; ++s) {
+          const float value = latents.get_as<kDType>(row + s * latents.row_bytes, k);
+          const float* weights = scores + (first + s) * kHeadGroup;
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+          for (int64_t h = 0; h < kSums; ++h) acc[h] += weights[h] * value;
+        }
+      }
+      for (int64_t h = 0; h < heads; ++h) {
+        float* to = slot_of(h) + 2 + k;
+        *to = in_turn ? add_piece(adds ? *to : 0.0f, state[4 * h + 2], acc[h], state[4 * h + 3]) : acc[h];
+      }
     });
   }
 };
 
-// Adds a round's pieces to the running result in ascending order; the last round normalises into `out`.
+// Adds the pieces of a token and head in ascending order.
 struct DecodeCombine {
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   Partials partials;
   View out;
   const int32_t* positions;
-  int64_t first_token, first_piece;
-  bool last;
+  int64_t first_token;
 
   LC_HD void operator()(const Block& block) const {
     const int64_t head = block.index % partials.num_heads, token = block.index / partials.num_heads;
     const int64_t t = first_token + token, kv_lora = partials.kv_lora_rank, length = positions[t] + 1;
-    float* total = partials.total(token, head);
-    float total_max = first_piece == 0 ? Block::minus_infinity() : total[0];
-    float total_sum = first_piece == 0 ? 0.0f : total[1];
-    float* acc = block.shared<float>();  // [kv_lora]
-    block.for_each(kv_lora, [&](int64_t k) { acc[k] = first_piece == 0 ? 0.0f : total[2 + k]; });
-    for (int64_t piece = 0; piece < partials.num_pieces && kv_piece_begin(first_piece + piece) < length; ++piece) {
-      const float* partial = partials.piece(token, head, piece);
-      const float max = total_max > partial[0] ? total_max : partial[0];
-      const float keep = expf(total_max - max), take = expf(partial[0] - max);
-      total_sum = total_sum * keep + partial[1] * take;
-      total_max = max;
-      block.for_each(kv_lora, [&](int64_t k) { acc[k] = acc[k] * keep + partial[2 + k] * take; });
-    }
+    int64_t count = 0;
+    while (count < partials.num_slots && kv_piece_begin(count) < length) ++count;
+    float* max = block.shared<float>();  // [num_slots] each
+    float* sum = max + partials.num_slots;
+    float* total_max = sum + partials.num_slots;  // of the pieces up to one
+    float* keep = total_max + partials.num_slots;
+    float* take = keep + partials.num_slots;
+    block.for_each(count, [&](int64_t piece) {
+      max[piece] = partials.slot(token, head, piece)[0];
+      sum[piece] = partials.slot(token, head, piece)[1];
+    });
+    block.for_each(1, [&](int64_t) {
+      total_max[0] = max[0];
+      for (int64_t piece = 1; piece < count; ++piece)
+        total_max[piece] = total_max[piece - 1] > max[piece] ? total_max[piece - 1] : max[piece];
+    });
+    block.for_each(count, [&](int64_t piece) {
+      keep[piece] = piece == 0 ? 0.0f : expf(total_max[piece - 1] - total_max[piece]);
+      take[piece] = expf(max[piece] - total_max[piece]);
+    });
     block.for_each(kv_lora, [&](int64_t k) {
-      if (last) {
-        out.set(t * out.stride0 + head * out.stride1 + k, acc[k] / total_sum);
-        return;
+      float acc = 0, total = 0;
+      const float* value = partials.slot(token, head, 0) + 2 + k;
+#ifdef __CUDA_ARCH__
+#pragma unroll 8
+#endif
+      for (int64_t piece = 0; piece < count; ++piece) {
+        acc = add_piece(acc, keep[piece], value[piece * partials.size()], take[piece]);
+        total = add_piece(total, keep[piece], sum[piece], take[piece]);
       }
-      total[2 + k] = acc[k];
-      if (k == 0) {
-        total[0] = total_max;
-        total[1] = total_sum;
-      }
+      out.set(t * out.stride0 + head * out.stride1 + k, acc / total);
     });
   }
 };
@@ -354,6 +425,51 @@ struct Prefill {
   }
 };
 
+// What is launched depends on the number of tokens and their context bucket, never on the longest context that a
+// request may have.
+template <class Kernel>
+void decode(GpuDevice& device, const Buffer& workspace, Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents,
+            const ForwardBatch& batch, float scale) {
+  const int64_t num_heads = q_latent.size(1), kv_lora_rank = q_latent.size(2), rope_dim = q_rope.size(2);
+  const int64_t groups = (num_heads + kHeadGroup - 1) / kHeadGroup, context = batch.decode_context;
+  LC_CHECK(context > 0 && batch.num_decode_tokens > 0, "context ", context);
+  const int64_t num_pieces = num_kv_pieces(context);
+  const int64_t slot_bytes = num_heads * (kv_lora_rank + 2) * 4;  // of a token
+  // Where the workspace cannot hold all pieces there are so many tokens that they fill the device without.
+  const bool in_turn = batch.num_decode_tokens * num_pieces * slot_bytes > workspace.bytes();
+  const Partials partials{.memory = static_cast<float*>(workspace.data()),
+                          .num_heads = num_heads,
+                          .kv_lora_rank = kv_lora_rank,
+                          .num_slots = in_turn ? 1 : num_pieces};
+  const int64_t tokens = std::min(batch.num_decode_tokens, workspace.bytes() / (partials.num_slots * slot_bytes));
+  LC_CHECK(tokens > 0, "workspace of ", workspace.bytes(), " bytes");
+  const int64_t shared_bytes = Kernel::shared_bytes(kv_lora_rank + rope_dim, kv_piece_size(context - 1));
+  for (int64_t first = 0; first < batch.num_decode_tokens; first += tokens) {
+    const int64_t count = std::min(tokens, batch.num_decode_tokens - first);
+    gpu::launch(device, count * groups * partials.num_slots, shared_bytes,
+                Kernel{.partials = partials,
+                       .latents = LatentView(latents, kv_lora_rank, rope_dim),
+                       .out = View(out),
+                       .q_latent = View(q_latent),
+                       .q_rope = View(q_rope),
+                       .positions = batch.positions.data<int32_t>(),
+                       .sequence_idx = batch.sequence_idx.data<int32_t>(),
+                       .block_tables = batch.block_tables.data<int32_t>(),
+                       .block_table_stride = batch.block_tables.stride(0),
+                       .first_token = first,
+                       .num_pieces = num_pieces,
+                       .groups = groups,
+                       .in_turn = in_turn,
+                       .scale = scale});
+    if (!in_turn)
+      gpu::launch(device, count * num_heads, 4 * 5 * num_pieces,
+                  DecodeCombine{.partials = partials,
+                                .out = View(out),
+                                .positions = batch.positions.data<int32_t>(),
+                                .first_token = first});
+  }
+}
+
 }  // namespace
 
 void CudaOps::mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
@@ -372,42 +488,13 @@ void CudaOps::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor
 
 void CudaOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                          float scale) {
-  const int64_t num_heads = q_latent.size(1), kv_lora_rank = q_latent.size(2), rope_dim = q_rope.size(2);
-  const int64_t groups = (num_heads + kHeadGroup - 1) / kHeadGroup;
-  const int64_t num_pieces = num_kv_pieces(batch.block_tables.size(1) * kBlockSize);
-  // The workspace holds `tokens` x (pieces + 1) partials a head; few tokens run all pieces at once.
-  const int64_t token_bytes = num_heads * (kv_lora_rank + 2) * 4;
-  const int64_t tokens = std::min(batch.num_decode_tokens, workspace().bytes() / (2 * token_bytes));
-  LC_CHECK(tokens > 0, "workspace of ", workspace().bytes(), " bytes");
-  const Partials partials{.memory = static_cast<float*>(workspace().data()),
-                          .num_heads = num_heads,
-                          .kv_lora_rank = kv_lora_rank,
-                          .num_pieces = std::min(num_pieces, workspace().bytes() / (tokens * token_bytes) - 1)};
-  for (int64_t first = 0; first < batch.num_decode_tokens; first += tokens) {
-    const int64_t count = std::min(tokens, batch.num_decode_tokens - first);
-    for (int64_t piece = 0; piece < num_pieces; piece += partials.num_pieces) {
-      gpu::launch(*device_, count * groups * partials.num_pieces,
-                  4 * kHeadGroup * (kv_lora_rank + rope_dim + kMaxKvPiece),
-                  DecodePiece{.partials = partials,
-                              .latents = LatentView(latents, kv_lora_rank, rope_dim),
-                              .q_latent = View(q_latent),
-                              .q_rope = View(q_rope),
-                              .positions = batch.positions.data<int32_t>(),
-                              .sequence_idx = batch.sequence_idx.data<int32_t>(),
-                              .block_tables = batch.block_tables.data<int32_t>(),
-                              .block_table_stride = batch.block_tables.stride(0),
-                              .first_token = first,
-                              .first_piece = piece,
-                              .groups = groups,
-                              .scale = scale});
-      gpu::launch(*device_, count * num_heads, 4 * kv_lora_rank,
-                  DecodeCombine{.partials = partials,
-                                .out = View(out),
-                                .positions = batch.positions.data<int32_t>(),
-                                .first_token = first,
-                                .first_piece = piece,
-                                .last = piece + partials.num_pieces >= num_pieces});
-    }
+  switch (latents.dtype()) {
+    case DType::f8_e4m3:
+      return decode<DecodePiece<DType::f8_e4m3>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);
+    case DType::bf16:
+      return decode<DecodePiece<DType::bf16>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);
+    default:
+      return decode<DecodePiece<DType::f32>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);
   }
 }
 

@@ -8,10 +8,14 @@ namespace longcat {
 
 // First position of piece `piece` of the list that kv_piece_end walks (ops.h), and how many pieces cover `positions`.
 LC_HD constexpr int64_t kv_piece_begin(int64_t piece) {
-  constexpr int64_t kSmall = 2048 / 128, kMedium = (16384 - 2048) / 512;
-  if (piece < kSmall) return piece * 128;
-  if (piece < kSmall + kMedium) return 2048 + (piece - kSmall) * 512;
-  return 16384 + (piece - kSmall - kMedium) * kMaxKvPiece;
+  constexpr int64_t kStarts[] = {0, 2048, 16384, 65536, 131072}, kSizes[] = {128, 256, 512, 1024, kMaxKvPiece};
+  constexpr int kLast = 4;
+  for (int kind = 0; kind < kLast; ++kind) {
+    const int64_t pieces = (kStarts[kind + 1] - kStarts[kind]) / kSizes[kind];
+    if (piece < pieces) return kStarts[kind] + piece * kSizes[kind];
+    piece -= pieces;
+  }
+  return kStarts[kLast] + piece * kSizes[kLast];
 }
 constexpr int64_t num_kv_pieces(int64_t positions) {
   int64_t piece = 0;
@@ -43,18 +47,23 @@ struct LatentView {
 
   // Value k of a row: kv_lora_rank latents, then the rope values.
   LC_HD float get(const unsigned char* row, int64_t k) const {
-    switch (dtype) {
-      case DType::f8_e4m3: {
-        const Fp8Latent layout{kv_lora_rank, rope_dim};
-        if (k >= kv_lora_rank)
-          return to_float(reinterpret_cast<const bf16*>(row + layout.rope_offset())[k - kv_lora_rank]);
-        return e4m3_to_float(row[k]) *
-               reinterpret_cast<const float*>(row + layout.scales_offset())[k / Fp8Latent::kGroup];
-      }
-      case DType::bf16:
-        return to_float(reinterpret_cast<const bf16*>(row)[k]);
-      default:
-        return reinterpret_cast<const float*>(row)[k];
+    return dtype == DType::f8_e4m3 ? get_as<DType::f8_e4m3>(row, k)
+           : dtype == DType::bf16  ? get_as<DType::bf16>(row, k)
+                                   : get_as<DType::f32>(row, k);
+  }
+  // The same where the dtype is known when the kernel is compiled.
+  template <DType kDType>
+  LC_HD float get_as(const unsigned char* row, int64_t k) const {
+    if constexpr (kDType == DType::f8_e4m3) {
+      const Fp8Latent layout{kv_lora_rank, rope_dim};
+      if (k >= kv_lora_rank)
+        return to_float(reinterpret_cast<const bf16*>(row + layout.rope_offset())[k - kv_lora_rank]);
+      return e4m3_to_float(row[k]) *
+             reinterpret_cast<const float*>(row + layout.scales_offset())[k / Fp8Latent::kGroup];
+    } else if constexpr (kDType == DType::bf16) {
+      return to_float(reinterpret_cast<const bf16*>(row)[k]);
+    } else {
+      return reinterpret_cast<const float*>(row)[k];
     }
   }
 };

@@ -73,10 +73,15 @@ class Block {
     for (int64_t i = threadIdx.x; i < n; i += num_threads) mine = combine(mine, f(i));
     parts[threadIdx.x] = mine;
     __syncthreads();
-    for (int width = num_threads / 2; width > 0; width /= 2) {
+    for (int width = num_threads / 2; width >= 32; width /= 2) {
       if (threadIdx.x < width) parts[threadIdx.x] = combine(parts[threadIdx.x], parts[threadIdx.x + width]);
       __syncthreads();
     }
+    if (threadIdx.x < 32) {  // the rest of the tree within a warp
+      mine = combine_lanes(parts[threadIdx.x], combine);
+      if (threadIdx.x == 0) parts[0] = mine;
+    }
+    __syncthreads();
     const T result = parts[0];
     __syncthreads();
     return result;
@@ -111,7 +116,7 @@ class Block {
     for (int64_t row = threadIdx.x / 32; row < rows; row += num_threads / 32) {
       float sum = 0;
       for (int64_t k = lane; k < depth; k += 32) sum += term(row, k);
-      for (int width = 16; width > 0; width /= 2) sum += __shfl_down_sync(~0u, sum, width);
+      sum = combine_lanes(sum, [](float a, float b) { return a + b; });
       if (lane == 0) store(row, sum);
     }
     __syncthreads();
@@ -120,9 +125,80 @@ class Block {
       float lanes[32] = {};
       for (int64_t first = 0; first < depth; first += 32)
         for (int64_t k = first; k < depth && k < first + 32; ++k) lanes[k - first] += term(row, k);
-      for (int width = 16; width > 0; width /= 2)
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-      store(row, lanes[0]);
+      store(row, tree_of_lanes(lanes));
+    });
+#endif
+  }
+
+  // dots() of every row with kCount vectors at once: store(row, v, sum over k of value(open(row), k) * vector(v, k)). A
+  // value is loaded once for all of them. Vectors from `count` on need no result.
+  template <int kCount, class Open, class Value, class Vector, class Store>
+  LC_HD void multi_dots(int64_t rows, int64_t depth, int64_t count, const Open& open, const Value& value,
+                        const Vector& vector, const Store& store) const {
+#ifdef __CUDA_ARCH__
+    const int lane = threadIdx.x % 32;
+    for (int64_t row = threadIdx.x / 32; row < rows; row += num_threads / 32) {
+      const auto at = open(row);
+      float sums[kCount] = {};
+#pragma unroll 6
+      for (int64_t k = lane; k < depth; k += 32) {
+        const float x = value(at, k);
+#pragma unroll
+        for (int v = 0; v < kCount; ++v) sums[v] += x * vector(v, k);
+      }
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) {
+        const float sum = combine_lanes(sums[v], [](float a, float b) { return a + b; });
+        if (lane == 0 && v < count) store(row, v, sum);
+      }
+    }
+    __syncthreads();
+#else
+    for_each(rows, [&](int64_t row) {
+      const auto at = open(row);
+      for (int v = 0; v < count; ++v) {
+        float lanes[32] = {};
+        for (int64_t first = 0; first < depth; first += 32)
+          for (int64_t k = first; k < depth && k < first + 32; ++k) lanes[k - first] += value(at, k) * vector(v, k);
+        store(row, v, tree_of_lanes(lanes));
+      }
+    });
+#endif
+  }
+
+  // store(row, reduce() over f(row, 0..n-1)) for each row: a warp takes a row, in the order of additions of a reduce()
+  // by kWidth threads.
+  template <int kWidth, class T, class F, class Combine, class Store>
+  LC_HD void reduce_rows(int64_t rows, int64_t n, T identity, const F& f, const Combine& combine,
+                         const Store& store) const {
+    static_assert(kWidth % 32 == 0 && kWidth <= kMaxThreads);
+#ifdef __CUDA_ARCH__
+    const int lane = threadIdx.x % 32;
+    for (int64_t row = threadIdx.x / 32; row < rows; row += num_threads / 32) {
+      T parts[kWidth / 32];
+#pragma unroll
+      for (int part = 0; part < kWidth / 32; ++part) {
+        parts[part] = identity;
+        for (int64_t i = part * 32 + lane; i < n; i += kWidth) parts[part] = combine(parts[part], f(row, i));
+      }
+#pragma unroll
+      for (int width = kWidth / 64; width > 0; width /= 2)
+#pragma unroll
+        for (int part = 0; part < width; ++part) parts[part] = combine(parts[part], parts[part + width]);
+      const T result = combine_lanes(parts[0], combine);
+      if (lane == 0) store(row, result);
+    }
+    __syncthreads();
+#else
+    for_each(rows, [&](int64_t row) {
+      T parts[kWidth];
+      for (int thread = 0; thread < kWidth; ++thread) {
+        parts[thread] = identity;
+        for (int64_t i = thread; i < n; i += kWidth) parts[thread] = combine(parts[thread], f(row, i));
+      }
+      for (int width = kWidth / 2; width > 0; width /= 2)
+        for (int thread = 0; thread < width; ++thread) parts[thread] = combine(parts[thread], parts[thread + width]);
+      store(row, parts[0]);
     });
 #endif
   }
@@ -167,6 +243,20 @@ class Block {
     *address += value;
 #endif
   }
+  // Of a 64-bit number in two halves: native where 64-bit atomics are loops, as in shared memory.
+  LC_HD static void atomic_add(uint32_t* low, uint32_t* high, uint64_t value) {
+    const uint32_t low_part = static_cast<uint32_t>(value), high_part = static_cast<uint32_t>(value >> 32);
+#ifdef __CUDA_ARCH__
+    const uint32_t before = atomicAdd(low, low_part);
+    const uint32_t carry = before + low_part < before ? 1 : 0;
+    if (high_part + carry > 0) atomicAdd(high, high_part + carry);
+#else
+    const uint64_t sum = (static_cast<uint64_t>(*high) << 32 | *low) + value;
+    *low = static_cast<uint32_t>(sum);
+    *high = static_cast<uint32_t>(sum >> 32);
+    (void)low_part, (void)high_part;
+#endif
+  }
   LC_HD static void atomic_or(uint32_t* address, uint32_t value) {
 #ifdef __CUDA_ARCH__
     atomicOr(address, value);
@@ -174,6 +264,31 @@ class Block {
     *address |= value;
 #endif
   }
+
+  // The tree that adds what the lanes of a warp have; on the GPU of any type of 4 to 16 bytes, by shuffles, in lane 0.
+  LC_HD static float tree_of_lanes(float (&lanes)[32]) {
+    for (int width = 16; width > 0; width /= 2)
+      for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    return lanes[0];
+  }
+#ifdef __CUDACC__
+  template <class T, class Combine>
+  __device__ static T combine_lanes(T mine, const Combine& combine) {
+    constexpr int kWords = sizeof(T) / 4;
+    static_assert(sizeof(T) == 4 * kWords);
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) {
+      T other;
+      uint32_t words[kWords];
+      memcpy(words, &mine, sizeof(T));
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) words[word] = __shfl_down_sync(~0u, words[word], width);
+      memcpy(&other, words, sizeof(T));
+      mine = combine(mine, other);
+    }
+    return mine;
+  }
+#endif
 
   LC_HD static constexpr float minus_infinity() { return std::bit_cast<float>(0xff800000u); }
 
@@ -213,7 +328,7 @@ struct View {
 
 #ifdef __CUDACC__
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) run_blocks(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1) run_blocks(const __grid_constant__ Kernel kernel) {
   extern __shared__ __align__(16) unsigned char memory[];
   const Block block(blockIdx.x, Kernel::kThreads, memory, false);
   kernel(block);

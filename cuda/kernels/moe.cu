@@ -1,22 +1,22 @@
 // Router, permutation, experts and combine of the shortcut MoE.
 //
-// Router: one kernel, one block a token: 384 dot products of 3,072 (a warp each, weights from L2: 4.7 MB a layer),
-// softmax, bias, top-12 by repeated argmax, weights. Permutation: one block an expert reads all picks (T * 12 ids from
-// L2), so rows come out in token order without atomics. Combine: one block a token gathers its experts' rows in
-// ascending expert id. Shared memory: 4 bytes a router output.
+// Router: scores, then picks. Scores are bound by the 4.7 MB of weights a layer (384 x 3,072 f32), which must come at
+// once: loads of 16 bytes, 15 of a lane under way, for one token 24 blocks of 16 outputs, for many tokens 12 blocks of
+// 32 outputs for each 8 tokens. Picks: a warp a token; softmax, bias, top-12 by repeated argmax, weights, all in shared
+// memory (12 bytes a router output). Permutation: one block an expert reads all picks (T * 12 ids from L2), so rows
+// come out in token order without atomics. Combine: one block a token gathers its experts' rows in ascending expert id.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/elementwise.h"
-#include "cuda/kernels/matrix.h"
+#include "cuda/kernels/wide.h"
 
 namespace longcat {
 
 namespace {
 
 using gpu::Block;
-using gpu::Matrix;
 using gpu::View;
 
 struct Candidate {
@@ -24,22 +24,49 @@ struct Candidate {
   int32_t id;  // -1: none
 };
 
-struct Route {
+// scores[t, e] = x[t] . classifier[e] in f32, whatever the number of tokens.
+template <class X, int kRows, int kTokens, int kAhead>
+struct RouteScores {
   static constexpr int kThreads = 256;
+  static constexpr int64_t kOutputs = kThreads / 32 * kRows;  // of a block
+  float* scores;                                              // [T, num_outputs]
+  const X* x;
+  const float* classifier;  // [num_outputs, dim]
+  const int32_t* num_real_tokens;
+  int64_t num_tokens, x_stride, num_outputs, dim;
+  bool wide;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t groups = (num_outputs + kOutputs - 1) / kOutputs;
+    const int64_t first = block.index % groups * kOutputs, first_token = block.index / groups * kTokens;
+    if (first_token >= *num_real_tokens) return;
+    const X* rows[kTokens];
+    for (int i = 0; i < kTokens; ++i)
+      rows[i] = x + (first_token + i < num_tokens ? first_token + i : num_tokens - 1) * x_stride;
+    gpu::row_products<kRows, kTokens, kAhead>(block, classifier + first * dim,
+                                              num_outputs - first < kOutputs ? num_outputs - first : kOutputs, rows,
+                                              dim, wide, [&](int64_t e, int64_t i, float sum) {
+                                                if (first_token + i < num_tokens)
+                                                  scores[(first_token + i) * num_outputs + first + e] = sum;
+                                              });
+  }
+};
+
+// From a token's scores to its picks.
+struct RoutePicks {
+  static constexpr int kThreads = 32;  // a warp: its barriers cost nothing
   int32_t* expert_idx;
   float* expert_weights;
   float* identity_weight;
   int32_t* permuted_rows;
-  float* scores_out;  // [T, num_outputs]
-  View x;
-  Matrix classifier;
+  const float* scores;
   const float* bias;
   const int32_t* num_real_tokens;
-  int64_t topk, n_routed_experts, first_expert, num_experts;
+  int64_t topk, n, n_routed_experts, first_expert, num_experts;
   float scaling_factor;
 
   LC_HD void operator()(const Block& block) const {
-    const int64_t t = block.index, n = classifier.out_features;
+    const int64_t t = block.index;
     int32_t* picks = expert_idx + t * topk;
     float* weights = expert_weights + t * topk;
     if (t >= *num_real_tokens) {
@@ -51,25 +78,30 @@ struct Route {
       });
       return;
     }
-    float* scores = scores_out + t * n;
-    int32_t* picked = block.shared<int32_t>();  // [n]
-    block.dots(
-        n, classifier.in_features,
-        [&](int64_t e, int64_t k) { return x.get(t * x.stride0 + k) * classifier.get(e, k); },
-        [&](int64_t e, float sum) { scores[e] = sum; });
-    const float max = block.max(n, [&](int64_t e) { return scores[e]; });
+    float* g = block.shared<float>();                         // [n]
+    float* keys = g + n;                                      // [n]
+    int32_t* picked = reinterpret_cast<int32_t*>(g + 2 * n);  // [n]
+    float* found = g + 3 * n;                                 // [1]
+    block.for_each(n, [&](int64_t e) { g[e] = scores[t * n + e]; });
+    constexpr int kOrder = 256;  // threads in whose order the sum is made
+    block.reduce_rows<kOrder>(
+        1, n, Block::minus_infinity(), [&](int64_t, int64_t e) { return g[e]; },
+        [](float a, float b) { return a > b ? a : b; }, [&](int64_t, float max) { *found = max; });
+    const float max = *found;
+    block.for_each(n, [&](int64_t e) { g[e] = expf(g[e] - max); });
+    block.reduce_rows<kOrder>(
+        1, n, 0.0f, [&](int64_t, int64_t e) { return g[e]; }, [](float a, float b) { return a + b; },
+        [&](int64_t, float sum) { *found = sum; });
+    const float sum = *found;
     block.for_each(n, [&](int64_t e) {
-      scores[e] = expf(scores[e] - max);
+      g[e] /= sum;
+      keys[e] = g[e] + bias[e];
       picked[e] = 0;
     });
-    const float sum = block.sum<float>(n, [&](int64_t e) { return scores[e]; });
-    block.for_each(n, [&](int64_t e) { scores[e] /= sum; });
     for (int64_t j = 0; j < topk; ++j) {
       const Candidate best = block.reduce(
           n, Candidate{0, -1},
-          [&](int64_t e) {
-            return picked[e] ? Candidate{0, -1} : Candidate{scores[e] + bias[e], static_cast<int32_t>(e)};
-          },
+          [&](int64_t e) { return picked[e] ? Candidate{0, -1} : Candidate{keys[e], static_cast<int32_t>(e)}; },
           [](Candidate a, Candidate b) {  // ties: lowest id; NaN is never better
             if (a.id < 0) return b;
             if (b.id < 0) return a;
@@ -80,7 +112,7 @@ struct Route {
     block.compact(
         n, [&](int64_t e) { return picked[e] != 0; }, [&](int64_t e, int64_t rank) {  // ascending id
           picks[rank] = static_cast<int32_t>(e);
-          weights[rank] = scores[e] * scaling_factor;
+          weights[rank] = g[e] * scaling_factor;
           if (e < first_expert || e >= first_expert + num_experts) permuted_rows[t * topk + rank] = -1;
         });
     block.for_each(1, [&](int64_t) {
@@ -91,6 +123,31 @@ struct Route {
     });
   }
 };
+
+template <class X, int kRows, int kTokens, int kAhead>
+void route_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& classifier, Tensor num_real_tokens) {
+  using Kernel = RouteScores<X, kRows, kTokens, kAhead>;
+  const int64_t num_tokens = x.size(0), outputs = classifier.out_features, dim = classifier.in_features;
+  const int64_t groups = (outputs + Kernel::kOutputs - 1) / Kernel::kOutputs;
+  gpu::launch(device, (num_tokens + kTokens - 1) / kTokens * groups, 0,
+              Kernel{.scores = scores.data<float>(),
+                     .x = x.data<X>(),
+                     .classifier = static_cast<const float*>(classifier.data),
+                     .num_real_tokens = num_real_tokens.data<int32_t>(),
+                     .num_tokens = num_tokens,
+                     .x_stride = x.stride(0),
+                     .num_outputs = outputs,
+                     .dim = dim,
+                     .wide = dim % gpu::kWide == 0 && gpu::is_wide(x.raw(), x.stride(0), size_of(x.dtype())) &&
+                             gpu::is_wide(classifier.data, dim, 4)});
+}
+
+// Few tokens: many blocks, each with few weights. More: a weight that is loaded serves 8 tokens.
+template <class X>
+void route_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& classifier, Tensor num_real_tokens) {
+  if (x.size(0) <= 8) return route_scores<X, 2, 1, 3>(device, scores, x, classifier, num_real_tokens);
+  route_scores<X, 4, 8, 1>(device, scores, x, classifier, num_real_tokens);
+}
 
 // Block i places the rows of expert first_expert + i behind those of the experts before it that are here; one more
 // block ends the list.
@@ -144,22 +201,27 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
                         Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1);
   const int64_t num_experts = routing.expert_offsets.size(0) - 1;
-  LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features);
-  gpu::launch(*device_, num_tokens, 4 * classifier.out_features,
-              Route{.expert_idx = routing.expert_idx.data<int32_t>(),
-                    .expert_weights = routing.expert_weights.data<float>(),
-                    .identity_weight = routing.identity_weight.data<float>(),
-                    .permuted_rows = routing.permuted_rows.data<int32_t>(),
-                    .scores_out = scratch.data<float>(),
-                    .x = View(x),
-                    .classifier = Matrix(classifier),
-                    .bias = bias.data<float>(),
-                    .num_real_tokens = num_real_tokens.data<int32_t>(),
-                    .topk = topk,
-                    .n_routed_experts = n_routed_experts,
-                    .first_expert = first_expert,
-                    .num_experts = num_experts,
-                    .scaling_factor = scaling_factor});
+  LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features && scratch.is_contiguous());
+  LC_CHECK(classifier.format == WeightFormat::f32 && classifier.in_features == x.size(1), name_of(classifier.format));
+  if (x.dtype() == DType::bf16) {
+    route_scores<bf16>(*device_, scratch, x, classifier, num_real_tokens);
+  } else {
+    route_scores<float>(*device_, scratch, x, classifier, num_real_tokens);
+  }
+  gpu::launch(*device_, num_tokens, 4 * (3 * classifier.out_features + 4),
+              RoutePicks{.expert_idx = routing.expert_idx.data<int32_t>(),
+                         .expert_weights = routing.expert_weights.data<float>(),
+                         .identity_weight = routing.identity_weight.data<float>(),
+                         .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                         .scores = scratch.data<float>(),
+                         .bias = bias.data<float>(),
+                         .num_real_tokens = num_real_tokens.data<int32_t>(),
+                         .topk = topk,
+                         .n = classifier.out_features,
+                         .n_routed_experts = n_routed_experts,
+                         .first_expert = first_expert,
+                         .num_experts = num_experts,
+                         .scaling_factor = scaling_factor});
   gpu::launch(*device_, num_experts + 1, 0,
               Permute{.expert_idx = routing.expert_idx.data<int32_t>(),
                       .expert_offsets = routing.expert_offsets.data<int32_t>(),

@@ -1,12 +1,16 @@
 // N-gram ids, the gather of one row a table, the write of the token's id into the lane, and the embedding sum.
 //
 // Bound by latency: 12 rows of 512 bytes a token, from HBM or from pinned host memory by UVA. One block a token: a
-// thread a table computes the id (64-bit multiply-adds and one remainder), then all threads copy the rows, each row by
-// neighbouring threads. Shared memory: 8 bytes a table.
+// thread a table computes the id (64-bit multiply-adds and one remainder), then a warp a table copies its row, 16 bytes
+// a lane, so all rows of a token come in one round trip. Rows that are not aligned to 16 bytes are copied a value at a
+// time. Shared memory: 8 bytes a table.
+#include <type_traits>
+
 #include "cuda/cuda_ops.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/matrix.h"
 #include "cuda/kernels/ngram.h"
+#include "cuda/kernels/wide.h"
 
 namespace longcat {
 
@@ -32,8 +36,10 @@ struct SelectTokenIds {
   }
 };
 
+// T: of tables whose rows, and those of the result, can be copied by 16 bytes; void: any.
+template <class T>
 struct NgramLookup {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 512;
   int32_t* ids;
   View rows;
   int32_t* lane;
@@ -54,17 +60,32 @@ struct NgramLookup {
       row_of[table] = ngram_row(history, hashes, t, table);
       ids[t * num_tables + table] = static_cast<int32_t>(row_of[table]);
     });
-    block.for_each(num_here * table_dim, [&](int64_t i) {
-      const int64_t table = i / table_dim, row = row_of[first_table + table] - (table == 0 ? first_row : 0);
-      const bool here = 0 <= row && row < tables[table].out_features;
-      rows.set(t * rows.stride0 + i, here ? tables[table].get(row, i % table_dim) : 0.0f);
-    });
+    // Row of tables[table] for this token, or -1: it is not here.
+    const auto row_here = [&](int64_t table) {
+      const int64_t row = row_of[first_table + table] - (table == 0 ? first_row : 0);
+      return 0 <= row && row < tables[table].out_features ? row : -1;
+    };
+    if constexpr (std::is_void_v<T>) {
+      block.for_each(num_here * table_dim, [&](int64_t i) {
+        const int64_t table = i / table_dim, row = row_here(table);
+        rows.set(t * rows.stride0 + i, row >= 0 ? tables[table].get(row, i % table_dim) : 0.0f);
+      });
+    } else {
+      const int64_t pieces = table_dim / gpu::kWide;
+      block.for_each(num_here * pieces, [&](int64_t i) {
+        const int64_t table = i / pieces, k = i % pieces * gpu::kWide, row = row_here(table);
+        gpu::Wide<T> values{};
+        if (row >= 0) values = gpu::Wide<T>::load(static_cast<const T*>(tables[table].data) + row * table_dim + k);
+        gpu::set_wide(rows, t * rows.stride0 + table * table_dim + k, values, 1);
+      });
+    }
   }
 };
 
-// out[t] = word[token_ids[t] - first_word] * scale, zeros for words that are not here.
+// out[t] = word[token_ids[t] - first_word] * scale, zeros for words that are not here. T: as of NgramLookup.
+template <class T>
 struct GatherWords {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 512;
   View out;
   const int32_t* token_ids;
   Matrix word;
@@ -74,10 +95,31 @@ struct GatherWords {
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index, word_idx = token_ids[t] - first_word;
     const bool here = 0 <= word_idx && word_idx < word.out_features;
-    block.for_each(word.in_features,
-                   [&](int64_t k) { out.set(t * out.stride0 + k, here ? word.get(word_idx, k) * scale : 0.0f); });
+    if constexpr (std::is_void_v<T>) {
+      block.for_each(word.in_features,
+                     [&](int64_t k) { out.set(t * out.stride0 + k, here ? word.get(word_idx, k) * scale : 0.0f); });
+    } else {
+      block.for_each(word.in_features / gpu::kWide, [&](int64_t i) {
+        gpu::Wide<T> values{};
+        if (here)
+          values = gpu::Wide<T>::load(static_cast<const T*>(word.data) + word_idx * word.in_features + i * gpu::kWide);
+        gpu::set_wide(out, t * out.stride0 + i * gpu::kWide, values, scale);
+      });
+    }
   }
 };
+
+// f(std::type_identity<T>) with T as of NgramLookup, for rows of `dim` values that go from `from` to `to`.
+template <class F>
+void with_row_type(std::span<const Weight> from, const View& to, int64_t dim, const F& f) {
+  bool wide = !from.empty() && dim % gpu::kWide == 0 && gpu::is_wide(to.data, to.stride0, size_of(to.dtype));
+  for (const Weight& weight : from)
+    wide = wide && weight.format == from[0].format &&
+           gpu::is_wide(weight.data, dim, weight.format == WeightFormat::bf16 ? 2 : 4);
+  if (wide && from[0].format == WeightFormat::bf16) return f(std::type_identity<bf16>());
+  if (wide && from[0].format == WeightFormat::f32) return f(std::type_identity<float>());
+  f(std::type_identity<void>());
+}
 
 }  // namespace
 
@@ -94,30 +136,33 @@ void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBa
   const int64_t num_here = static_cast<int64_t>(ngram.tables.size());
   LC_CHECK(ngram.max_order <= kMaxNgram && num_tables <= kMaxNgramTables, num_tables, " N-gram tables, at most ",
            kMaxNgramTables);
-  NgramLookup kernel{.ids = ids.data<int32_t>(),
-                     .rows = View(rows),
-                     .lane = lane.data<int32_t>(),
-                     .history = {.token_ids = batch.token_ids.data<int32_t>(),
-                                 .positions = batch.positions.data<int32_t>(),
-                                 .sequence_idx = batch.sequence_idx.data<int32_t>(),
-                                 .query_starts = batch.query_starts.data<int32_t>(),
-                                 .block_tables = batch.block_tables.data<int32_t>(),
-                                 .block_table_stride = batch.block_tables.stride(0),
-                                 .lane = lane.data<int32_t>(),
-                                 .eos_token_id = ngram.eos_token_id},
-                     .hashes = {.max_order = ngram.max_order, .splits = ngram.splits},
-                     .num_tables = num_tables,
-                     .table_dim = num_here > 0 ? ngram.tables[0].in_features : 0,
-                     .first_table = ngram.first_table,
-                     .first_row = ngram.first_row,
-                     .num_here = num_here,
-                     .tables = {}};
-  for (int64_t table = 0; table < num_here; ++table)
-    kernel.tables[table] = Matrix(ngram.tables[static_cast<size_t>(table)]);
-  for (int64_t table = 0; table < num_tables; ++table)
-    kernel.hashes.moduli[table] = ngram.moduli[static_cast<size_t>(table)];
-  for (size_t i = 0; i < ngram.powers.size(); ++i) kernel.hashes.powers[i] = ngram.powers[i];
-  gpu::launch(*device_, batch.num_tokens(), 8 * num_tables, kernel);
+  const int64_t table_dim = num_here > 0 ? ngram.tables[0].in_features : 0;
+  with_row_type(ngram.tables, View(rows), table_dim, [&]<class T>(std::type_identity<T>) {
+    NgramLookup<T> kernel{.ids = ids.data<int32_t>(),
+                          .rows = View(rows),
+                          .lane = lane.data<int32_t>(),
+                          .history = {.token_ids = batch.token_ids.data<int32_t>(),
+                                      .positions = batch.positions.data<int32_t>(),
+                                      .sequence_idx = batch.sequence_idx.data<int32_t>(),
+                                      .query_starts = batch.query_starts.data<int32_t>(),
+                                      .block_tables = batch.block_tables.data<int32_t>(),
+                                      .block_table_stride = batch.block_tables.stride(0),
+                                      .lane = lane.data<int32_t>(),
+                                      .eos_token_id = ngram.eos_token_id},
+                          .hashes = {.max_order = ngram.max_order, .splits = ngram.splits},
+                          .num_tables = num_tables,
+                          .table_dim = table_dim,
+                          .first_table = ngram.first_table,
+                          .first_row = ngram.first_row,
+                          .num_here = num_here,
+                          .tables = {}};
+    for (int64_t table = 0; table < num_here; ++table)
+      kernel.tables[table] = Matrix(ngram.tables[static_cast<size_t>(table)]);
+    for (int64_t table = 0; table < num_tables; ++table)
+      kernel.hashes.moduli[table] = ngram.moduli[static_cast<size_t>(table)];
+    for (size_t i = 0; i < ngram.powers.size(); ++i) kernel.hashes.powers[i] = ngram.powers[i];
+    gpu::launch(*device_, batch.num_tokens(), 8 * num_tables, kernel);
+  });
 }
 
 // The word rows go to `out` first; the projection adds to them and scales in its epilogue, so out is rounded once more
@@ -125,12 +170,14 @@ void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBa
 void CudaOps::embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
                     const Weight& projection, float scale) {
   const bool has_ngrams = !projection.empty();
-  gpu::launch(*device_, out.size(0), 0,
-              GatherWords{.out = View(out),
-                          .token_ids = token_ids.data<int32_t>(),
-                          .word = Matrix(word),
-                          .first_word = first_word,
-                          .scale = has_ngrams ? 1.0f : scale});
+  with_row_type({&word, 1}, View(out), word.in_features, [&]<class T>(std::type_identity<T>) {
+    gpu::launch(*device_, out.size(0), 0,
+                GatherWords<T>{.out = View(out),
+                               .token_ids = token_ids.data<int32_t>(),
+                               .word = Matrix(word),
+                               .first_word = first_word,
+                               .scale = has_ngrams ? 1.0f : scale});
+  });
   if (has_ngrams) gemm(out, rows, projection, true, scale);
 }
 

@@ -1,9 +1,11 @@
 // Next-token selection and log-probabilities, one block of 1,024 threads a row.
 //
-// Bound by passes over the row's logits (512 KB at a vocabulary of 131,072, in L2): a greedy row takes four, one with
-// top-k and top-p about fourteen. Nothing is sorted: the k-th largest value and the top-p threshold are found by four
-// rounds of 256 bins on the bits of the value, with counts and fixed-point masses, both integers, so that atomics are
-// exact. Draws are the CPU's: the same Philox numbers, the same f64 Gumbel scores.
+// Bound by passes over the row's logits (512 KB at a vocabulary of 131,072, in L2): a greedy row takes two, one with
+// top-k and top-p seven. Nothing is sorted: the k-th largest value and the top-p threshold are found by three rounds of
+// 2,048 bins on the bits of the value, with counts and fixed-point masses, both integers, so that atomics are exact.
+// They are of 32 bits: shared memory has no 64-bit atomics, and loops of compare-and-swap on a few bins wait for each
+// other. After the first round only the ids of its bin and above are left, in a list. Draws are the CPU's: the same
+// Philox numbers, the same f64 Gumbel scores.
 #include <algorithm>
 #include <cmath>
 
@@ -36,11 +38,36 @@ struct FirstLargest {
   }
 };
 
+// What one pass over the logits finds: the first largest, and whether any is unfit.
+struct Survey {
+  double score;
+  int32_t id;  // -1: none
+  uint32_t flags;
+};
+
 struct SampleRow {
   static constexpr int kThreads = 1024;
-  static constexpr int kBins = 256;
-  using Bin = unsigned long long;  // what 64-bit atomics take
-  static constexpr int64_t kSharedBytes = kBins * 8 + 32;
+  static constexpr int kDigitBits = 11;  // of a round; the last has 10
+  static constexpr int kBins = 1 << kDigitBits, kGroups = 64, kGroupBins = kBins / kGroups;
+  static constexpr uint32_t kBad = 1, kOverflows = 2;
+
+  // Shared memory of a round.
+  struct Bins {
+    uint32_t low[kBins], high[kBins];  // counts, or the halves of masses
+    uint32_t used[kBins];              // 1: not empty
+    uint64_t group_sums[kGroups];
+    uint32_t group_used[kGroups];
+    uint64_t before;  // count or mass beyond the bin that was taken
+    uint32_t prefix;  // the digits of the threshold's key so far
+  };
+  static constexpr int64_t kSharedBytes = sizeof(Bins);
+
+  // The ids that are left, ascending: all, or those of a list.
+  struct Ids {
+    int64_t count;
+    const uint32_t* list;  // null: 0, 1, 2, ...
+    LC_HD int64_t operator[](int64_t i) const { return list ? list[i] : i; }
+  };
 
   int32_t* token_ids;
   const float* logits;  // [num_logits, vocab]
@@ -64,27 +91,7 @@ struct SampleRow {
     float* l = scores + block.index * vocab;
     const float* from = logits + row.logits_row * logits_stride;
     block.for_each(vocab, [&](int64_t id) { l[id] = from[id]; });
-    const int32_t most_likely = process(block, row, l, marks + block.index * vocab);
-    int32_t token_id = most_likely;
-    if (most_likely >= 0 && row.temperature != 0) {
-      const Scored drawn = block.reduce(
-          vocab, Scored{0, -1},
-          [&](int64_t id) {
-            if (l[id] == removed()) return Scored{0, -1};
-            const double uniform =
-                sampling_uniform(row.seed, static_cast<uint32_t>(id), static_cast<uint32_t>(row.position),
-                                 static_cast<uint32_t>(row.sample_idx));
-            return Scored{l[id] - log(-log(uniform)), static_cast<int32_t>(id)};
-          },
-          FirstLargest{});
-      token_id = drawn.id;
-    }
-    block.for_each(1, [&](int64_t) { token_ids[i] = token_id; });
-  }
-
-  // Everything before the draw, in place, as on the CPU (cpu/sample.cpp): returns the most likely id before the
-  // temperature, or -1 when there is nothing to choose.
-  LC_HD int32_t process(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* marked) const {
+    uint32_t* marked = marks + block.index * vocab;
     block.for_each(1, [&](int64_t) {
       for (int64_t b = 0; b < row.logit_bias.count; ++b) {
         const LogitBias& bias = list<LogitBias>(row.logit_bias)[b];
@@ -93,35 +100,48 @@ struct SampleRow {
     });
     penalise_repeats(block, row, l, marked);
     remove_forbidden(block, row, l, marked);
+    const int32_t token_id = choose(block, row, l, marked);
+    block.for_each(1, [&](int64_t) { token_ids[i] = token_id; });
+  }
 
-    const int bad = block.reduce(
-        vocab, 0, [&](int64_t id) { return l[id] != l[id] || l[id] == -removed() ? 1 : 0; },
-        [](int a, int b) { return a | b; });
-    const Scored best = block.reduce(
-        vocab, Scored{0, -1},
+  // Temperature, removals by rank and likelihood, and the draw, as on the CPU (cpu/sample.cpp). -1: there is nothing to
+  // choose.
+  LC_HD int32_t choose(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* memory) const {
+    const Survey survey = block.reduce(
+        vocab, Survey{0, -1, 0},
         [&](int64_t id) {
-          return l[id] == removed() || l[id] != l[id] ? Scored{0, -1} : Scored{l[id], static_cast<int32_t>(id)};
+          const float x = l[id];
+          const uint32_t bad = x != x || x == -removed() ? kBad : 0;
+          if (x == removed() || x != x) return Survey{0, -1, bad};
+          const bool overflows = row.temperature != 0 && !is_finite(x / row.temperature);
+          return Survey{x, static_cast<int32_t>(id), bad | (overflows ? kOverflows : 0)};
         },
-        FirstLargest{});
-    if (bad || best.id < 0) return -1;
-    const int overflows =
-        row.temperature == 0
-            ? 1
-            : block.reduce(
-                  vocab, 0,
-                  [&](int64_t id) { return l[id] != removed() && !is_finite(l[id] / row.temperature) ? 1 : 0; },
-                  [](int a, int b) { return a | b; });
-    if (overflows) {  // so cold that greedy is meant
-      block.for_each(vocab, [&](int64_t id) { l[id] = id == best.id ? 0.0f : removed(); });
-      return best.id;
-    }
+        [](Survey a, Survey b) {
+          const Scored best = FirstLargest{}(Scored{a.score, a.id}, Scored{b.score, b.id});
+          return Survey{best.score, best.id, a.flags | b.flags};
+        });
+    if (survey.flags & kBad || survey.id < 0) return -1;
+    if (row.temperature == 0 || survey.flags & kOverflows) return survey.id;  // so cold that greedy is meant
     block.for_each(vocab, [&](int64_t id) {
       if (l[id] != removed()) l[id] /= row.temperature;
     });
-    if (row.top_k > 0 && row.top_k < vocab) keep_top_k(block, l, row.top_k);
-    if (row.top_p < 1) keep_top_p(block, l, row.top_p);
-    if (row.min_p > 0) keep_min_p(block, l, row.min_p);
-    return best.id;
+    Ids ids{vocab, nullptr};
+    if (row.top_k > 0 && row.top_k < vocab) ids = keep_top_k(block, l, ids, memory, row.top_k);
+    if (row.top_p < 1) ids = keep_top_p(block, l, ids, memory, row.top_p);
+    if (row.min_p > 0) keep_min_p(block, l, ids, row.min_p);
+    return block
+        .reduce(
+            ids.count, Scored{0, -1},
+            [&](int64_t i) {
+              const int64_t id = ids[i];
+              if (l[id] == removed()) return Scored{0, -1};
+              const double uniform =
+                  sampling_uniform(row.seed, static_cast<uint32_t>(id), static_cast<uint32_t>(row.position),
+                                   static_cast<uint32_t>(row.sample_idx));
+              return Scored{l[id] - log(-log(uniform)), static_cast<int32_t>(id)};
+            },
+            FirstLargest{})
+        .id;
   }
 
   LC_HD int32_t history(const PackedSamplingRow& row, int64_t position) const {
@@ -175,102 +195,157 @@ struct SampleRow {
     }
   }
 
-  // What one round of bins found, in shared memory.
-  struct Found {
-    uint32_t prefix;  // the digits of the threshold's key so far
-    uint64_t before;  // count or mass beyond the bin that was taken
-  };
+  // Rounds of digits of the keys, the highest first: shift of the lowest bit, and how many bins.
+  static constexpr int kRounds = 3;
+  LC_HD static int shift_of(int round) { return round == 0 ? 21 : round == 1 ? 10 : 0; }
+  LC_HD static uint32_t digit_of(uint32_t key, int round) {
+    return key >> shift_of(round) & (round == 2 ? 0x3ff : 0x7ff);
+  }
+  LC_HD static bool has_prefix(uint32_t key, uint32_t prefix, int round) {
+    return round == 0 || key >> shift_of(round - 1) == prefix >> shift_of(round - 1);
+  }
+
+  LC_HD static void clear(const Block& block, Bins& bins) {
+    block.for_each(kBins, [&](int64_t b) { bins.low[b] = bins.high[b] = bins.used[b] = 0; });
+  }
+  LC_HD static uint64_t sum_of(const Bins& bins, int64_t b) {
+    return static_cast<uint64_t>(bins.high[b]) << 32 | bins.low[b];
+  }
+  LC_HD static void sum_groups(const Block& block, Bins& bins) {
+    block.for_each(kGroups, [&](int64_t g) {
+      uint64_t sum = 0;
+      uint32_t used = 0;
+      for (int64_t i = 0; i < kGroupBins; ++i) {
+        const int64_t b = g * kGroupBins + (i + g) % kGroupBins;  // each thread in another bank
+        sum += sum_of(bins, b);
+        used |= bins.used[b];
+      }
+      bins.group_sums[g] = sum;
+      bins.group_used[g] = used;
+    });
+  }
+
+  // What is left after the first round: ids whose key's first digit is at least that of `prefix`. A list is kept: later
+  // rounds pass over few ids anyway.
+  LC_HD Ids ids_from(const Block& block, const float* l, Ids ids, uint32_t* memory, uint32_t prefix) const {
+    if (ids.list) return ids;
+    const uint32_t digit = digit_of(prefix, 0);
+    const int64_t count = block.compact(
+        ids.count, [&](int64_t id) { return digit_of(order_key(l[id]), 0) >= digit; },
+        [&](int64_t id, int64_t rank) { memory[rank] = static_cast<uint32_t>(id); });
+    return {count, memory};
+  }
 
   // Removes what is below the k-th largest; ties with it stay.
-  LC_HD void keep_top_k(const Block& block, float* l, int64_t k) const {
-    Bin* bins = block.shared<Bin>();
-    Found* found = block.shared<Found>(kBins * 8);
-    block.for_each(1, [&](int64_t) { *found = {0, 0}; });
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      const uint32_t prefix = found->prefix;
-      block.for_each(kBins, [&](int64_t b) { bins[b] = 0; });
-      block.for_each(vocab, [&](int64_t id) {
-        const uint32_t key = order_key(l[id]);
-        if (same_prefix(key, prefix, shift)) Block::atomic_add(bins + (key >> shift & 0xff), Bin{1});
-      });
-      block.for_each(1, [&](int64_t) {
-        uint32_t digit = kBins - 1;
-        while (found->before + bins[digit] < static_cast<uint64_t>(k)) found->before += bins[digit--];
-        found->prefix |= digit << shift;
-      });
-    }
-    const uint32_t threshold = found->prefix;
-    block.for_each(vocab, [&](int64_t id) {
-      if (order_key(l[id]) < threshold) l[id] = removed();
+  LC_HD Ids keep_top_k(const Block& block, float* l, Ids ids, uint32_t* memory, int64_t k) const {
+    Bins& bins = *block.shared<Bins>();
+    block.for_each(1, [&](int64_t) {
+      bins.before = 0;
+      bins.prefix = 0;
     });
+    for (int round = 0; round < kRounds; ++round) {
+      const uint32_t prefix = bins.prefix;
+      clear(block, bins);
+      block.for_each(ids.count, [&](int64_t i) {
+        const uint32_t key = order_key(l[ids[i]]);
+        if (has_prefix(key, prefix, round)) Block::atomic_add(bins.low + digit_of(key, round), 1u);
+      });
+      sum_groups(block, bins);
+      block.for_each(1, [&](int64_t) {
+        const uint64_t wanted = static_cast<uint64_t>(k);
+        int64_t g = kGroups - 1;
+        while (bins.before + bins.group_sums[g] < wanted) bins.before += bins.group_sums[g--];
+        int64_t digit = (g + 1) * kGroupBins - 1;
+        while (bins.before + bins.low[digit] < wanted) bins.before += bins.low[digit--];
+        bins.prefix |= static_cast<uint32_t>(digit) << shift_of(round);
+      });
+      if (round == 0) ids = ids_from(block, l, ids, memory, bins.prefix);
+    }
+    const uint32_t threshold = bins.prefix;
+    block.for_each(ids.count, [&](int64_t i) {
+      if (order_key(l[ids[i]]) < threshold) l[ids[i]] = removed();
+    });
+    return ids;
   }
 
   // From the least likely survivor up, removes while the cumulative share is <= 1 - top_p; among equals the higher id
   // goes first, and the most likely stays.
-  LC_HD void keep_top_p(const Block& block, float* l, double top_p) const {
-    Bin* bins = block.shared<Bin>();
-    Found* found = block.shared<Found>(kBins * 8);
-    const float max = block.max(vocab, [&](int64_t id) { return l[id]; });
-    const uint64_t total = block.sum<uint64_t>(vocab, [&](int64_t id) { return mass_of(expf(l[id] - max)); });
+  LC_HD Ids keep_top_p(const Block& block, float* l, Ids ids, uint32_t* memory, double top_p) const {
+    Bins& bins = *block.shared<Bins>();
+    const float max = block.max(ids.count, [&](int64_t i) { return l[ids[i]]; });
+    const uint64_t total = block.sum<uint64_t>(ids.count, [&](int64_t i) { return mass_of(expf(l[ids[i]] - max)); });
     const float limit = static_cast<float>(1 - top_p);
     const auto beyond = [&](uint64_t mass) {
       return static_cast<float>(static_cast<double>(mass) / static_cast<double>(total)) > limit;
     };
-    block.for_each(1, [&](int64_t) { *found = {0, 0}; });
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      const uint32_t prefix = found->prefix;
-      block.for_each(kBins, [&](int64_t b) { bins[b] = 0; });
-      block.for_each(vocab, [&](int64_t id) {
-        const uint32_t key = order_key(l[id]);
-        // One more than the mass: a bin of negligible ids is not an empty bin.
-        if (l[id] != removed() && same_prefix(key, prefix, shift))
-          Block::atomic_add(bins + (key >> shift & 0xff), Bin{mass_of(expf(l[id] - max)) * kMassUnit + 1});
+    block.for_each(1, [&](int64_t) {
+      bins.before = 0;
+      bins.prefix = 0;
+    });
+    for (int round = 0; round < kRounds; ++round) {
+      const uint32_t prefix = bins.prefix;
+      clear(block, bins);
+      block.for_each(ids.count, [&](int64_t i) {
+        const float x = l[ids[i]];
+        const uint32_t key = order_key(x), digit = digit_of(key, round);
+        if (x == removed() || !has_prefix(key, prefix, round)) return;
+        bins.used[digit] = 1;  // whatever its mass: a bin of negligible ids is not empty
+        Block::atomic_add(bins.low + digit, bins.high + digit, mass_of(expf(x - max)));
       });
-      block.for_each(1, [&](int64_t) {
-        uint32_t digit = 0, last = 0;
-        uint64_t before = found->before, before_last = before;
-        for (; digit < kBins; ++digit) {
-          if (bins[digit] == 0) continue;
-          last = digit;
-          before_last = before;
-          before += bins[digit] / kMassUnit;
+      sum_groups(block, bins);
+      block.for_each(1, [&](int64_t) {  // with top_p = 0 nothing is beyond: the last that is not empty
+        int64_t group = 0;
+        uint64_t before = bins.before, before_group = before;
+        for (int64_t g = 0; g < kGroups; ++g) {
+          if (!bins.group_used[g]) continue;
+          group = g;
+          before_group = before;
+          before += bins.group_sums[g];
           if (beyond(before)) break;
         }
-        found->prefix |= last << shift;  // with top_p = 0 nothing is beyond: the largest
-        found->before = before_last;
+        int64_t digit = 0;
+        before = before_group;
+        for (int64_t b = group * kGroupBins; b < (group + 1) * kGroupBins; ++b) {
+          if (!bins.used[b]) continue;
+          digit = b;
+          bins.before = before;
+          before += sum_of(bins, b);
+          if (beyond(before)) break;
+        }
+        bins.prefix |= static_cast<uint32_t>(digit) << shift_of(round);
       });
+      if (round == 0) ids = ids_from(block, l, ids, memory, bins.prefix);
     }
-    const uint32_t threshold = found->prefix;
-    const uint64_t below = found->before;
-    const float value = block.max(vocab, [&](int64_t id) { return order_key(l[id]) == threshold ? l[id] : removed(); });
+    const uint32_t threshold = bins.prefix;
+    const uint64_t below = bins.before;
+    const float value =
+        block.max(ids.count, [&](int64_t i) { return order_key(l[ids[i]]) == threshold ? l[ids[i]] : removed(); });
     const uint64_t mass = mass_of(expf(value - max));
-    const int64_t equals = block.sum<int64_t>(vocab, [&](int64_t id) { return order_key(l[id]) == threshold ? 1 : 0; });
+    const int64_t equals =
+        block.sum<int64_t>(ids.count, [&](int64_t i) { return order_key(l[ids[i]]) == threshold ? 1 : 0; });
     int64_t going = 0;  // of the equals
     const int64_t most = order_key(max) == threshold ? equals - 1 : equals;
     while (going < most && !beyond(below + static_cast<uint64_t>(going + 1) * mass)) ++going;
-    block.for_each(vocab, [&](int64_t id) {
-      if (order_key(l[id]) < threshold) l[id] = removed();
+    block.for_each(ids.count, [&](int64_t i) {
+      if (order_key(l[ids[i]]) < threshold) l[ids[i]] = removed();
     });
     block.compact(
-        vocab, [&](int64_t id) { return order_key(l[id]) == threshold; },
-        [&](int64_t id, int64_t rank) {
-          if (rank >= equals - going) l[id] = removed();
+        ids.count, [&](int64_t i) { return order_key(l[ids[i]]) == threshold; },
+        [&](int64_t i, int64_t rank) {
+          if (rank >= equals - going) l[ids[i]] = removed();
         });
+    return ids;
   }
 
   // Removes what is less likely than min_p times the most likely.
-  LC_HD void keep_min_p(const Block& block, float* l, double min_p) const {
-    const float max = block.max(vocab, [&](int64_t id) { return l[id]; });
-    const float total = block.sum<float>(vocab, [&](int64_t id) { return expf(l[id] - max); });
+  LC_HD void keep_min_p(const Block& block, float* l, Ids ids, double min_p) const {
+    const float max = block.max(ids.count, [&](int64_t i) { return l[ids[i]]; });
+    const float total = block.sum<float>(ids.count, [&](int64_t i) { return expf(l[ids[i]] - max); });
     const float limit = static_cast<float>(min_p) * (1 / total);
-    block.for_each(vocab, [&](int64_t id) {
+    block.for_each(ids.count, [&](int64_t i) {
+      const int64_t id = ids[i];
       if (expf(l[id] - max) / total < limit && l[id] != max) l[id] = removed();
     });
-  }
-
-  static constexpr uint64_t kMassUnit = 1 << 5;  // 2^17 ids x 2^40 x 2^5 stay below 2^63
-  LC_HD static bool same_prefix(uint32_t key, uint32_t prefix, int shift) {
-    return shift == 24 || key >> (shift + 8) == prefix >> (shift + 8);
   }
 };
 

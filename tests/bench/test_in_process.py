@@ -33,8 +33,8 @@ def test_throughput(tiny, capsys):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["latency", "--batch-size", "0"], "--batch-size 0 is not possible: expected more than 0"),
-        (["throughput", "--num-prompts", "-1"], "--num-prompts -1 is not possible: expected more than 0"),
+        (["latency", "--batch-size", "0"], "--batch-size 0; expected an integer, 1 or more"),
+        (["throughput", "--num-prompts", "-1"], "--num-prompts -1; expected an integer, 1 or more"),
         (["latency", "--input-len", "4000"], "2048"),
     ],
 )

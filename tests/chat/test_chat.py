@@ -148,9 +148,10 @@ def test_a_template_of_ones_own(tiny, tmp_path):
     for given in (template, file):
         with longcat.Engine(tiny, chat_template=given) as engine:
             assert engine.render_chat(HELLO)[0] == "<longcat_user>Hello! My name is Freya.!"
-    for wrong in ("{% if %}", "nowhere.jinja"):
-        with longcat.Engine(tiny, chat_template=wrong) as engine, pytest.raises(longcat.Error, match="template"):
-            engine.chat(HELLO)
+    with longcat.Engine(tiny, chat_template="{% if %}") as engine, pytest.raises(longcat.Error, match="template"):
+        engine.chat(HELLO)
+    with pytest.raises(longcat.Error, match="nowhere.jinja does not exist; expected a jinja file"):
+        longcat.Engine(tiny, chat_template="nowhere.jinja")
 
 
 def test_command_line(tiny, tmp_path, monkeypatch, capsys):

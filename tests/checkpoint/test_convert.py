@@ -214,7 +214,7 @@ def test_calibration_text_is_checked(plain, tmp_path, capsys):
     assert main([*command, str(tmp_path / "short")]) == 2
     assert "gives 5 tokens: expected at least 1024" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "missing")]) == 1
-    assert "No such file or directory: expected text" in capsys.readouterr().err
+    assert "missing cannot be read: No such file or directory" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -207,6 +207,7 @@ def test_an_existing_folder_is_kept(tmp_path):
             write_checkpoint(target, TINY, seed=1)
     assert content(out) == before
     (tmp_path / "n.partial").mkdir()
+    (tmp_path / "n.partial" / "config.json").touch()
     with pytest.raises(longcat.Error, match="n.partial exists"):
         write_checkpoint(tmp_path / "n", TINY)
 

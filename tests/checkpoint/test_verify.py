@@ -110,7 +110,7 @@ def test_missing_tensor_wrong_shape_wrong_dtype(folder):
 
 
 def test_dtype_of_another_size(folder):
-    edit_tensor(folder, NORM, lambda dtype, shape, raw: ("I64", shape, bytes(8 * shape[0])))
+    edit_tensor(folder, NORM, lambda dtype, shape, raw: ("I64", shape, b"\1" * (8 * shape[0])))
     (line,) = failures(folder)
     assert f'"{NORM}" is I64, expected F32, BF16 or F16' in line
 
@@ -216,6 +216,64 @@ def test_a_hole_is_told(folder, monkeypatch):
     report = verify_checkpoint(folder)
     (line,) = [line for line in lines(report, "warn") if line.startswith("values")]
     assert report.ok and HEAD in line
+
+
+KV_B = "model.layers.0.self_attn.0.kv_b_proj.weight"
+UP = "model.layers.0.mlps.0.up_proj.weight"
+TABLE = "model.ngram_embeddings.embedders.0.weight"
+BIAS = "model.layers.0.mlp.router.e_score_correction_bias"
+
+
+def zero(folder, name, begin=0):
+    edit_tensor(folder, name, lambda dtype, shape, raw: (dtype, shape, bytes(raw[:begin]) + bytes(len(raw) - begin)))
+
+
+def last_line(folder, capsys):
+    capsys.readouterr()
+    status = main(["verify", str(folder)])
+    return status, capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", [NORM, HEAD, "model.embed_tokens.weight", KV_B])
+def test_a_tensor_of_zeros_fails(folder, capsys, name):
+    zero(folder, name)
+    (line,) = failures(folder)
+    assert line.startswith("values: zero bytes where weights should be") and f'all of "{name}" in model-' in line
+    assert last_line(folder, capsys) == (1, f"{folder}: 1 check failed")
+
+
+def test_a_hole_in_a_matrix_fails(folder, monkeypatch):
+    monkeypatch.setattr(scan, "_MIN_HOLE", 512)  # smaller than the chunk that is read at once
+    zero(folder, UP, begin=4096)
+    (line,) = failures(folder)
+    assert f'"{UP}" from byte ' in line
+
+
+def test_zeros_over_a_table_are_no_clean_bill(folder, capsys):
+    zero(folder, TABLE)
+    report = verify_checkpoint(folder)
+    assert report.ok and report.suspect and report.as_dict()["suspect"]
+    assert any(f'all of "{TABLE}"' in line for line in lines(report, "warn"))
+    status, line = last_line(folder, capsys)
+    assert status == 0 and "no check failed" not in line and "Compare the files with their source" in line
+
+
+def test_a_bias_may_be_zero(folder, capsys):
+    zero(folder, BIAS)
+    assert not verify_checkpoint(folder).suspect
+    assert last_line(folder, capsys) == (0, f"{folder}: no check failed")
+
+
+def test_zeros_over_packed_tensors_fail(tmp_path):
+    make_checkpoint(tmp_path / "model", seed=1)
+    convert_checkpoint(tmp_path / "model", tmp_path / "int4", PRESETS["int4"])
+    path = tmp_path / "int4" / "model.safetensors"
+    tensors = read_safetensors(path)
+    name = next(name for name in tensors if ".q_a_proj." in name)
+    dtype, shape, raw = tensors[name]
+    write_safetensors(path, tensors | {name: (dtype, shape, bytes(len(raw)))})
+    (line,) = failures(tmp_path / "int4")
+    assert f'all of "{name}"' in line
 
 
 def test_progress_counts_every_byte(folder):

@@ -338,3 +338,51 @@ def test_the_engine_runs_ahead_of_its_reader(engine):
         time.sleep(0.01)
     assert engine.metrics()["num_running"] == 0
     assert sum(len(c.token_ids) for c in stream) == 49
+
+
+def test_a_request_may_be_awaited(engine):
+    messages = [{"role": "user", "content": "Hello! My name is Freya."}]
+    options = {"max_tokens": 12, "temperature": 0}
+
+    async def ask():
+        output = await engine.agenerate(PROMPT, **options)
+        reply = await engine.achat(messages, **options)
+        both = await asyncio.gather(engine.agenerate({"prompt": PROMPT}, **options), engine.achat(messages, **options))
+        begun = engine.agenerate(PROMPT, **options)
+        first = await anext(begun)
+        rest = await begun
+        again = await begun
+        return output, reply, both, first, rest, again
+
+    output, reply, both, first, rest, again = asyncio.run(ask())
+    whole = engine.generate(PROMPT, **options)
+    assert isinstance(output, longcat.RequestOutput) and output.outputs == whole.outputs
+    assert isinstance(reply, longcat.ChatOutput) and reply.message == engine.chat(messages, **options).message
+    assert both[0].outputs == whole.outputs and both[1].message == reply.message
+    assert whole.text.startswith(first.delta) and rest.outputs == whole.outputs and again is rest
+
+
+def test_awaiting_raises_what_iterating_raises(engine):
+    async def ask(chunks):
+        return await chunks
+
+    for chunks in (engine.agenerate(PROMPT, temprature=1), engine.achat([{"role": "user"}], temprature=1)):
+        with pytest.raises(TypeError, match='did you mean "temperature"'):
+            asyncio.run(ask(chunks))
+
+    async def closed():
+        chunks = engine.agenerate(PROMPT, max_tokens=50)
+        await chunks.aclose()
+        return await chunks
+
+    with pytest.raises(longcat.Error, match="closed before their last one"):
+        asyncio.run(closed())
+
+
+def test_cancelling_an_awaited_request_ends_it(engine):
+    async def cancel():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.agenerate(PROMPT, max_tokens=1500, ignore_eos=True), 0.05)
+        return all_blocks_are_free(engine)
+
+    assert asyncio.run(cancel())

@@ -1,16 +1,20 @@
 """The engine on the CUDA backend: what is beside a request in the batch, and what happens to it, changes no bit."""
 
+import longcat
 import numpy as np
 import pytest
+from longcat import _core
+from longcat import _testing as testing
 
 from support.checkpoints import make_checkpoint, random_token_ids
-from support.devices import EMULATED, DeviceEngine, needs_gpu
+from support.devices import EMULATED, EMULATED_FP8, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, FP8_OPS
 
 pytestmark = pytest.mark.device
 
 PROMPTS = [random_token_ids(i, length) for i, length in enumerate((1, 63, 64, 65, 100))]
 NEW_TOKENS = 8
+FP8_SHAPES = {"hidden_size": 384, "q_lora_rank": 128, "kv_lora_rank": 128, "qk_rope_head_dim": 64, "num_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,50 @@ def test_experts_can_be_kept_in_fp8(checkpoint, device, where):
     assert 0 < np.median(error) < FP8_OPS
     with pytest.raises(ValueError, match="quantization='int3'"):
         make(checkpoint, name, quantization="int3")
+
+
+def test_a_device_that_fails_ends_the_engine(checkpoint):
+    """After an illegal address every call fails: the engine says so at once, and takes no more requests."""
+    engine = make(checkpoint, EMULATED)
+    try:
+        answers(engine, PROMPTS[:1], 0.0)
+        testing.fail_emulated_kernels(200)  # in the midst of a step
+        outs = engine.generate(prompt_token_ids=PROMPTS, max_tokens=50, ignore_eos=True)
+        assert {answer.finish_reason for out in outs for answer in out.outputs} == {"error"}
+        testing.fail_emulated_kernels(-1)
+        with pytest.raises(longcat.Error, match="this engine has failed: .*a test made this device fail"):
+            engine.generate(prompt_token_ids=PROMPTS[:1], max_tokens=1)
+    finally:
+        testing.fail_emulated_kernels(-1)
+        engine.close()
+
+
+def test_steps_of_short_contexts_are_recorded_at_load(checkpoint):
+    options = _core.EngineOptions()
+    options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 16, 1 << 22
+    engine = testing.Engine(checkpoint, options)
+    assert engine.num_recordings() == 5  # of 1, 2, 4, 8, 16 rows
+
+
+@pytest.fixture(scope="module")
+def fp8_checkpoint(tmp_path_factory):
+    """The latent projection has 128 + 64 rows, one and a half blocks of 128."""
+    folder = tmp_path_factory.mktemp("fp8_device_engine")
+    make_checkpoint(folder, seed=8, dtype="FP8", config_overrides=FP8_SHAPES)
+    return str(folder)
+
+
+def test_half_blocks_of_fp8_multiply_fp8(fp8_checkpoint):
+    """The projection is filled up to 256 rows where inputs are fp8: the same logits as from the CPU, nearly."""
+    forward = {
+        name: testing.DeviceModel(fp8_checkpoint, name).forward([([1, 2], 0, PROMPTS[3])])
+        for name in (EMULATED_FP8, "cpu")
+    }
+    assert np.median(row_errors(forward[EMULATED_FP8], forward["cpu"])) < FP8_OPS
+    nodes = {}
+    for name in (EMULATED_FP8, EMULATED):
+        model = testing.DeviceModel(fp8_checkpoint, name)
+        model.forward([([1], 0, [5])], num_generated=1, num_rows=1, recorded=True)
+        nodes[name] = model.num_nodes()
+    # q_a_proj and kv_a_proj of two attentions take fp8 rows, which a kernel each makes first.
+    assert nodes[EMULATED_FP8] - nodes[EMULATED] == 4

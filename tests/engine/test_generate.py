@@ -214,7 +214,7 @@ def test_bad_prompts(engine):
     ]:
         with pytest.raises(ValueError, match=message):
             engine.generate(prompt_token_ids=prompt_token_ids)
-    for call in [dict(), dict(prompts="a", prompt_token_ids=[1]), dict(prompts=[1, 2]), dict(prompts=3)]:
+    for call in [dict(), dict(prompts="a", prompt_token_ids=[1]), dict(prompts=[1.5]), dict(prompts=3)]:
         with pytest.raises(TypeError):
             engine.generate(**call)
     with pytest.raises(ValueError, match="no tokens"):

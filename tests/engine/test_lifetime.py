@@ -1,5 +1,6 @@
 """Engines end while something is under way: no crash, no hang, nobody left waiting."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,11 @@ def test_a_forked_child_is_told(tiny):
     lines = run_script(AFTER_FORK, tiny).splitlines()
     assert len(lines) == 4 and lines[3] == "parent: 3"
     assert all(line.startswith("child: [engine]") and "fork" in line for line in lines[:3])
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff", "é".encode("latin-1") + b"/x"])
+def test_a_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, name):
+    folder = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
+    with pytest.raises(ValueError, match="not UTF-8; expected") as caught:
+        longcat.Engine(folder)
+    assert "\n" not in str(caught.value) and str(caught.value).isascii()

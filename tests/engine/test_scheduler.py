@@ -179,6 +179,7 @@ REQUESTS = st.fixed_dictionaries(
         "stop_token_ids": st.sampled_from([[], [7]]),
         "constrained": st.sampled_from([False, False, False, True]),
         "scores": st.sampled_from([False, False, True]),
+        "group": st.sampled_from([-1, -1, 0, 1]),
     }
 )
 
@@ -296,6 +297,7 @@ MUST_OCCUR = [
     "sample begins on its own",
     "save",
     "scored",
+    "short one ahead of its turn",
     "started over",
     "swapped out",
     "token not yet known to the host",

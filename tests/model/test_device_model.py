@@ -115,4 +115,32 @@ def test_nodes_of_a_recorded_step(tmp_path):
 
     layer = nodes(2, 1) - nodes(1, 1)
     assert nodes(2, 3) == nodes(2, 1)
-    assert (layer, nodes(1, 1) - layer) == (40, 7)
+    assert (layer, nodes(1, 1) - layer) == (41, 7)
+
+
+def test_nodes_of_a_recorded_step_do_not_grow_with_the_longest_context(checkpoint):
+    """Few pieces of attention where contexts are short, however long they may become (5,120 blocks: 327,680 tokens)."""
+
+    def nodes(num_tokens, num_blocks, start=2):
+        # With a small workspace, as if the heads were many.
+        model = testing.DeviceModel(checkpoint, "cuda-emulated-reversed", num_blocks=num_blocks)
+        chunks = [(list(range(1, start // 64 + 2)), start, [5]) for _ in range(num_tokens)]
+        model.forward(chunks, num_generated=num_tokens, num_rows=num_tokens, recorded=True)
+        return model.num_nodes()
+
+    assert len({nodes(rows, num_blocks) for rows in (1, 16, 64) for num_blocks in (32, 5120)}) == 1
+    # One kernel an attention, in place of pieces and their sum, where the workspace cannot hold the pieces.
+    assert nodes(64, 5120, start=5000) == nodes(64, 128, start=5000) == nodes(1, 32) - 4
+
+
+def test_decode_in_turn_gives_the_bits_of_decode_by_pieces(checkpoint):
+    """64 rows at a long context overflow a small workspace: a block then takes the pieces of its token in turn."""
+    prompt = ids_of(300)
+    logits = []
+    for device, rows in [(EMULATED, 1), ("cuda-emulated-reversed", 1), ("cuda-emulated-reversed", 64)]:
+        model = testing.DeviceModel(checkpoint, device, num_blocks=5120, max_tokens=300)
+        blocks = list(range(1, 90))  # of a context of 5,696 tokens, so that the bucket is 8,192
+        model.forward([(blocks, 0, prompt)])
+        step = [(blocks, 300, [7])] + [([100 + row], 0, [5]) for row in range(rows - 1)]
+        logits.append(model.forward(step, num_generated=rows, num_rows=rows, recorded=True)[0])
+    assert all(np.array_equal(found, logits[0]) for found in logits[1:])

@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 #include "cuda/device/arena.h"
 #include "cuda/device/graph_sizes.h"
+#include "cuda/emulation/emulated_device.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/ngram.h"
@@ -67,6 +68,9 @@ void register_cuda_host(py::module_& testing) {
       .def_property_readonly("peak_bytes", &Arena::peak_bytes)
       .def_property_readonly("largest_free", &Arena::largest_free);
   testing.def("graph_rows", &graph_rows);
+  testing.def("arena_bytes", &arena_bytes);
+  testing.def("context_bucket", &context_bucket);
+  testing.def("fail_emulated_kernels", &fail_emulated_kernels);
   testing.def("input_scale_at", &input_scale_at);
   testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
               py::arg("fp8") = false, py::arg("compute_capability") = 90);

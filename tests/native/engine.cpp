@@ -70,6 +70,13 @@ class Recorder final : public StepObserver {
     }
   }
 
+  void at(const char* part) override {
+    if (part == fails_at) {
+      fails_at.clear();
+      throw std::bad_alloc();
+    }
+  }
+
   Record take(int64_t request_id) {
     Record record = std::move(records_[request_id]);
     records_.erase(request_id);
@@ -78,6 +85,7 @@ class Recorder final : public StepObserver {
 
   int64_t kv_lora_rank = 0, rope_dim = 0, num_sub_layers = 0;
   std::atomic<bool> break_step = false;
+  std::string fails_at;  // the part of a step in which an allocation fails, once
 
  private:
   Ops& ops_;
@@ -139,6 +147,7 @@ class TestEngine {
   }
 
   void break_next_step() { recorder_.break_step = true; }
+  void fail_allocation(std::string part) { recorder_.fails_at = std::move(part); }
 
   Engine& engine() { return engine_; }
 
@@ -195,6 +204,7 @@ void register_test_engine(py::module_& testing) {
       .def("num_recordings", [](TestEngine& self) { return self.engine().runner().num_recordings(); })
       .def("poison_free_blocks", &TestEngine::poison_free_blocks)
       .def("break_next_step", &TestEngine::break_next_step)
+      .def("fail_allocation", &TestEngine::fail_allocation, py::arg("part"))
       .def("record", &TestEngine::record);
 
   testing.def("look_up", [](const std::vector<int32_t>& ids, int64_t num_tokens, int64_t max_match, int64_t min_match) {

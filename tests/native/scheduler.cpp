@@ -66,6 +66,7 @@ py::dict to_dict(const Sequence& sequence) {
   for (const auto& fork : sequence.forks) forks.push_back(fork->request_id);
   py::dict d;
   d["running"] = sequence.state == Sequence::State::running;
+  d["is_short"] = sequence.is_short;
   d["num_pending"] = sequence.num_pending;
   d["num_scheduled"] = sequence.num_scheduled;
   d["num_cached_tokens"] = sequence.stats.num_cached_tokens;
@@ -80,13 +81,14 @@ class TestScheduler {
  public:
   explicit TestScheduler(const SchedulerOptions& options) : scheduler_(options) {}
 
-  std::vector<int64_t> add(const std::vector<int32_t>& prompt, const SamplingParams& params, int64_t n) {
+  std::vector<int64_t> add(const std::vector<int32_t>& prompt, const SamplingParams& params, int64_t n, int64_t group) {
     std::vector<std::shared_ptr<Sequence>> samples;
     std::vector<int64_t> ids;
     for (int64_t i = 0; i < n; ++i) {
       Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
       sequence.request_id = next_request_id_ + i;
       sequence.params = params;
+      sequence.group = group;
       if (i > 0) sequence.params.prompt_logprobs = -1;
       sequence.num_prompt_tokens = static_cast<int64_t>(prompt.size());
       sequence.max_tokens = params.max_tokens;
@@ -204,16 +206,16 @@ void register_scheduler(py::module_& testing) {
       .def(
           "add",
           [](TestScheduler& self, const std::vector<int32_t>& prompt, int64_t max_tokens, int64_t n, bool constrained,
-             int64_t prompt_logprobs, const std::vector<int32_t>& stop_token_ids) {
+             int64_t prompt_logprobs, const std::vector<int32_t>& stop_token_ids, int64_t group) {
             SamplingParams params;
             params.max_tokens = max_tokens;
             params.stop_token_ids = stop_token_ids;
             params.prompt_logprobs = prompt_logprobs;
             params.constrained = constrained;
-            return self.add(prompt, params, n);
+            return self.add(prompt, params, n, group);
           },
           py::arg("prompt"), py::arg("max_tokens"), py::arg("n") = 1, py::arg("constrained") = false,
-          py::arg("prompt_logprobs") = -1, py::arg("stop_token_ids") = std::vector<int32_t>{})
+          py::arg("prompt_logprobs") = -1, py::arg("stop_token_ids") = std::vector<int32_t>{}, py::arg("group") = -1)
       .def("schedule", &TestScheduler::schedule)
       .def("commit", &TestScheduler::commit)
       .def("abort", &TestScheduler::abort)

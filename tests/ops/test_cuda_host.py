@@ -16,6 +16,21 @@ def test_recorded_rows():
         assert padded >= rows and testing.graph_rows(padded) == padded and padded - rows <= 7
 
 
+def test_buckets_of_contexts():
+    assert [testing.context_bucket(p, 327_680) for p in (0, 1, 1024, 1025, 2048, 2049, 200_000, 327_680)] == [
+        1024, 1024, 1024, 2048, 2048, 4096, 262_144, 327_680,
+    ]  # fmt: skip
+    assert testing.context_bucket(100, 320) == 320
+
+
+def test_an_arena_leaves_room_for_the_driver_and_nccl():
+    gib = 1 << 30
+    assert testing.arena_bytes(140 * gib, 0, 0) == 138.5 * gib
+    assert testing.arena_bytes(140 * gib, 0, 2) == 136.5 * gib
+    assert testing.arena_bytes(140 * gib, 0.5, 2) == 69 * gib
+    assert testing.arena_bytes(1 * gib, 0, 2) == 2 << 20  # the smallest: allocations then say what is missing
+
+
 def test_arena_keeps_its_budget_and_its_ranges_apart():
     total, rng = 1 << 20, np.random.default_rng(0)
     arena, live = testing.Arena(total), {}
@@ -61,6 +76,11 @@ def test_layers_of_the_model_run_on_tensor_cores(out, width):
             assert found[0] == path
     tiles = [testing.gemm_choice(tokens, out, width)[1] for tokens in (1, 16, 17, 64, 65, 8192)]
     assert tiles == [16, 16, 64, 64, 128, 128]
+
+
+def test_fp8_latent_projection_runs_on_tensor_cores_when_padded():
+    assert testing.grouped_choice(1, 576, 3072, fp8=True)[0] == "plain"
+    assert testing.grouped_choice(1, 640, 3072, fp8=True)[0] == "sm90_fp8"
 
 
 def test_experts_of_the_model_run_on_tensor_cores():

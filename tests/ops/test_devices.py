@@ -366,10 +366,11 @@ def test_long_decode_crosses_every_kind_of_piece(ops, tolerance):
 
 def test_attention_pieces_by_index_are_the_same_list():
     begin = 0
-    for piece in range(200):
+    for piece in range(340):
         assert testing.kv_piece_begin(piece) == begin
         begin = testing.kv_piece_end(begin)
-    for positions in (1, 128, 129, 2048, 2049, 16384, 16385, 262144):
+    assert begin > 327_680
+    for positions in (1, 128, 129, 2048, 2049, 16384, 16385, 65536, 65537, 131072, 131073, 327680):
         count = testing.num_kv_pieces(positions)
         assert testing.kv_piece_begin(count - 1) < positions <= testing.kv_piece_begin(count)
 
@@ -439,6 +440,30 @@ def test_padded_rows_pick_nothing(ops):
     assert offsets[-1] == alone[3][-1] and np.array_equal(out[:2], alone[-1])
 
 
+@pytest.mark.parametrize("hidden", [776, 20])  # read by 16 bytes, and not
+def test_picks_do_not_depend_on_the_number_of_tokens(ops, hidden):
+    """One token is routed by other blocks than many: the same bits."""
+    case = moe_case(20, hidden, 8, 37, 8, 4)
+    case["x"] *= 0.0625  # exact in bf16
+    weights = ops.moe(**case)[1]
+    for count in (1, 8, 9):
+        assert np.array_equal(ops.moe(**{**case, "x": case["x"][:count]})[1], weights[:count])
+    expected = CPU.moe(**case)
+    assert_rows_close(weights, expected[1], F32_TRANSCENDENTAL)
+
+
+@pytest.mark.parametrize("dim", [8, 24, 7])
+@pytest.mark.parametrize("format", ["bf16", "f32"])
+def test_rows_of_tables_are_copied_exactly(ops, dim, format):
+    """By 16 bytes where rows are aligned to them, else a value at a time."""
+    tables = ngram_tables(4, 2, dim)
+    if format == "f32":
+        tables = [from_bf16(table) for table in tables]
+    steps = random_steps(np.random.default_rng(dim), vocab=97, eos=2)
+    for a, b in zip(*(o.ngram_lookup(steps, tables, 97, 4, 2, 2, 9) for o in (ops, CPU)), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_router_ties_go_to_the_lowest_id(ops):
     case = moe_case(2, 16, 8, 5, 3, 3)
     case["classifier"][:] = 0
@@ -495,6 +520,18 @@ def test_sampled_ids_are_the_cpus(ops):
     for case, (logits, params, history) in enumerate(sampling_cases(rng, 400)):
         found, expected = (o.sample(logits[None], [params], [history])[0] for o in (ops, CPU))
         assert found == expected, (case, params)
+
+
+@pytest.mark.parametrize("top_k,top_p,min_p", [(50, 1, 0), (4, 0.95, 0), (0, 0.9, 0), (0, 0.5, 0.01), (700, 0.99, 0)])
+def test_sampled_ids_of_a_large_vocabulary(ops, top_k, top_p, min_p):
+    """Thresholds lie within bins of many ids, after removals that leave a list of some."""
+    rng = np.random.default_rng(top_k)
+    for case in range(4):
+        logits = (rng.normal(size=30_000) * (0.3, 2, 5, 5)[case]).astype(np.float32)
+        logits[rng.integers(0, 30_000, 200)] = logits.max()  # ties at the top
+        params = {"seed": case, "temperature": 0.7, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        found, expected = (o.sample(logits[None], [params], [[5]])[0] for o in (ops, CPU))
+        assert found == expected, case
 
 
 def test_many_rows_at_once_are_the_rows_alone(ops):

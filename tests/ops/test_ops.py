@@ -187,8 +187,9 @@ def test_nan_reaches_those_that_see_it_and_nobody_else(ops, cache):
 
 
 def test_attention_pieces_depend_on_position_only():
-    assert [testing.kv_piece_end(p) for p in (0, 127, 128, 2047, 2048, 16383, 16384, 20000)] == [
-        128, 128, 256, 2048, 2560, 16384, 18432, 20480,
+    positions = (0, 127, 128, 2047, 2048, 16383, 16384, 20000, 65535, 65536, 131071, 131072, 140000)
+    assert [testing.kv_piece_end(p) for p in positions] == [
+        128, 128, 256, 2048, 2304, 16384, 16896, 20480, 65536, 66560, 131072, 133120, 141312,
     ]  # fmt: skip
 
 

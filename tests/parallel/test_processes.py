@@ -309,7 +309,7 @@ def test_servers_of_replicas(launcher, tiny):
     with Served(launcher, tiny, "--dp", "2") as server:
 
         def urls():
-            return re.findall(r"listening on (http\S+)", "".join(server.lines))
+            return re.findall(r"listening on (http[^\s\"]+)", "".join(server.lines))
 
         until(lambda: len(urls()) == 2)
         body = {"prompt": "Once", "max_tokens": 20, "temperature": 0}

@@ -85,7 +85,11 @@ def test_plan_prints_gpus(lite, capsys):
     assert main([*arguments, "8"]) == 0
     text = capsys.readouterr().out
     assert "--tp 8 --ep 8" in text and "not measured" in text
-    for wrong, said in [("0", "expected 1 to 64"), ("65", "expected 1 to 64"), ("7", "no layout divides")]:
+    for wrong, said in [
+        ("0", "expected an integer from 1 to 64"),
+        ("65", "expected an integer from 1 to 64"),
+        ("7", "no layout divides"),
+    ]:
         assert main([*arguments, wrong]) == 2
         assert said in capsys.readouterr().err
 

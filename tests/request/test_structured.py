@@ -52,7 +52,16 @@ def test_json_schema_regex_choice_grammar(engine):
         ({"regex": 3}, TypeError, "regex is a int"),
         ({"json": {"type": "number of legs"}}, ValueError, "number of legs"),
         ({"json": "{"}, ValueError, "JSON schema"),
-        ({"grammar": "begin: 'a'"}, ValueError, "not possible"),
+        ({"grammar": "begin: 'a'"}, ValueError, "[grammar] found no rule `start`; expected one"),
+        ({"grammar": 'start: "a" b'}, ValueError, "[grammar] found a name without a rule: b at line 1, column 8"),
+        ({"grammar": "start: /(/"}, ValueError, "[grammar] found a regular expression that is not supported at line 1"),
+        ({"regex": "(?=a)b"}, ValueError, "[regex] found look-around in (?=a)b"),
+        ({"json": {"type": "string", "pattern": "a\\b"}}, ValueError, '[schema] found "pattern" at / with a boundary'),
+        ({"json": {"type": "array", "uniqueItems": True}}, ValueError, '[schema] found "uniqueItems" at /'),
+        ({"json": {"type": "integer", "minimum": 2, "maximum": 1}}, ValueError, "that no value fits"),
+        ({"json": {"type": "string", "minLength": 2, "pattern": "^a$"}}, ValueError, "that no value fits"),
+        ({"json": False}, ValueError, "no form"),
+        ({"json": "false"}, ValueError, "that no value fits"),
         ({"choice": []}, ValueError, "non-empty"),
         ({"choice": "yes"}, ValueError, "list"),
         ({"jsn": {}}, TypeError, 'did you mean "json"'),
@@ -66,6 +75,32 @@ def test_what_is_no_form_is_refused_in_one_line(engine, form, error, message):
     with pytest.raises(error, match=re.escape(message)) as raised:
         engine.generate("x", structured_outputs=form)
     assert "\n" not in str(raised.value)
+
+
+def test_words_that_restrict_nothing_are_ignored(engine):
+    notes = {"title": "T", "description": "d", "default": 1, "examples": [1], "$schema": "http://json-schema.org/schema#",
+             "x-order": 1, "format": "int32", "uniqueItems": True, "pattern": "(?=a)", "errorMessage": "e"}  # fmt: skip
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9, "minimum": 0, **notes}}, **notes,
+              "required": ["a"], "additionalProperties": False, "propertyNames": {"type": "string"}}  # fmt: skip
+    answer = json.loads(engine.generate("x", structured_outputs={"json": schema}, max_tokens=30).text)
+    assert list(answer) == ["a"] and 0 <= answer["a"] <= 9
+
+
+def test_a_form_beside_tools_leaves_calls_possible(engine):
+    form = {"json": {"type": "object", "properties": {"z": {"type": "boolean"}}, "required": ["z"]}}
+    outs = [engine.chat(HELLO, tools=TOOLS, structured_outputs=form, seed=seed, max_tokens=300) for seed in range(8)]
+    called = [out for out in outs if "tool_calls" in out.message]
+    assert called
+    for out in outs:
+        if out.outputs[0].finish_reason == "stop":
+            assert set(json.loads(out.message["content"])) == {"z"}
+    for other in ({"regex": "[0-9]{3}"}, {"choice": ["yes", "no"]}, {"grammar": 'start: "a" b\nb: "c"'}):
+        out = engine.chat(HELLO, tools=TOOLS[1:2], structured_outputs=other, seed=1, max_tokens=60)
+        assert "tool_calls" in out.message or re.fullmatch("[0-9]{3}|yes|no|ac", out.message["content"])
+    out = engine.chat(HELLO, tools=TOOLS, tool_choice="required", structured_outputs=form, seed=1, max_tokens=300)
+    assert out.message["tool_calls"]
+    with pytest.raises(ValueError, match="token_mask"):
+        engine.chat(HELLO, tools=TOOLS, tool_choice="required", token_mask=lambda ids: None)
 
 
 def test_a_mask_of_ones_own_does_not_go_with_a_form(engine):
@@ -136,3 +171,19 @@ def test_what_a_grammar_says_cannot_disturb_a_terminal(engine):
     with pytest.raises(ValueError) as caught:
         engine.compile_grammar({"grammar": 'start: \x1b[31m"a'})
     assert str(caught.value).isprintable()
+
+
+def test_the_grammars_that_are_kept_take_a_bounded_number_of_bytes(engine, monkeypatch):
+    """However long they are: a count alone let 36 grammars of 240 kB keep 3 GB."""
+    from longcat.request import structured
+
+    tokenizer = engine.tokenizer
+    sizes = []
+    for most, length in [(3 * structured._GRAMMAR_BYTES, 1), (3 * structured._GRAMMAR_BYTES, 60_000), (0, 1)]:
+        monkeypatch.setattr(structured, "_MAX_CACHED_BYTES", most)
+        compiler = structured.GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size, [2])
+        for number in range(5):
+            compiler.compile(structured.StructuredOutputs(choice=[f"{number}" + "a" * length]))
+            assert compiler._cached_bytes() <= most
+        sizes.append(len(compiler._cache))
+    assert sizes == [2, 0, 0]

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from longcat.cli import main, serve
+from longcat.cli import Parser, main, serve
+from longcat.server import generation
+from longcat.server.api import protocol, service_routes
+from longcat.server.http import http_protocol, json_text
 from longcat.server.settings import ServerSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -74,9 +77,13 @@ def test_every_default_is_the_one_described():
     known = flags()
     for names, said, _ in rows("## Flags"):
         defaults = {known[flag].dest: known[flag].default for flag in re.findall(r"`(--[a-z-]+)`", names)}
-        values = list(dict.fromkeys(str(value) for value in defaults.values() if value not in (None, False, [])))
+        values = list(
+            dict.fromkeys(
+                str(value) for value in defaults.values() if value not in (None, False, []) and value is not True
+            )
+        )
         if "--max-num-batched-tokens" in names:
-            values = ["512"]  # the engine's
+            values = ["512, on CUDA 8192"]  # the engine's
         assert re.sub(": .*", "", said) == ", ".join(values) if values else not re.search(r"\d", said), names
     for _, said, flag, _ in rows("## Limits"):
         if flag:
@@ -90,7 +97,14 @@ def test_every_limit_is_described():
     for value, text in [
         (defaults.max_body_bytes, "32 MiB"), (defaults.max_header_bytes, "16 KiB"), (defaults.max_prompts, "1,024"),
         (defaults.max_stop_strings, "16"), (defaults.max_logprobs, "20"), (defaults.grammar_timeout, "2 s"),
-        (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"),
+        (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"), (defaults.body_timeout, "60 s"),
+        (defaults.body_rate, "64 KiB"), (defaults.max_waiting_bytes, "128 MiB"), (defaults.header_timeout, "30 s"),
+        (defaults.max_connections, "16384"), (json_text.MAX_VALUES, "524,288"), (json_text.MAX_FIELDS, "65,536"),
+        (json_text.MAX_DEPTH, "128"), (json_text.MAX_TEXT_BYTES, "4 MiB"), (generation._MAX_CHAT_CHARS, "2,097,152"),
+        (service_routes.MAX_TOKENIZE_CHARS, "1,048,576"), (service_routes.MAX_DETOKENIZE_IDS, "131,072"),
+        (protocol.MAX_ALLOWED_IDS, "4,096"), (protocol.MAX_BIASES, "1,024"), (protocol.MAX_STOP_IDS, "1,024"),
+        (protocol.MAX_BAD_WORDS, "128"), (protocol.MAX_BAD_WORD_CHARS, "64"), (protocol.MAX_STOP_CHARS, "1,024"),
+        (protocol.MAX_CHOICES, "65,536"), (defaults.max_header_bytes + http_protocol._SLICE, "24 KiB"),
     ]:  # fmt: skip
         number, _, unit = text.replace(",", "").partition(" ")
         assert value == int(number) * {"MiB": 1 << 20, "KiB": 1 << 10}.get(unit, 1)
@@ -102,8 +116,8 @@ def test_launch_lines_are_understood(tiny, capsys):
     card, ours = [block for block in blocks(MIGRATING, "sh") if "--max-running-requests" in block]
     arguments = shlex.split(card.replace("\\\n", " "))[3:]  # python3 -m sglang.launch_server
     assert main(["serve", *arguments]) == 2
-    assert "need 2 ranks, and this process was started alone: mpirun -n 2" in capsys.readouterr().err.splitlines()[-1]
-    parser = argparse.ArgumentParser()
+    assert "need 8 ranks, and this process was started alone: mpirun -n 8" in capsys.readouterr().err.splitlines()[-1]
+    parser = Parser()
     serve.add_arguments(parser)
     theirs = parser.parse_args(arguments)
     mine = parser.parse_args(shlex.split(ours.replace("\\\n", " "))[2:])
@@ -111,6 +125,26 @@ def test_launch_lines_are_understood(tiny, capsys):
         assert getattr(theirs, name) == getattr(mine, name)
     assert theirs.gpu_memory_utilization == 0.9
     assert {"--trust-remote-code", "--disable-cuda-graph"} <= set(theirs.ignored)
+
+
+def test_every_flag_of_the_other_engines_is_known():
+    """Each flag in a column of another engine is a flag here, too: a counterpart, ignored or refused by name."""
+    parser = Parser()
+    serve.add_arguments(parser)
+    section = MIGRATING[MIGRATING.index("## Flags") :].split("\n## ")[0]
+    known = {*parser._option_string_actions, "-tp", "-dp", "-pp"}
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "`" in line][1:]
+    assert len(lines) > 25
+    for line in lines:
+        flags = re.findall(r"`(--?[a-z-]+)`", line)
+        assert set(flags) <= known, line
+
+
+def test_the_cards_tool_example_runs(tiny):
+    [program] = blocks(MIGRATING, "python")
+    program = program.replace('"LongCat-Flash-Lite"', repr(tiny)).replace("256", "64")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "'role': 'assistant'" in done.stdout, done.stderr
 
 
 def test_the_folder_is_given_once(tiny, capsys):

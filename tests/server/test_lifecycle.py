@@ -135,7 +135,8 @@ def test_a_client_that_leaves_gives_its_memory_back(eight_at_a_time, phase, stre
     before = server.metric(counter)
     connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
     data = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     gauge = "num_requests_waiting" if phase == "queued" else "num_requests_running"
     if phase == "queued":
@@ -162,15 +163,16 @@ def test_a_client_that_leaves_gives_its_memory_back(eight_at_a_time, phase, stre
 @pytest.mark.slow
 def test_overload_is_told_at_once(own):
     server = own("--max-running-requests", "8", "--max-queued-requests", "2").wait_ready()
-    reader = Reader(server, HELD | {"max_tokens": 1000})
+    readers = [Reader(server, LONG | {"max_tokens": 1000}) for _ in range(8)]
     until(lambda: server.metric("num_requests_running") == 8)
+    waiting = LONG | {"max_tokens": 300}  # too large to run ahead of its turn
 
     async def flood():
         async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=100)) as client:
 
             async def one():
                 start = time.perf_counter()
-                response = await client.post(server.url + CHAT, json=SHORT)
+                response = await client.post(server.url + CHAT, json=waiting)
                 return response, time.perf_counter() - start
 
             return await asyncio.gather(*(one() for _ in range(40)))
@@ -179,7 +181,7 @@ def test_overload_is_told_at_once(own):
     refused = [(response, seconds) for response, seconds in results if response.status_code == 429]
     assert len(refused) == 38 and all(response.headers["retry-after"] == "1" for response, _ in refused)
     assert {response.status_code for response, _ in results} == {200, 429}
-    assert reader.finish_reason() == "length"
+    assert [reader.finish_reason() for reader in readers] == ["length"] * 8
     times = sorted(seconds for _, seconds in refused)
     print(f"40 at once: 38 refused, median {1000 * times[19]:.0f} ms, slowest {1000 * times[-1]:.0f} ms")
 
@@ -203,7 +205,8 @@ def test_a_slow_reader_is_cut_off_and_disturbs_nobody(own):
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     start = time.perf_counter()
     slow.sendall(head.encode() + data)
     until(lambda: server.metric("num_requests_running") == 8)

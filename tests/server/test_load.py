@@ -28,7 +28,7 @@ async def stream(port: int, index: int) -> tuple[str, int, list[str]]:
     body = {"prompt": PROMPTS[index % len(PROMPTS)], "temperature": 0, "max_tokens": NUM_TOKENS, "stream": True,
             "ignore_eos": True, "logprobs": 0}  # fmt: skip
     data = json.dumps(body).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data)
     raw = await reader.read(-1)

@@ -137,6 +137,92 @@ def test_stop_by_escape_and_by_button(page, server):
         until(lambda: server.metric("num_requests_running") == 0)
 
 
+def test_new_chat_during_an_answer_forgets_it(page, server):
+    page.execute_script(SLOW_LINE)
+    set_value(page, "max_tokens", 1500)
+    set_value(page, "temperature", 0)
+    page.execute_script("const r = request; request = () => ({...r(), ignore_eos: true})")
+    say(page, "Tell me a story about a dog.")
+    until(lambda: answers(page) and len(answers(page)[-1].text) > 20)
+    page.find_element("id", "reset").click()
+    until(lambda: server.metric("num_requests_running") == 0)
+    assert is_idle(page) and page.execute_script("return messages.length") == 0
+    set_value(page, "max_tokens", 10)
+    for _ in range(2):  # at once, too: the first answer may still be ending
+        say(page, "Hello!")
+        until(lambda: answers(page) and answers(page)[-1].text)
+        if _ == 0:
+            page.find_element("id", "reset").click()
+    until(lambda: is_idle(page))
+    assert page.execute_script("return messages.map(m => m.role)") == ["user", "assistant"]
+    assert page.execute_script("return messages[0].content") == "Hello!"
+    assert len(page.find_elements("css selector", ".turn")) == 2
+
+
+# Answers with the events of `replies`, each [milliseconds on the clock, tokens so far].
+STUB = """
+let clock = 0;
+performance.now = () => clock;
+fetch = async () => {
+  const replies = arguments0.slice();
+  const pull = (sink) => {
+    if (!replies.length) return sink.close();
+    const [ms, tokens] = replies.shift();
+    clock = ms;
+    const event = {usage: {completion_tokens: tokens, total_tokens: tokens}, choices: [{delta: {content: "x"}}]};
+    sink.enqueue(new TextEncoder().encode("data: " + JSON.stringify(event) + "\\n\\n"));
+  };
+  return new Response(new ReadableStream({pull}, {highWaterMark: 0}));
+};
+"""
+
+
+@pytest.mark.parametrize(
+    "replies, speed",
+    [
+        ([[5000, 1], [5500, 2], [6000, 11]], "10.0 tokens/s"),
+        ([[5000, 8], [6000, 16], [7000, 28]], "10.0 tokens/s"),  # the first chunk holds eight
+        ([[5000, 0], [5000, 4], [9000, 6]], "0.5 tokens/s"),  # a chunk without a token
+        ([[5000, 8]], ""),
+    ],
+)
+def test_tokens_per_second_count_from_the_first_chunk(page, replies, speed):
+    page.execute_script(STUB.replace("arguments0", json.dumps(replies)))
+    say(page, "Hello")
+    until(lambda: answers(page) and answers(page)[-1].text.startswith("x" * len(replies)) and is_idle(page))
+    assert page.find_element("id", "speed").text == speed
+
+
+def test_after_an_error_the_typed_text_is_there(page):
+    set_value(page, "temperature", -1)
+    say(page, "A long question")
+    until(lambda: page.find_elements("css selector", ".error"))
+    assert page.find_element("id", "text").get_attribute("value") == "A long question"
+    assert page.execute_script("return messages.length") == 0
+    set_value(page, "temperature", 0)
+    set_value(page, "max_tokens", 5)
+    say(page, "?")
+    until(lambda: page.execute_script("return messages.length") == 2 and is_idle(page))
+    assert page.execute_script("return messages[0].content") == "A long question?"
+    assert [turn.text for turn in page.find_elements("css selector", ".turn.user")] == ["A long question?"]
+
+
+def test_results_of_tools_survive_an_error(page):
+    set_value(page, "temperature", 0)
+    set_value(page, "max_tokens", 80)
+    set_value(page, "tools", json.dumps(TOOLS))
+    say(page, "What is the weather in Paris?")
+    until(lambda: page.find_elements("css selector", ".call form"))
+    set_value(page, "temperature", -1)
+    page.switch_to.active_element.send_keys('{"temperature": 21}\ue007')
+    until(lambda: page.find_elements("css selector", ".error"))
+    set_value(page, "temperature", 0)
+    page.find_element("css selector", ".turn.assistant > button").click()
+    until(lambda: page.execute_script("return messages.length") == 4 and is_idle(page))
+    roles = page.execute_script("return messages.map(m => m.role)")
+    assert roles == ["user", "assistant", "tool", "assistant"] and not page.find_elements("css selector", ".error")
+
+
 def test_tool_calls_are_shown_as_calls(page):
     set_value(page, "temperature", 0)
     set_value(page, "max_tokens", 80)

@@ -86,11 +86,11 @@ class CacheModel:
     def fits(self, num_prompt_tokens: int, max_tokens: int) -> bool:
         return blocks_for(num_prompt_tokens + max_tokens) <= self.scheduler.num_blocks
 
-    def add(self, prompt, max_tokens, n=1, stop_token_ids=(), constrained=False, scores=False) -> list[int]:
+    def add(self, prompt, max_tokens, n=1, stop_token_ids=(), constrained=False, scores=False, group=-1) -> list[int]:
         assert self.fits(len(prompt), max_tokens)
         stops = list(stop_token_ids)
         logprobs = 0 if scores else -1
-        ids = self.scheduler.add(prompt, max_tokens, n, constrained, logprobs, stops)
+        ids = self.scheduler.add(prompt, max_tokens, n, constrained, logprobs, stops, group)
         for i, request_id in enumerate(ids):
             self.live[request_id] = Request(request_id, prompt, max_tokens, stops, constrained, scores and i == 0, i)
         return ids
@@ -181,8 +181,12 @@ class CacheModel:
         sequences = self.scheduler.sequences()
         forked = {s["request_id"] for s in plan["samples"]} - {c["request_id"] for c in plan["chunks"]}
         admitted = {i for i in waiting - forked if sequences[i]["running"]}
-        left = waiting - admitted - forked
-        assert not admitted or not left or max(admitted) < min(left), f"{admitted} before {left}"
+        short = {i for i, s in sequences.items() if s["is_short"]}
+        slots = self.options["max_num_seqs"]
+        assert len(short) <= (max(1, slots // 4) if slots > 1 else 0)
+        self.seen["short one ahead of its turn"] += len(admitted & short)
+        in_turn, left = admitted - short, waiting - admitted - forked
+        assert not in_turn or not left or max(in_turn) < min(left), f"{in_turn} before {left}"
         for request in (self.live[i] for i in admitted):
             self.seen["sample begins on its own"] += request.sample > 0 and not request.begun
             request.begun = True

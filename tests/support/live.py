@@ -41,7 +41,8 @@ class LiveServer:
         env: dict[str, str] | None = None,
         launcher: Sequence[str] = (),
     ):
-        command = ["-c", program] if program else ["-m", "longcat", "serve", model, "--port", "0", *arguments]
+        serve = ["-m", "longcat", "serve", model, "--port", "0", "--log-format", "json", *arguments]
+        command = ["-c", program] if program else serve
         self.process = subprocess.Popen(
             [*launcher, sys.executable, *command], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
@@ -55,7 +56,7 @@ class LiveServer:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            if match := re.search(r"listening on (https?://\S+)", line):
+            if match := re.search(r'listening on (https?://[^\s"]+)', line):
                 self.url = match[1]
                 self._listening.set()
         self._listening.set()
@@ -73,7 +74,7 @@ class LiveServer:
 
     def log(self) -> list[dict]:
         """The lines of the access log."""
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
+        return [line for line in map(json.loads, filter(lambda text: text[0] == "{", self.lines)) if "path" in line]
 
     def metric(self, name: str, **options) -> float:
         """The sum of a metric over its labels."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from longcat.chat.cut_calls import with_calls
+from longcat.chat.tool_text import json_value
 
 _MAX_NESTING = 64  # of lists and objects
 _MAX_INT_BITS = 4096
@@ -54,6 +56,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         if role != "assistant" or isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
             raise ValueError(f"{where} has tool_calls: expected a list of calls, of an assistant")
         result["tool_calls"] = [_tool_call(call, f"{where}, tool call {i}") for i, call in enumerate(calls)]
+        if any(isinstance(call["function"]["arguments"], str) for call in result["tool_calls"]):
+            result["content"] = with_calls(result["content"] or "", result.pop("tool_calls"))
     return result
 
 
@@ -78,17 +82,16 @@ def _content(content: Any, role: str, where: str) -> str | None:
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    """A call whose arguments are an object, or text that is none, as of a call that was cut off."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(f'{where} has no name: expected {{"function": {{"name": ..., "arguments": ...}}}}')
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: arguments are not valid JSON: {error}") from None
+        value = json_value(arguments) if arguments.strip() else {}
+        arguments = value if isinstance(value, dict) else arguments
     arguments = {} if arguments is None else arguments
-    if not isinstance(arguments, Mapping):
+    if not isinstance(arguments, (Mapping, str)):
         raise ValueError(f"{where}: arguments are a {type(arguments).__name__}: expected an object, or its JSON text")
     outer = {name: value for name, value in call.items() if name not in ("function", "name", "arguments")}
     return plain({"type": "function"} | outer | {"function": {**function, "arguments": arguments}}, where)

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longcat.chat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
-from longcat.request.outputs import Logprob, RequestOutput, StreamChunk
+from longcat.request.outputs import Logprob, RequestOutput, ShortRepr, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 
 
-@dataclass
+@dataclass(repr=False)
 class ChatOutput(RequestOutput):
     """A RequestOutput whose answers are also messages: {"role", "content", "reasoning_content", "tool_calls"}.
 
-    An answer that calls tools has finish_reason "tool_calls". `str()` is the first message's content.
+    An answer that calls tools has finish_reason "tool_calls". With another one the last call may be unfinished: its
+    arguments are then a text, JSON without its end, in place of an object. `str()` is the first message's content.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -29,8 +30,8 @@ class ChatOutput(RequestOutput):
         return self.message.get("content", "")
 
 
-@dataclass
-class ChatChunk:
+@dataclass(repr=False)
+class ChatChunk(ShortRepr):
     """News of one answer: `delta` is content, and may be empty while the answer reasons or calls a tool."""
 
     delta: str = ""
@@ -43,6 +44,10 @@ class ChatChunk:
     logprobs: list[dict[int, Logprob]] | None = None
     output: ChatOutput | None = None  # the whole result, with the last chunk of the last answer
     request_id: int | str = -1  # for Engine.abort
+    stop_reason: int | str | None = (
+        None  # with the last chunk of an answer: what ended it, unless that was the end token
+    )
+    error: str | None = None  # with it: why, when finish_reason is "error"
 
     def __str__(self) -> str:
         return self.delta
@@ -53,17 +58,25 @@ def force_calls(
 ) -> tuple[SamplingParams, str | None]:
     """Parameters that hold the answer to tool calls where `tool_choice` says so, and the choice for the template.
 
-    Raises:
-        ValueError: the choice is not possible, or the answer is held to another form already.
-    """
-    if tool_choice is None or tool_choice in ("auto", "none"):
-        return params, tool_choice
-    from longcat.chat.tool_grammar import forced_calls
+    An answer that is held to another form may call in its place, or has to if the choice says so.
 
-    form = forced_calls(tools, tool_choice, parallel)
-    if params.structured_outputs is not None or params.token_mask is not None:
-        raise ValueError("tool_choice forces a call: it does not go together with another form of the answer")
-    return dataclasses.replace(params, structured_outputs=form), "auto"
+    Raises:
+        ValueError: there is no such tool, or the choice is none.
+    """
+    form = params.structured_outputs
+    is_forced = tool_choice not in (None, "auto", "none")
+    if not is_forced and (form is None or not tools):
+        return params, tool_choice
+    from longcat.chat.tool_grammar import calls_or_form
+    from longcat.request.structured import StructuredOutputs
+
+    if is_forced and params.token_mask is not None:
+        raise ValueError("[tools] found a token_mask and a tool_choice that forces a call; expected one of them.")
+    given = form if isinstance(form, StructuredOutputs) else None
+    if form is not given and not is_forced:
+        return params, tool_choice  # compiled already
+    form = calls_or_form(tools, tool_choice, parallel, given)
+    return dataclasses.replace(params, structured_outputs=form), "auto" if is_forced else tool_choice
 
 
 class PlainText:
@@ -76,7 +89,7 @@ class PlainText:
         self.message["content"] += text
         return [Delta(content=text)]
 
-    def finish(self) -> list[Delta]:
+    def finish(self, reason: str | None = None) -> list[Delta]:
         return []
 
 
@@ -96,14 +109,14 @@ class ChatReader:
         deltas = parser.push(news.delta)
         reason = news.finish_reason
         if reason is not None:
-            deltas = [*deltas, *parser.finish()]
-            if reason == "stop" and self._message(key).get("tool_calls"):
-                reason = "tool_calls"
+            deltas = [*deltas, *parser.finish(reason)]
+            reason = self._reason(reason, parser.message)
         chunk = ChatChunk(
             "".join(d.content for d in deltas),
             "".join(d.reasoning_content for d in deltas),
             [d.tool_call for d in deltas if d.tool_call is not None],
             news.token_ids, news.prompt_index, news.index, reason, news.logprobs, request_id=news.request_id,
+            stop_reason=news.stop_reason, error=news.error,
         )  # fmt: skip
         if news.output is not None:
             chunk.output = self._whole(news.output, news.prompt_index)
@@ -113,9 +126,15 @@ class ChatReader:
         fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
         messages = [self._message((prompt_index, answer.index)) for answer in output.outputs]
         for answer, message in zip(output.outputs, messages, strict=True):
-            if answer.finish_reason == "stop" and message.get("tool_calls"):
-                answer.finish_reason = "tool_calls"
+            answer.finish_reason = self._reason(answer.finish_reason, message)
         return ChatOutput(**fields, messages=messages)
+
+    @staticmethod
+    def _reason(reason: str | None, message: Mapping[str, Any]) -> str | None:
+        """Why an answer ended: "tool_calls" says that all its calls are whole."""
+        calls = message.get("tool_calls", ())
+        is_whole = all(not isinstance(call["function"]["arguments"], str) for call in calls)
+        return "tool_calls" if reason == "stop" and calls and is_whole else reason
 
     def _message(self, key: tuple[int, int]) -> dict[str, Any]:
         """The parsed message, with a content in any case, as OpenAI's clients expect."""

@@ -7,6 +7,7 @@ same, and `encode_segments` turns the former into their ids and the latter into 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
+from longcat.chat.cut_calls import TaggedText
 from longcat.chat.messages import normalize_messages, normalize_tools, plain
+from longcat.support.files import read_json_object, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -26,6 +29,7 @@ _MAX_SHOWN_CHARS = 200  # of a template's error
 _TOKEN_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Private-use characters that stand for others while a template runs; those that occur in the data are not used.
 _STAND_INS = range(0x100000, 0x10FFFE)
+_STAND_IN = re.compile("[\U00100000-\U0010fffd]")
 
 
 class ChatTemplate:
@@ -139,13 +143,12 @@ class ChatTemplate:
         tags = sorted(set(tags), key=len, reverse=True)
         openers = {opener for tag in tags if (opener := _opener(tag))}
         stand_ins = dict(zip(openers, self._unused_characters(variables, len(openers)), strict=True))
-        table = {ord(opener): stand_in for opener, stand_in in stand_ins.items()}
-        text = self._render(_map_strings(variables, table), add_generation_prompt, continue_final_message)
-        back = {ord(stand_in): opener for opener, stand_in in stand_ins.items()}
+        text = self._render(_map_strings(variables, stand_ins), add_generation_prompt, continue_final_message)
+        back = {stand_in: opener for opener, stand_in in stand_ins.items()}
         if not tags:
             return [(text, False)] if text else []
         pieces = re.split(f"({'|'.join(map(re.escape, tags))})", text)  # text and tags in turn
-        return [(piece.translate(back), i % 2 == 1) for i, piece in enumerate(pieces) if piece]
+        return [(_replaced(piece, back), i % 2 == 1) for i, piece in enumerate(pieces) if piece]
 
     def _render(self, variables: dict[str, Any], add_generation_prompt: bool, continue_final_message: bool) -> str:
         end_mark = ""
@@ -162,7 +165,8 @@ class ChatTemplate:
 
     def _unused_characters(self, variables: dict[str, Any], count: int) -> list[str]:
         """Private-use characters that occur neither in what the template gets nor in the template."""
-        used = set(json.dumps([variables, self._variables, self.source, self.tool_source], ensure_ascii=False))
+        text = json.dumps([variables, self._variables, self.source, self.tool_source], ensure_ascii=False)
+        used = set(_STAND_IN.findall(text))
         unused = [char for char in map(chr, _STAND_INS[: len(used) + count]) if char not in used]
         if len(unused) < count:
             raise ValueError("messages use up the private characters of Unicode's last plane: leave some out")
@@ -179,6 +183,12 @@ class ChatTemplate:
             with self._lock:
                 return self._sandbox.render(template, variables)
         except Exception as error:
+            for index, tool in enumerate(variables.get("tools") or ()):
+                if "function" not in tool:  # which some templates know by themselves
+                    raise ValueError(
+                        f'[tools] found tool {index} of type "{str(tool.get("type"))[:64]}", which the chat template '
+                        'does not know; expected {"type": "function", "function": {"name": ..., ...}}. Leave it out.'
+                    ) from None
             raise _template_error(error) from None
 
 
@@ -216,17 +226,19 @@ def encode_plain(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def _encode_plain(tokenizer: tokenizers.Tokenizer, text: str, added: frozenset[int]) -> list[int]:
-    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+    # For one text `encode` gives the same ids, but holds the GIL all the time.
+    token_ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
     if added.isdisjoint(token_ids):
         return token_ids
-    # The library always splits text at added tokens, special or not; so take its steps after that one by one.
-    if tokenizer.normalizer is not None:
-        text = tokenizer.normalizer.normalize_str(text)
-    pieces = [text]
-    if tokenizer.pre_tokenizer is not None:
-        pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-    model = tokenizer.model
-    return [token.id for piece in pieces for token in model.tokenize(piece)]
+    return _without_added_tokens(tokenizer).encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+@functools.lru_cache(4)
+def _without_added_tokens(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer but for its added tokens, at which the library always splits a text, special or not."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}))
 
 
 # --- variables and stand-in characters -------------------------------------------------------------------------------
@@ -250,12 +262,21 @@ def _opener(tag: str) -> str | None:
     return next((char for char in tag if not char.isspace()), None)
 
 
-def _map_strings(value: Any, table: Mapping[int, str]) -> Any:
-    """A copy of `value` with all texts in it translated, keys too."""
+def _replaced(text: str, table: Mapping[str, str]) -> str:
+    """`text` with characters replaced by others; much faster than str.translate where these are not ASCII."""
+    for old, new in table.items():
+        text = text.replace(old, new)
+    return text
+
+
+def _map_strings(value: Any, table: Mapping[str, str]) -> Any:
+    """A copy of `value` with all texts in it replaced, keys too."""
+    if isinstance(value, TaggedText):
+        return value.translated(str.maketrans(dict(table)))
     if isinstance(value, str):
-        return value.translate(table)
+        return _replaced(value, table)
     if isinstance(value, dict):
-        return {name.translate(table): _map_strings(item, table) for name, item in value.items()}
+        return {_replaced(name, table): _map_strings(item, table) for name, item in value.items()}
     return [_map_strings(item, table) for item in value] if isinstance(value, list) else value
 
 
@@ -295,29 +316,12 @@ def _named_templates(path: str, found: Any) -> tuple[str, str | None]:
 
 def _read_text(path: str) -> str | None:
     """A file's text, None if there is no such file."""
-    if not os.path.exists(path):
-        return None
-    try:
-        if os.path.getsize(path) > _MAX_FILE_BYTES:
-            raise ValueError(f"larger than {_MAX_FILE_BYTES >> 20} MiB")
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise Error(f"[chat template] {path} cannot be read: {error}") from None
+    return read_text(path, "[chat template]", _MAX_FILE_BYTES) if os.path.exists(path) else None
 
 
 def _read_json(path: str) -> dict[str, Any]:
     """A file's JSON object, empty if there is no such file."""
-    text = _read_text(path)
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        return value
-    except (ValueError, RecursionError) as error:
-        raise Error(f"[chat template] {path} is not valid: {error}") from None
+    return read_json_object(path, "[chat template]", _MAX_FILE_BYTES)
 
 
 def _template_error(error: Exception) -> Error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longcat.chat.tool_parser import (
+from longcat.chat.call_forms import read_calls, read_object, with_our_tags
+from longcat.chat.tool_schema import Kind, ToolSchema, ToolSchemas
+from longcat.chat.tool_text import (
     CALL,
     CALL_END,
     KEY,
@@ -16,11 +20,7 @@ from longcat.chat.tool_parser import (
     THINK_END,
     VALUE,
     VALUE_END,
-    Schemas,
-    build_message,
     json_text,
-    parse_call,
-    value_of,
 )
 
 
@@ -30,7 +30,7 @@ class ToolCallDelta:
 
     The first delta of a call has its `name`; `arguments` of all of them, concatenated, are one JSON object. A key may
     occur twice in it, then the later value counts, as `json.loads` has it. `dropped`: forget what came for this index,
-    the call was cut off or malformed; a corrected one may follow under the same index, again with its `name`.
+    the call was cut off; its text is content.
     """
 
     index: int
@@ -73,8 +73,8 @@ class StreamingResponseParser:
     """`parse_model_response` for text that arrives in pieces, however it is cut.
 
     Content and reasoning are given out as they come, except what may be the beginning of a tag and white space at the
-    end. A tool call begins with its name; arguments of type string are given out character by character, others when
-    complete. Folding all deltas gives `message`, and `message` is `parse_model_response` of the whole text.
+    end. A tool call is given out once no required argument can be missing any more: arguments that are text character
+    by character, others when complete. Folding all deltas gives `message`.
 
     Args:
         tools: the tools that were declared.
@@ -86,7 +86,7 @@ class StreamingResponseParser:
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None = None, *, hold_after_think: bool = True):
-        self._schemas = Schemas(tools)
+        self._schemas = ToolSchemas(tools)
         self._hold_after_think = hold_after_think
         self._buffer = ""  # what has arrived and is not taken yet, from _at on
         self._at = 0
@@ -96,13 +96,13 @@ class StreamingResponseParser:
         self._reasoning = _Stripped()
         self._content = _Stripped()
         self._held: list[str] = []
-        self._calls: list[tuple[str, dict[str, Any]]] = []
+        self._calls: list[tuple[str, dict[str, Any] | str]] = []
         self._begin_call()
 
     @property
     def message(self) -> dict[str, Any]:
         """The message so far: after `finish`, the whole. Calls appear when they are complete."""
-        return build_message(self._reasoning.text, self._content.text, self._calls)
+        return _build_message(self._reasoning.text, self._content.text, self._calls)
 
     def push(self, text: str) -> list[Delta]:
         """Takes the next piece of the answer; returns what it adds to the message."""
@@ -112,13 +112,18 @@ class StreamingResponseParser:
         deltas, self._deltas = self._deltas, []
         return deltas
 
-    def finish(self) -> list[Delta]:
-        """The answer is over: returns what was held back, and drops a call that was cut off. `push` ends here."""
+    def finish(self, reason: str | None = None) -> list[Delta]:
+        """The answer is over: returns what was held back. `push` ends here.
+
+        Args:
+            reason: the answer's finish_reason. None: a call that was cut off is dropped, and its text is content.
+                "stop": the same, unless it was given out already. Else (as "length") it stays in the message, with
+                arguments that are text: JSON without its end.
+        """
         self._final = True
         deltas = self.push("")
-        if self._body:
-            self._settle(parse_call("".join(self._body[1:]), self._schemas, closed=False))
-            self._body.clear()
+        if self._raw:
+            self._end_cut_call(reason)
         self._state = self._finished
         return deltas + self.push("")
 
@@ -132,18 +137,16 @@ class StreamingResponseParser:
 
         Text at the end that may be the beginning of one of `tags` stays in the buffer. No tag contains another "<".
         """
-        first, found = len(self._buffer), ""
-        for tag in tags:
-            position = self._buffer.find(tag, self._at, first + len(tag))
-            if 0 <= position < first:
-                first, found = position, tag
-        if not found and not self._final:
+        found = _any_of(tags).search(self._buffer, self._at)
+        first = found.start() if found else len(self._buffer)
+        if found is None and not self._final:
             last = self._buffer.rfind("<", self._at)
             if last >= 0 and any(tag.startswith(self._buffer[last:]) for tag in tags):
                 first = last
         text = self._buffer[self._at : first]
-        self._at = first + len(found)
-        return text, found
+        tag = found[0] if found else ""
+        self._at = first + len(tag)
+        return text, tag
 
     def _spaces(self) -> str:
         """The white space that comes next."""
@@ -191,148 +194,298 @@ class StreamingResponseParser:
 
     def _in_content(self) -> bool:
         text, tag = self._until(CALL)
-        self._emit(content=self._content.push(text))
-        return self._open_call(tag)
-
-    def _between_calls(self) -> bool:
-        _, tag = self._until(CALL)
-        return self._open_call(tag)
-
-    def _open_call(self, tag: str) -> bool:
+        if not self._calls:  # text between calls is dropped
+            self._emit(content=self._content.push(text))
         if tag:
             self._begin_call()
-            self._body.append(tag)
+            self._raw.append(tag)
             self._state = self._in_head
         return bool(tag)
 
-    # Inside a call. `_body` has its text so far, from the start tag on.
+    # Inside a call. `_raw` has its text so far, from the start tag on.
 
     def _begin_call(self) -> None:
-        self._body: list[str] = []
+        self._raw: list[str] = []
         self._head = ""
-        self._name = ""  # once it is given out
-        self._num_pairs = 0  # begun in the arguments given out
+        self._name = ""
+        self._tool = _NO_TOOL
+        self._stray: list[str] = []  # text of the body that is in no pair
+        self._has_stray = False  # and is no white space
+        self._pairs: list[tuple[str, Any]] = []
+        self._json: list[str] = []  # the arguments as far as they are known
+        self._is_shown = False
+        self._is_broken = False  # a name without a value
         self._key: list[str] = []
-        self._value: list[str] = []
-        self._string: _Stripped | None = None  # of a value that is given out character by character
+        self._begin_value("")
 
     def _in_head(self) -> bool:
         """The name's line. Calls in JSON or with parentheses are taken whole, and those that are none."""
-        start = self._at
-        while self._at < len(self._buffer) and self._buffer[self._at] not in "\n<(":
-            self._at += 1
-        run = self._buffer[start : self._at]
-        self._body.append(run)
-        self._head += run
-        if self._head.lstrip().startswith("{"):
-            self._state = self._in_raw
-            return True
+        if not self._head:
+            self._raw.append(self._spaces())
         if self._at == len(self._buffer):
             return False
-        name = self._schemas.name(self._head)
-        if self._buffer[self._at] == "(" or not name:
+        if not self._head and self._buffer[self._at] in "{[`":
             self._state = self._in_raw
+            return True
+        start = self._at
+        while self._at < len(self._buffer) and self._buffer[self._at] not in "\n<({":
+            self._at += 1
+        run = self._buffer[start : self._at]
+        self._raw.append(run)
+        self._head += run
+        if self._at == len(self._buffer):
+            return False
+        self._name = self._schemas.name(self._head)
+        if self._buffer[self._at] == "(" or not self._schemas.may_be_name(self._name):
+            self._name, self._state = "", self._in_raw
         else:
-            self._start_call(name)
+            self._tool = self._schemas[self._name]
             self._state = self._in_body
         return True
 
     def _in_raw(self) -> bool:
-        text, tag = self._until(CALL_END)
-        self._body.append(text)
-        return self._close_call(tag)
+        text, tag = self._until(CALL_END, CALL)
+        self._raw.append(text)
+        return self._end_call(tag)
 
     def _in_body(self) -> bool:
-        text, tag = self._until(KEY, CALL_END)
-        self._body.append(text)
-        if tag == KEY:
-            self._body.append(tag)
-            self._key = []
-            self._state = self._in_key
-            return True
-        return self._close_call(tag)
+        text, tag = self._until(KEY, CALL_END, CALL)
+        self._raw.append(text)
+        self._stray.append(text)
+        self._has_stray = self._has_stray or bool(text.strip())
+        if tag != KEY:
+            return self._end_call(tag)
+        self._raw.append(tag)
+        self._key = []
+        self._state = self._in_key
+        return True
 
     def _in_key(self) -> bool:
-        text, tag = self._until(KEY_END, CALL_END)
-        self._body.append(text)
+        text, tag = self._until(KEY_END, VALUE, CALL_END, CALL)
+        self._raw.append(text)
         self._key.append(text)
         if tag == KEY_END:
-            self._body.append(tag)
-            self._key.append(tag)
+            self._raw.append(tag)
             self._state = self._after_key
-            return True
-        return self._close_call(tag)
+        elif tag == VALUE:
+            self._raw.append(tag)
+            self._start_value()
+        else:
+            if tag:
+                self._key_alone()
+            return self._end_call(tag)
+        return True
 
     def _after_key(self) -> bool:
-        """A key ends where a value follows at once; else its end tag was part of it."""
-        spaces = self._spaces()
-        self._body.append(spaces)
-        self._key.append(spaces)
+        self._raw.append(self._spaces())
         has_value = self._next_is(VALUE)
         if has_value:
-            self._body.append(VALUE)
-            self._begin_value("".join(self._key).rstrip().removesuffix(KEY_END).strip())
-            self._state = self._in_value
-        elif has_value is False:
-            self._state = self._in_key
-        return has_value is not None
+            self._raw.append(VALUE)
+            self._start_value()
+            return True
+        if has_value is None or self._at == len(self._buffer):
+            return False
+        for tag in (KEY, CALL_END, CALL):
+            rest = self._buffer[self._at : self._at + len(tag)]
+            if tag.startswith(rest) and (rest == tag or not self._final):
+                if rest != tag:
+                    return False
+                self._key_alone()
+                self._state = self._in_body
+                return True
+        self._start_value()  # its start tag is missing
+        return True
+
+    def _key_alone(self) -> None:
+        """A name without a value: all arguments as one JSON object, or a fault."""
+        arguments = read_object("".join(self._key))
+        if arguments is None or self._pairs:
+            self._is_broken = True
+        else:
+            self._pairs += arguments.items()
+            self._write("".join(self._pair_start(key) + json_text(value) for key, value in arguments.items()))
+
+    # A value.
+
+    def _start_value(self) -> None:
+        self._begin_value(self._tool.key("".join(self._key)))
+        self._advance()
+        self._state = self._in_value
 
     def _begin_value(self, key: str) -> None:
-        self._key = [key]
-        self._value = []
-        if self._schemas.type_of(self._name, key) == "string":
-            self._string = _Stripped()
-            self._emit_arguments(self._pair_start() + '"')
+        argument = self._tool.argument(key)
+        self._value_key = key
+        self._value: list[str] = []
+        self._kind = Kind.OTHER if argument is None else argument.kind
+        self._is_text = False  # given out character by character
+        self._newline = ""  # held back: it may belong to the form
+        self._doubt = 0  # characters after the tag that may have ended the value
 
     def _in_value(self) -> bool:
-        text, tag = self._until(VALUE_END, CALL_END)
-        self._body.append(text)
-        if self._string is not None:
-            self._emit_arguments(json.dumps(self._string.push(text), ensure_ascii=False)[1:-1])
-        else:
-            self._value.append(text)
+        text, tag = self._until(VALUE_END, CALL_END, KEY)
+        self._raw.append(text)
+        self._value.append(text)
+        self._advance(text)
         if tag == VALUE_END:
-            self._body.append(tag)
+            self._raw.append(tag)
             self._end_value()
-            self._state = self._in_body
-            return True
-        return self._close_call(tag)
-
-    def _end_value(self) -> None:
-        if self._string is not None:
-            self._emit_arguments('"')
-            self._string = None
-        else:
-            self._emit_arguments(self._pair_start() + json_text(value_of("".join(self._value), None)))
-
-    def _pair_start(self) -> str:
-        self._num_pairs += 1
-        return ("{" if self._num_pairs == 1 else ", ") + json_text(self._key[0]) + ": "
-
-    def _close_call(self, tag: str) -> bool:
-        if tag:
-            self._settle(parse_call("".join(self._body[1:]), self._schemas, closed=True))
-            self._body.clear()
-            self._state = self._between_calls
+        elif tag:
+            self._at -= len(tag)
+            self._doubt = len(tag)
+            self._state = self._in_doubt
         return bool(tag)
 
-    def _settle(self, call: tuple[str, dict[str, Any]] | None) -> None:
-        """Ends the open call: what was given out is made to add up to `call`, None for no call."""
-        if self._name and (call is None or self._string is not None):  # cut off, or a value that has no end
-            self._emit(tool_call=ToolCallDelta(len(self._calls), dropped=True))
-            self._name, self._num_pairs = "", 0
-        if call is None:
-            return
+    def _in_doubt(self) -> bool:
+        """After the end tag of the call, or the start tag of a name, inside a value: was it text of the value?
+
+        It was if the value's own end tag comes before the name's value, or before another call.
+        """
+        is_key = self._buffer.startswith(KEY, self._at)
+        found = _any_of((VALUE_END, VALUE if is_key else CALL)).search(self._buffer, self._at + self._doubt)
+        if found is None and not self._final:
+            self._doubt = max(self._doubt, len(self._buffer) - self._at - len(VALUE_END))
+            return False
+        if found is not None and found[0] == VALUE_END:
+            text = self._buffer[self._at : found.start()]
+            self._at = found.end()
+            self._raw += [text, VALUE_END]
+            self._value.append(text)
+            self._advance(text)
+            self._end_value()
+        else:
+            self._newline = ""
+            if self._value:
+                self._value = ["".join(self._value).removesuffix("\n")]
+            self._end_value()
+        return True
+
+    def _advance(self, text: str = "") -> None:
+        """Gives out what is known of a text."""
+        if not self._is_text:
+            if self._kind is Kind.OTHER:
+                return
+            text = "".join(self._value)
+            if self._kind is Kind.TEXT_OR_NULL and "null".startswith(text.removesuffix("\n")):
+                return
+            self._is_text = True
+            self._write(self._pair_start(self._value_key) + '"')
+        text = self._newline + text
+        self._newline = "\n" if text.endswith("\n") else ""
+        self._write(json.dumps(text.removesuffix("\n"), ensure_ascii=False)[1:-1])
+
+    def _end_value(self) -> None:
+        text = "".join(self._value)
+        value: Any = text
+        if self._is_text:
+            self._write(json.dumps(self._newline)[1:-1] + '"')
+        else:
+            value = self._tool.value(self._value_key, text)
+            self._write(self._pair_start(self._value_key) + json_text(value))
+        self._pairs.append((self._value_key, value))
+        self._is_text = False
+        self._write("")
+        self._state = self._in_body
+
+    def _pair_start(self, key: str) -> str:
+        start = ", " if self._json else "{"
+        self._json.append("")
+        return start + json_text(key) + ": "
+
+    # The end of a call.
+
+    def _end_call(self, tag: str) -> bool:
+        """A call ends at its end tag, or where the next one starts."""
+        if not tag:
+            return False
+        calls = self._read_call()
+        if tag == CALL:
+            self._at -= len(CALL)
+        else:
+            self._raw.append(tag)
+        self._settle(calls)
+        return True
+
+    def _read_call(self) -> list[tuple[str, dict[str, Any]]]:
+        """The calls of the body, none if it is not understood or lacks a required argument."""
+        body = "".join(self._raw[1:])
         if not self._name:
-            self._start_call(call[0])
-        self._emit_arguments("}" if self._num_pairs else json_text(call[1]))
-        self._calls.append(call)
+            return read_calls(body, self._schemas) or self._read_other_tags(body)
+        arguments: dict[str, Any] | None = dict(self._pairs)
+        if not self._pairs and self._is_broken:
+            arguments = None
+        elif not self._pairs and self._has_stray:
+            arguments = read_object("".join(self._stray))
+        if arguments is None:
+            return self._read_other_tags(body)
+        return [(self._name, arguments)] if self._tool.is_complete(arguments) else []
+
+    def _read_other_tags(self, body: str) -> list[tuple[str, dict[str, Any]]]:
+        replaced = with_our_tags(body)
+        if replaced is None or CALL in replaced or CALL_END in replaced:
+            return []
+        parser = StreamingResponseParser()
+        parser._schemas = self._schemas
+        parser.push(CALL + replaced + CALL_END)
+        parser.finish()
+        return [(name, call) for name, call in parser._calls if isinstance(call, dict)]
+
+    def _settle(self, calls: list[tuple[str, dict[str, Any]]]) -> None:
+        """Gives out what is left of the call; the text of none is content."""
+        if self._is_shown:
+            self._emit_arguments("}")
+            self._calls.append((self._name, dict(self._pairs)))
+        elif calls:
+            for name, arguments in calls:
+                self._emit(tool_call=ToolCallDelta(len(self._calls), name=name))
+                self._emit_arguments(json_text(arguments))
+                self._calls.append((name, arguments))
+        else:
+            self._emit(content=self._content.push("".join(self._raw)))
+        self._begin_call()
+        self._state = self._in_content
+
+    def _end_cut_call(self, reason: str | None) -> None:
+        """The text is over inside a call."""
+        by_itself = reason in (None, "stop")  # then the end tag is all that may be missing
+        if self._state in (self._in_key, self._after_key) and read_object("".join(self._key)) is not None:
+            self._key_alone()
+            self._state = self._in_body
+        is_whole = self._state == self._in_body and by_itself and self._pairs
+        if (is_whole and not (self._has_stray and not self._is_shown)) or self._state == self._in_raw:
+            calls = self._read_call()
+        else:
+            calls = []
+        if calls:
+            self._settle(calls)
+        elif (self._is_shown and reason is not None) or (self._name and not by_itself):
+            if not self._is_shown:
+                self._show()
+            if not self._json:
+                self._write("{")
+            self._calls.append((self._name, "".join(self._json)))
+            self._begin_call()
+        else:
+            if self._is_shown:
+                self._emit(tool_call=ToolCallDelta(len(self._calls), dropped=True))
+                self._is_shown = False
+            self._settle([])
 
     # Giving out.
 
-    def _start_call(self, name: str) -> None:
-        self._name = name
-        self._emit(tool_call=ToolCallDelta(len(self._calls), name=name))
+    def _write(self, text: str) -> None:
+        """Adds to the arguments, and gives them out once the call is sure: whatever follows, it will be one."""
+        self._json.append(text)
+        if self._is_shown:
+            self._emit_arguments(text)
+        elif not self._has_stray:
+            keys = [key for key, _ in self._pairs] + ([self._value_key] if self._is_text else [])
+            if keys and self._tool.is_complete(keys, for_good=True):
+                self._show()
+
+    def _show(self) -> None:
+        self._is_shown = True
+        self._emit(tool_call=ToolCallDelta(len(self._calls), name=self._name))
+        self._emit_arguments("".join(self._json))
 
     def _emit_arguments(self, text: str) -> None:
         if text:
@@ -341,3 +494,25 @@ class StreamingResponseParser:
     def _emit(self, **fields: Any) -> None:
         if any(fields.values()):
             self._deltas.append(Delta(**fields))
+
+
+_NO_TOOL = ToolSchema("", {})
+
+
+@functools.lru_cache(32)
+def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tags)))
+
+
+def _build_message(reasoning: str, content: str, calls: Sequence[tuple[str, dict[str, Any] | str]]) -> dict[str, Any]:
+    """The message of these parts, calls as (name, arguments); empty parts are left out."""
+    message: dict[str, Any] = {"role": "assistant"}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if content:
+        message["content"] = content
+    if calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
+        ]
+    return message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import longcat._core as _core
+from longcat.support.files import read_json
 
 _SEQUENCE = 512  # tokens that see each other
 _STEP = 4096  # tokens of a step: each reads all weights
@@ -20,7 +20,7 @@ def check_text(folder: str | os.PathLike[str], token_ids: Sequence[int]) -> None
     """Raises:
     ValueError: there is no token, or one that is not in the vocabulary.
     """
-    vocab_size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+    vocab_size = read_json(Path(folder) / "config.json", "[config]")["vocab_size"]
     if bad := [id for id in token_ids if not 0 <= id < vocab_size]:
         raise ValueError(f"calibration has token {bad[0]}: expected ids from 0 to {vocab_size - 1}")
     if not token_ids:

@@ -23,6 +23,7 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.calibration import InputMoments, check_text
 from longcat.checkpoint.gptq import round_int4
+from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
@@ -32,6 +33,7 @@ from longcat.checkpoint.writer import (
     split,
     write_index,
 )
+from longcat.support.files import open_regular, read_text
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
@@ -96,7 +98,7 @@ def convert_checkpoint(
     """Writes a checkpoint in packed formats.
 
     Files are written to `out`.partial, which then takes the name `out`. A run that was interrupted goes on where it was
-    when it is started again with the same arguments.
+    when it is started again with the same arguments. A second run at the same time is refused.
 
     Args:
         folder: a checkpoint in the Hugging Face layout; bf16, f16, f32 or FP8 blocks.
@@ -111,7 +113,8 @@ def convert_checkpoint(
     Returns:
         sizes and time.
     Raises:
-        longcat.Error: the checkpoint is wrong or converted already, `out` is not empty, or the disk is too small.
+        longcat.Error: the checkpoint is wrong or converted already, `out` is not empty, another process writes it, or
+            the disk is too small.
         ValueError: a component or format is not known, a calibration token is not in the vocabulary, or the calibration
             is for nothing.
     """
@@ -134,8 +137,10 @@ def convert_checkpoint(
     source_total = sum(tensor.end - tensor.begin for tensor in tensors)
     done = resumed = 0
     moments: InputMoments | None = None
+    lock: FolderLock | None = None
+    written = partial  # the folder that holds the files: `target` at last
     try:
-        _open_partial(target, partial, plan, total)
+        lock = _open_partial(target, partial, plan, total)
         if calibration is not None:
             left = [tensor for file, members in shards.items() if not (partial / file).exists() for tensor in members]
             widths = {
@@ -167,8 +172,12 @@ def convert_checkpoint(
         if target.exists():
             target.rmdir()  # empty, as _open_partial saw to
         partial.rename(target)
+        written = target
     except OSError as error:
         raise Error(f"[convert] {error.filename or target}: {error.strerror or error}") from None
+    finally:
+        if lock:
+            lock.release(written)
     return Converted(total, source_total, len(shards), resumed, time.perf_counter() - start)
 
 
@@ -182,7 +191,7 @@ def _checked(formats: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str]) -> list[_Tensor]:
-    uses = _core.packable_tensors((source / "config.json").read_text())
+    uses = _core.packable_tensors(read_text(source / "config.json", "[config]"))
     stored = {name: (dtype, shape, shard, begin, end) for name, dtype, shape, shard, begin, end in checkpoint.tensors()}
     tensors = []
     for name, (dtype, shape, shard, begin, end) in stored.items():
@@ -237,19 +246,29 @@ def _plan(
     return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards, "calibration": text}
 
 
-def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> None:
+def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> FolderLock:
+    """The folder that the files go to, new or as an earlier run left it, and the right to write there."""
     check_new("convert", target)
-    if partial.exists():
+    if not partial.exists():
+        check_room("convert", target, total, "free some, or name a folder on another disk")
+    lock = FolderLock("convert", partial)
+    try:
+        check_new("convert", target)  # again: another run may have ended meanwhile
+        if {path.name for path in partial.iterdir()} <= {LOCK_FILE, _PLAN_FILE}:
+            (partial / _PLAN_FILE).write_text(json.dumps(plan))
+            return lock
         try:
-            earlier = json.loads((partial / _PLAN_FILE).read_text())
-        except (OSError, ValueError):
+            earlier = json.loads(read_text(partial / _PLAN_FILE, "[convert]"))
+        except (Error, ValueError):
             earlier = None
         if earlier != plan:
             raise Error(f"[convert] {partial} is left by a run with another source or other options: remove it")
-        return
-    check_room("convert", target, total, "free some, or name a folder on another disk")
-    partial.mkdir(parents=True)
-    (partial / _PLAN_FILE).write_text(json.dumps(plan))
+        return lock
+    except BaseException:
+        lock.release(partial)
+        if lock.created:
+            partial.rmdir()
+        raise
 
 
 def _write(
@@ -265,14 +284,20 @@ def _write(
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
         return
-    file_name = checkpoint.shards()[tensor.shard][0]
-    data = np.memmap(source / file_name, np.uint8, "r", tensor.begin, (tensor.end - tensor.begin,))
-    for begin in range(0, len(data), 1 << 26):
-        stream.write(data[begin : begin + (1 << 26)].data)
+    path = source / checkpoint.shards()[tensor.shard][0]
+    with open_regular(path, "[convert]") as file:  # not mapped: of a file that is cut meanwhile, a read says so
+        file.seek(tensor.begin)
+        left = tensor.end - tensor.begin
+        while left > 0:
+            part = file.read(min(left, 1 << 26))
+            if not part:
+                raise Error(f"[convert] {path} became shorter while it was read; expected {tensor.end} bytes or more")
+            stream.write(part)
+            left -= len(part)
 
 
 def _copy_small_files(source: Path, partial: Path) -> None:
     """config.json, tokenizer, generation defaults, licence: all but the weights, their index and their hashes."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, "SHA256SUMS"):
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, "SHA256SUMS", LOCK_FILE):
             shutil.copyfile(path, partial / path.name)

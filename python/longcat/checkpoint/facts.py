@@ -15,9 +15,9 @@ from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.support.files import read_json_object
 from longcat.support.text import bytes_text, count, printable, some_of
 
-_MAX_JSON_BYTES = 64 << 20
 _ROLE_TAGS = ("<longcat_system>", "<longcat_user>", "<longcat_assistant>")
 # A parser looks for these in the decoded answer: as special tokens they would be dropped before it sees them.
 _PARSED_TAGS = tuple(
@@ -324,29 +324,8 @@ def _parser_fact(folder: Path) -> Fact:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of at most 64 MiB; {} when there is no such file.
-
-    Raises:
-        longcat.Error: the file is not a JSON object.
-    """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_JSON_BYTES + 1)
-        if len(raw) > _MAX_JSON_BYTES:
-            raise ValueError(f"larger than {_MAX_JSON_BYTES} bytes")
-        value = json.loads(raw)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise Error(f"[verify] {path} is not valid JSON: {printable(str(error))}") from None
-    if not isinstance(value, dict):
-        raise Error(f"[verify] {path} is not a JSON object")
-    return value
-
-
 def _object_or_nothing(path: Path) -> dict[str, Any]:
     try:
-        return read_json_object(path)
+        return read_json_object(path, "[verify]")
     except Error:
         return {}

@@ -22,6 +22,7 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # where official checkpoints keep the MTP tensors
@@ -376,17 +377,20 @@ def write_checkpoint(
     target = Path(folder)
     partial = target.with_name(target.name + ".partial")
     try:
-        _check_target(target, partial, total)
-        partial.mkdir(parents=True)
+        lock = _lock_target(target, partial, total)
+        written = partial
         try:
             _write_small_files(partial, config, specs, files, dtype)
             for source in copies:
                 shutil.copyfile(source, partial / source.name)
             _write_tensors(partial, specs, files, headers, dtype, seed, total, progress)
             partial.rename(target)
+            written = target
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        finally:
+            lock.release(written)
     except OSError as error:
         raise Error(f"[make-checkpoint] {error.filename or target}: {error.strerror or error}") from None
     parameters = sum(math.prod(spec.shape) for spec in specs.values())
@@ -413,12 +417,22 @@ def _header(names: list[str], specs: Mapping[str, TensorSpec], dtype: str) -> by
     return header((name, _tag(specs[name], dtype), specs[name].shape, _size(specs[name], dtype)) for name in names)
 
 
-def _check_target(target: Path, partial: Path, total: int) -> None:
+def _lock_target(target: Path, partial: Path, total: int) -> FolderLock:
+    """The new folder `partial`, and the right to write there."""
     check_new("make-checkpoint", target)
-    if partial.exists():
-        raise Error(f"[make-checkpoint] {partial} exists, left by a run that was interrupted or is going on: remove it")
     remedy = "free some, name a folder on another disk, or make a smaller model (--preset, --layers)"
     check_room("make-checkpoint", target, total, remedy)
+    lock = FolderLock("make-checkpoint", partial)
+    try:
+        check_new("make-checkpoint", target)  # again: another run may have ended meanwhile
+        if any(path.name != LOCK_FILE for path in partial.iterdir()):
+            raise Error(f"[make-checkpoint] {partial} exists, left by a run that was interrupted: remove it")
+        return lock
+    except BaseException:
+        lock.release(partial)
+        if lock.created:
+            partial.rmdir()
+        raise
 
 
 def _tokenizer_files(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> list[Path]:

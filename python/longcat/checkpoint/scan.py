@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 import longcat._core as _core
+from longcat.support.files import open_regular
 
 _CHUNK = 8 << 20  # bytes read at once by each thread
-_MIN_HOLE = 64 << 10  # a block of zero bytes this long in a tensor is worth a word
+_MIN_HOLE = 64 << 10  # bytes: a block of zeros this long in a tensor is a hole
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,22 @@ class FileTensor:
     end: int
 
 
+@dataclass(frozen=True)
+class Hole:
+    """Zero bytes in a tensor: all of it, or at least one block."""
+
+    tensor: str
+    whole: bool
+    detail: str
+
+
 @dataclass
 class FileResult:
     """What one file was found to hold."""
 
     sha256: str = ""  # when it was asked for
     not_finite: list[str] = field(default_factory=list)  # one line a tensor
-    holes: list[str] = field(default_factory=list)
+    holes: list[Hole] = field(default_factory=list)  # one a tensor
 
 
 class _Stopped(Exception):
@@ -80,7 +92,7 @@ def _read_file(path: Path, tensors: list[FileTensor], hashed: bool, advance: Cal
     digest = hashlib.sha256()
     data_begin = min((tensor.begin for tensor in tensors), default=path.stat().st_size)
 
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, "[verify]") as file:
         buffer = memoryview(bytearray(_CHUNK))
 
         def chunks(begin: int, end: int) -> Iterator[memoryview]:
@@ -106,7 +118,9 @@ def _read_file(path: Path, tensors: list[FileTensor], hashed: bool, advance: Cal
 
 
 def _scan_tensor(tensor: FileTensor, chunks: Iterable[memoryview], file_name: str, result: FileResult) -> None:
-    not_finite = hole = ""
+    not_finite = ""
+    hole = -1
+    only_zeros = True
     at = 0  # [bytes]
     for chunk in chunks:
         index, is_nan, all_zero = _core.scan_tensor(chunk, tensor.dtype)
@@ -115,7 +129,19 @@ def _scan_tensor(tensor: FileTensor, chunks: Iterable[memoryview], file_name: st
             kind = "NaN" if is_nan else "an infinity"
             not_finite = f'"{tensor.name}" has {kind} at element {element} of {list(tensor.shape)}'
             result.not_finite.append(not_finite)
-        if all_zero and len(chunk) >= _MIN_HOLE and not hole:
-            hole = f'"{tensor.name}" from byte {tensor.begin + at} of {file_name}'
-            result.holes.append(hole)
+        only_zeros = only_zeros and all_zero
+        if hole < 0 and (found := 0 if all_zero and len(chunk) >= _MIN_HOLE else _zero_block(chunk)) >= 0:
+            hole = at + found
         at += len(chunk)
+    if at > 0 and only_zeros:
+        result.holes.append(Hole(tensor.name, True, f'all of "{tensor.name}" in {file_name}'))
+    elif hole >= 0:
+        result.holes.append(Hole(tensor.name, False, f'"{tensor.name}" from byte {tensor.begin + hole} of {file_name}'))
+
+
+def _zero_block(chunk: memoryview) -> int:
+    """Where the first block of `_MIN_HOLE` zero bytes begins, -1 without one. Blocks are looked at whole."""
+    for at in range(0, len(chunk) - _MIN_HOLE + 1, _MIN_HOLE):
+        if not chunk[at] and not np.frombuffer(chunk[at : at + _MIN_HOLE], np.uint8).any():
+            return at
+    return -1

@@ -10,15 +10,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.facts import Fact, collect_facts, read_json_object
-from longcat.checkpoint.scan import FileResult, FileTensor, read_files
+from longcat.checkpoint.convert import component_of
+from longcat.checkpoint.facts import Fact, collect_facts
+from longcat.checkpoint.lock import FolderLock
+from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
 from longcat.checkpoint.writer import INDEX_FILE
+from longcat.support.files import open_regular, read_json_object, read_text
 from longcat.support.text import bytes_text, count, printable, some_of
 
 HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`
@@ -32,6 +36,7 @@ _SMALL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_MAX_RECORD_BYTES = 1 << 20
 _HASH_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -54,6 +59,11 @@ class Report:
     facts: list[Fact] = field(default_factory=list)
 
     @property
+    def suspect(self) -> bool:
+        """No check failed, and yet weights may be lost: zero bytes lie where weights should be."""
+        return self.ok and any(check.name == "values" and check.status == "warn" for check in self.checks)
+
+    @property
     def ok(self) -> bool:
         """No check failed; warnings do not count."""
         return all(check.status != "FAIL" for check in self.checks)
@@ -63,6 +73,7 @@ class Report:
         return {
             "path": self.path,
             "ok": self.ok,
+            "suspect": self.suspect,
             "checks": [asdict(check) for check in self.checks],
             "facts": [asdict(fact) for fact in self.facts],
         }
@@ -96,14 +107,28 @@ def verify_checkpoint(
     folder = Path(path)
     if not folder.is_dir():
         _core.config_warnings(os.fspath(path))  # says what is wrong
-    verifier = _Verifier(folder, on_check)
-    checkpoint = verifier.check_headers()
-    verifier.check_text_files()
-    if headers_only:
-        verifier.report.facts = collect_facts(folder, checkpoint)
-    elif checkpoint:
-        verifier.check_data(checkpoint, write_hashes, progress)
+    with _right_to_write(folder) if write_hashes else nullcontext():
+        verifier = _Verifier(folder, on_check)
+        checkpoint = verifier.check_headers()
+        verifier.check_text_files()
+        if headers_only:
+            verifier.report.facts = collect_facts(folder, checkpoint)
+        elif checkpoint:
+            verifier.check_data(checkpoint, write_hashes, progress)
     return verifier.report
+
+
+@contextmanager
+def _right_to_write(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of `folder`."""
+    try:
+        lock = FolderLock("verify", folder)
+    except OSError as error:
+        raise Error(f"[verify] {folder / HASH_FILE} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release(folder)
 
 
 class _Verifier:
@@ -146,7 +171,7 @@ class _Verifier:
         except Error as error:
             self._add("config", "FAIL", str(error))
             return False
-        config = read_json_object(self.folder / "config.json")
+        config = read_json_object(self.folder / "config.json", "[verify]")
         name = (config.get("architectures") or [config.get("model_type")])[0]
         layers = config.get("num_layers") or config.get("num_hidden_layers", 0) // 2
         experts = f"{config.get('n_routed_experts')} + {config.get('zero_expert_num', 0)} experts"
@@ -162,7 +187,7 @@ class _Verifier:
         if not (self.folder / INDEX_FILE).is_file():
             self._add("index", "ok", "none needed for one file")
         else:
-            index = read_json_object(self.folder / INDEX_FILE)
+            index = read_json_object(self.folder / INDEX_FILE, "[verify]")
             unlisted = [name for name, *_ in checkpoint.tensors() if name not in index["weight_map"]]
             metadata = index.get("metadata")
             total = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -194,7 +219,7 @@ class _Verifier:
         self._check_chat_template()
         path = self.folder / "generation_config.json"
         try:
-            fields = read_json_object(path)
+            fields = read_json_object(path, "[verify]")
             if fields:
                 self._add("generation", "ok", f"generation_config.json sets {', '.join(sorted(fields))}")
             else:
@@ -207,7 +232,7 @@ class _Verifier:
     def _check_tokenizer(self) -> None:
         from longcat.request.tokenizer import Tokenizer
 
-        if not (self.folder / "tokenizer.json").is_file():
+        if not os.path.exists(self.folder / "tokenizer.json"):
             self._add("tokenizer", "warn", "no tokenizer.json: only token ids can be given, and no text comes back")
             return
         try:
@@ -217,7 +242,7 @@ class _Verifier:
             return
         self._add("tokenizer", "ok", f"{count(vocab_size, 'id')}")
         try:
-            expected = read_json_object(self.folder / "config.json").get("vocab_size")
+            expected = read_json_object(self.folder / "config.json", "[verify]").get("vocab_size")
         except Error:
             return  # said by the config check
         if isinstance(expected, int) and vocab_size > expected:
@@ -227,8 +252,9 @@ class _Verifier:
         from longcat.chat.template import ChatTemplate
 
         try:
-            stored = any((self.folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
-            if not stored and "chat_template" not in read_json_object(self.folder / "tokenizer_config.json"):
+            config = read_json_object(self.folder / "tokenizer_config.json", "[verify]")
+            files = ("chat_template.jinja", "chat_template.json")
+            if "chat_template" not in config and not any(os.path.exists(self.folder / name) for name in files):
                 self._add("chat template", "warn", "none: Engine.chat needs one, generate does not")
                 return
             template = ChatTemplate.from_checkpoint(self.folder)
@@ -258,6 +284,9 @@ class _Verifier:
             tensors[shards[shard]].append(FileTensor(name, dtype, shape, begin, end))
         try:
             results = read_files(self.folder, tensors, hashed, progress)
+        except Error as error:
+            self._add("values", "FAIL", str(error))
+            return
         except OSError as error:
             self._add("values", "FAIL", f"{error.filename or self.folder}: {error.strerror or error}")
             return
@@ -266,17 +295,18 @@ class _Verifier:
 
     def _add_values(self, results: dict[str, FileResult], num_tensors: int) -> None:
         bad = [line for result in results.values() for line in result.not_finite]
-        holes = [line for result in results.values() for line in result.holes]
+        holes = [hole for result in results.values() for hole in result.holes]
         if bad:
             self._add("values", "FAIL", some_of(bad, "; "))
         else:
             self._add("values", "ok", f"no NaN and no infinity in {count(num_tensors, 'tensor')}")
-        if holes:
-            self._add(
-                "values",
-                "warn",
-                f"zero bytes where weights should be, as an unfinished download leaves: {some_of(holes, '; ')}",
-            )
+        damage = [hole.detail for hole in holes if _status_of(hole) == "FAIL"]
+        unused = [hole.detail for hole in holes if _status_of(hole) == "warn"]
+        cause = "zero bytes where weights should be, as an unfinished download or copy leaves"
+        if damage:
+            self._add("values", "FAIL", f"{cause}: {some_of(damage, '; ')}")
+        if unused:
+            self._add("values", "warn", f"{cause}, or rows that training did not use: {some_of(unused, '; ')}")
 
     def _add_hashes(
         self,
@@ -313,25 +343,40 @@ class _Verifier:
             )
 
 
+def _status_of(hole: Hole) -> str:
+    """What zero bytes in a tensor mean.
+
+    Rows of the vocabulary and of the N-gram tables that training did not use may be zero, and so may a whole table. A
+    bias, and a tensor that is no weight, may be zero as well. A block of zeros in any other matrix is damage.
+    """
+    kind = hole.tensor.rpartition(".")[2]
+    if kind not in ("weight", "weight_scale_inv", *_core.PACKED_FORMATS):
+        return "ok"
+    component = component_of(hole.tensor)
+    if component == "tables" or (component in ("head", "embedding") and not hole.whole):
+        return "warn"
+    return "FAIL"
+
+
 def _other_damaged_shards(folder: Path, first: str) -> Iterator[str]:
     """One line for every further shard whose size is not the one its header announces; `first` was reported already."""
     try:
-        files = sorted(set(read_json_object(folder / INDEX_FILE)["weight_map"].values()))
+        files = sorted(set(read_json_object(folder / INDEX_FILE, "[verify]")["weight_map"].values()))
     except (Error, KeyError, AttributeError, TypeError):
         return
     for name in files:
         if not isinstance(name, str) or "/" in name or name in first:
             continue
         try:
-            size = (folder / name).stat().st_size
-            with open(folder / name, "rb") as file:
+            with open_regular(folder / name, "[verify]") as file:
+                size = os.fstat(file.fileno()).st_size
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length)) if length <= 16 << 20 else {}
             data = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
             if size != 8 + length + data:
                 yield f"{name}: {size} bytes found, {8 + length + data} expected: download it again"
-        except OSError as error:
-            yield f"{name}: {error.strerror}"
+        except (Error, OSError) as error:
+            yield f"{name}: {getattr(error, 'strerror', None) or error}"
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             yield f"{name}: its header cannot be read: download it again"
 
@@ -354,12 +399,9 @@ def known_hashes(folder: Path) -> dict[str, tuple[str, str]]:
     for path in [*folder.glob("*.safetensors"), folder / "tokenizer.json"]:
         if found := _hub_hash(path):
             known[path.name] = (found, "the record of its download")
-    try:
-        text = (folder / HASH_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not os.path.exists(folder / HASH_FILE):
         return known
-    except (OSError, UnicodeDecodeError) as error:
-        raise Error(f"[verify] {folder / HASH_FILE} cannot be read: {error}") from None
+    text = read_text(folder / HASH_FILE, "[verify]")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -383,8 +425,8 @@ def _hub_hash(path: Path) -> str | None:
         if path.is_symlink() and _HASH.fullmatch(name := os.path.basename(os.readlink(path))):
             return name
         record = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
-        lines = record.read_text(encoding="utf-8").split("\n") if record.is_file() else []
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(record, "[verify]", _MAX_RECORD_BYTES).split("\n") if record.is_file() else []
+    except (Error, OSError):
         return None
     return lines[1] if len(lines) > 1 and _HASH.fullmatch(lines[1]) else None
 
@@ -395,4 +437,6 @@ def _write_hashes(folder: Path, hashes: dict[str, str]) -> None:
         partial.write_text("".join(f"{value}  {name}\n" for name, value in sorted(hashes.items())), encoding="utf-8")
         partial.replace(folder / HASH_FILE)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise Error(f"[verify] {folder / HASH_FILE} cannot be written: {error.strerror or error}") from None

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Sequence
 
+from longcat.cli.parser import Parser, UsageError
+
 # command -> (module, one line of help); a module is imported only when its command is asked for.
 COMMANDS = {
-    "generate": ("longcat.cli.generate", "continue a prompt, as it is generated"),
+    "generate": ("longcat.cli.generate", "continue a prompt"),
     "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
     "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
-    "bench": ("longcat.cli.bench", "measure a server (serve) or starting (startup)"),
-    "plan": ("longcat.cli.plan", "say what a checkpoint needs and where it fits, from its headers"),
-    "doctor": ("longcat.cli.doctor", "say whether this machine is fit, and what to do where it is not"),
+    "bench": ("longcat.cli.bench", "measure an engine, a server or starting"),
+    "plan": ("longcat.cli.plan", "print what a checkpoint needs and where it fits, from its headers"),
+    "doctor": ("longcat.cli.doctor", "check this machine, with a fix for each fault"),
     "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
     "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
     "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
@@ -28,14 +31,18 @@ _RANK_0_SPEAKS_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (1: it failed, 2: the arguments are wrong)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="longcat", description="Run LongCat-Flash-Lite.")
+    parser = Parser(prog="longcat", description="Run LongCat-Flash-Lite.")
     parser.add_argument("--version", action="store_true", help="print version and build features")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in arguments[:1]:
             importlib.import_module(module).add_arguments(command)
-    args = parser.parse_args(arguments)
+    try:
+        _check_utf8(arguments)
+        args = parser.parse_args(arguments)
+    except UsageError as error:
+        return _fail(error, 2)
     if args.version:
         return _print_version()
     if args.command is None:
@@ -61,6 +68,17 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     except OSError as error:
         return _fail(error, 1)
+
+
+def _check_utf8(arguments: Sequence[str]) -> None:
+    """The core and the tokenizer take UTF-8; Linux allows any bytes in an argument."""
+    for text in arguments:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"the argument {os.fsencode(text)!r} is not UTF-8; expected UTF-8. Rename the file or folder it names."
+            ) from None
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -8,56 +8,71 @@ import sys
 from collections.abc import Sequence
 
 from longcat.cli.engine_options import add_engine_arguments, engine_keywords, follow, join_ranks, open_engine
+from longcat.cli.parser import integer, number
 from longcat.parallel.launch import require_alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    kinds = parser.add_subparsers(
+        dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve or startup"
+    )
     latency = kinds.add_parser(
         "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
     )
     add_engine_arguments(latency)
     _add_lengths(latency, input_len=32, output_len=128)
-    latency.add_argument("--batch-size", type=int, default=1, metavar="N", help="requests at once (default 1)")
-    latency.add_argument("--num-iters", type=int, default=10, metavar="N", help="timed (default 10)")
-    latency.add_argument("--num-iters-warmup", type=int, default=2, metavar="N", help="before them (default 2)")
+    latency.add_argument("--batch-size", type=integer(1), default=1, metavar="N", help="requests at once (default 1)")
+    latency.add_argument("--num-iters", type=integer(1), default=10, metavar="N", help="timed batches (default 10)")
+    latency.add_argument(
+        "--num-iters-warmup", type=integer(0), default=2, metavar="N", help="untimed batches before them (default 2)"
+    )
     throughput = kinds.add_parser(
         "throughput", help="time many requests at once", description="Time many requests that come all at once."
     )
     add_engine_arguments(throughput)
     _add_lengths(throughput, input_len=128, output_len=64)
-    throughput.add_argument("--num-prompts", type=int, default=100, metavar="N", help="requests in all (default 100)")
+    throughput.add_argument(
+        "--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)"
+    )
     serve = kinds.add_parser(
         "serve", help="send requests to a running server", description="Send requests to a server."
     )
-    serve.add_argument("--base-url", metavar="URL", help="(default http://HOST:PORT)")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000)
-    serve.add_argument("--model", metavar="NAME", help="(default: the first that the server tells)")
-    serve.add_argument("--api-key", metavar="KEY")
-    serve.add_argument("--num-prompts", type=int, default=100, metavar="N", help="requests in all (default 100)")
-    serve.add_argument("--random-input-len", "--input-len", type=int, default=128, metavar="N",
+    serve.add_argument("--base-url", metavar="URL", help="address of the server (default http://HOST:PORT)")
+    serve.add_argument("--host", default="127.0.0.1", help="host of the server (default 127.0.0.1)")
+    serve.add_argument(
+        "--port", type=integer(1, 65535), default=8000, metavar="N", help="port of the server (default 8000)"
+    )
+    serve.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server names)")
+    serve.add_argument("--api-key", metavar="KEY", help="key of the server")
+    serve.add_argument("--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)")
+    serve.add_argument("--random-input-len", "--input-len", type=integer(1), default=128, metavar="N",
                        help="tokens of a prompt (default 128)")  # fmt: skip
-    serve.add_argument("--random-output-len", "--output-len", type=int, default=64, metavar="N",
+    serve.add_argument("--random-output-len", "--output-len", type=integer(1), default=64, metavar="N",
                        help="tokens of an answer (default 64)")  # fmt: skip
-    serve.add_argument("--request-rate", type=float, default=float("inf"), metavar="R",
+    serve.add_argument("--request-rate", type=number(0, above=True, infinite=True), default=float("inf"), metavar="R",
                        help="arrivals a second, at random times (default inf: all at once)")  # fmt: skip
-    serve.add_argument("--max-concurrency", type=int, metavar="N", help="most requests under way (default: no limit)")
-    serve.add_argument("--temperature", type=float, default=0.0, help="(default 0)")
-    serve.add_argument("--seed", type=int, default=0, help="of prompts and arrivals")
+    serve.add_argument(
+        "--max-concurrency", type=integer(1), metavar="N", help="most requests under way (default: no limit)"
+    )
+    serve.add_argument(
+        "--temperature", type=number(0), default=0.0, metavar="X", help="temperature of the requests (default 0)"
+    )
+    serve.add_argument(
+        "--seed", type=integer(), default=0, metavar="N", help="seed of prompts and arrivals (default 0)"
+    )
     startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
     add_engine_arguments(startup)
-    startup.add_argument("--num-iters", type=int, default=5, metavar="N", help="starts (default 5)")
+    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="N", help="starts to time (default 5)")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
 def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
-    parser.add_argument("--input-len", type=int, default=input_len, metavar="N",
+    parser.add_argument("--input-len", type=integer(1), default=input_len, metavar="N",
                         help="tokens of a prompt (default %(default)s)")  # fmt: skip
-    parser.add_argument("--output-len", type=int, default=output_len, metavar="N",
+    parser.add_argument("--output-len", type=integer(1), default=output_len, metavar="N",
                         help="tokens of an answer (default %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--seed", type=integer(), default=0, metavar="N", help="seed of the prompts (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,24 +81,17 @@ def run(args: argparse.Namespace) -> int:
     return {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup}[args.kind](args)
 
 
-def _check_positive(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is not possible: expected more than 0")
-
-
 def _latency(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from longcat.bench.in_process import latency
 
-    _check_positive(args, "batch_size", "input_len", "output_len", "num_iters")
-    warmup = max(0, args.num_iters_warmup)
+    warmup = args.num_iters_warmup
     rank = join_ranks(args).rank
     with open_engine(args, max_num_seqs=args.batch_size, enable_prefix_caching=False) as engine:
         if rank > 0:
             return follow(engine)
-        with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False) as bar:
+        with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False, disable=None) as bar:
             result = latency(
                 engine, batch_size=args.batch_size, input_len=args.input_len, output_len=args.output_len,
                 num_iters=args.num_iters, num_iters_warmup=warmup, seed=args.seed, progress=bar.update,
@@ -100,7 +108,6 @@ def _latency(args: argparse.Namespace) -> int:
 def _throughput(args: argparse.Namespace) -> int:
     from longcat.bench.in_process import throughput
 
-    _check_positive(args, "num_prompts", "input_len", "output_len")
     rank = join_ranks(args).rank
     with open_engine(args, enable_prefix_caching=False) as engine:
         if rank > 0:
@@ -124,13 +131,12 @@ def _serve(args: argparse.Namespace) -> int:
     from longcat.bench.load_generator import Load, summary
     from longcat.bench.load_generator import run as send
 
-    _check_positive(args, "num_prompts", "random_input_len", "random_output_len", "request_rate", "max_concurrency")
     load = Load(
         args.base_url or f"http://{args.host}:{args.port}", args.model, args.api_key, args.num_prompts,
         args.random_input_len, args.random_output_len, args.request_rate, args.max_concurrency, args.temperature,
         args.seed,
     )  # fmt: skip
-    with tqdm(total=load.num_prompts, unit="request", delay=0.5, leave=False) as bar:
+    with tqdm(total=load.num_prompts, unit="request", delay=0.5, leave=False, disable=None) as bar:
         seconds, outcomes = asyncio.run(send(load, lambda outcome: bar.update()))
     result = summary(seconds, outcomes)
     for error in sorted({outcome.error for outcome in outcomes if outcome.error})[:3]:
@@ -179,7 +185,6 @@ def _startup(args: argparse.Namespace) -> int:
 
     from longcat.support.child_process import run_program
 
-    _check_positive(args, "num_iters")
     options = json.dumps(engine_keywords(args))
     runs: dict[str, list[float]] = {"import": [], "load": [], "first token": [], "whole process": []}
     for _ in range(args.num_iters):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import select
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from longcat._core import Error
 from longcat.cli.engine_options import (
     add_engine_arguments,
     add_sampling_arguments,
@@ -16,6 +18,8 @@ from longcat.cli.engine_options import (
     open_engine,
     sampling_options,
 )
+from longcat.cli.parser import nearest
+from longcat.support.files import read_json
 
 if TYPE_CHECKING:
     from longcat.engine.engine import Engine
@@ -25,20 +29,24 @@ HELP = """\
   /tools FILE    declare the tools of a JSON file         /help    this
                  (empty: none)                            /exit    leave (also Ctrl-D)
   /result TEXT   answer a tool call
-End a line with \\ to go on in the next one. Ctrl-C stops an answer."""
+End a line with \\ to go on in the next one; pasted lines stay together. Ctrl-C stops an answer."""
+
+_COMMANDS = ("/system", "/tools", "/result", "/reset", "/help", "/exit", "/quit")
+_PASTE_SECONDS = 0.05  # within which the next line of a pasted text is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("--system", default="", help="system message")
-    parser.add_argument("--tools", help="JSON file with a list of tools")
+    parser.add_argument("--tools", metavar="FILE", help="JSON file with a list of tools")
+    parser.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
     add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     rank = join_ranks(args).rank
     tools = load_tools(args.tools) if args.tools else None
-    with open_engine(args) as engine:
+    with open_engine(args, chat_template=args.chat_template) as engine:
         if rank > 0:
             return follow(engine)
         conversation = Conversation(engine, args.system, tools, sampling_options(args))
@@ -66,17 +74,20 @@ def load_tools(path: str) -> list[dict[str, Any]]:
         ValueError: the file cannot be read or holds no list.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            tools = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tools file {path}: {error}") from None
+        tools = read_json(path, "[tools]")
+    except Error as error:
+        raise ValueError(str(error)) from None
     if not isinstance(tools, list):
         raise ValueError(f"tools file {path} holds a {type(tools).__name__}: expected a list of tools")
     return tools
 
 
 def user_turns() -> Iterator[str]:
-    """What the user enters, lines joined where they end with a backslash, until the end of the input."""
+    """What the user enters, until the end of the input.
+
+    Lines are joined where one ends with a backslash, and in a terminal where the next one is there already: a person
+    does not type so fast, so the text was pasted.
+    """
     interactive = sys.stdin.isatty()
     if interactive:
         try:
@@ -98,10 +109,21 @@ def user_turns() -> Iterator[str]:
         if line.endswith("\\"):
             lines.append(line[:-1])
             continue
+        if interactive and _input_waits():
+            lines.append(line)
+            continue
         text = "\n".join([*lines, line]).strip()
         lines = []
         if text:
             yield text
+
+
+def _input_waits() -> bool:
+    """Whether standard input holds more already."""
+    try:
+        return bool(select.select([sys.stdin], [], [], _PASTE_SECONDS)[0])
+    except (OSError, ValueError):  # no file
+        return False
 
 
 class Conversation:
@@ -143,29 +165,31 @@ class Conversation:
         elif name == "/help":
             print(HELP)
         else:
-            print(f"[unknown command {name}; /help lists them]")
+            near = nearest(name, _COMMANDS)
+            print(f"[unknown command {name}; {f'did you mean {near}?' if near else '/help lists them'}]")
         return True
 
     def say(self, role: str, text: str) -> None:
         """Answers a user or a tool, as it is generated; keeps both in the history."""
         turn = {"role": role, "content": text}
         stream = self._engine.chat(self._messages(turn), tools=self._tools, stream=True, **self._sampling)
-        said = ""
+        said, output, reason = "", None, None
         try:
             for chunk in stream:
-                said += chunk.delta
+                said, output, reason = said + chunk.delta, chunk.output, chunk.finish_reason
                 print(chunk.delta, end="", flush=True)
         except KeyboardInterrupt:
             stream.close()
             print("\n[stopped]")
             message: dict[str, Any] = {"role": "assistant", "content": said}
         else:
-            message = chunk.output.message
+            assert output is not None
+            message = output.message
             if said:
                 print()
             for call in message.get("tool_calls", []):
                 arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
                 print(f"[calls {call['function']['name']}({arguments})]")
-            if chunk.finish_reason in ("length", "error"):
-                print(f"[{chunk.finish_reason}]")
+            if reason in ("length", "error"):
+                print(f"[{reason}]")
         self._history += [turn, message]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from longcat.cli.progress import ByteBar
 
 MIN_TOKENS = 1024
+_MAX_TEXT_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=16384,
         metavar="N",
-        help="of FILE, from its start (default: %(default)s)",
+        help="tokens of FILE to read, from its start (default: %(default)s)",
     )
     what = {
         "core": "attention and dense layers",
@@ -74,15 +74,10 @@ def _token_ids(model: str, file: str, count: int) -> list[int]:
         longcat.Error: there is no tokenizer, or the file is no text.
         ValueError: the text is too short to say anything.
     """
-    from longcat._core import Error
     from longcat.request.tokenizer import Tokenizer
+    from longcat.support.files import read_text
 
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Error(
-            f"[convert] --calibrate {file}: {getattr(error, 'strerror', None) or error}: expected text"
-        ) from None
+    text = read_text(file, "[convert] --calibrate", _MAX_TEXT_BYTES)
     ids = Tokenizer(model).encode(text)[: max(0, count)]
     if len(ids) < MIN_TOKENS:
         raise ValueError(f"--calibrate {file} gives {len(ids)} tokens: expected at least {MIN_TOKENS}")

@@ -8,7 +8,9 @@ import json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="checkpoint folder, to see whether it is whole and fits")
+    parser.add_argument(
+        "model", nargs="?", metavar="FOLDER", help="checkpoint folder, to see whether it is whole and fits"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list in place of lines")
 
 

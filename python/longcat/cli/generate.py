@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from longcat.cli.engine_options import (
     add_engine_arguments,
@@ -13,36 +17,133 @@ from longcat.cli.engine_options import (
     open_engine,
     sampling_options,
 )
+from longcat.cli.parser import UsageError, integer
+
+if TYPE_CHECKING:
+    from longcat.engine.engine import Engine
+    from longcat.request.outputs import RequestOutput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
-    parser.add_argument("prompt", help="text to continue; - reads standard input")
+    parser.add_argument("prompt", nargs="?", help="text to continue; without it, or with -, standard input is read")
     add_sampling_arguments(parser)
+    parser.add_argument("-n", type=integer(1, 128), default=1, metavar="N", help="answers to the prompt (default 1)")
+    parser.add_argument(
+        "--json-schema", metavar="SCHEMA", help="the answer is JSON that fits this schema, given as JSON or as a file"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object: texts, token ids, ends, times")
 
 
 def run(args: argparse.Namespace) -> int:
     rank = join_ranks(args).rank
-    prompt = sys.stdin.read() if args.prompt == "-" and rank == 0 else args.prompt
+    sampling = {**sampling_options(args), "n": args.n}
+    if args.json_schema is not None:
+        sampling["structured_outputs"] = {"json": _schema(args.json_schema)}
+    prompt = _prompt(args.prompt) if rank == 0 else ""
     with open_engine(args) as engine:
         if rank > 0:
             return follow(engine)
-        stream = engine.generate(prompt, stream=True, **sampling_options(args))
-        print(prompt, end="", flush=True)
-        try:
-            for chunk in stream:
-                print(chunk.delta, end="", flush=True)
-        except KeyboardInterrupt:
-            stream.close()
-            print("\n[stopped]", file=sys.stderr)
-            return 130
-        print(flush=True)
-        output = chunk.output
-        answer, metrics = output.outputs[0], output.metrics
-        rate = metrics.tokens_per_second(len(answer.token_ids))
-        print(
-            f"[{len(output.prompt_token_ids)} prompt tokens, first token after {1000 * metrics.first_token_s:.0f} ms; "
-            f"{len(answer.token_ids)} tokens at {rate:.1f} tok/s; {answer.finish_reason}]",
-            file=sys.stderr,
+        if args.json:
+            output = engine.generate(prompt, use_tqdm=False, **sampling)
+            print(json.dumps(_as_json(output), ensure_ascii=False, indent=2))
+        elif args.n > 1:
+            output = engine.generate(prompt, use_tqdm=False, **sampling)
+            for answer in output.outputs:
+                print(f"[{answer.index + 1}] {answer.text}")
+        else:
+            # A document of a schema is whole without the prompt.
+            streamed = _stream(engine, prompt, sampling, shown="" if args.json_schema is not None else prompt)
+            if streamed is None:
+                return 130
+            output = streamed
+        _tell(output)
+        return 1 if any(answer.finish_reason == "error" for answer in output.outputs) else 0
+
+
+def _prompt(given: str | None) -> str:
+    """The prompt of the command line, or standard input without the line end that `echo` adds.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    if given not in (None, "-"):
+        return given or ""
+    if given is None and sys.stdin.isatty():
+        raise UsageError(
+            '[generate] found no prompt; expected a text, as in: longcat generate MODEL "Once upon a time"'
         )
-        return 0 if answer.finish_reason != "error" else 1
+    text = sys.stdin.read()
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _schema(given: str) -> dict[str, Any]:
+    """A JSON schema, or that of a file.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        if os.path.isfile(given):
+            with open(given, encoding="utf-8") as file:
+                given = file.read()
+        schema = json.loads(given)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"[generate] --json-schema {given[:200]}: {error}; expected a JSON schema or its file"
+        ) from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"[generate] --json-schema holds a {type(schema).__name__}; expected a JSON object")
+    return schema
+
+
+def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -> RequestOutput | None:
+    """Prints the answer as it is generated; None when it is interrupted."""
+    stream = engine.generate(prompt, stream=True, **sampling)
+    print(shown, end="", flush=True)
+    output = None
+    try:
+        for chunk in stream:
+            print(chunk.delta, end="", flush=True)
+            output = chunk.output
+    except KeyboardInterrupt:
+        stream.close()
+        print("\n[stopped]", file=sys.stderr)
+        return None
+    print(flush=True)
+    return output
+
+
+def _as_json(output: RequestOutput) -> dict[str, Any]:
+    answers = [
+        {
+            "index": answer.index,
+            "text": answer.text,
+            "token_ids": answer.token_ids,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+            "error": answer.error,
+        }
+        for answer in output.outputs
+    ]
+    return {
+        "prompt": output.prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        "outputs": answers,
+        "metrics": dataclasses.asdict(output.metrics),
+    }
+
+
+def _tell(output: RequestOutput) -> None:
+    """Counts and times, on standard error."""
+    metrics, reasons = output.metrics, dict.fromkeys(str(answer.finish_reason) for answer in output.outputs)
+    num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+    first = f"first token after {1000 * metrics.first_token_s:.0f} ms; " if metrics.first_token_s is not None else ""
+    print(
+        f"[{len(output.prompt_token_ids)} prompt tokens, {first}{num_tokens} tokens at "
+        f"{metrics.tokens_per_second(num_tokens):.1f} tok/s; {', '.join(reasons)}]",
+        file=sys.stderr,
+    )
+    for answer in output.outputs:
+        if answer.error is not None:
+            print(f"longcat: {answer.error}", file=sys.stderr)

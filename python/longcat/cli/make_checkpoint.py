@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tiny (0.3 M parameters), small (225 M), medium (3.65 B: real widths, 6 layers, 24 experts) "
         "or lite (68.5 B, 137 GB: the shape of LongCat-Flash-Lite)",
     )
-    parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"], help="of the weights (default bf16)")
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"], help="format of the weights (default bf16)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")
     parser.add_argument("--layers", type=int, help="num_layers in place of the preset's")
     parser.add_argument(

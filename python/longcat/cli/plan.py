@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from longcat.cli.parser import integer, number
+
 if TYPE_CHECKING:
     from longcat.planning.plan import Plan
 
@@ -17,25 +19,31 @@ _GPU_BATCHES, _GPU_CONTEXT = [1, 16, 128], 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="checkpoint folder, or one with a config.json alone")
+    parser.add_argument("model", metavar="FOLDER", help="checkpoint folder, or one with a config.json alone")
     parser.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
     parser.add_argument("--kv-cache-dtype", default="auto", help="auto, f32, bf16, fp8 or int8")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
-    parser.add_argument("--max-running-requests", "--max-num-seqs", type=int, default=16, metavar="N",
+    parser.add_argument(
+        "--max-model-len", type=integer(1), metavar="N", help="most tokens of prompt and answer together"
+    )
+    parser.add_argument("--max-running-requests", "--max-num-seqs", type=integer(1), default=16, metavar="N",
                         help="requests that run at once (default 16)")  # fmt: skip
-    parser.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens of a step (default 512)")
+    parser.add_argument(
+        "--max-num-batched-tokens", type=integer(1), metavar="N", help="most tokens of a step (default 512)"
+    )
     parser.add_argument("--kv-cache-memory", default="auto", metavar="SIZE", help='latent cache, as "4GiB"')
-    parser.add_argument("--num-tokens", type=int, metavar="N",
-                        help="that pass before the peak (default: what the latent cache holds)")  # fmt: skip
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: measured)")
-    parser.add_argument("--tensor-parallel-size", "--tp", type=int, default=1, metavar="N",
+    parser.add_argument("--num-tokens", type=integer(1), metavar="N",
+                        help="tokens that pass before the peak (default: what the latent cache holds)")  # fmt: skip
+    parser.add_argument(
+        "--bandwidth", type=number(0, above=True), metavar="GB/S", help="bandwidth of the memory (default: measured)"
+    )
+    parser.add_argument("--tensor-parallel-size", "--tp", type=integer(1), default=1, metavar="N",
                         help="ranks that share attention and dense FFNs (default 1)")  # fmt: skip
-    parser.add_argument("--expert-parallel-size", "--ep", type=int, default=1, metavar="N",
+    parser.add_argument("--expert-parallel-size", "--ep", type=integer(1), default=1, metavar="N",
                         help="ranks that share the experts (default 1)")  # fmt: skip
-    parser.add_argument("--gpus", type=int, metavar="N",
-                        help="in place of all else: what so many H100 would reach, by layout")  # fmt: skip
+    parser.add_argument("--gpus", type=integer(1, 64), metavar="N",
+                        help="print in place of all else what so many H100 would reach, by layout")  # fmt: skip
     parser.add_argument("--ngram-placement", default="host", choices=["host", "device"],
-                        help="of the N-gram tables, with --gpus: host memory (default) or the GPUs' own")  # fmt: skip
+                        help="place of the N-gram tables, with --gpus: host or device (default host)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 

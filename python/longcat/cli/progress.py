@@ -7,7 +7,7 @@ from typing import TextIO
 
 
 class ByteBar:
-    """Shown when the work takes longer than a moment."""
+    """Shown in a terminal, when the work takes longer than a moment."""
 
     def __init__(self, label: str):
         self._label = label
@@ -15,7 +15,8 @@ class ByteBar:
     def __enter__(self) -> ByteBar:
         from tqdm import tqdm
 
-        self._bar = tqdm(desc=self._label, total=0, unit="B", unit_scale=True, delay=0.5, leave=False)
+        options = dict(unit="B", unit_scale=True, delay=0.5, leave=False, disable=None)  # None: but in a terminal
+        self._bar = tqdm(desc=self._label, total=0, **options)
         return self
 
     def update(self, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="checkpoint folder in the Hugging Face layout")
+    parser.add_argument("model", metavar="FOLDER", help="checkpoint folder in the Hugging Face layout")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--headers",
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     failed = sum(check.status == "FAIL" for check in report.checks)
     if failed:
         print(f"{args.model}: {failed} check{'' if failed == 1 else 's'} failed")
+    elif report.suspect:
+        print(f"{args.model}: weights may be missing (see the warning of values). Compare the files with their source")
     else:
         print(f"{args.model}: no check failed")
     return 0 if report.ok else 1

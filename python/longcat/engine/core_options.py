@@ -68,7 +68,7 @@ def core_options(
     options.max_num_seqs = positive("max_num_seqs", max_num_seqs)
     options.max_num_queued = positive("max_num_queued", max_num_queued)
     options.max_num_batched_tokens = (
-        max(512, max_num_seqs)
+        default_step_tokens(device, options.max_num_seqs)
         if max_num_batched_tokens is None
         else positive("max_num_batched_tokens", max_num_batched_tokens)
     )
@@ -79,6 +79,12 @@ def core_options(
     options.tensor_parallel_size = positive("tensor_parallel_size", tensor_parallel_size)
     options.expert_parallel_size = positive("expert_parallel_size", expert_parallel_size)
     return options
+
+
+def default_step_tokens(device: str, max_num_seqs: int) -> int:
+    """Most tokens of a step: a GPU reads all experts for each chunk of a prompt, so it needs thousands."""
+    is_gpu = device == "cuda" or device.startswith("cuda:")
+    return max(8192 if is_gpu else 512, max_num_seqs)
 
 
 def speculation(speculative: Mapping[str, Any]) -> tuple[str, int, int, int]:

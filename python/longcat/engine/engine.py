@@ -8,20 +8,23 @@ import random
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import longcat._core as _core
 from longcat._core import Error
 from longcat.engine.core_options import core_options
-from longcat.engine.request import Request
-from longcat.engine.streams import ChatStream, LoopOutputs, TokenStream, read_all
+from longcat.engine.request import Request, RequestGroup
+from longcat.engine.sources import Uncopied, check_sources, folder_path
+from longcat.engine.streams import AsyncChunks, ChatStream, LoopOutputs, TokenStream, read_all
 from longcat.request.generation_config import read_generation_config
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
-from longcat.request.prompts import as_token_ids, to_prompts
+from longcat.request.prompts import Params, Prompt, as_token_ids, params_of_each, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
+from longcat.support.files import read_text
+from longcat.support.other_engines import format_name
 from longcat.support.values import canonical_name, positive
 
 if TYPE_CHECKING:
@@ -29,13 +32,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from longcat.chat.reader import ChatChunk
+    from longcat.chat.reader import ChatChunk, ChatOutput
     from longcat.chat.template import ChatTemplate
     from longcat.engine.masks import MaskFiller
     from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
 
-class Engine:
+class Engine(Uncopied):
     """A LongCat-Flash checkpoint, loaded and ready to generate.
 
     Args:
@@ -72,8 +75,8 @@ class Engine:
         enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
         max_num_seqs: requests that run at once; others wait their turn.
         max_num_queued: requests that may wait; `agenerate` raises QueueFullError beyond, `generate` waits.
-        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, or
-            max_num_seqs when that is more.
+        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, on CUDA
+            8,192, or max_num_seqs when that is more.
         seed: of the requests that bring none.
         num_threads: of the CPU backend; default one per core this process may use.
         tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.
@@ -132,7 +135,10 @@ class Engine:
             return
         if model is None:
             raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
-        self.model = os.path.expanduser(os.fspath(model))
+        self.model = folder_path(model)
+        check_sources(tokenizer, chat_template)
+        dtype = format_name("dtype", dtype)
+        kv_cache_dtype = format_name("kv_cache_dtype", kv_cache_dtype)
         options = core_options(
             device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
             ngram_placement=ngram_placement, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
@@ -230,6 +236,10 @@ class Engine:
             self._tokenizer = Tokenizer(self._tokenizer_path)
         return self._tokenizer
 
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer, under vLLM's name."""
+        return self.tokenizer
+
     @property
     def chat_template(self) -> ChatTemplate:
         """The chat template, compiled when first needed."""
@@ -240,8 +250,7 @@ class Engine:
             if source is None:
                 self._chat_template = ChatTemplate.from_checkpoint(self.model)
             elif os.path.isfile(source):
-                with open(source, encoding="utf-8") as file:
-                    self._chat_template = ChatTemplate(file.read())
+                self._chat_template = ChatTemplate(read_text(source, "[chat template]"))
             elif "{" not in os.fspath(source):
                 raise Error(f"[chat template] {os.fspath(source)} does not exist, and is no template itself")
             else:
@@ -283,21 +292,52 @@ class Engine:
 
     # --- generation --------------------------------------------------------------------------------------------
 
+    @overload
     def generate(
         self,
-        prompts: str | Sequence[str] | None = None,
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> TokenStream: ...
+    @overload  # a text is a sequence of texts, too
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, sampling_params: Params | None = None, *, stream: Literal[False] = False, **options: Any
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> list[RequestOutput]: ...
+    @overload
+    def generate(
+        self, *, prompt_token_ids: Sequence[int], stream: Literal[False] = False, **options: Any
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self, *, prompt_token_ids: Sequence[Sequence[int]], stream: Literal[False] = False, **options: Any
+    ) -> list[RequestOutput]: ...
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         stream: bool = False,
         use_tqdm: bool = True,
         **sampling: Any,
-    ) -> Any:
+    ) -> RequestOutput | list[RequestOutput] | TokenStream:
         """Continues one prompt or many.
 
         Args:
-            prompts: a text, or a list of texts.
-            sampling_params: a SamplingParams, a dict, or nothing; keywords (`temperature=0`) go on top.
+            prompts: a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}; or a list of these.
+            sampling_params: a SamplingParams, a dict, or nothing, or a list with one for each prompt; keywords
+                (`temperature=0`) go on top.
             prompt_token_ids: token ids in place of text: a list of ints, or a list of such lists.
             stream: return an iterator of StreamChunk as tokens arrive; closing it ends its requests.
             use_tqdm: in a terminal, show how many of several prompts are done, when that takes more than two seconds.
@@ -307,8 +347,8 @@ class Engine:
             ValueError: a prompt is empty or too long, or a parameter is out of range.
             TypeError: an unknown parameter name, answered with the nearest.
         """
-        params = SamplingParams.of(sampling_params, sampling)
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
+        params = params_of_each(sampling_params, sampling, len(prompt_list))
         requests = self._prepare([self._with_ids(prompt) for prompt in prompt_list], params)
         chunks = TokenStream(self, requests)
         if stream:
@@ -317,41 +357,55 @@ class Engine:
         outputs = [request.output for request in requests]
         return outputs[0] if single else outputs
 
-    async def agenerate(
+    def agenerate(
         self,
-        prompt: str | None = None,
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        prompt: Prompt | None = None,
+        sampling_params: Params | None = None,
         *,
         prompt_token_ids: Sequence[int] | None = None,
         request_id: str | None = None,
+        group: RequestGroup | None = None,
         **sampling: Any,
-    ) -> AsyncIterator[StreamChunk]:
-        """Continues one prompt, for asyncio: an asynchronous iterator of StreamChunk.
+    ) -> AsyncChunks[StreamChunk, RequestOutput]:
+        """Continues one prompt, for asyncio: `async for` yields StreamChunk, `await` returns the RequestOutput.
 
         Leaving the loop, or cancelling its task, ends the request.
 
         Args:
-            prompt: a text, or None with prompt_token_ids.
+            prompt: as one of generate's, or None with prompt_token_ids.
             request_id: a name for `abort`; default the number in `chunk.request_id`.
+            group: shared by the requests of one client's call, so that they do not outweigh other calls.
             sampling_params, sampling: as for generate.
         Raises:
             longcat.QueueFullError: max_num_queued requests wait already.
             ValueError, TypeError: as generate, with the first chunk asked for.
         """
+        chunks = self._agenerate(prompt, sampling_params, prompt_token_ids, request_id, group, sampling)
+        return AsyncChunks(chunks, lambda chunk: chunk.output)
+
+    async def _agenerate(
+        self,
+        prompt: Prompt | None,
+        sampling_params: Params | None,
+        prompt_token_ids: Sequence[int] | None,
+        request_id: str | None,
+        group: RequestGroup | None,
+        sampling: Mapping[str, Any],
+    ) -> AsyncGenerator[StreamChunk, None]:
         params = SamplingParams.of(sampling_params, sampling)
         prompts, single = to_prompts(prompt, prompt_token_ids)
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
         params = await self._compiled(params)
-        [request] = self._prepare([self._with_ids(prompts[0])], params, request_id)
+        [request] = self._prepare([self._with_ids(prompts[0])], [params], request_id, group)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def achat(
+    def achat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        sampling_params: Params | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
@@ -360,26 +414,33 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         **sampling: Any,
-    ) -> AsyncIterator[ChatChunk]:
-        """Answers one conversation, for asyncio: an asynchronous iterator of ChatChunk.
+    ) -> AsyncChunks[ChatChunk, ChatOutput]:
+        """Answers one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
 
         Args, Raises: as for chat and agenerate.
         """
+        variables = dict(chat_template_kwargs or {})
+        variables |= {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        chunks = self._achat(messages, sampling_params, sampling, tools, tool_choice, variables, request_id)
+        return AsyncChunks(chunks, lambda chunk: chunk.output)
+
+    async def _achat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: Params | None,
+        sampling: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: str | Mapping[str, Any] | None,
+        variables: Mapping[str, Any],
+        request_id: str | None,
+    ) -> AsyncGenerator[ChatChunk, None]:
         from longcat.chat.reader import ChatReader, force_calls
 
-        params = SamplingParams.of(sampling_params, sampling)
-        params, tool_choice = force_calls(params, tools, tool_choice)
-        prompt = self.render_chat(
-            messages,
-            tools=tools,
-            tool_choice=tool_choice,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **(chat_template_kwargs or {}),
-        )
+        params, choice = force_calls(SamplingParams.of(sampling_params, sampling), tools, tool_choice)
+        prompt = self.render_chat(messages, tools=tools, tool_choice=choice, **variables)
         params = await self._compiled(params)
-        [request] = self._prepare([prompt], params, request_id)
-        reader = ChatReader(tools, tool_choice)
+        [request] = self._prepare([prompt], [params], request_id)
+        reader = ChatReader(tools, choice)
         async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
             async for chunk in chunks:
                 yield reader.read(chunk)
@@ -396,10 +457,37 @@ class Engine:
             core_ids = list(self._requests.get(request_id, []))
         return any([self._abort_core(core_id) for core_id in core_ids])
 
+    @overload
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
-        sampling_params: SamplingParams | Mapping[str, Any] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> ChatStream: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: Params | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> ChatOutput: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> list[ChatOutput]: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: Params | Sequence[Params] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
@@ -409,7 +497,7 @@ class Engine:
         stream: bool = False,
         use_tqdm: bool = True,
         **sampling: Any,
-    ) -> Any:
+    ) -> ChatOutput | list[ChatOutput] | ChatStream:
         """Answers a conversation, by the checkpoint's chat template.
 
         Args:
@@ -431,24 +519,26 @@ class Engine:
         """
         from longcat.chat.reader import ChatReader, force_calls
 
-        params = SamplingParams.of(sampling_params, sampling)
-        params, tool_choice = force_calls(params, tools, tool_choice)
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise ValueError(f"messages is a {type(messages).__name__}: expected a list of messages")
         single = not messages or isinstance(messages[0], Mapping)
         conversations: Any = [messages] if single else messages
+        params = params_of_each(sampling_params, sampling, len(conversations))
+        forced = {id(given): force_calls(given, tools, tool_choice) for given in params}
+        params = [forced[id(given)][0] for given in params]
+        choice = next(iter(forced.values()))[1]
         prompts = [
             self.render_chat(
                 conversation,
                 tools=tools,
-                tool_choice=tool_choice,
+                tool_choice=choice,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **(chat_template_kwargs or {}),
             )
             for conversation in conversations
         ]
-        chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, tool_choice))
+        chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, choice))
         if stream:
             return chunks
         last = read_all(chunks, len(prompts), use_tqdm)
@@ -456,20 +546,44 @@ class Engine:
         ordered = [outputs[index] for index in range(len(conversations))]
         return ordered[0] if single else ordered
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> tuple[str, list[int]]:
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, max_text_bytes: int | None = None, **options: Any
+    ) -> tuple[str, list[int]]:
         """The prompt of a conversation: its text, and its token ids with typed tags left as text.
 
         Args:
             messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
                 variables of the template).
+            max_text_bytes: refuse a longer text before it is tokenized; default: any length.
+        Raises:
+            ValueError: the text is longer than max_text_bytes.
         """
         from longcat.chat.template import encode_segments, tag_texts
 
         library = self.tokenizer.library
         segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)
-        return "".join(text for text, _ in segments), encode_segments(library, segments)
+        text = "".join(text for text, _ in segments)
+        if max_text_bytes is not None and (num_bytes := len(text.encode(errors="surrogatepass"))) > max_text_bytes:
+            raise ValueError(
+                f"[chat] the prompt has {num_bytes} bytes, which cannot fit the context; expected at most "
+                f"{max_text_bytes} bytes. Shorten the messages."
+            )
+        return text, encode_segments(library, segments)
 
-    def score(self, prompts: str | Sequence[str] | None = None, *, prompt_token_ids: Any = None) -> Any:
+    @overload
+    def score(self, prompts: Prompt) -> PromptScore: ...  # type: ignore[overload-overlap]
+    @overload
+    def score(self, prompts: Sequence[Prompt]) -> list[PromptScore]: ...
+    @overload
+    def score(self, *, prompt_token_ids: Sequence[int]) -> PromptScore: ...
+    @overload
+    def score(self, *, prompt_token_ids: Sequence[Sequence[int]]) -> list[PromptScore]: ...
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    ) -> PromptScore | list[PromptScore]:
         """How likely the model finds each token of a text given those before it.
 
         Args:
@@ -480,9 +594,9 @@ class Engine:
             ValueError: a prompt is empty or too long.
             longcat.Error: a prompt's logits are not finite, or it was aborted.
         """
-        outputs = self.generate(prompts, prompt_token_ids=prompt_token_ids, max_tokens=0, prompt_logprobs=0)
-        scores = [_score(output) for output in (outputs if isinstance(outputs, list) else [outputs])]
-        return scores if isinstance(outputs, list) else scores[0]
+        prompt_list, single = to_prompts(prompts, prompt_token_ids)
+        scores = [_score(output) for output in Engine.generate(self, prompt_list, max_tokens=0, prompt_logprobs=0)]
+        return scores[0] if single else scores
 
     def token_text(self, token_id: int) -> str | None:
         """The text of one token on its own; None without a tokenizer."""
@@ -525,36 +639,44 @@ class Engine:
     def _prepare(
         self,
         prompts: Sequence[tuple[str | None, list[int]]],
-        params: SamplingParams,
+        params: Sequence[SamplingParams],
         name: str | None = None,
+        group: RequestGroup | None = None,
     ) -> list[Request]:
         """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
         self._check_open()
         requests: list[Request] = []
-        grammar = None if params.structured_outputs is None else self.compile_grammar(params.structured_outputs)
-        for index, (text, ids) in enumerate(prompts):
+        group = group or RequestGroup()
+        grammars: dict[int, Grammar] = {}  # by parameters, which all prompts may share
+        for index, ((text, ids), own) in enumerate(zip(prompts, params, strict=True)):
+            if own.structured_outputs is not None and id(own) not in grammars:
+                grammars[id(own)] = self.compile_grammar(own.structured_outputs)
             core = core_params(
-                params, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
+                own, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
                 lambda: self.tokenizer,
             )  # fmt: skip
             self._core.check_request(ids, core)
-            requests.append(Request(self, index, text, ids, params, core, name, grammar))
+            requests.append(Request(self, index, text, ids, own, core, name, grammars.get(id(own)), group))
         return requests
 
     def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:
         """Hands a request to the core; returns the ids of its answers there."""
-        output, n = request.output, len(request.output.outputs)
+        output, n, group = request.output, len(request.output.outputs), request.group
         with self._lock:
             if output.request_id in self._requests:
                 raise ValueError(f"request_id={output.request_id!r} is the name of a request that runs already")
             if not request.core.constrained:
-                first = self._core.add_request(output.prompt_token_ids, request.core, n, queue)
+                first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, group=group.first)
             else:
                 masks = self._mask_filler()
                 with masks.lock:
-                    first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, masks.queue)
+                    first = self._core.add_request(
+                        output.prompt_token_ids, request.core, n, queue, masks.queue, group.first
+                    )
                     for core_id, token_mask in enumerate(request.token_masks, start=first):
                         masks.register(core_id, token_mask)
+            if group.first < 0:
+                group.first = first
             if output.request_id == -1:
                 output.request_id = first
             self._requests[output.request_id] = ids = list(range(first, first + n))

@@ -2,25 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from longcat.engine.engine import Engine
+from longcat.engine.streams import ChatStream, TokenStream
+from longcat.request.outputs import RequestOutput
+from longcat.request.prompts import Params
+from longcat.request.sampling_params import SamplingParams
+from longcat.support.other_engines import OTHER_OPTIONS
+
+if TYPE_CHECKING:
+    from longcat.chat.reader import ChatOutput
+
+    Conversations: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
+
+# Arguments of vLLM's calls that a program may hand on unset.
+_OF_CALLS = (
+    "lora_request",
+    "priority",
+    "prompt_adapter_request",
+    "mm_processor_kwargs",
+    "tokenization_kwargs",
+    "chat_template",
+    "chat_template_content_format",
+)
+_OF_SERVERS = ("disable_log_stats", "served_model_name")  # flags of `longcat serve`, without effect in Python
 
 
 class LLM(Engine):
     """An Engine whose answers always come as lists, as vLLM's do: `LLM(model).generate("a")[0].outputs[0].text`.
 
+    Keywords of vLLM's constructor without effect here, such as trust_remote_code, are ignored with one warning; those
+    that ask for what this engine does not do, such as enable_lora=True, are refused.
+
     Args, Raises: as for Engine.
     """
 
-    def generate(self, *args: Any, **options: Any) -> Any:
-        """As Engine.generate; a list also for one prompt. A stream stays one."""
-        return _listed(super().generate(*args, **options))
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any):
+        ignored = [name for name in options if name.replace("_", "-") in OTHER_OPTIONS or name in _OF_SERVERS]
+        for name in ignored:
+            value = options.pop(name)
+            if value is not None and name not in _OF_SERVERS:
+                OTHER_OPTIONS[name.replace("_", "-")].check(name, value)
+        if "kv_cache_memory_bytes" in options:
+            options["kv_cache_memory"] = options.pop("kv_cache_memory_bytes")
+        options = {name: value for name, value in options.items() if value is not None}
+        if ignored:
+            warnings.warn(f"LLM ignores {', '.join(ignored)}: without effect here", stacklevel=2)
+        super().__init__(model, **options)
 
-    def chat(self, *args: Any, **options: Any) -> Any:
+    @overload  # type: ignore[override]  # always a list
+    def generate(self, *args: Any, stream: Literal[True], **options: Any) -> TokenStream: ...
+    @overload
+    def generate(self, *args: Any, stream: Literal[False] = False, **options: Any) -> list[RequestOutput]: ...
+    def generate(self, *args: Any, **options: Any) -> list[RequestOutput] | TokenStream:
+        """As Engine.generate; a list also for one prompt. A stream stays one."""
+        return _listed(super().generate(*args, **_own(options)))
+
+    @overload  # type: ignore[override]  # always a list
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> ChatStream: ...
+    @overload
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> list[ChatOutput]: ...
+    def chat(
+        self,
+        messages: Conversations,
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        **options: Any,
+    ) -> list[ChatOutput] | ChatStream:
         """As Engine.chat; a list also for one conversation. A stream stays one."""
-        return _listed(super().chat(*args, **options))
+        return _listed(super().chat(messages, sampling_params, use_tqdm=use_tqdm, **_own(options)))
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Parameters that leave all to the checkpoint's generation_config.json."""
+        return SamplingParams()
+
+
+def _own(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call without those of vLLM that are not set.
+
+    Raises:
+        ValueError: one is set, and this engine has nothing like it.
+    """
+    for name in _OF_CALLS:
+        if options.get(name) not in (None, 0, "auto", [], {}):
+            raise ValueError(f"{name}={options[name]!r} is not supported; expected None. Leave it out.")
+    return {name: value for name, value in options.items() if name not in _OF_CALLS}
 
 
 def _listed(outputs: Any) -> Any:
+    """One output as a list of it; lists and streams as they are."""
     return outputs if isinstance(outputs, list) or hasattr(outputs, "__next__") else [outputs]

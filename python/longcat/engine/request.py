@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat.request.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
@@ -78,7 +79,7 @@ class Answer:
         self.request.record_time()
         token_ids = [step.token_id] if step.token_id >= 0 else []
         self.output.token_ids += token_ids
-        ends = step.finish_reason == "stop" and step.token_id != eos_token_id
+        ends = step.finish_reason == "stop" and step.token_id not in (eos_token_id, -1)  # -1: a grammar's end
         if ends:
             self.output.stop_reason = step.token_id
         logprobs = self._take_logprobs(step)
@@ -96,6 +97,7 @@ class Answer:
         return StreamChunk(
             delta, token_ids, self.request.prompt_index, self.output.index, reason, logprobs,
             self.request.output if done else None, self.request.output.request_id,
+            self.output.stop_reason if reason is not None else None, self.output.error,
         )  # fmt: skip
 
     def _stop_at_strings(self, text: str) -> str:
@@ -120,6 +122,13 @@ class Answer:
         return self._stop_at_strings(self._decoder.finish()) + self._stop.finish()
 
 
+@dataclass
+class RequestGroup:
+    """Requests of one call of a client: the scheduler weighs their tokens together against other groups'."""
+
+    first: int = -1  # the core's id of the first request; -1: none is queued yet
+
+
 class Request:
     """One prompt and its n answers.
 
@@ -128,6 +137,7 @@ class Request:
         core: parameters for the core.
         name: the caller's own id, in place of the core's.
         grammar: what the answers are held to.
+        group: the requests of the same call; default: this one alone.
     """
 
     def __init__(
@@ -140,7 +150,9 @@ class Request:
         core: _core.SamplingParams,
         name: str | None = None,
         grammar: Grammar | None = None,
+        group: RequestGroup | None = None,
     ):
+        self.group = group or RequestGroup()
         self.prompt_index = prompt_index
         self.core = core
         # One function an answer, if its tokens are masked: each is somewhere else in its grammar.

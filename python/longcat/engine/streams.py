@@ -7,19 +7,24 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import longcat._core as _core
 from longcat._core import Error, QueueFullError
 from longcat.chat.reader import ChatChunk, ChatReader
 from longcat.engine.request import Answer, Request
+from longcat.engine.sources import Uncopied
 from longcat.request.outputs import StreamChunk
 
 if TYPE_CHECKING:
     import asyncio
 
     from longcat.engine.engine import Engine
+
+Chunk = TypeVar("Chunk")
+Output = TypeVar("Output")
 
 _RETRY_S = 0.01  # when other callers fill the queue
 
@@ -70,7 +75,7 @@ class OpenAnswers:
         self._answers.clear()
 
 
-class TokenStream(Iterator[StreamChunk]):
+class TokenStream(Uncopied, Iterator[StreamChunk]):
     """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left.
 
     Requests that the core's queue has no room for wait here for their turn.
@@ -132,7 +137,7 @@ class TokenStream(Iterator[StreamChunk]):
             self.close()
 
 
-class ChatStream(Iterator[ChatChunk]):
+class ChatStream(Uncopied, Iterator[ChatChunk]):
     """Chunks of chat answers as they arrive. Closing it ends what is left."""
 
     def __init__(self, tokens: TokenStream, reader: ChatReader):
@@ -150,6 +155,42 @@ class ChatStream(Iterator[ChatChunk]):
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
+
+
+class AsyncChunks(Uncopied, AsyncIterator[Chunk], Generic[Chunk, Output]):
+    """Chunks of one request: `async for` yields them, `await` returns the whole output. Closing it ends the request.
+
+    Args:
+        chunks: where they come from.
+        output_of: the output that a chunk carries; the last one does.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[Chunk, None], output_of: Callable[[Chunk], Output | None]):
+        self._chunks = chunks
+        self._output_of = output_of
+        self._output: Output | None = None
+
+    def __aiter__(self) -> AsyncChunks[Chunk, Output]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk = await anext(self._chunks)
+        self._output = self._output_of(chunk) or self._output
+        return chunk
+
+    def __await__(self) -> Generator[Any, None, Output]:
+        return self._read_all().__await__()
+
+    async def _read_all(self) -> Output:
+        async with aclosing(self._chunks):
+            async for _ in self:
+                pass
+        if self._output is None:
+            raise Error("[engine] these chunks were closed before their last one; expected to read them all")
+        return self._output
+
+    async def aclose(self) -> None:
+        await self._chunks.aclose()
 
 
 class LoopOutputs:

@@ -202,12 +202,12 @@ def plan(
         longcat.OutOfMemoryError: the latent cache has no room.
         ValueError: an option is out of range.
     """
-    from longcat.checkpoint.facts import read_json_object
+    from longcat.support.files import read_json_object
     from longcat.support.values import parse_bytes, positive
 
     model = os.path.expanduser(os.fspath(model))
     _core.config_warnings(model)  # which says what is wrong
-    config = read_json_object(Path(model, "config.json"))
+    config = read_json_object(Path(model, "config.json"), "[config]")
     expected = {name: shape for name, shape, _ in _core.expected_tensors(json.dumps(config))}
     stored, has_weights = _stored(model, expected)
     stored_as = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")

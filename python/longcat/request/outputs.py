@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_SHOWN = 60  # characters of a text in a repr
+_SHOWN_ITEMS = 8  # items of a list in a repr
 
-@dataclass
-class RequestMetrics:
+
+class ShortRepr:
+    """A repr on one line: long texts and lists are cut and counted, and fields that are not set are left out.
+
+    Dataclasses take it with repr=False.
+    """
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{f.name}={_short(value)}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) is not None and value != f.default and value != []
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}... ({len(value):,} characters)"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        most = 1 if isinstance(next(iter(value), None), dict) else _SHOWN_ITEMS
+        items = ", ".join(map(_short, value[:most]))
+        return f"[{items}]" if len(value) <= most else f"[{items}, ... ({len(value):,} in all)]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        items = ", ".join(f"{key!r}: {_short(item)}" for key, item in list(value.items())[:_SHOWN_ITEMS])
+        return f"{{{items}}}" if len(value) <= _SHOWN_ITEMS else f"{{{items}, ... ({len(value):,} in all)}}"
+    return repr(value)
+
+
+@dataclass(repr=False)
+class RequestMetrics(ShortRepr):
     """What one request took.
 
     `first_token_s` and `total_s` are the caller's wall times from the moment it was submitted; the others are the
@@ -36,8 +71,8 @@ class Logprob:
     decoded_token: str | None = None
 
 
-@dataclass
-class CompletionOutput:
+@dataclass(repr=False)
+class CompletionOutput(ShortRepr):
     """One answer. `finish_reason`: "stop", "length", "tool_calls", "abort" or "error", None only while streaming."""
 
     index: int
@@ -50,8 +85,8 @@ class CompletionOutput:
     error: str | None = None  # why, when finish_reason is "error"
 
 
-@dataclass
-class RequestOutput:
+@dataclass(repr=False)
+class RequestOutput(ShortRepr):
     """One prompt and its answers; `str(output)` is the first answer's text."""
 
     request_id: int | str  # the name given to agenerate, else the core's id of the first answer
@@ -70,8 +105,8 @@ class RequestOutput:
         return self.text
 
 
-@dataclass
-class StreamChunk:
+@dataclass(repr=False)
+class StreamChunk(ShortRepr):
     """New text of one answer. `delta` is whole characters; an answer's last chunk carries `finish_reason`."""
 
     delta: str
@@ -82,13 +117,15 @@ class StreamChunk:
     logprobs: list[dict[int, Logprob]] | None = None
     output: RequestOutput | None = None  # the whole result, with the last chunk of its last answer
     request_id: int | str = -1  # for Engine.abort
+    stop_reason: int | str | None = None  # with the last chunk, as CompletionOutput has them
+    error: str | None = None
 
     def __str__(self) -> str:
         return self.delta
 
 
-@dataclass
-class PromptScore:
+@dataclass(repr=False)
+class PromptScore(ShortRepr):
     """How likely the model finds a text. `logprobs[i]` [nats] is of token i given those before; the first has none."""
 
     token_ids: list[int]

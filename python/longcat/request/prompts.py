@@ -1,24 +1,87 @@
-"""Prompts as callers give them, texts or token ids, checked and in one form."""
+"""Prompts as callers give them, texts, token ids or vLLM's dicts, checked and in one form; and parameters for each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, Union
+
+from longcat.request.sampling_params import SamplingParams
+
+Prompt: TypeAlias = Union[str, Sequence[int], Mapping[str, Any]]  # noqa: UP007
+Params: TypeAlias = Union[SamplingParams, Mapping[str, Any]]  # noqa: UP007
+
+_EXPECTED = 'expected a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}'
 
 
 def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int]], bool]:
-    """The prompts as a list, and whether a single one was given."""
+    """The prompts as a list, and whether a single one was given.
+
+    Raises:
+        TypeError: neither texts nor token ids.
+        ValueError: a token id is no integer, or a dict has what this engine does not read.
+    """
     if (prompts is None) == (prompt_token_ids is None):
         raise TypeError("generate needs prompts or prompt_token_ids, one of them")
-    if prompts is not None:
-        if isinstance(prompts, str):
-            return [prompts], True
-        if not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
-            raise TypeError("prompts is neither a text nor a list of texts: for token ids use prompt_token_ids")
-        return list(prompts), False
-    if len(prompt_token_ids) and hasattr(prompt_token_ids[0], "__len__"):
-        return [as_token_ids(ids) for ids in prompt_token_ids], False
-    return [as_token_ids(prompt_token_ids)], True
+    if prompts is None:
+        if len(prompt_token_ids) and hasattr(prompt_token_ids[0], "__len__"):
+            return [as_token_ids(ids) for ids in prompt_token_ids], False
+        return [as_token_ids(prompt_token_ids)], True
+    if _is_one(prompts):
+        return [_prompt("prompts", prompts)], True
+    if not _is_list(prompts):
+        raise TypeError(f"prompts is a {type(prompts).__name__}; {_EXPECTED}, or a list of them")
+    return [_prompt(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)], False
+
+
+def _is_list(value: Any) -> bool:
+    """A list, a tuple or an array."""
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, Mapping))
+
+
+def _is_one(value: Any) -> bool:
+    """Whether this is one prompt, not a list of them."""
+    if not _is_list(value):
+        return isinstance(value, (str, Mapping))
+    return len(value) > 0 and hasattr(value[0], "__index__") and not hasattr(value[0], "__len__")
+
+
+def _prompt(name: str, value: Any) -> str | list[int]:
+    """One prompt; `name` is for messages."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        given = {key: part for key, part in value.items() if part is not None}
+        for key in given:
+            if key not in ("prompt", "prompt_token_ids"):
+                raise ValueError(f'{name} has "{key}", which this engine does not read; {_EXPECTED}')
+        if "prompt_token_ids" in given:
+            return as_token_ids(given["prompt_token_ids"])
+        if isinstance(given.get("prompt"), str):
+            return given["prompt"]
+    elif _is_list(value):
+        return as_token_ids(value)
+    raise TypeError(f"{name} is {value!r}; {_EXPECTED}"[:400])
+
+
+def params_of_each(
+    given: Params | Sequence[Params] | None,
+    overrides: Mapping[str, Any],
+    num_prompts: int,
+) -> list[SamplingParams]:
+    """Sampling parameters of each prompt, from one for all or a list with one for each.
+
+    Raises:
+        ValueError: the list has another length than the prompts, or as SamplingParams.of.
+        TypeError: as SamplingParams.of.
+    """
+    if isinstance(given, (list, tuple)):
+        if len(given) != num_prompts:
+            raise ValueError(
+                f"sampling_params has {len(given)} entries for {num_prompts} prompts; expected one for each, or one"
+            )
+        return [SamplingParams.of(params, overrides) for params in given]
+    one: Any = given
+    return [SamplingParams.of(one, overrides)] * num_prompts
 
 
 def as_token_ids(value: Sequence[int]) -> list[int]:
@@ -27,11 +90,13 @@ def as_token_ids(value: Sequence[int]) -> list[int]:
     Raises:
         ValueError: an element is not an integer that fits 32 bits.
     """
+    if type(value) is list and set(map(type, value)) == {int} and min(value) >= -(2**31) and max(value) < 2**31:
+        return list(value)  # the usual case, much faster than one by one
     ids = []
     for index, item in enumerate(value):
         try:
             number = item.__index__()
-        except AttributeError:
+        except (AttributeError, TypeError):  # TypeError: an array
             raise ValueError(f"token id at index {index} is {item!r}: expected an integer") from None
         if not -(2**31) <= number < 2**31:
             raise ValueError(f"token id {number} at index {index} does not fit 32 bits")

@@ -162,7 +162,9 @@ def core_params(
     core.frequency_penalty = _number("frequency_penalty", params.frequency_penalty)
     core.seed = seed if params.seed is None else _index("seed", params.seed) % 2**64
     stops = _token_ids("stop_token_ids", params.stop_token_ids or ())
-    core.stop_token_ids = [*stops, *([] if params.ignore_eos else eos_token_ids)]
+    # A grammar ends by an end token: after it nothing may follow, so that `ignore_eos` cannot mean to go on.
+    ends_ignored = params.ignore_eos and params.structured_outputs is None
+    core.stop_token_ids = [*stops, *([] if ends_ignored else eos_token_ids)]
     if params.logit_bias:
         core.set_logit_bias(_logit_bias(params.logit_bias))
     if params.bad_words:

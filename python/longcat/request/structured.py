@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
+from longcat.request.json_schema import ANYTHING, SchemaReader
+from longcat.request.patterns import PatternError, whole
+from longcat.request.schema_writer import SchemaWriter
 from longcat.support.names import install_command, unknown_name
 from longcat.support.text import printable
 
@@ -29,9 +33,15 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 _LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lexer_fuel": 1_000_000,
            "step_lexer_fuel": 200_000, "verbose_errors": False}  # fmt: skip
 # As json.dumps writes it. With free white space a model may write nothing else for ever.
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_MAX_CACHED = 32
-_MAX_ERROR_CHARS = 300
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_MAX_CACHED_BYTES = 256 << 20
+# Measured: 240 kB of source keep about 80 MB; and the lexer of the smallest grammar grows with its use.
+_GRAMMAR_BYTES, _GRAMMAR_BYTES_PER_CHAR = 8 << 20, 350
+_MAX_SHOWN = 80  # characters of what the caller wrote
+_TOO_LARGE = ("too large", "too many", "too big", "limit", "fuel", "exceed")  # of the compiler's errors
+_QUOTED = re.compile(r'"[^"]*"')
+_PLACE = re.compile(r"at (\d+)\((\d+)\)")
+_NAME = re.compile(r'(?:name|rule): "([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class StructuredOutputs:
             value = cls(**value)
         if not isinstance(value, cls):
             raise TypeError(f"structured_outputs is a {type(value).__name__}: expected StructuredOutputs or a dict")
-        given = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) not in (None, False)]
+        given = [f.name for f in dataclasses.fields(StructuredOutputs) if getattr(value, f.name) not in (None, False)]
         if len(given) != 1:
             raise ValueError(
                 f"structured_outputs has {' and '.join(given) or 'no form'}: "
@@ -91,18 +101,51 @@ class StructuredOutputs:
         if self.choice is not None:
             choices = [] if isinstance(self.choice, str) else list(self.choice)
             if not choices or not all(isinstance(text, str) and text for text in choices):
-                raise ValueError(f"choice={str(self.choice)[:100]} is not possible: expected a list of non-empty texts")
+                raise ValueError(f"[choice] found {str(self.choice)[:100]}; expected a list of non-empty texts")
             return grammar_from("choice", _text("choice", json.dumps(choices)))
-        schema: Any = {"type": "object"} if self.json_object else self.json
-        if not isinstance(schema, str):
+        if self.json_object:
+            return json_source({"type": "object"})
+        return schema_source(self._schema())
+
+    def _schema(self) -> Any:
+        if not isinstance(self.json, str):
             try:
-                schema = json.dumps(schema, allow_nan=False)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"the JSON schema is not possible: {error}") from None
+                written = json.dumps(self.json, allow_nan=False)
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError("[schema] found what JSON cannot say; expected a JSON schema.") from None
+            _text("json", written)
+            return self.json
+        text = _text("json", self.json)
         try:
-            return LLMatcher.grammar_from_json_schema(_text("json", schema), overrides=_JSON_STYLE)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(f"the JSON schema is not possible: {_one_line(str(error))}") from None
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            where = f"from character {error.pos} on"
+            raise ValueError(f"[schema] found text that is no JSON {where}; expected a JSON schema.") from None
+        except RecursionError:
+            raise ValueError("[schema] found text nested too deep; expected a JSON schema.") from None
+
+
+def schema_source(schema: Any) -> str:
+    """The grammar of values that fit a JSON schema, in llguidance's form.
+
+    Raises:
+        ValueError: the schema is malformed, nothing fits it, or a word of it cannot be enforced; names it.
+    """
+    try:
+        reader = SchemaReader(schema)
+        branches = () if reader.root is None else reader.branches(reader.root)
+        if not branches:
+            raise ValueError("[schema] found a schema that no value fits; expected one that allows some. Loosen it.")
+        return json_source({} if reader.root == ANYTHING else SchemaWriter(reader).document(branches))
+    except RecursionError:
+        raise ValueError("[schema] found one nested too deep; expected fewer levels. Make it flatter.") from None
+
+
+def json_source(schema: dict[str, Any]) -> str:
+    """The grammar of a schema in the words that SchemaWriter uses."""
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)  # type: ignore[arg-type]
 
 
 class Grammar:
@@ -136,12 +179,12 @@ class _Follower:
         self._num_taken = len(token_ids)
         mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise ValueError(f"the grammar cannot go on: {_one_line(self._matcher.get_error())}")
+            raise ValueError("[grammar] found no token that may follow; expected a grammar that allows one. Loosen it.")
         return np.frombuffer(mask, np.uint32, count=self._num_words)
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, and keeps the last ones. Used from any thread.
+    """Compiles grammars for one tokenizer, and keeps the last ones up to a number of bytes. Used from any thread.
 
     Args:
         tokenizer: called when the first grammar comes.
@@ -177,9 +220,13 @@ class GrammarCompiler:
         grammar = Grammar(compile_source(source, self._vocab()), self._vocab_size)
         with self._lock:
             self._cache[source] = grammar
-            if len(self._cache) > _MAX_CACHED:
+            while self._cached_bytes() > _MAX_CACHED_BYTES:
                 self._cache.popitem(last=False)
         return grammar
+
+    def _cached_bytes(self) -> int:
+        """Memory of the kept grammars, estimated by their sources."""
+        return sum(_GRAMMAR_BYTES + _GRAMMAR_BYTES_PER_CHAR * len(source) for source in self._cache)
 
     def _vocab(self) -> LLTokenizer:
         with self._lock:
@@ -206,8 +253,55 @@ def compile_source(source: str, vocabulary: LLTokenizer) -> LLMatcher:
 
     matcher = LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(**_LIMITS))  # type: ignore[arg-type]
     if matcher.is_error():
-        raise ValueError(f"the grammar is not possible: {_one_line(matcher.get_error())}")
+        raise ValueError(_compile_error(source, matcher.get_error()))
     return matcher
+
+
+def _compile_error(source: str, reason: str) -> str:
+    """What to say of a grammar that does not compile: the compiler speaks of a grammar that the caller never saw."""
+    form = json.loads(source)["grammars"][0] if source.startswith("{") else {}
+    reason = reason.partition("\n")[0]  # the lines after it are the grammar's
+    if any(word in _QUOTED.sub("", reason) for word in _TOO_LARGE):
+        return "[grammar] found one beyond the limits of its compiler; expected a smaller one. Make it smaller."
+    if form.get("name") == "regex":
+        return f"[regex] found {_regex_fault(form['lark_grammar'])}; expected Rust's syntax. Correct it."
+    if form.get("json_schema") is not None or form.get("name") == "main" or "<longcat_tool_call>" in source:
+        if "disjoint" in reason:
+            return (
+                '[schema] found "patternProperties" whose expressions overlap; expected names that match one of them. '
+                "Change them."
+            )
+        if "nsatisfiable" in reason:
+            return "[schema] found a schema that no value fits; expected one that allows some. Loosen it."
+        return "[schema] found one that cannot be enforced; expected the keywords of docs/serving.md. Make it simpler."
+    if form.get("name") == "choice" or "start" not in source:
+        return "[grammar] found no rule `start`; expected one. Add it."
+    place = _PLACE.search(reason)
+    where = f" at line {place[1]}, column {place[2]}" if place else ""
+    return f"[grammar] found {_lark_fault(reason)}{where}; expected Lark in llguidance's dialect. Correct it."
+
+
+def _regex_fault(lark: str) -> str:
+    """What is wrong with a regular expression, of `start: /.../`."""
+    pattern = lark.removeprefix("start: /").removesuffix("/")
+    try:
+        whole(pattern)
+    except PatternError as error:
+        return f"{error} in {printable(pattern, _MAX_SHOWN)}"
+    return f"an expression that is not supported: {printable(pattern, _MAX_SHOWN)}"
+
+
+def _lark_fault(reason: str) -> str:
+    name = _NAME.search(reason)
+    for words, fault in (
+        ("unknown name", f"a name without a rule{f': {printable(name[1], _MAX_SHOWN)}' if name else ''}"),
+        ("duplicate rule", f"a rule twice{f': {printable(name[1], _MAX_SHOWN)}' if name else ''}"),
+        ("no start rule", "no rule `start`"),
+        ("invalid regex", "a regular expression that is not supported"),
+    ):
+        if words in reason:
+            return fault
+    return "what is no grammar"
 
 
 def _text(name: str, text: Any) -> str:
@@ -220,7 +314,3 @@ def _text(name: str, text: Any) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name} has half of a surrogate pair in it: expected Unicode") from None
     return text
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()), _MAX_ERROR_CHARS)

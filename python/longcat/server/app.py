@@ -14,8 +14,9 @@ from longcat._core import __version__
 from longcat.server.api import chat, completions, pages, service_routes
 from longcat.server.generation import Service
 from longcat.server.http.errors import add_error_handlers
-from longcat.server.http.guard import Guard, RequestLog, write_line
+from longcat.server.http.guard import Guard, RequestLog
 from longcat.server.lifecycle import Lifecycle
+from longcat.server.logs import log_request
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings
 
@@ -27,7 +28,7 @@ class Application:
         engine: a longcat.Engine, or what behaves like one.
         settings: names, keys and limits.
         on_end: called when the server has to leave: drained, or the engine died.
-        write_log: takes the lines of the access log.
+        write_log: takes the facts of each request, for the access log.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Application:
         engine: Any,
         settings: ServerSettings,
         on_end: Callable[[], None] = lambda: None,
-        write_log: Callable[[str], Any] = write_line,
+        write_log: Callable[[dict[str, Any]], object] = log_request,
     ):
         self.lifecycle = Lifecycle(engine, settings, on_end)
         metrics = ServerMetrics(engine, settings.model_names[0])
@@ -52,6 +53,6 @@ class Application:
         if settings.cors_origins:
             app = CORSMiddleware(
                 app, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Retry-After"],
+                expose_headers=["X-Request-Id", "Retry-After", "X-Ignored-Fields"],
             )  # fmt: skip
         self.asgi = RequestLog(app, settings, self.lifecycle, metrics, write_log)

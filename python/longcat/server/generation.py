@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -12,12 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from longcat._core import Error, QueueFullError
+from longcat.engine.request import RequestGroup
 from longcat.request.outputs import RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
 from longcat.server.api.protocol import ChatRequest, GenerationBody, TokenizeRequest
 from longcat.server.grammar_check import GrammarChecker
 from longcat.server.http.errors import ApiError, json_response
+from longcat.server.http.intake import Intake
 from longcat.server.http.streaming import Answer, EventStream, unless_client_leaves
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
@@ -33,8 +36,15 @@ _SAMPLING = (
     "logit_bias", "bad_words", "allowed_token_ids",
 )  # fmt: skip
 # Arguments of Engine.render_chat, and of what it calls.
-_RENDERING = ("self", "messages", "tags", "tools", "tool_choice", "add_generation_prompt", "continue_final_message")
+_RENDERING = (
+    "self", "messages", "tags", "tools", "tool_choice", "add_generation_prompt", "continue_final_message",
+    "max_text_bytes",
+)  # fmt: skip
 _TEXT_THREADS = 2  # templates, tokenizer
+_TEXTS_AT_ONCE = 16  # tokenized in one go
+_SHORT_BYTES = 64 << 10  # of a text that takes some ms to tokenize
+_PIECE_CHARS = 256 << 10  # of a long text, counted before the whole is tokenized
+_MAX_CHAT_CHARS = 2 << 20  # of a conversation and its tools; a template writes at most half of that
 _GRAMMAR_THREADS = 2
 
 
@@ -51,9 +61,13 @@ class Service:
         self.lifecycle = lifecycle
         self.metrics = metrics
         self.max_model_len: int = engine.info()["max_model_len"]
+        self.intake = Intake(settings)
         self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
+        self._long_text_thread = ThreadPoolExecutor(1, "longcat-long-text")
+        self._longest_token = self._long_text_thread.submit(_longest_token, engine)
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
         self._checker: GrammarChecker | None = None
+        self._turn = asyncio.Lock()  # one request is queued in each round of the event loop, however many ask
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer with.
@@ -64,15 +78,81 @@ class Service:
         names = self.settings.model_names
         if asked and asked not in names:
             raise ApiError(
-                404, f'the model "{asked[:100]}" is not here: expected {" or ".join(names)}', param="model",
+                404, f'[request] model is "{asked[:100]}"; expected {" or ".join(names)}.', param="model",
                 code="model_not_found",
             )  # fmt: skip
         return asked or names[0]
 
     async def in_text_thread(self, work: Callable[[], T]) -> T:
-        """`work`, which renders or tokenizes, away from the event loop; what it refuses is the client's mistake."""
+        """`work`, which renders or tokenizes, away from the event loop; what it refuses is the client's mistake.
+
+        Work that has not begun is dropped when the caller is cancelled, as it is when its client leaves.
+        """
         with self.refusals():
             return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
+
+    async def in_thread_for(self, num_bytes: int, work: Callable[[], T]) -> T:
+        """As in_text_thread, but long texts wait for each other on a thread of their own."""
+        if num_bytes <= _SHORT_BYTES:
+            return await self.in_text_thread(work)
+        with self.refusals():
+            return await asyncio.get_running_loop().run_in_executor(self._long_text_thread, work)
+
+    def max_text_bytes(self) -> int:
+        """Bytes of the longest text that can fit the context: no token stands for more than the longest one."""
+        return max(self.max_model_len * self._longest_token.result(), 1)
+
+    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts. What cannot fit the context is refused before it is tokenized.
+
+        Raises:
+            ApiError: 400, a text is too long.
+        """
+        token_ids: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = texts[start : start + _TEXTS_AT_ONCE]
+            for text in some:
+                await self._check_fits(text)
+            work = functools.partial(_encode_all, self.engine.encode, some)
+            token_ids += await self.in_thread_for(sum(map(len, some)), work)
+        return token_ids
+
+    async def _check_fits(self, text: str) -> None:
+        if len(text) <= self.max_model_len:
+            return
+        most = await asyncio.get_running_loop().run_in_executor(None, self.max_text_bytes)
+        num_bytes = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+        if num_bytes > most:
+            raise ApiError(
+                400, f"[request] prompt has {num_bytes} bytes, which cannot fit max_model_len={self.max_model_len}; "
+                f"expected at most {most} bytes. Shorten it.", param="prompt",
+            )  # fmt: skip
+        # The count of the pieces differs from that of the whole by little: each cut splits one token, or one word.
+        num_tokens = 0
+        for start in range(0, len(text) if len(text) > 8 * self.max_model_len else 0, _PIECE_CHARS):
+            piece = text[start : start + _PIECE_CHARS]
+            num_tokens += len(await self.in_thread_for(len(piece), functools.partial(self.engine.encode, piece)))
+            if num_tokens > 2 * self.max_model_len:
+                raise ApiError(
+                    400, f"[request] prompt has more than {num_tokens} tokens; expected fewer than "
+                    f"max_model_len={self.max_model_len}. Shorten it.", param="prompt",
+                )  # fmt: skip
+
+    def render_chat(self, messages: Any, **options: Any) -> tuple[str, list[int]]:
+        """Engine.render_chat, for a text thread; what cannot fit the context is refused before it is tokenized.
+
+        Raises:
+            ValueError: the messages are too long.
+        """
+        num_chars = _num_chars([messages, options.get("tools")])
+        if num_chars > _MAX_CHAT_CHARS:
+            raise ValueError(
+                f"[request] messages and tools have {num_chars} characters; expected at most {_MAX_CHAT_CHARS}. "
+                "Shorten them."
+            )
+        if num_chars > self.max_model_len:
+            options["max_text_bytes"] = self.max_text_bytes()
+        return self.engine.render_chat(messages, **options)
 
     @contextlib.contextmanager
     def refusals(self) -> Any:
@@ -99,13 +179,14 @@ class Service:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         if len(stops) > self.settings.max_stop_strings:
             limit = self.settings.max_stop_strings
-            raise ApiError(400, f"stop has {len(stops)} strings: expected at most {limit}", param="stop")
+            raise ApiError(400, f"[request] stop has {len(stops)} strings; expected at most {limit}.", param="stop")
         with self.refusals():
             return SamplingParams.of(given | {"stop": stops} | more, {})
 
     def logprobs(self, count: int | None) -> int | None:
         if count is not None and count > self.settings.max_logprobs:
-            raise ApiError(400, f"logprobs={count}: expected at most {self.settings.max_logprobs}", param="logprobs")
+            most = self.settings.max_logprobs
+            raise ApiError(400, f"[request] logprobs is {count}; expected at most {most}.", param="logprobs")
         return count
 
     async def compiled(self, form: Any) -> Any:
@@ -131,24 +212,31 @@ class Service:
                 self._checker = GrammarChecker(text, info["vocab_size"], [eos], limit)
         return self._checker
 
-    async def submit(self, name: str, token_ids: list[int], params: SamplingParams) -> Generation:
+    async def submit(
+        self, name: str, token_ids: list[int], params: SamplingParams, group: RequestGroup | None = None
+    ) -> Generation:
         """Queues a request.
 
         Args:
             name: of the request, for the engine.
+            group: shared by the prompts of one body, which the scheduler weighs together.
         Returns:
             Its chunks, to be closed in any case.
         Raises:
             ApiError: the engine does not take it: the queue is full, the prompt too long, a parameter out of range.
         """
-        chunks = self.engine.agenerate(prompt_token_ids=token_ids, sampling_params=params, request_id=name)
-        generation = Generation(self, name, chunks, params.max_tokens)
-        try:
-            await generation.queued()
-        except BaseException:
-            await generation.aclose()
-            raise
-        return generation
+        async with self._turn:
+            grouped = {} if group is None else {"group": group}
+            chunks = self.engine.agenerate(
+                prompt_token_ids=token_ids, sampling_params=params, request_id=name, **grouped
+            )
+            generation = Generation(self, name, chunks, params.max_tokens)
+            try:
+                await generation.queued()
+            except BaseException:
+                await generation.aclose()
+                raise
+            return generation
 
 
 class Generation:
@@ -225,13 +313,12 @@ class Generation:
 async def respond(request: Request, body: B, start: Callable[[Service, B], Awaitable[Answer]]) -> Response:
     """The answer that `start` begins: whole, or with `stream` as server-sent events."""
     service: Service = request.app.state.service
-    if ignored := body.ignored():
-        request.state.log["ignored"] = ignored
     service.lifecycle.check_ready()
     answer = await unless_client_leaves(request, start(service, body))
     answer.log = request.state.log
+    request.state.room.leave()  # the text is token ids by now
     if body.stream:
-        return EventStream(answer, service.settings.send_timeout)
+        return EventStream(answer, service.settings.send_timeout, service.settings.keepalive_interval)
     async with contextlib.aclosing(answer):
         return json_response(await unless_client_leaves(request, answer.whole()))
 
@@ -244,7 +331,7 @@ def template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     """
     given = body.chat_template_kwargs or {}
     if taken := [name for name in given if name in _RENDERING]:
-        message = f"chat_template_kwargs: {taken[0]} is a name of the server's own: expected others, or a field"
+        message = f"[request] chat_template_kwargs.{taken[0]} is a name of the server's own; expected other names."
         raise ApiError(400, message, param="chat_template_kwargs")
     return given
 
@@ -259,7 +346,9 @@ def answer_form(body: GenerationBody) -> Any:
     older = {name: getattr(body, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
     forms += [{name: value} for name, value in older.items() if value is not None]
     if len(forms) > 1:
-        raise ApiError(400, "the answer's form is given twice: expected response_format or structured_outputs")
+        raise ApiError(
+            400, "[request] the form of the answer is given twice; expected response_format or structured_outputs."
+        )
     return forms[0] if forms else None
 
 
@@ -273,8 +362,9 @@ def _of_response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | Non
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if kind != "json_schema" or not isinstance(schema, (Mapping, bool)):
         raise ApiError(
-            400, 'response_format is not possible: expected {"type": "text"}, {"type": "json_object"} or '
-            '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}', param="response_format",
+            400, f'[request] response_format is {str(given)[:100]}; expected {{"type": "text"}}, '
+            '{"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
+            param="response_format",
         )  # fmt: skip
     return {"json": schema if isinstance(schema, Mapping) else str(schema).lower()}
 
@@ -288,3 +378,23 @@ def usage(outputs: list[RequestOutput]) -> dict[str, Any]:
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip
+
+
+def _longest_token(engine: Any) -> int:
+    """Bytes of the longest token. A normalizer may shorten a text, so with one a token counts for more."""
+    tokenizer = engine.tokenizer
+    longest = max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size))
+    return longest if tokenizer.library.normalizer is None else 4 * longest
+
+
+def _encode_all(encode: Callable[[str], list[int]], texts: Sequence[str]) -> list[list[int]]:
+    return [encode(text) for text in texts]
+
+
+def _num_chars(value: Any) -> int:
+    """Characters of all texts in a value of JSON's types."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(name) + _num_chars(item) for name, item in value.items())
+    return sum(map(_num_chars, value)) if isinstance(value, list) else 0

@@ -33,6 +33,7 @@ class Lifecycle:
         self.state = "starting"
         self.failure: str | None = None
         self.on_end = on_end
+        self.on_drain: Callable[[], None] = lambda: None  # called when draining begins
         self._engine = engine
         self._settings = settings
         self._num_open = 0  # requests of clients
@@ -99,6 +100,7 @@ class Lifecycle:
             self._hurry.set()
         elif self.state != "dead":
             self.state = "draining"
+            self.on_drain()
             self._draining = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
+import ipaddress
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -15,26 +19,33 @@ import uvicorn
 import uvloop
 
 from longcat._core import Error
+from longcat.server import logs
 from longcat.server.app import Application
-from longcat.server.http.http_protocol import LimitedHttpProtocol
-from longcat.server.settings import ServerSettings
+from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
+from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
+
+log = logging.getLogger("longcat.server")
 
 _GOODBYE_SECONDS = 5  # for connections to close
+_SWITCH_SECONDS = 0.0005  # after which the event loop gets its turn when text threads work
+_OTHER_FILES = 64  # that the server may need beside its connections
 
 
 class Server(uvicorn.Server):
     """uvicorn, which says where it listens. Signals are the lifecycle's: the first drains, the second hurries."""
 
     lifecycle: Any
+    settings: ServerSettings
     loop: asyncio.AbstractEventLoop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for sock in sockets or ():
-            host, port = sock.getsockname()[:2]
-            host = f"[{host}]" if ":" in host else host
-            scheme = "https" if self.config.is_ssl else "http"
-            logging.getLogger("longcat.server").info("listening on %s://%s:%d", scheme, host, port)
+            lines, warning = logs.address_lines(sock, "https" if self.config.is_ssl else "http", self.settings)
+            for line in lines:
+                log.info("%s", line)
+            if warning is not None:
+                log.warning("%s", warning)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.loop.call_soon_threadsafe(self.lifecycle.terminate)
@@ -77,42 +88,63 @@ def check_tls(certificate: str, key: str, password: str | None, authorities: str
             raise Error(f"[serve] --ssl-ca-certs {authorities}: {error}; expected certificates as a PEM file") from None
 
 
-def run(engine: Any, settings: ServerSettings, sock: socket.socket, **tls: Any) -> int:
+def run(
+    engine: Any, settings: ServerSettings, sock: socket.socket, log_options: logs.LogOptions | None = None, **tls: Any
+) -> int:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 
     Args:
         sock: bound, from `bind`.
+        log_options: None: text from level info on, to standard error.
         tls: uvicorn's ssl_keyfile, ssl_certfile, ssl_ca_certs, ssl_keyfile_password, ssl_cert_reqs.
     Returns:
         The exit code: 0 after draining, 1 when the engine died.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="longcat: %(message)s")
-    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    _raise_file_limit()
-    return uvloop.run(_serve(engine, settings, sock, tls))
+    options = log_options or logs.LogOptions()
+    logs.set_up(options)
+    most = max(min(settings.max_connections, _file_limit() - len(os.listdir("/proc/self/fd")) - _OTHER_FILES), 1)
+    settings = dataclasses.replace(settings, max_connections=most, allowed_hosts=_allowed_hosts(settings, sock))
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no later collection goes through it
+    return uvloop.run(_serve(engine, settings, sock, options.summary, tls))
 
 
-async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, tls: dict[str, Any]) -> int:
+async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, summary: bool, tls: dict[str, Any]) -> int:
     def end() -> None:
         server.should_exit = True
 
     app = Application(engine, settings, on_end=end)
-    protocol = type("Protocol", (LimitedHttpProtocol,), {"max_header_bytes": settings.max_header_bytes})
+    table = Connections(settings.max_connections)
+    protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
     config = uvicorn.Config(
         app.asgi, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
         date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=4096, **tls,
     )  # fmt: skip
     server = Server(config)
-    server.lifecycle, server.loop = app.lifecycle, asyncio.get_running_loop()
-    watch = asyncio.ensure_future(app.lifecycle.run())
+    server.lifecycle, server.loop, server.settings = app.lifecycle, asyncio.get_running_loop(), settings
+    app.lifecycle.on_drain = table.drain
+    tasks = [asyncio.ensure_future(app.lifecycle.run())]
+    if summary:
+        tasks.append(asyncio.ensure_future(logs.Summary(engine).run()))
     await server.serve(sockets=[sock])
-    watch.cancel()
+    for task in tasks:
+        task.cancel()
     return 1 if app.lifecycle.state == "dead" else 0
 
 
-def _raise_file_limit() -> None:
-    """Each client is an open file."""
+def _file_limit() -> int:
+    """Raises the limit of open files as far as it goes, as each client is one, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _allowed_hosts(settings: ServerSettings, sock: socket.socket) -> tuple[str, ...]:
+    """Names that requests may have in the header Host: on a loopback address its own, elsewhere all, unless stated."""
+    host = sock.getsockname()[0]
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        return settings.allowed_hosts
+    own = f"[{host}]" if ":" in host else host
+    return (*settings.allowed_hosts, *LOOPBACK_HOSTS, own)

@@ -1,8 +1,16 @@
-"""What a server is told to do, and its limits."""
+"""Names, keys and limits of a server."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_HUB_FOLDER = re.compile(r"models--(?:(?P<org>.+?)--)?(?P<name>.+)")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
 @dataclass(frozen=True)
@@ -10,8 +18,8 @@ class ServerSettings:
     """Names, keys and limits of a server.
 
     Args:
-        model_names: what the model is called; the first in answers, all in requests.
-        api_keys: any of them opens; none: open to all.
+        model_names: names of the model; the first stands in answers, all are valid in requests.
+        api_keys: each of them opens the server; none: open to all.
         cors_origins: web pages that may call, as "https://example.org"; "*" for all.
         max_body_bytes, max_header_bytes: of a request.
         max_prompts: of one completions request.
@@ -19,8 +27,14 @@ class ServerSettings:
         grammar_timeout: to compile a grammar [s].
         send_timeout: a client that takes nothing for so long loses its connection, and its request ends [s].
         shutdown_timeout: how long requests may go on after SIGTERM [s].
-        retry_after: what clients are told when the server is full or not ready [s].
+        retry_after: Retry-After of a server that is full or not ready [s].
         access_log: write a line of JSON for each request.
+        allowed_hosts: values of the Host header, without port, that are answered; none or "*": all.
+        max_connections: open at once; a new one displaces the one that has waited longest for its request.
+        header_timeout: for the headers of a request, counted from the connection's first moment [s].
+        body_timeout, body_rate: a body takes at most body_timeout [s] and 1 s for each body_rate bytes of it.
+        max_waiting_bytes: of all bodies that are received, parsed, rendered or tokenized at one time.
+        keepalive_interval: a stream without an event for so long gets a comment [s].
     """
 
     model_names: tuple[str, ...]
@@ -36,7 +50,49 @@ class ServerSettings:
     shutdown_timeout: float = 30.0
     retry_after: int = 1
     access_log: bool = True
+    allowed_hosts: tuple[str, ...] = ()
+    max_connections: int = 16384
+    header_timeout: float = 30.0
+    body_timeout: float = 60.0
+    body_rate: int = 64 << 10
+    max_waiting_bytes: int = 128 << 20
+    keepalive_interval: float = 5.0
 
     def __post_init__(self) -> None:
         if not all(key.strip() for key in self.api_keys):
             raise ValueError("an API key is empty: expected some text, or no key for a server that is open to all")
+
+    def allows_origin(self, origin: str, host: str | None) -> bool:
+        """Whether a page of `origin` may send what browsers send without asking: it is listed, or this server's own."""
+        if "*" in self.cors_origins or origin in self.cors_origins:
+            return True
+        return host is not None and origin.partition("://")[2].lower() == host.lower()
+
+
+def origins(values: Sequence[str]) -> tuple[str, ...]:
+    """The web pages of `--cors-origin`: "*", origins, or vLLM's JSON list of them.
+
+    Raises:
+        ValueError: a value is neither.
+    """
+    found: list[str] = []
+    for value in values:
+        try:
+            listed = json.loads(value) if value.lstrip().startswith("[") else [value]
+        except ValueError:
+            listed = [None]
+        for origin in listed:
+            if not isinstance(origin, str) or (origin != "*" and not _ORIGIN.fullmatch(origin)):
+                raise ValueError(
+                    f'--cors-origin is {value}; expected *, origins as https://example.org, or a JSON list as ["*"].'
+                )
+            found.append(origin)
+    return tuple(found)
+
+
+def served_name(folder: str) -> str:
+    """The model's name for a checkpoint folder: "org/name" for a snapshot in the Hub's cache, or the last part."""
+    parts = os.path.abspath(folder).split(os.sep)
+    if len(parts) > 2 and parts[-2] == "snapshots" and (hub := _HUB_FOLDER.fullmatch(parts[-3])):
+        return "/".join(filter(None, [hub["org"], hub["name"]]))
+    return parts[-1] or "model"

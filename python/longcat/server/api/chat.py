@@ -12,13 +12,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from longcat.chat.reader import ChatChunk, ChatReader, force_calls
-from longcat.chat.tool_parser import json_text
+from longcat.chat.tool_stream import ToolCallDelta
+from longcat.chat.tool_text import json_text
 from longcat.request.outputs import Logprob, RequestOutput
+from longcat.request.structured import StructuredOutputs
 from longcat.server.api.protocol import ChatRequest
 from longcat.server.generation import Generation, Service, answer_form, respond, template_variables, usage
 from longcat.server.http.errors import ApiError
+from longcat.server.http.intake import JsonRoute
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
@@ -40,16 +43,16 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     params = service.sampling_params(body, logprobs=logprobs)
     form = answer_form(body)
     with service.refusals():
+        params.structured_outputs = None if form is None else StructuredOutputs.of(form)
         params, tool_choice = force_calls(params, body.tools, body.tool_choice, body.parallel_tool_calls)
-    if params.structured_outputs is not None and form is not None:
-        raise ApiError(400, "tool_choice forces a call: leave out response_format", param="tool_choice")
-    params.structured_outputs = await service.compiled(form or params.structured_outputs)
+    params.structured_outputs = await service.compiled(params.structured_outputs)
     variables = template_variables(body)
-    _, token_ids = await service.in_text_thread(
-        lambda: service.engine.render_chat(
+    _, token_ids = await service.in_thread_for(
+        body._num_bytes,
+        lambda: service.render_chat(
             body.messages, tools=body.tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message, **variables,
-        )
+        ),
     )  # fmt: skip
     limit = body.max_completion_tokens or body.max_tokens
     params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
@@ -95,26 +98,23 @@ class ChatAnswer:
         options = self.body.stream_options
         output: RequestOutput | None = None
         num_tokens = 0
-        calls = [CallIndices() for _ in range(self.body.n)]
         for index in range(self.body.n):
             yield self._event(index, {"role": "assistant", "content": ""}) | self._usage_so_far(0)
         async for raw in self.chunks:
             chunk = self.reader.read(raw)
             num_tokens += len(chunk.token_ids)
             output = chunk.output
-            deltas = _deltas(chunk, calls[chunk.index])
+            deltas = _deltas(chunk)
             if chunk.logprobs is not None and not deltas:
                 deltas = [{}]
             if chunk.finish_reason is not None:
                 deltas = deltas or [{}]
             for position, delta in enumerate(deltas):
                 last = position == len(deltas) - 1
-                event = self._event(
-                    chunk.index, delta, self._logprobs(chunk.logprobs) if position == 0 else None,
-                    chunk.finish_reason if last else None,
-                )  # fmt: skip
-                if last and chunk.finish_reason == "error" and output is not None:
-                    event["choices"][0]["error"] = output.outputs[chunk.index].error
+                event = self._event(chunk.index, delta, self._logprobs(chunk.logprobs) if position == 0 else None)
+                if last and chunk.finish_reason is not None:
+                    end = {"finish_reason": chunk.finish_reason, "stop_reason": chunk.stop_reason}
+                    event["choices"][0].update(end | ({"error": chunk.error} if chunk.error else {}))
                 yield event | self._usage_so_far(num_tokens)
         if output is not None:
             self._log_end(output)
@@ -128,10 +128,8 @@ class ChatAnswer:
         counts = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens}
         return {"usage": {**counts, "total_tokens": sum(counts.values())}}
 
-    def _event(
-        self, index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    def _event(self, index: int, delta: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         return self._frame("chat.completion.chunk", [choice])
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -160,33 +158,22 @@ class ChatAnswer:
         self.log["finish_reason"] = [answer.finish_reason for answer in output.outputs]
 
 
-class CallIndices:
-    """Places of tool calls in OpenAI's list. A call that the parser takes back cannot be: the next gets a new place."""
-
-    def __init__(self) -> None:
-        self._shift = 0
-
-    def delta(self, call: Any) -> dict[str, Any] | None:
-        if call.dropped:
-            self._shift += 1
-            return None
-        index = call.index + self._shift
-        if call.name is None:
-            return {"index": index, "function": {"arguments": call.arguments}}
-        function = {"name": call.name, "arguments": call.arguments}
-        return {"index": index, "id": _call_id(), "type": "function", "function": function}
+def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": _call_id(), "type": "function", "function": function}
 
 
-def _deltas(chunk: ChatChunk, indices: CallIndices) -> list[dict[str, Any]]:
+def _deltas(chunk: ChatChunk) -> list[dict[str, Any]]:
     """What a chunk adds to the message, nothing empty."""
     deltas: list[dict[str, Any]] = []
     if chunk.reasoning_delta:
         deltas.append({"reasoning_content": chunk.reasoning_delta})
     if chunk.delta:
         deltas.append({"content": chunk.delta})
-    calls = [delta for call in chunk.tool_calls if (delta := indices.delta(call)) is not None]
-    if calls:
-        deltas.append({"tool_calls": calls})
+    if chunk.tool_calls:
+        deltas.append({"tool_calls": [_call_delta(call) for call in chunk.tool_calls]})
     return deltas
 
 
@@ -195,13 +182,18 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = [
         {
             "id": _call_id(), "type": "function",
-            "function": {"name": call["function"]["name"], "arguments": json_text(call["function"]["arguments"])},
+            "function": {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])},
         }
         for call in message.get("tool_calls", ())
     ]  # fmt: skip
     if not calls:
         return dict(message)
     return {**message, "content": message["content"] or None, "tool_calls": calls}
+
+
+def _arguments(arguments: dict[str, Any] | str) -> str:
+    """As JSON; those of an unfinished call are its beginning already."""
+    return arguments if isinstance(arguments, str) else json_text(arguments)
 
 
 def _call_id() -> str:

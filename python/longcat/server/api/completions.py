@@ -13,12 +13,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from longcat.engine.request import RequestGroup
 from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
+from longcat.request.tokenizer import StreamDecoder
 from longcat.server.api.protocol import CompletionRequest
 from longcat.server.generation import Generation, Service, answer_form, respond, usage
 from longcat.server.http.errors import ApiError
+from longcat.server.http.intake import JsonRoute
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", summary="Continue a text")
@@ -48,9 +51,10 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
     params.structured_outputs = await service.compiled(answer_form(body))
     id = f"cmpl-{uuid.uuid4().hex}"
     answer = CompletionAnswer(service, body, id, model, texts)
+    group = RequestGroup() if len(prompts) > 1 else None
     try:
         for position, token_ids in enumerate(prompts):
-            answer.streams.append(await service.submit(f"{id}-{position}", token_ids, params))
+            answer.streams.append(await service.submit(f"{id}-{position}", token_ids, params, group))
     except BaseException:
         await answer.aclose()
         raise
@@ -66,9 +70,12 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str 
         limit = service.settings.max_prompts
         raise ApiError(400, f"prompt is a list of {len(prompt)}: expected 1 to {limit}", param="prompt")
     texts = [one if isinstance(one, str) else None for one in prompt]
-    encode = service.engine.encode
-    ids = await service.in_text_thread(lambda: [encode(one) if isinstance(one, str) else one for one in prompt])
-    return texts, ids
+    for one in prompt:
+        if not isinstance(one, str) and len(one) > service.max_model_len:
+            found = f"[request] prompt has {len(one)} tokens"
+            raise ApiError(400, f"{found}; expected fewer than max_model_len={service.max_model_len}.", param="prompt")
+    encoded = iter(await service.encode([one for one in prompt if isinstance(one, str)]))
+    return texts, [next(encoded) if isinstance(one, str) else one for one in prompt]
 
 
 @dataclass
@@ -105,12 +112,18 @@ class CompletionAnswer:
         return self._frame(choices) | {"usage": usage(outputs)}
 
     def _choice(self, base: int, answer: CompletionOutput, output: RequestOutput, prompt: str | None) -> dict[str, Any]:
-        text, tokens, entries = answer.text, list(answer.token_ids), list(answer.logprobs or ())
+        text, tokens = answer.text, list(answer.token_ids)
+        entries: list[dict[int, Logprob] | None] = list(answer.logprobs or ())
         if self.body.echo:
             text = (self._text(output.prompt_token_ids) if prompt is None else prompt) + text
             tokens = output.prompt_token_ids + tokens
-            entries = [*(output.prompt_logprobs or ()), *entries]  # type: ignore[list-item]
-        logprobs = self._logprobs(tokens, entries) if self.body.logprobs is not None else None
+            entries = [*(output.prompt_logprobs or ()), *entries]
+        logprobs = None
+        if self.body.logprobs is not None:
+            offsets = self._offsets(len(text) - len(answer.text)).take(answer.token_ids)
+            if self.body.echo:
+                offsets = self._offsets(0, skip_special_tokens=False).take(output.prompt_token_ids) + offsets
+            logprobs = self._logprobs(tokens, entries, offsets)
         choice = {
             "index": base + answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
@@ -120,7 +133,7 @@ class CompletionAnswer:
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of the stream, of all prompts as they come."""
         outputs: dict[int, RequestOutput] = {}
-        lengths: dict[int, int] = {}  # characters given out, by index
+        offsets: dict[int, TextOffsets] = {}  # by index
         async with contextlib.aclosing(merged(self.streams)) as news:
             async for position, chunk in news:
                 index = position * self.body.n + chunk.index
@@ -130,10 +143,13 @@ class CompletionAnswer:
                     continue
                 logprobs = None
                 if chunk.logprobs is not None:
-                    logprobs = self._logprobs(chunk.token_ids, chunk.logprobs, lengths.get(index, 0))
-                lengths[index] = lengths.get(index, 0) + len(chunk.delta)
-                choice = {"index": index, "text": chunk.delta, "logprobs": logprobs}
-                yield self._frame([{**choice, "finish_reason": chunk.finish_reason}])
+                    places = offsets.setdefault(index, self._offsets(0)).take(chunk.token_ids)
+                    logprobs = self._logprobs(chunk.token_ids, chunk.logprobs, places)
+                choice = {"index": index, "text": chunk.delta, "logprobs": logprobs, "finish_reason": None}
+                if chunk.finish_reason is not None:
+                    choice |= {"finish_reason": chunk.finish_reason, "stop_reason": chunk.stop_reason}
+                    choice |= {"error": chunk.error} if chunk.error else {}
+                yield self._frame([choice])
         ended = [outputs[position] for position in sorted(outputs)]
         self._log_end(ended)
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
@@ -146,20 +162,20 @@ class CompletionAnswer:
         }  # fmt: skip
 
     def _logprobs(
-        self, token_ids: list[int], entries: list[dict[int, Logprob] | None] | list[dict[int, Logprob]], offset: int = 0
+        self, token_ids: list[int], entries: Sequence[dict[int, Logprob] | None], offsets: list[int]
     ) -> dict[str, Any]:
         """OpenAI's older form: lists by position. A prompt's first token has none."""
         tokens = [self.service.engine.token_text(token_id) or "" for token_id in token_ids]
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
         chosen: list[float | None] = []
         top: list[dict[str, float] | None] = []
         for token_id, entry in zip(token_ids, entries, strict=True):
             chosen.append(None if entry is None else max(entry[token_id].logprob, -9999.0))
             top.append(None if entry is None else _by_text(entry))
         return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": top, "text_offset": offsets}
+
+    def _offsets(self, start: int, skip_special_tokens: bool | None = None) -> TextOffsets:
+        skip = self.body.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
+        return TextOffsets(StreamDecoder(self.service.engine.tokenizer, skip), start)
 
     def _text(self, token_ids: list[int]) -> str:
         return self.service.engine.decode(token_ids, skip_special_tokens=False)
@@ -169,6 +185,22 @@ class CompletionAnswer:
         self.log["prompt_tokens"] = sum(len(output.prompt_token_ids) for output in outputs)
         self.log["completion_tokens"] = sum(len(answer.token_ids) for answer in answers)
         self.log["finish_reason"] = [answer.finish_reason for answer in answers][:8]
+
+
+class TextOffsets:
+    """Where tokens begin in their text [characters]; a character of several tokens counts with the last of them."""
+
+    def __init__(self, decoder: StreamDecoder, start: int = 0):
+        self._decoder = decoder
+        self._offset = start
+
+    def take(self, token_ids: Sequence[int]) -> list[int]:
+        """The offsets of the next tokens."""
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.push([token_id]))
+        return offsets
 
 
 def _by_text(entry: dict[int, Logprob]) -> dict[str, float]:

@@ -1,26 +1,159 @@
 """The bodies of requests. Fields and meanings are OpenAI's, and vLLM's beyond those; unknown fields are ignored.
 
-Field limits that pydantic states here are part of the OpenAPI description.
+Limits that pydantic states here are part of the OpenAPI description. A null is a field that is not given. Lists whose
+length a client chooses are checked in steps, so that no check keeps other threads waiting.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import difflib
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from longcat.request.sampling_params import MAX_N
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_ALLOWED_IDS = 4096
+MAX_STOP_IDS = 1024
+MAX_BIASES = 1024
+MAX_BAD_WORDS, MAX_BAD_WORD_CHARS = 128, 64
+MAX_CHOICES = 65536
+MAX_STOP_CHARS = 1024
+_STEP = 4096
+_MAX_SHOWN_FIELDS, _MAX_SHOWN_CHARS = 8, 64
+
+
+def _list_of(kind: type, value: Any, most: int | None = None) -> list[Any]:
+    """A list of one type; of integers, those that can be token ids."""
+    if type(value) is not list or (most is not None and len(value) > most):
+        raise PydanticCustomError("list", "a list")
+    for start in range(0, len(value), _STEP):
+        part: list[Any] = value[start : start + _STEP]
+        if set(map(type, part)) != {kind} or (kind is int and (min(part) < 0 or max(part) >= 2**31)):
+            good = [type(item) is kind and (kind is not int or item in range(2**31)) for item in part]
+            raise PydanticCustomError("item", "an item", {"index": start + good.index(False)})
+    return value
+
+
+def _prompt(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list):
+        for ids in value:
+            _list_of(int, ids)
+        return value
+    return _list_of(str if isinstance(first, str) else int, value)
+
+
+def _known_ids(value: dict[str, float]) -> dict[str, float]:
+    for name in value:
+        if not (name.isascii() and name.isdigit() and len(name) < 11):
+            raise PydanticCustomError("item", "an item", {"index": name})
+    return value
+
+
+_ID = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
+_IDS: dict[str, Any] = {"type": "array", "items": _ID}
+_TEXT = {"type": "string"}
+_PROMPT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}]}
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+StopText = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
+Biases = Annotated[
+    dict[str, float], Field(max_length=MAX_BIASES), AfterValidator(_known_ids),
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
+]  # fmt: skip
+BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]
+StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
+Ids = Annotated[list[int], PlainValidator(partial(_list_of, int)), WithJsonSchema(_IDS)]
+AllowedIds = Annotated[
+    list[int], PlainValidator(partial(_list_of, int, most=MAX_ALLOWED_IDS)),
+    WithJsonSchema(_IDS | {"maxItems": MAX_ALLOWED_IDS}),
+]  # fmt: skip
+StopIds = Annotated[
+    list[int], PlainValidator(partial(_list_of, int, most=MAX_STOP_IDS)),
+    WithJsonSchema(_IDS | {"maxItems": MAX_STOP_IDS}),
+]  # fmt: skip
+Prompt = Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt), WithJsonSchema(_PROMPT)]
+
+
+def _take_null(schema: dict[str, Any]) -> None:
+    """Says in the description that null is a value of each optional field."""
+    null = {"type": "null"}
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("anyOf")
+        if name in schema.get("required", ()) or null in (kinds or ()):
+            continue
+        about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+        schema["properties"][name] = {"anyOf": [*(kinds or [field]), null], **about}
+
+
+def _is(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+# Fields that change an answer elsewhere and that nothing here can honour: which values are harmless, and the remedy.
+_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "functions": (_is([]), "the field tools"),
+    "function_call": (_is("auto", "none"), "the field tool_choice"),
+    "prompt_logprobs": (_is(), "echo with logprobs in /v1/completions"),
+    "reasoning_effort": (_is(), "no such field: the model has no levels of effort; see chat_template_kwargs"),
+    "use_beam_search": (_is(False), "false"),
+    "length_penalty": (_is(1), "1: there is no beam search"),
+    "early_stopping": (_is(False), "false: there is no beam search"),
+    "truncate_prompt_tokens": (_is(), "a prompt that fits"),
+    "prompt_embeds": (_is([]), "text or token ids"),
+    "logits_processors": (_is([]), "logit_bias, allowed_token_ids or structured_outputs"),
+    "modalities": (_is([], ["text"]), '["text"]'),
+    "audio": (_is({}), "text alone"),
+    "prediction": (_is({}), "no such field: see --speculative-config"),
+    "web_search_options": (_is(), "tools of your own"),
+}
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=_take_null)
+
+    refused: ClassVar[dict[str, tuple[Callable[[Any], bool], str]]] = {}
+    _num_bytes: int = PrivateAttr(0)  # of the body as it was sent; 0 for one that was not
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name in required}
 
     def ignored(self) -> list[str]:
-        """Names of fields that nothing here reads."""
-        return sorted(self.model_extra or ())
+        """The first names of fields that nothing here reads, cut short."""
+        return [name[:_MAX_SHOWN_CHARS] for name in islice(self.model_extra or (), _MAX_SHOWN_FIELDS)]
+
+    def hint(self, name: str) -> str:
+        """What the field `name` may have been meant to be."""
+        near = difflib.get_close_matches(name, type(self).model_fields, n=1, cutoff=0.7)
+        return f"did you mean {near[0]}?" if near else "see /docs for all fields"
+
+    def refusal(self) -> tuple[str, str] | None:
+        """The first field that cannot be honoured, and one line about it."""
+        extra = self.model_extra or {}
+        for name, (is_harmless, expected) in self.refused.items():
+            if name in extra and not is_harmless(extra[name]):
+                return name, f"[request] {name} is given, which this server cannot honour; expected {expected}."
+        return None
 
 
 class StreamOptions(Body):
@@ -30,6 +163,8 @@ class StreamOptions(Body):
 
 class GenerationBody(Body):
     """What chat and completions share."""
+
+    refused = _REFUSED
 
     model: str | None = None
     n: int = Field(1, ge=1, le=MAX_N)
@@ -42,16 +177,16 @@ class GenerationBody(Body):
     repetition_penalty: float | None = Field(None, gt=0)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="-1: any")
+    stop: StopText | StopTexts | None = None
     include_stop_str_in_output: bool = False
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: StopIds | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logit_bias: dict[str, float] | None = Field(None, description="addend of the logit by token id")
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[TokenId] | None = None
+    logit_bias: Biases | None = Field(None, description="addend of the logit by token id")
+    bad_words: list[BadWord] | None = Field(None, max_length=MAX_BAD_WORDS, fail_fast=True)
+    allowed_token_ids: AllowedIds | None = None
     response_format: dict[str, Any] | None = Field(
         None, description='{"type": "text" | "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}'
     )
@@ -60,15 +195,35 @@ class GenerationBody(Body):
     )
     guided_json: dict[str, Any] | str | None = Field(None, description="older name of structured_outputs.json")
     guided_regex: str | None = Field(None, description="older name of structured_outputs.regex")
-    guided_choice: list[str] | None = Field(None, description="older name of structured_outputs.choice")
+    guided_choice: list[str] | None = Field(
+        None, max_length=MAX_CHOICES, fail_fast=True, description="older name of structured_outputs.choice"
+    )
     guided_grammar: str | None = Field(None, description="older name of structured_outputs.grammar")
+
+    @model_validator(mode="after")
+    def _any_seed(self) -> GenerationBody:
+        if self.seed == -1:
+            self.seed = None
+        return self
+
+    def refusal(self) -> tuple[str, str] | None:
+        best_of = (self.model_extra or {}).get("best_of", self.n)
+        if best_of != self.n:
+            return "best_of", f"[request] best_of differs from n, which this server cannot honour; expected {self.n}."
+        return super().refusal()
+
+    def ignored(self) -> list[str]:
+        """The first names of fields that nothing here reads, without those that `refusal` reads."""
+        extra = self.model_extra or {}
+        names = (name for name in extra if name not in self.refused and name != "best_of")
+        return [name[:_MAX_SHOWN_CHARS] for name in islice(names, _MAX_SHOWN_FIELDS)]
 
 
 class ChatRequest(GenerationBody):
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]] = Field(min_length=1, fail_fast=True)
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(None, description="default: what the context leaves")
-    tools: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, fail_fast=True)
     tool_choice: str | dict[str, Any] | None = Field(None, description="auto, none, required, or a function")
     parallel_tool_calls: bool = True
     logprobs: bool = False
@@ -80,7 +235,7 @@ class ChatRequest(GenerationBody):
 
 
 class CompletionRequest(GenerationBody):
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Prompt
     max_tokens: int = Field(16, ge=0, lt=2**31)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0)
@@ -92,8 +247,8 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: list[dict[str, Any]] | None = Field(None, fail_fast=True)
+    tools: list[dict[str, Any]] | None = Field(None, fail_fast=True)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -102,4 +257,4 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Ids

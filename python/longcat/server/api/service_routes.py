@@ -10,8 +10,13 @@ from starlette.responses import Response
 from longcat.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from longcat.server.generation import Service, template_variables
 from longcat.server.http.errors import ApiError, json_response
+from longcat.server.http.intake import JsonRoute
+from longcat.server.http.streaming import unless_client_leaves
 
-router = APIRouter()
+MAX_TOKENIZE_CHARS = 1 << 20
+MAX_DETOKENIZE_IDS = 1 << 17
+
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.get("/v1/models", summary="What is served")
@@ -44,25 +49,37 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
 
     def work() -> list[int]:
         if prompt is not None:
+            if len(prompt) > MAX_TOKENIZE_CHARS:
+                found = f"[request] prompt has {len(prompt)} characters; expected at most {MAX_TOKENIZE_CHARS}"
+                raise ApiError(400, f"{found}. Send it in parts.", param="prompt")
             return engine.encode(prompt)
-        return engine.render_chat(
+        return service.render_chat(
             messages, tools=body.tools, add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message, **variables,
         )[1]  # fmt: skip
 
-    token_ids = await service.in_text_thread(work)
-    answer = {"count": len(token_ids), "max_model_len": service.max_model_len, "tokens": token_ids}
-    if body.return_token_strs:
-        answer["token_strs"] = [engine.token_text(token_id) for token_id in token_ids]
-    return json_response(answer)
+    def answer() -> Response:
+        token_ids = work()
+        found = {"count": len(token_ids), "max_model_len": service.max_model_len, "tokens": token_ids}
+        if body.return_token_strs:
+            found["token_strs"] = [engine.token_text(token_id) for token_id in token_ids]
+        return json_response(found)
+
+    return await unless_client_leaves(request, service.in_thread_for(body._num_bytes, answer))
 
 
 @router.post("/detokenize", summary="Text of token ids")
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.model_name(body.model)
-    text = await service.in_text_thread(lambda: service.engine.decode(body.tokens, skip_special_tokens=False))
-    return json_response({"prompt": text})
+    if len(body.tokens) > MAX_DETOKENIZE_IDS:
+        found = f"[request] tokens has {len(body.tokens)} ids"
+        raise ApiError(400, f"{found}; expected at most {MAX_DETOKENIZE_IDS}. Send them in parts.", param="tokens")
+
+    def answer() -> Response:
+        return json_response({"prompt": service.engine.decode(body.tokens, skip_special_tokens=False)})
+
+    return await unless_client_leaves(request, service.in_thread_for(body._num_bytes, answer))
 
 
 @router.head("/health", include_in_schema=False)

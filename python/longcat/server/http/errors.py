@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -16,6 +17,7 @@ from longcat.support.text import printable
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CLIENT_LEFT = 499  # nginx's number
 _MAX_SHOWN = 4  # of the mistakes in one request
+_MAX_SHOWN_CHARS = 64  # of a name or value of the client's
 
 
 class ApiError(HTTPException):  # so that FastAPI lets it through while it reads a body
@@ -79,9 +81,6 @@ def add_error_handlers(api: FastAPI) -> None:
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)  # for the log; nobody reads it
 
-    async def invalid(request: Request, error: Any) -> Response:
-        return validation_error(error).response()
-
     async def http(request: Request, error: Any) -> Response:
         found = f"{error.detail}: {request.method} {request.url.path}" if error.status_code < 500 else error.detail
         return ApiError(error.status_code, str(found), headers=error.headers).response()
@@ -91,17 +90,106 @@ def add_error_handlers(api: FastAPI) -> None:
 
     api.add_exception_handler(ApiError, own)
     api.add_exception_handler(ClientLeft, gone)
-    api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(HTTPException, http)
     api.add_exception_handler(Exception, bug)
 
 
-def validation_error(error: RequestValidationError) -> ApiError:
-    """One line about the first few mistakes."""
-    lines, params = [], []
-    for one in error.errors():
-        place = ".".join(str(step) for step in one["loc"] if step != "body")
-        params.append(place)
-        lines.append(f"{place}: {one['msg']}" if place else str(one["msg"]))
-    more = f" (and {len(lines) - _MAX_SHOWN} more)" if len(lines) > _MAX_SHOWN else ""
-    return ApiError(400, "; ".join(lines[:_MAX_SHOWN]) + more, param=params[0] or None if params else None)
+# --- mistakes in the fields of a body ------------------------------------------------------------------------------
+
+
+def validation_error(error: ValidationError, model: type[BaseModel], value: dict[str, Any]) -> ApiError:
+    """One line about the first few wrong fields: each with its place in `value`, what is found, what is expected."""
+    deepest: dict[Any, list[Any]] = {}  # by the field's name: the parts of a union each tell of it
+    for one in error.errors(include_url=False):
+        place = _place(one, value)
+        field = one["loc"][0] if one["loc"] else ""
+        if len(place) > len(deepest.get(field, ())):
+            deepest[field] = place
+    lines = [_line(place, model, value) for place in list(deepest.values())[:_MAX_SHOWN]]
+    more = f" {len(deepest) - _MAX_SHOWN} more fields are wrong." if len(deepest) > _MAX_SHOWN else ""
+    param = _path(next(iter(deepest.values()), [])) or None
+    return ApiError(400, f"[request] {' '.join(lines)}{more}", param=param)
+
+
+def _place(one: Mapping[str, Any], value: Any) -> list[Any]:
+    """Keys and positions of a mistake; pydantic's names for the parts of a union are neither."""
+    place: list[Any] = []
+    steps = [*one["loc"], *([one["ctx"]["index"]] if one["type"] == "item" else [])]
+    for step in steps:
+        if isinstance(value, dict) and step in value:
+            place, value = [*place, step], value[step]
+        elif isinstance(value, list) and isinstance(step, int):
+            place, value = [*place, step], value[step]
+        elif one["type"] == "missing" and step == steps[-1]:
+            place = [*place, step]
+    return place
+
+
+def _line(place: Sequence[Any], model: type[BaseModel], value: Any) -> str:
+    schema: Any = {"$ref": "#/$defs/body"}
+    parts = _schemas(model)
+    field = ""
+    for at, step in enumerate(place):
+        inner = next((found for found in _alternatives(schema, parts) if step in found.get("properties", {})), None)
+        if inner is None:
+            break
+        schema, field = inner["properties"][step], _path(place[: at + 1])
+    for step in place:
+        value = value[step] if isinstance(value, list) or (isinstance(value, dict) and step in value) else _MISSING
+    path = _path(place)
+    subject = "" if path == field else f"{field} to be "
+    return f"{path} is {_found(value)}; expected {subject}{in_words(schema, parts)}."
+
+
+_MISSING = object()
+
+
+def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schemas of a body and of its parts by their names."""
+    schema = model.model_json_schema()
+    return {**schema.get("$defs", {}), "body": schema}
+
+
+def _alternatives(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for one in schema.get("anyOf", [schema]):
+        one = parts[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+        if one.get("type") != "null":
+            yield one
+
+
+def in_words(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """What a JSON schema of protocol.py allows."""
+    return " or ".join(dict.fromkeys(_kind(one, parts) for one in _alternatives(schema, parts)))
+
+
+def _kind(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    kind = schema.get("type")
+    limits = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = " and ".join(f"{sign} {schema[key]}" for key, sign in limits.items() if key in schema)
+    if kind == "string":
+        return "a text" + (f" of at most {schema['maxLength']} characters" if "maxLength" in schema else "")
+    if kind == "array":
+        least = f"at least {schema['minItems']} of: " if "minItems" in schema else ""
+        most = f" (at most {schema['maxItems']})" if "maxItems" in schema else ""
+        return f"a list, each {least}{in_words(schema.get('items', {}), parts)}{most}"
+    words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "object": "an object"}
+    most = f" of at most {schema['maxProperties']} fields" if "maxProperties" in schema else ""
+    most += " named by token ids" if "propertyNames" in schema else ""
+    return f"{words.get(str(kind), 'a value')}{most}{' ' if bounds else ''}{bounds}"
+
+
+def _path(place: Sequence[Any]) -> str:
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{str(step)[:_MAX_SHOWN_CHARS]}" for step in place)
+    return text.removeprefix(".")
+
+
+def _found(value: Any) -> str:
+    if value is _MISSING:
+        return "missing"
+    if isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, list):
+        return f"a list of {len(value)} values"
+    if isinstance(value, str) and len(value) > _MAX_SHOWN_CHARS:
+        return f"a text of {len(value)} characters"
+    return json.dumps(value)[: 2 * _MAX_SHOWN_CHARS]

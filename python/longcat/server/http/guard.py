@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
-import sys
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longcat.server.http.errors import CLIENT_LEFT, ApiError
 from longcat.server.lifecycle import Lifecycle
+from longcat.server.logs import PROBES
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # without a key
+_MAX_PATH_CHARS = 256  # in the log
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -31,7 +32,7 @@ class RequestLog:
 
     def __init__(
         self, app: ASGIApp, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics,
-        write: Callable[[str], Any],
+        write: Callable[[dict[str, Any]], object],
     ):  # fmt: skip
         self._app = app
         self._lifecycle = lifecycle
@@ -53,7 +54,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if ignored := line.get("ignored"):
+                    headers.append((b"x-ignored-fields", ", ".join(map(urllib.parse.quote, ignored)).encode()))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -61,27 +65,24 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.count_response(status)
-            if self._access_log:
+            if self._access_log and scope["path"] not in PROBES:
                 client = scope["client"][0] if scope.get("client") else None
                 facts = {
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start)) + f".{int(start % 1 * 1000):03}Z",
-                    "request_id": request_id, "client": client, "method": scope["method"], "path": scope["path"],
+                    "request_id": request_id, "client": client, "method": scope["method"],
+                    "path": scope["path"][:_MAX_PATH_CHARS],
                     "status": status, "duration_ms": round(1000 * (time.time() - start), 1), **line,
                 }  # fmt: skip
-                self._write(json.dumps(facts))
-
-
-def write_line(line: str) -> None:
-    """To standard error, whole."""
-    sys.stderr.write(line + "\n")
+                self._write(facts)
 
 
 class Guard:
-    """Refuses requests without a key, and bodies that are too long."""
+    """Refuses requests for other hosts, requests without a key, and bodies that are too long."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings):
         self._app = app
         self._keys = [_digest(key.encode()) for key in settings.api_keys]
+        self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._max_body_bytes = settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +91,7 @@ class Guard:
         headers = dict(scope["headers"])
         too_long = ApiError(413, f"the body is longer than the limit of {self._max_body_bytes} bytes", code="too_long")
         try:
+            self._check_host(headers.get(b"host"))
             if self._keys and scope["path"] not in OPEN_PATHS:
                 self._check_key(headers.get(b"authorization", b""))
             length = headers.get(b"content-length", b"")
@@ -111,6 +113,17 @@ class Guard:
             return message
 
         await self._app(scope, receive_at_most, send)
+
+    def _check_host(self, value: bytes | None) -> None:
+        """Refuses a name that an attacker's DNS may have bound to this address. Programs may leave the header out."""
+        if value is None or not self._hosts or "*" in self._hosts:
+            return
+        host = re.sub(r":\d*$", "", value.decode("latin-1").strip().lower()).rstrip(".")
+        if host not in self._hosts:
+            raise ApiError(
+                403, f"[request] the header Host is {host[:100]}; expected {' or '.join(sorted(self._hosts))}. "
+                "Start the server with --allowed-host to serve other names.", code="host_not_allowed",
+            )  # fmt: skip
 
     def _check_key(self, authorization: bytes) -> None:
         """Compares digests, all of them, so that the time tells nothing about the keys."""

@@ -60,16 +60,20 @@ class Answer(Protocol):
 class EventStream(Response):
     """Server-sent events, as they come, then [DONE]. A client that leaves, or takes nothing for a while, ends `answer`.
 
+    Proxies and clients end a connection that is silent, so a comment goes out when there is no event for a while.
+
     Args:
         answer: closed in any case.
         send_timeout: how long a client may take nothing [s].
+        keepalive_interval: how long the stream may be silent [s].
     """
 
-    def __init__(self, answer: Answer, send_timeout: float):
+    def __init__(self, answer: Answer, send_timeout: float, keepalive_interval: float = 5.0):
         super().__init__(None, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
         del self.headers["content-length"]
         self._answer = answer
         self._send_timeout = send_timeout
+        self._keepalive_interval = keepalive_interval
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = asyncio.ensure_future(self._write(scope, send))
@@ -102,9 +106,28 @@ class EventStream(Response):
             finally:
                 timer.cancel()
 
-        async with contextlib.aclosing(self._answer.events()) as events:
+        async with (
+            contextlib.aclosing(self._answer.events()) as events,
+            contextlib.aclosing(self._or_none(events)) as told,
+        ):
             await deliver({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for event in events:
-                body = b"data: " + to_json(event) + b"\n\n"
+            async for event in told:
+                body = b": waiting\n\n" if event is None else b"data: " + to_json(event) + b"\n\n"
                 await deliver({"type": "http.response.body", "body": body, "more_body": True})
             await deliver({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+    async def _or_none(
+        self, events: AsyncGenerator[dict[str, Any], None]
+    ) -> AsyncGenerator[dict[str, Any] | None, None]:
+        """The events, and None each time that there is none for `keepalive_interval`."""
+        while True:
+            following = asyncio.ensure_future(anext(events))
+            try:
+                while not (await asyncio.wait({following}, timeout=self._keepalive_interval))[0]:
+                    yield None
+                yield following.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                if not following.done():
+                    await _cancel(following)

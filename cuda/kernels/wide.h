@@ -1,0 +1,167 @@
+// Eight values of a row by loads and stores of 16 bytes. Scalar loads of 2 or 4 bytes leave most of a memory
+// transaction unused and cost an instruction a value.
+#pragma once
+
+#include "cuda/kernels/block.h"
+
+namespace longcat::gpu {
+
+constexpr int64_t kWide = 8;  // values
+
+// Whether rows of `stride` values of `element_bytes` that begin at `data` can be read by 16 bytes.
+inline bool is_wide(const void* data, int64_t stride, int64_t element_bytes) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * element_bytes % 16 == 0;
+}
+
+// 16 bytes as the GPU loads them.
+struct alignas(16) Word16 {
+  uint32_t words[4];
+};
+
+template <class T>
+struct Wide {
+  static constexpr int kWords = sizeof(T) * kWide / 16;
+  Word16 words[kWords];
+
+  // `from`: aligned to 16 bytes.
+  LC_HD static Wide load(const T* from) {
+    Wide wide;
+#ifdef __CUDA_ARCH__
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const uint4 word = __ldg(reinterpret_cast<const uint4*>(from) + i);
+      wide.words[i] = {word.x, word.y, word.z, word.w};
+    }
+#else
+    std::memcpy(&wide, from, sizeof(wide));
+#endif
+    return wide;
+  }
+  LC_HD void store(T* to) const {
+#ifdef __CUDA_ARCH__
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+      reinterpret_cast<uint4*>(to)[i] =
+          make_uint4(words[i].words[0], words[i].words[1], words[i].words[2], words[i].words[3]);
+#else
+    std::memcpy(to, this, sizeof(*this));
+#endif
+  }
+
+  // f32 or bf16 at place i, a constant after unrolling.
+  LC_HD float get(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return std::bit_cast<float>(words[i / 4].words[i % 4]);
+    } else {
+      const uint32_t pair = words[0].words[i / 2];
+      return std::bit_cast<float>(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    }
+  }
+  LC_HD void set(int i, float value) {
+    if constexpr (sizeof(T) == 4) {
+      words[i / 4].words[i % 4] = std::bit_cast<uint32_t>(value);
+    } else {
+      const uint32_t bits = to_bf16(value).bits;
+      uint32_t& pair = words[0].words[i / 2];
+      pair = i % 2 == 0 ? (pair & 0xffff0000u) | bits : (pair & 0xffffu) | bits << 16;
+    }
+  }
+};
+
+// view[offset + i] = values[i] * scale, rounded to the view's dtype; the place aligned to 16 bytes.
+template <class T>
+LC_HD void set_wide(const View& view, int64_t offset, const Wide<T>& values, float scale) {
+  const auto as = [&]<class Out>(Out* to) {
+    Wide<Out> scaled;
+    if constexpr (sizeof(Out) == 2) scaled = {};
+    for (int i = 0; i < kWide; ++i) scaled.set(i, values.get(i) * scale);
+    scaled.store(to);
+  };
+  if (view.dtype == DType::bf16) {
+    as(static_cast<bf16*>(view.data) + offset);
+  } else {
+    as(static_cast<float*>(view.data) + offset);
+  }
+}
+
+// store(r, c, sum over k < depth of a[r][k] * b[c][k]) for the rows r < num_rows of a, whose stride is `depth`, and the
+// kCols rows b(c). A warp takes kRows rows: lane l adds k = 8 l .. 8 l + 7, then those 256 further on, and so on, then
+// a fixed tree adds the lanes. No order depends on kRows, kCols or kAhead, nor on whether the rows can be read by 16
+// bytes
+// (`wide`). kAhead: steps of 256 whose loads are under way together.
+template <int kRows, int kCols, int kAhead, class A, class B, class Store>
+LC_HD void row_products(const Block& block, const A* a, int64_t num_rows, const B* const (&b)[kCols], int64_t depth,
+                        bool wide, const Store& store) {
+#ifdef __CUDA_ARCH__
+  constexpr int64_t kStep = 32 * kWide;
+  const int lane = threadIdx.x % 32;
+  for (int64_t first = threadIdx.x / 32 * kRows; first < num_rows; first += block.num_threads / 32 * kRows) {
+    const A* rows[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) rows[r] = a + (first + r < num_rows ? first + r : num_rows - 1) * depth;
+    float sums[kRows][kCols] = {};
+    if (wide) {
+      // A ring of steps: the loads of one are issued a round before they are used. The compiler moves loads behind the
+      // additions of their own round to save registers, but not into the next.
+      Wide<A> x[kAhead][kRows];
+      Wide<B> y[kAhead][kCols];
+      const auto load = [&](int slot, int64_t k) {
+        if (k >= depth) return;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) x[slot][r] = Wide<A>::load(rows[r] + k);
+#pragma unroll
+        for (int c = 0; c < kCols; ++c) y[slot][c] = Wide<B>::load(b[c] + k);
+      };
+#pragma unroll
+      for (int slot = 0; slot < kAhead; ++slot) load(slot, lane * kWide + slot * kStep);
+      for (int64_t k = lane * kWide; k < depth; k += kAhead * kStep) {
+#pragma unroll
+        for (int slot = 0; slot < kAhead; ++slot) {
+          if (k + slot * kStep >= depth) break;
+#pragma unroll
+          for (int j = 0; j < kWide; ++j)
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+#pragma unroll
+              for (int c = 0; c < kCols; ++c) sums[r][c] += x[slot][r].get(j) * y[slot][c].get(j);
+          load(slot, k + (slot + kAhead) * kStep);
+        }
+      }
+    } else {
+      for (int64_t k = lane * kWide; k < depth; k += kStep)
+        for (int64_t i = k; i < depth && i < k + kWide; ++i)
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+#pragma unroll
+            for (int c = 0; c < kCols; ++c) sums[r][c] += to_float(rows[r][i]) * to_float(b[c][i]);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int c = 0; c < kCols; ++c) {
+        const float sum = Block::combine_lanes(sums[r][c], [](float p, float q) { return p + q; });
+        if (lane == 0 && first + r < num_rows) store(first + r, c, sum);
+      }
+  }
+  __syncthreads();
+#else
+  block.for_each(num_rows, [&](int64_t r) {
+    for (int c = 0; c < kCols; ++c) {
+      float lanes[32] = {};
+      for (int64_t k = 0; k < depth; k += kWide) {
+        float& sum = lanes[k / kWide % 32];
+        if (wide) {
+          const Wide<A> x = Wide<A>::load(a + r * depth + k);
+          const Wide<B> y = Wide<B>::load(b[c] + k);
+          for (int j = 0; j < kWide; ++j) sum += x.get(j) * y.get(j);
+        } else {
+          for (int64_t i = k; i < depth && i < k + kWide; ++i) sum += to_float(a[r * depth + i]) * to_float(b[c][i]);
+        }
+      }
+      store(r, c, Block::tree_of_lanes(lanes));
+    }
+  });
+#endif
+}
+
+}  // namespace longcat::gpu

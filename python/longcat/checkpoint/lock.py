@@ -1,0 +1,91 @@
+"""One writer for a folder at a time.
+
+The lock is the kernel's (flock) on a file inside the folder, so it ends with the process that holds it, killed or not.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import warnings
+from pathlib import Path
+
+from longcat._core import Error
+
+LOCK_FILE = ".longcat.lock"
+# File systems without flock, such as Lustre mounted without it.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class FolderLock:
+    """The right to write into a folder, until `release`.
+
+    The folder may be renamed while the lock is held; `release` then takes its new name.
+
+    Args:
+        command: opens the messages.
+        folder: is created when it does not exist.
+    Raises:
+        longcat.Error: another process or thread holds the lock.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, command: str, folder: Path):
+        self.created = False
+        while True:
+            self.created = _make(folder) or self.created
+            path = folder / LOCK_FILE
+            try:
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError:  # the writer before has just renamed the folder
+                continue
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._file)
+                raise Error(
+                    f"[{command}] another process is writing {folder}; expected one writer at a time. "
+                    "Wait until it ends"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    os.close(self._file)
+                    raise
+                warnings.warn(
+                    f"[{command}] the file system of {folder} has no locks: do not start another writer", stacklevel=3
+                )
+            if _is_at(self._file, path):
+                return
+            os.close(self._file)  # the writer before removed this file: another one may be locked by now
+
+    def release(self, folder: Path) -> None:
+        """Removes the lock's file from `folder` and lets the next writer in."""
+        if self._file < 0:
+            return
+        path = folder / LOCK_FILE
+        if _is_at(self._file, path):
+            path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = -1
+
+
+def _make(folder: Path) -> bool:
+    if folder.is_dir():
+        return False
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if folder.is_dir():  # another writer was faster
+            return False
+        raise
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    held = os.fstat(file)
+    return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)

@@ -1,0 +1,44 @@
+"""What an engine is made from: paths checked before anything slow begins."""
+
+from __future__ import annotations
+
+import os
+
+from longcat._core import Error
+
+
+def folder_path(model: object) -> str:
+    """The checkpoint folder as the core takes it.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: it is not UTF-8.
+    """
+    if not isinstance(model, (str, bytes, os.PathLike)):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}; expected the path of a checkpoint folder")
+    path = os.path.expanduser(os.fsdecode(model))
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"[model] the folder name {os.fsencode(path)!r} is not UTF-8; expected UTF-8. Rename the folder."
+        ) from None
+    return path
+
+
+def check_sources(tokenizer: str | os.PathLike[str] | None, chat_template: str | os.PathLike[str] | None) -> None:
+    """Raises longcat.Error when a tokenizer or a template that replaces the checkpoint's is not there."""
+    if tokenizer is not None and not os.path.exists(tokenizer):
+        raise Error(f"[tokenizer] {os.fspath(tokenizer)} does not exist; expected a tokenizer.json, or its folder")
+    if chat_template is None or os.path.isfile(chat_template) or "{" in os.fspath(chat_template):
+        return
+    found = "is no regular file" if os.path.exists(chat_template) else "does not exist"
+    raise Error(f"[chat template] {os.fspath(chat_template)} {found}; expected a jinja file, or a template's text")
+
+
+class Uncopied:
+    """An object that owns native state: `copy` and `pickle` are refused, since dropping a copy would free the state."""
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        name = type(self).__name__
+        raise TypeError(f"[engine] copying or pickling {name} is not supported. Share one {name} by reference.")

@@ -1,0 +1,88 @@
+"""`longcat generate`: where the prompt comes from, several answers, forms, JSON; progress bars."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from longcat.cli import main
+
+GREEDY = ["--max-tokens", "8", "--temperature", "0"]
+
+
+class Input(io.StringIO):
+    """Standard input, of a terminal or not."""
+
+    def __init__(self, text: str, terminal: bool):
+        super().__init__(text)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_pipe_is_read_without_the_line_end_of_echo(tiny, capsys, monkeypatch, arguments, end):
+    main(["generate", tiny, "Once upon\na time", *GREEDY])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", Input(f"Once upon\na time{end}", terminal=False))
+    assert main(["generate", tiny, *arguments, *GREEDY]) == 0
+    assert capsys.readouterr().out == expected != ""
+
+
+def test_a_terminal_is_not_waited_for(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Input("never read", terminal=True))
+    assert main(["generate", tiny]) == 2
+    error = capsys.readouterr().err
+    assert "found no prompt; expected a text" in error and error.count("\n") == 1
+
+
+def test_json_holds_what_python_returns(tiny, capsys):
+    import longcat
+
+    assert main(["generate", tiny, "Once", *GREEDY, "--json", "-n", "2", "--min-p", "0.1", "--seed", "1"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    with longcat.Engine(tiny) as engine:
+        output = engine.generate("Once", max_tokens=8, temperature=0, n=2, min_p=0.1, seed=1)
+    assert made["prompt_token_ids"] == output.prompt_token_ids and made["metrics"]["total_s"] > 0
+    assert [answer["text"] for answer in made["outputs"]] == [answer.text for answer in output.outputs]
+    assert [answer["token_ids"] for answer in made["outputs"]] == [answer.token_ids for answer in output.outputs]
+    assert {answer["finish_reason"] for answer in made["outputs"]} == {"length"}
+
+
+def test_several_answers_and_stop_strings(tiny, capsys):
+    assert main(["generate", tiny, "Once", "-n", "3", "--stop", ".", "--stop", ",", "--max-tokens", "40"]) == 0
+    out = capsys.readouterr().out
+    assert [f"[{i}]" in out for i in (1, 2, 3, 4)] == [True, True, True, False] and "." not in out and "," not in out
+
+
+def test_a_schema_holds_the_answer(tiny, capsys, tmp_path):
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "maximum": 9, "minimum": 0}},
+        "required": ["age"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for given in (json.dumps(schema), str(tmp_path / "schema.json")):
+        assert main(["generate", tiny, "How old?", "--max-tokens", "30", "--json-schema", given]) == 0
+        assert 0 <= json.loads(capsys.readouterr().out)["age"] <= 9
+    for wrong, said in [("[1", "expected a JSON schema"), ("[1]", "a list; expected a JSON object")]:
+        assert main(["generate", tiny, "x", "--json-schema", wrong]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
+def test_no_bar_outside_a_terminal(tiny, tmp_path):
+    """A bar with no delay would be drawn at once."""
+    program = (
+        "import sys; from longcat.cli.progress import ByteBar\n"
+        "with ByteBar('loading') as bar:\n"
+        "    bar._bar.delay = 0\n"
+        "    for done in range(0, 101, 10): bar.update(done, 100)\n"
+        "    bar.print('a line')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a line\n", "")

@@ -1,0 +1,106 @@
+"""JSON in small steps: the same values and the same refusals as orjson's, and limits."""
+
+import json
+import random
+
+import orjson
+import pytest
+from longcat.server.http import json_text
+from longcat.server.http.json_text import JsonError, parse_large, parse_small
+
+
+def random_value(rng, depth=0):
+    kind = rng.randrange(8 if depth < 5 else 5)
+    if kind == 0:
+        return rng.choice([None, True, False, 2**63, -(2**63), 2**70])
+    if kind == 1:
+        return rng.randrange(-(10**6), 10**6)
+    if kind == 2:
+        return rng.random() * 10 ** rng.randrange(-5, 20)
+    if kind in (3, 4):
+        return "".join(rng.choice('ab"\\/\n\té😀{}[]:, \x00') for _ in range(rng.choice([0, 1, 5, 300])))
+    if kind == 5:
+        return [rng.randrange(5000) for _ in range(rng.choice([1, 3, 2500]))]
+    if kind == 6:
+        return [random_value(rng, depth + 1) for _ in range(rng.randrange(5))]
+    return {rng.choice('abc"\\é'): random_value(rng, depth + 1) for _ in range(rng.randrange(5))}
+
+
+def outcome(parse, data):
+    try:
+        return repr(parse(data))
+    except (orjson.JSONDecodeError, JsonError):
+        return "refused"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_and_refusals_are_orjsons(seed):
+    rng = random.Random(seed)
+    num_refused = 0
+    for _ in range(300):
+        value = random_value(rng)
+        data = bytearray(json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1])).encode())
+        for num_changes in (0, 1, 1, 2):  # one after the other, so that damage adds up
+            for _ in range(num_changes):
+                at = rng.randrange(len(data) + 1)
+                data[at : at + rng.randrange(3)] = bytes([rng.choice(b'"\\,:[]{}0-.ea\x00\xff ')])
+            expected = outcome(orjson.loads, data)
+            assert outcome(parse_large, data) == outcome(parse_small, data) == expected, bytes(data)
+            num_refused += expected == "refused"
+    assert 100 < num_refused < 1100
+
+
+@pytest.mark.parametrize("size", [255, 256, 257, 65_535, 65_536, 200_000])
+@pytest.mark.parametrize("text", ["a", '"', "\\", 'a\\"', "é", "\n"])
+def test_long_texts_at_the_edges_of_a_step(text, size):
+    for shift in range(4):
+        value = ["x" * shift, text * (size // len(text)), "y"]
+        assert parse_large(json.dumps(value).encode()) == value
+        assert parse_large(json.dumps(value, ensure_ascii=False).encode()) == value
+
+
+BEYOND = {
+    "a text": b'"' + b"a" * (json_text.MAX_TEXT_BYTES + 100_000) + b'"',
+    "quotes": b'"' + b'\\"' * (json_text.MAX_TEXT_BYTES // 2 + 50_000) + b'"',
+    "numbers": b"[" + b"1," * json_text.MAX_VALUES + b"1]",
+    "fractions": b"[" + b".5e1," * json_text.MAX_VALUES + b"1]",
+    "lists": b"[" + b"[]," * json_text.MAX_FIELDS + b"1]",
+    "fields": b"{" + b'"a":1,' * json_text.MAX_FIELDS + b'"b":1}',
+    "depth": b"[" * (json_text.MAX_DEPTH + 1) + b"]" * (json_text.MAX_DEPTH + 1),
+    "brackets": b"[" * (8 << 20),
+    "white space": b" " * (8 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", BEYOND)
+def test_what_is_too_large_ends_early(kind):
+    with pytest.raises(JsonError, match="expected") as caught:
+        parse_large(BEYOND[kind])
+    assert str(caught.value).startswith("[request] ") and "\n" not in str(caught.value)
+
+
+def test_what_is_just_small_enough_is_read():
+    assert len(parse_large(b"[" + b"1," * (json_text.MAX_VALUES - 2) + b"1]")) == json_text.MAX_VALUES - 1
+    parse_large(b"[" * json_text.MAX_DEPTH + b"]" * json_text.MAX_DEPTH)
+    assert len(parse_large(b'"' + b"a" * (json_text.MAX_TEXT_BYTES - 2) + b'"')) == json_text.MAX_TEXT_BYTES - 2
+
+
+def test_the_work_of_a_client_that_left_ends():
+    asked = []
+
+    def is_wanted():
+        asked.append(1)
+        return len(asked) < 3
+
+    with pytest.raises(JsonError, match="has left"):
+        parse_large(b'["' + b'","' * 100_000 + b'"]', is_wanted)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "place"), [(b'{"a": 1,\n "b": x}', "line 2, column 7"), (b"\n\nx", "line 3, column 1")]
+)
+def test_mistakes_are_told_with_their_place(data, place):
+    for parse in (parse_small, parse_large):
+        with pytest.raises(JsonError, match=place):
+            parse(data)

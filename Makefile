@@ -157,6 +157,9 @@ cuda: $(CUTLASS) $(VENV)/.installed-build
 	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
 	$(call install_wheel,$(CUDA_VENV),cuda,[test])
 	cuda/check_build.sh build/cuda.log $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)") || { find build -name '*sm90*.o' -delete; exit 1; }
+	$(CUDA_VENV)/bin/python -m pip install $(PIP_OPTIONS) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	PATH="$$(echo $(abspath $(CUDA_VENV))/lib/python*/site-packages/nvidia/cu13/bin):$$PATH" \
+	  cuda/check_sass.sh $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)")
 	for what in parity ops model gather; do $$(ls -t build/*/cuda_bench | head -n 1) $$what --check > build/bench-$$what.log || { tail -n 30 build/bench-$$what.log; exit 1; }; done
 	$(CUDA_VENV)/bin/python $(RUN_TESTS) -m device
 

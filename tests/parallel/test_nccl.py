@@ -150,7 +150,7 @@ def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
     sizes = []
     for ranks_per_machine in (2, 4000):
-        options = {"kv_cache_memory": 0, "max_num_seqs": 512, "max_num_batched_tokens": 512}
+        options = {"kv_cache_memory": 0, "max_num_seqs": 64, "max_num_batched_tokens": 512}
         with device_job(str(tmp_path), 2, 1, device, ranks_per_machine=ranks_per_machine, **options) as job:
             sizes.append(job.leader.info()["kv_cache_bytes"])
     assert (sizes[0] > sizes[1]) == shared

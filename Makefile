@@ -13,9 +13,9 @@ LONGCAT_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
 PLAIN = plain-$(LONGCAT_CUDA)
 TESTING = testing-$(LONGCAT_CUDA)
 
-# Tests run on all cores, at most four at once; TEST_JOBS=0 runs them one by one.
-TEST_JOBS ?= auto
-RUN_TESTS = -m pytest -q -n $(TEST_JOBS) --maxprocesses 4 --dist worksteal
+# Tests often wait for other processes, so one more runs than there are cores, at most four; TEST_JOBS=0 runs them one by one.
+TEST_JOBS ?= $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
+RUN_TESTS = -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
 # With the environment's own programs in sight: cmake, ninja, and where it has one the mpicc that the MPI plugin needs.
 IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"

@@ -206,7 +206,7 @@ def test_prompts_that_cannot_fit_are_refused(server, kind, text):
      ("/v1/completions", {"prompt": [5] * 100_000}, "100000 tokens"),
      ("/v1/completions", {"prompt": [[5], [5] * 100_000]}, "100000 tokens"),
      ("/v1/chat/completions", {"messages": [{"role": "user", "content": "é" * (1 << 20)}] * 3}, "characters"),
-     ("/v1/completions", {"prompt": "a" * (5 << 20)}, "longer than 4194304 bytes")],
+     ("/v1/completions", {"prompt": "a" * (5 << 20)}, "at most 4194304 bytes")],
 )  # fmt: skip
 def test_limits_of_texts_and_ids(server, path, body, found):
     response = httpx.post(server.url + path, json=body, timeout=60)

@@ -84,8 +84,8 @@ class _Parser:
         self._num_fields += fields
         if self._num_values > MAX_VALUES or self._num_fields > MAX_FIELDS:
             raise JsonError(
-                f"[request] the body has more than {MAX_VALUES} values or {MAX_FIELDS} fields and lists; expected at "
-                "most so many. Send several requests."
+                f"[request] the body has too many parts; expected at most {MAX_VALUES} values and {MAX_FIELDS} fields "
+                "and lists. Send several requests."
             )
         if before // 1024 != self._num_values // 1024 and not self._is_wanted():
             raise JsonError("[request] the client has left.")
@@ -156,8 +156,7 @@ class _Parser:
             step = _STEP
             if place - at > MAX_TEXT_BYTES:
                 raise JsonError(
-                    f"[request] a text in the body is longer than {MAX_TEXT_BYTES} bytes; expected at most so many. "
-                    "Shorten it."
+                    f"[request] a text in the body is too long; expected at most {MAX_TEXT_BYTES} bytes. Shorten it."
                 )
             if not self._is_wanted():
                 raise JsonError("[request] the client has left.")

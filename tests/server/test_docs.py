@@ -96,6 +96,7 @@ def test_every_limit_is_described():
     defaults = ServerSettings(("x",))
     for value, text in [
         (defaults.max_body_bytes, "32 MiB"), (defaults.max_header_bytes, "16 KiB"), (defaults.max_prompts, "1,024"),
+        (defaults.max_completions, "2,048"),
         (defaults.max_stop_strings, "16"), (defaults.max_logprobs, "20"), (defaults.grammar_timeout, "2 s"),
         (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"), (defaults.body_timeout, "60 s"),
         (defaults.body_rate, "64 KiB"), (defaults.max_waiting_bytes, "128 MiB"), (defaults.header_timeout, "30 s"),

@@ -49,6 +49,7 @@ def timed(what, call):
         ("/v1/completions", {"prompt": ""}, 400, "no tokens"),
         ("/v1/completions", {"prompt": [5000]}, 400, "5000"),
         ("/v1/completions", {"prompt": ["x"] * 1025}, 400, "1 to 1024"),
+        ("/v1/completions", {"prompt": ["x"] * 1024, "n": 3}, 400, "ask for 3072 completions; expected at most 2048"),
         ("/v1/completions", {"prompt": "x", "suffix": "y"}, 400, "suffix"),
         ("/v1/completions", {"prompt": "x", "logit_bias": {"x": 1}}, 400, "logit_bias"),
         ("/v1/completions", {"prompt": "x", "allowed_token_ids": []}, 400, "allowed_token_ids"),

@@ -23,6 +23,7 @@ class ServerSettings:
         cors_origins: web pages that may call, as "https://example.org"; "*" for all.
         max_body_bytes, max_header_bytes: of a request.
         max_prompts: of one completions request.
+        max_completions: of one completions request with several prompts: the share of the queue that one call gets.
         max_stop_strings, max_logprobs: of one request.
         grammar_timeout: to compile a grammar [s].
         send_timeout: a client that takes nothing for so long loses its connection, and its request ends [s].
@@ -43,6 +44,7 @@ class ServerSettings:
     max_body_bytes: int = 32 << 20
     max_header_bytes: int = 16 << 10
     max_prompts: int = 1024
+    max_completions: int = 2048
     max_stop_strings: int = 16
     max_logprobs: int = 20
     grammar_timeout: float = 2.0

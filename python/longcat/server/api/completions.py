@@ -69,6 +69,14 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str 
     if not 1 <= len(prompt) <= service.settings.max_prompts:
         limit = service.settings.max_prompts
         raise ApiError(400, f"prompt is a list of {len(prompt)}: expected 1 to {limit}", param="prompt")
+    most = service.settings.max_completions
+    if len(prompt) > 1 and len(prompt) * body.n > most:
+        raise ApiError(
+            400,
+            f"[request] {len(prompt)} prompts with n={body.n} ask for {len(prompt) * body.n} completions; expected at "
+            f"most {most} (half of --max-queued-requests). Send fewer prompts in a request.",
+            param="prompt",
+        )
     texts = [one if isinstance(one, str) else None for one in prompt]
     for one in prompt:
         if not isinstance(one, str) and len(one) > service.max_model_len:

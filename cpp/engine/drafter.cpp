@@ -43,7 +43,7 @@ Tensor Drafter::ids_of(int64_t depth, int64_t count) const {
   return draft_ids_.tensor(DType::i32, {num_tokens_, max_num_seqs_}).index(0, depth).first(count);
 }
 
-void Drafter::draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
+void Drafter::draft(StepInFlight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
   read_step(flight, batch, sampled_ids);
   flight.drafts.assign(flight.plan.chunks.size(), {});
   std::vector<Draft> drafts = begin(flight, sampled_ids);
@@ -64,7 +64,7 @@ void Drafter::draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_id
 }
 
 // All rows of the step, each with the token behind its own: the next of its chunk, or what was drawn from it.
-void Drafter::read_step(const Flight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
+void Drafter::read_step(const StepInFlight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
   const StepPlan& plan = flight.plan;
   const std::vector<int32_t> first_sample = first_samples(plan);
   std::vector<int32_t> next_ids, sources;
@@ -89,7 +89,7 @@ void Drafter::read_step(const Flight& flight, const ForwardBatch& batch, Tensor 
 // Each sequence goes on from the last of its guesses that stands. As many as stood, and one more, are worth a try: what
 // is hard to guess is so for a while. The slots it is read on in are those of the block that its newest token is in:
 // where that token begins a block, there is none yet, and one guess is made.
-std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_ids) {
+std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& flight, Tensor sampled_ids) {
   const StepPlan& plan = flight.plan;
   std::vector<Draft> drafts;
   if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_drafts > 0; })) return drafts;
@@ -123,7 +123,7 @@ std::vector<Drafter::Draft> Drafter::begin(const Flight& flight, Tensor sampled_
 }
 
 // One row a sequence: the guess before, in the slot of the token in front of it.
-ForwardBatch Drafter::read_drafts(const Flight& flight, std::vector<Draft>& drafts, int64_t depth) {
+ForwardBatch Drafter::read_drafts(const StepInFlight& flight, std::vector<Draft>& drafts, int64_t depth) {
   std::vector<Chunk> chunks;
   std::vector<std::vector<int32_t>> token_ids;
   for (const Draft& draft : drafts) token_ids.push_back({flight.drafts[draft.chunk].back()});
@@ -144,7 +144,7 @@ ForwardBatch Drafter::read_drafts(const Flight& flight, std::vector<Draft>& draf
 
 // The lane has the tokens of the step, and now the newest: what was drawn, or guessed, before. The next step writes
 // there what it finds to be right.
-void Drafter::write_history(const Flight& flight, const Draft& draft, int64_t depth) {
+void Drafter::write_history(const StepInFlight& flight, const Draft& draft, int64_t depth) {
   if (!has_slot(draft)) return;
   const int32_t token_id = depth == 0 ? draft.newest : flight.drafts[draft.chunk].back();
   const int64_t slot = slot_of(flight.plan.chunks[draft.chunk].blocks.data(), draft.next_position + depth);
@@ -152,7 +152,8 @@ void Drafter::write_history(const Flight& flight, const Draft& draft, int64_t de
 }
 
 // With all that the token itself will be drawn with, random numbers, too, so that like distributions bring like tokens.
-void Drafter::draw(const Flight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth) {
+void Drafter::draw(const StepInFlight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch,
+                   int64_t depth) {
   const int64_t count = static_cast<int64_t>(drafts.size());
   std::vector<int32_t> logit_rows;
   for (const Draft& draft : drafts) logit_rows.push_back(draft.row);

@@ -4,11 +4,10 @@
 #include <vector>
 
 #include "engine/batch_buffers.h"
+#include "engine/step_in_flight.h"
 #include "model/model.h"
 
 namespace longcat {
-
-struct Flight;
 
 class Drafter {
  public:
@@ -19,7 +18,7 @@ class Drafter {
   // Inside submitted work, after the step's draws: reads all its tokens with the MTP layer, whose latents so reach as
   // far as the others, and fills flight.drafts. batch: of the step; sampled_ids: [max_samples] i32. Waits for the
   // draws, since how far to go on from depends on which guesses stand.
-  void draft(Flight& flight, const ForwardBatch& batch, Tensor sampled_ids);
+  void draft(StepInFlight& flight, const ForwardBatch& batch, Tensor sampled_ids);
 
  private:
   // A sequence that guesses are made for.
@@ -34,11 +33,11 @@ class Drafter {
   // Whether the newest token's slot is in a block that is there.
   static bool has_slot(const Draft& draft) { return draft.next_position % kBlockSize != 0; }
 
-  void read_step(const Flight& flight, const ForwardBatch& batch, Tensor sampled_ids);
-  std::vector<Draft> begin(const Flight& flight, Tensor sampled_ids);
-  ForwardBatch read_drafts(const Flight& flight, std::vector<Draft>& drafts, int64_t depth);
-  void write_history(const Flight& flight, const Draft& draft, int64_t depth);
-  void draw(const Flight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth);
+  void read_step(const StepInFlight& flight, const ForwardBatch& batch, Tensor sampled_ids);
+  std::vector<Draft> begin(const StepInFlight& flight, Tensor sampled_ids);
+  ForwardBatch read_drafts(const StepInFlight& flight, std::vector<Draft>& drafts, int64_t depth);
+  void write_history(const StepInFlight& flight, const Draft& draft, int64_t depth);
+  void draw(const StepInFlight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth);
   Tensor upload(const Buffer& buffer, const std::vector<int32_t>& values);
   Tensor ids_of(int64_t depth, int64_t count) const;
 

@@ -36,7 +36,7 @@ double ms_between(Clock::time_point begin, Clock::time_point end) {
 }
 
 // Whether the guesses that a draw's history holds are what was drawn before it.
-bool guessed_right(const Flight& flight, size_t sample_idx) {
+bool guessed_right(const StepInFlight& flight, size_t sample_idx) {
   const PlannedSample& sample = flight.plan.samples[sample_idx];
   const PlannedChunk& chunk = flight.plan.chunks[sample.chunk];
   const auto guesses = chunk.token_ids.end() - chunk.num_guesses;
@@ -338,7 +338,7 @@ void Engine::check_files() const {
 // Waits for the oldest step under way and takes in its results.
 bool Engine::finish_oldest(std::vector<StepOutput>& outputs) {
   if (flights_.empty()) return false;
-  std::unique_ptr<Flight> flight = std::move(flights_.front());
+  std::unique_ptr<StepInFlight> flight = std::move(flights_.front());
   flights_.pop_front();
   try {
     runner_->wait(*flight);
@@ -391,7 +391,7 @@ void Engine::end(Sequence& sequence, StepOutput output, std::vector<StepOutput>&
   deliver(sequence, std::move(output), outputs);
 }
 
-void Engine::commit(Flight& flight, std::vector<StepOutput>& outputs) {
+void Engine::commit(StepInFlight& flight, std::vector<StepOutput>& outputs) {
   const Clock::time_point now = Clock::now();
   const auto ended = [](const Sequence& s) { return s.state == Sequence::State::finished; };
   for (size_t c = 0; c < flight.plan.chunks.size(); ++c) {
@@ -524,7 +524,7 @@ void Engine::run() {
 // What rank 0 sends, until it stops. Results are not looked at: what the next step needs of them is on the device.
 void Engine::follow() {
   const auto wait_for_oldest = [&] {
-    const std::unique_ptr<Flight> flight = std::move(flights_.front());
+    const std::unique_ptr<StepInFlight> flight = std::move(flights_.front());
     flights_.pop_front();
     runner_->wait(*flight);
   };

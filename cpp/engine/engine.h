@@ -137,7 +137,7 @@ class Engine {
   bool work(std::vector<StepOutput>& outputs);
   void wake();
   bool finish_oldest(std::vector<StepOutput>& outputs);
-  void commit(Flight& flight, std::vector<StepOutput>& outputs);
+  void commit(StepInFlight& flight, std::vector<StepOutput>& outputs);
   bool launch(StepPlan plan, const std::vector<std::shared_ptr<Sequence>>& planned, std::vector<StepOutput>& outputs);
   void fail_step(std::vector<std::shared_ptr<Sequence>> lost, const std::string& error,
                  std::vector<StepOutput>& outputs);
@@ -152,8 +152,8 @@ class Engine {
   bool overlap_;
   int64_t max_model_len_;
   std::unique_ptr<KvCache> cache_;
-  std::deque<std::unique_ptr<Flight>> flights_;  // launched, oldest first; of the thread that steps
-  std::unique_ptr<ModelRunner> runner_;          // after what it may still be computing
+  std::deque<std::unique_ptr<StepInFlight>> flights_;  // launched, oldest first; of the thread that steps
+  std::unique_ptr<ModelRunner> runner_;                // after what it may still be computing
   StepObserver* observer_ = nullptr;
 
   mutable std::mutex mutex_;  // of the scheduler and the sequences

@@ -12,7 +12,7 @@
 
 #include "comm/communicator.h"
 #include "engine/batch_buffers.h"
-#include "engine/scheduler.h"
+#include "engine/step_plan.h"
 
 namespace longcat {
 

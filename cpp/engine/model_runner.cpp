@@ -66,8 +66,8 @@ int64_t ModelRunner::padded_rows(int64_t rows) const {
   return std::min({device_.padded_rows(rows), limits_.max_samples, limits_.max_num_batched_tokens});
 }
 
-std::unique_ptr<Flight> ModelRunner::stage(StepPlan plan) {
-  auto flight = std::make_unique<Flight>();
+std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
+  auto flight = std::make_unique<StepInFlight>();
   flight->plan = std::move(plan);
   flight->slot = next_slot_;
   next_slot_ = 1 - next_slot_;
@@ -95,7 +95,7 @@ std::unique_ptr<Flight> ModelRunner::stage(StepPlan plan) {
   return flight;
 }
 
-void ModelRunner::submit(Flight& flight) {
+void ModelRunner::submit(StepInFlight& flight) {
   flight.ticket = device_.submit([this, &flight] {
     try {
       run(flight);
@@ -106,7 +106,7 @@ void ModelRunner::submit(Flight& flight) {
   });
 }
 
-void ModelRunner::wait(Flight& flight) { device_.wait(flight.ticket); }
+void ModelRunner::wait(StepInFlight& flight) { device_.wait(flight.ticket); }
 
 void ModelRunner::move_blocks(const StepPlan& plan) {
   for (const BlockMove& move : plan.moves) switch (move.kind) {
@@ -148,7 +148,7 @@ Recording& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_row
   return *recording;
 }
 
-void ModelRunner::run(Flight& flight) {
+void ModelRunner::run(StepInFlight& flight) {
   const StepPlan& plan = flight.plan;
   const int64_t recorded_rows = flight.recorded_rows;
   move_blocks(plan);
@@ -221,7 +221,7 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
 }
 
 // The prompt tokens that rows of a chunk predict, when they are wanted. The chunk begins at row `first_row`.
-void ModelRunner::score_prompt(Flight& flight, size_t chunk_idx, int64_t first_row) try {
+void ModelRunner::score_prompt(StepInFlight& flight, size_t chunk_idx, int64_t first_row) try {
   const PlannedChunk& chunk = flight.plan.chunks[chunk_idx];
   for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_samples) {
     const int64_t count = std::min(limits_.max_samples, chunk.score_end - start);
@@ -247,7 +247,8 @@ void ModelRunner::score_prompt(Flight& flight, size_t chunk_idx, int64_t first_r
 }
 
 // Each rank draws from the rows of logits it owns; the draws of the others come as sums with zeros.
-void ModelRunner::sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own) {
+void ModelRunner::sample(StepInFlight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows,
+                         Range own) {
   const StepPlan& plan = flight.plan;
   std::vector<SamplingRow> rows;
   Range mine;  // of the samples: in the order of the rows

@@ -10,39 +10,10 @@
 
 #include "engine/batch_buffers.h"
 #include "engine/drafter.h"
-#include "engine/scheduler.h"
+#include "engine/step_in_flight.h"
 #include "model/model.h"
 
 namespace longcat {
-
-// A launched plan and, once its ticket is done, its results.
-struct Flight {
-  StepPlan plan;
-  int64_t ticket = 0;
-  int slot = 0;               // of the staging buffers
-  int64_t recorded_rows = 0;  // of a step that is recorded, with padding; 0: it is not
-
-  // By sample of the plan.
-  std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn
-  std::vector<std::optional<TokenLogprobs>> logprobs;
-  std::vector<std::string> errors;  // not empty: that sample failed, and why
-  // By chunk of the plan.
-  std::vector<std::vector<TokenLogprobs>> prompt_logprobs;
-  std::vector<std::string> chunk_errors;
-  std::vector<std::vector<int32_t>> drafts;  // guesses at what comes behind the drawn tokens (Drafter)
-
-  std::vector<std::vector<uint32_t>> masks;  // by sample, as they were when it was launched
-};
-
-// For tests: sees every step on the device's thread, after its forward pass.
-class StepObserver {
- public:
-  virtual ~StepObserver() = default;
-  virtual void after_forward(const StepPlan& plan, Model& model) = 0;
-  virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
-  // On the engine's thread: a part of a step begins, "stage" or "commit", or a plan is made, "schedule".
-  virtual void at(const char* /*part*/) {}
-};
 
 struct RunnerLimits {
   int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
@@ -60,9 +31,9 @@ class ModelRunner {
 
   // Lays the plan out, reading its sequences; submits it, which a device may take its time for; returns when its
   // results are there, or throws what went wrong. Flights in their order.
-  std::unique_ptr<Flight> stage(StepPlan plan);
-  void submit(Flight& flight);
-  void wait(Flight& flight);
+  std::unique_ptr<StepInFlight> stage(StepPlan plan);
+  void submit(StepInFlight& flight);
+  void wait(StepInFlight& flight);
 
   // Logits of all tokens of one chunk of prompt tokens, to out [num_tokens, vocab_size] on the host; null: only to
   // whom of the ranks it may concern. Waits.
@@ -72,7 +43,7 @@ class ModelRunner {
 
  private:
   int64_t padded_rows(int64_t rows) const;
-  void run(Flight& flight);
+  void run(StepInFlight& flight);
   void move_blocks(const StepPlan& plan);
   void* host_block(int32_t host_block_idx);
   void warm_up();
@@ -82,8 +53,8 @@ class ModelRunner {
   Range compute_logits(const std::vector<int32_t>& rows);
   std::vector<TokenLogprobs> compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                               int64_t top);
-  void score_prompt(Flight& flight, size_t chunk, int64_t first_row);
-  void sample(Flight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
+  void score_prompt(StepInFlight& flight, size_t chunk, int64_t first_row);
+  void sample(StepInFlight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
   bool has_peers() const { return model_.shard().world() > 1; }
 
   Ops& ops_;

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <vector>
 
-#include "engine/sequence.h"
+#include "engine/step_output.h"
 
 namespace longcat {
 

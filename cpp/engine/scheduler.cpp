@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "engine/chunk_planner.h"
 #include "ops/batch.h"
 
 namespace longcat {
@@ -22,28 +23,6 @@ int64_t size_of(const std::vector<int32_t>& blocks) { return static_cast<int64_t
 int64_t tokens_of(const Sequence& s) { return s.max_tokens + (s.params.sample_idx == 0 ? s.num_prompt_tokens : 0); }
 
 }  // namespace
-
-const char* name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::none:
-      return "";
-    case FinishReason::stop:
-      return "stop";
-    case FinishReason::length:
-      return "length";
-    case FinishReason::abort:
-      return "abort";
-    case FinishReason::error:
-      return "error";
-  }
-  return "";
-}
-
-int64_t StepPlan::num_tokens() const {
-  int64_t total = 0;
-  for (const PlannedChunk& chunk : chunks) total += chunk.count;
-  return total;
-}
 
 Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
@@ -161,33 +140,6 @@ void Scheduler::commit_guessed(Sequence& sequence, int32_t token_id, Clock::time
   ++sequence.num_pending;
   ++stats_.num_guessed_right;
   commit(sequence, token_id, now);
-}
-
-// What may follow the newest token: as far as it has room in the block that is there, and may still be asked for.
-std::span<const int32_t> Scheduler::guesses(const Sequence& s, int64_t most) const {
-  const Speculation& speculation = options_.speculation;
-  if (speculation.num_tokens == 0 || s.num_pending > 0 || s.params.constrained) return {};
-  most = std::min({most, speculation.num_tokens, kBlockSize - 1 - s.num_scheduled % kBlockSize,
-                   s.max_tokens - s.num_output_tokens() - 1});
-  if (most <= 0) return {};
-  const std::span<const int32_t> found =
-      speculation.by_mtp() ? s.drafts : look_up(s.token_ids, most, speculation.lookup);
-  return found.first(std::min(found.size(), static_cast<size_t>(most)));
-}
-
-// What the MTP layer reads beside the chunks, and how far it is to guess, for the next step.
-void Scheduler::plan_drafts(StepPlan& plan) const {
-  int64_t room = options_.speculation.most_in_a_step();
-  for (PlannedChunk& chunk : plan.chunks) {
-    const Sequence& s = *chunk.sequence;
-    if (!chunk.samples) {
-      chunk.next_token_id = s.token_ids[static_cast<size_t>(chunk.start + chunk.count)];
-    } else if (!s.params.constrained) {
-      chunk.num_drafts = std::max<int64_t>(
-          0, std::min({room, options_.speculation.num_tokens, s.max_tokens - s.num_output_tokens() - 1}));
-      room -= chunk.num_drafts;
-    }
-  }
 }
 
 bool Scheduler::waits_for_mask(const Sequence& sequence) const {
@@ -480,44 +432,18 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
   s.forks.clear();
 }
 
-void Scheduler::plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan,
-                           int64_t most_guesses) {
-  Sequence& s = *sequence;
-  const int64_t start = s.num_scheduled, end = start + count;
-  const bool last_is_pending = s.num_pending > 0 && end == s.num_tokens();
-  LC_CHECK(s.num_pending <= 1 && (last_is_pending || end <= static_cast<int64_t>(s.token_ids.size())));
-  const auto ids = s.token_ids.begin() + start;
+void Scheduler::add_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan,
+                          std::span<const int32_t> drafts) {
   PlannedChunk& chunk = plan.chunks.emplace_back();
-  chunk = {.sequence = sequence,
-           .start = start,
-           .count = count,
-           .generated = start >= s.num_prompt_tokens,
-           .source = last_is_pending ? s.pending_row : -1,
-           .token_ids = {ids, ids + (last_is_pending ? count - 1 : count)},
-           .blocks = {s.blocks.begin(), s.blocks.begin() + blocks_for(end)}};
-  if (most_guesses > 0) {
-    const std::span<const int32_t> guessed = guesses(s, most_guesses);
-    chunk.token_ids.insert(chunk.token_ids.end(), guessed.begin(), guessed.end());
-    chunk.num_guesses = static_cast<int64_t>(guessed.size());
-    chunk.count += chunk.num_guesses;
-    stats_.num_guessed += chunk.num_guesses;
-  }
-  if (s.params.prompt_logprobs >= 0) {
-    chunk.score_begin = std::max(start, s.num_scored);
-    chunk.score_end = std::max(chunk.score_begin, std::min(end, s.num_prompt_tokens - 1));
-    chunk.score_ids = {s.token_ids.begin() + chunk.score_begin + 1, s.token_ids.begin() + chunk.score_end + 1};
-    s.num_scored = std::max(s.num_scored, chunk.score_end);
-  }
-  s.num_scheduled = end;
+  chunk.sequence = sequence;  // first: if memory runs out below, the plan names the sequence that is lost
+  chunk = plan_chunk(sequence, count, drafts);
+  stats_.num_guessed += chunk.num_guesses;
   if (!chunk.generated) filling_.push_back(sequence);
-  if (end == s.num_tokens()) {
-    chunk.samples = true;
-    plan_samples(sequence, plan);
-  }
+  if (chunk.samples) plan_samples(sequence, plan);
 }
 
 // Prompts, and tokens that are computed again, within the budget that is left.
-void Scheduler::plan_long_chunks(int64_t budget, StepPlan& plan) {
+void Scheduler::add_long_chunks(int64_t budget, StepPlan& plan) {
   std::vector<std::shared_ptr<Sequence>> sequences;
   std::vector<int64_t> wanted;
   for (const auto& [id, sequence] : running_) {
@@ -530,27 +456,11 @@ void Scheduler::plan_long_chunks(int64_t budget, StepPlan& plan) {
     sequences.push_back(sequence);
     wanted.push_back(count);
   }
-  std::vector<int64_t> counts(sequences.size(), 0);
-  const auto give = [&](size_t i, int64_t share) {
-    const int64_t more = std::min({wanted[i] - counts[i], share, budget});
-    counts[i] += more;
-    budget -= more;
-  };
-  if (counts.size() > 1) {
-    const int64_t all = budget;
-    give(0, (all + 1) / 2);
-    give(static_cast<size_t>(std::ranges::min_element(wanted.begin() + 1, wanted.end()) - wanted.begin()),
-         (all + 3) / 4);
-  }
-  for (size_t i = 1; i < counts.size(); ++i) {
-    const int64_t others = static_cast<int64_t>(counts.size() - i);
-    give(i, (budget + others - 1) / others);
-  }
-  for (size_t i = 0; i < counts.size(); ++i) give(i, budget);  // what the others left
+  const std::vector<int64_t> counts = share_budget(wanted, budget);
   for (const bool generated : {true, false})
     for (size_t i = 0; i < counts.size(); ++i)
       if (const Sequence& s = *sequences[i]; counts[i] > 0 && (s.num_scheduled >= s.num_prompt_tokens) == generated)
-        plan_chunk(sequences[i], counts[i], plan);
+        add_chunk(sequences[i], counts[i], plan);
 }
 
 StepPlan Scheduler::schedule(Clock::time_point now) {
@@ -588,14 +498,14 @@ void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
       static_cast<int64_t>(std::erase_if(growing, [](const auto& s) { return s->state != Sequence::State::running; }));
   int64_t room = std::min(budget, options_.speculation.most_in_a_step());
   for (const auto& sequence : growing) {
-    plan_chunk(sequence, 1, plan, room);
+    add_chunk(sequence, 1, plan, draft_tokens(*sequence, room, options_.speculation));
     room -= plan.chunks.back().num_guesses;
     budget -= plan.chunks.back().num_guesses;
   }
 
   if (!room_was_made) admit(now, plan);
-  if (budget > 0) plan_long_chunks(budget, plan);
-  if (options_.speculation.by_mtp()) plan_drafts(plan);
+  if (budget > 0) add_long_chunks(budget, plan);
+  if (options_.speculation.by_mtp()) plan_drafts(options_.speculation, plan);
   if (!plan.chunks.empty()) ++stats_.num_steps;
 }
 

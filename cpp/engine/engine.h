@@ -1,28 +1,25 @@
-// From requests to tokens: owns the model and the cache, plans steps, runs them, hands out what they bring.
+// An engine: the model, its cache, and what callers do with them. It checks requests, hands them to the role of its
+// rank, and runs the thread that makes steps.
 //
-// Requests may come from any thread. Steps are made by one: the caller of step(), or a thread of the engine's own
-// between start() and stop(). A step is planned and launched while the device still computes the one before.
+// Requests come from any thread. Steps are made by one thread: the caller of step(), or the engine's own between
+// start() and stop().
 //
-// With several ranks, each has an engine. That of rank 0 is as above; the others' threads carry out, between start()
-// and stop(), what rank 0 plans, until it stops. A request that is made there is one that is made of rank 0, too, as
-// the one of the same number: its queue gets what rank 0's gets. A failure of any rank ends them all.
+// With several ranks each rank has an engine. The engine of rank 0 plans (StepLoop); the others compute what it plans
+// (Follower) between start() and the stop of rank 0. A failure of any rank ends them all.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <deque>
 #include <functional>
-#include <future>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "engine/engine_role.h"
+#include "engine/engine_status.h"
 #include "engine/load_model.h"
 #include "engine/model_runner.h"
 #include "engine/output_queue.h"
-#include "engine/request_mirror.h"
 #include "engine/scheduler.h"
 
 namespace longcat {
@@ -129,51 +126,19 @@ class Engine {
   void check_tokens(std::span<const int32_t> token_ids) const;
   int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + kBlockSize - 1) / kBlockSize; }
   void allocate();
-  void check_leads() const;
+  std::unique_ptr<EngineRole> make_role();
   void run();
-  void follow();
-  int64_t mirror_request(int64_t num_samples, std::shared_ptr<OutputQueue> queue,
-                         std::shared_ptr<OutputQueue> mask_queue);
-  bool work(std::vector<StepOutput>& outputs);
-  void wake();
-  bool finish_oldest(std::vector<StepOutput>& outputs);
-  void commit(StepInFlight& flight, std::vector<StepOutput>& outputs);
-  bool launch(StepPlan plan, const std::vector<std::shared_ptr<Sequence>>& planned, std::vector<StepOutput>& outputs);
-  void fail_step(std::vector<std::shared_ptr<Sequence>> lost, const std::string& error,
-                 std::vector<StepOutput>& outputs);
-  void check_files() const;
-  bool end_for_caller(StepOutput last);
-  void end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
-  void deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
-  FinishReason finish_reason(const Sequence& sequence, int32_t token_id) const;
 
   LoadedModel loaded_;
   EngineOptions options_;
-  bool overlap_;
   int64_t max_model_len_;
   std::unique_ptr<KvCache> cache_;
-  std::deque<std::unique_ptr<StepInFlight>> flights_;  // launched, oldest first; of the thread that steps
-  std::unique_ptr<ModelRunner> runner_;                // after what it may still be computing
-  StepObserver* observer_ = nullptr;
-
-  mutable std::mutex mutex_;  // of the scheduler and the sequences
-  std::unique_ptr<Scheduler> scheduler_;
-  int64_t next_request_id_ = 0;
-
-  std::vector<StepOutput> left_over_;  // for the next step() to return
-
-  // With several ranks. On rank 0: what the others have not heard of yet.
-  std::vector<StepOutput> outbox_;
-  RequestMirror mirror_;  // on the others
-
+  EngineStatus status_;
+  std::unique_ptr<Scheduler> scheduler_;  // empty for ever on a follower
+  std::unique_ptr<EngineRole> role_;      // owns the steps in flight, so it outlives the runner that computes them
+  std::unique_ptr<ModelRunner> runner_;
   std::thread thread_;
-  std::condition_variable wakeup_;
-  std::condition_variable ended_changed_;
-  bool woken_ = false, stop_ = false, ended_ = false;
   std::atomic<bool> given_up_ = false;
-  std::string failure_;                           // why the thread ended by itself
-  std::string broken_;                            // why the other ranks are lost
-  std::deque<std::packaged_task<void()>> tasks_;  // to run between steps
 };
 
 }  // namespace longcat

@@ -13,9 +13,8 @@
 
 namespace longcat {
 
-// Lets Python go on while this thread waits or computes. A thread that wants the GIL back when the interpreter is on
-// its way out never gets it: Python ends it by unwinding its stack, which no destructor survives, so it sleeps until
-// the process ends.
+// Releases the GIL while this thread waits or computes. While the interpreter shuts down, no thread gets the GIL back:
+// Python would unwind its stack, which destructors do not survive. Such a thread sleeps until the process ends.
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
@@ -33,7 +32,7 @@ class GilRelease {
   PyThreadState* state_;
 };
 
-// A communicator as Python holds it. Engines take a split of it.
+// A communicator, held by Python. Engines take a split of it.
 struct PyCommunicator {
   std::shared_ptr<Communicator> ranks;
 };

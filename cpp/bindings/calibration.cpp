@@ -1,4 +1,4 @@
-// What reaches the matrices of the model while it reads a text: for `longcat convert --calibrate`.
+// The inputs of the matrices while the model reads a text, for `longcat convert --calibrate`.
 #include <functional>
 #include <map>
 
@@ -49,7 +49,7 @@ std::map<std::string, const Weight*> linear_weights(const ModelWeights& weights)
   return named;
 }
 
-// A model that tells what its matrices are multiplied with.
+// A model that reports the inputs of its matrices.
 class InputObserver {
  public:
   InputObserver(const std::string& folder, int64_t max_tokens, int64_t max_sequences)

@@ -1,4 +1,4 @@
-// Binding of what can be known of a checkpoint without loading it: its tensors, its shards, and whether they are whole.
+// Binding of facts about a checkpoint that need no loading: its tensors, its shards, and damage.
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/memory_plan.h"
@@ -36,7 +36,7 @@ py::list list_shards(const Checkpoint& checkpoint) {
   return list;
 }
 
-// [(name, dtype, shape, number of its shard, begin and end in that file [bytes])].
+// [(name, dtype, shape, index of its shard, begin and end in that file [bytes])].
 py::list list_tensors(const Checkpoint& checkpoint) {
   py::list list;
   for (const auto& [name, tensor] : checkpoint.tensors()) {
@@ -47,7 +47,7 @@ py::list list_tensors(const Checkpoint& checkpoint) {
   return list;
 }
 
-// (index of the first NaN or infinity or -1, is it a NaN, are all bytes zero).
+// (index of the first NaN or infinity, or -1; whether it is a NaN; whether all bytes are zero).
 py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
   const py::buffer_info info = data.request();
   const DType dtype = dtype_of(dtype_name);
@@ -114,7 +114,7 @@ void register_checkpoint(py::module_& module) {
       .def(py::init<const std::string&>(), py::arg("folder"))
       .def("shards", &list_shards)
       .def("tensors", &list_tensors)
-      // Throws what is missing or misshapen under the folder's config.json; returns warnings.
+      // Throws Error for a tensor that is missing or misshapen by the folder's config.json. Returns warnings.
       .def("check_tensors",
            [](const Checkpoint& self) { return check_tensors(self, load_model_config(self.folder())); });
 }

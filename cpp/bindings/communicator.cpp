@@ -1,4 +1,4 @@
-// Binding of Communicator, and of the jobs whose ranks it joins.
+// Binding of Communicator, and of the MPI and TCP jobs that make one.
 #include "comm/communicator.h"
 
 #include "bindings/bindings.h"

@@ -1,4 +1,4 @@
-// Binding of Engine and of the queues its outputs come by. The GIL is released while anything waits or computes.
+// Binding of Engine and of its output queues. The GIL is released while a call waits or computes.
 #include "engine/engine.h"
 
 #include "bindings/bindings.h"
@@ -10,14 +10,14 @@ namespace longcat {
 
 namespace {
 
-// Appends what there is to `arrived`, a deque. Done in here because Python may be interrupted as soon as a call
-// returns, and a token that has been computed must not be lost then.
+// Appends all outputs to the deque `arrived`. This is done here because a signal may interrupt Python as soon as a call
+// returns, and a computed token must not be lost then.
 void take(OutputQueue& queue, const py::object& arrived) {
   const py::object append = arrived.attr("append");
   for (StepOutput& output : queue.take()) append(py::cast(std::move(output)));
 }
 
-// Waits for outputs, a signal handler's exception, or the end of the engine (false).
+// Waits for outputs (true) or the end of the engine (false). Throws the exception of a signal handler.
 bool wait(OutputQueue& queue, const py::object& arrived) {
   constexpr double kSignalCheckMs = 50;
   while (true) {
@@ -47,8 +47,8 @@ py::dict to_dict(const EngineMetrics& m) {
   d["num_generated_tokens"] = c.num_generated_tokens;
   d["prefix_cache_queries"] = c.num_prefix_queries;
   d["prefix_cache_hits"] = c.num_prefix_hits;
-  d["num_draft_tokens"] = c.num_guessed;
-  d["num_accepted_tokens"] = c.num_guessed_right;
+  d["num_draft_tokens"] = c.num_draft_tokens;
+  d["num_accepted_tokens"] = c.num_accepted_tokens;
   d["num_swaps"] = c.num_swaps;
   d["num_recomputes"] = c.num_recomputes;
   d["num_steps"] = c.num_steps;

@@ -20,7 +20,7 @@ PYBIND11_MODULE(_core, module) {
       "Instruction set the CPU backend runs: avx512_vnni, avx512, avx2 or portable.");
   module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
 
-  // The more derived one last: translators are tried from the newest on.
+  // The most derived exception comes last: translators are tried from the newest to the oldest.
   auto& error = py::register_exception<Error>(module, "Error", PyExc_RuntimeError);
   auto& out_of_memory = py::register_exception<OutOfMemory>(module, "OutOfMemoryError", error.ptr());
   auto& queue_full = py::register_exception<QueueFull>(module, "QueueFullError", error.ptr());

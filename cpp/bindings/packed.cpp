@@ -29,7 +29,7 @@ void check_shards(const Checkpoint& checkpoint) {
   for (const MappedFile& shard : checkpoint.shards()) shard.check();
 }
 
-// {tensor: "matrix" or "table"} of those that may be packed.
+// {tensor: "matrix" or "table"} of the tensors that may be packed.
 py::dict packable_tensors(const std::string& config_text) {
   py::dict uses;
   const ModelConfig config = parse_model_config(config_text, "config.json");
@@ -54,7 +54,7 @@ void register_packed(py::module_& module) {
         return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
-  // A matrix as floats, whatever it is stored as.
+  // A matrix as f32, from any stored format.
   module.def(
       "read_matrix",
       [](const Checkpoint& checkpoint, const std::string& name) {

@@ -34,8 +34,8 @@ py::array_t<float> PyEngine::forward(const std::vector<int32_t>& token_ids, int6
   });
   py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
   float* out = logits.mutable_data();
-  // A signal's handler runs while the engine computes; its exception ends the call. Other threads than the main one run
-  // no handlers, and could not get the GIL once the interpreter ends.
+  // Signal handlers run while the engine computes; an exception of theirs ends the call. Only the main thread runs
+  // handlers; other threads could not get the GIL while the interpreter shuts down.
   std::exception_ptr raised;
   std::function<bool()> stops;
   const py::module_ threading = py::module_::import("threading");
@@ -63,7 +63,7 @@ std::vector<StepOutput> PyEngine::step() {
 void PyEngine::close() {
   if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
   const GilRelease nogil;
-  // Readers come before writers: without the flag, calls that follow each other would keep this one out for ever.
+  // The lock prefers readers. Without the flag, calls in quick succession would keep this one out for ever.
   closing_ = true;
   {
     const std::shared_lock lock(mutex_);

@@ -1,4 +1,4 @@
-// An Engine as Python holds it: closed once, used by any thread, and by no fork of its process.
+// An Engine, held by Python. It is closed once, and usable from any thread, but not in a fork of its process.
 #pragma once
 
 #include <unistd.h>
@@ -18,10 +18,10 @@ class PyEngine {
            const PyCommunicator* communicator, Backend backend = {});
   ~PyEngine() { close(); }
 
-  // Throws in a process that was forked from the engine's: its threads are not there, its locks may be held for ever.
+  // Throws Error in a fork of the engine's process: the fork has no engine thread, and its locks may never be released.
   void check_process() const;
 
-  // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for all that run.
+  // Runs `action(engine)` without the GIL. Throws Error after close(), which waits for running actions.
   template <class Action>
   auto with(Action&& action) {
     check_process();

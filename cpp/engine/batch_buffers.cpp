@@ -71,7 +71,7 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
     for (size_t i = 0; i < chunk.token_ids.size(); ++i)
       add_token(chunk.token_ids[i], chunk.start + static_cast<int64_t>(i), -1);
     if (chunk.source >= 0) add_token(0, chunk.start + count - 1, chunk.source);
-    // Zeros behind a sequence's blocks name the null block, where no kernel reads.
+    // Zeros behind the blocks of a sequence name the null block, which no kernel reads.
     int32_t* const table = tables + sequence * blocks_in_tables;
     std::fill(std::copy(chunk.blocks.begin(), chunk.blocks.end(), table), table + blocks_in_tables, 0);
     query_starts[++sequence] = static_cast<int32_t>(t);

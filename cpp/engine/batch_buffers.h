@@ -1,4 +1,4 @@
-// Chunks of sequences laid out as one ForwardBatch on the device, in buffers that never move.
+// Buffers that lay out chunks of sequences as one ForwardBatch on the device. They never move.
 #pragma once
 
 #include <span>
@@ -9,35 +9,35 @@
 
 namespace longcat {
 
-// Consecutive tokens of one sequence, the first at position `start`; `blocks` holds at least the blocks up to the last.
+// Consecutive tokens of one sequence, the first at position `start`. `blocks` reaches at least to the last token.
 struct Chunk {
   std::span<const int32_t> token_ids;
   int64_t start = 0;
   std::span<const int32_t> blocks;
-  bool generated = false;  // decode arithmetic; such chunks come first
-  int32_t source = -1;  // row of the ids sampled by the step before that holds the last token, when token_ids lacks it
+  bool generated = false;  // computed by decode attention; such chunks come first
+  int32_t source = -1;     // row of the last token among the draws of the step before, when not in token_ids
 };
 
-// One device copy of a batch, and pinned host copies ("slots") to fill while the device reads another. All tensors of a
-// batch lie in one piece of memory, so a step costs one copy. Where they lie depends only on the numbers of rows and
-// sequences and on the context bucket: a recorded step of those finds them again.
+// One batch on the device, and pinned slots on the host, so that one is filled while the device reads another. The
+// tensors of a batch lie in one piece of memory: a step costs one copy. Their offsets depend only on the numbers of
+// rows and sequences and on the context bucket, so a recorded graph finds them again.
 class BatchBuffers {
  public:
   BatchBuffers(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t max_blocks_per_sequence,
                int num_slots = 1);
 
-  // Fills a slot; rows are padded to `num_rows` in all (0: no padding), and so is the number of sequences, so that
-  // batches of as many rows have the same shapes. Without chunks all rows are padding.
+  // Fills a slot. Rows and sequences are padded to `num_rows` (0: no padding), so that batches of equal padded rows
+  // have equal shapes. Without chunks all rows are padding.
   void stage(std::span<const Chunk> chunks, int slot, int64_t num_rows = 0);
 
-  // Context bucket of the generated tokens of a staged slot. Where it holds no others, its shapes depend on this and on
-  // its number of rows.
+  // Context bucket of the decoding sequences of a staged slot. The shapes of a slot of decoding sequences alone depend
+  // on this bucket and the number of rows.
   int64_t decode_context(int slot) const { return slots_[static_cast<size_t>(slot)].decode_context; }
 
   // Inside submitted work: copies the slot to the device. The batch is valid until the next upload.
   ForwardBatch upload(int slot);
 
-  // Both, for a single batch.
+  // Stages and uploads a single batch.
   ForwardBatch upload(std::span<const Chunk> chunks) {
     stage(chunks, 0);
     return upload(0);
@@ -47,7 +47,7 @@ class BatchBuffers {
   Tensor sources() const { return sources_; }
 
  private:
-  // Where the tensors of a batch begin in its memory [int32 values].
+  // Offsets of the tensors of a batch in its memory [int32 values].
   struct Layout {
     Layout() = default;
     Layout(int64_t num_tokens, int64_t num_sequences, int64_t max_blocks);

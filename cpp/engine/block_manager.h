@@ -1,8 +1,9 @@
-// Who owns which block of the KV cache, and which blocks hold a prompt that another request may begin with.
+// The blocks of the KV cache: references to each block, and the prefix cache.
 //
-// A block is free, or has references; written only by a sequence that holds its one reference and while it is not
-// published. A published block is full of prompt tokens and found by its ids and those before it; without references
-// it stays findable until its memory is needed, least recently used first.
+// A block is free or has references. Only a sequence that holds its one reference may write it, and only before it is
+// published, that is, added to the prefix cache. A published block is full of prompt tokens; it is found by its own ids
+// and those of the blocks before it. Without references it stays in the prefix cache until its memory is needed, the
+// least recently used first.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ namespace longcat {
 
 class BlockManager {
  public:
-  // num_blocks: of the cache, the null block 0 included, which is never given out.
+  // num_blocks: all blocks of the cache, with the null block 0, which is never given out.
   BlockManager(int64_t num_blocks, bool enable_prefix_caching);
 
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()) - 1; }
@@ -27,24 +28,24 @@ class BlockManager {
   int32_t take();
   void share(int32_t block);
   void release(int32_t block);
-  // Last first, so that of a chain the end is forgotten before what leads to it.
+  // Releases the last block first, so that the end of a prefix is evicted before its beginning.
   void release(std::span<const int32_t> blocks);
   bool may_write(int32_t block) const;
-  bool is_unused(int32_t block) const;  // free, and no prefix is kept in it
+  bool is_unused(int32_t block) const;  // free, and not in the prefix cache
 
-  // Names of published blocks: a uid is never used twice, so a chain of uids is a prefix. 0: before the first block.
+  // uids name published blocks and are never used twice, so the uid of a block names its whole prefix. 0: no block.
   struct Match {
     std::vector<int32_t> blocks;  // one reference each
     std::vector<uint64_t> uids;
   };
-  // The longest published prefix of `token_ids`, whole blocks.
+  // The longest prefix of `token_ids` in the prefix cache, in whole blocks.
   Match match(std::span<const int32_t> token_ids);
 
-  // Makes `block` findable as the successor of `parent`, filled with `token_ids` [64]. Returns its uid, or that of the
-  // block that is known by these tokens already.
+  // Publishes `block`, which holds `token_ids` [64] behind the block with the uid `parent`. Returns its uid, or the uid
+  // of a block with the same tokens that is published already.
   uint64_t publish(int32_t block, uint64_t parent, std::span<const int32_t> token_ids);
 
-  // Forgets all published blocks; their owners keep them.
+  // Empties the prefix cache. Sequences keep their blocks.
   void reset();
 
  private:
@@ -62,7 +63,7 @@ class BlockManager {
   bool enabled_;
   uint64_t next_uid_ = 1;
   std::vector<Block> blocks_;
-  std::vector<int32_t> unused_;                         // free, content of no interest
+  std::vector<int32_t> unused_;                         // free, and not in the prefix cache
   std::list<int32_t> reusable_;                         // free and published, least recently used first
   std::unordered_multimap<uint64_t, int32_t> by_hash_;  // of (parent, token ids)
 };

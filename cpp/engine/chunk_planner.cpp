@@ -53,7 +53,7 @@ PlannedChunk plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count
                      .token_ids = {ids, ids + (last_is_pending ? count - 1 : count)},
                      .blocks = {s.blocks.begin(), s.blocks.begin() + num_blocks},
                      .samples = end == s.num_tokens(),
-                     .num_guesses = static_cast<int64_t>(drafts.size())};
+                     .num_draft_tokens = static_cast<int64_t>(drafts.size())};
   chunk.token_ids.insert(chunk.token_ids.end(), drafts.begin(), drafts.end());
   if (s.params.prompt_logprobs >= 0) {
     chunk.score_begin = std::max(start, s.num_scored);
@@ -72,9 +72,9 @@ void plan_drafts(const Speculation& speculation, StepPlan& plan) {
     if (!chunk.samples) {
       chunk.next_token_id = s.token_ids[static_cast<size_t>(chunk.start + chunk.count)];
     } else if (!s.params.constrained) {
-      chunk.num_drafts =
+      chunk.num_next_drafts =
           std::max<int64_t>(0, std::min({room, speculation.num_tokens, s.max_tokens - s.num_output_tokens() - 1}));
-      room -= chunk.num_drafts;
+      room -= chunk.num_next_drafts;
     }
   }
 }

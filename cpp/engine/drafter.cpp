@@ -8,7 +8,7 @@ namespace longcat {
 
 namespace {
 
-// By chunk: the draw from the first of the rows that are drawn from.
+// Index of the first draw of each chunk.
 std::vector<int32_t> first_samples(const StepPlan& plan) {
   std::vector<int32_t> first(plan.chunks.size(), -1);
   for (size_t i = plan.samples.size(); i-- > 0;) first[plan.samples[i].chunk] = static_cast<int32_t>(i);
@@ -43,34 +43,35 @@ Tensor Drafter::ids_of(int64_t depth, int64_t count) const {
   return draft_ids_.tensor(DType::i32, {num_tokens_, max_num_seqs_}).index(0, depth).first(count);
 }
 
-void Drafter::draft(StepInFlight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
-  read_step(flight, batch, sampled_ids);
-  flight.drafts.assign(flight.plan.chunks.size(), {});
-  std::vector<Draft> drafts = begin(flight, sampled_ids);
+void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids) {
+  read_step(step, batch, sampled_ids);
+  step.drafts.assign(step.plan.chunks.size(), {});
+  std::vector<Draft> drafts = begin(step, sampled_ids);
   ForwardBatch last = batch;
   for (int64_t depth = 0; !drafts.empty(); ++depth) {
-    if (depth > 0) last = read_drafts(flight, drafts, depth);
-    for (const Draft& draft : drafts) write_history(flight, draft, depth);
-    draw(flight, drafts, last, depth);
+    if (depth > 0) last = read_drafts(step, drafts, depth);
+    for (const Draft& draft : drafts) write_history(step, draft, depth);
+    draw(step, drafts, last, depth);
     std::vector<int32_t> ids(drafts.size());
     device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
                          static_cast<int64_t>(ids.size()) * 4);
     for (size_t i = 0; i < drafts.size(); ++i) {
       if (ids[i] < 0) drafts[i].num_wanted = 0;  // not finite, or all forbidden
-      if (ids[i] >= 0) flight.drafts[drafts[i].chunk].push_back(ids[i]);
+      if (ids[i] >= 0) step.drafts[drafts[i].chunk].push_back(ids[i]);
     }
     std::erase_if(drafts, [&](const Draft& draft) { return draft.num_wanted <= depth + 1; });
   }
 }
 
-// All rows of the step, each with the token behind its own: the next of its chunk, or what was drawn from it.
-void Drafter::read_step(const StepInFlight& flight, const ForwardBatch& batch, Tensor sampled_ids) {
-  const StepPlan& plan = flight.plan;
+// Runs the MTP layer over all rows of the step. Beside a row's hidden state it takes the next token: the next one of
+// the chunk, or the token drawn from the row.
+void Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids) {
+  const StepPlan& plan = step.plan;
   const std::vector<int32_t> first_sample = first_samples(plan);
   std::vector<int32_t> next_ids, sources;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const PlannedChunk& chunk = plan.chunks[c];
-    const int64_t num_drawn = chunk.samples ? chunk.num_guesses + 1 : 0;
+    const int64_t num_drawn = chunk.samples ? chunk.num_draft_tokens + 1 : 0;
     for (int64_t i = 1; i <= chunk.count; ++i) {
       const int64_t drawn = i - 1 - (chunk.count - num_drawn);
       const bool is_known = drawn < 0 && i < chunk.count;
@@ -86,73 +87,76 @@ void Drafter::read_step(const StepInFlight& flight, const ForwardBatch& batch, T
   model_.forward_mtp(next, cache_);
 }
 
-// Each sequence goes on from the last of its guesses that stands. As many as stood, and one more, are worth a try: what
-// is hard to guess is so for a while. The slots it is read on in are those of the block that its newest token is in:
-// where that token begins a block, there is none yet, and one guess is made.
-std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& flight, Tensor sampled_ids) {
-  const StepPlan& plan = flight.plan;
+// Each sequence goes on from its last accepted draft token. It gets one draft token more than were accepted: text that
+// is hard to predict stays so for a while. The layer stores the draft tokens in the block of the newest token. Where
+// the newest token begins a block, the sequence does not have that block yet, and gets one draft token.
+std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor sampled_ids) {
+  const StepPlan& plan = step.plan;
   std::vector<Draft> drafts;
-  if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_drafts > 0; })) return drafts;
+  if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_next_drafts > 0; }))
+    return drafts;
   std::vector<int32_t> drawn(plan.samples.size());
   device_.copy_to_host(drawn.data(), sampled_ids.raw(), static_cast<int64_t>(drawn.size()) * 4);
-  std::vector<int64_t> num_right(plan.chunks.size(), 0);
+  std::vector<int64_t> num_accepted(plan.chunks.size(), 0);
   const std::vector<int32_t> first_sample = first_samples(plan);
   for (size_t i = 0; i < plan.samples.size(); ++i) {
     const PlannedSample& sample = plan.samples[i];
     const PlannedChunk& chunk = plan.chunks[sample.chunk];
-    if (sample.guess < chunk.num_guesses && sample.guess == num_right[sample.chunk] &&
-        drawn[i] == chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_guesses - sample.guess)])
-      ++num_right[sample.chunk];
+    if (sample.num_drafts < chunk.num_draft_tokens && sample.num_drafts == num_accepted[sample.chunk] &&
+        drawn[i] ==
+            chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_draft_tokens - sample.num_drafts)])
+      ++num_accepted[sample.chunk];
   }
   int64_t end_row = 0;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const PlannedChunk& chunk = plan.chunks[c];
     end_row += chunk.count;
-    const int64_t num_wrong = chunk.num_guesses - num_right[c];
-    const int64_t next_position = chunk.start + chunk.count - num_wrong, place = next_position % kBlockSize;
-    const int64_t num_wanted = std::min({chunk.num_drafts, num_right[c] + 1, place == 0 ? 1 : kBlockSize - 1 - place});
+    const int64_t num_rejected = chunk.num_draft_tokens - num_accepted[c];
+    const int64_t next_position = chunk.start + chunk.count - num_rejected, place = next_position % kBlockSize;
+    const int64_t num_wanted =
+        std::min({chunk.num_next_drafts, num_accepted[c] + 1, place == 0 ? 1 : kBlockSize - 1 - place});
     if (num_wanted > 0)
       drafts.push_back({.chunk = c,
                         .next_position = next_position,
                         .num_wanted = num_wanted,
-                        .newest = drawn[static_cast<size_t>(first_sample[c] + num_right[c])],
-                        .row = static_cast<int32_t>(end_row - 1 - num_wrong)});
+                        .newest = drawn[static_cast<size_t>(first_sample[c] + num_accepted[c])],
+                        .row = static_cast<int32_t>(end_row - 1 - num_rejected)});
   }
   LC_CHECK(static_cast<int64_t>(drafts.size()) <= max_num_seqs_);
   return drafts;
 }
 
-// One row a sequence: the guess before, in the slot of the token in front of it.
-ForwardBatch Drafter::read_drafts(const StepInFlight& flight, std::vector<Draft>& drafts, int64_t depth) {
+// A batch of one row a sequence: the draft token before, in the slot of the token in front of it.
+ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth) {
   std::vector<Chunk> chunks;
   std::vector<std::vector<int32_t>> token_ids;
-  for (const Draft& draft : drafts) token_ids.push_back({flight.drafts[draft.chunk].back()});
+  for (const Draft& draft : drafts) token_ids.push_back({step.drafts[draft.chunk].back()});
   std::vector<int32_t> rows;
   for (size_t i = 0; i < drafts.size(); ++i) {
     Draft& draft = drafts[i];
     chunks.push_back({.token_ids = token_ids[i],
                       .start = draft.next_position + depth - 1,
-                      .blocks = flight.plan.chunks[draft.chunk].blocks,
+                      .blocks = step.plan.chunks[draft.chunk].blocks,
                       .generated = true});
     rows.push_back(draft.row);
     draft.row = static_cast<int32_t>(i);
   }
-  const ForwardBatch batch = batch_buffers_.upload(chunks);  // draft() has waited for the one before
+  const ForwardBatch batch = batch_buffers_.upload(chunks);  // draft() has waited for the upload before
   model_.forward_mtp(batch, cache_, upload(rows_, rows));
   return batch;
 }
 
-// The lane has the tokens of the step, and now the newest: what was drawn, or guessed, before. The next step writes
-// there what it finds to be right.
-void Drafter::write_history(const StepInFlight& flight, const Draft& draft, int64_t depth) {
+// Writes the newest token, drawn or draft, to the token lane behind the tokens of the step. The next step overwrites it
+// with the accepted token.
+void Drafter::write_history(const StepInFlight& step, const Draft& draft, int64_t depth) {
   if (!has_slot(draft)) return;
-  const int32_t token_id = depth == 0 ? draft.newest : flight.drafts[draft.chunk].back();
-  const int64_t slot = slot_of(flight.plan.chunks[draft.chunk].blocks.data(), draft.next_position + depth);
+  const int32_t token_id = depth == 0 ? draft.newest : step.drafts[draft.chunk].back();
+  const int64_t slot = slot_of(step.plan.chunks[draft.chunk].blocks.data(), draft.next_position + depth);
   device_.upload(cache_.lane().data<int32_t>() + slot, &token_id, 4);
 }
 
-// With all that the token itself will be drawn with, random numbers, too, so that like distributions bring like tokens.
-void Drafter::draw(const StepInFlight& flight, const std::vector<Draft>& drafts, const ForwardBatch& batch,
+// Draws the draft tokens with the parameters and random numbers of the real draw: like distributions give like tokens.
+void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch,
                    int64_t depth) {
   const int64_t count = static_cast<int64_t>(drafts.size());
   std::vector<int32_t> logit_rows;
@@ -164,12 +168,12 @@ void Drafter::draw(const StepInFlight& flight, const std::vector<Draft>& drafts,
   std::vector<SamplingRow> rows;
   for (int64_t i = own.begin; i < own.end; ++i) {
     const Draft& draft = drafts[static_cast<size_t>(i)];
-    const Sequence& sequence = *flight.plan.chunks[draft.chunk].sequence;
+    const Sequence& sequence = *step.plan.chunks[draft.chunk].sequence;
     SamplingRow& row =
         rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, draft.next_position + depth + 1));
     row.logits_row = static_cast<int32_t>(i - own.begin);
     row.sequence = static_cast<int32_t>(depth == 0 ? static_cast<int64_t>(draft.chunk) : i);
-    if (!has_slot(draft)) {  // what it says last is not in the lane
+    if (!has_slot(draft)) {  // its newest token is not in the lane
       row.repetition_penalty = 1;
       row.presence_penalty = row.frequency_penalty = 0;
       row.bad_words = {};

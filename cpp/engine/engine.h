@@ -24,7 +24,7 @@
 
 namespace longcat {
 
-// Counters since the start, and what is under way.
+// Counters since the start, and the requests and blocks of this moment.
 struct EngineMetrics {
   SchedulerStats counts;
   int64_t num_running = 0, num_waiting = 0;
@@ -33,7 +33,8 @@ struct EngineMetrics {
 
 class Engine {
  public:
-  // `world`: this rank's communicator, with several ranks.
+  // world: the communicator of this rank; null: there is one rank. Throws as load_model, and OutOfMemory when the
+  // memory for the cache holds no block.
   Engine(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress = {},
          std::unique_ptr<Communicator> world = nullptr, Backend backend = {});
   ~Engine();
@@ -54,64 +55,64 @@ class Engine {
   int64_t world_size() const { return loaded_.model->shard().world(); }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }
   EngineMetrics metrics() const;
-  std::string failure() const;  // why the engine's thread ended by itself; empty while it has not
+  std::string failure() const;  // why the engine can compute no more; empty: it can
 
   // Throws std::invalid_argument for a prompt or parameters that cannot run.
   void check_request(std::span<const int32_t> prompt_token_ids, const SamplingParams& params) const;
 
-  // Queues `num_samples` answers to one prompt; their ids are consecutive, the first is returned. The outputs go to
-  // `queue`, or without one come from step(); what a constrained request needs masks for, and its end, to mask_queue.
-  // group: the id that was returned for the first request of the same call; -1: this one is the first. The scheduler
-  // weighs groups against each other. Throws as check_request, and QueueFull.
+  // Queues `num_samples` completions of one prompt. Their ids are consecutive; returns the first. Outputs go to
+  // `queue`, without a queue to the caller of step(). mask_queue: where a constrained request asks for masks. group:
+  // the id of the first request of the same call; -1: this is the first. The scheduler weighs groups against each
+  // other. Throws as check_request, and QueueFull.
   int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples = 1,
                       std::shared_ptr<OutputQueue> queue = nullptr, std::shared_ptr<OutputQueue> mask_queue = nullptr,
                       int64_t group = -1);
 
-  // Ends a request now: its blocks are free on return, and its queue gets a last output with FinishReason::abort.
-  // False when it is not known (any more).
+  // Ends a request now. Its blocks are free on return; its last output has FinishReason::abort. False: the id is not
+  // known, or no more.
   bool abort(int64_t request_id);
 
-  // What may follow the first `num_output_tokens` tokens of a constrained request: [ceil(vocab_size / 32)] words, a
-  // bit an id; empty: all ids. False when the request is not known (any more). Throws std::invalid_argument for another
-  // length.
+  // Sets the ids that may follow the first `num_output_tokens` tokens of a constrained request. mask:
+  // [ceil(vocab_size / 32)], a bit for each id; empty: all ids. False: the id is not known, or no more. Throws
+  // std::invalid_argument for another length.
   bool set_mask(int64_t request_id, int64_t num_output_tokens, std::vector<uint32_t> mask);
 
-  // Ends a request with an error of the caller's.
+  // Ends a request with FinishReason::error. False: the id is not known, or no more.
   bool fail(int64_t request_id, const std::string& error);
 
   void reset_prefix_cache();
   bool preempt(int64_t request_id, bool may_swap);  // for tests
   bool has_work() const;
 
-  // Plans and launches a step, and takes in the results of the one before (without `overlap`: its own). Appends outputs
-  // that have no queue. False when there was nothing to do: no work, or all of it waits for masks.
+  // Plans and launches a step, and takes in the results of the step before (without `overlap`: of this one). Appends
+  // outputs of requests without a queue. False: there is no work, or all of it waits for masks.
   bool step(std::vector<StepOutput>& outputs);
 
-  // The engine's own thread calls step() while there is work, and sleeps else; on other ranks than 0 it follows. There
-  // stop() waits for rank 0 to stop.
+  // Starts and ends the engine's own thread, which makes steps while there is work. On a follower rank the thread
+  // computes what rank 0 plans, and stop() waits for rank 0 to stop.
   void start();
   void stop();
 
-  // Ends what waits for other ranks, with an error, as when one of them has died. From any thread.
+  // Ends all waits for other ranks with an error, as when a rank has died. From any thread.
   void abort_ranks(const std::string& reason) noexcept;
 
-  // Waits for the thread to end: until rank 0 stops. Nobody makes requests here any more. Throws Error when it ended by
-  // one.
+  // Waits until the thread ends, on a follower until rank 0 stops. No requests may be made here after it. Throws the
+  // thread's Error, if it had one.
   void join();
 
-  // Throws what forward would throw for these ids.
+  // Throws std::invalid_argument for ids that forward() refuses.
   void check_forward(std::span<const int32_t> token_ids) const;
 
-  // Logits of every position of one sequence, in steps of at most `chunk_size` tokens (0: max_num_batched_tokens).
-  // out: [num_tokens, vocab_size] floats on the host. Runs between two steps. `stops` is asked by the calling thread
-  // every few milliseconds: true ends the work after the chunk at hand, with an Error. So does give_up().
+  // Logits of every position of one sequence, in passes of at most `chunk_size` tokens (0: max_num_batched_tokens), to
+  // out [num_tokens, vocab_size] on the host. Runs between two steps. `stops` is asked by the calling thread every 20
+  // ms: true, like give_up(), ends the work after the pass in hand, with an Error.
   void forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size = 0,
                const std::function<bool()>& stops = {});
 
-  // The engine is about to be destroyed: calls of forward() end soon, with an Error. From any thread.
+  // Ends calls of forward() soon, with an Error: the engine is about to be destroyed. From any thread.
   void give_up() { given_up_ = true; }
 
-  // Calls `function` between two steps, with nothing under way.
+  // Calls `function` between two steps, with no step in flight.
   void between_steps(std::function<void()> function, const std::function<void()>& while_waiting = {});
 
   // --- for tests and benchmarks, between steps ---------------------------------------------------------------------

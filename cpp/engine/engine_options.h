@@ -12,7 +12,7 @@ namespace longcat {
 struct EngineOptions {
   std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
   std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
-  bool quantize_experts = false;         // keep them as fp8 blocks where they are not
+  bool quantize_experts = false;         // convert bf16 experts to fp8 blocks while loading
   std::string kv_cache_dtype = "auto";   // "auto" (dtype), "f32", "bf16", "fp8", "int8"
   std::string ngram_placement = "auto";  // of the N-gram tables: "auto", "disk" (CPU), "host" or "device" (CUDA)
   int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
@@ -23,11 +23,11 @@ struct EngineOptions {
   int64_t swap_memory = -1;              // [bytes] of the host, for preempted requests; -1: as much as the cache
   double gpu_memory_utilization = 0;     // share of a GPU's free memory that is taken; 0: all but 1.5 GiB
   bool enable_prefix_caching = true;
-  double mask_timeout_ms = 10000;                              // a constrained request ends when its mask takes longer
-  Speculation speculation = {};                                // guesses at the next tokens; by default none
+  double mask_timeout_ms = 10000;                              // a constrained request fails when its mask takes longer
+  Speculation speculation = {};                                // speculative decoding; by default none
   int num_threads = 0;                                         // 0: one per available core
-  int64_t tensor_parallel_size = 1, expert_parallel_size = 1;  // ranks: the larger of both
-  int64_t ranks_per_machine = 0;                               // that share its memory; 0: all
+  int64_t tensor_parallel_size = 1, expert_parallel_size = 1;  // the number of ranks is the larger of both
+  int64_t ranks_per_machine = 0;                               // ranks that share the memory of this machine; 0: all
   std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
                                   // leave the host free
 

@@ -1,4 +1,4 @@
-// From a folder and options to a model that is ready for forward passes, on every rank.
+// Loads a checkpoint folder into a model that is ready for forward passes, on every rank.
 #pragma once
 
 #include <filesystem>
@@ -11,8 +11,8 @@
 
 namespace longcat {
 
-// The operations an engine computes with, and the communicators between their devices. Without ops,
-// EngineOptions::device names them.
+// The operations that an engine computes with, and the communicators between their devices. Null ops: those of
+// EngineOptions::device.
 struct Backend {
   std::unique_ptr<Ops> ops = nullptr;
   CommunicatorFactory communicator = on_device;
@@ -28,7 +28,7 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 
-// `world`: this rank's communicator; null with one rank. Other ranks hear of a failure.
+// world: the communicator of this rank; null: there is one rank. A failure here fails the other ranks, too.
 LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options,
                        const LoadProgress& progress = {}, std::unique_ptr<Communicator> world = nullptr,
                        Backend backend = {});

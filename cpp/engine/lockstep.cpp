@@ -11,9 +11,9 @@ namespace {
 
 using Kind = Lockstep::Message::Kind;
 
-constexpr int64_t kFirstBytes = 4096;  // that travel with the size, in one broadcast: enough for most steps
+constexpr int64_t kFirstBytes = 4096;  // broadcast together with the size: enough for most steps
 
-// Fields in the order of their calls, as they lie in memory: all ranks run the same program.
+// Writes fields one after the other, as they lie in memory: all ranks run the same program.
 class Writer {
  public:
   template <class T>
@@ -64,7 +64,7 @@ class Reader {
   std::span<const std::byte> bytes_;
 };
 
-// Each part of a plan once, for both directions.
+// The fields of each part of a plan, for both directions.
 template <class Archive, class Sequence>
 void transfer_sequence(Archive& a, Sequence& s) {
   auto& p = s.params;
@@ -100,15 +100,15 @@ void transfer_chunk(Archive& a, Chunk& c) {
   a(c.score_end);
   a(c.score_ids);
   a(c.samples);
-  a(c.num_guesses);
+  a(c.num_draft_tokens);
   a(c.next_token_id);
-  a(c.num_drafts);
+  a(c.num_next_drafts);
 }
 
 template <class Archive, class Sample>
 void transfer_sample(Archive& a, Sample& s) {
   a(s.chunk);
-  a(s.guess);
+  a(s.num_drafts);
   a(s.num_tokens);
   a(s.ends);
 }
@@ -237,7 +237,7 @@ int64_t Lockstep::least(int64_t value) {
   return *std::min_element(all.begin(), all.end());
 }
 
-// The size and the first bytes, then the rest if there is one.
+// Broadcasts the size with the first bytes, then the rest if there is any.
 void Lockstep::broadcast(std::vector<std::byte>& bytes) {
   std::vector<std::byte> first(static_cast<size_t>(kFirstBytes) + 8);
   int64_t size = static_cast<int64_t>(bytes.size());

@@ -1,7 +1,8 @@
-// How the ranks of a job keep step: rank 0 takes requests, plans, and sends each plan; the others carry it out.
+// Messages from rank 0 to the other ranks. Rank 0 takes requests, plans steps and sends each plan; the others carry it
+// out.
 //
-// A plan says all there is to do (tokens, blocks, how to draw), so nothing else has to be decided alike elsewhere. What
-// comes of it is sent, too, for callers on other ranks who made the same requests.
+// A plan holds all that a step needs (tokens, blocks, sampling parameters), so the other ranks decide nothing. Rank 0
+// also sends the outputs of requests, for callers that made the same requests on other ranks.
 #pragma once
 
 #include <cstdint>
@@ -25,21 +26,21 @@ class Lockstep {
   bool has_peers() const { return control_->size() > 1; }
   int rank() const { return control_->rank(); }
 
-  // Throws Error on every rank, with `what` rank r has that differs from rank 0's, unless all bring the same.
+  // Throws Error on every rank unless all fingerprints are equal. It names `what`, and a rank that differs from rank 0.
   void require_same(uint64_t fingerprint, const char* what);
-  int64_t least(int64_t value);  // of all ranks
+  int64_t least(int64_t value);  // the minimum over all ranks
 
   // --- of rank 0, from the thread that steps -------------------------------------------------------------------------
-  void send(std::vector<std::byte> step);  // encoded, as the sequences may change by now
+  void send(std::vector<std::byte> step);  // of encode(): the sequences may change before it is sent
   void send_forward(const Chunk& chunk);
   void send_stop();
 
   // --- of the others -------------------------------------------------------------------------------------------------
-  // What rank 0 sent next. Of the sequences of a plan only params, num_prompt_tokens and mask are there.
+  // The next message of rank 0. Sequences of its plan have params, num_prompt_tokens and mask alone.
   struct Message {
     enum class Kind : uint8_t { stop, step, forward } kind = Kind::stop;
-    std::vector<StepOutput> outputs;         // since the last step
-    StepPlan plan;                           // empty: nothing to compute
+    std::vector<StepOutput> outputs;         // since the last message
+    StepPlan plan;                           // empty: there is nothing to compute
     std::vector<int32_t> token_ids, blocks;  // of a forward's chunk
     int64_t start = 0;
   };
@@ -50,10 +51,11 @@ class Lockstep {
  private:
   void broadcast(std::vector<std::byte>& bytes);
 
-  std::unique_ptr<Communicator> control_;  // beside the one that computes: another thread waits on it
+  std::unique_ptr<Communicator>
+      control_;  // apart from the communicator of the computation, which another thread waits on
 };
 
-// A step: what came of those before, and what to compute now.
+// Encodes a step: the outputs of the steps before, and the plan.
 std::vector<std::byte> encode(const std::vector<StepOutput>& outputs, const StepPlan& plan);
 
 }  // namespace longcat

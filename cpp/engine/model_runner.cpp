@@ -30,15 +30,15 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
   std::vector<int32_t> rows(static_cast<size_t>(limits.max_samples));
   std::iota(rows.begin(), rows.end(), 0);
   device_.copy_from_host(all_rows_.data(), rows.data(), all_rows_.bytes());
-  if (limits.num_drafts > 0)  // each sequence that guesses are made for takes one of the samples beyond max_num_seqs
+  if (limits.num_drafts > 0)  // a sequence with draft tokens takes one of the draws beyond max_num_seqs
     drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
                                          std::min(limits.max_num_seqs, limits.max_samples - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
   if (device_.warms_recordings()) warm_up();
 }
 
-// Records the steps of short contexts before the first request: a kernel's first launch and a graph's instantiation
-// take 10 to 20 ms. All rows are padding, which writes to the null block.
+// Records the graphs of short contexts before the first request: the first launch of a kernel and the instantiation of
+// a graph take 10 to 20 ms. All rows are padding, which writes to the null block.
 void ModelRunner::warm_up() {
   const int64_t most = std::min(limits_.max_samples, limits_.max_num_batched_tokens);
   for (int64_t rows = 1; rows <= most;) {
@@ -54,11 +54,11 @@ void ModelRunner::warm_up() {
   }
 }
 
-// Work under way reads what this object owns.
+// Steps in flight read what this object owns.
 ModelRunner::~ModelRunner() {
   try {
     device_.wait(device_.submit([] {}));
-  } catch (const std::exception&) {  // told to whoever waited for it
+  } catch (const std::exception&) {  // the thread that waited for the step has it
   }
 }
 
@@ -67,11 +67,11 @@ int64_t ModelRunner::padded_rows(int64_t rows) const {
 }
 
 std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
-  auto flight = std::make_unique<StepInFlight>();
-  flight->plan = std::move(plan);
-  flight->slot = next_slot_;
+  auto step = std::make_unique<StepInFlight>();
+  step->plan = std::move(plan);
+  step->slot = next_slot_;
   next_slot_ = 1 - next_slot_;
-  const StepPlan& p = flight->plan;
+  const StepPlan& p = step->plan;
   std::vector<Chunk> chunks;
   for (const PlannedChunk& chunk : p.chunks)
     chunks.push_back({.token_ids = chunk.token_ids,
@@ -79,34 +79,34 @@ std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
                       .blocks = chunk.blocks,
                       .generated = chunk.generated,
                       .source = chunk.source});
-  // Steps of generated tokens, each of them sampled from, come again and again: they are recorded.
+  // Steps of decoding alone come again and again in the same shape: they are recorded as graphs.
   const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
-    return c.generated && c.samples && c.count == 1 + c.num_guesses;
+    return c.generated && c.samples && c.count == 1 + c.num_draft_tokens;
   });
-  flight->recorded_rows = decodes_only ? padded_rows(p.num_tokens()) : 0;
-  if (!chunks.empty()) batch_buffers_.stage(chunks, flight->slot, flight->recorded_rows);
+  step->recorded_rows = decodes_only ? padded_rows(p.num_tokens()) : 0;
+  if (!chunks.empty()) batch_buffers_.stage(chunks, step->slot, step->recorded_rows);
 
-  flight->sampled_ids.resize(p.samples.size(), -1);
-  flight->logprobs.resize(p.samples.size());
-  flight->errors.resize(p.samples.size());
-  flight->prompt_logprobs.resize(p.chunks.size());
-  flight->chunk_errors.resize(p.chunks.size());
-  for (const PlannedSample& sample : p.samples) flight->masks.push_back(sample.sequence->mask);
-  return flight;
+  step->sampled_ids.resize(p.samples.size(), -1);
+  step->logprobs.resize(p.samples.size());
+  step->errors.resize(p.samples.size());
+  step->prompt_logprobs.resize(p.chunks.size());
+  step->chunk_errors.resize(p.chunks.size());
+  for (const PlannedSample& sample : p.samples) step->masks.push_back(sample.sequence->mask);
+  return step;
 }
 
-void ModelRunner::submit(StepInFlight& flight) {
-  flight.ticket = device_.submit([this, &flight] {
+void ModelRunner::submit(StepInFlight& step) {
+  step.ticket = device_.submit([this, &step] {
     try {
-      run(flight);
-    } catch (const std::exception& error) {  // the other ranks wait for this one before anybody waits for the step
+      run(step);
+    } catch (const std::exception& error) {  // other ranks wait for this one already
       model_.abort_ranks(str_cat("[parallel] rank ", model_.shard().rank, " failed: ", error.what()));
       throw;
     }
   });
 }
 
-void ModelRunner::wait(StepInFlight& flight) { device_.wait(flight.ticket); }
+void ModelRunner::wait(StepInFlight& step) { device_.wait(step.ticket); }
 
 void ModelRunner::move_blocks(const StepPlan& plan) {
   for (const BlockMove& move : plan.moves) switch (move.kind) {
@@ -119,13 +119,13 @@ void ModelRunner::move_blocks(const StepPlan& plan) {
       case BlockMove::Kind::load:
         cache_.load_block(move.block, host_block(move.other_block));
         break;
-      case BlockMove::Kind::drop:  // the scheduler gives its place to another block
+      case BlockMove::Kind::drop:  // the scheduler has freed the host block
         break;
     }
 }
 
-// Pinning memory takes about a millisecond a call, and unpinning waits for the device. So places for saved blocks are
-// pinned by slabs, which stay. The scheduler hands out the lowest places first.
+// Host memory for swapped-out blocks is pinned by slabs, which stay: pinning takes about a millisecond a call, and
+// unpinning waits for the device. The scheduler hands out the lowest host blocks first.
 void* ModelRunner::host_block(int32_t host_block_idx) {
   const int64_t slab = host_block_idx / host_slab_blocks_, in_slab = host_block_idx % host_slab_blocks_;
   if (slab >= static_cast<int64_t>(host_slabs_.size())) host_slabs_.resize(static_cast<size_t>(slab) + 1);
@@ -134,7 +134,7 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
   return static_cast<char*>(memory.data()) + in_slab * limits_.block_bytes;
 }
 
-// What a recording holds: everything that has the same shape in every step of so many rows.
+// The work of a recorded graph: all that has the same shape in every step with this number of rows.
 void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_samples}),
                         batch_buffers_.sources());
@@ -148,15 +148,15 @@ Recording& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_row
   return *recording;
 }
 
-void ModelRunner::run(StepInFlight& flight) {
-  const StepPlan& plan = flight.plan;
-  const int64_t recorded_rows = flight.recorded_rows;
+void ModelRunner::run(StepInFlight& step) {
+  const StepPlan& plan = step.plan;
+  const int64_t recorded_rows = step.recorded_rows;
   move_blocks(plan);
   if (plan.chunks.empty()) return;
-  const ForwardBatch batch = batch_buffers_.upload(flight.slot);
-  std::vector<int32_t> logit_rows;                      // rows of the step whose logits are computed
-  std::vector<int32_t> logits_row(plan.chunks.size());  // where a chunk finds its first logits
-  Range own;                                            // of logit_rows
+  const ForwardBatch batch = batch_buffers_.upload(step.slot);
+  std::vector<int32_t> logit_rows;                      // rows whose logits are computed
+  std::vector<int32_t> logits_row(plan.chunks.size());  // row of a chunk's first logits among them
+  Range own;                                            // logit_rows of this rank
   int64_t first_row = 0;
   if (recorded_rows > 0) {
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
@@ -170,20 +170,20 @@ void ModelRunner::run(StepInFlight& flight) {
     compute(batch, {});
     if (observer_) observer_->after_forward(plan, model_);
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
-      score_prompt(flight, c, first_row);
+      score_prompt(step, c, first_row);
       first_row += plan.chunks[c].count;
       if (!plan.chunks[c].samples) continue;
       logits_row[c] = static_cast<int32_t>(logit_rows.size());
-      for (int64_t guess = plan.chunks[c].num_guesses; guess >= 0; --guess)
-        logit_rows.push_back(static_cast<int32_t>(first_row - 1 - guess));
+      for (int64_t behind = plan.chunks[c].num_draft_tokens; behind >= 0; --behind)
+        logit_rows.push_back(static_cast<int32_t>(first_row - 1 - behind));
     }
     if (!logit_rows.empty()) own = compute_logits(logit_rows);
   }
-  if (!plan.samples.empty()) sample(flight, batch, logits_row, own);
-  if (drafter_) drafter_->draft(flight, batch, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
+  if (!plan.samples.empty()) sample(step, batch, logits_row, own);
+  if (drafter_) drafter_->draft(step, batch, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
 }
 
-// Logits of rows of the last forward pass, at most max_samples of them; which of them this rank has now.
+// Computes the logits of `rows` of the last forward pass, at most max_samples. Returns the range that this rank owns.
 Range ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
   const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
   device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
@@ -192,7 +192,7 @@ Range ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
   return own;
 }
 
-// For token_ids, of which this rank has the logits of those in `own`; the others come as sums with zeros.
+// Log-probabilities of token_ids. This rank has the logits of `own`; an all-reduce with zeros brings the others.
 std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                                          int64_t top) {
   const int64_t count = static_cast<int64_t>(token_ids.size()), width = 1 + top;
@@ -220,9 +220,9 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
   return result;
 }
 
-// The prompt tokens that rows of a chunk predict, when they are wanted. The chunk begins at row `first_row`.
-void ModelRunner::score_prompt(StepInFlight& flight, size_t chunk_idx, int64_t first_row) try {
-  const PlannedChunk& chunk = flight.plan.chunks[chunk_idx];
+// Log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the batch.
+void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, int64_t first_row) try {
+  const PlannedChunk& chunk = step.plan.chunks[chunk_idx];
   for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_samples) {
     const int64_t count = std::min(limits_.max_samples, chunk.score_end - start);
     std::vector<int32_t> rows(static_cast<size_t>(count));
@@ -233,35 +233,35 @@ void ModelRunner::score_prompt(StepInFlight& flight, size_t chunk_idx, int64_t f
     for (TokenLogprobs& one :
          compute_logprobs(logits(own.size()), own, predicted, chunk.sequence->params.prompt_logprobs)) {
       if (std::isnan(one.logprobs[0])) {
-        flight.chunk_errors[chunk_idx] = "the logits of the prompt are not finite";
+        step.chunk_errors[chunk_idx] = "the logits of the prompt are not finite";
         return;
       }
-      flight.prompt_logprobs[chunk_idx].push_back(std::move(one));
+      step.prompt_logprobs[chunk_idx].push_back(std::move(one));
     }
   }
 } catch (const DeviceFailure&) {
   throw;
 } catch (const std::exception& error) {  // ends this request alone
-  if (has_peers()) throw;                // who did not see it
-  flight.chunk_errors[chunk_idx] = error.what();
+  if (has_peers()) throw;                // they did not see the error
+  step.chunk_errors[chunk_idx] = error.what();
 }
 
-// Each rank draws from the rows of logits it owns; the draws of the others come as sums with zeros.
-void ModelRunner::sample(StepInFlight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows,
+// Each rank draws from the rows of logits that it owns; an all-reduce with zeros brings the other draws.
+void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows,
                          Range own) {
-  const StepPlan& plan = flight.plan;
+  const StepPlan& plan = step.plan;
   std::vector<SamplingRow> rows;
-  Range mine;  // of the samples: in the order of the rows
+  Range mine;  // draws of this rank, in the order of the rows
   for (size_t i = 0; i < plan.samples.size(); ++i) {
     const PlannedSample& planned = plan.samples[i];
-    const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.guess);
+    const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.num_drafts);
     if (logits_row < own.begin) ++mine.begin;
     if (logits_row < own.begin || logits_row >= own.end) continue;
     const Sequence& sequence = *planned.sequence;
     SamplingRow& row = rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, planned.num_tokens));
     row.logits_row = logits_row - static_cast<int32_t>(own.begin);
     row.sequence = static_cast<int32_t>(planned.chunk);
-    row.mask = flight.masks[i];
+    row.mask = step.masks[i];
   }
   mine.end = mine.begin + static_cast<int64_t>(rows.size());
   const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.samples.size())});
@@ -269,7 +269,7 @@ void ModelRunner::sample(StepInFlight& flight, const ForwardBatch& batch, std::s
   if (!rows.empty())
     ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.lane(), batch.block_tables);
   model_.world().all_reduce(ids);
-  device_.download(flight.sampled_ids.data(), ids.raw(), ids.num_bytes());
+  device_.download(step.sampled_ids.data(), ids.raw(), ids.num_bytes());
   for (size_t i = 0; i < plan.samples.size(); ++i) try {
       const SamplingParams& p = plan.samples[i].sequence->params;
       if (p.logprobs < 0) continue;
@@ -279,13 +279,13 @@ void ModelRunner::sample(StepInFlight& flight, const ForwardBatch& batch, std::s
       const int64_t sample_idx = static_cast<int64_t>(i);
       const bool is_mine = mine.begin <= sample_idx && sample_idx < mine.end;
       const int64_t row = is_mine ? rows[static_cast<size_t>(sample_idx - mine.begin)].logits_row : 0;
-      flight.logprobs[i] = compute_logprobs(is_mine ? logits(own.size()).slice(0, row, row + 1) : Tensor{},
-                                            is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
+      step.logprobs[i] = compute_logprobs(is_mine ? logits(own.size()).slice(0, row, row + 1) : Tensor{},
+                                          is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
     } catch (const DeviceFailure&) {
       throw;
     } catch (const std::exception& error) {  // ends this request alone
       if (has_peers()) throw;
-      flight.errors[i] = error.what();
+      step.errors[i] = error.what();
     }
 }
 

@@ -1,5 +1,5 @@
-// Runs plans: lays out the batch, moves blocks, computes, samples. At most two steps are under way at once, so that one
-// can be prepared while the device computes the other.
+// The runner carries out plans: it moves blocks, lays out the batch, computes it and draws tokens. Two steps may be in
+// flight, so that the host prepares one while the device computes the other.
 #pragma once
 
 #include <array>
@@ -17,33 +17,33 @@ namespace longcat {
 
 struct RunnerLimits {
   int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
-  int64_t num_drafts = 0;  // of a guess by the MTP layer; 0: it does not guess
+  int64_t num_drafts = 0;  // draft tokens of a sequence by the MTP layer; 0: none
 };
 
 class ModelRunner {
  public:
-  static constexpr int kSlots = 3;  // of BatchBuffers: two steps, and forward()
+  static constexpr int kSlots = 3;  // slots of BatchBuffers: two steps, and forward()
 
   ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits);
   ~ModelRunner();
 
   void set_observer(StepObserver* observer) { observer_ = observer; }
 
-  // Lays the plan out, reading its sequences; submits it, which a device may take its time for; returns when its
-  // results are there, or throws what went wrong. Flights in their order.
+  // stage: lays the plan out; reads its sequences. submit: starts it; this may block on a device. wait: returns when
+  // the results are there; throws the step's error. Steps are waited for in the order of their launches.
   std::unique_ptr<StepInFlight> stage(StepPlan plan);
-  void submit(StepInFlight& flight);
-  void wait(StepInFlight& flight);
+  void submit(StepInFlight& step);
+  void wait(StepInFlight& step);
 
-  // Logits of all tokens of one chunk of prompt tokens, to out [num_tokens, vocab_size] on the host; null: only to
-  // whom of the ranks it may concern. Waits.
+  // Logits of all tokens of one chunk of a prompt, to out [num_tokens, vocab_size] on the host. Null: this rank only
+  // takes part. Waits.
   void forward(const Chunk& chunk, float* out);
 
   int64_t num_recordings() const { return static_cast<int64_t>(recordings_.size()); }
 
  private:
   int64_t padded_rows(int64_t rows) const;
-  void run(StepInFlight& flight);
+  void run(StepInFlight& step);
   void move_blocks(const StepPlan& plan);
   void* host_block(int32_t host_block_idx);
   void warm_up();
@@ -53,8 +53,8 @@ class ModelRunner {
   Range compute_logits(const std::vector<int32_t>& rows);
   std::vector<TokenLogprobs> compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                               int64_t top);
-  void score_prompt(StepInFlight& flight, size_t chunk, int64_t first_row);
-  void sample(StepInFlight& flight, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
+  void score_prompt(StepInFlight& step, size_t chunk, int64_t first_row);
+  void sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
   bool has_peers() const { return model_.shard().world() > 1; }
 
   Ops& ops_;
@@ -68,12 +68,12 @@ class ModelRunner {
   Buffer logits_;                     // [max_samples of this rank, vocab_size] f32
   Buffer logit_rows_;                 // [max_samples] i32
   Buffer all_rows_;                   // [max_samples] i32: 0, 1, 2, ...
-  Buffer sampled_ids_;                // [max_samples] i32: the next step reads them here
+  Buffer sampled_ids_;                // [max_samples] i32, read by the next step
   std::vector<int32_t> zeros_;        // [max_samples]
-  std::unique_ptr<Drafter> drafter_;  // null: the MTP layer is not asked
-  // By rows and context bucket of a step of decodes.
+  std::unique_ptr<Drafter> drafter_;  // null: no draft tokens by the MTP layer
+  // Recorded graphs, by the rows and the context bucket of a decode step.
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Recording>> recordings_;
-  std::vector<HostBuffer> host_slabs_;  // blocks that are swapped out, host_slab_blocks_ in each; empty: not used yet
+  std::vector<HostBuffer> host_slabs_;  // of swapped-out blocks, host_slab_blocks_ in each; empty: not used yet
   int64_t host_slab_blocks_;
   int next_slot_ = 0;
 };

@@ -1,4 +1,4 @@
-// Tokens on their way from the engine to whoever waits for them.
+// A queue of outputs between the engine's thread and the threads that wait for tokens.
 #pragma once
 
 #include <condition_variable>
@@ -17,7 +17,7 @@ class OutputQueue {
   OutputQueue& operator=(const OutputQueue&) = delete;
 
   void push(StepOutput output);
-  void close();  // the engine is gone: nothing more comes
+  void close();  // no more outputs will come
 
   // Waits until there are outputs, the queue is closed, or the time is up.
   void wait(double timeout_ms);

@@ -1,4 +1,4 @@
-// Requests as another rank than 0 knows them: of the same numbers as rank 0's, whose outputs come here.
+// The requests of a follower rank. Each has the id that it has on rank 0, whose outputs go to its queue.
 #pragma once
 
 #include <map>
@@ -10,22 +10,22 @@
 
 namespace longcat {
 
-// Not for several threads at once.
+// Not safe for several threads at once.
 class RequestMirror {
  public:
-  // A request is made here, too: its outputs go to `queue`, those that came before at once.
+  // Adds a request. Outputs that rank 0 has sent already go to `queue` at once.
   void add(int64_t request_id, std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue);
 
-  // What rank 0 has for a request; next_request_id: of those that are not made here yet, the first.
+  // Takes an output of rank 0. next_request_id: the first id that no request here has yet.
   void take(StepOutput output, int64_t next_request_id);
 
-  // The caller here wants no more of it; whether it goes on is rank 0's business. False when it is not known.
+  // Ends a request here with `last`; rank 0 alone decides whether it goes on there. False: the id is not known.
   bool forget(StepOutput last);
 
-  // Nobody here makes requests any more.
+  // No more requests are made here.
   void expect_no_more();
 
-  // No more outputs come; `failure`: why, when it is none of the callers' doing.
+  // Ends all requests: rank 0 sends no more. failure: the reason, if it is an error.
   void end(const std::string& failure);
 
  private:
@@ -33,7 +33,7 @@ class RequestMirror {
     std::shared_ptr<OutputQueue> queue, mask_queue;
   };
   std::map<int64_t, Mirrored> requests_;
-  std::map<int64_t, std::vector<StepOutput>> early_;  // of requests that are still to be made here
+  std::map<int64_t, std::vector<StepOutput>> early_;  // outputs of requests that are not made here yet
   bool only_follows_ = false;
 };
 

@@ -10,9 +10,9 @@ namespace longcat {
 
 namespace {
 
-constexpr double kForeverMs = 1e12;  // 30 years, a time that clocks can still add
-constexpr int64_t kShortSlots = 4;   // one of so many slots is for short requests
-constexpr int64_t kShortRatio = 4;   // a group is short beside one that asks for so many times its tokens
+constexpr double kForeverMs = 1e12;  // 30 years: clocks can still add it
+constexpr int64_t kShortSlots = 4;   // one slot in four is open to short requests
+constexpr int64_t kShortRatio = 4;   // a short group asks for at most a quarter of the tokens
 constexpr int64_t kMostPassed = 32;
 
 int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
@@ -34,7 +34,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 }
 
 void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
-  const int64_t num_queued = static_cast<int64_t>(sequences_.size()) - num_running();  // forks to come included
+  const int64_t num_queued = static_cast<int64_t>(sequences_.size()) - num_running();  // with forks that have not begun
   if (num_queued >= options_.max_num_queued)
     throw QueueFull(str_cat("[engine] ", num_queued, " requests are waiting, max_num_queued=", options_.max_num_queued,
                             ": try again later"));
@@ -114,7 +114,7 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason) {
   running_.erase(sequence.request_id);
   sequences_.erase(sequence.request_id);
   sequence.state = Sequence::State::finished;
-  // Samples that would have forked from it begin on their own.
+  // Sequences that would have forked from it compute the prompt themselves.
   for (const auto& fork : sequence.forks)
     if (fork->state == Sequence::State::waiting) enqueue(fork);
   sequence.forks.clear();
@@ -129,16 +129,16 @@ void Scheduler::commit(Sequence& sequence, int32_t token_id, Clock::time_point n
   LC_CHECK(sequence.num_pending > 0);
   --sequence.num_pending;
   sequence.token_ids.push_back(token_id);
-  sequence.drafts.clear();  // said what comes here
+  sequence.drafts.clear();  // they stood for this token
   sequence.mask_due = now + mask_timeout_;
   ++stats_.num_generated_tokens;
 }
 
-void Scheduler::commit_guessed(Sequence& sequence, int32_t token_id, Clock::time_point now) {
+void Scheduler::commit_accepted(Sequence& sequence, int32_t token_id, Clock::time_point now) {
   if (sequence.state == Sequence::State::finished) return;
-  ++sequence.num_scheduled;  // what the step stored for the guess stands
+  ++sequence.num_scheduled;  // the latents of the accepted draft token are in the cache
   ++sequence.num_pending;
-  ++stats_.num_guessed_right;
+  ++stats_.num_accepted_tokens;
   commit(sequence, token_id, now);
 }
 
@@ -164,8 +164,8 @@ std::optional<Clock::time_point> Scheduler::next_due() const {
   return next;
 }
 
-// Prompt blocks that the last plan filled can be found from now on: the step that reads them comes after the one that
-// writes them.
+// Adds the prompt blocks that the last plan filled to the prefix cache. The device writes them before a later step
+// reads them.
 void Scheduler::publish_filled() {
   for (const auto& sequence : filling_) {
     Sequence& s = *sequence;
@@ -179,7 +179,7 @@ void Scheduler::publish_filled() {
   filling_.clear();
 }
 
-// Takes the blocks of one sequence: saved to host memory when there is room, else to be computed again.
+// Takes the blocks of a sequence: swapped out to host memory while there is room, else recomputed later.
 void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
   const std::shared_ptr<Sequence> self = running_.at(s.request_id);
   const int64_t used = blocks_for(s.num_scheduled);
@@ -217,8 +217,8 @@ bool Scheduler::preempt(int64_t request_id, bool may_swap) {
   return true;
 }
 
-// Which running sequence is preempted for a block of `s`: the lowest priority, short ones last. The first in line is
-// preempted by none but itself.
+// The running sequence that is preempted when `s` needs a block: the one of the lowest priority, short ones last. Only
+// the oldest sequence itself preempts the oldest.
 Sequence& Scheduler::gives_way_to(const Sequence& s) const {
   const Sequence& first = *running_.begin()->second;
   for (auto it = running_.rbegin(); it != running_.rend(); ++it)
@@ -227,8 +227,8 @@ Sequence& Scheduler::gives_way_to(const Sequence& s) const {
   return *running_.rbegin()->second;
 }
 
-// A block to write the next token to, the sequence's own. When there is none, running sequences make room, the lowest
-// priority first; false when that was the sequence itself.
+// Gives a sequence a block of its own for its next token. While none is free, running sequences are preempted, the
+// lowest priority first. False: `s` itself was preempted.
 bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   const size_t block_idx = static_cast<size_t>(s.num_scheduled / kBlockSize);
   const auto has_block = [&] { return block_idx < s.blocks.size() && blocks_.may_write(s.blocks[block_idx]); };
@@ -241,7 +241,7 @@ bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   const int32_t own = blocks_.take();
   if (block_idx == s.blocks.size()) {
     s.blocks.push_back(own);
-  } else {  // shared, or published
+  } else {  // shared, or in the prefix cache
     plan.moves.push_back({.kind = BlockMove::Kind::copy, .block = s.blocks[block_idx], .other_block = own});
     blocks_.release(s.blocks[block_idx]);
     s.blocks[block_idx] = own;
@@ -249,17 +249,17 @@ bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   return true;
 }
 
-// A few blocks stay for those that run, so that they are not preempted at once.
+// Blocks kept for running sequences, so that admitting another does not preempt them at once.
 int64_t Scheduler::reserve() const { return std::min(num_running(), blocks_.num_blocks() / 100); }
 
-// For all tokens it has and one more; the last of all is not stored.
+// Blocks for all tokens of a sequence and one more. The last token of a completion is never stored.
 int64_t Scheduler::most_blocks(const Sequence& s) const {
   const int64_t most_stored = s.num_prompt_tokens + std::max<int64_t>(s.max_tokens - 1, 0);
   return blocks_for(std::min(s.num_tokens() + 1, most_stored));
 }
 
-// Gives a waiting sequence the blocks for all tokens it has, from the prefix cache as far as they are there, and one
-// for a token more. False, and nothing taken, when there are too few.
+// Gives a waiting sequence the blocks for all of its tokens and one more; the prefix cache provides the first ones.
+// False: too few are free, and none was taken.
 bool Scheduler::admit(Sequence& s, StepPlan& plan) {
   const int64_t needed = most_blocks(s), spare = reserve();
   if (!s.swapped.empty()) {
@@ -271,16 +271,16 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
       free_host_blocks_.push_back(host);
     }
     s.swapped.clear();
-    s.num_published = blocks_for(s.num_prompt_tokens);  // copies of blocks that were published stay as they are
+    s.num_published = blocks_for(s.num_prompt_tokens);  // their copies are in the prefix cache already
   } else {
     const std::span<const int32_t> prompt(s.token_ids.data(), static_cast<size_t>(s.num_prompt_tokens));
     // Log-probabilities of the prompt need every position's logits.
     const bool scores = s.params.prompt_logprobs >= 0 && s.num_scored < s.num_prompt_tokens - 1;
     BlockManager::Match match = scores ? BlockManager::Match{} : blocks_.match(prompt);
-    // The last token is computed in any case, for its logits: in a copy of its block, when that is a shared one.
+    // The last token is always computed, for its logits. Where its block is shared, it is computed in a copy.
     const auto copies = [&] { return size_of(match.blocks) * kBlockSize >= s.num_tokens(); };
     const auto fits = [&] { return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + spare; };
-    if (copies() && !fits()) {  // no block for the copy: the shared one itself may become free
+    if (copies() && !fits()) {  // no block is free for the copy; without its reference the shared one may be
       blocks_.release(match.blocks.back());
       match.blocks.pop_back();
       match.uids.pop_back();
@@ -312,7 +312,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
   return true;
 }
 
-// In the order of arrival; whoever finds no room keeps the others behind it waiting.
+// Admits waiting sequences in the order of arrival. The first one without room keeps those behind it waiting.
 void Scheduler::admit(Clock::time_point now, StepPlan& plan) {
   is_blocked_ = false;
   while (!waiting_.empty() && num_running() < options_.max_num_seqs) {
@@ -325,7 +325,7 @@ void Scheduler::admit(Clock::time_point now, StepPlan& plan) {
   }
 }
 
-// The oldest sequence of the smallest group that waits; null without one that may start.
+// The oldest sequence of the smallest waiting group. Null: no group waits, or that sequence has a draw in flight.
 std::shared_ptr<Sequence> Scheduler::shortest_waiting() const {
   const Group* smallest = nullptr;
   for (const auto& [id, group] : groups_) {
@@ -338,13 +338,13 @@ std::shared_ptr<Sequence> Scheduler::shortest_waiting() const {
   return oldest->num_pending > 0 ? nullptr : oldest;
 }
 
-// Whether `s` is short beside `other`.
+// Whether the group of `s` is short beside the group of `other`.
 bool Scheduler::is_larger(const Sequence& other, const Sequence& s) const {
   return groups_.at(other.group).size >= kShortRatio * groups_.at(s.group).size;
 }
 
-// Running sequences of groups so much larger that they give way, those of the largest and the newest first. Those that
-// it would take more than a step to compute again stay.
+// Running sequences that a short `s` may preempt: the largest group first, in a group the newest first. A sequence
+// whose recomputation would take more than a step is not among them.
 std::vector<Sequence*> Scheduler::larger_than(const Sequence& s) const {
   std::vector<Sequence*> larger;
   for (auto it = running_.rbegin(); it != running_.rend() && it->second != running_.begin()->second; ++it) {
@@ -357,10 +357,10 @@ std::vector<Sequence*> Scheduler::larger_than(const Sequence& s) const {
   return larger;
 }
 
-// A waiting sequence of a small group runs ahead of its turn when the order of arrival would have it wait. True when
-// running sequences made room for it.
+// Admits sequences of short groups ahead of their turn, while the order of arrival would have them wait. True: running
+// sequences were preempted for them.
 bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
-  if (running_.empty()) return false;  // nothing is in the way of the first in line
+  if (running_.empty()) return false;  // the first in the queue runs next anyway
   const bool has_to_wait = num_running() >= options_.max_num_seqs || is_blocked_;
   const int64_t most = options_.max_num_seqs > 1 ? std::max<int64_t>(1, options_.max_num_seqs / kShortSlots) : 0;
   bool room_was_made = false;
@@ -391,8 +391,8 @@ bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
   return room_was_made;
 }
 
-// The draws from the last row of a sequence's chunk: its own and, when its prompt is done, those of its forks.
-// With guesses, one from each of their rows as well, of which the first is pending for sure.
+// Plans the draws from the last row of a sequence's chunk: its own and, at the end of its prompt, those of its forks.
+// One draw follows for each draft token; of them only the first is sure to count.
 void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
   const auto draw = [&](const std::shared_ptr<Sequence>& from) {
     plan.samples.push_back({.sequence = from,
@@ -406,9 +406,9 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
   Sequence& s = *sequence;
   const bool first = s.num_tokens() == s.num_prompt_tokens;
   draw(sequence);
-  for (int64_t guess = 1; guess <= plan.chunks.back().num_guesses; ++guess) {
+  for (int64_t i = 1; i <= plan.chunks.back().num_draft_tokens; ++i) {
     PlannedSample next = plan.samples.back();
-    next.guess = guess;
+    next.num_drafts = i;
     ++next.num_tokens;
     plan.samples.push_back(std::move(next));
   }
@@ -416,13 +416,13 @@ void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan
   for (const auto& fork : s.forks) {
     if (fork->state != Sequence::State::waiting) continue;
     if (num_running() >= options_.max_num_seqs || waits_for_mask(*fork)) {
-      enqueue(fork);  // later, on its own
+      enqueue(fork);  // it begins later, by itself
       continue;
     }
     fork->blocks = s.blocks;
     for (const int32_t block : fork->blocks) blocks_.share(block);
     fork->num_scheduled = s.num_scheduled;
-    fork->num_published = blocks_for(s.num_prompt_tokens);  // its sibling publishes them
+    fork->num_published = blocks_for(s.num_prompt_tokens);  // the other sequence adds them to the prefix cache
     fork->stats.num_cached_tokens = s.stats.num_cached_tokens;
     fork->first_step = s.first_step;
     fork->state = Sequence::State::running;
@@ -437,12 +437,12 @@ void Scheduler::add_chunk(const std::shared_ptr<Sequence>& sequence, int64_t cou
   PlannedChunk& chunk = plan.chunks.emplace_back();
   chunk.sequence = sequence;  // first: if memory runs out below, the plan names the sequence that is lost
   chunk = plan_chunk(sequence, count, drafts);
-  stats_.num_guessed += chunk.num_guesses;
+  stats_.num_draft_tokens += chunk.num_draft_tokens;
   if (!chunk.generated) filling_.push_back(sequence);
   if (chunk.samples) plan_samples(sequence, plan);
 }
 
-// Prompts, and tokens that are computed again, within the budget that is left.
+// Adds chunks of prompts, and of tokens that are recomputed, within the budget that is left.
 void Scheduler::add_long_chunks(int64_t budget, StepPlan& plan) {
   std::vector<std::shared_ptr<Sequence>> sequences;
   std::vector<int64_t> wanted;
@@ -450,8 +450,8 @@ void Scheduler::add_long_chunks(int64_t budget, StepPlan& plan) {
     const Sequence& s = *sequence;
     const bool known_prompt = s.num_scheduled < s.num_prompt_tokens;
     int64_t count = (known_prompt ? s.num_prompt_tokens : s.num_tokens()) - s.num_scheduled;
-    if (!known_prompt && s.num_pending > 0) continue;                             // its newest token is still to come
-    if (waits_for_mask(s) && s.num_scheduled + count == s.num_tokens()) --count;  // all but what would be sampled from
+    if (!known_prompt && s.num_pending > 0) continue;                             // its newest token is not known yet
+    if (waits_for_mask(s) && s.num_scheduled + count == s.num_tokens()) --count;  // all but the row to draw from
     if (count <= 0) continue;
     sequences.push_back(sequence);
     wanted.push_back(count);
@@ -476,7 +476,7 @@ void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
 
   bool room_was_made = admit_short(now, plan);
 
-  // One token for each sequence that generates, in the order of arrival; `running_` shrinks while we walk.
+  // One token for each decoding sequence, in the order of arrival. `running_` shrinks meanwhile.
   std::vector<std::shared_ptr<Sequence>> generating;
   for (const auto& [id, sequence] : running_)
     if (sequence->num_scheduled >= sequence->num_prompt_tokens && sequence->num_uncomputed() == 1 &&
@@ -493,14 +493,14 @@ void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
     }
     room_was_made = room_was_made || num_running() < running_before;
   }
-  // A short sequence may have taken a block of one that had its own already.
+  // A sequence that had its block already may have been preempted for a later one.
   budget +=
       static_cast<int64_t>(std::erase_if(growing, [](const auto& s) { return s->state != Sequence::State::running; }));
   int64_t room = std::min(budget, options_.speculation.most_in_a_step());
   for (const auto& sequence : growing) {
     add_chunk(sequence, 1, plan, draft_tokens(*sequence, room, options_.speculation));
-    room -= plan.chunks.back().num_guesses;
-    budget -= plan.chunks.back().num_guesses;
+    room -= plan.chunks.back().num_draft_tokens;
+    budget -= plan.chunks.back().num_draft_tokens;
   }
 
   if (!room_was_made) admit(now, plan);
@@ -521,7 +521,7 @@ void Scheduler::start_over() {
 }
 
 std::vector<int32_t> Scheduler::borrow(int64_t num_blocks) {
-  // The caller writes before the next step: what that is to save first is not to be had.
+  // The caller writes at once. Blocks that the next step is still to save must not be given away.
   std::set<int32_t> saved;
   for (const BlockMove& move : pending_moves_)
     if (move.kind == BlockMove::Kind::save && blocks_.references(move.block) == 0) saved.insert(move.block);

@@ -1,23 +1,24 @@
-// Which tokens of which sequences the next step computes, and who must make room for them. Knows no model and no
-// device: it hands out a plan.
+// The scheduler plans steps: which tokens of which sequences to compute, in which cache blocks. It knows no model and
+// no device.
 //
-// A sequence's priority is its place in the order of arrival. Every step walks the running sequences in that order:
-// each one that generates gets its next token, and the block for it if need be, taken from the lowest priority, which
-// is swapped out to host memory, or dropped and later computed again. So the first in line always advances, and
-// nobody waits for ever. What is left of the token budget goes to prompts: half of it to the oldest, so that long
-// prompts end, a quarter to the one with the fewest tokens left, the rest to the others in equal shares.
+// The order of arrival is the order of priority. Every step walks the running sequences in that order and gives each
+// decoding one its next token. A sequence that needs a block while none is free takes it from the sequence of the
+// lowest priority: that one is preempted. Its blocks are swapped out to host memory, or dropped and recomputed later.
+// So the oldest sequence always advances, and every sequence ends. The rest of the token budget goes to prompts
+// (share_budget).
 //
 // Short requests do not wait for a burst. The size of a group of requests (one call of a client) is the number of
-// tokens that it asks for: its prompts and the limits of its completions. When a waiting group is at most a quarter as
-// large as a running one, its request runs ahead of its turn, in a slot that the larger group gives up. At most a
-// quarter of the slots is taken this way, the first in line never gives up its slot, and the oldest waiting request is
-// passed a limited number of times: so large requests end, too. Slots change the order of work, never its results.
+// tokens that it asks for: its prompts and the limits of its completions. A waiting group is short beside a running one
+// that is at least four times as large. Its request then runs ahead of its turn, in a slot that the larger group gives
+// up. Large requests end, too: at most a quarter of the slots is taken this way, the oldest running sequence keeps its
+// slot, and the oldest waiting one is passed a limited number of times. Slots change the order of work, never results.
 //
-// Steps are planned before the results of the one before are known: `commit` tells them later.
+// A step is planned before the results of the step before are known. `commit` tells them later.
 //
-// With guesses (Speculation) a sequence's chunk holds, behind its next token, what may follow, and a token is drawn
-// from each of its rows. As many guesses stand as equal the draws before them: tokens are those that would have been
-// drawn one by one, and what was stored for guesses that fell is written over. Each step then waits for the one before.
+// Speculative decoding: the chunk of a sequence holds draft tokens behind its next token, and a token is drawn from
+// each of these rows. A draft token is accepted when it equals the draw before it, so the tokens are those that would
+// have been drawn one by one. The next tokens overwrite the latents of rejected ones. A step then waits for the step
+// before.
 #pragma once
 
 #include <map>
@@ -40,10 +41,10 @@ struct SchedulerOptions {
   int64_t num_host_blocks = 0;  // to swap to
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;
-  Speculation speculation = {};  // with guesses, no step may be planned before the one before is committed
+  Speculation speculation = {};  // with it, a step is planned after the step before is committed
 };
 
-// More requests wait than allowed. Python: longcat.QueueFullError.
+// The queue holds as many requests as it may. Python: longcat.QueueFullError.
 class QueueFull : public Error {
  public:
   using Error::Error;
@@ -55,7 +56,7 @@ struct SchedulerStats {
   int64_t num_prefix_queries = 0, num_prefix_hits = 0;  // [tokens]
   int64_t num_swaps = 0, num_recomputes = 0;
   int64_t num_steps = 0;
-  int64_t num_guessed = 0, num_guessed_right = 0;  // [tokens]
+  int64_t num_draft_tokens = 0, num_accepted_tokens = 0;  // [tokens]
 };
 
 class Scheduler {
@@ -79,32 +80,32 @@ class Scheduler {
     for (const auto& [id, sequence] : sequences_) function(*sequence);
   }
 
-  // Ends a sequence now: its blocks are free on return, and steps under way lose its results.
+  // Ends a sequence now. Its blocks are free on return; results of steps in flight are dropped.
   void finish(Sequence& sequence, FinishReason reason);
 
-  // Plans the next step; an empty plan when nothing can be computed now. Blocks may be moved without anything computed.
+  // Plans the next step. The plan is empty when nothing can be computed now; it may hold moves of blocks alone.
   StepPlan schedule(Clock::time_point now);
-  void schedule(Clock::time_point now, StepPlan& plan);  // into a new plan, which says how far it came when it throws
+  void schedule(Clock::time_point now, StepPlan& plan);  // into an empty plan, which is partly filled when it throws
 
-  // Constrained sequences whose mask is overdue, and when the next one will be.
+  // Constrained sequences whose mask is overdue, and the time when the next one will be.
   std::vector<std::shared_ptr<Sequence>> overdue(Clock::time_point now) const;
   std::optional<Clock::time_point> next_due() const;
 
-  // A token that was drawn for a sample of a plan, in the order of the plans. Nothing for sequences that have ended.
+  // Appends a drawn token to its sequence. Plans are committed in their order; sequences that have ended are skipped.
   void commit(Sequence& sequence, int32_t token_id, Clock::time_point now);
 
-  // The token committed last was guessed right, so one more draw of the same plan counts: commit_guessed() takes it.
-  void commit_guessed(Sequence& sequence, int32_t token_id, Clock::time_point now);
+  // The draft token behind the token committed last was accepted: commits the draw behind it, of the same plan.
+  void commit_accepted(Sequence& sequence, int32_t token_id, Clock::time_point now);
 
-  // Takes a running sequence's blocks away, as a lack of blocks would. False when it is not running.
+  // Preempts a running sequence, as a lack of blocks would. False: it is not running.
   bool preempt(int64_t request_id, bool may_swap);
 
-  // Nothing in the cache can be trusted: no prefix is known, and every sequence is computed from its start.
+  // Forgets the whole cache, whose content is not known: every sequence is recomputed from its start.
   void start_over();
 
   void reset_prefix_cache() { blocks_.reset(); }
 
-  // Blocks for a purpose of the caller's own, who may write them at once.
+  // Takes blocks out of the cache for the caller, who may write them at once. Throws OutOfMemory.
   std::vector<int32_t> borrow(int64_t num_blocks);
   void give_back(std::span<const int32_t> blocks) { blocks_.release(blocks); }
 
@@ -146,9 +147,9 @@ class Scheduler {
   Queue waiting_, running_;
   std::unordered_map<int64_t, Group> groups_;                         // those with sequences that have not ended
   int64_t num_short_ = 0;                                             // running ahead of their turn
-  bool is_blocked_ = false;                                           // the first in the queue found no blocks
+  bool is_blocked_ = false;                                           // the first in the queue found too few blocks
   std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
-  std::vector<std::shared_ptr<Sequence>> filling_;                    // had a chunk of their prompt in the last plan
+  std::vector<std::shared_ptr<Sequence>> filling_;                    // with a chunk of their prompt in the last plan
   std::vector<BlockMove> pending_moves_;                              // saves and drops, to go with the next plan
   SchedulerStats stats_;
 };

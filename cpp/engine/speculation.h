@@ -1,4 +1,4 @@
-// Guesses at the next tokens (speculative decoding): by prompt lookup, or by the checkpoint's MTP layer.
+// Speculative decoding: draft tokens by prompt lookup, or by the checkpoint's MTP layer.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,13 @@ namespace longcat {
 
 struct Speculation {
   enum class Method : uint8_t { none, prompt_lookup, mtp } method = Method::none;
-  int64_t num_tokens = 0;  // of a guess at most; 0 with no method
+  int64_t num_tokens = 0;  // draft tokens of a sequence in a step, at most; 0: no method
   PromptLookup lookup = {};
 
   bool by_mtp() const { return method == Method::mtp; }
-  int64_t most_in_a_step() const { return 4 * num_tokens; }  // of all sequences: many at once fill a step without
+  int64_t most_in_a_step() const {
+    return 4 * num_tokens;
+  }  // of all sequences: many sequences fill a step without drafts
 };
 
 }  // namespace longcat

@@ -18,18 +18,18 @@ struct StepInFlight {
   StepPlan plan;
   int64_t ticket = 0;
   int slot = 0;               // of the staging buffers
-  int64_t recorded_rows = 0;  // of a step that is recorded, with padding; 0: it is not
+  int64_t recorded_rows = 0;  // rows of its recorded graph, with padding; 0: it has none
 
   // By sample of the plan.
   std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn
   std::vector<std::optional<TokenLogprobs>> logprobs;
-  std::vector<std::string> errors;  // not empty: that sample failed, and why
+  std::vector<std::string> errors;  // why a draw failed; empty: it did not
   // By chunk of the plan.
   std::vector<std::vector<TokenLogprobs>> prompt_logprobs;
   std::vector<std::string> chunk_errors;
-  std::vector<std::vector<int32_t>> drafts;  // guesses at what comes behind the drawn tokens (Drafter)
+  std::vector<std::vector<int32_t>> drafts;  // draft tokens behind the drawn ones (Drafter)
 
-  std::vector<std::vector<uint32_t>> masks;  // by sample, as they were when it was launched
+  std::vector<std::vector<uint32_t>> masks;  // by sample, as of the launch
 };
 
 // For tests: sees every step on the device's thread, after its forward pass.
@@ -38,7 +38,7 @@ class StepObserver {
   virtual ~StepObserver() = default;
   virtual void after_forward(const StepPlan& plan, Model& model) = 0;
   virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
-  // On the engine's thread: a part of a step begins, "stage" or "commit", or a plan is made, "schedule".
+  // On the engine's thread: "schedule" after a plan is made, "stage" and "commit" before these parts of a step.
   virtual void at(const char* /*part*/) {}
 };
 

@@ -207,10 +207,10 @@ void StepLoop::commit(StepInFlight& step, std::vector<StepOutput>& outputs) {
     StepOutput output = output_of(step, i);
     output.prompt_logprobs = std::exchange(s.prompt_logprobs, {});
     if (output.token_id >= 0) {
-      if (step.plan.samples[i].guess == 0) {
+      if (step.plan.samples[i].num_drafts == 0) {
         scheduler_.commit(s, output.token_id, now);
       } else {
-        scheduler_.commit_guessed(s, output.token_id, now);
+        scheduler_.commit_accepted(s, output.token_id, now);
       }
       if (s.first_token == Clock::time_point{}) s.first_token = now;
       output.logprobs = std::move(step.logprobs[i]);

@@ -29,9 +29,9 @@ double ms_between(Clock::time_point begin, Clock::time_point end) {
 bool is_accepted(const StepInFlight& step, size_t sample_idx) {
   const PlannedSample& sample = step.plan.samples[sample_idx];
   const PlannedChunk& chunk = step.plan.chunks[sample.chunk];
-  const auto drafts = chunk.token_ids.end() - chunk.num_guesses;
-  const auto drawn = step.sampled_ids.begin() + static_cast<int64_t>(sample_idx) - sample.guess;
-  return std::equal(drafts, drafts + sample.guess, drawn);
+  const auto drafts = chunk.token_ids.end() - chunk.num_draft_tokens;
+  const auto drawn = step.sampled_ids.begin() + static_cast<int64_t>(sample_idx) - sample.num_drafts;
+  return std::equal(drafts, drafts + sample.num_drafts, drawn);
 }
 
 StepOutput output_of(const StepInFlight& step, size_t sample_idx) {

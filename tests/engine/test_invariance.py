@@ -192,7 +192,7 @@ def test_forks(case, max_num_seqs):
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 @pytest.mark.parametrize("most", [1, 4])
 @pytest.mark.parametrize("num_blocks", [9, 100])
-def test_with_guesses(case, method, most, num_blocks):
+def test_with_draft_tokens(case, method, most, num_blocks):
     """Right or wrong, a guess changes no token and no bit; of few blocks, requests take them from each other."""
     memory = num_blocks * block_size(case)
     steps = Steps(case.engine(speculation=(method, most, 3, 1), kv_cache_memory=memory, max_num_seqs=7))
@@ -201,10 +201,10 @@ def test_with_guesses(case, method, most, num_blocks):
     ids += steps.add(*repeating)
     steps.run()
     for outcome in steps.outcomes.values():
-        without_guesses(outcome)
+        without_drafts(outcome)
     case.check(steps, ids[: len(case.requests)])
     assert_same(steps.outcomes[ids[-1]], case.run_alone(*repeating), "repeating")
-    guessed, right = steps.engine.guesses()
+    guessed, right = steps.engine.draft_counts()
     assert guessed > right > 0
 
 
@@ -230,7 +230,7 @@ def test_padded_decodes(case):
     assert steps.engine.num_recordings() <= 4  # 1, 2, 4, 7
 
 
-def without_guesses(outcome: Outcome) -> None:
+def without_drafts(outcome: Outcome) -> None:
     """Forgets what was computed for guesses behind the end."""
     for name in ("logits", "ngram_ids"):
         record = outcome.record[name]
@@ -238,16 +238,16 @@ def without_guesses(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
-def test_padded_guesses(case, method):
+def test_padded_draft_tokens(case, method):
     """Steps with guesses are recorded, too: by their rows, whoever they belong to."""
     steps = Steps(case.engine(speculation=(method, 3, 3, 1), device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)
     steps.run()
     for outcome in steps.outcomes.values():
-        without_guesses(outcome)
+        without_drafts(outcome)
     case.check(steps, ids)
-    assert steps.engine.guesses()[1] > 0
+    assert steps.engine.draft_counts()[1] > 0
     assert 3 <= steps.engine.num_recordings() <= 6  # of 1, 2, 4, 8, 16, 19
 
 
@@ -267,7 +267,7 @@ def test_recycled_pages_full_of_nan(case):
     assert poisoned > 100
 
 
-def test_guesses_by_mtp_read_nothing_stale(case):
+def test_draft_tokens_by_mtp_read_nothing_stale(case):
     """They are the same when all that they must not read is NaN."""
     found = []
     for poison in (False, True):
@@ -278,7 +278,7 @@ def test_guesses_by_mtp_read_nothing_stale(case):
             if poison:
                 steps.engine.poison_free_blocks()
             steps.step()
-        found.append((steps.engine.guesses(), [steps.outcomes[request_id].token_ids for request_id in ids]))
+        found.append((steps.engine.draft_counts(), [steps.outcomes[request_id].token_ids for request_id in ids]))
     assert found[0] == found[1] and found[0][0][1] > 0
 
 

@@ -191,12 +191,12 @@ void register_test_engine(py::module_& testing) {
       .def("reset_prefix_cache", [](TestEngine& self) { self.engine().reset_prefix_cache(); })
       .def("has_work", [](TestEngine& self) { return self.engine().has_work(); })
       .def("step", &TestEngine::step)
-      .def("guesses",  // tokens guessed, and guessed right
+      .def("draft_counts",  // (draft tokens, accepted ones)
            [](TestEngine& self) {
              const SchedulerStats counts = self.engine().metrics().counts;
-             return py::make_tuple(counts.num_guessed, counts.num_guessed_right);
+             return py::make_tuple(counts.num_draft_tokens, counts.num_accepted_tokens);
            })
-      .def("drafts",  // of a request that runs: what is guessed to come behind its tokens
+      .def("drafts",  // draft tokens behind the tokens of a running request
            [](TestEngine& self, int64_t id) {
              const std::shared_ptr<Sequence> sequence = self.engine().scheduler().find(id);
              return sequence ? sequence->drafts : std::vector<int32_t>{};

@@ -64,8 +64,7 @@ class ModelBench {
   Tensor logits(int64_t tokens) const { return logits_.tensor(DType::f32, {tokens, c_.vocab_size}); }
 
   void compute(const ForwardBatch& batch, int64_t tokens) {
-    model_.forward(batch, cache_);
-    model_.logits(logits(tokens), rows_.tensor(DType::i32, {tokens}));
+    model_.logits(logits(tokens), model_.forward(batch, cache_), rows_.tensor(DType::i32, {tokens}));
   }
 
   std::vector<float> host_logits(int64_t tokens) {

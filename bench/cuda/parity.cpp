@@ -37,8 +37,8 @@ Run run(Bench& b, bool fp8_experts) {
   b.device().copy_from_host(rows_buffer.data(), all.data(), rows_buffer.bytes());
   const auto compute = [&](const ForwardBatch& batch) {
     const int64_t tokens = batch.num_tokens();
-    model.forward(batch, cache);
-    model.logits(logits_buffer.tensor(DType::f32, {tokens, vocab}), rows_buffer.tensor(DType::i32, {tokens}));
+    model.logits(logits_buffer.tensor(DType::f32, {tokens, vocab}), model.forward(batch, cache),
+                 rows_buffer.tensor(DType::i32, {tokens}));
   };
   const auto logits = [&](int64_t tokens) {
     std::vector<float> out(static_cast<size_t>(tokens * vocab));

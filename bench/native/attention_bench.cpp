@@ -131,9 +131,9 @@ class DeepModel {
   void step() {
     const std::vector<int32_t> ids{static_cast<int32_t>(3 + random_() % 1000)};
     const Chunk chunk{.token_ids = ids, .start = depth_ - 1, .blocks = blocks_, .generated = true};
-    loaded_.model->forward(buffers_.upload({&chunk, 1}), cache_);
+    const Tensor hidden = loaded_.model->forward(buffers_.upload({&chunk, 1}), cache_);
     int32_t row = 0;
-    loaded_.model->logits(Tensor(logits_.data(), DType::f32, {1, loaded_.config.vocab_size}),
+    loaded_.model->logits(Tensor(logits_.data(), DType::f32, {1, loaded_.config.vocab_size}), hidden,
                           Tensor(&row, DType::i32, {1}));
   }
 

@@ -71,8 +71,8 @@ class BarePass {
   }
 
   void forward() {
-    engine_.model().forward(buffers_.upload(0), engine_.cache());
-    engine_.model().logits(logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}),
+    const Tensor hidden = engine_.model().forward(buffers_.upload(0), engine_.cache());
+    engine_.model().logits(logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}), hidden,
                            rows_.tensor(DType::i32, {batch_}));
   }
 

@@ -50,6 +50,7 @@ class CpuOps : public Ops {
                    const ExpertWeights& experts) override;
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
+  void merge_vocab_parts(Tensor out, Tensor parts) override;
   void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
               Tensor block_tables) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;

@@ -1,4 +1,5 @@
 // Norms, residual sums, activation functions, row gathers.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -70,6 +71,13 @@ void CpuOps::gather_rows(Tensor out, Tensor x, Tensor rows) {
   for (int64_t i = 0; i < rows.size(0); ++i)
     std::memcpy(out.row<float>(i), x.row<float>(rows.data<int32_t>()[i]),
                 static_cast<size_t>(x.size(1)) * sizeof(float));
+}
+
+void CpuOps::merge_vocab_parts(Tensor out, Tensor parts) {
+  const int64_t part_size = parts.size(2);
+  for (int64_t row = 0; row < out.size(0); ++row)
+    for (int64_t part = 0; part < parts.size(0); ++part)
+      std::copy_n(parts.index(0, part).row<float>(row), part_size, out.row<float>(row) + part * part_size);
 }
 
 }  // namespace longcat

@@ -43,15 +43,15 @@ Tensor Drafter::ids_of(int64_t depth, int64_t count) const {
   return draft_ids_.tensor(DType::i32, {num_tokens_, max_num_seqs_}).index(0, depth).first(count);
 }
 
-void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids) {
-  read_step(step, batch, sampled_ids);
+void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
+  hidden = read_step(step, batch, hidden, sampled_ids);
   step.drafts.assign(step.plan.chunks.size(), {});
   std::vector<Draft> drafts = begin(step, sampled_ids);
   ForwardBatch last = batch;
   for (int64_t depth = 0; !drafts.empty(); ++depth) {
-    if (depth > 0) last = read_drafts(step, drafts, depth);
+    if (depth > 0) last = read_drafts(step, drafts, depth, hidden);
     for (const Draft& draft : drafts) write_history(step, draft, depth);
-    draw(step, drafts, last, depth);
+    draw(step, drafts, last, hidden, depth);
     std::vector<int32_t> ids(drafts.size());
     device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
                          static_cast<int64_t>(ids.size()) * 4);
@@ -65,7 +65,7 @@ void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor sample
 
 // Runs the MTP layer over all rows of the step. Beside a row's hidden state it takes the next token: the next one of
 // the chunk, or the token drawn from the row.
-void Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids) {
+Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
   const std::vector<int32_t> first_sample = first_samples(plan);
   std::vector<int32_t> next_ids, sources;
@@ -84,7 +84,7 @@ void Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Ten
   ForwardBatch next = batch;
   next.token_ids = upload(next_ids_, next_ids);
   ops_.select_token_ids(next.token_ids, sampled_ids, upload(sources_, sources));
-  model_.forward_mtp(next, cache_);
+  return model_.forward_mtp(next, cache_, hidden);
 }
 
 // Each sequence goes on from its last accepted draft token. It gets one draft token more than were accepted: text that
@@ -127,7 +127,7 @@ std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor samp
 }
 
 // A batch of one row a sequence: the draft token before, in the slot of the token in front of it.
-ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth) {
+ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth, Tensor& hidden) {
   std::vector<Chunk> chunks;
   std::vector<std::vector<int32_t>> token_ids;
   for (const Draft& draft : drafts) token_ids.push_back({step.drafts[draft.chunk].back()});
@@ -142,7 +142,7 @@ ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& 
     draft.row = static_cast<int32_t>(i);
   }
   const ForwardBatch batch = batch_buffers_.upload(chunks);  // draft() has waited for the upload before
-  model_.forward_mtp(batch, cache_, upload(rows_, rows));
+  hidden = model_.forward_mtp(batch, cache_, hidden, upload(rows_, rows));
   return batch;
 }
 
@@ -156,14 +156,14 @@ void Drafter::write_history(const StepInFlight& step, const Draft& draft, int64_
 }
 
 // Draws the draft tokens with the parameters and random numbers of the real draw: like distributions give like tokens.
-void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch,
+void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch, Tensor hidden,
                    int64_t depth) {
   const int64_t count = static_cast<int64_t>(drafts.size());
   std::vector<int32_t> logit_rows;
   for (const Draft& draft : drafts) logit_rows.push_back(draft.row);
   const Range own = model_.own_logits(count);
   const Tensor logits = logits_.tensor(DType::f32, {own.size(), model_.config().vocab_size});
-  model_.logits(logits, upload(rows_, logit_rows));
+  model_.logits(logits, hidden, upload(rows_, logit_rows));
 
   std::vector<SamplingRow> rows;
   for (int64_t i = own.begin; i < own.end; ++i) {

@@ -18,7 +18,7 @@ class Drafter {
   // Fills step.drafts, inside submitted work, after the draws of the step. The MTP layer first reads all tokens of the
   // step, so that its latents reach as far as those of the other layers. Waits for the draws: they decide which draft
   // tokens are accepted, and so where to go on. batch: of the step; sampled_ids: [max_samples] i32.
-  void draft(StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids);
+  void draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids);
 
  private:
   // A sequence that gets draft tokens.
@@ -33,11 +33,12 @@ class Drafter {
   // Whether the newest token has a slot in a block of the sequence.
   static bool has_slot(const Draft& draft) { return draft.next_position % kBlockSize != 0; }
 
-  void read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids);
+  Tensor read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids);
   std::vector<Draft> begin(const StepInFlight& step, Tensor sampled_ids);
-  ForwardBatch read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth);
+  ForwardBatch read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth, Tensor& hidden);
   void write_history(const StepInFlight& step, const Draft& draft, int64_t depth);
-  void draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch, int64_t depth);
+  void draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch, Tensor hidden,
+            int64_t depth);
   Tensor upload(const Buffer& buffer, const std::vector<int32_t>& values);
   Tensor ids_of(int64_t depth, int64_t count) const;
 

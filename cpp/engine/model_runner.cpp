@@ -48,7 +48,7 @@ void ModelRunner::warm_up() {
       const ForwardBatch batch = batch_buffers_.upload(0);
       const Tensor logit_rows = all_rows_.tensor(DType::i32, {padded});
       if (rows == 1) compute(batch, logit_rows);  // kernels are loaded outside a capture
-      model_.launch(recording_of(batch, logit_rows));
+      model_.launch(*recording_of(batch, logit_rows).graph);
     }));
     rows = padded + 1;
   }
@@ -135,17 +135,19 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
 }
 
 // The work of a recorded graph: all that has the same shape in every step with this number of rows.
-void ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
+Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_samples}),
                         batch_buffers_.sources());
-  model_.forward(batch, cache_);
-  if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), logit_rows);
+  const Tensor hidden = model_.forward(batch, cache_);
+  if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), hidden, logit_rows);
+  return hidden;
 }
 
-Recording& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_rows) {
-  std::unique_ptr<Recording>& recording = recordings_[{batch.num_tokens(), batch.decode_context}];
-  if (!recording) recording = device_.record([this, batch, logit_rows] { compute(batch, logit_rows); });
-  return *recording;
+ModelRunner::RecordedStep& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_rows) {
+  RecordedStep& step = recordings_[{batch.num_tokens(), batch.decode_context}];
+  if (!step.graph)
+    step.graph = device_.record([this, &step, batch, logit_rows] { step.hidden = compute(batch, logit_rows); });
+  return step;
 }
 
 void ModelRunner::run(StepInFlight& step) {
@@ -157,38 +159,41 @@ void ModelRunner::run(StepInFlight& step) {
   std::vector<int32_t> logit_rows;                      // rows whose logits are computed
   std::vector<int32_t> logits_row(plan.chunks.size());  // row of a chunk's first logits among them
   Range own;                                            // logit_rows of this rank
+  Tensor hidden;
   int64_t first_row = 0;
   if (recorded_rows > 0) {
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
       logits_row[c] = static_cast<int32_t>(first_row);
       first_row += plan.chunks[c].count;
     }
-    model_.launch(recording_of(batch, all_rows_.tensor(DType::i32, {recorded_rows})));
+    const RecordedStep& recorded = recording_of(batch, all_rows_.tensor(DType::i32, {recorded_rows}));
+    model_.launch(*recorded.graph);
+    hidden = recorded.hidden;
     own = model_.own_logits(recorded_rows);
-    if (observer_) observer_->after_forward(plan, model_);
+    if (observer_) observer_->after_forward(plan, model_, hidden);
   } else {
-    compute(batch, {});
-    if (observer_) observer_->after_forward(plan, model_);
+    hidden = compute(batch, {});
+    if (observer_) observer_->after_forward(plan, model_, hidden);
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
-      score_prompt(step, c, first_row);
+      score_prompt(step, c, hidden, first_row);
       first_row += plan.chunks[c].count;
       if (!plan.chunks[c].samples) continue;
       logits_row[c] = static_cast<int32_t>(logit_rows.size());
       for (int64_t behind = plan.chunks[c].num_draft_tokens; behind >= 0; --behind)
         logit_rows.push_back(static_cast<int32_t>(first_row - 1 - behind));
     }
-    if (!logit_rows.empty()) own = compute_logits(logit_rows);
+    if (!logit_rows.empty()) own = compute_logits(hidden, logit_rows);
   }
   if (!plan.samples.empty()) sample(step, batch, logits_row, own);
-  if (drafter_) drafter_->draft(step, batch, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
+  if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
 }
 
-// Computes the logits of `rows` of the last forward pass, at most max_samples. Returns the range that this rank owns.
-Range ModelRunner::compute_logits(const std::vector<int32_t>& rows) {
+// Computes the logits of `rows` of `hidden`, at most max_samples. Returns the range that this rank owns.
+Range ModelRunner::compute_logits(Tensor hidden, const std::vector<int32_t>& rows) {
   const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
   device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
   const Range own = model_.own_logits(device_rows.size(0));
-  model_.logits(logits(own.size()), device_rows);
+  model_.logits(logits(own.size()), hidden, device_rows);
   return own;
 }
 
@@ -221,7 +226,7 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
 }
 
 // Log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the batch.
-void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, int64_t first_row) try {
+void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidden, int64_t first_row) try {
   const PlannedChunk& chunk = step.plan.chunks[chunk_idx];
   for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_samples) {
     const int64_t count = std::min(limits_.max_samples, chunk.score_end - start);
@@ -229,7 +234,7 @@ void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, int64_t fir
     std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
     const auto predicted =
         std::span(chunk.score_ids).subspan(static_cast<size_t>(start - chunk.score_begin), static_cast<size_t>(count));
-    const Range own = compute_logits(rows);
+    const Range own = compute_logits(hidden, rows);
     for (TokenLogprobs& one :
          compute_logprobs(logits(own.size()), own, predicted, chunk.sequence->params.prompt_logprobs)) {
       if (std::isnan(one.logprobs[0])) {
@@ -294,11 +299,11 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
   batch_buffers_.stage({&chunk, 1}, kSlot);
   const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
   device_.wait(device_.submit([&] {
-    compute(batch_buffers_.upload(kSlot), {});
+    const Tensor hidden = compute(batch_buffers_.upload(kSlot), {});
     for (int64_t first = 0; first < count; first += limits_.max_samples) {
       std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_samples, count - first)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
-      const Range own = compute_logits(rows);
+      const Range own = compute_logits(hidden, rows);
       Tensor all = logits(own.size());
       Buffer gathered;
       if (has_peers()) {

@@ -47,13 +47,18 @@ class ModelRunner {
   void move_blocks(const StepPlan& plan);
   void* host_block(int32_t host_block_idx);
   void warm_up();
-  Recording& recording_of(const ForwardBatch& batch, Tensor logit_rows);
-  void compute(const ForwardBatch& batch, Tensor logit_rows);
+  // hidden: [num_tokens, hidden_size], where a replay of the graph leaves it.
+  struct RecordedStep {
+    std::unique_ptr<Recording> graph;
+    Tensor hidden;
+  };
+  RecordedStep& recording_of(const ForwardBatch& batch, Tensor logit_rows);
+  Tensor compute(const ForwardBatch& batch, Tensor logit_rows);
   Tensor logits(int64_t rows) const { return logits_.tensor(DType::f32, {rows, vocab_size_}); }
-  Range compute_logits(const std::vector<int32_t>& rows);
+  Range compute_logits(Tensor hidden, const std::vector<int32_t>& rows);
   std::vector<TokenLogprobs> compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                               int64_t top);
-  void score_prompt(StepInFlight& step, size_t chunk, int64_t first_row);
+  void score_prompt(StepInFlight& step, size_t chunk, Tensor hidden, int64_t first_row);
   void sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
   bool has_peers() const { return model_.shard().world() > 1; }
 
@@ -72,7 +77,7 @@ class ModelRunner {
   std::vector<int32_t> zeros_;        // [max_samples]
   std::unique_ptr<Drafter> drafter_;  // null: no draft tokens by the MTP layer
   // Recorded graphs, by the rows and the context bucket of a decode step.
-  std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Recording>> recordings_;
+  std::map<std::pair<int64_t, int64_t>, RecordedStep> recordings_;
   std::vector<HostBuffer> host_slabs_;  // of swapped-out blocks, host_slab_blocks_ in each; empty: not used yet
   int64_t host_slab_blocks_;
   int next_slot_ = 0;

@@ -36,7 +36,7 @@ struct StepInFlight {
 class StepObserver {
  public:
   virtual ~StepObserver() = default;
-  virtual void after_forward(const StepPlan& plan, Model& model) = 0;
+  virtual void after_forward(const StepPlan& plan, Model& model, Tensor hidden) = 0;
   virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
   // On the engine's thread: "schedule" after a plan is made, "stage" and "commit" before these parts of a step.
   virtual void at(const char* /*part*/) {}

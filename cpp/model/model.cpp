@@ -50,15 +50,14 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
 
 // u = eh_proj [enorm(word) | hnorm(hidden)], then a layer without MoE (multi-token prediction of the DeepSeek-V3
 // technical report, section 2.2; here the word's half comes first, and the next depth reads what is normalised).
-void Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows) {
+Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows) {
   const MtpWeights& w = *weights_.mtp;
   const float eps = static_cast<float>(config_.rms_norm_eps);
-  const Tensor last = a_.h;
   a_ = buffers_.first(batch.num_tokens());
   if (rows.empty()) {
-    ops_.rms_norm(a_.moe_in, a_.h, w.hidden_norm, eps);
+    ops_.rms_norm(a_.moe_in, hidden, w.hidden_norm, eps);
   } else {
-    ops_.gather_rows(a_.moe_in, last, rows);
+    ops_.gather_rows(a_.moe_in, hidden, rows);
     ops_.rms_norm(a_.moe_in, a_.moe_in, w.hidden_norm, eps);
   }
   ops_.embed(a_.x, batch.token_ids, w.word_embedding, shard().vocab.begin, {}, {}, 1);
@@ -74,6 +73,7 @@ void Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows) 
   ffn(w.ffn, a_.h);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.final_norm, eps);
+  return a_.h;
 }
 
 void Model::abort_ranks(const std::string& reason) noexcept {
@@ -91,21 +91,18 @@ Range Model::own_logits(int64_t num_rows) const {
   return {begin, std::min(begin + rows_of_a_rank, num_rows)};
 }
 
-void Model::logits(Tensor out, Tensor rows) {
-  const int64_t num_rows = rows.size(0), world = shard().world(), words = shard().vocab.size();
-  const Tensor picked = a_.moe_in.first(num_rows);  // free between steps
-  ops_.gather_rows(picked, a_.h, rows);
+void Model::logits(Tensor out, Tensor hidden, Tensor rows) {
+  const int64_t num_rows = rows.size(0), world = shard().world(), vocab_rows = shard().vocab.size();
+  const Tensor picked = buffers_.first(num_rows).moe_in;  // free between steps
+  ops_.gather_rows(picked, hidden, rows);
   if (world == 1) return ops_.linear(out, picked, weights_.lm_head);
 
   const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
-  const Tensor sent = sent_logits_.tensor(DType::f32, {rows_of_a_rank * world, words});
-  const Tensor received = received_logits_.tensor(DType::f32, {world, rows_of_a_rank, words});
+  const Tensor sent = sent_logits_.tensor(DType::f32, {rows_of_a_rank * world, vocab_rows});
+  const Tensor received = received_logits_.tensor(DType::f32, {world, rows_of_a_rank, vocab_rows});
   ops_.linear(sent.first(num_rows), picked, weights_.lm_head);
   ranks_.world->all_to_all(received, sent);
-  const Range own = own_logits(num_rows);
-  for (int64_t row = 0; row < own.size(); ++row)
-    for (int64_t from = 0; from < world; ++from)
-      ops_.device().copy(out.row<float>(row) + from * words, received.index(0, from).row<float>(row), words * 4);
+  if (own_logits(num_rows).size() > 0) ops_.merge_vocab_parts(out, received);
 }
 
 // Mean of the word embedding and the projected rows of every N-gram table: this rank's words and rows, then the sum.
@@ -160,20 +157,24 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   attention(w.attention[1], cache.latents(2 * layer_idx + 1), batch);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm[1], eps);
-  if (shard().adds_ffn()) ffn(w.ffn[1], a_.h);
-
-  ops_.device().join_branch();
-  Tensor routed = a_.moe_out;
-  if (shard().world() > 1) {
-    if (shard().adds_ffn()) {
-      ops_.add(a_.x, routed);
-    } else {
-      ops_.device().copy(a_.x.raw(), routed.raw(), a_.x.num_bytes());
-    }
-    ranks_.world->all_reduce(a_.x);
-    routed = {};
-  }
+  const Tensor routed = ffn_beside_branch(w.ffn[1]);
   ops_.add_shortcut_rms_norm(a_.h, a_.residual, a_.x, routed, a_.moe_in, a_.routing.identity_weight, next_norm, eps);
+}
+
+// The second FFN of a layer, x = ffn(h), then the end of the MoE branch. With several ranks one all-reduce sums both
+// outputs; a rank outside the first tensor-parallel group has no part of the FFN. Returns the routed experts' output
+// that is not in x yet: all of it on one rank, else nothing.
+Tensor Model::ffn_beside_branch(const FfnWeights& w) {
+  if (shard().adds_ffn()) ffn(w, a_.h);
+  ops_.device().join_branch();
+  if (shard().world() == 1) return a_.moe_out;
+  if (shard().adds_ffn()) {
+    ops_.add(a_.x, a_.moe_out);
+  } else {
+    ops_.device().copy(a_.x.raw(), a_.moe_out.raw(), a_.x.num_bytes());
+  }
+  ranks_.world->all_reduce(a_.x);
+  return {};
 }
 
 // x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens do it absorbed:

@@ -25,21 +25,22 @@ class Model {
   // [num_tokens, hidden_size], valid until the next call.
   Tensor forward(const ForwardBatch& batch, KvCache& cache);
 
-  // The MTP layer over the rows of `batch`, whose token_ids are what comes behind the tokens of the rows of the last
-  // pass, forward() or this one: its hidden states become those that the token after that is told from, for logits().
-  // Row i goes on from row rows[i] of the last pass; no `rows`: from row i. Stores the layer's latents at the positions
-  // of the batch (slot p for the pair of hidden state p and token p + 1).
-  void forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows = {});
+  // Runs the MTP layer over `batch`. Row i combines its token with the hidden state of the token before it: row rows[i]
+  // of `hidden`, which forward() or this call returned; without `rows`, row i. Stores the layer's latents at the
+  // positions of the batch (slot p for the pair of hidden state p and token p + 1). Returns the hidden states
+  // [num_tokens, hidden_size] that predict the token after, valid until the next call.
+  Tensor forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows = {});
 
-  // Which of so many rows this rank gets the logits of: the ranks take blocks of own_logits_capacity() rows each, the
-  // last ones perhaps fewer or none.
+  // The rows, of num_rows, whose logits this rank gets. Each rank has own_logits_capacity() of them, the last ranks
+  // fewer or none.
   Range own_logits(int64_t num_rows) const;
   int64_t own_logits_capacity(int64_t num_rows) const { return (num_rows + shard().world() - 1) / shard().world(); }
 
-  // out = lm_head of the given rows of the last step's hidden states, own_logits() of them. Every rank computes its
-  // words of all rows, then each row's come together on the rank that owns it. out: [own rows, vocab_size] f32; rows:
-  // [num_rows] i32, at most as many as the step had tokens. Overwrites buffers of the step, not its hidden states.
-  void logits(Tensor out, Tensor rows);
+  // out = lm_head(hidden[rows]), of the rows that own_logits() gives this rank. Every rank computes its part of the
+  // vocabulary for all rows; an all-to-all then brings the parts of a row to its rank. out: [own rows, vocab_size] f32;
+  // hidden: of forward() or forward_mtp(); rows: [num_rows] i32, at most max_tokens. Overwrites buffers of the step,
+  // not `hidden`.
+  void logits(Tensor out, Tensor hidden, Tensor rows);
 
   // Rows of the N-gram tables the last step looked up: [num_tokens, num_tables] i32, empty without tables.
   Tensor last_ngram_ids() const { return a_.ngram_ids; }
@@ -50,6 +51,7 @@ class Model {
   void decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache);
   void attention(const AttentionWeights& weights, Tensor latents, const ForwardBatch& batch);
   void ffn(const FfnWeights& weights, Tensor h);
+  Tensor ffn_beside_branch(const FfnWeights& weights);
   void moe(const MoeWeights& weights, Tensor num_real_tokens);
 
   Ops& ops_;
@@ -60,7 +62,7 @@ class Model {
   float softmax_scale_;
   Buffer inv_freq_;  // [rope / 2] f32
   ActivationBuffers buffers_;
-  Buffer sent_logits_, received_logits_;  // [max_logits, words of a rank] f32, with several ranks
+  Buffer sent_logits_, received_logits_;  // [max_logits, vocabulary rows of a rank] f32, with several ranks
   Activations a_;                         // views for the step in progress
 };
 

@@ -253,6 +253,10 @@ class Ops {
   // out[i] = x[rows[i]]. rows: [num_rows] i32.
   virtual void gather_rows(Tensor out, Tensor x, Tensor rows) = 0;
 
+  // out[r] = parts[0][r], parts[1][r], ... side by side: the logits of a row, of which each rank computed a part of the
+  // vocabulary. out: [num_rows, num_parts * part_size] f32; parts: [num_parts, num_rows or more, part_size] f32.
+  virtual void merge_vocab_parts(Tensor out, Tensor parts) = 0;
+
   // Next token of each row, in the order of transformers' generate(): logit bias, repetition penalty, presence and
   // frequency penalties, removals (bad words, banned, allowed, mask), temperature, top-k (ties with the k-th stay),
   // top-p over the survivors (among equals the higher id goes first), min-p, one draw. The draw is Gumbel-max with

@@ -48,6 +48,22 @@ struct AddRows {
   }
 };
 
+// A block a row: the parts of its logits, one behind the other.
+struct MergeVocabParts {
+  static constexpr int kThreads = 256;
+  float* out;          // [num_rows, num_parts * part_size]
+  const float* parts;  // [num_parts, rows_of_a_part, part_size]
+  int64_t num_parts, rows_of_a_part, part_size;
+
+  LC_HD void operator()(const Block& block) const {
+    for (int64_t part = 0; part < num_parts; ++part) {
+      const float* from = parts + (part * rows_of_a_part + block.index) * part_size;
+      float* to = out + (block.index * num_parts + part) * part_size;
+      block.for_each(part_size, [&](int64_t i) { to[i] = from[i]; });
+    }
+  }
+};
+
 }  // namespace
 
 namespace gpu {
@@ -107,6 +123,16 @@ void CudaOps::gather_rows(Tensor out, Tensor x, Tensor rows) {
   gpu::gather_rows(
       *device_, rows.size(0),
       {.out = View(out), .x = View(x), .rows = rows.data<int32_t>(), .dim = x.size(1), .num_rows = nullptr});
+}
+
+void CudaOps::merge_vocab_parts(Tensor out, Tensor parts) {
+  LC_CHECK(out.is_contiguous() && parts.is_contiguous() && parts.size(1) >= out.size(0));
+  gpu::launch(*device_, out.size(0), 0,
+              MergeVocabParts{.out = out.data<float>(),
+                              .parts = parts.data<float>(),
+                              .num_parts = parts.size(0),
+                              .rows_of_a_part = parts.size(1),
+                              .part_size = parts.size(2)});
 }
 
 }  // namespace longcat

@@ -44,8 +44,7 @@ class TestModel {
     for (int64_t i = 0; i < num_tokens; ++i) rows.mutable_data()[i] = static_cast<int32_t>(i);
     const Tensor out = f32(logits), all = i32(rows);
     const GilRelease nogil;
-    loaded_.model->forward(batch, cache_);
-    loaded_.model->logits(out, all);
+    loaded_.model->logits(out, loaded_.model->forward(batch, cache_), all);
     return logits;
   }
 

@@ -58,8 +58,8 @@ class DeviceModel {
       const Tensor rows = rows_.tensor(DType::i32, {num_tokens});
       device.upload(rows.raw(), all.data(), rows.num_bytes());
       const auto work = [&] {
-        model_.forward(batch, cache_);
-        model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), rows);
+        hidden_ = model_.forward(batch, cache_);
+        model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), hidden_, rows);
       };
       if (recorded) {
         const std::unique_ptr<Recording> recording = device.record(work);
@@ -75,8 +75,8 @@ class DeviceModel {
     return out;
   }
 
-  // Logits that forward_mtp leaves, of every row of `chunks`, which hold the next tokens; `rows` of the last pass, or
-  // empty.
+  // Logits of the MTP layer for every row of `chunks`, which hold the next tokens. rows: of the last pass; empty: row i
+  // goes on from row i.
   Array<float> forward_mtp(const Chunks& chunks, size_t num_generated, const std::vector<int32_t>& rows) {
     Device& device = ops_->device();
     buffers_.stage(chunk_views(chunks, num_generated), 0);
@@ -90,10 +90,10 @@ class DeviceModel {
         device.upload(on_device.raw(), values.data(), on_device.num_bytes());
         return on_device;
       };
-      model_.forward_mtp(batch, cache_, upload(rows));
+      hidden_ = model_.forward_mtp(batch, cache_, hidden_, upload(rows));
       std::vector<int32_t> all(static_cast<size_t>(num_tokens));
       for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
-      model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), upload(all));
+      model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), hidden_, upload(all));
       out = Array<float>({num_tokens, config_.vocab_size});
       device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
     }));
@@ -140,6 +140,7 @@ class DeviceModel {
   KvCache cache_;
   BatchBuffers buffers_;
   Buffer rows_, logits_;
+  Tensor hidden_;  // of the last pass
   int64_t num_nodes_ = 0;
 };
 

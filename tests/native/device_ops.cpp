@@ -213,6 +213,13 @@ class DeviceOps {
     return s.floats(out);
   }
 
+  Array<float> merge_vocab_parts(const Array<float>& parts, int64_t num_rows) {
+    Scratch s(*ops_);
+    const Tensor out = s.empty(DType::f32, {num_rows, parts.shape(0) * parts.shape(2)});
+    ops_->merge_vocab_parts(out, s.f32(parts));
+    return s.floats(out);
+  }
+
   Array<int32_t> select_token_ids(const Array<int32_t>& token_ids, const Array<int32_t>& sampled_ids,
                                   const Array<int32_t>& sources) {
     Scratch s(*ops_);
@@ -402,6 +409,7 @@ void register_device_ops(py::module_& testing) {
       .def("add_shortcut_rms_norm", &DeviceOps::add_shortcut_rms_norm)
       .def("silu_mul", &DeviceOps::silu_mul)
       .def("gather_rows", &DeviceOps::gather_rows)
+      .def("merge_vocab_parts", &DeviceOps::merge_vocab_parts)
       .def("select_token_ids", &DeviceOps::select_token_ids)
       .def("rope", &DeviceOps::rope)
       .def("embed", &DeviceOps::embed, py::arg("token_ids"), py::arg("word"), py::arg("rows"), py::arg("projection"),

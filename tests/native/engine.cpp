@@ -30,13 +30,13 @@ class Recorder final : public StepObserver {
     int64_t num_tokens = 0;                             // in the cache at the end
   };
 
-  void after_forward(const StepPlan& plan, Model& model) override {
+  void after_forward(const StepPlan& plan, Model& model, Tensor hidden) override {
     if (break_step.exchange(false)) throw Error("this step was broken on purpose");
     const int64_t vocab = model.config().vocab_size, num_rows = plan.num_tokens();
     const Buffer logits(ops_.device(), num_rows * vocab * 4), rows(ops_.device(), num_rows * 4);
     const Tensor all = rows.tensor(DType::i32, {num_rows}), out = logits.tensor(DType::f32, {num_rows, vocab});
     for (int64_t row = 0; row < num_rows; ++row) all.data<int32_t>()[row] = static_cast<int32_t>(row);
-    if (model.shard().world() == 1) model.logits(out, all);
+    if (model.shard().world() == 1) model.logits(out, hidden, all);
     const Tensor ngram_ids = model.last_ngram_ids();
     const bool has_logits = model.shard().world() == 1;  // else no rank has those of all rows
     int64_t row = 0;

@@ -56,6 +56,8 @@ def test_elementwise(ops, tolerance):
     assert_rows_close(ops.silu_mul(gate, y), CPU.silu_mul(gate, y), tolerance)
     rows = np.array([4, 0, 0, 2], np.int32)
     assert np.array_equal(ops.gather_rows(x, rows), x[rows])
+    parts = normal(3, 4, 50, seed=3)  # of ranks, whose last rows are padding
+    assert np.array_equal(ops.merge_vocab_parts(parts, 3), np.concatenate(parts[:, :3], axis=1))
 
 
 @pytest.mark.parametrize("is_routed", [True, False])

@@ -19,8 +19,11 @@ def test_sound(text):
 
 
 def test_comments_of_adjacent_lines_are_one_text():
-    source = 'int a;  // one.\n        // two\nint b;  // three\ncall("not a // comment", 1);  // four\n'
-    comments = ["one.\ntwo", "three", "four"]
+    source = (
+        "int n = 1'000;  // won't\n"
+        + 'int a;  // one.\n        // two\nint b;  // three\ncall("not a // comment", 1);  // four\n'
+    )
+    comments = ["won't", "one.\ntwo", "three", "four"]
     assert [text for _, text in words.c_texts(source, False) if text] == comments
     assert sorted(text for _, text in words.c_texts(source, True) if text) == sorted([*comments, "not a // comment"])
 

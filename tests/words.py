@@ -51,7 +51,9 @@ FORBIDDEN = re.compile(
 WITH_MESSAGES = {"cpp", "cuda", "python"}
 EXEMPT = {"docs/terms.md", "tests/words.py", "tests/test_words.py"}  # they quote the words
 C_SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
-C_TOKEN = re.compile(r'//[^\n]*|/\*.*?\*/|R"\((?:.*?)\)"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL)
+C_TOKEN = re.compile(
+    r'\b\d[\w\']*|//[^\n]*|/\*.*?\*/|R"\((?:.*?)\)"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL
+)
 
 Text = tuple[int, str]  # line, paragraph
 

@@ -1,4 +1,4 @@
-// LongCat-Flash: the forward pass over Ops, on one rank or on one of several, each with its share of the weights.
+// LongCat-Flash: the forward pass over Ops, on one rank or on several that share the weights.
 #pragma once
 
 #include "model/activations.h"
@@ -10,8 +10,8 @@ namespace longcat {
 
 class Model {
  public:
-  // max_tokens: largest step. max_logits: most rows that logits() is asked for at once. weights: those of ranks.shard.
-  // `ops` must outlive the model.
+  // max_tokens: size of the largest step. max_logits: most rows per call of logits(). weights: the weights of
+  // ranks.shard. `ops` must outlive the model.
   Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens, int64_t max_logits);
 
   const ModelConfig& config() const { return config_; }
@@ -19,29 +19,30 @@ class Model {
   const Shard& shard() const { return ranks_.shard; }
   Communicator& world() { return *ranks_.world; }
   void abort_ranks(const std::string& reason) noexcept;  // Communicator::abort
-  void launch(Recording& recorded);                      // of calls below; Communicator::launch_recorded
+  void launch(Recording& recorded);  // launches recorded calls of the functions below; Communicator::launch_recorded
 
-  // Runs all layers over the batch, storing its latents and token ids in the cache. Returns the final hidden states
-  // [num_tokens, hidden_size], valid until the next call.
+  // Runs all layers over the batch and stores its latents and token ids in the cache. Returns the final hidden states
+  // [num_tokens, hidden_size], which are valid until the next call.
   Tensor forward(const ForwardBatch& batch, KvCache& cache);
 
-  // The MTP layer over the rows of `batch`, whose token_ids are what comes behind the tokens of the rows of the last
-  // pass, forward() or this one: its hidden states become those that the token after that is told from, for logits().
-  // Row i goes on from row rows[i] of the last pass; no `rows`: from row i. Stores the layer's latents at the positions
-  // of the batch (slot p for the pair of hidden state p and token p + 1).
+  // Runs the MTP layer. Row i pairs the hidden state in row rows[i] (row i without `rows`) of the last forward() or
+  // forward_mtp() with token_ids[i], the token after that row's. The new hidden states replace the old ones; logits()
+  // of row i then predicts the token after token_ids[i]. The layer's latents are stored at the batch's positions (slot
+  // p for the pair of hidden state p and token p + 1).
   void forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor rows = {});
 
-  // Which of so many rows this rank gets the logits of: the ranks take blocks of own_logits_capacity() rows each, the
-  // last ones perhaps fewer or none.
+  // The part of `num_rows` rows of logits that this rank gets. The ranks take blocks of own_logits_capacity() rows in
+  // order; the last ones may get fewer or none.
   Range own_logits(int64_t num_rows) const;
   int64_t own_logits_capacity(int64_t num_rows) const { return (num_rows + shard().world() - 1) / shard().world(); }
 
-  // out = lm_head of the given rows of the last step's hidden states, own_logits() of them. Every rank computes its
-  // words of all rows, then each row's come together on the rank that owns it. out: [own rows, vocab_size] f32; rows:
-  // [num_rows] i32, at most as many as the step had tokens. Overwrites buffers of the step, not its hidden states.
+  // out = lm_head of the given rows of the last step's hidden states, for the rows own_logits(). Every rank computes
+  // its vocabulary rows of all rows; an all-to-all then collects each row on the rank that owns it. out: [own rows,
+  // vocab_size] f32; rows: [num_rows] i32, at most as many as the step's tokens. Overwrites other buffers of the step,
+  // but keeps its hidden states.
   void logits(Tensor out, Tensor rows);
 
-  // Rows of the N-gram tables the last step looked up: [num_tokens, num_tables] i32, empty without tables.
+  // Rows of the N-gram tables that the last step read: [num_tokens, num_tables] i32, empty without tables.
   Tensor last_ngram_ids() const { return a_.ngram_ids; }
 
  private:
@@ -60,7 +61,7 @@ class Model {
   float softmax_scale_;
   Buffer inv_freq_;  // [rope / 2] f32
   ActivationBuffers buffers_;
-  Buffer sent_logits_, received_logits_;  // [max_logits, words of a rank] f32, with several ranks
+  Buffer sent_logits_, received_logits_;  // [max_logits, vocabulary rows of a rank] f32, with several ranks
   Activations a_;                         // views for the step in progress
 };
 

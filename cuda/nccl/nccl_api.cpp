@@ -12,7 +12,7 @@ namespace longcat {
 
 namespace {
 
-// Where pip puts nvidia-nccl-cu12 and -cu13: site-packages/nvidia/nccl/lib, beside site-packages/longcat.
+// The place of pip's nvidia-nccl-cu12 and -cu13: site-packages/nvidia/nccl/lib, next to site-packages/longcat.
 std::filesystem::path beside_this_package() {
   Dl_info info;
   if (!::dladdr(reinterpret_cast<void*>(&load_nccl), &info) || !info.dli_fname) return {};

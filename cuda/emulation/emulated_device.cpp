@@ -14,11 +14,11 @@ namespace longcat {
 
 namespace {
 
-std::atomic<int64_t> kernels_before_failure{-1};  // negative: none fails
+std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
 
 class ReplayedFunction final : public Recording {
  public:
-  // num_kernels: the device's counter.
+  // num_kernels: the device's counter of kernels.
   ReplayedFunction(std::function<void()> work, const int64_t& num_kernels)
       : work_(std::move(work)), num_kernels_(num_kernels) {}
   void launch() override {
@@ -68,7 +68,8 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Whole pages are mapped anew, so that large buffers cost only what is used of them: make_accessible walks the rest.
+// Maps whole pages again, so that a large buffer costs only the pages in use. make_accessible() walks the remaining
+// ones.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
   constexpr uintptr_t kPage = 4096;
   char* const end = data + bytes;

@@ -19,7 +19,7 @@ struct NgramHistory {
   const int32_t* lane;          // [num_slots] token ids
   int32_t eos_token_id;
 
-  // Slot of the token `distance` places before token t.
+  // Slot of the token `distance` positions before token t.
   LC_HD int64_t slot(int64_t t, int64_t distance) const {
     return slot_of(block_tables + sequence_idx[t] * block_table_stride, positions[t] - distance);
   }

@@ -89,7 +89,7 @@ class NcclCommunicator final : public Communicator {
       all_gather(all, x);
       return gpu::sum_blocks(device_, x, all, size());
     }
-    // the rest of the last block has arbitrary values, which are not read
+    // the rest of the last block is arbitrary and does not reach x
     const int64_t block = (count + size() - 1) / size();
     const Tensor sent = scratch(sent_, x.dtype(), block * size()),
                  received = scratch(received_, x.dtype(), block * size());

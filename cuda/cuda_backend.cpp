@@ -21,7 +21,7 @@ double share_or_environment(double memory_share) {
   const auto [end, status] = std::from_chars(text, text + std::strlen(text), share);
   if (status != std::errc() || *end != 0 || !(share > 0 && share <= 1))
     throw std::invalid_argument(
-        str_cat("LONGCAT_GPU_MEMORY=\"", text, "\": expected a share above 0 and at most 1, such as 0.5"));
+        str_cat("[cuda] found LONGCAT_GPU_MEMORY=\"", text, "\"; expected a share above 0 and at most 1, such as 0.5"));
   return share;
 }
 

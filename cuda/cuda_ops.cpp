@@ -27,9 +27,9 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
 // together.
 Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   if (is_packed(logical.format))
-    throw Error(str_cat("[cuda] weights in ", name_of(logical.format),
-                        " are read by the CPU only: give the original checkpoint, ",
-                        "that longcat convert read, or device=\"cpu\""));
+    throw Error(str_cat("[cuda] found weights in ", name_of(logical.format),
+                        "; expected f32, bf16 or fp8. Use the checkpoint that longcat convert read, ",
+                        "or device=\"cpu\""));
   const int64_t count = logical.out_features * logical.in_features;
   const int64_t data_bytes = logical.format == WeightFormat::fp8_block ? count : logical.num_bytes();
   const int64_t scales_offset = scales_offset_of(data_bytes);

@@ -166,7 +166,7 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
   if (with_mtp) {
     if (std::ranges::none_of(checkpoint.tensors(), [](const auto& entry) { return is_mtp_tensor(entry.first); }))
       throw Error(str_cat("[weights] ", checkpoint.folder().string(),
-                          ": has no MTP layer (model.mtp.*), which speculative method \"mtp\" guesses with: download "
+                          ": has no MTP layer (model.mtp.*), which speculative method \"mtp\" needs: download "
                           "model-auxiliary.safetensors, too, or use method \"ngram\""));
     for (const ExpectedTensor& expected : expected_mtp_tensors(config)) check_expected(expected);
   }

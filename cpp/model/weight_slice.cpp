@@ -33,9 +33,9 @@ void require_whole_units(const Weight& whole, Range range, int64_t total, int64_
   for (int64_t parts = 1; parts <= total / unit; ++parts)
     if (total % parts == 0 && total / parts % unit == 0)
       fitting += (fitting.empty() ? "" : ", ") + std::to_string(parts);
-  throw Error(str_cat("[parallel] \"", name, "\" is stored as ", name_of(whole.format), ", whose ", what,
-                      " stay together in blocks of ", unit, ": its ", total, " ", what, " cannot be shared out by ",
-                      range.size(), "; ", fitting.empty() ? "1" : fitting, " ranks would do"));
+  throw Error(str_cat("[parallel] \"", name, "\": found parts of ", range.size(), " of its ", total, " ", what,
+                      "; expected whole blocks of ", unit, " (", name_of(whole.format),
+                      "). Numbers of parts that fit: ", fitting.empty() ? "1" : fitting));
 }
 
 // Distance from one row, or group of interleaved rows, to the next [bytes].

@@ -79,7 +79,7 @@ CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
                         "): use device=\"cpu\""));
   }
   if (device_idx >= count)
-    throw Error(str_cat("[device] device=\"cuda:", device_idx, "\" does not exist: there are ", count));
+    throw Error(str_cat("[device] found device=\"cuda:", device_idx, "\"; expected an index below ", count));
   make_current();
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
@@ -93,7 +93,7 @@ CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
   reads_registered_memory_ = attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) != 0;
   if (compute_capability_ < 80)
     throw Error(str_cat("[device] ", name(), " has compute capability ", compute_capability_ / 10, ".",
-                        compute_capability_ % 10, ", at least 8.0 is needed: use device=\"cpu\""));
+                        compute_capability_ % 10, "; expected at least 8.0. Use device=\"cpu\""));
 }
 
 // Delegates to a complete constructor, so that the destructor frees what exists when a later step throws.
@@ -109,8 +109,8 @@ CudaDevice::CudaDevice(int device_idx, double memory_share, int num_communicator
   const int64_t arena_size = arena_bytes(static_cast<int64_t>(free_bytes), memory_share, num_communicators);
   if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_size)) != cudaSuccess) {
     cudaGetLastError();
-    throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_size, " of ", free_bytes,
-                              " free bytes cannot be taken: lower gpu_memory_utilization"));
+    throw OutOfMemory(str_cat("[cuda] ", name(), ": cannot allocate ", arena_size, " of ", free_bytes,
+                              " free bytes: lower gpu_memory_utilization"));
   }
   arena_ = Arena(arena_size);
 }
@@ -140,8 +140,8 @@ void* CudaDevice::allocate(int64_t bytes) {
   if (bytes <= 0) return nullptr;
   const int64_t offset = arena_.allocate(bytes);
   if (offset < 0)
-    throw OutOfMemory(str_cat("[cuda] ", name(), " cannot give ", bytes, " bytes: ", arena_.used_bytes(), " of ",
-                              arena_.bytes(), " are used, the largest free piece is ", arena_.largest_free()));
+    throw OutOfMemory(str_cat("[cuda] ", name(), " cannot allocate ", bytes, " bytes: ", arena_.used_bytes(), " of ",
+                              arena_.bytes(), " are in use, the largest free range has ", arena_.largest_free()));
   make_current();
   CUDA_CHECK(cudaMemsetAsync(memory_ + offset, 0, static_cast<size_t>(bytes), main_stream_));
   CUDA_CHECK(cudaStreamSynchronize(main_stream_));

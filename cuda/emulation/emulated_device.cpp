@@ -42,7 +42,8 @@ EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
     : arena_(capacity), fp8_(fp8), reversed_(reversed) {
   void* data =
       ::mmap(nullptr, static_cast<size_t>(capacity), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) throw OutOfMemory(str_cat("[cuda-emulated] no address space of ", capacity, " bytes"));
+  if (data == MAP_FAILED)
+    throw OutOfMemory(str_cat("[cuda-emulated] cannot reserve ", capacity, " bytes of address space"));
   memory_ = static_cast<char*>(data);
 }
 

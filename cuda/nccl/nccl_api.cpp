@@ -36,7 +36,7 @@ NcclApi load() {
   }
   if (!library)
     throw Error(str_cat("[nccl] ranks on GPUs need libnccl.so.2, which cannot be loaded (", tried,
-                        "): pip install nvidia-nccl-cu12, or name it by LONGCAT_NCCL"));
+                        "): pip install nvidia-nccl-cu12, or set LONGCAT_NCCL to its path"));
   NcclApi api{};
   const auto find = [&](auto& function, const char* symbol) {
     void* found = ::dlsym(library, symbol);

@@ -129,7 +129,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_lock<std::recursive_timed_mutex> use() {
     std::unique_lock lock(use_);
     if (const std::string reason = host_->failure(); !reason.empty()) throw Error(reason);
-    if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), " has given up"));
+    if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), ": the communicator was aborted"));
     return lock;
   }
 

@@ -168,7 +168,7 @@ void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_f
         read_row(first + r, row);
         for (int64_t k = 0; k < in_features; ++k)
           if (!std::isfinite(row[k]))
-            throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], ": no scale can hold that"));
+            throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], "; expected a finite value"));
       }
       if (is_x8(format)) {
         std::memset(data + group * stride, 0, static_cast<size_t>(stride));

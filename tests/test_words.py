@@ -50,7 +50,8 @@ def test_sentences():
         "Two, e.g. `code`, is there.",
         "- three",
     ]
-    assert words.is_long("word " * 26) and not words.is_long("word " * 25 + "[a, b, c] 1 + 2 = 3")
+    assert words.is_long("the word " * 13)
+    assert not words.is_long("the word " * 12 + "[a, b, c] 1 + 2 = 3") and not words.is_long("name " * 30)
 
 
 def test_files_of_every_kind_are_read(tmp_path: Path):

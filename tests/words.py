@@ -157,7 +157,7 @@ def sentences(text: str) -> list[str]:
 
 
 def is_long(sentence: str) -> bool:
-    """Whether it has over 25 words; numbers and shapes in brackets do not count, and lists of names are no sentences."""
+    """Whether it has over 25 words. Numbers and shapes in brackets do not count; lists of names are no sentences."""
     plain = re.sub(r"\[[^\]]*\]", " ", sentence)
     words = [word for word in plain.split() if re.search(r"[A-Za-z]{2}|^[aAI]$", word)]
     return len(words) > LONGEST and any(word.lower() in ("a", "the", "of", "is", "are", "to", "in") for word in words)

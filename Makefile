@@ -75,6 +75,7 @@ lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check python tests examples bench
 	$(VENV)/bin/ruff format --check python tests examples bench
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python tests/words.py
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(VENV)/.installed-lint

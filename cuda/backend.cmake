@@ -1,12 +1,13 @@
-# The CUDA backend. LONGCAT_CUDA: AUTO (where nvcc and the CUTLASS headers are found), ON (they must be), OFF.
+# The CUDA backend. LONGCAT_CUDA is AUTO (build it where nvcc and the CUTLASS headers are found), ON (require them) or
+# OFF.
 #
-# Without it the same kernel files are compiled as C++ for longcat_emulation, and cpp/ops/no_cuda.cpp and
-# cpp/comm/no_nccl.cpp stand in for the backend.
+# Without CUDA, the kernel files are compiled as C++ for longcat_emulation, and cpp/ops/no_cuda.cpp and
+# cpp/comm/no_nccl.cpp replace the backend.
 set(LONGCAT_CUDA "AUTO" CACHE STRING "CUDA backend: AUTO, ON or OFF")
 set_property(CACHE LONGCAT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each takes up to 3.5 GiB")
 
-# What the GPU and the emulation share.
+# Files of both the GPU backend and the emulation.
 set(_kernels
   cuda/gemm/gemm.cu
   cuda/kernels/attention.cu cuda/kernels/elementwise.cu cuda/kernels/moe.cu cuda/kernels/ngram_embed.cu
@@ -16,7 +17,7 @@ set(_shared
   cuda/nccl/nccl_communicator.cpp ${_kernels})
 target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
 
-# The emulated GPU, for tests and benchmarks: no part of _core.
+# The emulated GPU, for tests and benchmarks. It is not part of _core.
 add_library(longcat_emulation STATIC EXCLUDE_FROM_ALL
   cuda/emulation/emulated_device.cpp cuda/emulation/emulated_ops.cpp)
 target_link_libraries(longcat_emulation PUBLIC longcat_runtime)
@@ -63,7 +64,7 @@ set(LONGCAT_CUDA_SUMMARY "${CMAKE_CUDA_COMPILER_VERSION} for sm_90a and sm_80")
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS heavy=${LONGCAT_HEAVY_JOBS})
 
 # NDEBUG in every build type: an assert in a wgmma kernel makes ptxas serialise it (C7510). cudart is static and CUTLASS
-# finds the driver at run time, so the module imports where there is no GPU.
+# finds the driver at run time, so the module can be imported without a GPU.
 set(_cuda_options --expt-relaxed-constexpr -diag-suppress=2908)
 function(longcat_cuda_target name architectures)
   set_target_properties(${name} PROPERTIES
@@ -75,13 +76,14 @@ endfunction()
 
 target_sources(longcat_runtime PRIVATE
   ${_shared} cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/gemm/run.cpp)
-# PTX of compute_80 beside the machine code: later devices, 9.0 apart, translate it when the module is first loaded.
+# The module contains PTX of compute_80 besides the machine code. Devices other than 9.0 compile it when they load the
+# module.
 longcat_cuda_target(longcat_runtime "90a-real;80")
 target_link_libraries(longcat_runtime PUBLIC CUDA::cudart_static)
-# Sums in the sampler and the penalties are rounded as on the CPU, product by product.
+# No fused multiply-adds: the sampler and the penalties must round each product as the CPU does.
 set_source_files_properties(cuda/kernels/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
 
-# CUTLASS kernels, each for the one architecture it is written for.
+# CUTLASS kernels, each compiled for its one architecture.
 add_library(longcat_gemm_sm90a OBJECT
   cuda/gemm/dense_bf16_sm90_16.cu cuda/gemm/dense_bf16_sm90_64.cu cuda/gemm/dense_bf16_sm90_128.cu
   cuda/gemm/dense_f32_sm90_16.cu cuda/gemm/dense_f32_sm90_64.cu cuda/gemm/dense_f32_sm90_128.cu

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a build with CUDA must satisfy, read from its log and its module:
+# Checks a build with CUDA by its log and its module:
 #   cuda/check_build.sh LOG MODULE
-# no wgmma kernel is serialised (ptxas C7510, C7508), and the module needs nothing of the driver to be loaded.
+# No wgmma kernel may be serialised (ptxas C7510, C7508), and the module must load without the CUDA driver.
 set -euo pipefail
 log=$1 module=$2
 
@@ -10,7 +10,7 @@ if grep -nE 'C7510|C7508' "$log"; then
   echo "check_build: ptxas serialised a wgmma kernel" >&2
   exit 1
 fi
-symbols=$(nm -D --undefined-only "$module")  # read whole: under pipefail a reader that stops early fails the pipe
+symbols=$(nm -D --undefined-only "$module")  # read completely: under pipefail, a reader that stops early fails the pipe
 test -n "$symbols" || { echo "check_build: nm shows no symbols of $module" >&2; exit 1; }
 if grep -E ' cu[A-Z]' <<< "$symbols"; then
   echo "check_build: $module needs these symbols of the CUDA driver" >&2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What the machine code for sm_90a must show of the kernels that are bound by loads:
+# Checks the machine code for sm_90a of the load-bound kernels:
 #   cuda/check_sass.sh FILE...
 # FILE: the module, or objects of cuda/kernels. Needs cuobjdump and nvdisasm (CUDA toolkit, or the PyPI packages
 # nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm).
-# Each kernel of the list has its loads of 16 bytes, none spills (LDL, STL: accesses to the stack), and none has a loop of
-# compare-and-swap.
+# Each listed kernel must have its 16-byte loads. No kernel may spill (LDL, STL: accesses to the stack) beyond what
+# the list allows, or loop over a compare-and-swap.
 set -euo pipefail
 cuobjdump=${CUOBJDUMP:-cuobjdump}
 command -v "$cuobjdump" > /dev/null || { echo "check_sass: cuobjdump is not found; put it on PATH" >&2; exit 1; }
@@ -14,8 +14,8 @@ trap 'rm -f "$sass"' EXIT
 for file in "$@"; do "$cuobjdump" -sass -arch sm_90a "$file"; done > "$sass"
 
 failed=0
-# expect NAME WIDE STACK: kernels whose name holds NAME have at least WIDE loads of 16 bytes and at most STACK accesses to
-# the stack each.
+# expect NAME WIDE STACK: kernels whose name contains NAME have at least WIDE 16-byte loads and at most STACK accesses
+# to the stack each.
 expect() {
   awk -v name="$1" -v wide="$2" -v stack="$3" '
     /Function :/ { inside = index($0, name) > 0; found += inside }

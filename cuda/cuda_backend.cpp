@@ -1,4 +1,4 @@
-// Linked in place of cpp/ops/no_cuda.cpp and cpp/comm/no_nccl.cpp where the CUDA backend is built.
+// Replaces cpp/ops/no_cuda.cpp and cpp/comm/no_nccl.cpp at link time where CUDA is built.
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
@@ -13,7 +13,7 @@ namespace longcat {
 
 namespace {
 
-// For processes that several engines share, as tests: LONGCAT_GPU_MEMORY where the caller does not say.
+// LONGCAT_GPU_MEMORY is the default share, for processes with several engines, such as tests.
 double share_or_environment(double memory_share) {
   const char* text = std::getenv("LONGCAT_GPU_MEMORY");
   if (!text || memory_share > 0) return memory_share;
@@ -21,7 +21,7 @@ double share_or_environment(double memory_share) {
   const auto [end, status] = std::from_chars(text, text + std::strlen(text), share);
   if (status != std::errc() || *end != 0 || !(share > 0 && share <= 1))
     throw std::invalid_argument(
-        str_cat("LONGCAT_GPU_MEMORY=\"", text, "\": expected a share above 0 and at most 1, such as 0.5"));
+        str_cat("[cuda] found LONGCAT_GPU_MEMORY=\"", text, "\"; expected a share above 0 and at most 1, such as 0.5"));
   return share;
 }
 

@@ -11,7 +11,7 @@ namespace longcat {
 namespace {
 
 constexpr int64_t kBranchWorkspaceBytes = int64_t{16} << 20;
-constexpr int64_t kTablePiece = int64_t{64} << 20;  // [bytes] of a table that are read at once
+constexpr int64_t kTablePiece = int64_t{64} << 20;  // [bytes] of a table per read
 
 }  // namespace
 
@@ -23,12 +23,13 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
 }
 
-// Planes are copied as they are, but scales are transposed: the fp8 kernel reads those of a column of blocks together.
+// Planes are copied unchanged. Scales are transposed, because the fp8 kernel reads those of a column of blocks
+// together.
 Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
   if (is_packed(logical.format))
-    throw Error(str_cat("[cuda] weights in ", name_of(logical.format),
-                        " are read by the CPU only: give the original checkpoint, ",
-                        "that longcat convert read, or device=\"cpu\""));
+    throw Error(str_cat("[cuda] found weights in ", name_of(logical.format),
+                        "; expected f32, bf16 or fp8. Use the checkpoint that longcat convert read, ",
+                        "or device=\"cpu\""));
   const int64_t count = logical.out_features * logical.in_features;
   const int64_t data_bytes = logical.format == WeightFormat::fp8_block ? count : logical.num_bytes();
   const int64_t scales_offset = scales_offset_of(data_bytes);
@@ -44,7 +45,7 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
                   cols = (logical.in_features + kFp8Block - 1) / kFp8Block;
     std::vector<float> transposed(static_cast<size_t>(rows * cols));
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < cols; ++c)  // a plane in a file may lie at any address
+      for (int64_t c = 0; c < cols; ++c)  // a plane in a file may be unaligned
         std::memcpy(&transposed[static_cast<size_t>(c * rows + r)],
                     reinterpret_cast<const char*>(logical.scales) + 4 * (r * cols + c), 4);
     device_->copy_from_host(scales, transposed.data(), scale_bytes);
@@ -62,9 +63,9 @@ std::span<const Placement> CudaOps::table_placements() const {
   return kPlacements;
 }
 
-// In pinned host memory the kernels read tables over the bus: 12 rows of 512 bytes a token. The bytes go from the file
-// into that memory directly, or by pieces through pinned memory to the device, so that there is never a second copy of
-// a table.
+// From pinned host memory, kernels read table rows over the bus: 12 rows of 512 bytes per token. The bytes go from the
+// file directly into that memory, or in parts through pinned memory to the device. So there is never a second copy of a
+// table.
 Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
                               HostBuffer& host_storage) {
   const int64_t bytes = logical.num_bytes();
@@ -88,7 +89,8 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
   try {
     host_storage = HostBuffer(*device_, bytes);
   } catch (const OutOfMemory& refused) {
-    // Where the driver follows the host's page tables the file itself will do, at the speed of its page faults.
+    // Where the driver follows the host's page tables, kernels can read the mapped file, at the speed of its page
+    // faults.
     const int64_t element = logical.format == WeightFormat::bf16 ? 2 : 4;
     if (!device_->reads_pageable_memory() || reinterpret_cast<uintptr_t>(logical.data) % element != 0) throw;
     std::fprintf(stderr, "longcat: %s; a table of %lld bytes is read from its mapped file, slowly\n", refused.what(),
@@ -104,7 +106,7 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
 
 void CudaOps::grow(Buffer& buffer, int64_t bytes) {
   if (bytes <= buffer.bytes()) return;
-  buffer = {};  // the device frees it when nothing reads it any more
+  buffer = {};  // work in flight may still read it: see CudaDevice::free
   buffer = Buffer(*device_, bytes + bytes / 4);
 }
 

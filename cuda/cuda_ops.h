@@ -1,8 +1,8 @@
-// The CUDA implementation of Ops. Bodies and kernels lie in one file an area, named as the CPU's: elementwise.cu,
-// gemm.cu, rope.cu, attention.cu, moe.cu, ngram_embed.cu, sample.cu, quantize.cu. Without nvcc the same files are
-// compiled for the host, and CudaOps runs on an emulated device (cuda/emulation).
+// The CUDA implementation of Ops. Each area has a file with its kernels and methods, named as in cpp/cpu: gemm.cu in
+// gemm/, all others in kernels/. Without nvcc the same files are compiled for the host, and CudaOps runs on an emulated
+// device (cuda/emulation).
 //
-// Activations are bf16 (f32 on request, by plain kernels only, for tests).
+// Activations are bf16. Tests may choose f32, which only plain kernels support.
 #pragma once
 
 #include <memory>
@@ -18,12 +18,12 @@ struct GroupedProblem;
 
 class CudaOps final : public Ops {
  public:
-  // Partial results of decode pieces, fp8 rows, and CUTLASS's scheduling data. A piece of a token takes 64 KiB (32
-  // heads x 514 values): 256 MiB hold 12 tokens at a context of 327,680 (328 pieces), 102 at 8,192 (40), 256 at 2,048
-  // (16).
+  // Workspace for partial results of decode pieces, fp8 rows, and CUTLASS's scheduling data. A token's piece takes 64
+  // KiB (32 heads x 514 values). 256 MiB hold 12 tokens at a context of 327,680 (328 pieces), 102 at 8,192 (40 pieces),
+  // 256 at 2,048 (16 pieces).
   static constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
 
-  // No result depends on workspace_bytes.
+  // workspace_bytes changes no result.
   CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int64_t workspace_bytes = kWorkspaceBytes);
 
   GpuDevice& device() override { return *device_; }
@@ -76,29 +76,29 @@ class CudaOps final : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // out = (x W^T + addend) * scale where out holds the addend before, if `add`.
+  // out = x W^T * scale, or with `add`, out = (x W^T + out) * scale.
   void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
-  // out[row] = x[row] W_e^T for the rows of each expert. expert_offsets null: one expert has all rows.
+  // out[row] = x[row] W_e^T for the rows of each expert e. Without expert_offsets, one expert has all rows.
   void grouped_linear(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void run_grouped(const GroupedProblem& problem, std::span<const Weight> weights);
 
-  // Whether a layer takes its inputs as fp8 rows here.
+  // Whether linear() with this weight reads its inputs as fp8 rows on this device.
   bool multiplies_fp8(const Weight& weight) const;
-  // Row i of out: row rows[i] of x (null: i) as fp8, up to the last of the experts' rows.
+  // Row i of out = row rows[i] of x (without rows: row i) in fp8, for all rows of the experts.
   void quantize_rows(const Fp8Rows& out, Tensor x, const int32_t* rows, const int32_t* expert_offsets,
                      int64_t num_experts);
 
   const Buffer& workspace() const { return device_->in_branch() ? branch_workspace_ : workspace_; }
-  // Makes it at least `bytes`; what it held is lost.
+  // Makes `buffer` at least `bytes` large. Its content is lost.
   void grow(Buffer& buffer, int64_t bytes);
 
   std::unique_ptr<GpuDevice> device_;
   DType activation_dtype_;
-  Buffer workspace_, branch_workspace_;  // of one op at a time, on the main stream and beside it
+  Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
   Buffer sampling_scores_;               // [rows sampled at once, vocab] f32
   Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
-  Buffer sampling_rows_;                 // sampling rows and what their spans hold, packed
+  Buffer sampling_rows_;                 // sampling rows and the data of their spans, packed
   std::vector<std::byte> packed_rows_;   // the same on the host
 };
 

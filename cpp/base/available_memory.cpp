@@ -16,7 +16,7 @@ using Path = std::filesystem::path;
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 constexpr int64_t kUntold = int64_t{4} << 30;
 
-// Files of a control group, and lines of its memory.stat that count it with the groups in it.
+// File names in a control group, and the lines of its memory.stat that include its child groups.
 struct GroupNames {
   const char* limit;
   const char* used;
@@ -27,14 +27,14 @@ constexpr GroupNames kVersion2{"memory.max", "memory.current", "inactive_file", 
 constexpr GroupNames kVersion1{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
                                "total_active_file"};
 
-// Nothing where there is no such file, or "max" in it.
+// Returns nothing when the file is absent or does not begin with a number ("max").
 std::optional<int64_t> number_in(const Path& path) {
   std::ifstream file(path);
   int64_t value = 0;
   return file >> value ? std::optional(value) : std::nullopt;
 }
 
-// Of a file with lines "key value".
+// Reads the number of `key` in a file of lines "key value".
 std::optional<int64_t> value_of(const Path& path, const std::string& key) {
   std::ifstream file(path);
   std::string found, rest;
@@ -55,7 +55,8 @@ int64_t left_in_group(const Path& group, const GroupNames& names) {
   return std::max<int64_t>(0, *limit - std::max<int64_t>(0, *used - cached));
 }
 
-// Of the group and all around it, up to where they are mounted: in a container only the latter is there.
+// The smallest room of the group and its parents, up to the mount point. In a container only the mount point is
+// visible.
 int64_t left_in_groups(const Path& mount, Path group, const GroupNames& names) {
   int64_t left = left_in_group(mount, names);
   for (; !group.empty(); group = group.parent_path()) left = std::min(left, left_in_group(mount / group, names));
@@ -70,7 +71,7 @@ int64_t available_memory(const Path& root) {
   int64_t available = std::min(left_in_groups(mount, {}, kVersion2), left_in_groups(mount / "memory", {}, kVersion1));
   if (kib) available = std::min(available, *kib * 1024);
   std::ifstream groups(root / "proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // "number:controllers:/path"; version 2 has the number 0
+  for (std::string line; std::getline(groups, line);) {  // "number:controllers:/path"; version 2 has number 0
     std::istringstream fields(line);
     std::string number, controllers, path;
     std::getline(std::getline(std::getline(fields, number, ':'), controllers, ':'), path);

@@ -1,4 +1,4 @@
-// How much memory this process may still take.
+// The memory that this process may still allocate.
 #pragma once
 
 #include <cstdint>
@@ -6,9 +6,10 @@
 
 namespace longcat {
 
-// MemAvailable of /proc/meminfo, or what the process's control groups (versions 2 and 1, and those around them) leave,
-// whichever is less [bytes]. Cached files count as free: the kernel drops them first. 4 GiB where nothing is told.
-// root: where /proc and /sys are, for tests.
+// Returns the available memory [bytes]: the smaller of MemAvailable in /proc/meminfo and the room left in the process's
+// control groups. Control groups of versions 1 and 2 count, and so do their parents. Cached files count as free,
+// because the kernel drops them first. Returns 4 GiB where the system states neither figure.
+// root: the folder that holds proc/ and sys/; tests set it.
 int64_t available_memory(const std::filesystem::path& root = "/");
 
 }  // namespace longcat

@@ -27,7 +27,7 @@ class Buffer {
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
 
-  // The start of the buffer under a dtype and shape.
+  // A view of the buffer's first bytes with a dtype and shape.
   Tensor tensor(DType dtype, std::initializer_list<int64_t> shape) const {
     Tensor view(data_, dtype, shape);
     LC_CHECK(view.num_bytes() <= bytes_, view.shape_string(), " in ", bytes_, " bytes");

@@ -53,7 +53,7 @@ constexpr const char* name_of(DType dtype) {
   return "?";
 }
 
-// Upper half of an IEEE single.
+// The upper half of an IEEE single.
 struct bf16 {
   uint16_t bits;
 };
@@ -61,14 +61,14 @@ struct bf16 {
 constexpr float to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 constexpr float to_float(float x) { return x; }
 
-// Round to nearest, ties to even; NaN stays NaN (the quiet bit is set so that a payload in the low half survives).
+// Rounds to nearest, ties to even. NaN stays NaN: the quiet bit is set, because a payload in the low half is cut off.
 constexpr bf16 to_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x0040u)};
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-// IEEE half, subnormals, infinities and NaN included.
+// IEEE half to float, including subnormals, infinities and NaN.
 constexpr float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1fu, mantissa = h & 0x3ffu;
@@ -78,7 +78,7 @@ constexpr float half_to_float(uint16_t h) {
   return sign ? -magnitude : magnitude;
 }
 
-// OCP 8-bit float with 4 exponent bits (bias 7), no infinities, NaN = S.1111.111; largest finite 448.
+// 8-bit float of the OCP: 4 exponent bits (bias 7), no infinities, NaN = S.1111.111, largest finite value 448.
 constexpr float e4m3_to_float(uint8_t v) {
   const uint32_t exponent = (v >> 3) & 0xfu, mantissa = v & 7u;
   float magnitude;
@@ -92,19 +92,19 @@ constexpr float e4m3_to_float(uint8_t v) {
   return (v & 0x80u) ? -magnitude : magnitude;
 }
 
-// Round to nearest, ties to even; beyond 448 saturates, NaN stays NaN.
+// Rounds to nearest, ties to even. Values beyond 448 saturate, NaN stays NaN.
 constexpr uint8_t to_e4m3(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint8_t sign = static_cast<uint8_t>(bits >> 24 & 0x80u);
   const float magnitude = std::bit_cast<float>(bits & 0x7fffffffu);
   if (magnitude != magnitude) return sign | 0x7fu;
   if (magnitude >= 448.0f) return sign | 0x7eu;
-  if (magnitude < 0x1p-6f) {  // subnormal: steps of 2^-9, by an addition that rounds to them
+  if (magnitude < 0x1p-6f) {  // subnormal: the addition rounds to steps of 2^-9
     const float shifted = magnitude + 0x1p14f;
     return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0x1p14f));
   }
   const uint32_t m = std::bit_cast<uint32_t>(magnitude);
-  const uint32_t rounded = m + 0x7ffffu + (m >> 20 & 1u);  // three mantissa bits stay
+  const uint32_t rounded = m + 0x7ffffu + (m >> 20 & 1u);  // three mantissa bits remain
   return sign | static_cast<uint8_t>((rounded >> 20) - (120u << 3));
 }
 

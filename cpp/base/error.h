@@ -1,4 +1,4 @@
-// Errors of the library: it throws, never aborts, because it runs inside somebody's server.
+// Errors of the library. It throws and never aborts, because it runs inside a server.
 #pragma once
 
 #include <sstream>
@@ -7,7 +7,7 @@
 
 namespace longcat {
 
-// A file, config, weight or device call is wrong, or we broke an invariant. Python: longcat.Error.
+// A file, config, weight or device call is wrong, or an internal invariant is broken. Python: longcat.Error.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -19,7 +19,7 @@ class OutOfMemory : public Error {
   using Error::Error;
 };
 
-// A call of a device failed for another reason than memory. No later call on that device can be trusted: the engine
+// A device call failed for a reason other than memory. Later calls on that device cannot be trusted, so the engine
 // ends.
 class DeviceFailure : public Error {
  public:
@@ -33,7 +33,7 @@ std::string str_cat(const Args&... args) {
   return out.str();
 }
 
-// Our own bug: message with file, line and the expression.
+// Reports a bug of ours, with file, line and expression.
 [[noreturn]] inline void check_failed(const char* file, int line, const char* expression, const std::string& detail) {
   throw Error(str_cat("[internal] ", file, ":", line, ": ", expression, detail.empty() ? "" : ": ", detail));
 }

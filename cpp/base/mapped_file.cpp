@@ -24,14 +24,14 @@ std::string reason_of(int error_number) { return std::system_category().message(
 
 }  // namespace
 
-// In a list that a signal handler walks without a lock: entries are added and used again, never removed.
+// An entry of a list that a signal handler walks without a lock. Entries are added and reused, never removed.
 struct MappedFile::Mapping {
-  std::atomic<uintptr_t> begin = 0, end = 0;  // end 0: not in use
-  std::atomic<int64_t> lost_byte = -1;        // of the file: where the first page begins that could not be read
+  std::atomic<uintptr_t> begin = 0, end = 0;  // end 0: unused
+  std::atomic<int64_t> lost_byte = -1;        // offset in the file of the first page that could not be read; -1: none
   Mapping* next = nullptr;
 
   static std::atomic<Mapping*> list;
-  static struct sigaction others;  // what SIGBUS did before
+  static struct sigaction others;  // the SIGBUS action before ours
 
   static Mapping* add(uintptr_t begin, uintptr_t end);
   static void on_bus_error(int signal, siginfo_t* info, void* context);
@@ -40,7 +40,7 @@ struct MappedFile::Mapping {
 std::atomic<MappedFile::Mapping*> MappedFile::Mapping::list = nullptr;
 struct sigaction MappedFile::Mapping::others{};
 
-// Only calls that a handler may make: atomics without locks, and system calls.
+// Uses only what a signal handler may use: lock-free atomics and system calls.
 void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*context*/) {
   static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
   const int saved_errno = errno;
@@ -58,7 +58,8 @@ void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*
     errno = saved_errno;
     return;
   }
-  // Not ours: what would have happened without this handler. The instruction that failed is carried out again.
+  // Not one of our mappings: restore the earlier action. The failed instruction then runs again and raises SIGBUS
+  // again.
   ::sigaction(SIGBUS, &others, nullptr);
   if (info->si_code <= 0) ::raise(SIGBUS);
   errno = saved_errno;
@@ -80,7 +81,7 @@ MappedFile::Mapping* MappedFile::Mapping::add(uintptr_t begin, uintptr_t end) {
   Mapping* entry = list.load();
   while (entry && entry->end != 0) entry = entry->next;
   if (!entry) {
-    entry = new Mapping;  // for the life of the process
+    entry = new Mapping;  // never freed
     entry->next = list.load();
     list = entry;
   }
@@ -150,7 +151,7 @@ void MappedFile::forget(std::span<const std::byte> bytes) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (mapping_) mapping_->end = 0;  // first: the addresses may belong to another mapping soon
+  if (mapping_) mapping_->end = 0;  // before munmap: another mapping may get the addresses
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
@@ -161,7 +162,7 @@ int64_t page_bytes() {
   return bytes;
 }
 
-// From the beginning of the first page.
+// `bytes` from `data`, extended back to the beginning of the first page.
 std::span<std::byte> whole_pages(const void* data, int64_t bytes) {
   const auto into_page = reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(page_bytes());
   auto* begin = static_cast<std::byte*>(const_cast<void*>(data)) - into_page;

@@ -1,8 +1,8 @@
-// A file mapped read-only: the pages it holds are the operating system's cache, shared by all processes.
+// A file mapped read-only. Its pages are those of the operating system's page cache, which all processes share.
 //
-// A read of a page that the file no longer has, since it was cut or its disk failed, raises SIGBUS, which would end the
-// process. A handler puts zeros in place of the page and marks the mapping; check() then throws. So a result that came
-// from mapped bytes counts once check() has passed.
+// When a file is cut or its disk fails, reading a lost page raises SIGBUS, which would end the process. A signal
+// handler maps a page of zeros instead and marks the mapping; check() then throws. A result computed from mapped bytes
+// is valid only once check() has passed.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ namespace longcat {
 
 class MappedFile {
  public:
-  // Throws Error when `path` is not a readable, non-empty regular file. `where` opens the message: who asked and the
-  // file's name, fit to print ("[safetensors] model.safetensors").
+  // Throws Error when `path` is not a readable, non-empty regular file. `where` opens the message: the area and the
+  // printable file name ("[safetensors] model.safetensors").
   MappedFile(const std::filesystem::path& path, std::string_view where);
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
@@ -27,14 +27,14 @@ class MappedFile {
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
   const std::filesystem::path& path() const { return path_; }
 
-  // Throws Error when a page that was read since the file was mapped could not be had.
+  // Throws Error when a page could not be read at any time since the file was mapped.
   void check() const;
 
-  // This process does not need the pages that lie whole within `bytes` any more; they stay in the system's cache.
+  // Drops the pages that lie wholly within `bytes` from this process; they stay in the page cache.
   static void forget(std::span<const std::byte> bytes) noexcept;
 
  private:
-  struct Mapping;  // what the handler knows of a mapping
+  struct Mapping;  // the signal handler's record of a mapping
 
   std::filesystem::path path_;
   std::string where_;
@@ -43,11 +43,11 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Of `bytes` of a mapped file, those that are in memory, whoever brought them there.
+// The number of `bytes` of a mapped file that are in memory, in whole pages, whichever process read them.
 int64_t cached_bytes(const void* data, int64_t bytes);
 
-// What is known of how `bytes` of mapped files will be used; hints, whose failure changes nothing but the time.
-void expect_random_reads(const void* data, int64_t bytes);  // a fault reads its page alone, not what lies around it
-void read_ahead(const void* data, int64_t bytes);           // starts to read the pages, and does not wait
+// Hints on how `bytes` of a mapped file will be used. When they fail, only speed suffers.
+void expect_random_reads(const void* data, int64_t bytes);  // a page fault then reads one page, not its neighbours
+void read_ahead(const void* data, int64_t bytes);           // starts reading the pages and returns at once
 
 }  // namespace longcat

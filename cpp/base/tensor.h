@@ -1,4 +1,4 @@
-// A cheap view of memory somebody else owns: pointer, dtype, shape, strides. Passed by value.
+// A view of memory that another object owns: pointer, dtype, shape, strides. It is small and is passed by value.
 #pragma once
 
 #include <array>
@@ -63,7 +63,7 @@ class Tensor {
     return data<T>() + i * stride_[0];
   }
 
-  // Elements [begin, end) of dimension `dim`; the same memory.
+  // Elements [begin, end) of dimension `dim`, as a view of the same memory.
   Tensor slice(int dim, int64_t begin, int64_t end) const {
     LC_CHECK(dim < ndim_ && 0 <= begin && begin <= end && end <= shape_[dim], "slice ", begin, ":", end, " of ",
              shape_string());
@@ -73,7 +73,7 @@ class Tensor {
     return view;
   }
 
-  // Entry `i` of dimension `dim`, which disappears; the same memory.
+  // Entry `i` of dimension `dim`, as a view of the same memory without that dimension.
   Tensor index(int dim, int64_t i) const {
     Tensor view = slice(dim, i, i + 1);
     for (int d = dim; d + 1 < ndim_; ++d) {
@@ -87,7 +87,7 @@ class Tensor {
   // The first `count` rows.
   Tensor first(int64_t count) const { return slice(0, 0, count); }
 
-  // The same contiguous memory under another shape.
+  // The same contiguous memory with another shape.
   Tensor reshape(std::initializer_list<int64_t> shape) const {
     LC_CHECK(is_contiguous());
     Tensor view(data_, dtype_, shape);

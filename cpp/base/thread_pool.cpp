@@ -10,7 +10,7 @@ namespace longcat {
 
 namespace {
 
-// A step has about a hundred parallel loops a few microseconds apart: spin that long before sleeping in the kernel.
+// A step has about a hundred parallel loops, a few microseconds apart. Threads spin that long before they sleep.
 constexpr int kSpins = 4000;
 
 void pause() {
@@ -19,7 +19,7 @@ void pause() {
 #endif
 }
 
-// Until `ready(value)`; spins, then sleeps on the atomic.
+// Spins, then sleeps on the atomic, until `ready(value)`; returns the value.
 template <class Ready>
 uint32_t wait_until(const std::atomic<uint32_t>& atomic, Ready&& ready) {
   for (int spin = 0;; ++spin) {

@@ -1,4 +1,4 @@
-// One pool of threads for the CPU backend.
+// The thread pool of the CPU backend.
 #pragma once
 
 #include <algorithm>
@@ -11,20 +11,20 @@
 
 namespace longcat {
 
-// Threads this process may run at once: the affinity mask, not the machine.
+// Number of threads this process may run at once: its affinity mask, not the size of the machine.
 int available_threads();
 
-// Items a thread should take at once so that handing them out costs little: about 4 us of multiply-adds.
+// Number of items per range that makes handing them out cheap: about 4 us of multiply-adds.
 constexpr int64_t grain_for(int64_t multiply_adds_per_item) {
   constexpr int64_t kMinWork = 1 << 15;
   return std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, multiply_adds_per_item));
 }
 
-// Work is handed out in ranges, and the caller takes part: it waits only for ranges that others have begun, so a worker
-// that the operating system keeps from running (a busy machine) delays nobody.
+// Threads take ranges of the work, the caller included. The caller waits only for ranges that have been started. On a
+// busy machine, a worker that gets no core therefore delays no call.
 class ThreadPool {
  public:
-  // `num_threads` in all, the caller included. Throws Error when the system refuses that many.
+  // `num_threads` includes the caller. Throws Error when the system cannot start that many.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -32,9 +32,9 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(begin, end) on disjoint ranges that cover [0, count), each at most `grain` long, from all threads;
-  // returns when all are done. When a body throws, the first exception is rethrown here after all ranges have ended.
-  // One caller at a time.
+  // Calls body(begin, end) from all threads on disjoint ranges of at most `grain` items that cover [0, count). With one
+  // thread, a single call covers all. Returns when all ranges are done. When a body throws, the other ranges still run,
+  // and then the first exception is rethrown here. Only one thread may call it at a time.
   template <class Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     using Function = std::remove_reference_t<Body>;
@@ -52,8 +52,9 @@ class ThreadPool {
 
   std::vector<std::thread> workers_;
 
-  // (generation << 32) | next range. A range is taken by compare-and-swap of the whole word, so one that was read for
-  // an older job can never be taken; between jobs the low half is kClosed and the job below may be written.
+  // (generation << 32) | next range. A thread takes a range by compare-and-swap of the whole word, so a range read for
+  // an older job can never be taken. Between jobs the low half is kClosed; only then are the job's fields below
+  // written.
   static constexpr uint32_t kClosed = ~0u;
   std::atomic<uint64_t> state_{kClosed};
   std::atomic<RangeFunction> function_{nullptr};
@@ -61,7 +62,7 @@ class ThreadPool {
   std::atomic<int64_t> count_{0}, grain_{1};
   std::atomic<uint32_t> num_ranges_{0};
   std::atomic<uint32_t> done_{0};        // ranges finished
-  std::atomic<uint32_t> generation_{0};  // what idle workers sleep on
+  std::atomic<uint32_t> generation_{0};  // idle workers wait for it to change
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
   std::exception_ptr exception_;  // of the first body that threw; written by the thread that set failed_

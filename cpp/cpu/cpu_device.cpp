@@ -42,7 +42,7 @@ CpuDevice::~CpuDevice() {
 
 int64_t CpuDevice::default_cache_bytes(int64_t ranks_here) const { return available_memory() / 4 / ranks_here; }
 
-// Anonymous pages: zeroed by the kernel when first touched, so a large pool costs only what is used of it.
+// Anonymous pages: the kernel zeroes them at first use, so unused parts of a large pool cost nothing.
 void* CpuDevice::allocate(int64_t bytes) {
   if (bytes <= 0) return nullptr;
   void* data = ::mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -96,7 +96,7 @@ void CpuDevice::run() {
   std::unique_lock lock(mutex_);
   while (true) {
     submitted_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
-    if (jobs_.empty()) return;  // stopped, and all is done
+    if (jobs_.empty()) return;  // stopped, and no job is left
     Job job = std::move(jobs_.front());
     jobs_.pop_front();
     lock.unlock();
@@ -106,7 +106,7 @@ void CpuDevice::run() {
     } catch (...) {
       failure = std::current_exception();
     }
-    job.work = nullptr;  // frees what it holds before anybody hears that it is done
+    job.work = nullptr;  // frees what the function holds before the ticket is done
     lock.lock();
     if (failure) failures_[job.ticket] = failure;
     done_ = job.ticket;

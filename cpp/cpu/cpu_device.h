@@ -1,4 +1,4 @@
-// Host memory as a Device, and a thread that works through what is submitted.
+// Host memory as a Device, with a thread that runs submitted work.
 #pragma once
 
 #include <atomic>
@@ -42,13 +42,13 @@ class CpuDevice : public Device {
   };
   void run();
 
-  const int num_threads_;  // that compute
+  const int num_threads_;  // number of compute threads
   std::mutex mutex_;
   std::condition_variable submitted_;
   std::deque<Job> jobs_;
-  std::map<int64_t, std::exception_ptr> failures_;  // not yet waited for
+  std::map<int64_t, std::exception_ptr> failures_;  // of tickets not yet waited for
   int64_t last_ticket_ = 0;
-  std::atomic<int64_t> done_{0};  // tickets up to this one
+  std::atomic<int64_t> done_{0};  // all tickets up to this one
   bool stop_ = false;
   std::thread worker_;  // started by the first submit
 };

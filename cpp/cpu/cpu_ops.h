@@ -1,5 +1,5 @@
-// The CPU implementation of Ops: plain and readable. The bodies lie in one file an area: gemm.cpp, elementwise.cpp,
-// rope.cpp, attention.cpp, attention_prefill.cpp, moe.cpp, ngram_embed.cpp, sample.cpp.
+// The CPU implementation of Ops: plain and readable. Each area has its file: elementwise.cpp, moe.cpp, ngram_embed.cpp
+// and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp and attention_prefill.cpp in attention/.
 #pragma once
 
 #include "base/thread_pool.h"
@@ -56,7 +56,7 @@ class CpuOps : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // x in 8 bits when the weight's format wants that, else null. Holds until the next call.
+  // x in 8 bits when the weight's format needs that, else nullptr. Valid until the next call.
   const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
 
   CpuDevice device_;

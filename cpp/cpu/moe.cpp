@@ -11,7 +11,7 @@ namespace longcat {
 
 namespace {
 
-constexpr int64_t kRowGrain = 64;  // rows of an expert's weight a thread takes at once
+constexpr int64_t kRowGrain = 64;  // rows of an expert's weight that a thread takes at once
 
 void softmax(float* x, int64_t n) {
   const float max = *std::max_element(x, x + n);
@@ -34,12 +34,12 @@ void select_top(int32_t* picks, int64_t topk, const float* scores, const float* 
   std::sort(picks, picks + count);
 }
 
-// Counting sort of the picks of the experts that are here, tokens ascending within an expert.
+// Counting sort of the picks whose expert is here, tokens ascending within an expert.
 void permute(Routing& routing, int64_t first_expert) {
   const int64_t num_tokens = routing.expert_idx.size(0), topk = routing.expert_idx.size(1);
   const int64_t num_experts = routing.expert_offsets.size(0) - 1;
   int32_t* offsets = routing.expert_offsets.data<int32_t>();
-  const auto expert_here = [&](int64_t pick) {  // -1: none
+  const auto expert_here = [&](int64_t pick) {  // -1: not here
     const int64_t expert = routing.expert_idx.data<int32_t>()[pick] - first_expert;
     return 0 <= expert && expert < num_experts ? expert : -1;
   };
@@ -58,7 +58,7 @@ void permute(Routing& routing, int64_t first_expert) {
   }
 }
 
-// The rows of every expert, in blocks of weight rows that threads take in turn.
+// The rows of all active experts, in blocks of weight rows that threads take in turn.
 struct ExpertRows {
   const std::vector<int32_t>& active;  // experts with rows
   const int32_t* offsets;
@@ -75,7 +75,7 @@ struct ExpertRows {
     });
   }
 
-  // out[i] = x[row_idx[i]] W^T for the rows i of the expert and some of its weight rows; without row_idx, of x[i].
+  // out[i] = x[row_idx[i]] W^T (x[i] without row_idx), for the expert's rows i and num_rows of its weight rows.
   void multiply(Tensor out, Tensor x, const int32_t* row_idx, const Weight& weight, int32_t expert, int64_t row,
                 int64_t num_rows, const cpu::QuantizedInputs* quantized) const {
     const int32_t first = offsets[expert];

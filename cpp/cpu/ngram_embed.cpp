@@ -1,4 +1,4 @@
-// N-gram hashing, the gather of one row per table (read ahead where the tables are on disk), and the embedding sum.
+// N-gram hashing, the gather of one row per table (with read-ahead where tables are on disk), and the embedding sum.
 #include <algorithm>
 #include <vector>
 
@@ -10,7 +10,8 @@ namespace longcat {
 
 namespace {
 
-// Up to max_order - 1 predecessors of token t, nearest first; 0 from the sequence's start or the last EOS on.
+// Up to max_order - 1 predecessors of token t, nearest first. They are 0 before the sequence's start and from the last
+// EOS backwards.
 void look_back(int64_t* context, int64_t t, const int32_t* lane, const ForwardBatch& batch, const NgramTables& ngram) {
   const int64_t sequence = batch.sequence_idx.data<int32_t>()[t];
   const int64_t position = batch.positions.data<int32_t>()[t];
@@ -27,9 +28,9 @@ void look_back(int64_t* context, int64_t t, const int32_t* lane, const ForwardBa
   }
 }
 
-// Starts to read the rows of tables[i] that the ids name and that are here, from its file and in the file's order, so
-// that the disk works on all of them at once and not on one fault after another. A page that is in memory already costs
-// half a microsecond.
+// Starts to read the rows of tables[i] that `ids` name and that are here, in the order of the file. The disk then works
+// on all of them at once instead of one page fault after another. For a page that is in memory this costs half a
+// microsecond.
 void read_rows_ahead(const NgramTables& ngram, int64_t i, Tensor ids) {
   thread_local std::vector<int64_t> sorted;  // grows once
   sorted.clear();

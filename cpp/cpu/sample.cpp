@@ -17,8 +17,8 @@ namespace {
 
 constexpr float kRemoved = -std::numeric_limits<float>::infinity();
 
-// Each id that occurs, once: l < 0 ? l * penalty : l / penalty. Over the output alone: l - presence - frequency *
-// count.
+// Repetition penalty, once per id that occurs: l < 0 ? l * penalty : l / penalty. Then for ids of the output only: l -
+// presence - frequency * count.
 void penalise_repeats(float* logits, int64_t vocab, const SamplingRow& row, cpu::History history) {
   const bool repetition = row.repetition_penalty != 1;
   if (!repetition && row.presence_penalty == 0 && row.frequency_penalty == 0) return;
@@ -39,7 +39,7 @@ void penalise_repeats(float* logits, int64_t vocab, const SamplingRow& row, cpu:
     if (count[id] > 0) logits[id] -= static_cast<float>(row.presence_penalty + row.frequency_penalty * count[id]);
 }
 
-// Whether the history ends in all but the last id of `word`.
+// Whether the history ends with all ids of `word` but the last.
 bool completes(const std::vector<int32_t>& word, const SamplingRow& row, cpu::History history) {
   const int64_t prefix = static_cast<int64_t>(word.size()) - 1;
   if (prefix > row.position + 1) return false;
@@ -64,7 +64,7 @@ void remove_forbidden(float* logits, int64_t vocab, const SamplingRow& row, cpu:
       if (!(row.mask[id / 32] >> (id % 32) & 1)) logits[id] = kRemoved;
 }
 
-// Removes what is below the k-th largest; ties with the k-th stay.
+// Removes logits below the k-th largest. Ties with the k-th stay.
 void keep_top_k(float* logits, int64_t vocab, int64_t k) {
   if (k <= 0 || k >= vocab) return;
   thread_local std::vector<float> sorted;
@@ -75,8 +75,8 @@ void keep_top_k(float* logits, int64_t vocab, int64_t k) {
     if (logits[id] < threshold) logits[id] = kRemoved;
 }
 
-// From the least likely survivor up, removes while the cumulative probability is <= 1 - top_p; the most likely stays.
-// Among equals the higher id goes first (transformers leaves that to its sort).
+// Removes the least likely survivors while their cumulative probability is <= 1 - top_p. The most likely id stays.
+// Among equals the higher id is removed first; in transformers the sort decides.
 void keep_top_p(float* logits, int64_t vocab, double top_p) {
   if (top_p >= 1) return;
   thread_local std::vector<int32_t> ids;
@@ -97,7 +97,7 @@ void keep_top_p(float* logits, int64_t vocab, double top_p) {
   }
 }
 
-// Removes what is less likely than min_p times the most likely.
+// Removes ids less likely than min_p times the most likely id.
 void keep_min_p(float* logits, int64_t vocab, double min_p) {
   if (min_p <= 0) return;
   const float max = *std::max_element(logits, logits + vocab);
@@ -108,10 +108,10 @@ void keep_min_p(float* logits, int64_t vocab, double min_p) {
     if (std::exp(logits[id] - max) / total < limit && logits[id] != max) logits[id] = kRemoved;
 }
 
-// The largest; NaN when a NaN or +infinity is among them. n > 0.
+// The largest value; NaN when a value is NaN or +infinity. n > 0.
 LC_CLONES float largest(const float* x, int64_t n) {
   vec::f32x8 max = vec::f32x8{} + kRemoved;
-  vec::f32x8 sound = {};  // 0 * x: NaN where x was NaN or infinite, kRemoved being taken as 0
+  vec::f32x8 sound = {};  // sum of 0 * x: NaN when an x is NaN or infinite; kRemoved counts as 0
   int64_t i = 0;
   for (; i + vec::kLanes <= n; i += vec::kLanes) {
     const vec::f32x8 v = vec::load(x + i);
@@ -133,21 +133,21 @@ LC_CLONES float largest(const float* x, int64_t n) {
   return best + flag;
 }
 
-// First of the largest; -1 when a NaN or +infinity is among the logits, or all are removed.
+// The lowest id of the largest logit; -1 when a logit is NaN or +infinity, or all are removed.
 int32_t argmax(const float* logits, int64_t vocab) {
   const float max = largest(logits, vocab);
   if (std::isnan(max) || max == kRemoved) return -1;
   return static_cast<int32_t>(std::find(logits, logits + vocab, max) - logits);
 }
 
-// Whether the logits themselves decide, so that nobody has to change a copy of them.
+// Whether the logits decide without any change, so that no copy is needed.
 bool is_plain_greedy(const SamplingRow& row) {
   return row.temperature == 0 && row.repetition_penalty == 1 && row.presence_penalty == 0 &&
          row.frequency_penalty == 0 && row.logit_bias.empty() && row.bad_words.empty() && row.banned_ids.empty() &&
          row.allowed_ids.empty() && row.mask.empty();
 }
 
-// Divides by the temperature; false when that overflows: so cold that the limit, greedy, is meant.
+// Divides by the temperature. Returns false on overflow: the temperature is so low that the result is greedy.
 bool scale(float* logits, int64_t vocab, float temperature) {
   for (int64_t id = 0; id < vocab; ++id)
     if (logits[id] != kRemoved && !std::isfinite(logits[id] / temperature)) return false;

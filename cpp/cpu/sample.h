@@ -4,9 +4,9 @@
 
 namespace longcat::cpu {
 
-// Everything before the draw, in place: logits [vocab] become the scores whose softmax is drawn from, removed ids are
-// -infinity. Returns the most likely id before temperature, or -1 when there is nothing to choose (see Ops::sample).
-// `history` gives the token id at each position up to row.position.
+// Applies all steps before the draw, in place: logits [vocab] become scores whose softmax is the distribution, with
+// removed ids at -infinity. Returns the most likely id before temperature, or -1 when no id can be chosen (see
+// Ops::sample). `history` gives the token id at each position up to row.position.
 struct History {
   const int32_t* lane;
   const int32_t* block_table;

@@ -1,5 +1,4 @@
-// Checked access to the fields of a configuration object. What is wrong is collected, so that one error tells all of
-// it.
+// Checked access to the fields of a configuration object. Problems are collected, so that one error lists all of them.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +17,8 @@
 namespace longcat {
 
 struct ConfigProblems {
-  std::vector<std::string> missing;  // required fields
-  std::vector<std::string> wrong;    // whole clauses
+  std::vector<std::string> missing;  // names of required fields
+  std::vector<std::string> wrong;    // one clause per wrong field, complete with what was expected
 
   bool none() const { return missing.empty() && wrong.empty(); }
 
@@ -40,16 +39,17 @@ struct ConfigProblems {
 
 class ConfigFields {
  public:
-  // A field and its aliases, the preferred name first.
+  // The names of one field: the preferred name, then its aliases.
   using Names = std::initializer_list<const char*>;
 
-  // `prefix` is put before names in messages: "" or "rope_scaling.".
+  // `prefix` precedes names in messages: "" or "rope_scaling.".
   ConfigFields(const nlohmann::json& object, std::string prefix, ConfigProblems& problems)
       : object_(object), prefix_(std::move(prefix)), problems_(problems) {}
 
   ConfigProblems& problems() { return problems_; }
 
-  // nullptr when absent or null, which Hugging Face treats alike. Aliases that contradict each other are a problem.
+  // Returns nullptr when the field is absent or null, as Hugging Face does. Aliases with different values are a
+  // problem.
   const nlohmann::json* find(Names names) {
     const nlohmann::json* found = nullptr;
     for (const char* name : names) {
@@ -63,7 +63,7 @@ class ConfigFields {
   }
   bool has(const char* name) { return find({name}) != nullptr; }
 
-  // Required unless there is a fallback. Returns `low` when there is a problem.
+  // Required unless there is a fallback. Returns `low` after a problem.
   int64_t integer(Names names, int64_t low, int64_t high, std::optional<int64_t> fallback = {}) {
     const nlohmann::json* field = find(names);
     if (!field) return fallback ? *fallback : missing(names, low);
@@ -76,7 +76,7 @@ class ConfigFields {
     return low;
   }
 
-  // A finite number in (low, high], or [low, high] with `closed`. Required unless there is a fallback.
+  // A finite number in (low, high], or in [low, high] with `closed`. Required unless there is a fallback.
   double number(Names names, double low, double high, std::optional<double> fallback = {}, bool closed = false) {
     const nlohmann::json* field = find(names);
     if (!field) return fallback ? *fallback : missing(names, high);
@@ -110,7 +110,7 @@ class ConfigFields {
     return "";
   }
 
-  // A field for which the runtime knows one value only.
+  // For a field that may have one value only, because the runtime implements no other.
   void only(const char* name, const nlohmann::json& value, const char* why) {
     const nlohmann::json* field = find({name});
     if (field && *field != value)

@@ -1,4 +1,4 @@
-// Reads of a file that do not go through its mapping, so that its pages are not counted twice.
+// Reads a file without its mapping. Otherwise the process's memory would count the mapped pages as well as the copy.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ class FileReader {
   FileReader& operator=(const FileReader&) = delete;
   ~FileReader();
 
-  // All of [offset, offset + bytes). Throws Error: the disk failed, or the file is shorter than it was.
+  // Reads all of [offset, offset + bytes). Throws Error when the disk fails or the file has become shorter.
   void read(void* to, int64_t offset, int64_t bytes) const;
 
  private:

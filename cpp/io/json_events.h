@@ -1,6 +1,6 @@
-// JSON read as events, the common part of our parsers: strict grammar, a depth limit, one-line errors.
+// JSON read as events, the common base of our parsers: strict grammar, a depth limit, one-line errors.
 //
-// Events, not a document: a hostile file then costs no more memory than what its parser keeps on purpose.
+// A parser gets events and no document, so a hostile file costs only the memory that the parser chooses to keep.
 #pragma once
 
 #include <cstdint>
@@ -21,15 +21,15 @@ class JsonEvents : public nlohmann::json_sax<nlohmann::json> {
 
   // Throws Error.
   void parse(std::string_view text) {
-    // The lexer takes a NUL byte for the end of the input and would not look at what follows it.
+    // The lexer takes a NUL byte for the end of the input and would ignore the rest.
     if (const size_t nul = text.find('\0'); nul != text.npos) fail("not valid JSON: NUL byte at byte ", nul);
     nlohmann::json::sax_parse(text.begin(), text.end(), static_cast<nlohmann::json_sax<nlohmann::json>*>(this));
   }
 
  protected:
-  // A subclass says what it expects; everything arrives here otherwise. `depth()` counts the open brackets.
-  virtual void on_open(char bracket) = 0;  // depth() does not count it yet
-  virtual void on_close() = 0;             // depth() no longer counts it
+  // A subclass handles every event. `depth()` counts the open brackets.
+  virtual void on_open(char bracket) = 0;  // depth() does not count the new bracket yet
+  virtual void on_close() = 0;             // depth() no longer counts the closed bracket
   virtual void on_key(std::string& key) = 0;
   virtual void on_string(std::string& text) = 0;
   virtual void on_unsigned(uint64_t value) = 0;
@@ -50,7 +50,7 @@ class JsonEvents : public nlohmann::json_sax<nlohmann::json> {
     on_unsigned(value);
     return true;
   }
-  // Also integers beyond 64 bits.
+  // Integers beyond 64 bits arrive here, too.
   bool number_float(double, const std::string&) final { return other("a fraction or a number beyond 64 bits"); }
   bool string(std::string& text) final {
     on_string(text);
@@ -66,7 +66,8 @@ class JsonEvents : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
 
-  // nlohmann's text: "[json...] parse error at line 1, column 2: syntax error ... - invalid literal; last read: ...".
+  // The text of nlohmann's exception: "[json...] parse error at line 1, column 2: syntax error ... - invalid literal;
+  // last read: ...".
   bool parse_error(std::size_t, const std::string& last_token, const nlohmann::json::exception& error) final {
     std::string_view what = error.what();
     if (const size_t begin = what.find("] "); begin != what.npos) what.remove_prefix(begin + 2);

@@ -17,9 +17,9 @@ using nlohmann::json;
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr int kMaxConfigDepth = 16;
-constexpr int64_t kMaxConfigValues = 100'000;  // the longest real ones list the 10^4 modules that are not quantised
+constexpr int64_t kMaxConfigValues = 100'000;  // the largest real files list 10^4 modules that are not quantised
 
-// Far above every published model, and small enough that products of a few of them stay within 63 bits.
+// Limits far above every published model, yet small enough that products of a few of them fit in 63 bits.
 constexpr int64_t kMaxVocab = 1 << 24;
 constexpr int64_t kMaxWidth = 1 << 20;
 constexpr int64_t kMaxLayers = 1000;
@@ -29,17 +29,17 @@ constexpr int64_t kMaxRank = 1 << 16;
 constexpr int64_t kMaxExperts = 1 << 16;
 constexpr int64_t kMaxPositions = 1 << 26;
 constexpr double kMaxParameters = 1e14;
-constexpr double kTiny = 1e-30;  // what is above is not zero as a float
+constexpr double kTiny = 1e-30;  // larger values are not zero as float
 
 constexpr const char* kNgramArchitecture = "LongcatFlashNgramForCausalLM";
 constexpr const char* kPlainArchitecture = "LongcatFlashForCausalLM";
 constexpr const char* kScope = "this runtime runs LongCat-Flash-Lite and LongCat-Flash-Chat only";
 
-// Relatives whose maths differ: they would load and answer nonsense.
+// Related models with other maths: they would load and generate nonsense.
 struct Relative {
-  const char* architecture;             // how its name begins
-  const char* model_type;               // likewise
-  std::array<const char*, 2> features;  // fields that only it sets to true, a number or a string
+  const char* architecture;             // a prefix of the name
+  const char* model_type;               // a prefix
+  std::array<const char*, 2> features;  // fields that only this model sets to true, a number or a string
   const char* reason;
 };
 constexpr Relative kRefused[] = {
@@ -54,7 +54,7 @@ constexpr Relative kRefused[] = {
      "LongCat-Flash-Lite-Sparse, whose sparse attention (LSA) differs"},
 };
 
-// First pass over the text: grammar, depth, and keys that are given twice (which of the two would count?).
+// The first pass over the text checks grammar, depth and duplicate keys, of which a document would keep only one.
 class ConfigEvents final : public JsonEvents {
  public:
   explicit ConfigEvents(std::string where) : JsonEvents(std::move(where), kMaxConfigDepth) {}
@@ -77,7 +77,7 @@ class ConfigEvents final : public JsonEvents {
   }
 
   int64_t num_values_ = 0;
-  std::vector<std::set<std::string>> keys_;  // of the open brackets
+  std::vector<std::set<std::string>> keys_;  // one set per open bracket
 };
 
 json parse_object(std::string_view text, const std::string& where) {
@@ -100,8 +100,8 @@ std::string describe(const std::string& architecture, const std::string& model_t
          (model_type.empty() ? "" : ", model_type " + in_quotes(model_type));
 }
 
-// The architecture decides; model_type stands in where there is none. Throws at once: for a model that is not ours,
-// the other fields mean nothing.
+// The architecture decides; model_type counts only where there is none. Throws at once, because the other fields of an
+// unknown model have no known meaning.
 std::string read_architecture(ConfigFields& fields, const std::string& where) {
   const json* names = fields.find({"architectures"});
   const json* type = fields.find({"model_type"});
@@ -128,7 +128,8 @@ std::string read_architecture(ConfigFields& fields, const std::string& where) {
   throw Error(str_cat(where, ": ", found, ", expected ", kNgramArchitecture, " or ", kPlainArchitecture, ": ", kScope));
 }
 
-// num_layers counts layers of two attentions each; Hugging Face sets num_hidden_layers to twice that for its KV cache.
+// num_layers counts layers with two attentions each. Hugging Face sets num_hidden_layers to twice that for its KV
+// cache.
 int64_t read_num_layers(ConfigFields& fields) {
   if (!fields.has("num_layers") && fields.has("num_hidden_layers")) {
     const int64_t sub_layers = fields.integer({"num_hidden_layers"}, 2, 2 * kMaxLayers);
@@ -164,7 +165,7 @@ void read_sizes(ConfigFields& fields, ModelConfig& config) {
     fields.problems().add("qk_rope_head_dim is ", config.qk_rope_head_dim, ", expected an even number");
 }
 
-// Choices that the published models make one way only.
+// Choices that all published models make alike. Most have only one supported value.
 void read_choices(ConfigFields& fields, ModelConfig& config) {
   fields.only("hidden_act", "silu", "no other activation is built");
   fields.only("attention_method", "MLA", "no other attention is built");
@@ -204,7 +205,7 @@ std::optional<YarnConfig> read_yarn(const json& scaling, const char* field, int6
   const std::string type = rope_type.empty() ? old_type : rope_type;
   if (!old_type.empty() && old_type != type)
     problems.add(field, ".rope_type is ", in_quotes(type), " but its alias type is ", in_quotes(old_type));
-  // transformers 5 writes rope_parameters always, {"rope_theta", "rope_type": "default"} when nothing is scaled.
+  // transformers 5 always writes rope_parameters: {"rope_theta", "rope_type": "default"} without scaling.
   const bool unscaled = type.empty() && std::string_view(field) == "rope_parameters" && !fields.has("factor");
   if (type == "default" || unscaled) return std::nullopt;
   if (type != "yarn") {
@@ -226,7 +227,7 @@ std::optional<YarnConfig> read_yarn(const json& scaling, const char* field, int6
   return yarn;
 }
 
-// rope_theta and rope_scaling, or both inside rope_parameters as transformers 5 writes them.
+// Reads rope_theta and rope_scaling, or both inside rope_parameters as transformers 5 writes them.
 void read_rope(ConfigFields& fields, ModelConfig& config) {
   const json* theta = fields.find({"rope_theta"});
   const char* source = nullptr;
@@ -279,7 +280,7 @@ DType read_dtype(ConfigFields& fields) {
   return DType::bf16;
 }
 
-// Whether weights are stored as e4m3 with a scale per 128 x 128 block, the one stored quantisation that is read.
+// Whether weights are stored as e4m3 with a scale per 128 x 128 block. No other stored quantisation is supported.
 bool read_fp8_blocks(ConfigFields& fields) {
   ConfigProblems& problems = fields.problems();
   constexpr const char* kExpected = "expected none, or quant_method \"fp8\" with weight_block_size [128, 128]";
@@ -305,7 +306,7 @@ bool read_fp8_blocks(ConfigFields& fields) {
   return true;
 }
 
-// What concerns several fields; each is in its own range by now.
+// Checks that involve several fields; each field alone is in range by now.
 void check_together(const ModelConfig& config, ConfigProblems& problems) {
   if (config.moe_topk > config.num_router_outputs())
     problems.add("moe_topk is ", config.moe_topk,
@@ -319,7 +320,7 @@ void check_together(const ModelConfig& config, ConfigProblems& problems) {
     if (config.hidden_size % ngram.num_tables())
       problems.add("hidden_size is ", config.hidden_size,
                    ", expected a multiple of emb_split_num x (emb_neighbor_num - 1) = ", ngram.num_tables());
-    // Row numbers are kept as int32; the hash adds up to N products token id x (power of vocab_size mod rows) in int64.
+    // Row numbers are int32. The hash adds N products of a token id and (power of vocab_size mod rows) in int64.
     const double rows = real(ngram.rows_of(ngram.num_tables()));
     if (rows > 0x1p31 - 1 || real(ngram.emb_neighbor_num) * real(config.vocab_size) * rows > 0x1p62)
       problems.add("vocab_size ", config.vocab_size, " with N-gram tables of ", ngram.table_rows,

@@ -12,7 +12,7 @@
 
 namespace longcat {
 
-// Hashed N-gram embedding: `emb_neighbor_num` = N orders 2..N, `emb_split_num` = K tables an order.
+// Hashed N-gram embedding: orders 2..N with N = `emb_neighbor_num`, and K = `emb_split_num` tables per order.
 struct NgramConfig {
   int64_t table_rows = 0;        // m = int(ngram_vocab_size_ratio * vocab_size); table t holds m + 2t + 1 rows
   int64_t emb_neighbor_num = 0;  // N: the longest N-gram, the current token included
@@ -20,16 +20,16 @@ struct NgramConfig {
 
   int64_t num_tables() const { return emb_split_num * (emb_neighbor_num - 1); }
   int64_t rows_of(int64_t table) const { return table_rows + 2 * table + 1; }
-  // Rows of the tables before `table`; of all for num_tables().
+  // Number of rows in all tables before `table`; with num_tables(), in all tables.
 };
 
-// `rope_scaling` of type yarn.
+// `rope_scaling` of type yarn (YaRN paper).
 struct YarnConfig {
   double factor = 1;
   int64_t original_max_position_embeddings = 0;
   double beta_fast = 32, beta_slow = 1;  // [rotations over the original context]
   std::optional<double> mscale, mscale_all_dim;
-  std::optional<double> attention_factor;  // factor on cos and sin, when given
+  std::optional<double> attention_factor;  // factor on cos and sin; absent: derived from factor and mscale
   bool truncate = true;                    // round the ramp's ends outwards to whole dimensions
 
   bool operator==(const YarnConfig&) const = default;
@@ -55,11 +55,11 @@ struct ModelConfig {
   std::optional<YarnConfig> yarn;    // rope_scaling, null when absent
   std::optional<NgramConfig> ngram;  // null: plain word embedding (LongCat-Flash-Chat)
   int64_t max_position_embeddings = 0;
-  int64_t bos_token_id = 1, eos_token_id = 2;  // the N-gram segment boundary is this one id
+  int64_t bos_token_id = 1, eos_token_id = 2;  // only this id ends an N-gram segment
   DType torch_dtype = DType::bf16;
   bool fp8_blocks = false;  // quantization_config: e4m3 weights with weight_scale_inv per 128 x 128 block
 
-  std::vector<std::string> warnings;  // fields that were found odd and how they were read
+  std::vector<std::string> warnings;  // unusual fields, and how they were read
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t latent_dim() const { return kv_lora_rank + qk_rope_head_dim; }  // one cached row
@@ -67,7 +67,7 @@ struct ModelConfig {
   int64_t num_sub_layers() const { return 2 * num_layers; }
 };
 
-// `text` is the JSON; `where` names it in messages. Throws Error: one line with field, found, expected, remedy.
+// `text` is the JSON; `where` names it in messages. Throws Error with one line: field, found, expected, remedy.
 ModelConfig parse_model_config(std::string_view text, const std::string& where);
 
 // Reads `folder`/config.json (at most 1 MiB).

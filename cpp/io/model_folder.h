@@ -1,4 +1,4 @@
-// The door of a checkpoint: is the path a folder at all?
+// Checks that a checkpoint's path is a folder.
 #pragma once
 
 #include <filesystem>
@@ -10,7 +10,7 @@
 
 namespace longcat {
 
-// Throws Error unless `folder` is one that can be listed. `area` opens the message ("[config]").
+// Throws Error unless `folder` is a folder that can be listed. `area` opens the message ("[config]").
 inline void require_model_folder(const std::filesystem::path& folder, std::string_view area) {
   std::error_code error;
   const auto status = std::filesystem::status(folder, error);

@@ -1,4 +1,4 @@
-// Text from files, made fit for an error message: one line, valid UTF-8, short.
+// Makes text from files fit for an error message: one line, valid UTF-8, short.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace longcat {
 
-// Length of the well-formed UTF-8 sequence at the start of `text` and its code point; length 0 when there is none.
+// The code point at the start of `text` and the length of its UTF-8 sequence [bytes]; length 0 when it is not valid.
 struct CodePoint {
   size_t length = 0;
   uint32_t value = 0;
@@ -32,13 +32,13 @@ inline CodePoint first_code_point(std::string_view text) {
   return value < kSmallest[length] || surrogate || value > 0x10ffff ? CodePoint{} : CodePoint{length, value};
 }
 
-// Control characters, line separators and marks that reorder text: they could break or forge a log line.
+// Control characters, line separators and marks that reorder text could break or forge a log line.
 inline bool is_unprintable(uint32_t c) {
   return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || c == 0xfeff || (c >= 0x200b && c <= 0x200f) ||
          (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x206f) || c == 0xfffe || c == 0xffff;
 }
 
-// `text` with unprintable characters and invalid bytes escaped, cut after about `max_bytes`.
+// Returns `text` with unprintable characters and invalid bytes escaped, cut after about `max_bytes`.
 inline std::string printable(std::string_view text, size_t max_bytes = 80) {
   std::string out;
   for (size_t at = 0; at < text.size();) {
@@ -63,7 +63,7 @@ inline std::string printable(std::string_view text, size_t max_bytes = 80) {
 
 inline std::string in_quotes(std::string_view text) { return '"' + printable(text) + '"'; }
 
-// A path keeps more of itself: its end is what tells files apart.
+// A path gets more room, because its end tells files apart.
 inline std::string printable_path(const std::filesystem::path& path) { return printable(path.native(), 1024); }
 
 }  // namespace longcat

@@ -18,8 +18,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kIndexName = "model.safetensors.index.json";
-constexpr uint64_t kLengthBytes = 8;     // the header's length, before the header
-constexpr uint64_t kMaxMetadata = 1000;  // keys, that are kept to find duplicates
+constexpr uint64_t kLengthBytes = 8;     // size of the length field before the header
+constexpr uint64_t kMaxMetadata = 1000;  // number of keys, which are kept to find duplicates
 
 constexpr DType kDTypes[] = {DType::bf16, DType::f16, DType::f32, DType::f8_e4m3,
                              DType::i8,   DType::u8,  DType::i32, DType::i64};
@@ -27,7 +27,7 @@ constexpr DType kDTypes[] = {DType::bf16, DType::f16, DType::f32, DType::f8_e4m3
 std::string area(const std::string& where) { return "[safetensors] " + printable(where, 1024); }
 
 // The JSON of a safetensors header: {"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets"}, ...}.
-// Checks each entry as it closes; what concerns several entries comes after.
+// Each entry is checked when it closes; check_layout() compares entries afterwards.
 class HeaderEvents final : public JsonEvents {
  public:
   explicit HeaderEvents(std::string where) : JsonEvents(std::move(where), kMaxHeaderDepth) {}
@@ -71,7 +71,7 @@ class HeaderEvents final : public JsonEvents {
   }
 
   void on_open(char bracket) override {
-    if (depth() == 0) return;  // the caller saw to the '{'
+    if (depth() == 0) return;  // parse_safetensors_header() has checked the '{'
     if (depth() == 1 && bracket == '{') return;
     if (depth() == 2 && bracket == '[' && !in_metadata() && field_ != dtype) return;
     unexpected(bracket == '{' ? "an object" : "a list");
@@ -121,8 +121,8 @@ class HeaderEvents final : public JsonEvents {
   }
   const char* expected() const { return field_ == dtype ? "a string" : "a list of unsigned 64-bit integers"; }
 
-  // end - begin = shape x dtype, every product in 63 bits even with a zero among the dimensions: whoever multiplies
-  // some of them later need not check again.
+  // Requires end - begin = shape x dtype. Every product must fit in 63 bits, even with a zero among the dimensions, so
+  // that later code can multiply any of them without a check.
   void check_size() const {
     const TensorEntry& tensor = entry_->second;
     if (tensor.begin > tensor.end)
@@ -146,7 +146,7 @@ class HeaderEvents final : public JsonEvents {
     return text + "]";
   }
 
-  std::pair<const std::string, TensorEntry>* entry_ = nullptr;  // being read; nullptr: __metadata__
+  std::pair<const std::string, TensorEntry>* entry_ = nullptr;  // the entry being read; nullptr: __metadata__
   Field field_ = dtype;
   std::bitset<kNumFields> seen_;
   int offsets_found_ = 0;
@@ -154,7 +154,7 @@ class HeaderEvents final : public JsonEvents {
   std::set<std::string> metadata_keys_;
 };
 
-// The tensors must tile [0, data_bytes): the format allows no overlap, and no bytes that belong to no tensor.
+// The tensors must tile [0, data_bytes): the format allows neither overlaps nor bytes that belong to no tensor.
 void check_layout(const std::map<std::string, TensorEntry>& tensors, uint64_t header_bytes, uint64_t data_bytes,
                   const std::string& where) {
   std::vector<const std::pair<const std::string, TensorEntry>*> by_offset;
@@ -184,13 +184,13 @@ void check_layout(const std::map<std::string, TensorEntry>& tensors, uint64_t he
   }
 }
 
-// weight_map of an index; everything else in it is skipped.
+// Keeps the weight_map of an index and skips the rest.
 class IndexEvents final : public JsonEvents {
  public:
   explicit IndexEvents(std::string where) : JsonEvents(std::move(where), kMaxHeaderDepth) {}
 
   std::map<std::string, int32_t> weight_map;
-  std::map<std::string, int32_t> shards;  // name -> number, in the order met
+  std::map<std::string, int32_t> shards;  // name -> number, in order of appearance
   bool has_weight_map = false;
 
  private:
@@ -249,7 +249,7 @@ class IndexEvents final : public JsonEvents {
   std::pair<const std::string, int32_t>* entry_ = nullptr;
 };
 
-// The first few of `names`, for a message.
+// Lists the first few of `names`, for a message.
 std::string some_of(const std::vector<std::string>& names) {
   constexpr size_t kShown = 5;
   std::string text;
@@ -257,7 +257,7 @@ std::string some_of(const std::vector<std::string>& names) {
   return names.size() > kShown ? text + ", ..." : text;
 }
 
-// The header of a mapped file, its length checked before anything is read by it.
+// Returns the header of a mapped file, after a check of its length.
 std::string_view header_of(const MappedFile& file, const std::string& where) {
   const std::string_view text = file.text();
   if (text.starts_with("version https://git-lfs"))
@@ -277,7 +277,7 @@ std::string_view header_of(const MappedFile& file, const std::string& where) {
   return text.substr(kLengthBytes, header_bytes);
 }
 
-// The file to open when there is no index.
+// Returns the file to open when there is no index.
 std::string single_file_of(const fs::path& folder) {
   if (fs::exists(folder / "model.safetensors")) return "model.safetensors";
   std::vector<std::string> safetensors, others;
@@ -316,7 +316,8 @@ std::map<std::string, TensorEntry> parse_safetensors_header(std::string_view hea
   if (!header_json.starts_with('{'))
     throw Error(str_cat(area(where), ": the header begins with ", in_quotes(header_json.substr(0, 1)),
                         ", expected \"{\": not a safetensors file, or damaged; download it again"));
-  // Every tensor has one such key, and no string can hold it unescaped: too many are refused before any is read.
+  // Every tensor has one such key, and a string cannot hold the key unescaped. So too many tensors are refused before
+  // one is read.
   int64_t num_dtype_keys = 0;
   constexpr std::string_view kDtypeKey = "\"dtype\"";
   for (size_t at = 0; (at = header_json.find(kDtypeKey, at)) != std::string_view::npos; at += kDtypeKey.size())

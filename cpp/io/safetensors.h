@@ -1,7 +1,7 @@
 // Checkpoints as memory-mapped safetensors: one file, or shards listed in model.safetensors.index.json.
 //
-// Nothing in a file is trusted: headers are checked whole before an offset is used, and a checkpoint that is damaged is
-// refused with one line that names the file, what was found, what was expected and the remedy.
+// Files are not trusted: a header is checked completely before an offset in it is used. A damaged checkpoint is refused
+// with one line: the file, what was found, what was expected, and the remedy.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace longcat {
 
 constexpr int64_t kMaxHeaderBytes = 16 << 20;
 constexpr int64_t kMaxIndexBytes = 64 << 20;
-constexpr int64_t kMaxTensors = 200'000;  // of a file, of an index, and of a checkpoint
+constexpr int64_t kMaxTensors = 200'000;  // per file, index and checkpoint
 constexpr int64_t kMaxShards = 10'000;
 constexpr int kMaxHeaderDepth = 8;
 constexpr int kMaxTensorDims = 8;
@@ -30,22 +30,21 @@ struct TensorEntry {
   uint64_t begin = 0, end = 0;
 };
 
-// Checks everything before anything is used: length, depth, duplicate keys, dtype, shape product, size = shape x dtype,
-// and that the tensors tile the `data_bytes` after the header without overlap, gap or rest. `where` names the file in
-// messages. Throws Error.
+// Checks length, depth, duplicate keys, dtype, shape product, and size = shape x dtype. The tensors must also tile the
+// `data_bytes` after the header without overlap, gap or rest. `where` names the file in messages. Throws Error.
 std::map<std::string, TensorEntry> parse_safetensors_header(std::string_view header_json, uint64_t data_bytes,
                                                             const std::string& where);
 
-// model.safetensors.index.json: which shard holds which tensor.
+// model.safetensors.index.json: the shard of each tensor.
 struct ShardIndex {
-  std::vector<std::string> shards;            // plain file names, in the order met
+  std::vector<std::string> shards;            // plain file names, in order of appearance
   std::map<std::string, int32_t> weight_map;  // tensor name -> index into `shards`
 };
 
-// A shard name must be a plain *.safetensors file name: no index leads out of its folder. Throws Error.
+// A shard name must be a plain *.safetensors file name, so an index cannot point out of its folder. Throws Error.
 ShardIndex parse_safetensors_index(std::string_view text, const std::string& where);
 
-// A tensor of a checkpoint: read-only, in the mapped file, possibly not aligned to its dtype.
+// A tensor of a checkpoint, in the read-only mapped file. Its data may not be aligned to its dtype.
 struct StoredTensor {
   DType dtype{};
   std::vector<int64_t> shape;

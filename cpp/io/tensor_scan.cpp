@@ -6,15 +6,15 @@
 namespace longcat {
 namespace {
 
-// A float is not finite when all its exponent bits are set; with no mantissa bit set it is an infinity. e4m3 has no
-// infinities: there, all bits below the sign are the NaN.
+// A float is not finite when all its exponent bits are set; without mantissa bits it is an infinity. e4m3 has no
+// infinities: all bits below the sign set mean NaN.
 struct Format {
   uint32_t exponent, mantissa;
 };
 
 template <class Word>
 TensorScan scan(std::span<const std::byte> bytes, Format format) {
-  constexpr int64_t kBlock = 4096;  // elements between two looks at what was found: in L1, and long enough for SIMD
+  constexpr int64_t kBlock = 4096;  // elements between two tests of the result: fits in L1, long enough for SIMD
   const Word exponent = static_cast<Word>(format.exponent);
   const std::byte* data = bytes.data();
   const int64_t count = static_cast<int64_t>(bytes.size() / sizeof(Word));

@@ -1,4 +1,4 @@
-// Looks through a tensor's values for what trained weights do not hold.
+// Searches a tensor for values that trained weights do not have.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +11,11 @@ namespace longcat {
 
 struct TensorScan {
   int64_t first_non_finite = -1;  // index of the first NaN or infinity, -1 when there is none
-  bool is_nan = false;            // of that element
-  bool all_zero = true;           // every byte is zero: of a large block, a hole that a download left
+  bool is_nan = false;            // whether that element is a NaN
+  bool all_zero = true;           // every byte is zero; a large such block is a hole that a download left
 };
 
-// `bytes`: whole elements of `dtype`, at any alignment. Integers are always finite.
+// `bytes` holds whole elements of `dtype`, at any alignment. Integers are always finite.
 TensorScan scan_tensor(std::span<const std::byte> bytes, DType dtype);
 
 }  // namespace longcat

@@ -1,5 +1,5 @@
-// Every buffer a forward pass writes, named, with its shape. T = max_tokens of a step; heads, FFNs,
-// experts and tables are those of this rank, H of them heads. Of Ops::activation_dtype() where no dtype is given.
+// The buffers that a forward pass writes, with their shapes. T = max_tokens of a step. Heads (H), FFN widths, experts
+// and tables are those of this rank. The dtype is Ops::activation_dtype() where none is given.
 #pragma once
 
 #include <vector>
@@ -14,8 +14,8 @@ namespace longcat {
 struct Activations {
   // embedding
   Tensor ngram_ids;   // [T, num_tables] i32, of all tables
-  Tensor ngram_rows;  // [T, tables * table_dim], of tables that are here at least in part
-  // the stream
+  Tensor ngram_rows;  // [T, tables here * table_dim], for the tables of which this rank has at least some rows
+  // residual stream
   Tensor residual;  // [T, hidden_size]
   Tensor x;         // [T, hidden_size] output of a sub-layer, added to the residual by the next norm
   Tensor h;         // [T, hidden_size] normalised input of a sub-layer; after forward(): the final hidden states
@@ -29,8 +29,8 @@ struct Activations {
   Tensor attn_out;    // [T, H, v_head_dim]
   // dense FFN
   Tensor gate, up;  // [T, ffn]
-  // shortcut MoE: its own buffers, it may run beside the dense branch
-  Tensor moe_in;                  // [T, hidden_size] kept to the end of the layer
+  // shortcut MoE: buffers of its own, because it may run concurrently with the dense branch
+  Tensor moe_in;                  // [T, hidden_size] kept until the end of the layer
   Tensor router_scores;           // [T, num_router_outputs] f32
   Routing routing;                // see ops.h
   Tensor expert_gate, expert_up;  // [T * topk, expert_ffn]
@@ -38,10 +38,10 @@ struct Activations {
   Tensor moe_out;                 // [T, hidden_size] routed experts only
 };
 
-// Owns the memory of the largest step; a step uses the first rows of each buffer.
+// Owns the buffers of the largest step. A smaller step uses the first rows of each.
 class ActivationBuffers {
  public:
-  // kv_a_width: rows of kv_a_proj, 0: kv_lora_rank + rope.
+  // kv_a_width: number of rows of kv_a_proj; 0 means kv_lora_rank + qk_rope_head_dim.
   ActivationBuffers(Device& device, const ModelConfig& config, const Shard& shard, int64_t max_tokens, DType dtype,
                     int64_t kv_a_width = 0);
 

@@ -10,7 +10,7 @@ namespace longcat {
 
 namespace {
 
-constexpr size_t kListed = 8;  // names shown in a message before "and N more"
+constexpr size_t kListed = 8;  // number of names in a message before "and N more"
 
 std::string shape_string(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -31,7 +31,7 @@ std::vector<int64_t> scale_shape(const std::vector<int64_t>& shape) {
   return {(shape[0] + kFp8Block - 1) / kFp8Block, (shape[1] + kFp8Block - 1) / kFp8Block};
 }
 
-// Appends tensors to a list, and those that come together.
+// Appends tensors to a list, some in groups.
 class TensorList {
  public:
   explicit TensorList(const ModelConfig& config) : c_(config) {}
@@ -104,7 +104,7 @@ std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& c) {
   list.norm("model.mtp.norm");
   list.norm(layer + "enorm.m");
   list.norm(layer + "hnorm.m");
-  // Used by halves: no block of a format may lie in both.
+  // eh_proj is used as two halves, so no block of a format may span both.
   list.linear(layer + "eh_proj", c.hidden_size, 2 * c.hidden_size,
               c.hidden_size % kQuantBlock == 0 ? TensorUse::matrix : TensorUse::values, c.hidden_size % kFp8Block == 0);
   list.norm(layer + "input_layernorm");
@@ -166,7 +166,7 @@ std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const Model
   if (with_mtp) {
     if (std::ranges::none_of(checkpoint.tensors(), [](const auto& entry) { return is_mtp_tensor(entry.first); }))
       throw Error(str_cat("[weights] ", checkpoint.folder().string(),
-                          ": has no MTP layer (model.mtp.*), which speculative method \"mtp\" guesses with: download "
+                          ": has no MTP layer (model.mtp.*), which speculative method \"mtp\" needs: download "
                           "model-auxiliary.safetensors, too, or use method \"ngram\""));
     for (const ExpectedTensor& expected : expected_mtp_tensors(config)) check_expected(expected);
   }

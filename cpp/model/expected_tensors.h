@@ -1,4 +1,4 @@
-// The tensors a config promises, and whether a checkpoint keeps the promise.
+// The tensors that a config requires, and a check of a checkpoint against them.
 #pragma once
 
 #include <string>
@@ -10,11 +10,11 @@
 
 namespace longcat {
 
-// What a tensor is used as, and with that the packed formats it may have.
+// The use of a tensor, which decides the packed formats it may have.
 enum class TensorUse {
-  values,  // read whole at load
-  matrix,  // multiplied: the x8 formats
-  table,   // of single rows: the row formats
+  values,  // read completely at load
+  matrix,  // multiplied: may have the x8 formats
+  table,   // read by single rows: may have the row formats
 };
 
 struct ExpectedTensor {
@@ -24,18 +24,18 @@ struct ExpectedTensor {
   bool is_linear = false;  // may be stored as fp8 with weight_scale_inv
 };
 
-// Whether a tensor may be stored in a packed format (ops/packed.h), and its name then.
+// Whether a tensor may be stored in a packed format (ops/packed.h), and its name in that format.
 bool may_be_packed(const ExpectedTensor& tensor, WeightFormat format);
 std::string packed_name(const std::string& name, WeightFormat format);
 
-// Every tensor of the text model, in the order of the forward pass.
+// All tensors of the text model, in the order of the forward pass.
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config);
 
-// Those of the MTP layer, which a checkpoint may have or not.
+// The tensors of the MTP layer, which is optional in a checkpoint.
 std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& config);
 bool is_mtp_tensor(const std::string& name);
 
-// Throws one Error that lists every missing or misshapen tensor; returns a warning about unknown ones, or nothing.
+// Throws one Error that lists all missing or misshapen tensors. Returns a warning when there are unknown tensors.
 std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config, bool with_mtp = false);
 
 }  // namespace longcat

@@ -1,5 +1,5 @@
-// The paged latent cache. A block holds 64 tokens; a token has one latent row in each sub-layer (attention) and its id
-// in the lane, so whatever brings the latents of a sequence brings its N-gram history too.
+// The paged latent cache. A block holds 64 tokens. Each token has one latent row per sub-layer (attention) and its id
+// in the token lane. A copy of a sequence's blocks therefore includes its N-gram history.
 #pragma once
 
 #include "base/buffer.h"
@@ -11,14 +11,14 @@ namespace longcat {
 class KvCache {
  public:
   // dtype: f32, bf16, f8_e4m3 or i8 (rows as in Fp8Latent, Int8Latent). Block 0 is the null block: padded rows write
-  // there and nobody reads it.
+  // there, and its content is never used.
   KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, DType dtype);
 
-  // Bytes of one block over all sub-layers, lane included.
+  // Size of one block over all sub-layers, with its part of the token lane [bytes].
   static int64_t block_bytes(const ModelConfig& config, DType dtype);
 
-  // Sub-layers of a block: two a layer, and one more for the MTP layer, whose entry for the pair (hidden state of
-  // position p, token of p + 1) lies at p: it is written in the step that writes the others there.
+  // Sub-layers of a block: two per layer and one for the MTP layer. The MTP entry for the pair (hidden state of
+  // position p, token of p + 1) is at position p, because the step that computes p writes it.
   static int64_t num_sub_layers(const ModelConfig& config) { return config.num_sub_layers() + 1; }
 
   int64_t num_blocks() const { return num_blocks_; }
@@ -26,8 +26,8 @@ class KvCache {
   Tensor latents(int64_t sub_layer) const;  // [num_blocks, 64, latent row], blocks strided
   Tensor lane() const { return lane_.tensor(DType::i32, {num_blocks_ * kBlockSize}); }  // token id of each slot
 
-  // --- inside submitted work -------------------------------------------------------------------------------------
-  // Latents of all sub-layers and the lane move together. `host`: block_bytes of Device::allocate_host.
+  // --- only inside submitted work ---------------------------------------------------------------------------------
+  // Each call moves the latents of all sub-layers and the token ids. `host`: block_bytes of Device::allocate_host.
   void copy_block(int64_t to, int64_t from);
   void save_block(void* host, int64_t block);
   void load_block(int64_t block, const void* host);
@@ -39,7 +39,7 @@ class KvCache {
   static constexpr int64_t kLaneBytes = kBlockSize * 4;
   Device& device_;
   int64_t num_blocks_, num_sub_layers_, row_size_;
-  int64_t latent_bytes_;  // of a block
+  int64_t latent_bytes_;  // [bytes] per block
   DType dtype_;
   Buffer latents_;  // [num_blocks, num_sub_layers, 64, row]
   Buffer lane_;     // [num_blocks, 64] i32

@@ -7,10 +7,10 @@ namespace longcat {
 
 namespace {
 
-// The q_a and kv_a norms: the reference builds them with its RMSNorm's default, not with rms_norm_eps.
+// The reference builds the q_a and kv_a norms with the default eps of its RMSNorm, not with rms_norm_eps.
 constexpr float kInnerNormEps = 1e-6f;
 
-// The most rows of a kv_a_proj: those of one checkpoint may be stored in several formats.
+// The most rows of any kv_a_proj. They differ when a checkpoint stores its matrices in several formats.
 int64_t kv_a_width(const ModelWeights& weights) {
   int64_t width = weights.mtp ? weights.mtp->attention.kv_a_proj.out_features : 0;
   for (const LayerWeights& layer : weights.layers)
@@ -48,8 +48,9 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   return a_.h;
 }
 
-// u = eh_proj [enorm(word) | hnorm(hidden)], then a layer without MoE (multi-token prediction of the DeepSeek-V3
-// technical report, section 2.2; here the word's half comes first, and the next depth reads what is normalised).
+// u = eh_proj [enorm(word) | hnorm(hidden)], then a layer without MoE. Multi-token prediction, DeepSeek-V3 technical
+// report, section 2.2, with two differences: the word's half comes first, and the next depth reads the normalised
+// output.
 Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows) {
   const MtpWeights& w = *weights_.mtp;
   const float eps = static_cast<float>(config_.rms_norm_eps);
@@ -105,7 +106,8 @@ void Model::logits(Tensor out, Tensor hidden, Tensor rows) {
   if (own_logits(num_rows).size() > 0) ops_.merge_vocab_parts(out, received);
 }
 
-// Mean of the word embedding and the projected rows of every N-gram table: this rank's words and rows, then the sum.
+// residual = mean of the word embedding and the projected rows of all N-gram tables. Each rank adds the rows it has;
+// the all-reduce completes the sum.
 void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   const NgramWeights& w = weights_.ngram;
   NgramTables ngram{.tables = w.tables,
@@ -131,11 +133,12 @@ void Model::rope_angles(const ForwardBatch& batch) {
                    static_cast<float>(rope_.cos_sin_factor));
 }
 
-// Two attentions and two dense FFNs in a row; the MoE reads the first FFN's input and is added at the end, so it may
-// run beside everything between (shortcut-connected MoE of the LongCat-Flash technical report). What the ranks have of
-// a sub-layer's output are parts of a sum; the last sum serves the second FFN and the MoE at once. The identity
-// experts' share needs none: every rank has their input, and adds it once, behind the sum.
-// h comes in normalised, and goes out normalised for what follows: the next layer, or the head.
+// Two attentions and two dense FFNs in a row. The MoE reads the first FFN's input, and its output is added at the end
+// of the layer. It may therefore run concurrently with everything between (shortcut-connected MoE, LongCat-Flash
+// technical report). Each rank computes a partial sum of a sub-layer's output. The last all-reduce serves the second
+// FFN and the MoE at once. The identity experts need no all-reduce: every rank has their input and adds it once, after
+// the sum.
+// On entry, h is normalised for this layer; on return, for the next layer or the head.
 void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer_idx)];
   const float eps = static_cast<float>(config_.rms_norm_eps);
@@ -211,8 +214,8 @@ void Model::ffn(const FfnWeights& w, Tensor h) {
   ops_.linear(a_.x, a_.gate, w.down_proj);
 }
 
-// moe_out = weighted sum of the routed experts of moe_in that are here; the identity experts' weight is left in the
-// routing, since their contribution is moe_in itself.
+// moe_out = weighted sum of the routed experts here, for moe_in. The identity experts' contribution is moe_in times
+// routing.identity_weight; the end of the layer adds it.
 void Model::moe(const MoeWeights& w, Tensor num_real_tokens) {
   ops_.moe_route(a_.routing, a_.router_scores, a_.moe_in, w.classifier, w.e_score_correction_bias, num_real_tokens,
                  config_.n_routed_experts, shard().experts.begin, static_cast<float>(config_.routed_scaling_factor));

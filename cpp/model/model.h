@@ -1,4 +1,4 @@
-// LongCat-Flash: the forward pass over Ops, on one rank or on one of several, each with its share of the weights.
+// LongCat-Flash: the forward pass over Ops, on one rank or on several that share the weights.
 #pragma once
 
 #include "model/activations.h"
@@ -10,8 +10,8 @@ namespace longcat {
 
 class Model {
  public:
-  // max_tokens: largest step. max_logits: most rows that logits() is asked for at once. weights: those of ranks.shard.
-  // `ops` must outlive the model.
+  // max_tokens: size of the largest step. max_logits: most rows per call of logits(). weights: the weights of
+  // ranks.shard. `ops` must outlive the model.
   Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens, int64_t max_logits);
 
   const ModelConfig& config() const { return config_; }
@@ -19,10 +19,10 @@ class Model {
   const Shard& shard() const { return ranks_.shard; }
   Communicator& world() { return *ranks_.world; }
   void abort_ranks(const std::string& reason) noexcept;  // Communicator::abort
-  void launch(Recording& recorded);                      // of calls below; Communicator::launch_recorded
+  void launch(Recording& recorded);  // launches recorded calls of the functions below; Communicator::launch_recorded
 
-  // Runs all layers over the batch, storing its latents and token ids in the cache. Returns the final hidden states
-  // [num_tokens, hidden_size], valid until the next call.
+  // Runs all layers over the batch and stores its latents and token ids in the cache. Returns the final hidden states
+  // [num_tokens, hidden_size], which are valid until the next call.
   Tensor forward(const ForwardBatch& batch, KvCache& cache);
 
   // Runs the MTP layer over `batch`. Row i combines its token with the hidden state of the token before it: row rows[i]
@@ -42,7 +42,7 @@ class Model {
   // not `hidden`.
   void logits(Tensor out, Tensor hidden, Tensor rows);
 
-  // Rows of the N-gram tables the last step looked up: [num_tokens, num_tables] i32, empty without tables.
+  // Rows of the N-gram tables that the last step read: [num_tokens, num_tables] i32, empty without tables.
   Tensor last_ngram_ids() const { return a_.ngram_ids; }
 
  private:

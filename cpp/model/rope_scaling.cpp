@@ -8,7 +8,7 @@ namespace longcat {
 
 namespace {
 
-// YaRN paper equation 22 with the usual coefficient: 0.1 a ln(factor) + 1.
+// YaRN paper, equation 22, with the usual coefficient: 0.1 a ln(factor) + 1.
 double attention_temperature(double factor, double a) { return factor <= 1 ? 1.0 : 0.1 * a * std::log(factor) + 1.0; }
 
 }  // namespace
@@ -21,7 +21,7 @@ RopeScaling make_rope_scaling(const ModelConfig& config) {
   if (!config.yarn) return rope;
   const YarnConfig& yarn = *config.yarn;
 
-  // Dimension whose wavelength makes `rotations` turns over the original context.
+  // The dimension that makes `rotations` turns over the original context.
   const auto correction_dim = [&](double rotations) {
     const double wavelength_ratio =
         static_cast<double>(yarn.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi);
@@ -34,7 +34,7 @@ RopeScaling make_rope_scaling(const ModelConfig& config) {
   }
   low = std::max(low, 0.0);
   high = std::min(high, static_cast<double>(dim - 1));
-  if (low == high) high += 0.001;  // as the reference does: no division by zero
+  if (low == high) high += 0.001;  // as the reference does, to avoid a division by zero
   for (int64_t j = 0; j < dim / 2; ++j) {
     const double ramp = std::clamp((static_cast<double>(j) - low) / (high - low), 0.0, 1.0);
     rope.inv_freq[j] *= (1 - ramp) + ramp / yarn.factor;

@@ -23,10 +23,10 @@ void require_divides(const char* option, int64_t parts, const char* what, int64_
                                         ": use ", divisors_of(total)));
 }
 
-// T / world tables: where that is no whole number, tables are cut at that share of their rows.
+// Each rank gets num_tables / world tables. Where that is a fraction, a table is cut at that fraction of its rows.
 void share_tables(Shard& shard, const NgramConfig& c) {
   const int64_t world = shard.world();
-  const auto row_at = [&](int64_t table, int64_t share) {  // share / world tables from the first on
+  const auto row_at = [&](int64_t table, int64_t share) {  // first row of `table` after share / world tables
     return c.rows_of(table) * std::clamp<int64_t>(share - table * world, 0, world) / world;
   };
   for (int64_t table = 0; table < c.num_tables(); ++table) {

@@ -9,7 +9,7 @@ namespace longcat {
 namespace {
 
 struct Units {
-  int64_t rows = 1, cols = 1;  // that stay together
+  int64_t rows = 1, cols = 1;  // numbers of rows and columns that a format cannot separate
 };
 
 Units units_of(WeightFormat format) {
@@ -33,12 +33,12 @@ void require_whole_units(const Weight& whole, Range range, int64_t total, int64_
   for (int64_t parts = 1; parts <= total / unit; ++parts)
     if (total % parts == 0 && total / parts % unit == 0)
       fitting += (fitting.empty() ? "" : ", ") + std::to_string(parts);
-  throw Error(str_cat("[parallel] \"", name, "\" is stored as ", name_of(whole.format), ", whose ", what,
-                      " stay together in blocks of ", unit, ": its ", total, " ", what, " cannot be shared out by ",
-                      range.size(), "; ", fitting.empty() ? "1" : fitting, " ranks would do"));
+  throw Error(str_cat("[parallel] \"", name, "\": found parts of ", range.size(), " of its ", total, " ", what,
+                      "; expected whole blocks of ", unit, " (", name_of(whole.format),
+                      "). Numbers of parts that fit: ", fitting.empty() ? "1" : fitting));
 }
 
-// Bytes from one row, or group of interleaved rows, to the next.
+// Distance from one row, or group of interleaved rows, to the next [bytes].
 int64_t row_stride(const Weight& w) {
   switch (w.format) {
     case WeightFormat::f32:
@@ -54,7 +54,7 @@ int64_t row_stride(const Weight& w) {
 
 int64_t blocks_in(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
-// `count` rows of `bytes` each, from a matrix with other rows to one without gaps.
+// Copies `count` rows of `bytes` each between two strides.
 void copy_rows(std::byte* out, int64_t out_stride, const std::byte* in, int64_t in_stride, int64_t count,
                int64_t bytes) {
   for (int64_t i = 0; i < count; ++i) std::memcpy(out + i * out_stride, in + i * in_stride, static_cast<size_t>(bytes));

@@ -1,4 +1,4 @@
-// A rank's part of a matrix, cut out of the form it is stored in.
+// Cuts a rank's part out of a matrix, in its stored format.
 #pragma once
 
 #include <memory>
@@ -9,8 +9,9 @@
 
 namespace longcat {
 
-// Rows and columns of `whole`, which is in host memory. Rows alone are a view of it; columns are copied, to `storage`.
-// Throws Error, with the numbers of parts that do, where the format's blocks would be cut. `name`: for that message.
+// Returns rows and columns of `whole`, which is in host memory. A range of rows is a view; a range of columns is copied
+// to `storage`. Throws Error where the cut would split a block of the format; the message lists the possible numbers of
+// parts. `name` is for that message.
 Weight slice_of(const Weight& whole, Range rows, Range cols, const std::string& name,
                 std::unique_ptr<std::byte[]>& storage);
 

@@ -33,12 +33,12 @@ class WeightBuilder {
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
 
-  // What is left is not used (an MTP layer nobody wants): the progress ends at 100 %.
+  // Unread tensors remain (an unused MTP layer), so the progress is set to 100 %.
   void finish() const {
     if (progress_) progress_(total_bytes_, total_bytes_);
   }
 
-  // A norm or bias as f32, times `factor`.
+  // Reads a norm or bias as f32, times `factor`.
   Tensor vector(const std::string& name, double factor = 1) {
     const StoredTensor& stored = get(name);
     const int64_t n = stored.shape[0];
@@ -50,7 +50,8 @@ class WeightBuilder {
     return out;
   }
 
-  // A matrix, or rows and columns of it, as it is stored where a kernel reads that format, else converted.
+  // A matrix, or a range of its rows or columns. It keeps its stored format where a kernel reads that, and is converted
+  // otherwise.
   Weight matrix(const std::string& name) { return matrix(name, all_rows(name), all_cols(name)); }
   Weight rows_of(const std::string& name, Range rows) { return matrix(name, rows, all_cols(name)); }
   Weight cols_of(const std::string& name, Range cols) { return matrix(name, all_rows(name), cols); }
@@ -65,12 +66,12 @@ class WeightBuilder {
     return prepared_slice(view(name, stored), rows, cols, name);
   }
 
-  // An fp8 matrix with rows of zeros behind it where linear() reads that faster, any other as matrix() gives it.
+  // Like matrix(). An fp8 matrix gets additional rows of zeros where linear() is faster with them.
   Weight matrix_of_whole_blocks(const std::string& name) {
     const int64_t multiple = ops_.fp8_row_multiple();
     const StoredTensor* stored = checkpoint_.find(name);
     if (!stored || stored->dtype != DType::f8_e4m3 || stored->shape[0] % multiple == 0) return matrix(name);
-    LC_CHECK(multiple == kFp8Block);  // so the scales stay as they are
+    LC_CHECK(multiple == kFp8Block);  // whole blocks, so no scale is added
     Weight logical = view(name, get(name));
     const int64_t rows = (logical.out_features + multiple - 1) / multiple * multiple;
     const auto plane = std::make_unique<std::byte[]>(static_cast<size_t>(rows * logical.in_features));  // zeros
@@ -103,8 +104,8 @@ class WeightBuilder {
     return weight;
   }
 
-  // N-gram tables are read a row at a time: f32 ones stay as they are, whatever the working dtype. Of those in the file
-  // no page is read that holds no wanted row.
+  // An N-gram table, which is read by single rows. f32 tables stay f32 whatever the working dtype. For a table on disk,
+  // only pages with wanted rows are read.
   Weight table(const std::string& name, Range rows) {
     const Weight weight = table_as_stored(name, rows);
     if (weight.placement == Placement::disk) expect_random_reads(weight.data, weight.num_bytes());
@@ -118,7 +119,7 @@ class WeightBuilder {
                      [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
   }
 
-  // kv_b_proj holds per head nope rows of W_uk, then v rows of W_uv.
+  // Per head, kv_b_proj holds qk_nope_head_dim rows of W_uk, then v_head_dim rows of W_uv.
   void split_kv_b(AttentionWeights& attention, const std::string& name, const ModelConfig& c, Range heads) {
     const StoredTensor& stored = get(name);
     const StoredTensor* scales = checkpoint_.find(name + "_scale_inv");
@@ -132,7 +133,7 @@ class WeightBuilder {
     attention.v_up = rounded(heads.size() * v, latent, v_row, exact_in_bf16);
   }
 
-  // The post_projs [hidden, table_dim] side by side: one matrix [hidden, tables * table_dim].
+  // The post_projs [hidden, table_dim] side by side, as one matrix [hidden, tables * table_dim].
   Weight side_by_side(const std::vector<std::string>& names) {
     std::vector<const StoredTensor*> parts;
     bool exact_in_bf16 = true;
@@ -156,7 +157,7 @@ class WeightBuilder {
     if (checkpoint_.find(name) == nullptr || find(name).dtype == DType::f16) return rows_of(name, rows);
     const StoredTensor& stored = find(name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
-    std::optional<FileReader> file;  // opened by the first read: not every device copies its tables
+    std::optional<FileReader> file;  // opened by the first read, because not every device copies its tables
     std::unique_ptr<std::byte[]> columns;
     const Weight logical = slice_of(view(name, stored), rows, all_cols(name), name, columns);
     const int64_t offset = static_cast<const std::byte*>(logical.data) - shard.bytes().data();
@@ -172,7 +173,7 @@ class WeightBuilder {
           left -= bytes;
         },
         storage, host_storage);
-    advance(left);  // what is read when it is needed
+    advance(left);  // bytes that are read later, on demand
     if (storage.data()) weights_.storage.push_back(std::move(storage));
     if (host_storage.data()) weights_.host_storage.push_back(std::move(host_storage));
     return weight;
@@ -216,7 +217,7 @@ class WeightBuilder {
     return weight;
   }
 
-  // The matrix as `longcat convert` packed it, if it did.
+  // The matrix in a packed format of `longcat convert`, if the checkpoint has one.
   std::optional<Weight> packed(const std::string& name) {
     if (checkpoint_.find(name)) return std::nullopt;
     const std::vector<int64_t>& shape = shapes_.at(name);
@@ -246,14 +247,15 @@ class WeightBuilder {
     return weight;
   }
 
-  // value(r, c) in the working dtype; in bf16 also under dtype f32 when that loses nothing.
+  // value(r, c) in the working dtype. A matrix that is exact in bf16 is stored as bf16 even when the working dtype is
+  // f32.
   template <class Value>
   Weight rounded(int64_t rows, int64_t cols, Value&& value, bool exact_in_bf16 = false) {
     const bool narrow = exact_in_bf16 || dtype_ == DType::bf16;
     return converted(narrow ? WeightFormat::bf16 : WeightFormat::f32, rows, cols, value);
   }
 
-  // value(r, c) as f32 or bf16, in memory of its own, which is kept when the backend uses it where it lies.
+  // value(r, c) as f32 or bf16 in new memory. That memory is kept when the backend uses it directly.
   template <class Value>
   Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value) {
     const int64_t element_bytes = format == WeightFormat::bf16 ? 2 : 4;
@@ -295,7 +297,7 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const
       projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
     }
     const int64_t modulus = c.rows_of(t);
-    // ids are i32, and the unreduced sum x + sum_d s_d * power_d must stay inside i64.
+    // Ids are i32, and the unreduced sum x + sum_d s_d * power_d must fit in i64.
     LC_CHECK(modulus <= std::numeric_limits<int32_t>::max() &&
              modulus <= std::numeric_limits<int64_t>::max() / (config.vocab_size * c.emb_neighbor_num));
     ngram.moduli.push_back(modulus);

@@ -15,7 +15,7 @@ std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads, double
       return make_cuda_ops(device_idx, memory_share, num_communicators);
   }
   throw std::invalid_argument(
-      str_cat("device=\"", device, "\" is not known: use \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""));
+      str_cat("[device] found device=\"", device, "\"; expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""));
 }
 
 }  // namespace longcat

@@ -1,4 +1,4 @@
-// Linked in place of the CUDA backend where it is not built.
+// Replaces the CUDA backend at link time where CUDA is not built.
 #include "ops/backend.h"
 
 namespace longcat {

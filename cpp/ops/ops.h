@@ -1,19 +1,21 @@
-// The operations a backend computes: about twenty, each as large as a fused kernel. The model is written over this
-// class once; cpp/cpu and cuda implement it.
+// The operations of a backend: more than twenty, each as large as a fused kernel. The model is written once over this
+// class; cpp/cpu and cuda implement it.
 //
-// Conventions. Outputs first, then inputs, then scalars. Views by value; nothing is allocated inside. Activations are
-// of activation_dtype() where no dtype is given. `num_tokens` (T) is the first extent of the activations; rows are
-// tokens.
+// Conventions:
+// - Outputs come first, then inputs, then scalars. Views are passed by value. An operation allocates nothing.
+// - Activations have activation_dtype() where no dtype is given.
+// - T = num_tokens is the first extent of the activations, whose rows are tokens.
+// - "Here" means on this rank.
 //
-// Invariance contract, tested on each backend: the bits of a token's result depend on that token and its own history,
-// not on what else is in the batch, on padding, on the number of threads, or on chunk boundaries.
-//   1. One accumulation order per op and weight format, whatever the number of rows.
-//   2. Arithmetic follows a token's kind: prompt tokens are computed by mla_prefill, also alone in a chunk; generated
-//      tokens by mla_decode, also when they are computed again. Each walks the history in a fixed list of pieces by
-//      absolute position (kPrefillTile, kv_piece_end) and combines their partial results in ascending order.
-//   3. Attend to what is stored: a latent is rounded to the cache format and written first, attention reads only
-//      stored latents. Slots behind a token's position are never read: a recycled page may hold NaN.
-//   4. Ties go to the lowest id; expert outputs are summed per token in ascending expert id; no atomics in sums.
+// Invariance contract, tested on each backend. The bits of a token's result depend on the token and its own history
+// only. They do not depend on the rest of the batch, padding, the number of threads or chunk boundaries.
+//   1. Each op has one accumulation order per weight format, whatever the number of rows.
+//   2. A token's kind selects its arithmetic. mla_prefill computes prompt tokens, even one alone in a chunk. mla_decode
+//      computes generated tokens, even when they are recomputed. Both split the history into fixed pieces by absolute
+//      position (kPrefillTile, kv_piece_end) and combine the partial results in ascending order.
+//   3. Attention reads stored latents only: a latent is first rounded to the cache format and written. Slots after a
+//      token's position are never read, because a recycled block may hold NaN there.
+//   4. Ties go to the lowest id. Expert outputs are summed per token in ascending expert id. Sums use no atomics.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +33,9 @@ namespace longcat {
 
 constexpr int kMaxNgram = 16;  // longest N-gram (emb_neighbor_num) an op accepts
 
-// End of the attention piece that begins at `position`: 128 tokens to 2k, 256 to 16k, 512 to 64k, 1,024 to 128k, 2,048
-// beyond. A piece is at most an eighth of what lies before it, so one long request keeps a GPU of 132 multiprocessors
-// busy; longer pieces far back keep the partial results few.
+// End of the attention piece that contains `position`. Pieces have 128 tokens up to position 2k, 256 up to 16k, 512 up
+// to 64k, 1,024 up to 128k, and 2,048 beyond. From 1k on, a piece is at most an eighth of the positions before it, so
+// that one long request occupies a GPU of 132 multiprocessors. Long pieces keep the number of partial results low.
 constexpr int64_t kMaxKvPiece = 2048;
 constexpr int64_t kv_piece_size(int64_t position) {
   return position < 2048     ? 128
@@ -47,36 +49,36 @@ constexpr int64_t kv_piece_end(int64_t position) {
   return (position / piece + 1) * piece;
 }
 
-// Keys and values that mla_prefill materialises at once, the first tile from position 0.
+// Number of positions whose keys and values mla_prefill materialises at once; tiles start at position 0.
 constexpr int64_t kPrefillTile = kBlockSize;
 
-// The hashed N-gram tables. Table t = (order - 2) * splits + split, all of one width. Ids are of all tables and all
-// their rows; here are rows of some, of which the first may begin, and the last may end, within its table.
+// The hashed N-gram tables. Table t = (order - 2) * splits + split; all have the same width. A row id is the same on
+// all ranks. The tables here are consecutive; the first may lack rows at its begin, the last at its end.
 struct NgramTables {
-  std::span<const Weight> tables;  // [rows here, table_dim] each, t = first_table..
+  std::span<const Weight> tables;  // [rows here, table_dim] each, for t = first_table..
   int64_t first_table = 0;
-  int64_t first_row = 0;            // id of the first row of tables[0]; the others begin with row 0
-  std::span<const int64_t> moduli;  // [num_tables] rows of table t
+  int64_t first_row = 0;            // id of the first row of tables[0]; the other tables begin with row 0
+  std::span<const int64_t> moduli;  // [num_tables] number of rows of table t, on all ranks
   std::span<const int64_t> powers;  // [num_tables, max_order - 1] vocab_size^d mod moduli[t], d = 1..max_order-1
   int64_t max_order = 1;            // emb_neighbor_num; 1: no tables
   int64_t splits = 0;               // emb_split_num
   int32_t eos_token_id = 2;
 
-  // Where the row `id` is in tables[i], or -1: not here.
+  // Index of row `id` in tables[i], or -1 when the row is not here.
   int64_t row_here(int64_t i, int64_t id) const {
     const int64_t row = i == 0 ? id - first_row : id;
     return 0 <= row && row < tables[static_cast<size_t>(i)].out_features ? row : -1;
   }
 };
 
-// Where each token goes and with which weight. Picks are in ascending expert id.
+// The experts of each token, with their weights. The picks of a token are in ascending expert id.
 struct Routing {
   Tensor expert_idx;       // [T, moe_topk] i32; an identity expert is >= n_routed_experts
   Tensor expert_weights;   // [T, moe_topk] f32, routed_scaling_factor included
-  Tensor identity_weight;  // [T] f32, sum of the weights of the identity picks
-  Tensor expert_offsets;   // [experts here + 1] i32, prefix sums: rows of each of them in the permuted order
+  Tensor identity_weight;  // [T] f32, sum of the weights of the token's identity picks
+  Tensor expert_offsets;   // [experts here + 1] i32, prefix sums of the rows per expert, in permuted order
   Tensor permuted_tokens;  // [T * moe_topk] i32, token of each permuted row, ascending within an expert
-  Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick, -1 for one of no expert that is here
+  Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick; -1 when its expert is not here
 };
 
 struct ExpertWeights {
@@ -93,86 +95,87 @@ struct LogitBias {
   float bias;
 };
 
-// How one row's next token is chosen; the history for the penalties is the lane of the cache.
+// How the next token of one row is sampled. The penalties read the history from the token lane.
 struct SamplingRow {
   double temperature = 1;         // 0: greedy
   int32_t top_k = 0;              // 0: off
   double top_p = 1;               // 1: off
-  double min_p = 0;               // 0: off; share of the largest probability
+  double min_p = 0;               // 0: off; fraction of the largest probability
   double repetition_penalty = 1;  // 1: off; over prompt and output
   double presence_penalty = 0;    // subtracted once for every id in the output
   double frequency_penalty = 0;   // subtracted for every occurrence in the output
   uint64_t seed = 0;
-  int32_t sample_idx = 0;         // which of the n samples of a request
-  int32_t logits_row = 0;         // row of the logits; several samples may share one
+  int32_t sample_idx = 0;         // index among the n completions of a request
+  int32_t logits_row = 0;         // row of the logits; several completions may share one
   int32_t sequence = 0;           // row of the batch's block_tables
-  int32_t position = 0;           // of the last token of the history; the sampled token will stand at position + 1
-  int32_t num_prompt_tokens = 0;  // history before this position is prompt
+  int32_t position = 0;           // of the last token of the history; the sampled token gets position + 1
+  int32_t num_prompt_tokens = 0;  // positions below this are prompt
   std::span<const LogitBias> logit_bias = {};
-  // Sequences: the last id is removed where the others end the history.
+  // Token sequences: the last id is removed when the history ends with the others.
   std::span<const std::vector<int32_t>> bad_words = {};
   std::span<const int32_t> banned_ids = {};   // removed
-  std::span<const int32_t> allowed_ids = {};  // all others are removed; empty: all stay
-  std::span<const uint32_t> mask = {};        // [ceil(vocab / 32)] bit i of word w: id 32 w + i stays; empty: all stay
+  std::span<const int32_t> allowed_ids = {};  // all other ids are removed; empty: none is
+  // [ceil(vocab / 32)] id 32 w + i stays when bit i of word w is set; empty: all stay
+  std::span<const uint32_t> mask = {};
 };
 
 class Ops {
  public:
   virtual ~Ops() = default;
   virtual Device& device() = 0;
-  virtual int num_threads() const = 0;  // of the host that compute
+  virtual int num_threads() const = 0;  // host threads that compute
 
-  // f32 or bf16: what the activations between the operations are kept in.
+  // The dtype of activations between operations: f32 or bf16.
   virtual DType activation_dtype() const { return DType::f32; }
 
-  // Where prepare_table() can leave the N-gram tables; first where it does when nobody says.
+  // The placements that prepare_table() supports for N-gram tables, the default first.
   virtual std::span<const Placement> table_placements() const;
 
-  // Whether attention reads and writes latents of this dtype.
+  // Whether attention supports latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
 
-  // The form of `logical`, whose planes are in host memory, that linear() reads fastest, made once at load; new planes
-  // go to `storage`, otherwise the result is a view of the same memory.
+  // Converts `logical`, whose planes are in host memory, to the form that linear() reads fastest. Called once per
+  // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
 
-  // linear() reads a matrix of fp8 blocks fastest where its rows are a multiple of this. The loader adds rows of zeros
-  // where the output has room for them.
+  // linear() is fastest on a matrix of fp8 blocks whose rows are a multiple of this number. The loader appends rows of
+  // zeros where the output has room for them.
   virtual int64_t fp8_row_multiple() const { return 1; }
 
-  // `logical` (f32 or bf16) as fp8 blocks in the form that prepare() gives: the scale of a block is its largest
+  // Converts `logical` (f32 or bf16) to fp8 blocks, in the form of prepare(). The scale of a block is its largest
   // magnitude / 448. The planes go to `storage`.
   virtual Weight quantize_fp8(const Weight& logical, Buffer& storage) = 0;
 
-  // As prepare(), for an N-gram table, of which only single rows are ever read: leaves it at `placement`, one of
-  // table_placements(). `read(to, begin, bytes)` copies bytes of its data plane without mapping them. Default:
-  // prepare().
+  // Like prepare(), for an N-gram table, which is only read by single rows. The result is at `placement`, one of
+  // table_placements(). `read(to, begin, bytes)` copies bytes of the table's data plane without mapping them. The
+  // default is prepare().
   using ReadPlane = std::function<void(void* to, int64_t begin, int64_t bytes)>;
   virtual Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
                                HostBuffer& host_storage);
 
   // --- embedding -------------------------------------------------------------------------------------------------
-  // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0: ids of the step before, which the host may not have
-  // seen yet. A sampled -1 (see sample) becomes 0, whose result nobody keeps. token_ids, sources: [T] i32;
-  // sampled_ids: [n] i32.
+  // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0. Those ids are from the step before, and the host may
+  // not have read them yet. A sampled -1 (see sample) becomes 0, and the result of that row is discarded. token_ids,
+  // sources: [T] i32; sampled_ids: [n] i32.
   virtual void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) = 0;
 
-  // For each token: writes its id to its slot of `lane`, reads up to max_order - 1 predecessors (from the batch when
-  // they are in the same chunk, else from the lane), hashes them, gathers one row per table.
-  //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, s_d = x_{p-d}, or 0 before the sequence's start or
-  //   when any of x_{p-d}..x_{p-1} is eos_token_id (model of the published modeling_longcat_ngram.py).
+  // For each token: writes its id to its slot of the token lane, hashes it with up to max_order - 1 predecessors,
+  // and gathers one row per table. Predecessors in the same chunk come from the batch, others from the lane.
+  //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, where s_d = x_{p-d}. s_d is 0 before the sequence's
+  //   start, or when any of x_{p-d}..x_{p-1} is eos_token_id (modeling_longcat_ngram.py of the published model).
   // ids: [T, num_tables] i32; rows: [T, tables.size() * table_dim], zeros for a row that is not here; lane: [num_slots]
-  // i32. With no tables only the lane is written.
+  // i32. Without tables, only the lane is written.
   virtual void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch,
                             const NgramTables& ngram) = 0;
 
-  // out = (word[token_ids - first_word] + rows * projection^T) * scale; an empty `projection` leaves the word rows
-  // times scale, and words that are not here count as zeros. out: [T, hidden]; word: [words here, hidden]; projection:
-  // [hidden, columns of rows], the projections side by side.
+  // out = (word[token_ids - first_word] + rows * projection^T) * scale. With an empty `projection`, out is the
+  // vocabulary row times scale. Vocabulary rows that are not here count as zeros. out: [T, hidden]; word: [vocabulary
+  // rows here, hidden]; projection: [hidden, columns of rows], the tables' projections side by side.
   virtual void embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
                      const Weight& projection, float scale) = 0;
 
   // --- norms and sums --------------------------------------------------------------------------------------------
-  // out = x / sqrt(mean(x^2) + eps) * weight. out, x: [T, dim], may be the same; weight: [dim] f32.
+  // out = x / sqrt(mean(x^2) + eps) * weight. out, x: [T, dim], may be the same buffer; weight: [dim] f32.
   virtual void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) = 0;
 
   // residual += x (unless x is empty); out = rms_norm(residual). `out` must be another buffer.
@@ -184,8 +187,8 @@ class Ops {
   // x[t] += row_weight[t] * y[t]. row_weight: [T] f32.
   virtual void add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) = 0;
 
-  // The end of a layer: x += routed (unless empty), x += row_weight[t] * y[t], then add_rms_norm. Default: those. x is
-  // left as it pleases. All: [T, dim]; row_weight: [T] f32.
+  // The end of a layer: x += routed (unless routed is empty), x += row_weight[t] * y[t], then add_rms_norm. The default
+  // calls those operations. The content of x is undefined afterwards. All: [T, dim]; row_weight: [T] f32.
   virtual void add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
                                      Tensor weight, float eps);
 
@@ -193,59 +196,59 @@ class Ops {
   // out = x W^T. out: [T, out_features]; x: [T, in_features].
   virtual void linear(Tensor out, Tensor x, const Weight& weight) = 0;
 
-  // out[t, h] = x[t, h] W_h^T, W_h = rows [h * out_dim, (h + 1) * out_dim) of weight. out: [T, heads, out_dim];
+  // out[t, h] = x[t, h] W_h^T, where W_h = rows [h * out_dim, (h + 1) * out_dim) of weight. out: [T, heads, out_dim];
   // x: [T, heads, in_features], may be strided.
   virtual void linear_per_head(Tensor out, Tensor x, const Weight& weight) = 0;
 
-  // out = silu(gate) * up. out may be gate.
+  // out = silu(gate) * up. out may be the same buffer as gate.
   virtual void silu_mul(Tensor out, Tensor gate, Tensor up) = 0;
 
-  // out = silu(x gate_proj^T) * (x up_proj^T). scratch: like out. Default: two linear() and silu_mul().
+  // out = silu(x gate_proj^T) * (x up_proj^T). scratch: same shape as out. The default is two linear() and silu_mul().
   virtual void linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj);
 
   // --- attention (MLA) -------------------------------------------------------------------------------------------
-  // Angles of this step, once for all layers: cos, sin = cos, sin(position * inv_freq) * factor. [T, rope / 2] f32.
+  // The rotary angles of a step, for all layers: cos, sin = cos, sin(position * inv_freq) * factor. [T, rope / 2] f32.
   virtual void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) = 0;
 
   // Rotates interleaved pairs (2j, 2j + 1) of each head in place. x: [T, heads, rope], may be strided.
   virtual void rope(Tensor x, Tensor cos, Tensor sin) = 0;
 
-  // Writes one latent row a token to its slot: [rms_norm(kv_a[:, :kv_lora]) | rope(kv_a[:, kv_lora:])], rounded to the
-  // dtype of `latents`. kv_a: [T, kv_lora + rope], overwritten; latents: of one sub-layer (batch.h); norm_weight:
+  // Writes one latent row per token to its slot: [rms_norm(kv_a[:, :kv_lora]) | rope(kv_a[:, kv_lora:])], rounded to
+  // the dtype of `latents`. kv_a: [T, kv_lora + rope], overwritten; latents: one sub-layer (batch.h); norm_weight:
   // [kv_lora] f32.
   virtual void mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                          const ForwardBatch& batch) = 0;
 
-  // q_a = rms_norm(q_a), and mla_store. Default: those.
+  // q_a = rms_norm(q_a), then mla_store. The default calls the two.
   virtual void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
                               Tensor cos, Tensor sin, const ForwardBatch& batch);
 
-  // Absorbed attention of the generated tokens (rows [0, D) of the batch, D = num_decode_tokens) over positions 0..p of
-  // each one's own sequence:
+  // Absorbed attention of the generated tokens, rows [0, D) of the batch with D = num_decode_tokens. A token at
+  // position p attends to the stored latents [c_s | k_s] of its own sequence at positions s = 0..p:
   // out[t, h] = sum_s softmax_s((q_latent[t, h] . c_s + q_rope[t, h] . k_s) * scale) c_s.
   // out, q_latent: [D, heads, kv_lora]; q_rope: [D, heads, rope], may be strided; latents as in mla_store.
   virtual void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                           float scale) = 0;
 
-  // Materialised attention of the prompt tokens (rows [D, T) of the batch) over positions 0..p: with
-  // k_s,h = [k_up_h^T c_s | k_s] and v_s,h = v_up_h c_s from the stored latents,
+  // Materialised attention of the prompt tokens, rows [D, T) of the batch, to the stored latents [c_s | k_s] at
+  // positions s = 0..p. With k_s,h = [k_up_h^T c_s | k_s] and v_s,h = v_up_h c_s,
   // out[i, h] = sum_s softmax_s((q[i, h] . k_s,h) * scale) v_s,h for the prompt token of row D + i.
-  // out: [T - D, heads, v_head_dim]; q: [T - D, heads, nope + rope], rotated, may be strided; k_up: [heads * kv_lora,
-  // nope]; v_up: [heads * v_head_dim, kv_lora].
+  // out: [T - D, heads, v_head_dim]; q: [T - D, heads, nope + rope], already rotated, may be strided; k_up: [heads *
+  // kv_lora, nope]; v_up: [heads * v_head_dim, kv_lora].
   virtual void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                            const ForwardBatch& batch, float scale) = 0;
 
   // --- mixture of experts ----------------------------------------------------------------------------------------
-  // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts; the topk of g + bias are
-  // picked (ties: lowest id), weighted by g * scaling_factor. Padded rows (from num_real_tokens [1] on) pick nothing:
-  // expert n_routed_experts with weight 0. The permutation has the experts that are here, of which first_expert is the
-  // first and expert_offsets says how many. scratch: [T, num_router_outputs] f32.
+  // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts. The topk largest g + bias are
+  // picked (ties: lowest id), with weight g * scaling_factor. Padded rows, from num_real_tokens [1] on, get expert
+  // n_routed_experts with weight 0. The permutation covers the experts here: first_expert and the following ones, as
+  // many as expert_offsets has. scratch: [T, num_router_outputs] f32.
   virtual void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
                          Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert,
                          float scaling_factor) = 0;
 
-  // out[t] = sum over the picks of t of experts that are here, in ascending id, of weight * expert(x[t]). Identity
-  // picks are not computed. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
+  // out[t] = sum of weight * expert(x[t]) over the picks of t whose expert is here, in ascending id. Identity picks are
+  // not computed. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
   virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                            const Routing& routing, const ExpertWeights& experts) = 0;
 
@@ -257,18 +260,21 @@ class Ops {
   // vocabulary. out: [num_rows, num_parts * part_size] f32; parts: [num_parts, num_rows or more, part_size] f32.
   virtual void merge_vocab_parts(Tensor out, Tensor parts) = 0;
 
-  // Next token of each row, in the order of transformers' generate(): logit bias, repetition penalty, presence and
-  // frequency penalties, removals (bad words, banned, allowed, mask), temperature, top-k (ties with the k-th stay),
-  // top-p over the survivors (among equals the higher id goes first), min-p, one draw. The draw is Gumbel-max with
-  // Philox4x32-10 keyed by the seed and counted by (token id, position, sample), so it does not depend on the batch.
-  // token_ids: [rows.size()] i32, -1 for a row whose logits hold a NaN or +infinity, or whose every id is removed;
-  // logits: [num_logits, vocab] f32, left as they are; lane as in ngram_lookup; block_tables: of the batch.
+  // Samples the next token of each row, in the order of transformers' generate():
+  //   1. logit bias, repetition penalty, presence and frequency penalties;
+  //   2. removals: bad words, banned, allowed, mask;
+  //   3. temperature, top-k (ties with the k-th stay), top-p (among equals the higher id is removed first), min-p;
+  //   4. one Gumbel-max draw with Philox4x32-10.
+  // The draw's key is the seed and its counter is (token id, position, sample_idx), so it does not depend on the batch.
+  // token_ids: [rows.size()] i32, -1 for a row whose logits hold a NaN or +infinity, or whose ids are all removed;
+  // logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup; block_tables: of the batch.
   virtual void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
                       Tensor block_tables) = 0;
 
-  // Log-probabilities under the unchanged logits. Column 0: the given token; columns 1..: the most likely ones, best
-  // first, ties to the lowest id. logprobs: [num_rows, 1 + top] f32; ids: [num_rows, 1 + top] i32; ranks: [num_rows]
-  // i32, 1 + how many ids are likelier than the given one; token_ids: [num_rows] i32; logits: [num_rows, vocab] f32.
+  // Log-probabilities under the unchanged logits. Column 0 is the given token; columns 1.. are the most likely ids,
+  // best first, ties to the lowest id. logprobs: [num_rows, 1 + top] f32; ids: [num_rows, 1 + top] i32; ranks:
+  // [num_rows] i32, 1 + the number of ids that are likelier than the given one; token_ids: [num_rows] i32; logits:
+  // [num_rows, vocab] f32.
   virtual void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) = 0;
 };
 

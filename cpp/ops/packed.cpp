@@ -17,7 +17,7 @@ WeightFormat packed_format(const std::string& name) {
   for (const WeightFormat format : kAllWeightFormats)
     if (is_packed(format) && name == name_of(format)) return format;
   throw std::invalid_argument(
-      str_cat("packed format \"", name, "\" is not known: expected bf16_x8, int8_x8, int4_x8, int8_row or int4_row"));
+      str_cat("[packed] found format \"", name, "\"; expected bf16_x8, int8_x8, int4_x8, int8_row or int4_row"));
 }
 
 int64_t packed_stride(WeightFormat format, int64_t in_features) {

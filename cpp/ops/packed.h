@@ -1,18 +1,18 @@
-// Weights as `longcat convert` writes them and the CPU kernels read them: packed once, mapped, never unpacked.
+// Weight formats that `longcat convert` writes and the CPU kernels read: packed once, then mapped, never unpacked.
 //
-// x8 formats, for matrices that are multiplied. Rows go in groups of 8, whose values interleave so that one vector
-// register holds the same few columns of 8 outputs: no horizontal sums, and the same order of sums for one input and
-// for many. The last group is filled up with rows of zeros, the last columns with zeros.
+// The x8 formats are for matrices that are multiplied. Rows are in groups of 8 with interleaved values, so that one
+// vector register holds the same few columns of 8 outputs. There are no horizontal sums, and one input row has the same
+// order of sums as many. Rows of zeros fill the last group, and zeros fill the last columns.
 //
 //   bf16_x8  [groups][ceil(in / 2)][8 rows][2 columns] bf16
 //   int8_x8  a group: [blocks][8 quads][8 rows][4 columns] int8, then [blocks][8 rows] bf16 scales
 //   int4_x8  a group: [blocks][4][8 rows][4 columns] bytes, then the scales alike. A byte holds column
 //            4 j + i of the block in its low half and column 4 j + 16 + i in its high half, as value + 8.
 //
-// with blocks = ceil(in / 32) of 32 columns that share a scale a row: 8.5 and 4.5 bits a weight. A group begins on a
-// multiple of 64 bytes.
+// with blocks = ceil(in / 32). The 32 columns of a block share one scale per row, which makes 8.5 and 4.5 bits per
+// weight. Each group begins at a multiple of 64 bytes.
 //
-// row formats, for tables of which single rows are read: the row's values, then its one f32 scale.
+// The row formats are for tables that are read by single rows: the row's values, then one f32 scale.
 //
 //   int8_row [rows][in] int8 + f32
 //   int4_row [rows][ceil(in / 2)] bytes + f32; column 2 i in the low half, as value + 8
@@ -26,7 +26,7 @@
 namespace longcat {
 
 constexpr int64_t kPackedRows = 8;
-constexpr int64_t kQuantBlock = 32;  // columns that share a scale
+constexpr int64_t kQuantBlock = 32;  // number of columns that share a scale
 
 constexpr int64_t num_quant_blocks(int64_t in_features) { return (in_features + kQuantBlock - 1) / kQuantBlock; }
 constexpr int64_t num_packed_groups(int64_t out_features) { return (out_features + kPackedRows - 1) / kPackedRows; }
@@ -38,20 +38,20 @@ constexpr bool is_packed(WeightFormat format) {
   return is_x8(format) || format == WeightFormat::int8_row || format == WeightFormat::int4_row;
 }
 
-// Bytes of the values of one block of one group; the scales of the group follow all of them.
+// Size of the values of one block of a group [bytes]. The scales of the group follow the values of all blocks.
 constexpr int64_t block_value_bytes(WeightFormat format) {
   return kPackedRows * kQuantBlock / (format == WeightFormat::int4_x8 ? 2 : 1);
 }
 
-// Bytes from the beginning of a group to its scales.
+// Offset of a group's scales from its beginning [bytes].
 constexpr int64_t value_bytes_of_group(WeightFormat format, int64_t in_features) {
   return num_quant_blocks(in_features) * block_value_bytes(format);
 }
 
-// By its name. Throws std::invalid_argument for one that is not packed.
+// The format by its name. Throws std::invalid_argument for a format that is not packed.
 WeightFormat packed_format(const std::string& name);
 
-// Bytes of a group of 8 rows (x8) or of a row (row formats).
+// Size of a group of 8 rows (x8 formats) or of a row (row formats) [bytes].
 int64_t packed_stride(WeightFormat format, int64_t in_features);
 
 // out[0..in_features) = row `row` of packed data.

@@ -1,5 +1,5 @@
 // Philox4x32-10: random numbers as a pure function of a key and a counter (Salmon et al., "Parallel random numbers: as
-// easy as 1, 2, 3", SC 2011). No state, so a token's draw does not depend on what else is sampled.
+// easy as 1, 2, 3", SC 2011). Without a state, a token's draw does not depend on other draws.
 #pragma once
 
 #include <array>
@@ -20,7 +20,7 @@ constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, ui
   return counter;
 }
 
-// Uniform in (0, 1) for one token id at one position of one sample.
+// Uniform in (0, 1) for one token id, position and completion of a request.
 constexpr double sampling_uniform(uint64_t seed, uint32_t token_id, uint32_t position, uint32_t sample_idx) {
   const uint32_t word = philox4x32({token_id / 4, position, sample_idx, 0}, seed)[token_id % 4];
   return (word + 0.5) * 0x1p-32;

@@ -1,4 +1,4 @@
-// A matrix of the model: what it means (logical shape) beside how it is stored (format, planes, placement).
+// A matrix of the model: its logical shape, and how it is stored (format, planes, placement).
 #pragma once
 
 #include <cstdint>
@@ -11,25 +11,25 @@ enum class WeightFormat : uint8_t {
   f32,        // data: float
   bf16,       // data: bf16
   fp8_block,  // data: e4m3, scales: one float per 128 x 128 block (Lite-FP8, `weight_scale_inv`)
-  bf16_x8,    // the packed formats of `longcat convert`, 8 rows interleaved: ops/packed.h
+  bf16_x8,    // bf16_x8 to int4_x8: formats of `longcat convert`, 8 rows interleaved (ops/packed.h)
   int8_x8,
   int4_x8,
-  int8_row,  // for tables, a row at a time: ops/packed.h
+  int8_row,  // int8_row and int4_row: for tables, read by single rows (ops/packed.h)
   int4_row,
 };
 
-// How many bytes a matrix of a packed format takes; declared here, explained in ops/packed.h.
+// Size of a matrix in a packed format [bytes]. ops/packed.h explains the formats.
 int64_t packed_bytes(WeightFormat format, int64_t out_features, int64_t in_features);
 
 enum class Placement : uint8_t {
-  device,  // memory of the device that computes
-  host,    // host memory that the device reads by itself (pinned on CUDA)
-  disk,    // pages of the mapped checkpoint file, resident only where touched
+  device,  // memory of the device
+  host,    // host memory that the device reads directly (pinned on CUDA)
+  disk,    // pages of the mapped checkpoint file; a page becomes resident when it is read
 };
 
 constexpr int64_t kFp8Block = 128;
 
-// Scale of values whose largest magnitude is `largest`: 1 where that is 0 or not finite.
+// The scale for values whose largest magnitude is `largest`: 1 when that is 0 or not finite.
 constexpr float fp8_scale(float largest) { return largest > 0 && largest <= 0x1.fffffep127f ? largest / 448.0f : 1.0f; }
 
 // W of y = x W^T, row-major [out_features, in_features]. A view: the model owns the planes.

@@ -1,5 +1,5 @@
-// The one piece of device memory a process takes: its budget is fixed when it starts, so that nothing can fail for want
-// of memory later, and allocations cost no call of the driver. First fit; freed neighbours merge.
+// The single range of device memory that a process takes. Its size is fixed at the start, so later allocations cannot
+// fail because other processes use the GPU, and they need no driver call. First fit; adjacent free ranges merge.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,9 @@
 
 namespace longcat {
 
-// How much of `free_bytes` of device memory an arena takes: `memory_share` of what is left beside NCCL's buffers, of
-// which there are num_communicators; 0: all of that but 1.5 GiB for the driver (kernels, graphs, local memory).
+// Size of the arena [bytes], given `free_bytes` of device memory. 1 GiB per communicator stays free for NCCL's buffers.
+// Of the rest the arena takes the fraction `memory_share`; with 0, it takes all but 1.5 GiB, which the driver needs
+// (kernels, graphs, local memory).
 int64_t arena_bytes(int64_t free_bytes, double memory_share, int num_communicators);
 
 class Arena {
@@ -17,7 +18,7 @@ class Arena {
 
   explicit Arena(int64_t bytes) : bytes_(bytes) { free_[0] = bytes; }
 
-  // Offset of a range, or -1 where none is large enough.
+  // Returns the offset of a range, or -1 when no free range is large enough.
   int64_t allocate(int64_t bytes);
   void free(int64_t offset, int64_t bytes);
 

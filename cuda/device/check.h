@@ -1,4 +1,5 @@
-// Errors of the CUDA runtime as exceptions: OutOfMemory, or DeviceFailure for all others, which end the engine.
+// Turns errors of the CUDA runtime into exceptions: OutOfMemory, or DeviceFailure for all others, which ends the
+// engine.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +10,8 @@ namespace longcat {
 
 [[noreturn]] void cuda_failed(cudaError_t status, const char* file, int line, const char* expression);
 
-// After a launch: reports a bad configuration; with LONGCAT_SYNC=1 also waits, to find the guilty kernel.
+// Call it after each launch: it reports a bad configuration. With LONGCAT_SYNC=1 it also waits, to find the failing
+// kernel.
 void check_launch(cudaStream_t stream);
 
 }  // namespace longcat

@@ -15,10 +15,10 @@ namespace longcat {
 
 namespace {
 
-constexpr int64_t kRingBytes = int64_t{16} << 20;  // block tables, sampling rows and masks of a few steps
+constexpr int64_t kRingBytes = int64_t{16} << 20;  // [bytes] for block tables, sampling rows and masks of a few steps
 constexpr int64_t kRingAlignment = 256;
 constexpr int64_t kHugePage = int64_t{2} << 20;
-constexpr int64_t kStepBytes = int64_t{1} << 30;  // for what is allocated after the cache: logits, sampling
+constexpr int64_t kStepBytes = int64_t{1} << 30;  // [bytes] for buffers allocated after the cache: logits, sampling
 
 constexpr int64_t rounded_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -32,7 +32,7 @@ class Graph final : public Recording {
     CUDA_CHECK(counted);
   }
   ~Graph() override {
-    cudaStreamSynchronize(static_cast<cudaStream_t>(device_.stream()));  // a launch may be under way
+    cudaStreamSynchronize(static_cast<cudaStream_t>(device_.stream()));  // a launch may still run
     cudaGraphExecDestroy(executable_);
   }
   Graph(const Graph&) = delete;
@@ -50,7 +50,7 @@ class Graph final : public Recording {
 }  // namespace
 
 void cuda_failed(cudaError_t status, const char* file, int line, const char* expression) {
-  cudaGetLastError();  // it is told here, not to the next caller
+  cudaGetLastError();  // clears the error, so that the next caller does not get it
   const char* name = std::strrchr(file, '/');
   const std::string message = str_cat("[cuda] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ") at ",
                                       name ? name + 1 : file, ":", line, ": ", expression);
@@ -79,7 +79,7 @@ CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
                         "): use device=\"cpu\""));
   }
   if (device_idx >= count)
-    throw Error(str_cat("[device] device=\"cuda:", device_idx, "\" does not exist: there are ", count));
+    throw Error(str_cat("[device] found device=\"cuda:", device_idx, "\"; expected an index below ", count));
   make_current();
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
@@ -93,10 +93,10 @@ CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
   reads_registered_memory_ = attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) != 0;
   if (compute_capability_ < 80)
     throw Error(str_cat("[device] ", name(), " has compute capability ", compute_capability_ / 10, ".",
-                        compute_capability_ % 10, ", at least 8.0 is needed: use device=\"cpu\""));
+                        compute_capability_ % 10, "; expected at least 8.0. Use device=\"cpu\""));
 }
 
-// Complete before anything is made, so that the destructor frees what was when the rest fails.
+// Delegates to a complete constructor, so that the destructor frees what exists when a later step throws.
 CudaDevice::CudaDevice(int device_idx, double memory_share, int num_communicators) : CudaDevice(device_idx) {
   CUDA_CHECK(cudaStreamCreateWithFlags(&main_stream_, cudaStreamNonBlocking));
   CUDA_CHECK(cudaStreamCreateWithFlags(&branch_stream_, cudaStreamNonBlocking));
@@ -109,8 +109,8 @@ CudaDevice::CudaDevice(int device_idx, double memory_share, int num_communicator
   const int64_t arena_size = arena_bytes(static_cast<int64_t>(free_bytes), memory_share, num_communicators);
   if (cudaMalloc(reinterpret_cast<void**>(&memory_), static_cast<size_t>(arena_size)) != cudaSuccess) {
     cudaGetLastError();
-    throw OutOfMemory(str_cat("[cuda] ", name(), ": ", arena_size, " of ", free_bytes,
-                              " free bytes cannot be taken: lower gpu_memory_utilization"));
+    throw OutOfMemory(str_cat("[cuda] ", name(), ": cannot allocate ", arena_size, " of ", free_bytes,
+                              " free bytes: lower gpu_memory_utilization"));
   }
   arena_ = Arena(arena_size);
 }
@@ -129,7 +129,7 @@ CudaDevice::~CudaDevice() {
     if (stream) cudaStreamDestroy(stream);
 }
 
-// The runtime keeps the device a thread works on per thread.
+// The CUDA runtime keeps the current device per thread.
 void CudaDevice::make_current() const { CUDA_CHECK(cudaSetDevice(device_idx_)); }
 
 int64_t CudaDevice::default_cache_bytes(int64_t) const {
@@ -140,23 +140,23 @@ void* CudaDevice::allocate(int64_t bytes) {
   if (bytes <= 0) return nullptr;
   const int64_t offset = arena_.allocate(bytes);
   if (offset < 0)
-    throw OutOfMemory(str_cat("[cuda] ", name(), " cannot give ", bytes, " bytes: ", arena_.used_bytes(), " of ",
-                              arena_.bytes(), " are used, the largest free piece is ", arena_.largest_free()));
+    throw OutOfMemory(str_cat("[cuda] ", name(), " cannot allocate ", bytes, " bytes: ", arena_.used_bytes(), " of ",
+                              arena_.bytes(), " are in use, the largest free range has ", arena_.largest_free()));
   make_current();
   CUDA_CHECK(cudaMemsetAsync(memory_ + offset, 0, static_cast<size_t>(bytes), main_stream_));
   CUDA_CHECK(cudaStreamSynchronize(main_stream_));
   return memory_ + offset;
 }
 
-// Work under way may still use the range, but whoever gets it next clears it on the same stream, behind that work.
+// Work in flight may still use the range. The next owner clears it on the same stream, after that work.
 void CudaDevice::free(void* data, int64_t bytes) noexcept { arena_.free(static_cast<char*>(data) - memory_, bytes); }
 
-// Anonymous memory on huge pages, pinned for the device: a table of tens of GB costs few entries of the GPU's page
-// tables, and its rows can be read by UVA.
+// Anonymous memory on huge pages, pinned for the device. A table of tens of GB then takes few entries of the GPU's page
+// tables, and kernels can read its rows by UVA.
 void* CudaDevice::allocate_host(int64_t bytes) {
   if (bytes <= 0) return nullptr;
   const int64_t size = rounded_up(bytes, bytes >= kHugePage ? kHugePage : 4096);
-  const int64_t spare = bytes >= kHugePage ? kHugePage : 0;  // to align by
+  const int64_t spare = bytes >= kHugePage ? kHugePage : 0;  // room for alignment
   void* mapping =
       ::mmap(nullptr, static_cast<size_t>(size + spare), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapping == MAP_FAILED) throw OutOfMemory(str_cat("[cuda] cannot allocate ", bytes, " bytes of host memory"));
@@ -181,7 +181,7 @@ void* CudaDevice::allocate_host(int64_t bytes) {
   return data;
 }
 
-// Where our own pages cannot be pinned, the driver may still have some, whose size is its choice.
+// Where our own pages cannot be pinned, the driver may still pin memory of its own, with pages of its choice.
 void* CudaDevice::allocate_by_driver(int64_t bytes, cudaError_t refused) {
   void* data = nullptr;
   if (cudaHostAlloc(&data, static_cast<size_t>(bytes), cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
@@ -200,7 +200,7 @@ void* CudaDevice::allocate_by_driver(int64_t bytes, cudaError_t refused) {
 void CudaDevice::free_host(void* data, int64_t) noexcept {
   const auto range = pinned_.find(static_cast<const char*>(data));
   cudaSetDevice(device_idx_);
-  cudaDeviceSynchronize();  // work under way may still read it
+  cudaDeviceSynchronize();  // work in flight may still read it
   if (range == pinned_.end()) return;
   if (range->second.registered) {
     cudaHostUnregister(data);
@@ -247,7 +247,7 @@ int64_t CudaDevice::submit(std::function<void()> work) {
     work();
   } catch (...) {
     ticket.failure = std::current_exception();
-    in_branch_ = false;  // and what it still computes comes before the event of this ticket
+    in_branch_ = false;  // the branch's remaining work must precede this ticket's event
     if (cudaEventRecord(join_event_, branch_stream_) == cudaSuccess) cudaStreamWaitEvent(main_stream_, join_event_, 0);
   }
   current_ = nullptr;
@@ -261,7 +261,7 @@ int64_t CudaDevice::submit(std::function<void()> work) {
   return last_ticket_;
 }
 
-// Waits for the first ticket under way, makes its late copies and gives its part of the ring back.
+// Waits for the oldest ticket in flight, makes its late copies and returns its part of the ring.
 void CudaDevice::complete_oldest() {
   Ticket ticket = std::move(tickets_.front());
   tickets_.pop_front();
@@ -286,13 +286,13 @@ void CudaDevice::wait(int64_t ticket) {
   if (const auto failure = failures_.extract(ticket)) std::rethrow_exception(failure.mapped());
 }
 
-// The ring is taken in order and given back in order, so one piece is free: from ring_next_ on, around the end.
+// The ring is taken and returned in order, so its free part is one range from ring_next_ on, around the end.
 char* CudaDevice::take_from_ring(int64_t bytes) {
   bytes = rounded_up(bytes, kRingAlignment);
   if (bytes > kRingBytes / 4 || !current_) return nullptr;
-  const int64_t skipped = ring_next_ + bytes > kRingBytes ? kRingBytes - ring_next_ : 0;  // to the end
+  const int64_t skipped = ring_next_ + bytes > kRingBytes ? kRingBytes - ring_next_ : 0;  // [bytes] left at the end
   while (ring_used_ + skipped + bytes > kRingBytes && !tickets_.empty()) complete_oldest();
-  if (ring_used_ + skipped + bytes > kRingBytes) return nullptr;  // this submit alone fills it
+  if (ring_used_ + skipped + bytes > kRingBytes) return nullptr;  // this submit alone fills the ring
   if (skipped > 0) ring_next_ = 0;
   char* data = ring_ + ring_next_;
   ring_next_ += bytes;
@@ -332,12 +332,12 @@ void CudaDevice::copy(void* to, const void* from, int64_t bytes) {
 
 std::unique_ptr<Recording> CudaDevice::record(std::function<void()> work) {
   LC_CHECK(!in_branch_);
-  // Relaxed: a kernel that meets its first launch here is loaded on the way, which the other modes may refuse.
+  // Relaxed: a kernel's first launch may happen here, which loads it. The other modes may refuse that.
   CUDA_CHECK(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeRelaxed));
   cudaGraph_t graph = nullptr;
   try {
     work();
-  } catch (...) {  // a capture that is left open would make every later call fail
+  } catch (...) {  // an open capture would make every later call fail
     in_branch_ = false;
     cudaStreamEndCapture(main_stream_, &graph);
     if (graph) cudaGraphDestroy(graph);

@@ -1,8 +1,9 @@
-// One GPU: a main stream, a branch stream beside it, one arena of memory.
+// One GPU: a main stream, a branch stream, one arena of memory.
 //
-// submit() puts its work on the stream from the thread that calls it and records an event; nothing in it waits. What is
-// uploaded from memory that is not pinned is taken at once, through a ring of pinned memory; what is downloaded to such
-// memory is there when the ticket has been waited for.
+// submit() runs its function on the calling thread, which puts work on the stream, and then records an event. It waits
+// only for free space in the ring, or for an unpinned copy that does not fit into the ring. upload() copies unpinned
+// host memory to the ring of pinned memory at once.
+// download() to unpinned memory is complete when the ticket has been waited for.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,7 +20,7 @@ namespace longcat {
 
 class CudaDevice final : public GpuDevice {
  public:
-  // memory_share, num_communicators: see arena_bytes. Throws Error, OutOfMemory.
+  // memory_share, num_communicators: see arena_bytes. Throws Error or OutOfMemory.
   CudaDevice(int device_idx, double memory_share, int num_communicators = 0);
   ~CudaDevice() override;
 
@@ -52,12 +53,12 @@ class CudaDevice final : public GpuDevice {
   const Arena& arena() const { return arena_; }
 
  private:
-  // Host memory that the device reaches.
+  // Host memory that the device can access.
   struct Pinned {
     int64_t bytes;    // rounded to pages
-    bool registered;  // pages of ours; else the driver's
+    bool registered;  // true: our pages; false: the driver's
   };
-  // A copy out of the ring that the host still has to make.
+  // A copy out of the ring that the host makes when the ticket is done.
   struct LateCopy {
     void* to;
     const void* from;
@@ -66,16 +67,16 @@ class CudaDevice final : public GpuDevice {
   struct Ticket {
     int64_t number;
     cudaEvent_t event;
-    int64_t ring_bytes;  // it holds
+    int64_t ring_bytes;  // size of its part of the ring
     std::vector<LateCopy> late_copies;
     std::exception_ptr failure;
   };
 
-  explicit CudaDevice(int device_idx);  // what it is; nothing is taken of it yet
+  explicit CudaDevice(int device_idx);  // reads the device's properties and allocates nothing
 
   void* allocate_by_driver(int64_t bytes, cudaError_t refused);
   bool is_pinned(const void* data, int64_t bytes) const;
-  char* take_from_ring(int64_t bytes);  // nullptr: too large for it
+  char* take_from_ring(int64_t bytes);  // nullptr when it does not fit
   void complete_oldest();
   void make_current() const;
 
@@ -86,11 +87,11 @@ class CudaDevice final : public GpuDevice {
   bool in_branch_ = false;
   char* memory_ = nullptr;
   Arena arena_{0};
-  std::map<const char*, Pinned> pinned_;  // from allocate_host, by their start
+  std::map<const char*, Pinned> pinned_;  // from allocate_host, by start address
   char* ring_ = nullptr;
-  int64_t ring_next_ = 0, ring_used_ = 0;  // [bytes], used: by all tickets under way
-  Ticket* current_ = nullptr;              // of the submit in progress
-  std::deque<Ticket> tickets_;             // under way
+  int64_t ring_next_ = 0, ring_used_ = 0;  // [bytes]; ring_used_: of all tickets in flight
+  Ticket* current_ = nullptr;              // of the current submit()
+  std::deque<Ticket> tickets_;             // in flight, oldest first
   std::map<int64_t, std::exception_ptr> failures_;
   std::vector<cudaEvent_t> free_events_;
   int64_t last_ticket_ = 0;

@@ -14,11 +14,11 @@ namespace longcat {
 
 namespace {
 
-std::atomic<int64_t> kernels_before_failure{-1};  // negative: none fails
+std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
 
 class ReplayedFunction final : public Recording {
  public:
-  // num_kernels: the device's counter.
+  // num_kernels: the device's counter of kernels.
   ReplayedFunction(std::function<void()> work, const int64_t& num_kernels)
       : work_(std::move(work)), num_kernels_(num_kernels) {}
   void launch() override {
@@ -42,7 +42,8 @@ EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
     : arena_(capacity), fp8_(fp8), reversed_(reversed) {
   void* data =
       ::mmap(nullptr, static_cast<size_t>(capacity), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) throw OutOfMemory(str_cat("[cuda-emulated] no address space of ", capacity, " bytes"));
+  if (data == MAP_FAILED)
+    throw OutOfMemory(str_cat("[cuda-emulated] cannot reserve ", capacity, " bytes of address space"));
   memory_ = static_cast<char*>(data);
 }
 
@@ -68,7 +69,8 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Whole pages are mapped anew, so that large buffers cost only what is used of them: make_accessible walks the rest.
+// Maps whole pages again, so that a large buffer costs only the pages in use. make_accessible() walks the remaining
+// ones.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
   constexpr uintptr_t kPage = 4096;
   char* const end = data + bytes;

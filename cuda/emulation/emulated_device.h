@@ -1,5 +1,5 @@
-// A stand-in for a GPU in tests: kernels are walked on the host, and "device" memory is inaccessible between them, so
-// host code that would touch a device pointer crashes here as it would fail there.
+// Replaces a GPU in tests. The host walks the kernels. "Device" memory is inaccessible outside of kernels, so host code
+// that touches a device pointer crashes here, as it would fail with a GPU.
 #pragma once
 
 #include <exception>
@@ -10,13 +10,13 @@
 
 namespace longcat {
 
-// For tests of failures: all emulated devices of this process fail like a GPU after an illegal address, from the kernel
-// or copy on that `num_kernels` others precede. Negative: they work again.
+// For tests of failures. After `num_kernels` more kernels and copies, all emulated devices of this process fail, like a
+// GPU after an illegal address. A negative number makes them work again.
 void fail_emulated_kernels(int64_t num_kernels);
 
 class EmulatedDevice final : public GpuDevice {
  public:
-  // capacity: address space; memory is taken when it is touched. fp8, reversed: see GpuDevice.
+  // capacity: size of the address space [bytes]; pages are taken at first use. fp8, reversed: see GpuDevice.
   EmulatedDevice(int64_t capacity, bool fp8, bool reversed);
   ~EmulatedDevice() override;
 
@@ -57,7 +57,7 @@ class EmulatedDevice final : public GpuDevice {
   bool fp8_, reversed_, in_branch_ = false;
   char* memory_ = nullptr;
   int64_t last_ticket_ = 0;
-  int64_t num_kernels_ = 0;  // begun, copies among them
+  int64_t num_kernels_ = 0;  // started, including copies
   std::map<int64_t, std::exception_ptr> failures_;
 };
 

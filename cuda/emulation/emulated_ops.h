@@ -7,7 +7,7 @@
 
 namespace longcat {
 
-// fp8: as on a device that multiplies fp8. reversed: blocks and threads are walked backwards.
+// fp8: emulates a device that multiplies fp8. reversed: walks blocks and threads backwards.
 std::unique_ptr<CudaOps> make_emulated_cuda_ops(DType activation_dtype, bool fp8, bool reversed);
 
 }  // namespace longcat

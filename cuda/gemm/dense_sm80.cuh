@@ -1,5 +1,5 @@
-// Dense bf16 linear layer for Ampere and everything later that has no path of its own: cp.async, mma.sync, f32
-// accumulators, tiles of 128 tokens x 128 outputs x 32, K ascending, whatever the number of tokens.
+// Dense bf16 linear layer for Ampere and for later devices without a path of their own. It uses cp.async, mma.sync and
+// f32 accumulators in tiles of 128 tokens x 128 outputs x 32. K ascends, whatever the number of tokens.
 #pragma once
 
 #include "cutlass/cutlass.h"

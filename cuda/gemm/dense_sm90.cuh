@@ -1,13 +1,13 @@
 // Dense bf16 linear layer for Hopper: TMA loads, WGMMA, f32 accumulators, one persistent kernel.
 //
-// out^T [out_features, tokens] = W [out_features, in] x^T: W fills the 128 rows of a tile (two consumer warp groups of
-// 64), tokens its TileTokens columns, K goes in steps of 64 in ascending order with one accumulator an element. Every
-// TileTokens so uses the same instruction but for its width, and the bits of a token do not depend on how many there
-// are. Bound: the weights' bytes up to a few hundred tokens, then WGMMA. Shared memory: as many 64-wide stages of (128
-// + TileTokens) rows x 128 bytes as fit beside the epilogue's tile.
+// out^T [out_features, tokens] = W [out_features, in] x^T. W fills the 128 rows of a tile (two consumer warp groups of
+// 64), tokens fill its TileTokens columns. K ascends in steps of 64, with one accumulator per element. All TileTokens
+// thus use the same instruction in different widths, and a token's bits do not depend on the number of tokens.
+// Bound: the weights' bytes up to a few hundred tokens, then WGMMA. Shared memory: the epilogue's tile, and as many
+// 64-wide stages of (128 + TileTokens) rows x 128 bytes as fit.
 #pragma once
 
-// Narrow includes: the builders' umbrella headers pull in every architecture and cost seconds a file.
+// Narrow includes: the builders' umbrella headers include every architecture and take seconds per file.
 #include "cutlass/cutlass.h"
 //
 #include "cute/tensor.hpp"
@@ -33,7 +33,7 @@ void run_dense_sm90(const GemmProblem& p, GpuDevice& device, const Buffer& works
   using Element = cutlass::bfloat16_t;
   using Tile = Shape<_128, Int<TileTokens>, _64>;
   using Cluster = Shape<_1, _1, _1>;
-  constexpr int kAlign = 8, kAlignOut = 16 / sizeof(Out);  // elements of 16 bytes
+  constexpr int kAlign = 8, kAlignOut = 16 / sizeof(Out);  // number of elements in 16 bytes
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
       cutlass::epilogue::collective::EpilogueTileAuto, float, float, Out, cutlass::layout::ColumnMajor, kAlignOut, Out,

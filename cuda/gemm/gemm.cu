@@ -1,8 +1,8 @@
-// Linear layers: the choice between the CUTLASS kernels (gemm/) and the plain kernel, and the plain kernel itself.
+// Linear layers: the plain kernel, and the choice between it and the CUTLASS kernels.
 //
-// Plain: a warp adds one output element, so any shape and any pair of formats works and no result depends on how many
-// rows there are. It reads the weights once a row of x (T * out * in elements through L2) and is meant for shapes that
-// TMA cannot address, for f32, and for the emulation.
+// Plain: a warp computes one output element, so any shape and any pair of dtypes works. No result depends on the number
+// of rows. The kernel reads the weights once per row of x (T * out * in elements through L2). It serves shapes that TMA
+// cannot address, f32, and the emulation.
 #include <algorithm>
 
 #include "cuda/cuda_ops.h"
@@ -21,10 +21,10 @@ using gpu::View;
 // out[t, h, o] = (out[t, h, o] * add + x[t, h] . W[h * out_dim + o]) * scale.
 struct PlainLinear {
   static constexpr int kThreads = 256;
-  static constexpr int64_t kTile = 64;  // outputs of a block
-  View out, x;
-  Matrix weight;
-  int64_t num_heads, out_dim, tiles;
+  static constexpr int64_t kTile = 64;  // outputs per block
+  View out, x;                          // [T, num_heads, out_dim]; [T, num_heads, in_features]
+  Matrix weight;                        // [num_heads * out_dim, in_features]
+  int64_t num_heads, out_dim, tiles;    // tiles: per head
   bool add;
   float scale;
 
@@ -40,7 +40,7 @@ struct PlainLinear {
   }
 };
 
-// out[row] = x[row] W_e^T for the rows of every expert e; rows behind the last are left.
+// out[row] = x[row] W_e^T for the rows of every expert e. Rows after the last expert's are not written.
 struct PlainGroupedLinear {
   static constexpr int kThreads = 256;
   static constexpr int64_t kTile = 64;
@@ -91,11 +91,11 @@ GroupedWeights::GroupedWeights(std::span<const Weight> experts) : num_experts(st
   }
 }
 
-// fp8 layers whose result is an activation take their inputs in fp8 too, as their checkpoints mean it.
+// fp8 layers with an activation as result also take their inputs in fp8, as the checkpoint's quantisation intends.
 void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) {
   if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return gemm(out, x, weight, false, 1);
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0));
-  // The rows stand behind what the kernel itself needs of the workspace.
+  // The kernel's own part of the workspace comes first, then the rows.
   const Buffer& all = workspace();
   LC_CHECK(kGroupedWorkspaceBytes + Fp8Rows::num_bytes(x.size(0), x.size(1)) <= all.bytes(), x.size(0),
            " tokens: the workspace is too small");

@@ -1,5 +1,5 @@
-// Grouped bf16 linear layer of the experts for Ampere and later: as dense_sm80.cuh, one problem an expert. Shapes and
-// pointers are written on the device, and the blocks find their tiles there (kDeviceOnly).
+// Grouped bf16 linear layer of the experts for Ampere and later: dense_sm80.cuh with one problem per expert. A kernel
+// writes shapes and pointers on the device, where the blocks find their tiles (kDeviceOnly).
 #include "cutlass/cutlass.h"
 //
 #include "cutlass/bfloat16.h"

@@ -1,9 +1,9 @@
-// Grouped fp8 linear layer for Hopper: e4m3 rows with a scale for every 128 values, e4m3 weights with one for every
-// 128 x 128, f32 sums that take both scales every 128 steps of K.
+// Grouped fp8 linear layer for Hopper. Rows are e4m3 with a scale per 128 values, weights are e4m3 with a scale per 128
+// x 128 block. f32 sums are multiplied by both scales every 128 steps of K.
 //
-// Tokens fill the 128-row side of a tile here, because the weights' scales are then one number a tile: a single kernel
-// serves one row and thousands. Experts are described on the device as in grouped_sm90.cuh; a dense layer is one
-// expert. Bound: the weights' bytes at decode. Shared memory: stages of 2 x 16 KiB beside the epilogue's tile.
+// Tokens fill the 128-row side of a tile, because a tile then has a single weight scale. One kernel serves one row and
+// thousands. Experts are described on the device as in grouped_sm90.cuh; a dense layer is one expert.
+// Bound: the weights' bytes at decode. Shared memory: the epilogue's tile and stages of 2 x 16 KiB.
 #include "cutlass/cutlass.h"
 //
 #include "cute/tensor.hpp"
@@ -37,7 +37,7 @@ using Element = cutlass::float_e4m3_t;
 using Out = cutlass::bfloat16_t;
 using Tile = Shape<_128, _128, _128>;
 using Cluster = Shape<_1, _1, _1>;
-constexpr int kAlign = 16, kAlignOut = 8;  // elements of 16 bytes
+constexpr int kAlign = 16, kAlignOut = 8;  // number of elements in 16 bytes
 using Scales = cutlass::detail::Sm90BlockwiseScaleConfig<1, 128, 128>;
 using InputScales = decltype(Scales::deduce_layoutSFA());
 using WeightScales = decltype(Scales::deduce_layoutSFB());

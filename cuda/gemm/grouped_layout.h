@@ -1,4 +1,4 @@
-// Arrays of one entry an expert, placed one behind the other in the workspace.
+// Places arrays with one entry per expert one after the other in the workspace.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ class GroupedLayout {
 
 }  // namespace longcat
 
-// A CUTLASS call that can fail only through our own mistake.
+// For CUTLASS calls that fail only through a bug of ours.
 #define CUTLASS_CHECK(expression)                                                             \
   do {                                                                                        \
     const auto status_ = (expression);                                                        \

@@ -1,8 +1,8 @@
-// Grouped bf16 linear layer of the experts for Hopper: as dense_sm90.cuh, with one problem an expert.
+// Grouped bf16 linear layer of the experts for Hopper: dense_sm90.cuh with one problem per expert.
 //
-// A small kernel writes each expert's shape, pointers and strides from expert_offsets on the device, so the host never
-// knows the counts and the launch can be recorded. Experts without rows have no tiles. Bound: the weights of the
-// experts that were hit, at decode; WGMMA from about 200 rows an expert on.
+// A small kernel writes each expert's shape, pointers and strides from expert_offsets on the device. The host never
+// needs the counts, so the launch can be recorded. Experts without rows have no tiles. Bound: at decode, the weights of
+// the picked experts; from about 200 rows per expert on, WGMMA.
 #pragma once
 
 #include "cutlass/cutlass.h"
@@ -73,7 +73,7 @@ void run_grouped_sm90(const GroupedProblem& p, const GroupedWeights& weights, Gp
   using Element = cutlass::bfloat16_t;
   using Tile = Shape<_128, Int<TileTokens>, _64>;
   using Cluster = Shape<_1, _1, _1>;
-  constexpr int kAlign = 8;  // elements of 16 bytes
+  constexpr int kAlign = 8;  // number of elements in 16 bytes
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
       cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, cutlass::layout::ColumnMajor*, kAlign,

@@ -4,7 +4,7 @@ namespace longcat {
 
 namespace {
 
-constexpr int64_t kAlignment = 16;  // bytes: TMA's and cp.async's addresses and strides
+constexpr int64_t kAlignment = 16;  // [bytes] required by TMA and cp.async for addresses and strides
 
 bool is_aligned(const void* data, int64_t stride, int64_t batch_stride, int64_t element) {
   return reinterpret_cast<uintptr_t>(data) % kAlignment == 0 && stride * element % kAlignment == 0 &&
@@ -12,12 +12,12 @@ bool is_aligned(const void* data, int64_t stride, int64_t batch_stride, int64_t 
 }
 
 GemmPath path_for(int compute_capability) {
-  // sm_90a code runs on 9.0 alone; sm_80 code on all later devices that have no better path.
+  // sm_90a code runs on 9.0 only; sm_80 code runs on all later devices without a better path.
   if (compute_capability == 90) return GemmPath::sm90_bf16;
   return compute_capability >= 80 ? GemmPath::sm80_bf16 : GemmPath::plain;
 }
 
-// The narrowest tile that holds the tokens, so that few tokens waste little; the widest for many.
+// The narrowest tile that holds the tokens, so that few tokens waste little; the widest for many tokens.
 int tile_tokens_for(GemmPath path, int64_t tokens) {
   if (path == GemmPath::sm80_bf16) return 128;
   return tokens <= 16 ? 16 : tokens <= 64 ? 64 : 128;
@@ -87,14 +87,15 @@ bool takes_fp8_rows(WeightFormat format, int64_t out_features, int64_t in_featur
   return format == WeightFormat::fp8_block && out_features % kFp8Block == 0 && in_features % kFp8Block == 0;
 }
 
-// The path depends on the layer alone, never on the number of tokens: a result must not depend on the batch.
+// The path depends on the layer only, never on the number of tokens, because a result must not depend on the batch.
 GemmChoice choose_gemm(const GemmProblem& p, int compute_capability) {
   const GemmPath path = path_for(compute_capability);
   const int64_t out_element = size_of(p.out_dtype);
   if (path == GemmPath::plain || p.format != WeightFormat::bf16 || p.x_dtype != DType::bf16 ||
       (p.out_dtype != DType::bf16 && p.out_dtype != DType::f32))
     return {};
-  if (p.out_dtype == DType::f32 && (p.add || p.batch > 1)) return {};  // no such layer: no such kernel
+  // no layer needs this, so there is no such kernel
+  if (p.out_dtype == DType::f32 && (p.add || p.batch > 1)) return {};
   if (!is_aligned(p.x, p.x_stride, p.x_batch_stride, 2) || !is_aligned(p.weight, p.in_features, 0, 2) ||
       !is_aligned(p.out, p.out_stride, p.out_batch_stride, out_element) || p.out_features % 8 != 0)
     return {};
@@ -118,7 +119,7 @@ GemmChoice choose_grouped_gemm(const GroupedProblem& p, const GroupedWeights& w,
   if (!is_aligned(p.x, p.x_stride, 0, 2) || !is_aligned(p.out, p.out_stride, 0, 2)) return {};
   for (int e = 0; e < w.num_experts; ++e)
     if (!is_aligned(w.data[e], w.in_features, 0, 2)) return {};
-  // Rows an expert if they were spread evenly: known to the host, unlike the real counts.
+  // Rows per expert in an even spread. The host does not know the real counts.
   return {path, tile_tokens_for(path, p.max_rows / w.num_experts)};
 }
 

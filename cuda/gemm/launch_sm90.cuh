@@ -1,4 +1,4 @@
-// Launch of a CUTLASS kernel for Hopper without the library's device adapter, which costs seconds of compiling.
+// Launches a CUTLASS kernel for Hopper without the library's device adapter, which takes seconds to compile.
 #pragma once
 
 #include "cutlass/device_kernel.h"

@@ -1,4 +1,5 @@
-// Linked in place of the CUTLASS kernels where they are not built: choose_gemm never leads here on an emulated device.
+// Replaces the CUTLASS kernels at link time where they are not built. choose_gemm() never selects them on an emulated
+// device.
 #include "cuda/gemm/gemm.h"
 
 namespace longcat {

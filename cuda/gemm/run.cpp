@@ -1,11 +1,11 @@
-// From a choice to the kernel instance that serves it.
+// Calls the kernel instance of a choice.
 #include "cuda/gemm/instances.h"
 
 namespace longcat {
 
 namespace {
 
-// Of tiles of 16, 64 and 128 tokens.
+// Selects by tile size: 16, 64 or 128 tokens.
 template <class Function>
 Function* of_tile(int tokens, Function* narrow, Function* middle, Function* wide) {
   return tokens == 16 ? narrow : tokens == 64 ? middle : wide;
@@ -23,7 +23,7 @@ void run_gemm(GemmChoice choice, const GemmProblem& problem, GpuDevice& device, 
                                                                                                     workspace);
     case GemmPath::sm80_bf16:
       return (f32_out ? dense_f32_sm80 : dense_bf16_sm80)(problem, device, workspace);
-    case GemmPath::sm90_fp8:  // a dense layer in fp8 is a grouped one of one expert
+    case GemmPath::sm90_fp8:  // a dense fp8 layer runs as a grouped layer with one expert
     case GemmPath::plain:
       break;
   }

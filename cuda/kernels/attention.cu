@@ -1,17 +1,19 @@
-// MLA over the paged latent cache: store, absorbed decode, materialised prefill. First rung: plain kernels whose order
-// of additions is the one that faster ones must keep.
+// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels; faster ones
+// must keep their order of additions.
 //
-// Decode is bound by the latent rows it reads (1,152 bytes a position in bf16, once for all heads at best; here once a
-// group of 8 heads, the rest from L2). A block takes one token, 8 heads and one piece of the history of fixed absolute
-// position: scores by a warp a position, each latent value for all 8 heads, then exponentials, then weighted sums with
-// a thread a latent value for all 8 heads. Partial results (maximum, sum, kv_lora values) go to the workspace, and a
-// second kernel combines them in ascending order. Where the workspace is too small for all pieces of all tokens, a
-// block takes the pieces of its token in turn, with the same additions. Shared memory: 8 x 576 query values and 8
-// scores a position of a piece: 23 to 82 KiB.
+// Decode is bound by the latent rows it reads: 1,152 bytes per position in bf16. All heads share a row; here each group
+// of 8 heads reads it, mostly from L2. A block takes one token, 8 heads and one piece of the history, at a fixed
+// absolute position:
+// - A warp computes the scores of a position: it loads each latent value once for all 8 heads.
+// - The block computes exponentials.
+// - A thread computes the weighted sum of one latent value for all 8 heads.
+// Partial results (maximum, sum, kv_lora_rank values) go to the workspace. A second kernel combines them in ascending
+// order. Where the workspace is too small for all pieces of all tokens, a block takes its token's pieces in turn, with
+// the same additions. Shared memory: 8 x 576 query values and 8 scores per position of a piece, 23 to 82 KiB.
 //
-// Prefill is bound by arithmetic: a block takes 64 prompt rows of one head, and for each 64 positions makes keys and
-// values from the latents (16.8 MFLOP of plain multiply-adds) before it attends. Shared memory for 192 + 128: keys 48,
-// values 32, scores 16, sums 32 KiB. Tensor cores are the next rung.
+// Prefill is bound by arithmetic. A block takes 64 prompt rows of one head. For each 64 positions it computes keys and
+// values from the latents (16.8 MFLOP of plain multiply-adds), then attends to them. Shared memory for 192 + 128: keys
+// 48, values 32, scores 16, sums 32 KiB. It uses no tensor cores yet.
 #include <algorithm>
 #include <cmath>
 
@@ -29,22 +31,22 @@ using gpu::Block;
 using gpu::Matrix;
 using gpu::View;
 
-constexpr int64_t kHeadGroup = 8;  // heads of a decode block
+constexpr int64_t kHeadGroup = 8;  // number of heads per decode block
 
 // --- store ---------------------------------------------------------------------------------------------------------
 
 struct MlaStore {
   static constexpr int kThreads = 256;
   LatentView latents;
-  View kv_a;
-  const float* norm_weight;
+  View kv_a;                 // [num_tokens, kv_lora_rank + rope]
+  const float* norm_weight;  // [kv_lora_rank] f32
   float eps;
-  const float* cos;
-  const float* sin;
-  const int32_t* positions;
-  const int32_t* sequence_idx;
-  const int32_t* block_tables;
-  int64_t block_table_stride;
+  const float* cos;             // [num_tokens, rope / 2] f32
+  const float* sin;             // [num_tokens, rope / 2] f32
+  const int32_t* positions;     // [num_tokens] i32
+  const int32_t* sequence_idx;  // [num_tokens] i32
+  const int32_t* block_tables;  // [num_sequences, max_blocks] i32
+  int64_t block_table_stride;   // [elements]
 
   MlaStore(Tensor latents_, Tensor kv_a_, Tensor norm_weight_, float eps_, Tensor cos_, Tensor sin_,
            const ForwardBatch& batch)
@@ -106,7 +108,7 @@ struct MlaStore {
   }
 };
 
-// A block a token for its latent, and one for the norm of its q_a.
+// One block per token for its latent, and one for the norm of its q_a.
 struct NormStore {
   static constexpr int kThreads = MlaStore::kThreads;
   static_assert(kThreads == gpu::AddRmsNorm::kThreads);
@@ -122,11 +124,11 @@ struct NormStore {
 
 // --- absorbed ------------------------------------------------------------------------------------------------------
 
-// Partial results of pieces: maximum, sum of exponentials, then kv_lora values.
+// Partial results of pieces. A slot holds the maximum, the sum of exponentials, then kv_lora_rank values.
 struct Partials {
-  float* memory;
+  float* memory;  // [tokens, num_heads, num_slots, kv_lora_rank + 2] f32
   int64_t num_heads, kv_lora_rank;
-  int64_t num_slots;  // of a token and head: a piece each, or one for the sum so far
+  int64_t num_slots;  // per token and head: one per piece, or one for the sum so far
 
   LC_HD int64_t size() const { return kv_lora_rank + 2; }
   LC_HD float* slot(int64_t token, int64_t head, int64_t slot_idx) const {
@@ -134,7 +136,7 @@ struct Partials {
   }
 };
 
-// One step of the sum over pieces, rounded alike wherever it is compiled: both ways of DecodePiece give the same bits.
+// One step of the sum over pieces. Every compilation rounds it alike, so both ways of DecodePiece give the same bits.
 LC_HD float add_piece(float sum, float keep, float value, float take) {
 #ifdef __CUDA_ARCH__
   return __fmaf_rn(sum, keep, __fmul_rn(value, take));
@@ -143,23 +145,24 @@ LC_HD float add_piece(float sum, float keep, float value, float take) {
 #endif
 }
 
-// A block takes a token and a group of heads, and either one piece, for DecodeCombine, or with few slots (`in_turn`)
-// all of them in ascending order.
+// A block takes a token and a group of heads. It computes one piece for DecodeCombine, or with `in_turn` all pieces in
+// ascending order.
 template <DType kDType>
 struct DecodePiece {
   static constexpr int kThreads = 256;
   Partials partials;
   LatentView latents;
+  // [num_decode_tokens, num_heads, kv_lora_rank] for out and q_latent; [.., .., rope] for q_rope
   View out, q_latent, q_rope;
-  const int32_t* positions;
-  const int32_t* sequence_idx;
-  const int32_t* block_tables;
-  int64_t block_table_stride;
-  int64_t first_token, num_pieces, groups;
+  const int32_t* positions;                 // [num_tokens] i32
+  const int32_t* sequence_idx;              // [num_tokens] i32
+  const int32_t* block_tables;              // [num_sequences, max_blocks] i32
+  int64_t block_table_stride;               // [elements]
+  int64_t first_token, num_pieces, groups;  // groups: of heads
   bool in_turn;
   float scale;
 
-  // Shared memory, largest_piece: of those that are attended to.
+  // Size of the shared memory [bytes]. largest_piece: positions of the largest piece in use.
   static int64_t shared_bytes(int64_t dim, int64_t largest_piece) { return 4 * kHeadGroup * (dim + largest_piece + 4); }
 
   LC_HD void operator()(const Block& block) const {
@@ -172,7 +175,7 @@ struct DecodePiece {
     const int64_t heads = partials.num_heads - first_head < kHeadGroup ? partials.num_heads - first_head : kHeadGroup;
     const int32_t* block_table = block_tables + sequence_idx[t] * block_table_stride;
     float* query = block.shared<float>();     // [kHeadGroup, dim]
-    float* state = query + kHeadGroup * dim;  // [kHeadGroup, 4] of the heads: maximum, sum, keep, take
+    float* state = query + kHeadGroup * dim;  // [kHeadGroup, 4] per head: maximum, sum, keep, take
     float* scores = state + 4 * kHeadGroup;   // [positions, kHeadGroup]
     block.for_each(kHeadGroup * dim, [&](int64_t i) {
       const int64_t h = i / dim, k = i % dim, head = first_head + h;
@@ -194,7 +197,7 @@ struct DecodePiece {
     });
   }
 
-  // One piece, into slot_of(head of the group): alone, or added to what the pieces before left there.
+  // Computes one piece into slot_of(head of the group): alone, or added to the sum of the pieces before.
   template <class SlotOf>
   LC_HD void attend(const Block& block, const float* query, float* scores, float* state, const int32_t* block_table,
                     int64_t begin, int64_t n, int64_t heads, const SlotOf& slot_of) const {
@@ -226,13 +229,13 @@ struct DecodePiece {
       state[4 * h + 3] = take;
     });
 #ifdef __CUDA_ARCH__
-    constexpr int64_t kSums = kHeadGroup;  // known to the compiler: the sums stay in registers
+    constexpr int64_t kSums = kHeadGroup;  // a constant, so that the sums stay in registers
 #else
     const int64_t kSums = heads;
 #endif
     block.for_each(kv_lora, [&](int64_t k) {
       float acc[kHeadGroup] = {};
-      for (int64_t first = 0; first < n; first += kBlockSize) {  // rows of a cache block lie one behind the other
+      for (int64_t first = 0; first < n; first += kBlockSize) {  // rows of a cache block are contiguous
         const unsigned char* row = latents.row(block_table, begin + first);
         const int64_t count = n - first < kBlockSize ? n - first : kBlockSize;
 #ifdef __CUDA_ARCH__
@@ -255,12 +258,12 @@ struct DecodePiece {
   }
 };
 
-// Adds the pieces of a token and head in ascending order.
+// Adds the pieces of one token and head in ascending order.
 struct DecodeCombine {
   static constexpr int kThreads = 256;
   Partials partials;
-  View out;
-  const int32_t* positions;
+  View out;                  // [num_decode_tokens, num_heads, kv_lora_rank]
+  const int32_t* positions;  // [num_tokens] i32
   int64_t first_token;
 
   LC_HD void operator()(const Block& block) const {
@@ -270,7 +273,7 @@ struct DecodeCombine {
     while (count < partials.num_slots && kv_piece_begin(count) < length) ++count;
     float* max = block.shared<float>();  // [num_slots] each
     float* sum = max + partials.num_slots;
-    float* total_max = sum + partials.num_slots;  // of the pieces up to one
+    float* total_max = sum + partials.num_slots;  // of the pieces up to this one
     float* keep = total_max + partials.num_slots;
     float* take = keep + partials.num_slots;
     block.for_each(count, [&](int64_t piece) {
@@ -305,15 +308,15 @@ struct DecodeCombine {
 
 struct Prefill {
   static constexpr int kThreads = 256;
-  View out, q;
+  View out, q;  // [num_rows, num_heads, v_head_dim]; [num_rows, num_heads, nope + rope]
   LatentView latents;
-  Matrix k_up, v_up;
-  const int32_t* positions;
-  const int32_t* sequence_idx;
-  const int32_t* query_starts;
-  const int32_t* block_tables;
-  int64_t block_table_stride;
-  int64_t first_row;  // of the prompt tokens in the batch
+  Matrix k_up, v_up;            // [num_heads * kv_lora_rank, nope]; [num_heads * v_head_dim, kv_lora_rank]
+  const int32_t* positions;     // [num_tokens] i32
+  const int32_t* sequence_idx;  // [num_tokens] i32
+  const int32_t* query_starts;  // [num_sequences + 1] i32
+  const int32_t* block_tables;  // [num_sequences, max_blocks] i32
+  int64_t block_table_stride;   // [elements]
+  int64_t first_row;            // row of the first prompt token in the batch
   int64_t num_rows, num_heads, tile_rows;
   float scale;
 
@@ -330,7 +333,7 @@ struct Prefill {
     return 4 * (kPrefillTile * (head_dim() + v_dim()) + tile_rows * (kPrefillTile + v_dim() + 3));
   }
 
-  // A tile's rows may belong to several chunks: each run of one chunk is computed by itself.
+  // The rows of a tile may belong to several chunks. The rows of each chunk are computed separately.
   LC_HD void operator()(const Block& block) const {
     const int64_t head = block.index % num_heads, begin = block.index / num_heads * tile_rows;
     const int64_t end = begin + tile_rows < num_rows ? begin + tile_rows : num_rows;
@@ -390,7 +393,7 @@ struct Prefill {
     });
   }
 
-  // Keys [0, num_keys) of a tile; row i sees those up to offset + i. What it does not see is not touched.
+  // Attends to keys [0, num_keys) of a tile. Row i sees the keys up to offset + i; other keys and values are not read.
   LC_HD void attend_tile(const Block& block, const Shared& s, int64_t head, int64_t row, int64_t count, int64_t offset,
                          int64_t num_keys) const {
     const int64_t dim = head_dim(), v = v_dim();
@@ -425,8 +428,7 @@ struct Prefill {
   }
 };
 
-// What is launched depends on the number of tokens and their context bucket, never on the longest context that a
-// request may have.
+// The launches depend on the number of tokens and their context bucket only, never on the longest context of a request.
 template <class Kernel>
 void decode(GpuDevice& device, const Buffer& workspace, Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents,
             const ForwardBatch& batch, float scale) {
@@ -434,8 +436,8 @@ void decode(GpuDevice& device, const Buffer& workspace, Tensor out, Tensor q_lat
   const int64_t groups = (num_heads + kHeadGroup - 1) / kHeadGroup, context = batch.decode_context;
   LC_CHECK(context > 0 && batch.num_decode_tokens > 0, "context ", context);
   const int64_t num_pieces = num_kv_pieces(context);
-  const int64_t slot_bytes = num_heads * (kv_lora_rank + 2) * 4;  // of a token
-  // Where the workspace cannot hold all pieces there are so many tokens that they fill the device without.
+  const int64_t slot_bytes = num_heads * (kv_lora_rank + 2) * 4;  // [bytes] per token and slot
+  // A batch too large for the workspace has enough tokens to fill the device without blocks per piece.
   const bool in_turn = batch.num_decode_tokens * num_pieces * slot_bytes > workspace.bytes();
   const Partials partials{.memory = static_cast<float*>(workspace.data()),
                           .num_heads = num_heads,
@@ -516,11 +518,11 @@ void CudaOps::mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_
                  .num_heads = num_heads,
                  .tile_rows = 64,
                  .scale = scale};
-  constexpr int64_t kSmallShared = 99 << 10;  // what devices of 8.6, 8.9 and 12.0 give a block
+  constexpr int64_t kSmallShared = 99 << 10;  // shared memory per block on devices of 8.6, 8.9 and 12.0
   const int capability = device_->compute_capability();
   if ((capability == 86 || capability == 89 || capability >= 120) &&
       kernel.shared_bytes() + Prefill::kThreads * gpu::kReduceSlot > kSmallShared)
-    kernel.tile_rows = 16;  // no row's result depends on it
+    kernel.tile_rows = 16;  // changes no row's result
   gpu::launch(*device_, (q.size(0) + kernel.tile_rows - 1) / kernel.tile_rows * num_heads, kernel.shared_bytes(),
               kernel);
 }

@@ -6,7 +6,8 @@
 
 namespace longcat {
 
-// First position of piece `piece` of the list that kv_piece_end walks (ops.h), and how many pieces cover `positions`.
+// kv_piece_begin: first position of piece number `piece` (pieces end at kv_piece_end, ops.h). num_kv_pieces: number of
+// pieces that cover `positions`.
 LC_HD constexpr int64_t kv_piece_begin(int64_t piece) {
   constexpr int64_t kStarts[] = {0, 2048, 16384, 65536, 131072}, kSizes[] = {128, 256, 512, 1024, kMaxKvPiece};
   constexpr int kLast = 4;
@@ -25,9 +26,9 @@ constexpr int64_t num_kv_pieces(int64_t positions) {
 
 // One sub-layer's latents (batch.h).
 struct LatentView {
-  unsigned char* data;
+  unsigned char* data;  // [num_blocks, 64, row]: rows contiguous, blocks strided
   DType dtype;
-  int64_t block_bytes, row_bytes;  // from a block, a row to the next
+  int64_t block_bytes, row_bytes;  // distance between blocks, between rows
   int64_t kv_lora_rank, rope_dim;
 
   LatentView(Tensor latents, int64_t kv_lora, int64_t rope)
@@ -45,13 +46,13 @@ struct LatentView {
     return data + block_table[position / kBlockSize] * block_bytes + position % kBlockSize * row_bytes;
   }
 
-  // Value k of a row: kv_lora_rank latents, then the rope values.
+  // Value k of a row: kv_lora_rank latent values, then the rope values.
   LC_HD float get(const unsigned char* row, int64_t k) const {
     return dtype == DType::f8_e4m3 ? get_as<DType::f8_e4m3>(row, k)
            : dtype == DType::bf16  ? get_as<DType::bf16>(row, k)
                                    : get_as<DType::f32>(row, k);
   }
-  // The same where the dtype is known when the kernel is compiled.
+  // The same for a dtype that is a compile-time constant.
   template <DType kDType>
   LC_HD float get_as(const unsigned char* row, int64_t k) const {
     if constexpr (kDType == DType::f8_e4m3) {

@@ -1,10 +1,10 @@
-// How a kernel is written here: a struct of parameters whose call operator says what one block of threads does, in
-// terms of Block. nvcc compiles it for the GPU; where there is none, the same source is compiled for the host and
-// walked serially, block by block, in the same order of additions. So every kernel but the CUTLASS ones runs in the
-// tests of any machine, and equals the GPU up to fused multiply-adds and the last bits of exp, log, sin and cos.
+// The form of our kernels: a struct of parameters whose call operator defines the work of one block of threads, in
+// terms of Block. nvcc compiles it for the GPU. Without a GPU, the same source is compiled for the host, which walks
+// the blocks one after the other with the same order of additions. So tests on any machine run every kernel except the
+// CUTLASS ones. Results equal the GPU's except for fused multiply-adds and the last bits of exp, log, sin and cos.
 //
-// A kernel must not depend on the order of blocks, nor on that of the items of one for_each: the emulation walks both
-// ways. Every Block method ends with a barrier of the block, so all threads must reach it.
+// A kernel must not depend on the order of blocks, nor on the order of items in one for_each: the emulation walks both
+// ways. Every Block method ends with a barrier, so all threads of the block must call it.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@
 namespace longcat::gpu {
 
 constexpr int kMaxThreads = 1024;
-constexpr int64_t kReduceSlot = 16;  // bytes of shared memory a thread of reduce() has, before the kernel's own
+constexpr int64_t kReduceSlot = 16;  // [bytes] of shared memory per thread for reduce(), before the kernel's own
 
 class Block {
  public:
@@ -38,16 +38,16 @@ class Block {
   const int64_t index;
   const int num_threads;  // a power of two, at least 32
 
-  // This block with the work of another: where a kernel does two kinds of work.
+  // This block with the index of another, for kernels that do two kinds of work.
   LC_HD Block as(int64_t block_index) const { return Block(block_index, num_threads, reduce_area_, reversed_); }
 
-  // The kernel's shared memory from a byte offset (a multiple of 16) on.
+  // The kernel's shared memory, from a byte offset on (a multiple of 16).
   template <class T>
   LC_HD T* shared(int64_t offset = 0) const {
     return reinterpret_cast<T*>(reduce_area_ + num_threads * kReduceSlot + offset);
   }
 
-  // f(i) for i in [0, n), spread over the threads.
+  // Calls f(i) for i in [0, n), spread over the threads.
   template <class F>
   LC_HD void for_each(int64_t n, const F& f) const {
 #ifdef __CUDA_ARCH__
@@ -62,8 +62,8 @@ class Block {
 #endif
   }
 
-  // combine over f(0..n-1), the same value in all threads: thread t combines t, t + num_threads, ..., then a fixed tree
-  // combines the threads. T: at most 16 bytes.
+  // Combines f(0..n-1) and returns the same value in all threads. Thread t combines t, t + num_threads, ...; then a
+  // fixed tree combines the threads. T has at most 16 bytes.
   template <class T, class F, class Combine>
   LC_HD T reduce(int64_t n, T identity, const F& f, const Combine& combine) const {
     static_assert(sizeof(T) <= kReduceSlot);
@@ -77,7 +77,7 @@ class Block {
       if (threadIdx.x < width) parts[threadIdx.x] = combine(parts[threadIdx.x], parts[threadIdx.x + width]);
       __syncthreads();
     }
-    if (threadIdx.x < 32) {  // the rest of the tree within a warp
+    if (threadIdx.x < 32) {  // the remaining tree, within one warp
       mine = combine_lanes(parts[threadIdx.x], combine);
       if (threadIdx.x == 0) parts[0] = mine;
     }
@@ -107,8 +107,8 @@ class Block {
     return reduce(n, minus_infinity(), f, [](float a, float b) { return a > b ? a : b; });
   }
 
-  // store(row, sum over k < depth of term(row, k)) for each row: a warp takes a row, its lane l adds k = l, l + 32,
-  // ..., then a fixed tree adds the lanes. Neighbouring lanes read neighbouring k.
+  // Calls store(row, sum over k < depth of term(row, k)) for each row. A warp takes a row: its lane l adds k = l, l +
+  // 32, ..., then a fixed tree adds the lanes. Adjacent lanes read adjacent k.
   template <class Term, class Store>
   LC_HD void dots(int64_t rows, int64_t depth, const Term& term, const Store& store) const {
 #ifdef __CUDA_ARCH__
@@ -130,8 +130,8 @@ class Block {
 #endif
   }
 
-  // dots() of every row with kCount vectors at once: store(row, v, sum over k of value(open(row), k) * vector(v, k)). A
-  // value is loaded once for all of them. Vectors from `count` on need no result.
+  // dots() of every row with kCount vectors: calls store(row, v, sum over k of value(open(row), k) * vector(v, k)).
+  // Each value is loaded once for all vectors. Vectors from `count` on are not stored.
   template <int kCount, class Open, class Value, class Vector, class Store>
   LC_HD void multi_dots(int64_t rows, int64_t depth, int64_t count, const Open& open, const Value& value,
                         const Vector& vector, const Store& store) const {
@@ -166,7 +166,7 @@ class Block {
 #endif
   }
 
-  // store(row, reduce() over f(row, 0..n-1)) for each row: a warp takes a row, in the order of additions of a reduce()
+  // Calls store(row, reduce() over f(row, 0..n-1)) for each row. A warp takes a row and adds in the order of a reduce()
   // by kWidth threads.
   template <int kWidth, class T, class F, class Combine, class Store>
   LC_HD void reduce_rows(int64_t rows, int64_t n, T identity, const F& f, const Combine& combine,
@@ -203,11 +203,12 @@ class Block {
 #endif
   }
 
-  // emit(i, rank) for every i in [0, n) that `keep` accepts, rank = how many were kept before it. Returns how many.
+  // Calls emit(i, rank) for every i in [0, n) that `keep` accepts; rank is the number of accepted items before i.
+  // Returns the number of accepted items.
   template <class Keep, class Emit>
   LC_HD int64_t compact(int64_t n, const Keep& keep, const Emit& emit) const {
 #ifdef __CUDA_ARCH__
-    int* counts = reinterpret_cast<int*>(reduce_area_);  // kept in each warp's 32 items
+    int* counts = reinterpret_cast<int*>(reduce_area_);  // accepted items among each warp's 32
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int64_t before = 0;
     for (int64_t first = 0; first < n; first += num_threads) {
@@ -234,7 +235,8 @@ class Block {
 #endif
   }
 
-  // Integer atomics, whose result does not depend on the order. Sums of floats never use them (invariance contract).
+  // Integer atomics only: their result does not depend on the order. Sums of floats never use atomics (invariance
+  // contract).
   template <class T>
   LC_HD static void atomic_add(T* address, T value) {
 #ifdef __CUDA_ARCH__
@@ -243,7 +245,7 @@ class Block {
     *address += value;
 #endif
   }
-  // Of a 64-bit number in two halves: native where 64-bit atomics are loops, as in shared memory.
+  // Adds to a 64-bit number in two halves. 32-bit atomics are native where 64-bit ones are loops, as in shared memory.
   LC_HD static void atomic_add(uint32_t* low, uint32_t* high, uint64_t value) {
     const uint32_t low_part = static_cast<uint32_t>(value), high_part = static_cast<uint32_t>(value >> 32);
 #ifdef __CUDA_ARCH__
@@ -265,7 +267,8 @@ class Block {
 #endif
   }
 
-  // The tree that adds what the lanes of a warp have; on the GPU of any type of 4 to 16 bytes, by shuffles, in lane 0.
+  // The tree that adds the lanes of a warp. On the GPU, combine_lanes() does it by shuffles for any type of 4 to 16
+  // bytes, with the result in lane 0.
   LC_HD static float tree_of_lanes(float (&lanes)[32]) {
     for (int width = 16; width > 0; width /= 2)
       for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
@@ -297,7 +300,7 @@ class Block {
   bool reversed_;
 };
 
-// A tensor as a kernel sees it: element (i, j, k) lies at i * stride0 + j * stride1 + k. f32 or bf16.
+// A tensor of f32 or bf16 in a kernel. Element (i, j, k) is at i * stride0 + j * stride1 + k.
 struct View {
   void* data = nullptr;
   DType dtype = DType::f32;
@@ -322,7 +325,7 @@ struct View {
       static_cast<float*>(data)[offset] = value;
     }
   }
-  // The value as it reads after set().
+  // The value that get() returns after set().
   LC_HD float rounded(float value) const { return dtype == DType::bf16 ? to_float(to_bf16(value)) : value; }
 };
 
@@ -336,7 +339,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1) run_blocks(const __grid_c
 
 template <class Kernel>
 void launch_on_gpu(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const Kernel& kernel) {
-  constexpr int64_t kDefaultShared = 48 << 10;  // more must be asked for
+  constexpr int64_t kDefaultShared = 48 << 10;  // larger sizes need an attribute
   if (shared_bytes > kDefaultShared)
     CUDA_CHECK(cudaFuncSetAttribute(run_blocks<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)));
@@ -346,7 +349,7 @@ void launch_on_gpu(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, 
 }
 #endif
 
-// Runs kernel(block) for the blocks [0, num_blocks), each with `shared_bytes` of its own.
+// Runs kernel(block) for the blocks [0, num_blocks), each with its own `shared_bytes`.
 template <class Kernel>
 void launch(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const Kernel& kernel) {
   static_assert(Kernel::kThreads >= 32 && Kernel::kThreads <= kMaxThreads);
@@ -362,7 +365,7 @@ void launch(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const K
   unsigned char* aligned = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16;
   device.begin_kernel();
   for (int64_t i = 0; i < num_blocks; ++i) {
-    std::memset(aligned, 0xff, static_cast<size_t>(shared_bytes));  // NaN: shared memory starts undefined
+    std::memset(aligned, 0xff, static_cast<size_t>(shared_bytes));  // NaN, because shared memory starts undefined
     kernel(Block(device.reversed() ? num_blocks - 1 - i : i, Kernel::kThreads, aligned, device.reversed()));
   }
   device.end_kernel();

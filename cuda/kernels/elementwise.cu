@@ -1,5 +1,5 @@
-// Norms, residual sums, activation functions, row gathers. Each is bound by the bytes it moves: one block a row, one
-// pass over memory; rows wait in shared memory [4 * dim bytes] between the sum of squares and the result.
+// Norms, residual sums, activation functions, row gathers. Each is bound by the bytes it moves: one block per row and
+// one pass over memory. Shared memory [4 * dim bytes] keeps the row between the sum of squares and the result.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -13,12 +13,12 @@ namespace {
 using gpu::Block;
 using gpu::View;
 
-// x + routed (unless empty) + row_weight * y, each rounded as the separate operations round it, then AddRmsNorm.
+// x += routed (unless empty), x += row_weight * y, each rounded like the separate operations, then AddRmsNorm.
 struct AddShortcutRmsNorm {
   static constexpr int kThreads = gpu::AddRmsNorm::kThreads;
   gpu::AddRmsNorm norm;
-  View routed, y;
-  const float* row_weight;
+  View routed, y;           // [T, dim]; routed may be empty
+  const float* row_weight;  // [T] f32
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index;
@@ -32,11 +32,11 @@ struct AddShortcutRmsNorm {
   }
 };
 
-// x += y * row_weight (1 where there is none).
+// x += y * row_weight. Without row_weight, the factor is 1.
 struct AddRows {
   static constexpr int kThreads = 256;
-  View x, y;
-  const float* row_weight;
+  View x, y;                // [T, dim]
+  const float* row_weight;  // [T] f32, or null
   int64_t dim;
 
   LC_HD void operator()(const Block& block) const {

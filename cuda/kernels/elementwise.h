@@ -1,4 +1,4 @@
-// Row kernels that serve in several places.
+// Row kernels with several users.
 #pragma once
 
 #include <cmath>
@@ -7,12 +7,12 @@
 
 namespace longcat::gpu {
 
-// residual += x (unless x is empty), out = residual / rms(residual) * weight. The norm reads the sum as it is stored.
-// Shared memory: 4 * dim.
+// residual += x (unless x is empty), out = residual / rms(residual) * weight. The norm reads the sum after rounding to
+// the residual's dtype. Shared memory: 4 * dim [bytes].
 struct AddRmsNorm {
   static constexpr int kThreads = 256;
-  View out, residual, x;
-  const float* weight;
+  View out, residual, x;  // [T, dim]
+  const float* weight;    // [dim] f32
   int64_t dim;
   float eps;
 
@@ -38,23 +38,23 @@ struct AddRmsNorm {
   }
 };
 
-// out = silu(gate) * up. num_rows: rows from there on are left as they are (null: none).
+// out = silu(gate) * up for the rows [0, *num_rows); the others are not written. Without num_rows, for all rows.
 struct SiluMul {
   static constexpr int kThreads = 256;
-  View out, gate, up;
+  View out, gate, up;  // [rows, dim]
   int64_t dim;
-  const int32_t* num_rows;
+  const int32_t* num_rows;  // [1] i32 on the device, or null
   LC_HD void operator()(const Block& block) const;
 };
 void silu_mul(GpuDevice& device, int64_t num_blocks, const SiluMul& kernel);
 
-// out[i] = x[rows[i]].
+// out[i] = x[rows[i]]; num_rows as in SiluMul.
 struct GatherRows {
   static constexpr int kThreads = 256;
-  View out, x;
-  const int32_t* rows;
+  View out, x;          // [number of blocks, dim]; [any, dim]
+  const int32_t* rows;  // [number of blocks] i32
   int64_t dim;
-  const int32_t* num_rows;
+  const int32_t* num_rows;  // [1] i32 on the device, or null
   LC_HD void operator()(const Block& block) const;
 };
 void gather_rows(GpuDevice& device, int64_t num_blocks, const GatherRows& kernel);

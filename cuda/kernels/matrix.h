@@ -1,4 +1,4 @@
-// A weight as a kernel sees it.
+// A weight in a kernel.
 #pragma once
 
 #include "cuda/kernels/block.h"
@@ -7,7 +7,7 @@
 namespace longcat::gpu {
 
 struct Matrix {
-  const void* data = nullptr;
+  const void* data = nullptr;     // [out_features, in_features]
   const float* scales = nullptr;  // fp8_block: [ceil(in / 128), ceil(out / 128)], see CudaOps::prepare
   WeightFormat format = WeightFormat::f32;
   int64_t out_features = 0, in_features = 0;
@@ -26,7 +26,7 @@ struct Matrix {
       case WeightFormat::fp8_block:
         return e4m3_to_float(static_cast<const uint8_t*>(data)[at]) *
                scales[col / kFp8Block * ((out_features + kFp8Block - 1) / kFp8Block) + row / kFp8Block];
-      default:  // the packed formats: refused by CudaOps::prepare
+      default:  // packed formats, which CudaOps::prepare refuses
         return 0;
     }
   }

@@ -1,10 +1,11 @@
 // Router, permutation, experts and combine of the shortcut MoE.
 //
-// Router: scores, then picks. Scores are bound by the 4.7 MB of weights a layer (384 x 3,072 f32), which must come at
-// once: loads of 16 bytes, 15 of a lane under way, for one token 24 blocks of 16 outputs, for many tokens 12 blocks of
-// 32 outputs for each 8 tokens. Picks: a warp a token; softmax, bias, top-12 by repeated argmax, weights, all in shared
-// memory (12 bytes a router output). Permutation: one block an expert reads all picks (T * 12 ids from L2), so rows
-// come out in token order without atomics. Combine: one block a token gathers its experts' rows in ascending expert id.
+// Scores are bound by the 4.7 MB of weights per layer (384 x 3,072 f32). Many loads must be in flight at once: 15 loads
+// of 16 bytes per lane. One token takes 24 blocks of 16 outputs; many tokens take 12 blocks of 32 outputs per 8 tokens.
+// Picks: one warp per token. Softmax, bias, top-12 by repeated argmax, and weights are all in shared memory (12 bytes
+// per router output).
+// Permutation: one block per expert reads all picks (T * 12 ids, from L2), so rows are in token order without atomics.
+// Combine: one block per token gathers its experts' rows in ascending expert id.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -24,17 +25,17 @@ struct Candidate {
   int32_t id;  // -1: none
 };
 
-// scores[t, e] = x[t] . classifier[e] in f32, whatever the number of tokens.
+// scores[t, e] = x[t] . classifier[e] in f32, with the same bits for every number of tokens.
 template <class X, int kRows, int kTokens, int kAhead>
 struct RouteScores {
   static constexpr int kThreads = 256;
-  static constexpr int64_t kOutputs = kThreads / 32 * kRows;  // of a block
+  static constexpr int64_t kOutputs = kThreads / 32 * kRows;  // outputs per block
   float* scores;                                              // [T, num_outputs]
-  const X* x;
-  const float* classifier;  // [num_outputs, dim]
-  const int32_t* num_real_tokens;
+  const X* x;                                                 // [T, dim], x_stride [elements] between rows
+  const float* classifier;                                    // [num_outputs, dim]
+  const int32_t* num_real_tokens;                             // [1] i32
   int64_t num_tokens, x_stride, num_outputs, dim;
-  bool wide;
+  bool wide;  // rows can be read 16 bytes at a time
 
   LC_HD void operator()(const Block& block) const {
     const int64_t groups = (num_outputs + kOutputs - 1) / kOutputs;
@@ -52,17 +53,17 @@ struct RouteScores {
   }
 };
 
-// From a token's scores to its picks.
+// Selects a token's picks by its scores.
 struct RoutePicks {
-  static constexpr int kThreads = 32;  // a warp: its barriers cost nothing
-  int32_t* expert_idx;
-  float* expert_weights;
-  float* identity_weight;
-  int32_t* permuted_rows;
-  const float* scores;
-  const float* bias;
-  const int32_t* num_real_tokens;
-  int64_t topk, n, n_routed_experts, first_expert, num_experts;
+  static constexpr int kThreads = 32;                            // one warp, whose barriers cost nothing
+  int32_t* expert_idx;                                           // [T, topk]
+  float* expert_weights;                                         // [T, topk] f32
+  float* identity_weight;                                        // [T] f32
+  int32_t* permuted_rows;                                        // [T, topk]; -1 for experts that are not here
+  const float* scores;                                           // [T, n] f32
+  const float* bias;                                             // [n] f32
+  const int32_t* num_real_tokens;                                // [1] i32
+  int64_t topk, n, n_routed_experts, first_expert, num_experts;  // n: number of router outputs
   float scaling_factor;
 
   LC_HD void operator()(const Block& block) const {
@@ -83,7 +84,7 @@ struct RoutePicks {
     int32_t* picked = reinterpret_cast<int32_t*>(g + 2 * n);  // [n]
     float* found = g + 3 * n;                                 // [1]
     block.for_each(n, [&](int64_t e) { g[e] = scores[t * n + e]; });
-    constexpr int kOrder = 256;  // threads in whose order the sum is made
+    constexpr int kOrder = 256;  // the sum's order is that of this number of threads
     block.reduce_rows<kOrder>(
         1, n, Block::minus_infinity(), [&](int64_t, int64_t e) { return g[e]; },
         [](float a, float b) { return a > b ? a : b; }, [&](int64_t, float max) { *found = max; });
@@ -102,7 +103,7 @@ struct RoutePicks {
       const Candidate best = block.reduce(
           n, Candidate{0, -1},
           [&](int64_t e) { return picked[e] ? Candidate{0, -1} : Candidate{keys[e], static_cast<int32_t>(e)}; },
-          [](Candidate a, Candidate b) {  // ties: lowest id; NaN is never better
+          [](Candidate a, Candidate b) {  // ties go to the lowest id; NaN never wins
             if (a.id < 0) return b;
             if (b.id < 0) return a;
             return b.key > a.key || (b.key == a.key && b.id < a.id) ? b : a;
@@ -142,21 +143,21 @@ void route_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& clas
                              gpu::is_wide(classifier.data, dim, 4)});
 }
 
-// Few tokens: many blocks, each with few weights. More: a weight that is loaded serves 8 tokens.
+// With few tokens: many blocks, each with few weights. With more: each loaded weight serves 8 tokens.
 template <class X>
 void route_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& classifier, Tensor num_real_tokens) {
   if (x.size(0) <= 8) return route_scores<X, 2, 1, 3>(device, scores, x, classifier, num_real_tokens);
   route_scores<X, 4, 8, 1>(device, scores, x, classifier, num_real_tokens);
 }
 
-// Block i places the rows of expert first_expert + i behind those of the experts before it that are here; one more
-// block ends the list.
+// Block i places the rows of expert first_expert + i after those of the experts before it. One more block writes the
+// end of the list.
 struct Permute {
   static constexpr int kThreads = 256;
-  const int32_t* expert_idx;
-  int32_t* expert_offsets;
-  int32_t* permuted_tokens;
-  int32_t* permuted_rows;
+  const int32_t* expert_idx;  // [T, topk]
+  int32_t* expert_offsets;    // [num_experts + 1]
+  int32_t* permuted_tokens;   // [T * topk]
+  int32_t* permuted_rows;     // [T, topk]
   int64_t num_picks, topk;
 
   LC_HD void operator()(const Block& block) const {
@@ -178,9 +179,9 @@ struct Permute {
 
 struct Combine {
   static constexpr int kThreads = 256;
-  View out, expert_out;
-  const float* expert_weights;
-  const int32_t* permuted_rows;
+  View out, expert_out;          // [T, dim]; [T * topk, dim]
+  const float* expert_weights;   // [T, topk] f32
+  const int32_t* permuted_rows;  // [T, topk]
   int64_t topk, dim;
 
   LC_HD void operator()(const Block& block) const {
@@ -233,9 +234,9 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
                       .num_experts = num_experts});
 }
 
-// The experts' inputs are copied into their permuted order first, because TMA cannot gather rows. They wait in
-// expert_out, which is free until the down projection. Experts in fp8 take fp8 rows, which need half the room: those of
-// the down projection wait in scratch.
+// TMA cannot gather rows, so the experts' inputs are first copied in permuted order. The copy uses expert_out, which is
+// free until the down projection. fp8 experts take fp8 rows, which need half the space; the down projection's rows use
+// scratch.
 void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                           const Routing& routing, const ExpertWeights& experts) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), rows = num_tokens * topk;

@@ -1,9 +1,9 @@
-// N-gram ids, the gather of one row a table, the write of the token's id into the lane, and the embedding sum.
+// N-gram ids, the gather of one row per table, the write to the token lane, and the embedding sum.
 //
-// Bound by latency: 12 rows of 512 bytes a token, from HBM or from pinned host memory by UVA. One block a token: a
-// thread a table computes the id (64-bit multiply-adds and one remainder), then a warp a table copies its row, 16 bytes
-// a lane, so all rows of a token come in one round trip. Rows that are not aligned to 16 bytes are copied a value at a
-// time. Shared memory: 8 bytes a table.
+// Bound by latency: 12 rows of 512 bytes per token, from HBM or by UVA from pinned host memory. One block takes a
+// token. One thread per table computes the id (64-bit multiply-adds and one remainder). Then one warp per table copies
+// its row, 16 bytes per lane, so all rows of a token take one round trip. Unaligned rows are copied value by value.
+// Shared memory: 8 bytes per table.
 #include <type_traits>
 
 #include "cuda/cuda_ops.h"
@@ -22,9 +22,9 @@ using gpu::View;
 
 struct SelectTokenIds {
   static constexpr int kThreads = 256;
-  int32_t* token_ids;
-  const int32_t* sampled_ids;
-  const int32_t* sources;
+  int32_t* token_ids;          // [num_tokens]
+  const int32_t* sampled_ids;  // ids of the last step
+  const int32_t* sources;      // [num_tokens] index into sampled_ids, or negative
   int64_t num_tokens;
 
   LC_HD void operator()(const Block& block) const {
@@ -36,31 +36,31 @@ struct SelectTokenIds {
   }
 };
 
-// T: of tables whose rows, and those of the result, can be copied by 16 bytes; void: any.
+// T is the element type when rows of tables and result can be copied 16 bytes at a time; void otherwise.
 template <class T>
 struct NgramLookup {
   static constexpr int kThreads = 512;
-  int32_t* ids;
-  View rows;
-  int32_t* lane;
+  int32_t* ids;   // [T, num_tables]
+  View rows;      // [T, num_here * table_dim]
+  int32_t* lane;  // [num_slots]
   NgramHistory history;
   NgramHashes hashes;
   int64_t num_tables, table_dim;
-  int64_t first_table, first_row, num_here;  // whose rows are gathered, as far as they are here (NgramTables)
-  Matrix tables[kMaxNgramTables];
+  int64_t first_table, first_row, num_here;  // the tables here, the first from first_row on (NgramTables)
+  Matrix tables[kMaxNgramTables];            // [rows here, table_dim] each
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index;
     int64_t* row_of = block.shared<int64_t>();
     block.for_each(num_tables + 1, [&](int64_t table) {
       if (table == num_tables) {
-        lane[history.slot(t, 0)] = history.token_ids[t];  // read by later steps only
+        lane[history.slot(t, 0)] = history.token_ids[t];  // only later steps read it
         return;
       }
       row_of[table] = ngram_row(history, hashes, t, table);
       ids[t * num_tables + table] = static_cast<int32_t>(row_of[table]);
     });
-    // Row of tables[table] for this token, or -1: it is not here.
+    // Row of tables[table] for this token, or -1 when it is not here.
     const auto row_here = [&](int64_t table) {
       const int64_t row = row_of[first_table + table] - (table == 0 ? first_row : 0);
       return 0 <= row && row < tables[table].out_features ? row : -1;
@@ -82,13 +82,14 @@ struct NgramLookup {
   }
 };
 
-// out[t] = word[token_ids[t] - first_word] * scale, zeros for words that are not here. T: as of NgramLookup.
+// out[t] = word[token_ids[t] - first_word] * scale, or zeros for vocabulary rows that are not here. T as in
+// NgramLookup.
 template <class T>
 struct GatherWords {
   static constexpr int kThreads = 512;
-  View out;
-  const int32_t* token_ids;
-  Matrix word;
+  View out;                  // [T, hidden_size]
+  const int32_t* token_ids;  // [T]
+  Matrix word;               // [vocabulary rows here, hidden_size]
   int64_t first_word;
   float scale;
 
@@ -109,7 +110,7 @@ struct GatherWords {
   }
 };
 
-// f(std::type_identity<T>) with T as of NgramLookup, for rows of `dim` values that go from `from` to `to`.
+// Calls f(std::type_identity<T>) with T as in NgramLookup, for copies of `dim` values from `from` to `to`.
 template <class F>
 void with_row_type(std::span<const Weight> from, const View& to, int64_t dim, const F& f) {
   bool wide = !from.empty() && dim % gpu::kWide == 0 && gpu::is_wide(to.data, to.stride0, size_of(to.dtype));
@@ -165,8 +166,8 @@ void CudaOps::ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBa
   });
 }
 
-// The word rows go to `out` first; the projection adds to them and scales in its epilogue, so out is rounded once more
-// than the sum needs only where a word row is not exact in the activations' dtype.
+// The vocabulary rows go to `out` first; the projection's epilogue adds to them and scales. So out has one more
+// rounding than the sum needs, and only where a vocabulary row is not exact in the activations' dtype.
 void CudaOps::embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
                     const Weight& projection, float scale) {
   const bool has_ngrams = !projection.empty();

@@ -1,7 +1,8 @@
-// Values to e4m3: rows of activations with a scale for every 128 values, and matrices with one for every 128 x 128.
+// Quantises values to e4m3: rows of activations with a scale per 128 values, and matrices with a scale per 128 x 128
+// block.
 //
-// Bound by bytes: 3 read and written a value. A block takes one group of 128 values, or one 128 x 128 block of a matrix
-// (at load only).
+// Bound by bytes: 3 read and written per value. A block takes one group of 128 values, or one 128 x 128 block of a
+// matrix (at load only).
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -22,11 +23,11 @@ LC_HD float larger(float a, float b) { return b > a ? b : a; }
 
 struct QuantizeRows {
   static constexpr int kThreads = 128;
-  uint8_t* out;
-  float* scales;
-  View x;
-  const int32_t* rows;     // row i of the result is row rows[i] of x; null: row i
-  const int32_t* offsets;  // [num_experts + 1], null: one expert has all rows
+  uint8_t* out;            // [num_rows, dim] e4m3
+  float* scales;           // see input_scale_at
+  View x;                  // [any, dim]
+  const int32_t* rows;     // [num_rows] row i of out is row rows[i] of x; null: row i
+  const int32_t* offsets;  // [num_experts + 1]; null: one expert has all rows
   int64_t num_experts, num_rows, dim;
 
   LC_HD void operator()(const Block& block) const {
@@ -51,7 +52,7 @@ struct QuantizeRows {
 
 struct QuantizeBlocks {
   static constexpr int kThreads = 256;
-  uint8_t* out;
+  uint8_t* out;   // [out_features, in_features] e4m3
   float* scales;  // [ceil(in / 128), ceil(out / 128)]
   Matrix matrix;
 

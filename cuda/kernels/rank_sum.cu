@@ -1,4 +1,4 @@
-// Bound by the bytes of all blocks: a thread an element, neighbours side by side.
+// Bound by the bytes of all blocks. A thread takes an element; adjacent threads take adjacent ones.
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/rank_sum.h"
 
@@ -10,7 +10,7 @@ constexpr int64_t kElementsOfABlock = 1024;
 
 struct SumBlocks {
   static constexpr int kThreads = 256;
-  View out, blocks;
+  View out, blocks;  // [count]; [num_blocks, count]
   int64_t count, num_blocks;
 
   LC_HD void operator()(const Block& block) const {

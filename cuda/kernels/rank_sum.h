@@ -1,4 +1,4 @@
-// The sum that ranks agree on: fp32, ascending, rounded once. NCCL's own sums round bf16 at every hop.
+// The sum of all ranks' blocks: fp32, in ascending rank, rounded once. NCCL's own sums round bf16 at every hop.
 #pragma once
 
 #include "base/tensor.h"
@@ -6,7 +6,7 @@
 
 namespace longcat::gpu {
 
-// out [count] = sum of the blocks of `blocks` [num_blocks * count], both f32 or bf16. out may be the first block.
+// out [count] = sum of `blocks` [num_blocks, count], both f32 or bf16. out may be the first block.
 void sum_blocks(GpuDevice& device, Tensor out, Tensor blocks, int64_t num_blocks);
 
 }  // namespace longcat::gpu

@@ -1,4 +1,4 @@
-// Rotary position embedding over interleaved pairs (2j, 2j + 1): one block a token, bound by launch and bytes.
+// Rotary position embedding of interleaved pairs (2j, 2j + 1). One block per token; bound by launch time and bytes.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -11,13 +11,13 @@ namespace {
 using gpu::Block;
 using gpu::View;
 
-// The angle is rounded to f32 first, as on the CPU; cosf and sinf reduce it exactly (never compile with fast math).
+// The angle is rounded to f32 first, as on the CPU. cosf and sinf reduce it exactly, so never compile with fast math.
 struct RopeAngles {
   static constexpr int kThreads = 32;
-  float* cos;
-  float* sin;
-  const int32_t* positions;
-  const float* inv_freq;
+  float* cos;                // [T, half_dim]
+  float* sin;                // [T, half_dim]
+  const int32_t* positions;  // [T]
+  const float* inv_freq;     // [half_dim]
   int64_t half_dim;
   float factor;
 
@@ -33,9 +33,9 @@ struct RopeAngles {
 
 struct Rope {
   static constexpr int kThreads = 256;
-  View x;
-  const float* cos;
-  const float* sin;
+  View x;            // [T, num_heads, 2 * half_dim]
+  const float* cos;  // [T, half_dim]
+  const float* sin;  // [T, half_dim]
   int64_t num_heads, half_dim;
 
   LC_HD void operator()(const Block& block) const {

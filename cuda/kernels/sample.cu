@@ -1,11 +1,11 @@
-// Next-token selection and log-probabilities, one block of 1,024 threads a row.
+// Sampling and log-probabilities, with one block of 1,024 threads per row.
 //
-// Bound by passes over the row's logits (512 KB at a vocabulary of 131,072, in L2): a greedy row takes two, one with
-// top-k and top-p seven. Nothing is sorted: the k-th largest value and the top-p threshold are found by three rounds of
-// 2,048 bins on the bits of the value, with counts and fixed-point masses, both integers, so that atomics are exact.
-// They are of 32 bits: shared memory has no 64-bit atomics, and loops of compare-and-swap on a few bins wait for each
-// other. After the first round only the ids of its bin and above are left, in a list. Draws are the CPU's: the same
-// Philox numbers, the same f64 Gumbel scores.
+// Bound by passes over the row's logits (512 KB at a vocabulary of 131,072, in L2). A greedy row takes two passes, a
+// row with top-k and top-p seven. Nothing is sorted. Three rounds of 2,048 bins over the bits of the value find the
+// k-th largest value and the top-p threshold. The bins hold counts and fixed-point masses, which are integers, so
+// atomics are exact. Atomics have 32 bits: shared memory has no native 64-bit ones, and compare-and-swap loops on a few
+// bins would wait for each other. After the first round, a list holds the ids of its bin and of those above. Draws
+// equal the CPU's: the same Philox numbers and f64 Gumbel scores.
 #include <algorithm>
 #include <cmath>
 
@@ -20,7 +20,7 @@ namespace {
 
 using gpu::Block;
 
-constexpr int64_t kRowsAtOnce = 64;  // rows that have scores and marks of their own
+constexpr int64_t kRowsAtOnce = 64;  // number of rows with scores and marks of their own
 constexpr uint32_t kSeen = 0x80000000u;
 
 LC_HD constexpr float removed() { return Block::minus_infinity(); }
@@ -38,7 +38,7 @@ struct FirstLargest {
   }
 };
 
-// What one pass over the logits finds: the first largest, and whether any is unfit.
+// The result of one pass over the logits: the lowest id of the largest, and flags of unusable values.
 struct Survey {
   double score;
   int32_t id;  // -1: none
@@ -47,38 +47,38 @@ struct Survey {
 
 struct SampleRow {
   static constexpr int kThreads = 1024;
-  static constexpr int kDigitBits = 11;  // of a round; the last has 10
+  static constexpr int kDigitBits = 11;  // per round; the last round has 10
   static constexpr int kBins = 1 << kDigitBits, kGroups = 64, kGroupBins = kBins / kGroups;
   static constexpr uint32_t kBad = 1, kOverflows = 2;
 
-  // Shared memory of a round.
+  // Shared memory of one round.
   struct Bins {
     uint32_t low[kBins], high[kBins];  // counts, or the halves of masses
     uint32_t used[kBins];              // 1: not empty
     uint64_t group_sums[kGroups];
     uint32_t group_used[kGroups];
-    uint64_t before;  // count or mass beyond the bin that was taken
+    uint64_t before;  // count or mass beyond the selected bin
     uint32_t prefix;  // the digits of the threshold's key so far
   };
   static constexpr int64_t kSharedBytes = sizeof(Bins);
 
-  // The ids that are left, ascending: all, or those of a list.
+  // The remaining ids in ascending order: all, or those in a list.
   struct Ids {
     int64_t count;
     const uint32_t* list;  // null: 0, 1, 2, ...
     LC_HD int64_t operator[](int64_t i) const { return list ? list[i] : i; }
   };
 
-  int32_t* token_ids;
+  int32_t* token_ids;   // [rows]
   const float* logits;  // [num_logits, vocab]
   int64_t logits_stride, vocab;
-  float* scores;    // [rows at once, vocab]
-  uint32_t* marks;  // [rows at once, vocab]
-  const unsigned char* packed;
+  float* scores;                // [rows at once, vocab]
+  uint32_t* marks;              // [rows at once, vocab]
+  const unsigned char* packed;  // PackedSamplingRows, then their lists
   int64_t first_row;
-  const int32_t* lane;
-  const int32_t* block_tables;
-  int64_t block_table_stride;
+  const int32_t* lane;          // [num_slots] i32
+  const int32_t* block_tables;  // [num_sequences, max_blocks] i32
+  int64_t block_table_stride;   // [elements]
 
   template <class T>
   LC_HD const T* list(const PackedList& l) const {
@@ -104,8 +104,8 @@ struct SampleRow {
     block.for_each(1, [&](int64_t) { token_ids[i] = token_id; });
   }
 
-  // Temperature, removals by rank and likelihood, and the draw, as on the CPU (cpu/sample.cpp). -1: there is nothing to
-  // choose.
+  // Temperature, removals by rank and likelihood, and the draw, as on the CPU (cpu/sample.cpp). Returns -1 when no id
+  // can be chosen.
   LC_HD int32_t choose(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* memory) const {
     const Survey survey = block.reduce(
         vocab, Survey{0, -1, 0},
@@ -121,7 +121,7 @@ struct SampleRow {
           return Survey{best.score, best.id, a.flags | b.flags};
         });
     if (survey.flags & kBad || survey.id < 0) return -1;
-    if (row.temperature == 0 || survey.flags & kOverflows) return survey.id;  // so cold that greedy is meant
+    if (row.temperature == 0 || survey.flags & kOverflows) return survey.id;  // so low that the result is greedy
     block.for_each(vocab, [&](int64_t id) {
       if (l[id] != removed()) l[id] /= row.temperature;
     });
@@ -148,7 +148,7 @@ struct SampleRow {
     return lane[slot_of(block_tables + row.sequence * block_table_stride, position)];
   }
 
-  // A mark holds how often an id occurs in the output, and kSeen when it occurs at all.
+  // A mark counts an id's occurrences in the output, and has kSeen when the id occurs in prompt or output.
   LC_HD void penalise_repeats(const Block& block, const PackedSamplingRow& row, float* l, uint32_t* marked) const {
     const bool repetition = row.repetition_penalty != 1;
     if (!repetition && row.presence_penalty == 0 && row.frequency_penalty == 0) return;
@@ -195,7 +195,7 @@ struct SampleRow {
     }
   }
 
-  // Rounds of digits of the keys, the highest first: shift of the lowest bit, and how many bins.
+  // The rounds take the digits of the keys, the highest first. shift_of: the lowest bit of a round's digit.
   static constexpr int kRounds = 3;
   LC_HD static int shift_of(int round) { return round == 0 ? 21 : round == 1 ? 10 : 0; }
   LC_HD static uint32_t digit_of(uint32_t key, int round) {
@@ -216,7 +216,7 @@ struct SampleRow {
       uint64_t sum = 0;
       uint32_t used = 0;
       for (int64_t i = 0; i < kGroupBins; ++i) {
-        const int64_t b = g * kGroupBins + (i + g) % kGroupBins;  // each thread in another bank
+        const int64_t b = g * kGroupBins + (i + g) % kGroupBins;  // a different bank per thread
         sum += sum_of(bins, b);
         used |= bins.used[b];
       }
@@ -225,8 +225,8 @@ struct SampleRow {
     });
   }
 
-  // What is left after the first round: ids whose key's first digit is at least that of `prefix`. A list is kept: later
-  // rounds pass over few ids anyway.
+  // The ids after the first round: those whose first digit is at least that of `prefix`. An existing list is kept,
+  // because later rounds have few ids anyway.
   LC_HD Ids ids_from(const Block& block, const float* l, Ids ids, uint32_t* memory, uint32_t prefix) const {
     if (ids.list) return ids;
     const uint32_t digit = digit_of(prefix, 0);
@@ -236,7 +236,7 @@ struct SampleRow {
     return {count, memory};
   }
 
-  // Removes what is below the k-th largest; ties with it stay.
+  // Removes logits below the k-th largest. Ties with it stay.
   LC_HD Ids keep_top_k(const Block& block, float* l, Ids ids, uint32_t* memory, int64_t k) const {
     Bins& bins = *block.shared<Bins>();
     block.for_each(1, [&](int64_t) {
@@ -268,8 +268,8 @@ struct SampleRow {
     return ids;
   }
 
-  // From the least likely survivor up, removes while the cumulative share is <= 1 - top_p; among equals the higher id
-  // goes first, and the most likely stays.
+  // Removes the least likely survivors while their cumulative share is <= 1 - top_p. Among equals the higher id is
+  // removed first. The most likely id stays.
   LC_HD Ids keep_top_p(const Block& block, float* l, Ids ids, uint32_t* memory, double top_p) const {
     Bins& bins = *block.shared<Bins>();
     const float max = block.max(ids.count, [&](int64_t i) { return l[ids[i]]; });
@@ -289,11 +289,11 @@ struct SampleRow {
         const float x = l[ids[i]];
         const uint32_t key = order_key(x), digit = digit_of(key, round);
         if (x == removed() || !has_prefix(key, prefix, round)) return;
-        bins.used[digit] = 1;  // whatever its mass: a bin of negligible ids is not empty
+        bins.used[digit] = 1;  // even with mass 0, so that a bin of negligible ids is not empty
         Block::atomic_add(bins.low + digit, bins.high + digit, mass_of(expf(x - max)));
       });
       sum_groups(block, bins);
-      block.for_each(1, [&](int64_t) {  // with top_p = 0 nothing is beyond: the last that is not empty
+      block.for_each(1, [&](int64_t) {  // with top_p = 0 no bin is beyond the limit: the last non-empty one
         int64_t group = 0;
         uint64_t before = bins.before, before_group = before;
         for (int64_t g = 0; g < kGroups; ++g) {
@@ -323,7 +323,7 @@ struct SampleRow {
     const uint64_t mass = mass_of(expf(value - max));
     const int64_t equals =
         block.sum<int64_t>(ids.count, [&](int64_t i) { return order_key(l[ids[i]]) == threshold ? 1 : 0; });
-    int64_t going = 0;  // of the equals
+    int64_t going = 0;  // number of equals to remove
     const int64_t most = order_key(max) == threshold ? equals - 1 : equals;
     while (going < most && !beyond(below + static_cast<uint64_t>(going + 1) * mass)) ++going;
     block.for_each(ids.count, [&](int64_t i) {
@@ -337,7 +337,7 @@ struct SampleRow {
     return ids;
   }
 
-  // Removes what is less likely than min_p times the most likely.
+  // Removes ids less likely than min_p times the most likely id.
   LC_HD void keep_min_p(const Block& block, float* l, Ids ids, double min_p) const {
     const float max = block.max(ids.count, [&](int64_t i) { return l[ids[i]]; });
     const float total = block.sum<float>(ids.count, [&](int64_t i) { return expf(l[ids[i]] - max); });
@@ -351,11 +351,11 @@ struct SampleRow {
 
 struct TokenLogprobsRow {
   static constexpr int kThreads = 1024;
-  float* logprobs;
-  int32_t* ids;
-  int32_t* ranks;
-  const float* logits;
-  const int32_t* token_ids;
+  float* logprobs;           // [num_rows, 1 + top]
+  int32_t* ids;              // [num_rows, 1 + top]
+  int32_t* ranks;            // [num_rows]
+  const float* logits;       // [num_rows, vocab]
+  const int32_t* token_ids;  // [num_rows]
   int64_t logits_stride, vocab, top;
 
   LC_HD void operator()(const Block& block) const {
@@ -429,7 +429,7 @@ void pack_sampling_rows(std::vector<std::byte>& packed, std::span<const Sampling
     p.allowed_ids = append(row.allowed_ids);
     p.mask = append(row.mask);
     if (!row.bad_words.empty()) {
-      thread_local std::vector<int32_t> ends, ids;  // grow once
+      thread_local std::vector<int32_t> ends, ids;  // these grow once
       ends.clear();
       ids.clear();
       for (const std::vector<int32_t>& word : row.bad_words) {

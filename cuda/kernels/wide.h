@@ -1,5 +1,5 @@
-// Eight values of a row by loads and stores of 16 bytes. Scalar loads of 2 or 4 bytes leave most of a memory
-// transaction unused and cost an instruction a value.
+// Loads and stores of 16 bytes for eight values of a row. Scalar loads of 2 or 4 bytes leave most of a memory
+// transaction unused and take an instruction per value.
 #pragma once
 
 #include "cuda/kernels/block.h"
@@ -8,12 +8,12 @@ namespace longcat::gpu {
 
 constexpr int64_t kWide = 8;  // values
 
-// Whether rows of `stride` values of `element_bytes` that begin at `data` can be read by 16 bytes.
+// Whether rows of `stride` values of `element_bytes` at `data` can be read 16 bytes at a time.
 inline bool is_wide(const void* data, int64_t stride, int64_t element_bytes) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * element_bytes % 16 == 0;
 }
 
-// 16 bytes as the GPU loads them.
+// 16 bytes, the unit of a load.
 struct alignas(16) Word16 {
   uint32_t words[4];
 };
@@ -23,7 +23,7 @@ struct Wide {
   static constexpr int kWords = sizeof(T) * kWide / 16;
   Word16 words[kWords];
 
-  // `from`: aligned to 16 bytes.
+  // `from` is aligned to 16 bytes.
   LC_HD static Wide load(const T* from) {
     Wide wide;
 #ifdef __CUDA_ARCH__
@@ -48,7 +48,7 @@ struct Wide {
 #endif
   }
 
-  // f32 or bf16 at place i, a constant after unrolling.
+  // Value i as f32; i is a constant after unrolling.
   LC_HD float get(int i) const {
     if constexpr (sizeof(T) == 4) {
       return std::bit_cast<float>(words[i / 4].words[i % 4]);
@@ -68,7 +68,7 @@ struct Wide {
   }
 };
 
-// view[offset + i] = values[i] * scale, rounded to the view's dtype; the place aligned to 16 bytes.
+// view[offset + i] = values[i] * scale, rounded to the view's dtype. The destination is aligned to 16 bytes.
 template <class T>
 LC_HD void set_wide(const View& view, int64_t offset, const Wide<T>& values, float scale) {
   const auto as = [&]<class Out>(Out* to) {
@@ -84,11 +84,10 @@ LC_HD void set_wide(const View& view, int64_t offset, const Wide<T>& values, flo
   }
 }
 
-// store(r, c, sum over k < depth of a[r][k] * b[c][k]) for the rows r < num_rows of a, whose stride is `depth`, and the
-// kCols rows b(c). A warp takes kRows rows: lane l adds k = 8 l .. 8 l + 7, then those 256 further on, and so on, then
-// a fixed tree adds the lanes. No order depends on kRows, kCols or kAhead, nor on whether the rows can be read by 16
-// bytes
-// (`wide`). kAhead: steps of 256 whose loads are under way together.
+// Calls store(r, c, sum over k < depth of a[r][k] * b[c][k]) for the rows r < num_rows of a, with stride `depth`, and
+// the kCols rows b(c). A warp takes kRows rows. Lane l adds k = 8 l .. 8 l + 7, then the same k + 256, and so on; then
+// a fixed tree adds the lanes. The order does not depend on kRows, kCols or kAhead, nor on `wide`, which says that rows
+// can be read 16 bytes at a time. kAhead: number of steps of 256 with loads in flight.
 template <int kRows, int kCols, int kAhead, class A, class B, class Store>
 LC_HD void row_products(const Block& block, const A* a, int64_t num_rows, const B* const (&b)[kCols], int64_t depth,
                         bool wide, const Store& store) {
@@ -101,8 +100,8 @@ LC_HD void row_products(const Block& block, const A* a, int64_t num_rows, const 
     for (int r = 0; r < kRows; ++r) rows[r] = a + (first + r < num_rows ? first + r : num_rows - 1) * depth;
     float sums[kRows][kCols] = {};
     if (wide) {
-      // A ring of steps: the loads of one are issued a round before they are used. The compiler moves loads behind the
-      // additions of their own round to save registers, but not into the next.
+      // A ring of steps: each step's loads are issued one round before their use. The compiler moves loads after the
+      // additions of their own round to save registers, but not into the next round.
       Wide<A> x[kAhead][kRows];
       Wide<B> y[kAhead][kCols];
       const auto load = [&](int slot, int64_t k) {

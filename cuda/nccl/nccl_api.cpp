@@ -12,7 +12,7 @@ namespace longcat {
 
 namespace {
 
-// Where pip puts nvidia-nccl-cu12 and -cu13: site-packages/nvidia/nccl/lib, beside site-packages/longcat.
+// The place of pip's nvidia-nccl-cu12 and -cu13: site-packages/nvidia/nccl/lib, next to site-packages/longcat.
 std::filesystem::path beside_this_package() {
   Dl_info info;
   if (!::dladdr(reinterpret_cast<void*>(&load_nccl), &info) || !info.dli_fname) return {};
@@ -36,7 +36,7 @@ NcclApi load() {
   }
   if (!library)
     throw Error(str_cat("[nccl] ranks on GPUs need libnccl.so.2, which cannot be loaded (", tried,
-                        "): pip install nvidia-nccl-cu12, or name it by LONGCAT_NCCL"));
+                        "): pip install nvidia-nccl-cu12, or set LONGCAT_NCCL to its path"));
   NcclApi api{};
   const auto find = [&](auto& function, const char* symbol) {
     void* found = ::dlsym(library, symbol);

@@ -1,4 +1,4 @@
-// The functions of NCCL that ranks need, found at run time: nothing of it is there when longcat is built.
+// The NCCL functions that ranks need. They are loaded at run time; building longcat needs no NCCL.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ struct NcclUniqueId {
   char bytes[128];
 };
 
-// As nccl.h declares them (2.19 and later); results are 0, or a number that get_error_string explains.
+// As declared in nccl.h (2.19 and later). A result is 0 or an error number for get_error_string.
 struct NcclApi {
   enum DataType : int { kUint8 = 1, kInt32 = 2, kFloat32 = 7, kBfloat16 = 9 };
   enum Op : int { kSum = 0 };
@@ -33,8 +33,8 @@ struct NcclApi {
   const char* (*get_error_string)(int result);
 };
 
-// The library that $LONGCAT_NCCL names, else libnccl.so.2 of PyPI's nvidia-nccl beside this package, else of the
-// system. Loaded once. Throws Error that says where it was looked for.
+// Loads the library that $LONGCAT_NCCL names. Without it, loads libnccl.so.2 of PyPI's nvidia-nccl next to this
+// package, or else of the system. Loaded once. Throws Error that lists the places it tried.
 const NcclApi& load_nccl();
 
 }  // namespace longcat

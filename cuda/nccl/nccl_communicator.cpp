@@ -1,9 +1,9 @@
-// Ranks on GPUs: NCCL moves the bytes on the device's stream, so that a recorded step holds its sums; a kernel adds
-// them.
+// Ranks on GPUs. NCCL moves the bytes on the device's stream, so that a recorded graph includes the collectives. A
+// kernel of ours adds the partial sums.
 //
-// NCCL lets one thread use a communicator, and another end what that one waits for (ncclCommAbort), after which nobody
-// may use it. So a lock is held around each use; who aborts first lets no more use begin, then waits for the lock. A
-// call that sets up connections may itself wait for ranks that are gone: then the abort comes without the lock.
+// NCCL allows one thread to use a communicator, while another may end its waits (ncclCommAbort). After that, no thread
+// may use it. So every use holds a lock. abort() first forbids new uses, then takes the lock. A call that sets up
+// connections may itself wait for lost ranks; after kUse, abort() therefore proceeds without the lock.
 #include "cuda/nccl/nccl_communicator.h"
 
 #include <atomic>
@@ -27,7 +27,7 @@ class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const NcclApi& api, std::unique_ptr<Communicator> host, GpuDevice& device, int64_t max_bytes)
       : api_(api), host_(std::move(host)), device_(device), max_bytes_(max_bytes) {
-    // Recorded work keeps these addresses. Blocks of what is sent, and of what came.
+    // Recorded graphs keep these addresses. sent_ holds outgoing blocks, received_ incoming ones.
     const int64_t padded = (max_bytes / size() + kAlignment) / kAlignment * kAlignment * size();
     scratch_bytes_ = std::max(std::min(max_bytes, kOneExchangeBytes) * size(), padded);
     sent_ = Buffer(device, scratch_bytes_);
@@ -35,14 +35,14 @@ class NcclCommunicator final : public Communicator {
     NcclUniqueId id{};
     if (rank() == 0) check(api_.get_unique_id(&id), "ncclGetUniqueId");
     host_->broadcast(Tensor(id.bytes, DType::u8, {static_cast<int64_t>(sizeof(id.bytes))}), 0);
-    host_->barrier();  // which can be given up; NCCL waits for all ranks, whatever becomes of them
+    host_->barrier();  // can be aborted, while NCCL would wait for all ranks for ever
     check(api_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
   }
   ~NcclCommunicator() override {
     const std::lock_guard lock(use_);
     if (aborted_) return;
     if (std::uncaught_exceptions() > 0 || !host_->failure().empty()) {
-      api_.comm_abort(comm_);  // the others do not come to destroy theirs
+      api_.comm_abort(comm_);  // ncclCommDestroy would wait for the other ranks
     } else {
       api_.comm_destroy(comm_);
     }
@@ -91,7 +91,8 @@ class NcclCommunicator final : public Communicator {
       all_gather(all, x);
       return gpu::sum_blocks(device_, x, all, size());
     }
-    const int64_t block = (count + size() - 1) / size();  // the last one is filled up with what lies there
+    // the rest of the last block is arbitrary and does not reach x
+    const int64_t block = (count + size() - 1) / size();
     const Tensor sent = scratch(sent_, x.dtype(), block * size()),
                  received = scratch(received_, x.dtype(), block * size());
     device_.copy(sent.raw(), x.raw(), x.num_bytes());
@@ -117,19 +118,20 @@ class NcclCommunicator final : public Communicator {
     host_->abort(reason);
     if (aborting_.exchange(true)) return;
     const std::unique_lock lock(use_, kUse);
-    if (!aborted_.exchange(true)) api_.comm_abort(comm_);  // kernels that wait for other ranks end
+    if (!aborted_.exchange(true)) api_.comm_abort(comm_);  // ends kernels that wait for other ranks
   }
   std::string failure() const override { return host_->failure(); }
 
  private:
   static constexpr int64_t kAlignment = 256;
-  static constexpr std::chrono::seconds kUse{1};  // far longer than a use that waits for nobody
+  static constexpr std::chrono::seconds kUse{1};  // far longer than a use that does not wait for other ranks
 
-  // Until it is let go, nobody aborts. A sum is several uses, and so is recorded work while it is emulated.
+  // While the lock is held, abort() waits. The lock is recursive: an all-reduce has several uses, and so has an
+  // emulated launch.
   std::unique_lock<std::recursive_timed_mutex> use() {
     std::unique_lock lock(use_);
     if (const std::string reason = host_->failure(); !reason.empty()) throw Error(reason);
-    if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), " has given up"));
+    if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), ": the communicator was aborted"));
     return lock;
   }
 
@@ -142,7 +144,7 @@ class NcclCommunicator final : public Communicator {
       result = api_.send(x + peer * block, bytes, NcclApi::kUint8, peer, comm_, stream());
       if (result == 0) result = api_.recv(out + peer * block, bytes, NcclApi::kUint8, peer, comm_, stream());
     }
-    const int end = api_.group_end();  // or whatever this thread calls next is taken for a part of the group
+    const int end = api_.group_end();  // always, or this thread's next calls would join the group
     check(result, "ncclSend or ncclRecv");
     check(end, "ncclGroupEnd");
   }
@@ -152,7 +154,7 @@ class NcclCommunicator final : public Communicator {
     return buffer.tensor(dtype, {count});
   }
 
-  // Sums stay on the main stream: ranks must begin them in one order.
+  // Collectives stay on the main stream, because all ranks must start them in the same order.
   NcclApi::Stream stream() const {
     LC_CHECK(!device_.in_branch());
     return device_.stream();
@@ -173,8 +175,8 @@ class NcclCommunicator final : public Communicator {
   NcclApi::Comm comm_ = nullptr;
   Buffer sent_, received_;
   std::recursive_timed_mutex use_;
-  std::atomic<bool> aborting_ = false;  // no use begins any more
-  std::atomic<bool> aborted_ = false;   // comm_ is gone
+  std::atomic<bool> aborting_ = false;  // no new use may begin
+  std::atomic<bool> aborted_ = false;   // comm_ no longer exists
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Ranks on GPUs.
+// Communicator of ranks on GPUs.
 #pragma once
 
 #include <memory>
@@ -9,8 +9,8 @@
 
 namespace longcat {
 
-// NCCL on the stream of `device`; the ranks find each other by `host`. max_bytes: of the largest sum. `api` and
-// `device` outlive the communicator. Throws Error.
+// NCCL on the stream of `device`; `host` carries the rendezvous. max_bytes: size of the largest all-reduce. `api` and
+// `device` must outlive the communicator. Throws Error.
 std::unique_ptr<Communicator> make_nccl_communicator(const NcclApi& api, std::unique_ptr<Communicator> host,
                                                      GpuDevice& device, int64_t max_bytes);
 

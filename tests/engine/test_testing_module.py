@@ -30,7 +30,7 @@ def test_the_product_has_no_part_of_it():
 
 
 def test_the_product_knows_no_emulated_device(tiny):
-    with pytest.raises(ValueError, match='device="cuda-emulated" is not known: use "auto", "cpu", "cuda" or "cuda:N"'):
+    with pytest.raises(ValueError, match='found device="cuda-emulated"; expected "auto", "cpu", "cuda" or "cuda:N"'):
         longcat.Engine(tiny, device=EMULATED)
 
 

@@ -39,7 +39,7 @@ def test_slices_have_the_values_of_the_whole(format, unit, shape):
             found = testing.unpack_matrix(part, format, *size)
             assert np.array_equal(found, whole[slice(*row_range), slice(*col_range)])
     for row_range, col_range in [((4, 12), (0, cols)), ((0, rows), (unit // 2, cols))]:
-        with pytest.raises(_core.Error, match="stay together in blocks"):
+        with pytest.raises(_core.Error, match="expected whole blocks of"):
             testing.slice_packed(packed, format, rows, cols, row_range, col_range)
 
 
@@ -188,12 +188,12 @@ def test_an_unknown_instruction_set_is_refused():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match='packed format "int3" is not known: expected bf16_x8, int8_x8'):
+    with pytest.raises(ValueError, match='found format "int3"; expected bf16_x8, int8_x8'):
         testing.pack_matrix(normal(8, 32), "int3")
     for value in (np.nan, np.inf):
         matrix = normal(8, 32)
         matrix[5, 7] = value
-        with pytest.raises(longcat.Error, match=f"row 5, column 7 is {value}: no scale can hold that"):
+        with pytest.raises(longcat.Error, match=f"row 5, column 7 is {value}; expected a finite value"):
             testing.pack_matrix(matrix, "int4_x8")
     with pytest.raises(ValueError, match="10 bytes, expected 320"):
         testing.unpack_matrix(np.zeros(10, np.uint8), "int8_x8", 8, 32)

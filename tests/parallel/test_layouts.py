@@ -135,10 +135,16 @@ def test_fp8_blocks_shard(tmp_path):
 @pytest.mark.parametrize(
     "quant, overrides, tp, ep, message",
     [
-        ("int8", TINY, 4, 4, "in blocks of 32: its 32 columns cannot be shared out by 8; 1 ranks would do"),
-        ("int4", BLOCKS | {"v_head_dim": 16}, 4, 4, "its 64 columns cannot be shared out by 16; 1, 2 ranks would do"),
-        ("bf16", BLOCKS | {"expert_ffn_hidden_size": 20}, 4, 1, "blocks of 8: its 20 rows cannot be shared out by 5"),
-        ("FP8", FP8_BLOCKS, 4, 4, "blocks of 128: its 256 rows cannot be shared out by 64; 1, 2 ranks would do"),
+        ("int8", TINY, 4, 4, "found parts of 8 of its 32 columns; expected whole blocks of 32"),
+        ("int4", BLOCKS | {"v_head_dim": 16}, 4, 4, "found parts of 16 of its 64 columns"),
+        (
+            "bf16",
+            BLOCKS | {"expert_ffn_hidden_size": 20},
+            4,
+            1,
+            "found parts of 5 of its 20 rows; expected whole blocks of 8",
+        ),
+        ("FP8", FP8_BLOCKS, 4, 4, r"blocks of 128 \(fp8_block\). Numbers of parts that fit: 1, 2"),
     ],
 )
 def test_blocks_that_would_be_cut_are_refused(tmp_path, quant, overrides, tp, ep, message):

@@ -62,7 +62,7 @@ def test_a_library_that_cannot_be_loaded(tmp_path, content):
         path.write_bytes(content)
     said = load(str(path))
     assert said.startswith("[nccl] ranks on GPUs need libnccl.so.2, which cannot be loaded (") and str(path) in said
-    assert "pip install nvidia-nccl-cu12, or name it by LONGCAT_NCCL" in said
+    assert "pip install nvidia-nccl-cu12, or set LONGCAT_NCCL to its path" in said
 
 
 def test_a_library_of_another_kind():

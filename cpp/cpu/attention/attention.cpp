@@ -1,9 +1,9 @@
-// MLA over the paged latent cache: one latent row of kv_lora_rank + rope values a token, shared by all heads. This file
-// stores them, and lets generated tokens attend to the latents themselves (absorbed).
+// MLA over the paged latent cache. Each token has one latent row of kv_lora_rank + rope values, shared by all heads.
+// This file stores the rows and computes absorbed attention for generated tokens.
 //
-// A token costs 2 * (2 * kv_lora_rank + rope) operations a head and latent row: 64 GFLOP at 32k of context and the real
-// shape, more than the weights. So a tile of 64 rows is widened once and multiplied with the queries of all heads side
-// by side, and pieces of the history are computed by all threads at once.
+// A token costs 2 * (2 * kv_lora_rank + rope) operations per head and latent row. At the real shape and 32k of context
+// that is 64 GFLOP, more than the weights cost. So a tile of 64 rows
+// is widened once and multiplied with the queries of all heads. All threads compute pieces of the history in parallel.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -23,10 +23,10 @@ namespace {
 
 using cpu::LatentShape;
 
-constexpr int64_t kPrefetches = 300;  // about as many times a tile's products ask for the next tile
-constexpr int64_t kMaxPieces = 256;   // whose partial results are kept at once, when one token has not more
+constexpr int64_t kPrefetches = 300;  // about as often as a tile's products prefetch from the next tile
+constexpr int64_t kMaxPieces = 256;   // number of partial results kept at once, unless one token alone has more
 
-// A piece of one token's history, and where its partial result goes: acc [heads, acc_columns], max and sum [lanes].
+// A piece of one token's history. Its partial result is acc [heads, acc_columns], then max and sum [lanes].
 struct Piece {
   int64_t token, begin, end;
   float* partial;
@@ -37,7 +37,7 @@ int64_t partial_size(const LatentShape& shape) { return shape.num_heads * shape.
 template <class Tile>
 void attend_piece(const Piece& piece, const float* queries, Tensor latents, const int32_t* block_table,
                   const LatentShape& shape) {
-  thread_local Tile tile;  // these grow once
+  thread_local Tile tile;  // these vectors grow once
   thread_local std::vector<float> scores, keep;
   scores.resize(static_cast<size_t>(kBlockSize * shape.lanes()));
   keep.resize(static_cast<size_t>(shape.lanes()));
@@ -67,7 +67,7 @@ void attend_piece(const Piece& piece, const float* queries, Tensor latents, cons
 // y[k] += a * x[k].
 LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
 
-// out [kv_lora] = the pieces of one head together, in their order. NaN stays NaN.
+// out [kv_lora] = the combined pieces of one head, in ascending order. NaN stays NaN.
 void combine(float* out, std::span<const Piece> pieces, int64_t head, const LatentShape& shape) {
   const auto max_of = [&](const Piece& p) { return p.partial[shape.num_heads * shape.acc_columns() + head]; };
   const auto sum_of = [&](const Piece& p) {
@@ -103,11 +103,11 @@ void CpuOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor laten
     return batch.block_tables.row<int32_t>(batch.sequence_idx.data<int32_t>()[t]);
   };
   const auto attend = [&]<class Tile>(std::type_identity<Tile>) {
-    thread_local std::vector<float> queries, partials;  // these grow once
+    thread_local std::vector<float> queries, partials;  // these vectors grow once
     thread_local std::vector<Piece> pieces;
-    thread_local std::vector<size_t> first_piece;  // of each token, and behind the last
+    thread_local std::vector<size_t> first_piece;  // of each token, then of the end
     const int64_t queries_size = Tile::queries_size(shape);
-    // As many tokens at once as have few enough pieces.
+    // Takes as many tokens at once as have at most kMaxPieces pieces together.
     for (int64_t first = 0, last; first < batch.num_decode_tokens; first = last) {
       pieces.clear();
       first_piece.assign(1, 0);
@@ -137,7 +137,7 @@ void CpuOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor laten
                                  .rope_stride = q_rope.stride(1)},
                                 shape, scale);
       });
-      // Long pieces, which come last in a history, first: the short ones even out what the threads have left.
+      // Long pieces, which come last in a history, go first. The short ones then even out the load of the threads.
       const int64_t num_pieces = static_cast<int64_t>(all_pieces.size());
       const int64_t grain = grain_for(kv_piece_end(0) * shape.lanes() * (shape.dim() + shape.kv_lora_rank));
       pool_.parallel_for(num_pieces, grain, [&](int64_t begin, int64_t end) {

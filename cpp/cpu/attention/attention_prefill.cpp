@@ -1,5 +1,5 @@
-// MLA of prompt tokens, materialised: keys and values of each head are made of the latents, a tile of 64 at a time, for
-// all rows of the chunk. The rows are the lanes of the scores, as the heads are in attention.cpp.
+// Materialised MLA of prompt tokens. For each head, keys and values of 64 positions at a time are computed from the
+// latents, for all rows of the chunk. The rows are the lanes of the scores; in attention.cpp the heads are.
 #include <algorithm>
 #include <vector>
 
@@ -15,9 +15,9 @@ namespace {
 
 using cpu::padded_columns;
 
-constexpr int64_t kRowsAtOnce = 128;  // of a chunk, so that their scores stay near
+constexpr int64_t kRowsAtOnce = 128;  // rows of a chunk whose scores fit in the cache
 
-// What one thread needs to compute a head of a chunk.
+// The buffers of one thread for one head of a chunk.
 struct PrefillScratch {
   std::vector<float> w_uk;            // [kv_lora, padded(nope)] of the head
   std::vector<float> w_uv;            // [kv_lora, padded(v)] of the head, transposed
@@ -53,14 +53,15 @@ class PrefillHead {
     for (int64_t l = 0; l < kv_lora_rank_; ++l)
       cpu::read_row(s_.w_uk.data() + l * k_columns_, k_up, head * kv_lora_rank_ + l);
     s_.w_uv.assign(static_cast<size_t>(kv_lora_rank_ * v_columns_), 0.0f);
-    float* row = s_.latents.data();  // free so far
+    float* row = s_.latents.data();  // not in use yet
     for (int64_t d = 0; d < v_dim_; ++d) {
       cpu::read_row(row, v_up, head * v_dim_ + d);
       for (int64_t l = 0; l < kv_lora_rank_; ++l) s_.w_uv[static_cast<size_t>(l * v_columns_ + d)] = row[l];
     }
   }
 
-  // out [num_rows, v], q [num_rows, nope + rope]: rows of this head, `start` the position of the first.
+  // out [num_rows, v] and q [num_rows, nope + rope] are the rows of this head; `start` is the position of the first
+  // row.
   void attend(float* out, int64_t out_stride, const float* q, int64_t q_stride, int64_t num_rows, int64_t start,
               const int32_t* block_table) {
     const size_t lanes = static_cast<size_t>(padded_columns(num_rows));
@@ -94,7 +95,7 @@ class PrefillHead {
     }
   }
 
-  // Keys and values of the positions [tile, tile + num_keys); the keys' rope values stay in the latents.
+  // Computes keys and values of the positions [tile, tile + num_keys). The keys' rope values stay in the latents.
   void materialise(int64_t tile, int64_t num_keys, const int32_t* block_table) {
     rows_ =
         cpu::read_latents(s_.latents.data(), latents_, block_table, tile, tile + num_keys, kv_lora_rank_, rope_dim_);
@@ -115,7 +116,8 @@ class PrefillHead {
     project(s_.values, s_.w_uv, v_columns_);
   }
 
-  // Adds the tile to the rows [first, first + num_rows). Row first + i sees the first `visible` + i of its keys.
+  // Adds the tile to the rows [first, first + num_rows). Row first + i attends to the first `visible` + i keys of the
+  // tile.
   void attend_tile(int64_t first, int64_t num_rows, int64_t visible, int64_t num_keys) {
     const int64_t lanes = padded_columns(num_rows);
     const float* queries = s_.queries.data() + first * head_dim();
@@ -141,8 +143,8 @@ class PrefillHead {
       std::fill_n(scores + s * lanes, std::min(s - visible + 1, num_rows), cpu::kNothing);
     cpu::add_scores(scores, num_keys, lanes, s_.max.data() + first, s_.sum.data() + first, s_.keep.data());
     cpu::keep_rows(s_.acc.data() + first * v_columns_, num_rows, v_columns_, s_.keep.data());
-    // Keys that a row does not see are left out, never multiplied: there may be NaN. So rows that see a part of the
-    // tile take the keys that four of them share together, the others by themselves.
+    // Keys that a row does not attend to are skipped, not multiplied by 0, because they may be NaN. Rows that attend to
+    // a part of the tile go in groups of four: first the keys that all four have, then the other keys row by row.
     constexpr int64_t kTogether = 4;
     int64_t i = std::max<int64_t>(0, 1 - visible);
     while (i < num_rows) {

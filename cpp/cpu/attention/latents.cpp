@@ -47,14 +47,15 @@ void unpack_fp8(float* values, const uint8_t* row, Fp8Latent layout) {
   }
 }
 
-constexpr float kTiny = 1e-30f;  // magnitudes that are rounded to 0, because their inverse might overflow
+constexpr float kTiny = 1e-30f;  // smaller magnitudes are rounded to 0, because their inverse might overflow
 
-// values[k] = scale * integers[k], integers of at most `levels`; returns the scale, NaN when a value is not finite.
+// values[k] = scale * integers[k], with integers of magnitude `levels` or less. Returns the scale, NaN when a value is
+// not finite.
 template <class Integer>
 LC_INLINE float round_to_levels(Integer* integers, const float* values, int64_t n, float levels) {
   typedef Integer Integers __attribute__((vector_size(vec::kLanes * sizeof(Integer))));
-  constexpr float kMagic = 0x1.8p23f;  // rounds a small number that it is added to and taken from
-  const auto tail = [&](int64_t k) {   // fewer values than lanes, filled up with zeros
+  constexpr float kMagic = 0x1.8p23f;  // adding and subtracting it rounds a small number
+  const auto tail = [&](int64_t k) {   // fewer values than lanes, filled with zeros
     float filled[vec::kLanes] = {};
     std::copy_n(values + k, n - k, filled);
     return vec::load(filled);
@@ -117,7 +118,7 @@ LC_CLONES void unpack_int8(float* values, const uint8_t* row, Int8Latent layout)
   });
 }
 
-// A row as neighbours that are multiplied together; an odd latent row ends with a zero.
+// The row as pairs of adjacent values that are multiplied together. A latent of odd length is padded with a zero.
 LC_CLONES void widen_int8(Int16Pair* pairs, const uint8_t* row, Int8Latent layout) {
   const int8_t* latent = reinterpret_cast<const int8_t*>(row + layout.values_offset());
   int16_t* wide = &pairs->first;
@@ -127,7 +128,7 @@ LC_CLONES void widen_int8(Int16Pair* pairs, const uint8_t* row, Int8Latent layou
               static_cast<size_t>(2 * layout.rope_dim));
 }
 
-// Latents of two rows, column by column; without `second` its place is zero.
+// Pairs the latents of two rows, column by column. Without `second`, the other half is zero.
 LC_CLONES void interleave_int8(Int16Pair* pairs, const int8_t* first, const int8_t* second, int64_t n) {
   typedef uint32_t __attribute__((may_alias)) PairBits;
   PairBits* out = reinterpret_cast<PairBits*>(pairs);
@@ -140,8 +141,8 @@ LC_CLONES void interleave_int8(Int16Pair* pairs, const int8_t* first, const int8
              static_cast<uint32_t>(static_cast<int32_t>(second[k])) << 16;
 }
 
-// out [ceil(n / 2), lanes] = weights [n, lanes] * row_scales[row * stride] as integers of at most 32767, with a scale a
-// lane: two rows side by side.
+// out [ceil(n / 2), lanes] = weights [n, lanes] * row_scales[row * stride], as integers of at most 32767 with one scale
+// per lane. A pair holds two consecutive rows.
 LC_CLONES void round_weights(Int16Pair* out, float* lane_scales, const float* weights, const float* row_scales,
                              int64_t stride, int64_t n, int64_t lanes) {
   for (int64_t lane = 0; lane < lanes; lane += vec::kLanes) {
@@ -213,7 +214,7 @@ void FloatTile::prepare_queries(float* prepared, const LatentQueries& queries, c
   const int64_t lanes = shape.lanes();
   std::fill_n(prepared, queries_size(shape), 0.0f);
   const auto transpose = [&](float* out, const float* q, int64_t stride, int64_t n) {
-    constexpr int64_t kAtOnce = 16;  // lines of `out` that stay near while the heads pass
+    constexpr int64_t kAtOnce = 16;  // lines of `out` that stay in the cache during the loop over heads
     for (int64_t begin = 0; begin < n; begin += kAtOnce)
       for (int64_t h = 0; h < shape.num_heads; ++h)
         for (int64_t k = begin; k < std::min(begin + kAtOnce, n); ++k) out[k * lanes + h] = q[h * stride + k] * scale;
@@ -224,7 +225,8 @@ void FloatTile::prepare_queries(float* prepared, const LatentQueries& queries, c
 
 void FloatTile::load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape) {
   const int64_t beyond =
-      std::max<int64_t>(0, padded_columns(shape.kv_lora_rank) - shape.dim());  // that accumulate() reads of a row
+      // values after a row's end that accumulate() reads
+      std::max<int64_t>(0, padded_columns(shape.kv_lora_rank) - shape.dim());
   scratch_.resize(static_cast<size_t>(kBlockSize * shape.dim() + beyond));
   rows_ = read_latents(scratch_.data(), latents, block_table, begin, end, shape.kv_lora_rank, shape.rope_dim);
   num_rows_ = end - begin;
@@ -263,11 +265,11 @@ void FloatTile::accumulate(float* acc, const float* weights, const LatentShape& 
 
 // --- integers --------------------------------------------------------------------------------------------------------
 
-// Queries of at most 8191, so that a group's sum stays in 32 bits: 8191 * 2047 * 128 < 2^31.
+// Queries of magnitude 8191 or less, so that a group's sum fits in 32 bits: 8191 * 2047 * 128 < 2^31.
 LC_CLONES static void round_queries(Int16Pair* out, float* scales, const LatentQueries& queries,
                                     const LatentShape& shape, float scale, int64_t pairs, float* row) {
   constexpr float kQueryLevels = 8191;
-  constexpr int64_t kAtOnce = 16;  // lines of `out` that stay near while the heads pass
+  constexpr int64_t kAtOnce = 16;  // lines of `out` that stay in the cache during the loop over heads
   const int64_t lanes = shape.lanes(), padded_latent = (shape.kv_lora_rank + 1) / 2 * 2;
   Int16Pair* rounded = reinterpret_cast<Int16Pair*>(row + 2 * pairs);
   for (int64_t h = 0; h < shape.num_heads; ++h) {
@@ -282,7 +284,7 @@ LC_CLONES static void round_queries(Int16Pair* out, float* scales, const LatentQ
 
 void Int8Tile::prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale) {
   const int64_t pairs = num_pairs(shape);
-  thread_local std::vector<float> scratch;  // grows once: a row of floats, the integers of all heads
+  thread_local std::vector<float> scratch;  // grows once: a row of floats, then the integers of all heads
   scratch.assign(static_cast<size_t>((2 + shape.num_heads) * pairs), 0.0f);
   std::fill_n(prepared, queries_size(shape), 0.0f);
   round_queries(reinterpret_cast<Int16Pair*>(prepared), prepared + pairs * shape.lanes(), queries, shape, scale, pairs,

@@ -1,4 +1,4 @@
-// Latent rows of the cache: written, read as floats, and as the tiles that generated tokens attend to.
+// Latent rows of the cache: storing them, reading them as floats, and tiles of them for absorbed attention.
 #pragma once
 
 #include <vector>
@@ -12,32 +12,33 @@ namespace longcat::cpu {
 void store_latent(Tensor latents, const int32_t* block_table, int64_t position, const float* values,
                   int64_t kv_lora_rank, int64_t rope_dim);
 
-// Rows of the positions [begin, end), all of one block: [end - begin, kv_lora + rope] floats, either where they lie or
-// in `scratch` [64, kv_lora + rope].
+// Returns the rows of the positions [begin, end) of one block as floats [end - begin, kv_lora + rope]. They are in the
+// cache itself or in `scratch` [64, kv_lora + rope].
 const float* read_latents(float* scratch, Tensor latents, const int32_t* block_table, int64_t begin, int64_t end,
                           int64_t kv_lora_rank, int64_t rope_dim);
 
-// The extents of absorbed attention. Lanes: heads, filled up for tile_product.h.
+// The extents of absorbed attention. Lanes are heads, padded for tile_product.h.
 struct LatentShape {
   int64_t num_heads, kv_lora_rank, rope_dim;
 
   int64_t dim() const { return kv_lora_rank + rope_dim; }
   int64_t lanes() const { return padded_columns(num_heads); }
-  // Of a head's sum: whole registers, and a line more so that heads do not lie a power of two apart, where a processor
-  // takes their addresses for equal.
+  // Columns of a head's accumulator: whole registers, plus one tile. Without that, heads would lie a power of two
+  // apart, and the processor would take their addresses for equal (4K aliasing).
   int64_t acc_columns() const { return padded_columns(kv_lora_rank) + kTileColumns; }
 };
 
-// The queries of one token, head h at latent + h * latent_stride and at rope + h * rope_stride.
+// The queries of one token. Head h is at latent + h * latent_stride and rope + h * rope_stride.
 struct LatentQueries {
   const float *latent, *rope;
   int64_t latent_stride, rope_stride;
 };
 
-// Latent rows of one block, widened once for all heads. Both kinds of tile have the same functions.
+// Latent rows of one block, widened once for all heads. FloatTile and Int8Tile have the same functions.
 class FloatTile {
  public:
-  // Floats that the queries of a token take as score() wants them, and that form, times `scale`.
+  // Number of floats of one token's queries in the form that score() reads, and the conversion to that form, times
+  // `scale`.
   static int64_t queries_size(const LatentShape& shape) { return shape.dim() * shape.lanes(); }
   static void prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale);
 
@@ -55,8 +56,8 @@ class FloatTile {
   int64_t num_rows_ = 0;
 };
 
-// 16-bit integers: the latents as they are stored, queries in 14 bits with a scale a head, weights in 15 with a scale a
-// head and group. All products and their sums over a group, or over the rows, are exact.
+// A tile in 16-bit integers. Latents keep their stored values. Queries have 14 bits with a scale per head; weights have
+// 15 bits with a scale per head and group. All products, and their sums over a group or over the rows, are exact.
 class Int8Tile {
  public:
   static int64_t queries_size(const LatentShape& shape) { return (num_pairs(shape) + 1) * shape.lanes(); }
@@ -69,8 +70,8 @@ class Int8Tile {
  private:
   static int64_t num_pairs(const LatentShape& shape) { return (shape.kv_lora_rank + 1) / 2 + shape.rope_dim / 2; }
 
-  std::vector<Int16Pair> keys_;     // [rows, num_pairs] neighbours in a row
-  std::vector<Int16Pair> values_;   // [rows / 2, acc_columns] neighbours in a column
+  std::vector<Int16Pair> keys_;     // [rows, num_pairs] adjacent values of a row
+  std::vector<Int16Pair> values_;   // [rows / 2, acc_columns] two rows' values of a column
   std::vector<float> scales_;       // [rows, num_groups]
   std::vector<Int16Pair> weights_;  // [rows / 2, lanes]
   std::vector<float> head_scales_;  // [lanes]

@@ -1,4 +1,4 @@
-// Rotary position embedding over interleaved pairs (2j, 2j + 1), as the checkpoint stores them.
+// Rotary position embedding of interleaved pairs (2j, 2j + 1), the checkpoint's layout.
 #include "cpu/attention/rope.h"
 
 #include <cmath>
@@ -19,8 +19,8 @@ void rotate_pairs(float* x, const float* cos, const float* sin, int64_t rope_dim
 
 }  // namespace cpu
 
-// The angle is rounded to f32 before cos and sin, as the reference does: at position 300,000 the rounding of the
-// fastest pair is 0.016 rad, and exact angles would differ from what the model was trained with.
+// The angle is rounded to f32 before cos and sin, as in the reference. At position 300,000 the fastest pair's rounding
+// error is 0.016 rad. Exact angles would differ from those of the training.
 void CpuOps::rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) {
   const float* frequencies = inv_freq.data<float>();
   for (int64_t t = 0; t < positions.size(0); ++t) {

@@ -1,8 +1,9 @@
-// Linear layers. A register tile of a few weight rows and a few inputs at a time: each output is one dot product of 16
-// partial sums, k ascending, then a fixed tree, whatever the tile, so its bits do not depend on the number of inputs.
+// Linear layers. A register tile covers a few weight rows and a few inputs. Each output is a dot product of 16 partial
+// sums with k ascending, then a fixed tree. That holds for every tile, so the bits do not depend on the number of
+// inputs.
 //
-// With many inputs the work is blocked so that a block of inputs stays in the second-level cache while the weight rows
-// pass by, and each tile's weight rows are widened to f32 once for the whole block.
+// With many inputs, a block of inputs stays in the second-level cache during the loop over weight rows. A tile's weight
+// rows are then widened to f32 once per block.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -21,10 +22,10 @@ namespace cpu {
 
 namespace {
 
-constexpr int64_t kInputBlockBytes = 256 << 10;  // of inputs, half of a small second-level cache
+constexpr int64_t kInputBlockBytes = 256 << 10;  // half of a small second-level cache
 
-// The 16 partial sums of a dot product as two registers of AVX2 or as one of AVX-512: GCC 12 keeps a type that is wider
-// than a register on the stack.
+// The 16 partial sums of a dot product fill two AVX2 registers or one AVX-512 register. GCC 12 keeps a type wider than
+// a register on the stack.
 constexpr int64_t kSums = 16;
 
 struct Halves {
@@ -67,7 +68,7 @@ struct Whole {
   static LC_INLINE void multiply_add(Whole& sum, const Whole& a, const Whole& b) { sum.lanes += a.lanes * b.lanes; }
 };
 
-// Lane i takes lane i + 8, then i + 4, i + 2, i + 1.
+// Adds lane i + 8 to lane i, then i + 4, i + 2, i + 1.
 template <class Lanes>
 LC_INLINE float sum_of(const Lanes& v) {
   typedef float f32x4 __attribute__((vector_size(16)));
@@ -105,7 +106,7 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
   }
 }
 
-// T inputs from x on against num_rows rows that lie in memory as W, R at a time.
+// Multiplies T inputs by num_rows rows, R at a time.
 template <bool kFew, class Lanes, int R, int T, class W>
 LC_INLINE void dot_inputs(float* out, int64_t out_stride, const W* rows, int64_t num_rows, const float* const* x,
                           int64_t n) {
@@ -114,7 +115,7 @@ LC_INLINE void dot_inputs(float* out, int64_t out_stride, const W* rows, int64_t
   for (; r < num_rows; ++r) dot_tile<kFew, Lanes, 1, T>(out + r, out_stride, rows + r * n, n, x, n);
 }
 
-// That with as many inputs as `count` says, T or more: R, More... are the rows of a tile with T, T + 1, ... of them.
+// dot_inputs() with `count` >= T inputs. R, More... are the numbers of tile rows for T, T + 1, ... inputs.
 template <bool kFew, class Lanes, int T, int R, int... More, class W>
 LC_INLINE void dot_count(int64_t count, float* out, int64_t out_stride, const W* rows, int64_t num_rows,
                          const float* const* x, int64_t n) {
@@ -125,8 +126,8 @@ LC_INLINE void dot_count(int64_t count, float* out, int64_t out_stride, const W*
   }
 }
 
-// All inputs [begin, end) of the block, in passes over the rows that take about equally many, at most as many as there
-// are Rows.
+// Multiplies all inputs [begin, end) of the block, in passes with about equally many inputs, at most sizeof...(Rows)
+// each.
 template <bool kFew, class Lanes, int... Rows, class W>
 LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                         int64_t end, const MatmulBlock& b) {
@@ -142,8 +143,8 @@ LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, i
   }
 }
 
-// Tiles by the registers of each instruction set: R * T sums of 16 floats, and the operands. kFew: for rows where they
-// lie, which come from memory.
+// Tile shapes by the registers of each instruction set: R * T sums of 16 floats, and the operands. kFew: rows are read
+// in place, from memory.
 template <bool kFew, class W>
 void dot_rows_portable(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                        int64_t end, const MatmulBlock& b) {
@@ -172,7 +173,7 @@ template <class W>
 using DotRows = void (*)(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin,
                          int64_t end, const MatmulBlock& b);
 
-// Inputs up to which the rows are multiplied where they lie; with more, it pays to widen a row to f32 once for all.
+// Up to this number of inputs, rows are read in place. With more inputs, widening each row to f32 once pays off.
 int64_t most_few_inputs() { return cpu_isa() >= Isa::avx512 ? 5 : cpu_isa() >= Isa::avx2 ? 12 : 2; }
 
 template <bool kFew, class W>
@@ -199,13 +200,13 @@ void read_fp8_row(float* out, const Weight& weight, int64_t row) {
 
 namespace {
 
-// Rows widened a few at a time, for every block of inputs.
+// Widens a few rows at a time, once per block of inputs.
 void matmul_widened(const Weight& weight, const MatmulBlock& block) {
   static const DotRows<float> dot_rows = dot_rows_of_this_machine<false, float>();
-  constexpr int64_t kRows = 12;  // whole tiles of every instruction set
+  constexpr int64_t kRows = 12;  // a multiple of the tile rows of every instruction set
   const int64_t n = weight.in_features;
   const int64_t inputs_at_once = std::max<int64_t>(8, kInputBlockBytes / (4 * n));
-  thread_local std::vector<float> rows;  // grows to the widest layer once
+  thread_local std::vector<float> rows;  // grows to the widest layer
   rows.resize(static_cast<size_t>(kRows * n));
   for (int64_t begin = 0; begin < block.num_inputs; begin += inputs_at_once) {
     const int64_t end = std::min(begin + inputs_at_once, block.num_inputs);
@@ -253,14 +254,14 @@ void read_row(float* out, const Weight& weight, int64_t row) {
 
 }  // namespace cpu
 
-// Weight rows that a thread takes at once: whole tiles, enough for the inputs to serve many of them, few enough for a
-// slow thread to fall behind by little.
+// Number of weight rows that a thread takes at once, in whole tiles. Many rows reuse the inputs well; few rows keep a
+// slow thread from falling behind.
 static int64_t row_grain(int64_t num_rows, int num_threads) {
   constexpr int64_t kTileRows = 64, kRangesPerThread = 8;
   return std::max(kTileRows, num_rows / (num_threads * kRangesPerThread) / kTileRows * kTileRows);
 }
 
-// Kernels read whole elements: a plane that the file leaves unaligned is copied.
+// Kernels read aligned elements. A plane that is not aligned in the file is copied.
 Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
   const auto misaligned = [](const void* data, size_t alignment) {
     return reinterpret_cast<uintptr_t>(data) % alignment != 0;
@@ -286,7 +287,7 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
       weight.scales = static_cast<const float*>(storage.data());
       return weight;
     }
-    default:  // packed: any alignment does
+    default:  // packed formats need no alignment
       return weight;
   }
 }
@@ -315,7 +316,7 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
   });
 }
 
-// One pass over the rows of both: neither a wait between them nor one before the activation.
+// One pass over the rows of both weights, without a barrier between them or before the activation.
 void CpuOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
   LC_CHECK(gate_proj.out_features == up_proj.out_features && out.size(1) == up_proj.out_features &&
            x.size(1) == gate_proj.in_features && x.size(1) == up_proj.in_features);

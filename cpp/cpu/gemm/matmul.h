@@ -1,4 +1,4 @@
-// A block of rows of one weight times a list of rows of x: what linear, linear_per_head and the experts are made of.
+// Product of a block of weight rows and a list of rows of x, the core of linear, linear_per_head and the experts.
 #pragma once
 
 #include "ops/weight.h"
@@ -17,7 +17,7 @@ struct MatmulBlock {
   const int32_t* row_idx;
   int64_t num_inputs;
   int64_t first_row, num_rows;
-  // The same rows in 8 bits, for weights that want_quantized_inputs(): row i of x is row quantized_first + i there.
+  // The same rows in 8 bits, for weights that want_quantized_inputs(). Row i of x is row quantized_first + i of them.
   const QuantizedInputs* quantized = nullptr;
   int64_t quantized_first = 0;
 };

@@ -18,8 +18,8 @@ namespace {
 // Adding 1.5 x 2^23 rounds to the nearest integer, ties to even.
 constexpr float kRound = 12582912.0f;
 
-// The scale whose rounded multiples in [-8, 7] come closest to x, in bf16 as it is stored. Starts from scales that put
-// the extreme near -8 and refines each by least squares.
+// The bf16 scale whose rounded multiples in [-8, 7] come closest to x. The search starts from scales that put the
+// extreme value near -8 and refines each by least squares.
 LC_CLONES bf16 search_int4_scale(const float* x) {
   constexpr int kParts = kQuantBlock / vec::kLanes;
   vec::f32x8 parts[kParts];
@@ -36,7 +36,7 @@ LC_CLONES bf16 search_int4_scale(const float* x) {
   bf16 best{0};
   float least = std::numeric_limits<float>::infinity();
   for (int step = -10; step <= 8 && extreme != 0; ++step) {
-    float scale = extreme / (-8.0f + 0.15f * static_cast<float>(step));  // its sign puts the extreme at -8
+    float scale = extreme / (-8.0f + 0.15f * static_cast<float>(step));  // the scale's sign puts the extreme at -8
     for (int refined = 0; refined < 2; ++refined) {
       const bf16 rounded = to_bf16(scale);
       const float s = to_float(rounded);
@@ -64,7 +64,7 @@ LC_CLONES bf16 search_int4_scale(const float* x) {
   return best;
 }
 
-// One row of a block of 32: values as integers, and the scale.
+// Quantises one row of a block of 32 to integers and a scale.
 void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x) {
   if (format == WeightFormat::int4_x8) {
     scale = search_int4_scale(x);
@@ -81,7 +81,7 @@ void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x)
     q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -127.0f, 127.0f));
 }
 
-// What a block holds at column k of row r of its group.
+// Stores q at column k of row r in a group's block.
 void put(uint8_t* values, WeightFormat format, int64_t r, int64_t k, int8_t q) {
   const int64_t quad = k / 4;
   if (format == WeightFormat::int8_x8) {
@@ -111,7 +111,7 @@ void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const 
     }
 }
 
-// The scale of a row whose multiples in [-7, 7] come closest to it: larger magnitudes may be cut.
+// The scale of a row whose multiples in [-7, 7] come closest to it. Larger magnitudes may be clipped.
 LC_CLONES float search_row_scale(const float* x, int64_t n, float largest) {
   float best = largest / 7, least = std::numeric_limits<float>::infinity();
   for (int step = -10; step <= 20 && largest > 0; ++step) {
@@ -168,7 +168,7 @@ void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_f
         read_row(first + r, row);
         for (int64_t k = 0; k < in_features; ++k)
           if (!std::isfinite(row[k]))
-            throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], ": no scale can hold that"));
+            throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], "; expected a finite value"));
       }
       if (is_x8(format)) {
         std::memset(data + group * stride, 0, static_cast<size_t>(stride));

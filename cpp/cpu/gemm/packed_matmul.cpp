@@ -1,4 +1,4 @@
-// Products with packed weights: the walk over register tiles, tiles for any machine, and inputs in 8 bits.
+// Products with packed weights: the loop over register tiles, portable tiles, and 8-bit inputs.
 #include "cpu/gemm/packed_matmul.h"
 
 #include <algorithm>
@@ -22,7 +22,7 @@ float scale_at(const uint8_t* scales) {
   return to_float(scale);
 }
 
-// --- any machine -----------------------------------------------------------------------------------------------------
+// --- portable --------------------------------------------------------------------------------------------------------
 
 template <WeightFormat format, int T>
 void tile_portable(const Tile& tile) {
@@ -63,7 +63,7 @@ void tile_portable(const Tile& tile) {
 template <WeightFormat format>
 constexpr TileSet kPortable{1, {nullptr, tile_portable<format, 1>, nullptr, nullptr, tile_portable<format, 4>}};
 
-// --- the walk over tiles ---------------------------------------------------------------------------------------------
+// --- the loop over tiles ---------------------------------------------------------------------------------------------
 
 Tiles tiles_of_this_machine(WeightFormat format) {
   if (cpu_isa() == Isa::avx512_vnni) return tiles_avx512(format);
@@ -71,7 +71,7 @@ Tiles tiles_of_this_machine(WeightFormat format) {
   return tiles_portable(format);
 }
 
-// Inputs of the next tile: as even a share of what is left as the set has.
+// Number of inputs of the next tile: the most even split of the remaining inputs that the set has tiles for.
 int inputs_of_tile(const TileSet& set, int64_t left) {
   int most = kMaxTileInputs;
   while (!set.of_inputs[most]) --most;
@@ -81,8 +81,9 @@ int inputs_of_tile(const TileSet& set, int64_t left) {
   return inputs;
 }
 
-// One weight's rows times all inputs. A few inputs: the weights come from memory at the pace of the products. More than
-// a tile of them: a chunk of columns of a few groups stays in the first-level cache while all inputs pass by.
+// Multiplies a weight's rows by all inputs. With a few inputs, the weights stream from memory at the speed of the
+// products. With more than one tile of inputs, a chunk of columns of a few groups stays in the first-level cache for
+// all inputs.
 template <WeightFormat format>
 class Walk {
  public:
@@ -111,13 +112,13 @@ class Walk {
 
  private:
   static constexpr int64_t kBlockBytes = format == WeightFormat::bf16_x8 ? 512 : block_value_bytes(format);
-  static constexpr int64_t kChunkBytes = 16 << 10;  // of the groups of a tile, half of a first-level cache
-  static constexpr int64_t kInputsAtOnce = 128;     // whose columns of a chunk stay in the second-level cache
+  static constexpr int64_t kChunkBytes = 16 << 10;  // per tile, over its groups: half of a first-level cache
+  static constexpr int64_t kInputsAtOnce = 128;     // their columns of a chunk stay in the second-level cache
 
   void multiply_groups(const TileSet& set, int64_t group, int64_t begin, int64_t end) {
     const int64_t rows = std::min<int64_t>(set.groups * kPackedRows, b_.num_rows - group * kPackedRows);
     const int64_t next_groups = group + set.groups < num_groups_ ? set.groups * stride_ : 0;
-    // Sums rest in the outputs between chunks, where there must be room for all groups of the tile.
+    // Between chunks, the outputs hold the sums, so they need room for all groups of the tile.
     const bool whole = end - begin == 1 || rows < set.groups * kPackedRows;
     const int64_t chunk = whole ? tile_.num_blocks : std::max<int64_t>(1, kChunkBytes / (kBlockBytes * set.groups));
     for (int g = 0; g < set.groups; ++g) tile_.group[g] = data_ + std::min(group + g, num_groups_ - 1) * stride_;
@@ -139,7 +140,7 @@ class Walk {
     }
   }
 
-  // What lies beyond the last group or row is computed into `spare`.
+  // Results beyond the last group or row go to `spare`.
   void multiply_tile(const TileSet& set, int64_t group, int64_t rows, int64_t input, int inputs) {
     for (int t = 0; t < inputs; ++t) {
       const int64_t row = b_.row_idx ? b_.row_idx[input + t] : input + t;
@@ -169,7 +170,7 @@ class Walk {
   Tile tile_{};
 };
 
-// One row of inputs to 8 bits.
+// Quantises one row of inputs to 8 bits.
 LC_CLONES void quantize_row(int8_t* values, InputBlock* blocks, const float* x, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kQuantBlock, values += kQuantBlock, ++blocks) {
     float padded[kQuantBlock] = {};
@@ -179,7 +180,7 @@ LC_CLONES void quantize_row(int8_t* values, InputBlock* blocks, const float* x, 
       in = padded;
     }
     constexpr int kParts = kQuantBlock / vec::kLanes;
-    vec::f32x8 most_lanes{}, unsound_lanes{};  // NaN where something is NaN or infinite
+    vec::f32x8 most_lanes{}, unsound_lanes{};  // NaN where a value is NaN or infinite
     LC_UNROLL for (int i = 0; i < kParts; ++i) {
       const vec::f32x8 v = vec::load(in + i * vec::kLanes);
       most_lanes = vec::max(vec::abs(v), most_lanes);

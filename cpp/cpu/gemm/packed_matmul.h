@@ -1,4 +1,4 @@
-// Products with the packed formats (ops/packed.h), and the 8-bit inputs that the integer ones take.
+// Products with the packed formats (ops/packed.h), and the 8-bit inputs that the integer formats need.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +9,14 @@
 
 namespace longcat::cpu {
 
-// What 32 columns of an input share: x = scale * q. Their sum corrects for weights that are stored or multiplied with
-// an offset, because the products want one unsigned factor: 8 for int4, 128 for int8.
+// Data shared by 32 columns of an input: x = scale * q. The products need one unsigned factor, so int4 and int8 weights
+// get an offset (8 and 128). The sum of q corrects for it.
 struct InputBlock {
   float scale;
-  int32_t sum_by_8;  // 8 times the sum of their q
+  int32_t sum_by_8;  // 8 times the sum of the block's q
 };
 
-// Rows of inputs in 8 bits, 32 columns a scale, filled up with zeros. Grows, never shrinks.
+// Rows of inputs in 8 bits with one scale per 32 columns, padded with zeros. The memory grows and never shrinks.
 class QuantizedInputs {
  public:
   // x: num_rows rows of in_features floats. A NaN or an infinity makes the scale of its block NaN.
@@ -31,7 +31,7 @@ class QuantizedInputs {
   std::vector<InputBlock> blocks_;  // [num_rows, num_blocks]
 };
 
-// As matmul_block; first_row is a multiple of 8. int8_x8 and int4_x8 read block.quantized in place of block.x.
+// Like matmul_block; first_row must be a multiple of 8. int8_x8 and int4_x8 read block.quantized instead of block.x.
 void packed_matmul_block(const Weight& weight, const MatmulBlock& block);
 
 }  // namespace longcat::cpu

@@ -1,4 +1,4 @@
-// AVX2: a register holds 8 outputs. 16 registers: R * T sums, R weights, an input, a constant or two.
+// AVX2: a register holds 8 outputs. The 16 registers hold R * T sums, R weights, an input, and a constant or two.
 #include "cpu/gemm/packed_tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -15,7 +15,7 @@ namespace longcat::cpu {
 
 namespace {
 
-constexpr int64_t kPrefetch = 1024;  // [bytes] of one stream of several that are read side by side
+constexpr int64_t kPrefetch = 1024;  // [bytes] ahead in one of several streams
 
 LC_AVX2 LC_INLINE __m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
@@ -25,11 +25,11 @@ LC_AVX2 LC_INLINE __m256i broadcast4(const int8_t* p) {
   return _mm256_set1_epi32(four);
 }
 
-// Makes the compiler compute `sum` here and now: left alone, GCC 12 gathers the additions of a block at its end and
-// runs out of registers.
+// Makes the compiler compute `sum` at this point. Otherwise GCC 12 gathers a block's additions at its end and runs out
+// of registers.
 LC_AVX2 LC_INLINE void settle(__m256i& sum) { asm("" : "+x"(sum)); }
 
-// `p`, but what is behind it is loaded again: cheaper than a register that is kept.
+// Returns `p`, and makes the compiler reload what it points to: cheaper than keeping a register.
 LC_INLINE const uint8_t* reload(const uint8_t* p) {
   asm("" : "+r"(p));
   return p;

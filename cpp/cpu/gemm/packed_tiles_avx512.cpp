@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: a register holds 16 outputs, of two groups.
+// AVX-512 with VNNI: a register holds 16 outputs, those of two groups.
 #include "cpu/gemm/packed_tiles.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -18,7 +18,7 @@ namespace longcat::cpu {
 
 namespace {
 
-constexpr int64_t kPrefetch = 1536;  // [bytes] of one stream of several that are read side by side
+constexpr int64_t kPrefetch = 1536;  // [bytes] ahead in one of several streams
 
 LC_AVX512 LC_INLINE void bring_near(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 

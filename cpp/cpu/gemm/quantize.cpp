@@ -1,4 +1,4 @@
-// Matrices to fp8 blocks.
+// Quantises matrices to fp8 blocks.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,7 +18,7 @@ Weight CpuOps::quantize_fp8(const Weight& logical, Buffer& storage) {
   weight.data = values;
   weight.scales = scales;
 
-  // The plane may lie at any address of a mapped file.
+  // The plane may be unaligned in a mapped file.
   const auto value = [&](int64_t at) {
     const char* plane = static_cast<const char*>(logical.data);
     if (logical.format == WeightFormat::bf16) {

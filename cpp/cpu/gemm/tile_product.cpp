@@ -68,7 +68,7 @@ struct Avx2 {
   static constexpr int kColumns = 16;
 
   LC_AVX2 static void multiply(const FloatProduct& product) {
-    const FloatProduct p = product;  // values that no store changes
+    const FloatProduct p = product;  // a copy in registers, which no store can change
     __m256 acc[R][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -111,7 +111,7 @@ struct Avx2 {
         const __m256i a = _mm256_set1_epi32(bits_of(p.a[r * p.a_row + k * p.a_column]));
         acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(a, b0));
         acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(a, b1));
-        // Otherwise GCC 12 multiplies for all rows first and has to spill the sums.
+        // Otherwise GCC 12 multiplies for all rows first and spills the sums.
         asm volatile("" : "+x"(acc[r][0]), "+x"(acc[r][1]));
       }
     }
@@ -207,8 +207,9 @@ constexpr std::array<TileFunction<Product>, sizeof...(I)> functions(std::integer
   return {static_cast<TileFunction<Product>>(Tile<I + 1>::multiply)...};
 }
 
-// All whole tiles of columns from `column` on; returns the column behind them. A panel of B, a register tile wide,
-// stays near while all rows pass; the rows are cut evenly, so that no tile is too narrow to fill the pipelines.
+// Computes all whole column tiles from `column` on, and returns the first column after them. A panel of B, one register
+// tile wide, stays in the cache for all rows. Rows are split evenly, so that every tile is wide enough to fill the
+// pipelines.
 template <template <int> class Tile, int Most, class Product>
 int64_t walk(const Product& product, int64_t column) {
   static constexpr auto kFunctions = functions<Product, Tile>(std::make_integer_sequence<int, Most>());
@@ -233,7 +234,7 @@ int64_t walk(const Product& product, int64_t column) {
   return column;
 }
 
-// R * N sums, N registers of B and one value of A fit the registers: 16 of AVX2, 32 of AVX-512.
+// R * N sums, N registers of B and one value of A fit in the registers: 16 of AVX2, 32 of AVX-512.
 template <class Product>
 void multiply(const Product& product) {
 #ifdef LC_X86

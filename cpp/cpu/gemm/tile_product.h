@@ -1,22 +1,22 @@
-// C += A B for the small matrices of attention, whose operands lie in the nearer caches: A is read value by value, B
-// and C in registers of neighbouring columns. An element of C is one sum over ascending k whatever the rest of the
-// shape, so its bits do not depend on it.
+// C += A B for the small matrices of attention, whose operands are in the caches. A is read value by value; B and C are
+// registers of adjacent columns. An element of C is one sum over ascending k, so its bits do not depend on the rest of
+// the shape.
 #pragma once
 
 #include <cstdint>
 
 namespace longcat::cpu {
 
-// B and C have whole multiples of these columns.
+// B and C have a multiple of this number of columns.
 constexpr int64_t kTileColumns = 16;
 constexpr int64_t padded_columns(int64_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
 
-// Two neighbours along k, so that one instruction adds their products.
+// Two adjacent values along k, whose products one instruction adds.
 struct Int16Pair {
   int16_t first, second;
 };
 
-// Memory that is wanted soon: a product brings it nearer, a few lines now and then, while it computes.
+// Memory that is needed soon. A product prefetches a few lines of it now and then.
 struct Prefetch {
   const char *next = nullptr, *end = nullptr;
   int lines_at_once = 0;
@@ -26,7 +26,7 @@ struct Prefetch {
   }
 };
 
-// C[i][j] += sum_k A[i][k] B[k][j]. Strides in elements; A(i, k) lies at a + i * a_row + k * a_column.
+// C[i][j] += sum_k A[i][k] B[k][j]. Strides in elements; A(i, k) is at a + i * a_row + k * a_column.
 struct FloatProduct {
   float* c;
   int64_t c_row;
@@ -38,8 +38,8 @@ struct FloatProduct {
   Prefetch* beside = nullptr;
 };
 
-// C[i][j] += scales[i * scales_stride] * sum_k (A[i][k].first B[k][j].first + A[i][k].second B[k][j].second), the sum
-// exact: the caller's values keep it in 32 bits.
+// C[i][j] += scales[i * scales_stride] * sum_k (A[i][k].first B[k][j].first + A[i][k].second B[k][j].second). The sum
+// is exact: the caller's values must keep it in 32 bits.
 struct Int16Product {
   float* c;
   int64_t c_row;
@@ -53,7 +53,7 @@ struct Int16Product {
   Prefetch* beside = nullptr;
 };
 
-// On the best instruction set of cpu_isa().
+// These use the best instruction set of cpu_isa().
 void multiply_add(const FloatProduct& product);
 void multiply_add(const Int16Product& product);
 

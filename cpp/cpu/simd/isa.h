@@ -1,9 +1,9 @@
-// The instruction sets the CPU kernels are written for.
+// The instruction sets of the CPU kernels.
 #pragma once
 
 namespace longcat {
 
-// Each includes those before it.
+// Each set includes those before it.
 enum class Isa {
   portable,
   avx2,         // and FMA
@@ -11,9 +11,9 @@ enum class Isa {
   avx512_vnni,  // 8-bit products summed in 32 bits
 };
 
-// What the products of matrices use: the best this machine has, or less when the environment variable LONGCAT_ISA
-// names it. Norms, softmax and sampling are compiled for each (LC_CLONES) and always run the machine's best.
-// Throws Error when that names what the machine has not, or nothing known.
+// The set that matrix products use: the machine's best, or a lower one named by the environment variable LONGCAT_ISA.
+// Norms, softmax and sampling are compiled for every level (LC_CLONES) and always use the machine's best. Throws Error
+// when LONGCAT_ISA is unknown or not available on this machine.
 Isa cpu_isa();
 
 const char* name_of(Isa isa);

@@ -1,8 +1,8 @@
-// Vectors of the plain CPU backend, and its inner loops: dot product and scaled addition, over f32 or bf16 rows.
+// Vector types of the CPU backend, and its inner loops: dot product and scaled addition over f32 or bf16 rows.
 //
-// One accumulation order for every caller (invariance contract, ops.h): 64 partial sums, k ascending in steps of 64,
-// then a fixed tree. The compiler makes one clone an instruction set and picks one when the library is loaded, so the
-// bits depend on the machine, never on the batch.
+// All callers share one accumulation order (invariance contract, ops.h): 64 partial sums with k ascending in steps of
+// 64, then a fixed tree. The compiler makes one clone per instruction set, and the loader picks one when the library is
+// loaded. The bits therefore depend on the machine, never on the batch.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 #include "base/dtype.h"
 
-// Levels, not processors: "arch=skylake-avx512" is that processor alone, and every later one would run the default.
+// Levels, not processors: "arch=skylake-avx512" would match that processor only, and later ones would run the default.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define LC_HAS_CLONES 1
@@ -24,8 +24,8 @@
 
 namespace longcat::vec {
 
-// 32 bytes: where a register holds less than the type, GCC 12 keeps the type on the stack, and 16 lanes in one AVX2
-// loop are five times as slow as 8.
+// 32 bytes. GCC 12 keeps a type wider than a register on the stack: 16 lanes in an AVX2 loop are five times slower than
+// 8.
 constexpr int kLanes = 8;
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
@@ -53,9 +53,10 @@ LC_INLINE f32x8 abs(f32x8 v) { return v < 0 ? -v : v; }
 
 LC_INLINE f32x8 max(f32x8 a, f32x8 b) { return a > b ? a : b; }
 
-// e^x for x <= 0, within an ulp or two; 0 below the smallest normal result, NaN of NaN. Every lane is computed alike.
+// e^x for x <= 0, within one or two ulp. Returns 0 below the smallest normal result, and NaN for NaN. All lanes have
+// the same arithmetic.
 LC_INLINE f32x8 exp(f32x8 x) {
-  constexpr float kMagic = 0x1.8p23f;  // its sum with a small number is that number, rounded, in the low bits
+  constexpr float kMagic = 0x1.8p23f;  // its sum with a small number holds that number, rounded, in the low bits
   const f32x8 shifted = x * 1.44269504f + kMagic, n = shifted - kMagic;
   const f32x8 r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log 2 in two parts, the first exact in 10 bits
   f32x8 y = 1.9875691500e-4f * r + 1.3981999507e-3f;          // coefficients of the Cephes library's expf

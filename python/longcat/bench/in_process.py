@@ -1,4 +1,4 @@
-"""How fast an engine of this process answers: one batch at a time, or all there is. Names of figures are vLLM's."""
+"""Measures an engine in this process: one batch at a time, or all prompts at once. Figures have vLLM's names."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def latency(
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Times the same batch of random prompts again and again.
+    """Times one batch of random prompts repeatedly.
 
     Args:
-        engine: without prefix caching, or the prompts are free from the second time on.
-        batch_size: prompts at once.
-        input_len, output_len: of each [tokens].
-        num_iters, num_iters_warmup: timed, and before them.
+        engine: without prefix caching, because cached prompts would cost nothing after the first time.
+        batch_size: number of prompts.
+        input_len, output_len: [tokens] per prompt.
+        num_iters, num_iters_warmup: timed iterations, and untimed ones before them.
         progress: called after each iteration.
     Returns:
         avg_latency, latencies and percentiles [s].
@@ -51,16 +51,16 @@ def latency(
 
 
 def throughput(engine: Engine, *, num_prompts: int, input_len: int, output_len: int, seed: int = 0) -> dict[str, float]:
-    """Times random prompts that are all there from the start.
+    """Times random prompts that are all submitted at the start.
 
     Args:
-        num_prompts: of input_len tokens, each answered with output_len.
+        num_prompts: number of prompts with input_len tokens, each completed with output_len tokens.
     Returns:
-        elapsed_time [s], num_requests, total_num_tokens, requests_per_second, tokens_per_second (prompts too) and
+        elapsed_time [s], num_requests, total_num_tokens, requests_per_second, tokens_per_second (with prompts) and
         output_tokens_per_second.
     """
     prompts = _prompts(engine, num_prompts, input_len, seed)
-    _generate(engine, prompts[:1], 1)  # threads, pages of the checkpoint
+    _generate(engine, prompts[:1], 1)  # starts threads and reads pages of the checkpoint
     start = time.perf_counter()
     _generate(engine, prompts, output_len)
     elapsed = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Requests at a server of OpenAI's completions API, and how long they took. Names of figures are vLLM's."""
+"""Sends requests to an OpenAI-compatible completions server and times them. Figures have vLLM's names."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from urllib.parse import urlsplit
 
 from longcat._core import Error
 
-# Tokenized by the server: random prompts are made of these ids.
+# Random prompts are made of the ids of these words, which the server tokenizes.
 _WORDS = "once upon a time there was little girl who found red ball near the big house and ran home to tell her mother"
 
 
 @dataclass
 class Load:
-    """What is asked of a server.
+    """The load for a server.
 
     Args:
-        url: of the server, as http://127.0.0.1:8000.
-        model: its name there; None: the first it tells.
-        num_prompts: requests in all.
-        input_len, output_len: of each [tokens].
-        request_rate: arrivals a second, at random times; inf: all at once.
-        max_concurrency: most requests under way; None: no limit.
+        url: of the server, such as http://127.0.0.1:8000.
+        model: its name on the server; None: the first that the server lists.
+        num_prompts: number of requests.
+        input_len, output_len: [tokens] per request.
+        request_rate: mean arrivals per second, at random times; inf: all at once.
+        max_concurrency: maximum number of requests in progress; None: no limit.
         seed: of prompts and arrivals.
     """
 
@@ -48,7 +48,7 @@ class Load:
 
 @dataclass
 class Outcome:
-    """One request: times of its chunks [s], counted from its start."""
+    """The result of one request, with times of its chunks [s] from its start."""
 
     prompt_tokens: int
     output_tokens: int = 0
@@ -66,10 +66,10 @@ class Outcome:
 
 
 async def run(load: Load, on_done: Callable[[Outcome], None] = lambda outcome: None) -> tuple[float, list[Outcome]]:
-    """Sends the requests; returns the seconds that took and what became of each.
+    """Sends the requests. Returns the elapsed seconds and the result of each request.
 
     Raises:
-        longcat.Error: the server does not answer, or refuses the first request.
+        longcat.Error: the server does not respond, or refuses the first request.
     """
     client = _Client(load)
     model = load.model or (await client.json("GET", "/v1/models"))["data"][0]["id"]
@@ -105,7 +105,7 @@ async def run(load: Load, on_done: Callable[[Outcome], None] = lambda outcome: N
 
 
 def summary(seconds: float, outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """vLLM's figures of a run; times in ms."""
+    """vLLM's figures for a run; times in ms."""
     done = [outcome for outcome in outcomes if outcome.error is None]
     total_input = sum(outcome.prompt_tokens for outcome in done)
     total_output = sum(outcome.output_tokens for outcome in done)
@@ -130,7 +130,7 @@ def summary(seconds: float, outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Of sorted values, between the two nearest."""
+    """Percentile of sorted values, interpolated between the two nearest."""
     place = (len(ordered) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
@@ -138,13 +138,13 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 class _Client:
-    """A client of few lines, so that what is measured is the server: a connection a request."""
+    """A small client with one connection per request, so that the measured time is the server's."""
 
     def __init__(self, load: Load):
         try:
             parts = urlsplit(load.url if "://" in load.url else f"http://{load.url}")
             host, port = parts.hostname, parts.port
-        except ValueError:  # a port that is no number, half an IPv6 address
+        except ValueError:  # the port is not a number, or the IPv6 address is incomplete
             host = None
         if host is None or parts.scheme not in ("http", "https"):
             raise ValueError(f"base_url={load.url!r} is not possible: expected http://HOST:PORT")
@@ -206,7 +206,7 @@ class _Client:
 
 
 def _object(text: str) -> str:
-    """The JSON object in a body: the sizes of chunked encoding may stand around it."""
+    """The JSON object in a body, without the chunk sizes of chunked encoding around it."""
     return text[text.find("{") : text.rfind("}") + 1]
 
 

@@ -1,4 +1,4 @@
-"""What the matrices of a model are multiplied with while it reads a text."""
+"""Second moments of the inputs of a model's matrices over a calibration text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 import longcat._core as _core
 from longcat.support.files import read_json
 
-_SEQUENCE = 512  # tokens that see each other
-_STEP = 4096  # tokens of a step: each reads all weights
-_MIN_MEMORY = 2 << 30  # bytes of moments that are always taken to fit
+_SEQUENCE = 512  # tokens per sequence; only these attend to each other
+_STEP = 4096  # tokens per step; each step reads all weights
+_MIN_MEMORY = 2 << 30  # [bytes] for moments, assumed to be available
 
 
 def check_text(folder: str | os.PathLike[str], token_ids: Sequence[int]) -> None:
-    """Raises:
-    ValueError: there is no token, or one that is not in the vocabulary.
+    """Checks the token ids of a calibration text.
+
+    Raises:
+        ValueError: there is no token, or a token is not in the vocabulary.
     """
     vocab_size = read_json(Path(folder) / "config.json", "[config]")["vocab_size"]
     if bad := [id for id in token_ids if not 0 <= id < vocab_size]:
@@ -28,16 +30,16 @@ def check_text(folder: str | os.PathLike[str], token_ids: Sequence[int]) -> None
 
 
 class InputMoments:
-    """X^T X of the inputs X of the matrices of a checkpoint, over all tokens of a text.
+    """X^T X of the inputs X of a checkpoint's matrices, over all tokens of a text.
 
-    The text is read once for as many matrices as a quarter of the available memory has room for: 300 MB for the inputs
-    of each attention and its dense layer in LongCat-Flash-Lite.
+    A quarter of the available memory holds moments: 300 MB for the inputs of each attention and its dense layer in
+    LongCat-Flash-Lite. The text is read again for each group of matrices that fits.
 
     Args:
-        folder: of the checkpoint; read by the CPU, whatever its size.
+        folder: of the checkpoint, which the CPU runs whatever its size.
         token_ids: the text; see check_text.
-        widths: input width of each tensor that will be asked for, in that order.
-        log: called with a line before the text is read.
+        widths: tensor name -> input width, in the order in which the moments will be requested.
+        log: called with a line before each pass over the text.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class InputMoments:
         self._log = log or (lambda line: None)
 
     def of(self, name: str) -> np.ndarray | None:
-        """[in_features, in_features] float32; None for a matrix that the text does not reach as a whole."""
+        """[in_features, in_features] float32, or None for a matrix whose inputs are only some of the text's tokens."""
         if name not in self._widths:
             return None
         source = _source(name)
@@ -64,8 +66,8 @@ class InputMoments:
         return self._moments[source]
 
     def _read(self, names: list[str]) -> None:
-        """The moments of as many of `names` as fit, in place of those there are."""
-        self._moments = {}  # the old ones go before the memory is counted
+        """Computes the moments of as many of `names` as fit, and drops the earlier ones."""
+        self._moments = {}  # frees the old ones before the memory is counted
         free = max(_MIN_MEMORY, _core.available_memory() // 4)
         for name in names:
             source, size = _source(name), 4 * self._widths[name] ** 2
@@ -86,5 +88,5 @@ class InputMoments:
 
 
 def _source(name: str) -> str:
-    """The matrix whose input is meant: gate_proj and up_proj have the same."""
+    """The matrix that stands for `name`: gate_proj and up_proj have the same input."""
     return name.replace(".up_proj.", ".gate_proj.")

@@ -1,8 +1,7 @@
-"""Checkpoints in the formats the CPU kernels read: quantised, interleaved, mapped without unpacking.
+"""Converts checkpoints to the formats of the CPU kernels: quantised, interleaved, mapped without unpacking.
 
-A converted folder is a checkpoint like any other: config.json and tokenizer as they were, tensors under their names or,
-packed, under the name and its format ("model.layers.0.mlps.0.up_proj.weight.int4_x8", U8). The formats are described in
-cpp/ops/packed.h.
+A converted folder is a checkpoint, too, with the same config.json and tokenizer. A packed tensor is a U8 tensor whose
+name ends with its format ("model.layers.0.mlps.0.up_proj.weight.int4_x8"). cpp/ops/packed.h describes the formats.
 """
 
 from __future__ import annotations
@@ -37,30 +36,31 @@ from longcat.support.files import open_regular, read_text
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
-# What --quant NAME means for each component; the word embedding suffers more from few bits than the N-gram tables. So
-# do the few rows that make the latents (kv_a_proj), which every later token reads: int4 leaves them in int8.
+# The formats of --quant NAME per component. Few bits cost more quality in the word embedding than in the N-gram tables.
+# They also cost much in the few rows that make the latents (kv_a_proj), which every later token reads, so int4 keeps
+# those in int8.
 PRESETS: dict[str, dict[str, str]] = {
     "bf16": dict.fromkeys(("core", "experts", "head"), "bf16") | {"embedding": "keep", "tables": "keep"},
     "int8": dict.fromkeys(COMPONENTS, "int8"),
     "int4": {"core": "int4", "experts": "int4", "head": "int4", "embedding": "int8", "tables": "int4"},
 }
-_PLAN_FILE = "convert.json"  # in the partial folder: what is being made of what
+_PLAN_FILE = "convert.json"  # in the partial folder: source, formats and options of the run
 
 
 @dataclass
 class Converted:
-    """What was written, in how much time."""
+    """The written files and the time they took."""
 
     num_bytes: int  # of all safetensors files
     source_bytes: int
     files: int
-    resumed_files: int  # found finished from an earlier run
+    resumed_files: int  # complete from an earlier run
     seconds: float
 
 
 @dataclass
 class _Tensor:
-    """One tensor to write: copied, or packed in a format."""
+    """One tensor to write, copied or packed."""
 
     source: str
     name: str
@@ -69,13 +69,13 @@ class _Tensor:
     num_bytes: int
     packed: str | None = None
     width: int = 0  # columns of a matrix
-    shard: int = 0  # of the source, with the bytes [begin, end)
+    shard: int = 0  # of the source file; the tensor is its bytes [begin, end)
     begin: int = 0
     end: int = 0
 
 
 def component_of(name: str) -> str:
-    """core, experts, head, embedding or tables; of a tensor that may be packed."""
+    """The component of a tensor that may be packed: core, experts, head, embedding or tables."""
     if ".mlp.experts." in name:
         return "experts"
     if name.startswith("lm_head."):
@@ -97,26 +97,26 @@ def convert_checkpoint(
 ) -> Converted:
     """Writes a checkpoint in packed formats.
 
-    Files are written to `out`.partial, which then takes the name `out`. A run that was interrupted goes on where it was
-    when it is started again with the same arguments. A second run at the same time is refused.
+    Files are written to `out`.partial, which is renamed to `out` at the end. An interrupted run continues when it is
+    started again with the same arguments. A second run at the same time is refused.
 
     Args:
         folder: a checkpoint in the Hugging Face layout; bf16, f16, f32 or FP8 blocks.
         out: must not exist, or be empty.
-        formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get 32 columns a scale, the
-            rows of tables one scale each. "bf16" and "keep" leave tables as they are.
+        formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get one scale per 32 columns,
+            tables one scale per row. "bf16" and "keep" leave tables unchanged.
         calibration: token ids of a text like those the model will read. The core's int4 matrices are then rounded for
-            what reaches them while the model reads it, which costs far less quality; see longcat.checkpoint.gptq.
-        max_shard_bytes: tensor bytes after which another file is begun.
-        progress: called with (bytes done, bytes in all) of the source.
-        log: called with a line about what takes long.
+            their inputs on that text, which costs far less quality; see longcat.checkpoint.gptq.
+        max_shard_bytes: maximum tensor bytes per file.
+        progress: called with (bytes done, total bytes) of the source.
+        log: called with a line before each slow step.
     Returns:
-        sizes and time.
+        Sizes and time.
     Raises:
-        longcat.Error: the checkpoint is wrong or converted already, `out` is not empty, another process writes it, or
-            the disk is too small.
-        ValueError: a component or format is not known, a calibration token is not in the vocabulary, or the calibration
-            is for nothing.
+        longcat.Error: the checkpoint is damaged or already converted, `out` is not empty, another process writes to
+            it, or the disk is too small.
+        ValueError: a component or format is unknown, a calibration token is not in the vocabulary, or no matrix uses
+            the calibration.
     """
     start = time.perf_counter()
     formats = _checked(formats)
@@ -138,7 +138,7 @@ def convert_checkpoint(
     done = resumed = 0
     moments: InputMoments | None = None
     lock: FolderLock | None = None
-    written = partial  # the folder that holds the files: `target` at last
+    written = partial  # the folder with the files; `target` after the rename
     try:
         lock = _open_partial(target, partial, plan, total)
         if calibration is not None:
@@ -170,7 +170,7 @@ def convert_checkpoint(
         _copy_small_files(source, partial)
         (partial / _PLAN_FILE).unlink()
         if target.exists():
-            target.rmdir()  # empty, as _open_partial saw to
+            target.rmdir()  # empty, as _open_partial checked
         partial.rename(target)
         written = target
     except OSError as error:
@@ -224,7 +224,7 @@ def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Ten
     by_name = {tensor.name: tensor for tensor in tensors}
     files = split({tensor.name: tensor.num_bytes for tensor in tensors}, max_shard_bytes)
     shards = {file: [by_name[name] for name in names] for file, names in files.items()}
-    for members in shards.values():  # multiples of 64 bytes first, then of 4: so that all lie aligned
+    for members in shards.values():  # multiples of 64 bytes first, then of 4, so that all tensors are aligned
         members.sort(
             key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16")
         )
@@ -238,7 +238,7 @@ def _plan(
     max_shard_bytes: int,
     calibration: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """What an unfinished run must have had, to go on with it."""
+    """The plan that an unfinished run must have recorded for this run to continue it."""
     shards = {}
     for name, num_bytes in checkpoint.shards():
         shards[name] = [num_bytes, (source / name).stat().st_mtime_ns]
@@ -247,13 +247,13 @@ def _plan(
 
 
 def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> FolderLock:
-    """The folder that the files go to, new or as an earlier run left it, and the right to write there."""
+    """The folder for the files, new or from an earlier run, and its lock."""
     check_new("convert", target)
     if not partial.exists():
         check_room("convert", target, total, "free some, or name a folder on another disk")
     lock = FolderLock("convert", partial)
     try:
-        check_new("convert", target)  # again: another run may have ended meanwhile
+        check_new("convert", target)  # again, because another run may have ended meanwhile
         if {path.name for path in partial.iterdir()} <= {LOCK_FILE, _PLAN_FILE}:
             (partial / _PLAN_FILE).write_text(json.dumps(plan))
             return lock
@@ -285,7 +285,7 @@ def _write(
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
         return
     path = source / checkpoint.shards()[tensor.shard][0]
-    with open_regular(path, "[convert]") as file:  # not mapped: of a file that is cut meanwhile, a read says so
+    with open_regular(path, "[convert]") as file:  # not mapped: a read notices when the file is cut meanwhile
         file.seek(tensor.begin)
         left = tensor.end - tensor.begin
         while left > 0:
@@ -297,7 +297,7 @@ def _write(
 
 
 def _copy_small_files(source: Path, partial: Path) -> None:
-    """config.json, tokenizer, generation defaults, licence: all but the weights, their index and their hashes."""
+    """Copies config.json, tokenizer, generation defaults and licence: all files except weights, index and hashes."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, "SHA256SUMS", LOCK_FILE):
             shutil.copyfile(path, partial / path.name)

@@ -1,6 +1,7 @@
-"""What descriptions of LongCat-Flash-Lite leave open or disagree on, as a checkpoint's own files have it.
+"""Facts on which descriptions of LongCat-Flash-Lite are silent or disagree, read from a checkpoint's own files.
 
-Read from config.json, the safetensors headers and the tokenizer files; no tensor data, and nothing is executed.
+The sources are config.json, the safetensors headers and the tokenizer files. No tensor data is read, and nothing is
+executed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from longcat.support.files import read_json_object
 from longcat.support.text import bytes_text, count, printable, some_of
 
 _ROLE_TAGS = ("<longcat_system>", "<longcat_user>", "<longcat_assistant>")
-# A parser looks for these in the decoded answer: as special tokens they would be dropped before it sees them.
+# A parser looks for these tags in the decoded completion. As special tokens they would be dropped before it sees them.
 _PARSED_TAGS = tuple(
     f"<{slash}longcat_{name}>" for name in ("think", "tool_call", "arg_key", "arg_value") for slash in ("", "/")
 )
@@ -28,7 +29,7 @@ _OTHER_TAGS = (
     "<longcat_observation>",
 )
 _MTP_PREFIX = "model.mtp."
-# Fields of config.json that this runtime reads, or that change nothing it computes.
+# Fields of config.json that this runtime reads, or that do not affect its results.
 _KNOWN_FIELDS = frozenset(
     """
     architectures model_type auto_map torch_dtype dtype transformers_version use_cache initializer_range
@@ -47,9 +48,9 @@ _KNOWN_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that descriptions of the model leave open, as this folder has it.
+    """One fact on which descriptions of the model are silent or disagree.
 
-    `as_assumed` is False where the folder differs from what the descriptions, or this runtime's defaults, say.
+    `as_assumed` is False where the folder differs from the descriptions or from this runtime's defaults.
     """
 
     topic: str
@@ -59,13 +60,13 @@ class Fact:
 
 
 def collect_facts(folder: Path, checkpoint: _core.Checkpoint | None) -> list[Fact]:
-    """The facts of a folder.
+    """Collects the facts of a checkpoint folder.
 
     Args:
         folder: of the checkpoint.
-        checkpoint: its tensors, or None when its files are damaged; then only config and tokenizer are reported.
+        checkpoint: its tensors, or None when files are damaged; then only config and tokenizer are reported.
     Returns:
-        One Fact a topic; a file that cannot be read is left out, the checks have said why.
+        One Fact per topic. Files that cannot be read are left out, because the checks have reported them.
     """
     tensors = (
         {name: (dtype, shape, begin, end) for name, dtype, shape, _, begin, end in checkpoint.tensors()}
@@ -215,7 +216,7 @@ def _quantisation_fact(config: Mapping[str, Any], tensors: Mapping[str, tuple[st
 
 
 def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
-    found: dict[str, Any] = {}  # shapes by name; None of packed ones
+    found: dict[str, Any] = {}  # shapes by name; None for packed tensors
     for name, (_, shape, *_) in tensors.items():
         base, _, suffix = name.rpartition(".")
         if name.startswith(_MTP_PREFIX) and not name.endswith("_scale_inv"):
@@ -286,7 +287,7 @@ def _token_facts(
 
 
 def _added_tokens(entries: Any) -> dict[str, tuple[int, bool]]:
-    """text -> (id, is it special) of a list of added tokens; entries that are none are left out."""
+    """text -> (id, is it special) for a list of added tokens; malformed entries are skipped."""
     return {
         entry["content"]: (entry["id"] if isinstance(entry.get("id"), int) else -1, entry.get("special") is True)
         for entry in (entries if isinstance(entries, list) else [])

@@ -1,8 +1,8 @@
-"""int4 weights rounded so that a layer's outputs change least, not its weights (GPTQ, Frantar et al. 2022,
-arXiv:2210.17323, algorithm 1, columns in their order).
+"""GPTQ: int4 weights rounded for the least change of a layer's outputs (Frantar et al. 2022, arXiv:2210.17323).
 
-Columns are rounded one after the other; what one loses, those that follow make up for, as far as the inputs of a
-calibration text go together. Scales are searched for each 32 columns when their turn comes.
+This is algorithm 1 of the paper, with columns in their order. Each column is rounded in turn, and the later columns
+compensate its error, as far as the inputs of a calibration text correlate. The scale of 32 columns is searched when
+the first of them is reached.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import longcat._core as _core
 
 BLOCK = 32  # columns that share a scale
-_DAMPING = 0.1  # of the moments' mean diagonal: holds back what a short text seems to say
+_DAMPING = 0.1  # relative to the moments' mean diagonal; limits the influence of a short text
 
 
 def round_int4(weight: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -22,12 +22,12 @@ def round_int4(weight: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.
         weight: [out_features, in_features].
         moments: [in_features, in_features], X^T X of inputs X [tokens, in_features].
     Returns:
-        q [out_features, in_features] int8 in [-8, 7], and scales [out_features, ceil(in_features / 32)] float32 that
-        bf16 holds exactly; the matrix is q times the scale of each 32 columns.
+        q [out_features, in_features] int8 in [-8, 7], and scales [out_features, ceil(in_features / 32)] float32, which
+        are exact in bf16. The matrix is q times the scale of each 32 columns.
     """
     out_features, in_features = weight.shape
     propagation = _propagation(moments)
-    columns = np.ascontiguousarray(weight.T, dtype=np.float32)  # [in, out]: what is not rounded yet makes up
+    columns = np.ascontiguousarray(weight.T, dtype=np.float32)  # [in, out]; the columns not rounded yet are adjusted
     q = np.empty((in_features, out_features), np.int8)
     scales = np.empty((out_features, -(-in_features // BLOCK)), np.float32)
     for begin in range(0, in_features, BLOCK):
@@ -48,9 +48,11 @@ def round_int4(weight: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _propagation(moments: np.ndarray) -> np.ndarray:
-    """The upper triangular U with U^T U = (moments + damping)^-1: row k says what the loss of column k means for those
-    after it."""
+    """The upper triangular U with U^T U = (moments + damping)^-1.
+
+    Row k distributes the error of column k to the later columns.
+    """
     h = moments.astype(np.float64)
-    h[np.diag_indices_from(h)] += _DAMPING * np.mean(np.diag(h)) or 1.0  # inputs that are all zero ask for nothing
+    h[np.diag_indices_from(h)] += _DAMPING * np.mean(np.diag(h)) or 1.0  # 1.0 when all inputs are zero
     upper = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]  # h = upper upper^T
     return np.linalg.inv(upper).astype(np.float32)

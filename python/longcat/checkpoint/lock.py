@@ -1,6 +1,6 @@
-"""One writer for a folder at a time.
+"""Allows one writer per folder at a time.
 
-The lock is the kernel's (flock) on a file inside the folder, so it ends with the process that holds it, killed or not.
+The lock is a kernel lock (flock) on a file in the folder, so it ends with its process, even a killed one.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from longcat._core import Error
 
 LOCK_FILE = ".longcat.lock"
-# File systems without flock, such as Lustre mounted without it.
+# Errors of file systems without flock, such as Lustre mounted without it.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class FolderLock:
-    """The right to write into a folder, until `release`.
+    """An exclusive lock on a folder for writing, until `release`.
 
     The folder may be renamed while the lock is held; `release` then takes its new name.
 
     Args:
         command: opens the messages.
-        folder: is created when it does not exist.
+        folder: created when it does not exist.
     Raises:
         longcat.Error: another process or thread holds the lock.
         OSError: the folder cannot be written.
@@ -38,7 +38,7 @@ class FolderLock:
             path = folder / LOCK_FILE
             try:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            except FileNotFoundError:  # the writer before has just renamed the folder
+            except FileNotFoundError:  # another writer has just renamed the folder
                 continue
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,10 +57,10 @@ class FolderLock:
                 )
             if _is_at(self._file, path):
                 return
-            os.close(self._file)  # the writer before removed this file: another one may be locked by now
+            os.close(self._file)  # another writer has removed this file, and a new one may be locked by now
 
     def release(self, folder: Path) -> None:
-        """Removes the lock's file from `folder` and lets the next writer in."""
+        """Removes the lock file from `folder`, which releases the lock."""
         if self._file < 0:
             return
         path = folder / LOCK_FILE

@@ -1,8 +1,8 @@
 """Random checkpoints of any scale in the official Hugging Face layout, for benchmarks and tests.
 
-Names and shapes are asked of the native core (`expected_tensors`), so a checkpoint that is made here is one that loads;
-what is added here is how the values of each tensor are spread. The numbers come from integers and are the same
-everywhere and always, whatever the version of NumPy.
+Names and shapes come from the native core (`expected_tensors`), so every checkpoint written here can be loaded. This
+module adds the distribution of each tensor's values. They are computed from integers, so they are the same on every
+machine and with every version of NumPy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from longcat._core import Error
 from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
 
-AUXILIARY_FILE = "model-auxiliary.safetensors"  # where official checkpoints keep the MTP tensors
+AUXILIARY_FILE = "model-auxiliary.safetensors"  # the file of official checkpoints for MTP tensors
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -93,8 +93,8 @@ LITE_CONFIG: dict[str, Any] = {
     "initializer_range": 0.02,
 }
 
-# Real widths with fewer layers and experts: 3.65 B parameters, 7.3 GB in bf16, of which the N-gram tables 0.8 GB. A
-# ratio of 1 leaves each table 131073 rows and more: lookups still touch one page each, but the tables are small.
+# Real widths with fewer layers and experts: 3.65 B parameters, 7.3 GB in bf16, of which the N-gram tables take 0.8 GB.
+# With a ratio of 1 each table has about 131073 rows: a lookup still reads one page, but the tables are small.
 MEDIUM_CONFIG = LITE_CONFIG | {
     "num_layers": 6,
     "n_routed_experts": 24,
@@ -118,7 +118,7 @@ SMALL_CONFIG = LITE_CONFIG | {
     "ngram_vocab_size_ratio": 2,
 }
 
-# Every mechanism of LongCat-Flash-Lite at toy sizes; the context reaches past the original one of YaRN.
+# Every mechanism of LongCat-Flash-Lite at toy sizes. The context is longer than YaRN's original one.
 TINY_CONFIG = LITE_CONFIG | {
     "vocab_size": 128,
     "hidden_size": 96,
@@ -162,13 +162,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and distribution of one tensor. `kind`: "linear" (FP8 in FP8 files), "plain", "router" (F32)."""
+    """Shape and distribution of one tensor. `kind`: "linear" (FP8 in FP8 files), "plain" or "router" (F32)."""
 
     shape: tuple[int, ...]
     std: float
     mean: float = 0.0
     kind: str = "plain"
-    std_tail: tuple[int, float] | None = None  # (n, std): the last n rows have another spread
+    std_tail: tuple[int, float] | None = None  # (n, std): the last n rows have this standard deviation
 
 
 def tensor_specs(config: Mapping[str, Any], mtp: bool = False) -> dict[str, TensorSpec]:
@@ -176,10 +176,10 @@ def tensor_specs(config: Mapping[str, Any], mtp: bool = False) -> dict[str, Tens
 
     Args:
         config: config.json.
-        mtp: with the multi-token-prediction layer.
+        mtp: include the multi-token-prediction layer.
     Returns:
-        name -> TensorSpec, with spreads that keep activations O(1), let every expert be chosen about equally often, and
-        give every mechanism a share in the logits.
+        name -> TensorSpec. The distributions keep activations O(1), make the router pick every expert about equally
+        often, and let every mechanism affect the logits.
     Raises:
         longcat.Error: the config is not of this architecture, or its sizes do not fit together.
     """
@@ -199,15 +199,16 @@ def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[st
     kind, std, tail = "linear" if is_linear else "plain", 1 / math.sqrt(in_dim), None
     match module:
         case "embed_tokens":
-            # The embedding is a mean of 1 + tables vectors: the word weighs 0.4, all tables together 0.8.
+            # The embedding is a mean of 1 + tables vectors. The word has standard deviation 0.4, all tables together
+            # 0.8.
             std = 0.9 if "mtp" in path or not num_tables else 0.4 * vectors
         case "embedders":
             std = 1.0
         case "post_projs":
             std = 0.8 * vectors / math.sqrt(num_tables * in_dim)
         case "q_a_proj" | "kv_a_proj_with_mqa":
-            # The low-rank activations are made small (0.05) so that the epsilon of their norms can be seen in the
-            # logits; q_b and kv_b undo the sqrt(hidden / rank) scales, so scores and values stay O(1).
+            # The low-rank activations are small (0.05), so that the epsilon of their norms affects the logits. q_b and
+            # kv_b undo the sqrt(hidden / rank) scales, which keeps scores and values O(1).
             std = 0.05 / math.sqrt(hidden)
             if module == "kv_a_proj_with_mqa":
                 tail = (config["qk_rope_head_dim"], 1 / math.sqrt(hidden))
@@ -217,9 +218,9 @@ def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[st
             std = 1.5 / math.sqrt(in_dim)
         case "lm_head":
             std = 1.5 / math.sqrt(hidden)
-        case "classifier":  # router logits of spread 1.5: no expert is always or never chosen
+        case "classifier":  # router logits with deviation 1.5: no expert is picked always or never
             kind, std = "router", 1.5 / math.sqrt(hidden)
-        case "e_score_correction_bias":  # a share of the mean score: nudges the choice, does not make it
+        case "e_score_correction_bias":  # a fraction of the mean score: influences the picks without deciding them
             kind, std = "router", 0.3 / in_dim
     return TensorSpec(shape, std, kind=kind, std_tail=tail)
 
@@ -228,7 +229,7 @@ def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[st
 
 
 def stream_key(seed: int, name: str) -> int:
-    """64 bits that stand for the stream `name` under `seed`."""
+    """The 64-bit key of the stream `name` under `seed`."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
 
 
@@ -238,8 +239,8 @@ def random_bits(seed: int, name: str, count: int, start: int = 0) -> np.ndarray:
     Args:
         seed: any integer.
         name: stream label, e.g. a tensor name.
-        count: how many numbers.
-        start: how many to leave out first.
+        count: number of values.
+        start: number of values to skip.
     Returns:
         [count] uint64.
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
@@ -252,20 +253,21 @@ def random_bits(seed: int, name: str, count: int, start: int = 0) -> np.ndarray:
 
 
 class ValuePool:
-    """One ring of random 16-bit integers that every tensor is read from, scaled to its own spread.
+    """A ring of random 16-bit integers, from which every tensor is read and scaled to its distribution.
 
-    Element i of a tensor is `std * sqrt(12) / 2^16 * ring[(start + i) mod PERIOD] + mean`, uniform, computed in f32,
-    with the start given by (seed, tensor name); bf16 keeps the upper half of the f32. That costs a multiplication a
-    value in place of a random number. PERIOD is prime, so the rows of a matrix start at different places of the ring:
-    no two are equal for as long as there are fewer than PERIOD of them.
+    Element i of a tensor is `std * sqrt(12) / 2^16 * ring[(start + i) mod PERIOD] + mean`: uniform, computed in f32.
+    (seed, tensor name) give the start, and bf16 keeps the upper half of the f32. A value thus costs a multiplication
+    instead of a random number. PERIOD is prime, so the rows of a matrix start at different places of the ring. No two
+    rows are equal while there are fewer than PERIOD rows.
     """
 
     PERIOD = 2**24 - 3
-    CHUNK = 1 << 18  # values made at once: a few buffers of them stay in the cache
+    CHUNK = 1 << 18  # values per call: a few such buffers fit in the cache
 
     def __init__(self, seed: int):
         self._seed = seed
-        self._ring = np.empty(self.PERIOD + self.CHUNK, np.int16)  # the beginning again at the end: slices never wrap
+        # the start is repeated at the end, so that slices never wrap
+        self._ring = np.empty(self.PERIOD + self.CHUNK, np.int16)
         words = self._ring[: 2**24 - 4].view(np.uint64)
         for begin in range(0, len(words), self.CHUNK):
             end = min(begin + self.CHUNK, len(words))
@@ -276,7 +278,7 @@ class ValuePool:
         self._bf16 = np.empty(self.CHUNK, np.uint16)
 
     def chunks(self, name: str, spec: TensorSpec, dtype: str) -> Iterator[np.ndarray]:
-        """The tensor in row-major pieces, float32 or bf16 bits (uint16); each lives until the next is asked for."""
+        """The tensor in row-major pieces, float32 or bf16 bits (uint16). The next piece overwrites the last."""
         start = stream_key(self._seed, name) % self.PERIOD
         row = math.prod(spec.shape[1:])
         tail_rows, tail_std = spec.std_tail or (0, 0.0)
@@ -304,7 +306,7 @@ class ValuePool:
 
 @dataclass(frozen=True)
 class Written:
-    """What write_checkpoint made."""
+    """The result of write_checkpoint."""
 
     parameters: int
     num_bytes: int  # of all safetensors files
@@ -313,11 +315,11 @@ class Written:
 
 
 def preset_config(preset: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration of a preset with `fields` in place of its own; null takes an optional field away.
+    """The configuration of a preset, with `fields` overriding its own. A null removes an optional field.
 
     Raises:
-        ValueError: there is no such preset.
-        TypeError: a field is not one of config.json; the nearest is named.
+        ValueError: the preset is unknown.
+        TypeError: a field does not belong to config.json; the message names the nearest one.
     """
     from longcat.support.names import unknown_name
 
@@ -346,22 +348,22 @@ def write_checkpoint(
 ) -> Written:
     """Writes a random checkpoint: config.json, safetensors files and, when there are several, their index.
 
-    The files are written to `folder`.partial, which then takes the name `folder`: a run that is interrupted leaves no
-    folder that looks complete. Memory does not grow with the model (about 60 MB beside NumPy).
+    The files are written to `folder`.partial, which is renamed to `folder` at the end, so that an interrupted run
+    leaves no folder that looks complete. Memory use does not grow with the model (about 60 MB besides NumPy).
 
     Args:
         folder: must not exist, or be empty.
         config: config.json; `torch_dtype` is set to `dtype`.
-        dtype: "bf16" or "f32"; the router is f32 always, as in official checkpoints.
+        dtype: "bf16" or "f32"; the router is always f32, as in official checkpoints.
         seed: the same seed, config and dtype give the same bytes.
-        mtp: with the multi-token-prediction layer, in model-auxiliary.safetensors.
+        mtp: include the multi-token-prediction layer, in model-auxiliary.safetensors.
         tokenizer: a folder whose tokenizer files are copied.
-        max_shard_bytes: tensor bytes after which another file is begun.
-        progress: called with (bytes done, bytes in all) while writing.
+        max_shard_bytes: maximum tensor bytes per file.
+        progress: called with (bytes done, total bytes) while writing.
     Returns:
-        sizes and time.
+        Sizes and time.
     Raises:
-        longcat.Error: the folder is not empty, the disk is too small, or the config is not possible.
+        longcat.Error: the folder is not empty, the disk is too small, or the config is invalid.
         ValueError: an argument is wrong.
     """
     start = time.perf_counter()
@@ -418,13 +420,13 @@ def _header(names: list[str], specs: Mapping[str, TensorSpec], dtype: str) -> by
 
 
 def _lock_target(target: Path, partial: Path, total: int) -> FolderLock:
-    """The new folder `partial`, and the right to write there."""
+    """Creates the folder `partial` and locks it."""
     check_new("make-checkpoint", target)
     remedy = "free some, name a folder on another disk, or make a smaller model (--preset, --layers)"
     check_room("make-checkpoint", target, total, remedy)
     lock = FolderLock("make-checkpoint", partial)
     try:
-        check_new("make-checkpoint", target)  # again: another run may have ended meanwhile
+        check_new("make-checkpoint", target)  # again, because another run may have ended meanwhile
         if any(path.name != LOCK_FILE for path in partial.iterdir()):
             raise Error(f"[make-checkpoint] {partial} exists, left by a run that was interrupted: remove it")
         return lock

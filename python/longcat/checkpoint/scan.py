@@ -1,4 +1,4 @@
-"""One pass over the files of a checkpoint: every value looked at, every byte hashed, a thread a file."""
+"""One pass over the files of a checkpoint that checks every value and hashes every byte, with one thread per file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 import longcat._core as _core
 from longcat.support.files import open_regular
 
-_CHUNK = 8 << 20  # bytes read at once by each thread
-_MIN_HOLE = 64 << 10  # bytes: a block of zeros this long in a tensor is a hole
+_CHUNK = 8 << 20  # [bytes] per read of a thread
+_MIN_HOLE = 64 << 10  # [bytes]; a block of zeros of this size in a tensor is a hole
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Hole:
 
 @dataclass
 class FileResult:
-    """What one file was found to hold."""
+    """The findings in one file."""
 
-    sha256: str = ""  # when it was asked for
-    not_finite: list[str] = field(default_factory=list)  # one line a tensor
-    holes: list[Hole] = field(default_factory=list)  # one a tensor
+    sha256: str = ""  # only when requested
+    not_finite: list[str] = field(default_factory=list)  # one line per tensor
+    holes: list[Hole] = field(default_factory=list)  # one per tensor
 
 
 class _Stopped(Exception):
-    """Another thread failed, or the user has had enough."""
+    """Another thread failed, or the user interrupted the scan."""
 
 
 def read_files(
@@ -59,7 +59,7 @@ def read_files(
     hashed: set[str],
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, FileResult]:
-    """Scans the tensors of each file and hashes the files of `hashed`: a thread a file, each file read once."""
+    """Scans the tensors of each file and hashes the files of `hashed`. One thread per file; each file is read once."""
     total = sum((folder / name).stat().st_size for name in tensors)
     stop = threading.Event()
     lock = threading.Lock()
@@ -140,7 +140,7 @@ def _scan_tensor(tensor: FileTensor, chunks: Iterable[memoryview], file_name: st
 
 
 def _zero_block(chunk: memoryview) -> int:
-    """Where the first block of `_MIN_HOLE` zero bytes begins, -1 without one. Blocks are looked at whole."""
+    """Offset of the first block of `_MIN_HOLE` zero bytes, or -1. Only blocks at multiples of that size are checked."""
     for at in range(0, len(chunk) - _MIN_HOLE + 1, _MIN_HOLE):
         if not chunk[at] and not np.frombuffer(chunk[at : at + _MIN_HOLE], np.uint8).any():
             return at

@@ -1,7 +1,7 @@
-"""Is a checkpoint whole? Its config, headers, index, tensors, tokenizer, values and hashes, without running it.
+"""Checks that a checkpoint is complete and undamaged, without running it.
 
-Nothing of the folder is executed. Headers and config go through the native parsers that the engine itself uses; the
-values are read once, for the NaN scan and the hashes together.
+The checks cover config, headers, index, tensors, tokenizer, values and hashes. Nothing in the folder is executed. The
+engine's own native parsers read headers and config. The data is read once, for both the value scan and the hashes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longcat.support.files import open_regular, read_json_object, read_text
 from longcat.support.text import bytes_text, count, printable, some_of
 
 HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`
-# Beside the shards: what changes the model's answers when it changes.
+# Files other than the shards that affect the model's completions.
 _SMALL_FILES = (
     "config.json",
     INDEX_FILE,
@@ -52,7 +52,7 @@ class Check:
 
 @dataclass
 class Report:
-    """Everything that was looked at. `facts` is filled with `headers_only`."""
+    """All checks of a checkpoint. `facts` is filled with `headers_only`."""
 
     path: str
     checks: list[Check] = field(default_factory=list)
@@ -60,16 +60,16 @@ class Report:
 
     @property
     def suspect(self) -> bool:
-        """No check failed, and yet weights may be lost: zero bytes lie where weights should be."""
+        """Whether no check failed but weights may be lost: a tensor has zero bytes where weights are expected."""
         return self.ok and any(check.name == "values" and check.status == "warn" for check in self.checks)
 
     @property
     def ok(self) -> bool:
-        """No check failed; warnings do not count."""
+        """Whether no check failed; warnings do not count."""
         return all(check.status != "FAIL" for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as JSON types."""
         return {
             "path": self.path,
             "ok": self.ok,
@@ -91,22 +91,22 @@ def verify_checkpoint(
 
     Args:
         path: a folder in the Hugging Face layout.
-        headers_only: read config, headers, index and tokenizer only, and report what descriptions of the model leave
-            open; takes no longer for a large model.
+        headers_only: read only config, headers, index and tokenizer, and report what descriptions of the model leave
+            open. The time does not depend on the model's size.
         write_hashes: store the SHA-256 of every file in SHA256SUMS, unless a check fails.
-        on_check: called with each Check as it is done.
-        progress: called with (bytes done, bytes in all) while tensors are read, from several threads.
+        on_check: called with each Check when it is done.
+        progress: called with (bytes done, total bytes) while tensors are read, from several threads.
     Returns:
-        the Report; a damaged checkpoint is a report too.
+        The Report, also for a damaged checkpoint.
     Raises:
-        longcat.Error: `path` is no folder, or SHA256SUMS cannot be written.
-        ValueError: headers_only and write_hashes exclude each other.
+        longcat.Error: `path` is not a folder, or SHA256SUMS cannot be written.
+        ValueError: both headers_only and write_hashes are set.
     """
     if headers_only and write_hashes:
         raise ValueError("headers_only reads no data, so there is nothing to hash: drop it or write_hashes")
     folder = Path(path)
     if not folder.is_dir():
-        _core.config_warnings(os.fspath(path))  # says what is wrong
+        _core.config_warnings(os.fspath(path))  # raises the error
     with _right_to_write(folder) if write_hashes else nullcontext():
         verifier = _Verifier(folder, on_check)
         checkpoint = verifier.check_headers()
@@ -120,7 +120,7 @@ def verify_checkpoint(
 
 @contextmanager
 def _right_to_write(folder: Path) -> Iterator[None]:
-    """Keeps other writers out of `folder`."""
+    """Locks `folder` against other writers."""
     try:
         lock = FolderLock("verify", folder)
     except OSError as error:
@@ -132,7 +132,7 @@ def _right_to_write(folder: Path) -> Iterator[None]:
 
 
 class _Verifier:
-    """The checks, in the order of the report."""
+    """Runs the checks in the order of the report."""
 
     def __init__(self, folder: Path, on_check: Callable[[Check], None] | None):
         self.folder = folder
@@ -148,7 +148,7 @@ class _Verifier:
     # --- headers -----------------------------------------------------------------------------------------------
 
     def check_headers(self) -> _core.Checkpoint | None:
-        """config, headers, index, tensors. Returns the checkpoint unless its files are damaged."""
+        """Checks config, headers, index and tensors. Returns the checkpoint unless its files are damaged."""
         config_fits = self._check_config()
         try:
             checkpoint = _core.Checkpoint(str(self.folder))
@@ -181,7 +181,7 @@ class _Verifier:
         return True
 
     def _check_index(self, checkpoint: _core.Checkpoint) -> None:
-        # That every tensor of the index is where it says, the native parser has seen to.
+        # The native parser has already checked that every tensor is in the shard that the index names.
         shards = [name for name, _ in checkpoint.shards()]
         stray = sorted(p.name for p in self.folder.glob("*.safetensors") if p.name not in shards)
         if not (self.folder / INDEX_FILE).is_file():
@@ -214,7 +214,7 @@ class _Verifier:
     # --- text ----------------------------------------------------------------------------------------------------
 
     def check_text_files(self) -> None:
-        """tokenizer, chat template, generation config: an engine runs on token ids without them."""
+        """Checks tokenizer, chat template and generation config, which an engine on token ids does not need."""
         self._check_tokenizer()
         self._check_chat_template()
         path = self.folder / "generation_config.json"
@@ -244,7 +244,7 @@ class _Verifier:
         try:
             expected = read_json_object(self.folder / "config.json", "[verify]").get("vocab_size")
         except Error:
-            return  # said by the config check
+            return  # the config check has reported it
         if isinstance(expected, int) and vocab_size > expected:
             self._add("tokenizer", "FAIL", f"{vocab_size} ids, but vocab_size of config.json is {expected}")
 
@@ -268,7 +268,7 @@ class _Verifier:
     def check_data(
         self, checkpoint: _core.Checkpoint, write_hashes: bool, progress: Callable[[int, int], None] | None
     ) -> None:
-        """values and hashes, in one pass over the files."""
+        """Checks values and hashes in one pass over the files."""
         try:
             known = known_hashes(self.folder)
         except Error as error:
@@ -344,10 +344,10 @@ class _Verifier:
 
 
 def _status_of(hole: Hole) -> str:
-    """What zero bytes in a tensor mean.
+    """The status of zero bytes in a tensor.
 
     Rows of the vocabulary and of the N-gram tables that training did not use may be zero, and so may a whole table. A
-    bias, and a tensor that is no weight, may be zero as well. A block of zeros in any other matrix is damage.
+    bias may be zero, and so may a tensor that is not a weight. A block of zeros in any other matrix is damage.
     """
     kind = hole.tensor.rpartition(".")[2]
     if kind not in ("weight", "weight_scale_inv", *_core.PACKED_FORMATS):
@@ -359,7 +359,7 @@ def _status_of(hole: Hole) -> str:
 
 
 def _other_damaged_shards(folder: Path, first: str) -> Iterator[str]:
-    """One line for every further shard whose size is not the one its header announces; `first` was reported already."""
+    """One line for each further shard whose size differs from its header; `first` has been reported already."""
     try:
         files = sorted(set(read_json_object(folder / INDEX_FILE, "[verify]")["weight_map"].values()))
     except (Error, KeyError, AttributeError, TypeError):
@@ -385,13 +385,13 @@ def _other_damaged_shards(folder: Path, first: str) -> Iterator[str]:
 
 
 def known_hashes(folder: Path) -> dict[str, tuple[str, str]]:
-    """What the files of a checkpoint should hash to.
+    """The expected hashes of a checkpoint's files.
 
     Args:
         folder: of the checkpoint.
     Returns:
-        file name -> (SHA-256 in hex, where that was read): SHA256SUMS, else the records that a download by
-        huggingface_hub leaves, beside the files or in the names of its cache.
+        file name -> (SHA-256 in hex, where the hash comes from). The source is SHA256SUMS. For
+        files not in it, the source is the record of a huggingface_hub download, next to the file or in its cache.
     Raises:
         longcat.Error: SHA256SUMS is not in the format of sha256sum, or names files outside the folder.
     """
@@ -416,10 +416,10 @@ def known_hashes(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def _hub_hash(path: Path) -> str | None:
-    """SHA-256 of a large file as the Hub told it when it was downloaded, else None.
+    """The SHA-256 that the Hub gave for a large file at its download, or None.
 
-    Source: huggingface_hub keeps it as the etag, in the second line of .cache/huggingface/download/NAME.metadata
-    (downloads to a folder) or as the name of the blob that a snapshot links to (its cache).
+    Source: huggingface_hub stores it as the etag. After a download to a folder, it is the second line of
+    .cache/huggingface/download/NAME.metadata. In the cache, it is the name of the blob that a snapshot links to.
     """
     try:
         if path.is_symlink() and _HASH.fullmatch(name := os.path.basename(os.readlink(path))):

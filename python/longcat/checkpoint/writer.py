@@ -1,4 +1,4 @@
-"""What whoever writes a checkpoint needs: headers, shards, an index, and room for all of it."""
+"""Parts of a checkpoint writer: headers, shards, an index, and a check of the disk space."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from longcat._core import Error
 from longcat.support.text import bytes_text
 
-MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
+MAX_SHARD_BYTES = 5 * 10**9  # tensor bytes per file, as save_pretrained; a larger tensor gets its own file
 INDEX_FILE = "model.safetensors.index.json"
-ALIGNMENT = 64  # [bytes] of the first tensor in the file: a cache line
+ALIGNMENT = 64  # [bytes] alignment of a file's first tensor: a cache line
 
 
 def header(tensors: Iterable[tuple[str, str, Iterable[int], int]]) -> bytes:
-    """The bytes before the tensors of a file. tensors: (name, dtype, shape, bytes), in the order they follow."""
+    """The bytes before a file's tensors. tensors: (name, dtype, shape, bytes), in file order."""
     fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape, num_bytes in tensors:
@@ -30,7 +30,7 @@ def header(tensors: Iterable[tuple[str, str, Iterable[int], int]]) -> bytes:
 
 
 def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = False) -> dict[str, list[str]]:
-    """file name -> tensors, as many in order as fit into each. A single one has no number, unless more_files follow."""
+    """file name -> tensors, as many in order as fit. A single file has no number, unless more_files follow."""
     shards: list[list[str]] = []
     room = 0
     for name, size in sizes.items():
@@ -45,7 +45,7 @@ def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = Fal
 
 
 def check_new(command: str, target: Path) -> None:
-    """Raises longcat.Error when there is something in `target`."""
+    """Raises longcat.Error when `target` exists and is not an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Error(f"[{command}] {target} exists: expected a new or an empty folder, nothing is overwritten")
 
@@ -63,7 +63,7 @@ def check_room(command: str, target: Path, total: int, remedy: str) -> None:
 
 
 def write_index(folder: Path, files: Mapping[str, Iterable[str]], total_bytes: int) -> None:
-    """Which file holds which tensor."""
+    """Writes the index: the file of each tensor."""
     index = {
         "metadata": {"total_size": total_bytes},
         "weight_map": {name: file for file, names in files.items() for name in names},

@@ -1,1 +1,1 @@
-"""Before a run: what a checkpoint needs, what a step costs, whether the machine is fit."""
+"""Plans a run: the needs of a checkpoint, the cost of a step, and the fitness of the machine."""

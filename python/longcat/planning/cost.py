@@ -1,7 +1,8 @@
-"""How long a decode step takes on several devices, by layout: from what a rank reads and computes, and what it sends.
+"""Estimates the time of a decode step on several devices, per layout.
 
-A step is the time of its slowest rank. What a rank reads and what it computes overlap, so a part takes the longer of
-both; operations and sums between ranks follow one another, each with a time of its own. Nothing overlaps with a sum.
+A step takes the time of its slowest rank, which follows from what the rank reads, computes and sends. Reading and
+computing overlap, so each part takes the longer of the two. Operations and all-reduces run one after the other, each
+with its own minimum time. Nothing overlaps with an all-reduce.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ if TYPE_CHECKING:
     from longcat.planning.plan import Plan
 
 OPS_OF_A_LAYER = 34  # two attentions of 10 operations, two FFNs of 3, the MoE of 8
-SUMS_OF_HEADS = 3  # of a layer, over tp ranks; one more over all
+SUMS_OF_HEADS = 3  # all-reduces per layer over tp ranks; each layer has one more over all ranks
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device, and how several are linked. Times in seconds, rates a second."""
+    """A device, and the links between several. Times in seconds, rates per second."""
 
     name: str
-    bandwidth: float  # [bytes/s] at which weights are read
-    flops: float  # of matrix multiplications
-    op_seconds: float  # that an operation takes at least
-    sum_seconds: float  # of a small sum between two ranks of one machine
-    link_bandwidth: float  # [bytes/s] of one rank, within a machine
-    devices: int  # of a machine
-    network_seconds: float  # of a small sum between two machines
-    network_bandwidth: float  # [bytes/s] of one rank, between machines
+    bandwidth: float  # [bytes/s] for reading weights
+    flops: float  # per second, in matrix multiplications
+    op_seconds: float  # minimum time of an operation
+    sum_seconds: float  # time of a small all-reduce between two ranks of one machine
+    link_bandwidth: float  # [bytes/s] per rank, within a machine
+    devices: int  # per machine
+    network_seconds: float  # time of a small all-reduce between two machines
+    network_bandwidth: float  # [bytes/s] per rank, between machines
     memory: float  # [bytes] for weights and latents
-    activation_bytes: int  # of a value that is summed
-    # Measured: seconds that a bf16 weight takes by the rows it is multiplied with, ascending; in place of two rates.
+    activation_bytes: int  # [bytes] of a value in an all-reduce
+    # Measured pairs (rows, seconds per bf16 weight), rows ascending. They replace `bandwidth` and `flops`.
     weight_seconds: tuple[tuple[int, float], ...] = ()
 
     def matrix_time(self, weights: float, bits: float, rows: float) -> float:
-        """Of multiplying `rows` rows with so many weights."""
+        """Time to multiply `rows` rows by `weights` weights."""
         if not self.weight_seconds:
             return max(weights * bits / 8 / self.bandwidth, 2 * weights * rows / self.flops)
         table = self.weight_seconds
@@ -52,7 +53,7 @@ class Hardware:
         return weights * table[0][1]
 
     def sum_time(self, ranks: int, num_bytes: float) -> float:
-        """Of a sum of `num_bytes` over `ranks`: a ring within the machine, then one between machines."""
+        """Time of an all-reduce of `num_bytes` over `ranks`: a ring in the machine, then one between machines."""
         if ranks == 1:
             return 0.0
         here, machines = min(ranks, self.devices), -(-ranks // self.devices)
@@ -64,8 +65,8 @@ class Hardware:
         return seconds
 
 
-# Not measured here: what the vendor and NCCL's own tests say an H100 SXM reaches, in a machine of eight with NVLink,
-# and 400 Gbit/s a device between machines.
+# Not measured here. These are figures of the vendor and of NCCL's own tests for an H100 SXM. A machine has eight of
+# them, linked by NVLink; machines are linked by 400 Gbit/s per device.
 H100 = Hardware(
     name="H100", bandwidth=3.0e12, flops=6.0e14, op_seconds=2.5e-6, sum_seconds=5e-6, link_bandwidth=3.6e11, devices=8,
     network_seconds=1.2e-5, network_bandwidth=4.0e10, memory=76 * 2**30, activation_bytes=2,
@@ -74,11 +75,11 @@ H100 = Hardware(
 
 @dataclass(frozen=True)
 class Step:
-    """A decode step: its parts [s], and what a rank holds [bytes]."""
+    """A decode step: the times of its parts [s], and the memory of a rank [bytes]."""
 
     core: float  # attention, dense FFNs, router, head
     experts: float
-    cache: float  # reading latents
+    cache: float  # reading the latents
     ops: float
     sums: float
     weights: float
@@ -93,13 +94,13 @@ def decode_step(
     plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float,
     table_bits: float = 0,
 ) -> Step:  # fmt: skip
-    """Of `batch` requests at `context` tokens, on max(tp, ep) devices.
+    """Estimates a decode step of `batch` requests at `context` tokens on max(tp, ep) devices.
 
     Args:
         plan: of one rank.
-        expert_bits, core_bits: of a weight of the experts, and of attention, dense FFNs, projections and head.
-        table_bits: of the N-gram tables as far as they are in the device's memory; the time to read their rows is in
-            that of an operation, wherever they lie.
+        expert_bits, core_bits: bits per weight of the experts; of attention, dense FFNs, projections and head.
+        table_bits: bits per weight of the N-gram tables in device memory. The time to read their rows is part of an
+            operation's minimum time, wherever they are.
     """
     c, world = plan.config, max(tp, ep)
     weights = {part.name: part.weights for part in plan.parts}
@@ -113,7 +114,7 @@ def decode_step(
     core += weights.get("head", weights.get("word embedding", 0)) / world
     seconds_core = hardware.matrix_time(core, core_bits, batch) + hardware.matrix_time(router, 32, batch)
 
-    expert = weights["experts"] / layers / int(c["n_routed_experts"])  # weights of one
+    expert = weights["experts"] / layers / int(c["n_routed_experts"])  # weights of one expert
     busiest, rows = busiest_rank(c["n_routed_experts"], c.get("zero_expert_num", 0), c["moe_topk"], ep, batch)
     read = layers * busiest * expert * ep / world
     seconds_experts = hardware.matrix_time(read, expert_bits, rows / busiest) if busiest else 0.0
@@ -123,7 +124,7 @@ def decode_step(
     attended = 2 * layers * batch * context * heads / tp * 2 * (latent_dim + int(c["kv_lora_rank"]))
     sent = batch * hidden * hardware.activation_bytes
     sums = layers * (SUMS_OF_HEADS * hardware.sum_time(tp, sent) + hardware.sum_time(world, sent))
-    if world > 1:  # the embedding, the logits to those who draw, the drawn ids
+    if world > 1:  # the embedding, the logits to the ranks that sample, the sampled ids
         logits = batch * int(c["vocab_size"]) * 4 / world
         sums += hardware.sum_time(world, sent) + hardware.sum_time(world, logits) + hardware.sum_time(world, 4 * batch)
     held_core = core - weights.get("head", 0) / world + (weights.get("head", 0) + weights["word embedding"]) / world
@@ -143,7 +144,7 @@ def decode_step(
 
 @lru_cache(maxsize=512)
 def share_of_projections(config_text: str, tp: int, ep: int) -> float:
-    """Of the N-gram tables, those of which the rank with the most has rows: it multiplies with all of their columns."""
+    """The largest fraction of N-gram tables of which a rank has rows: it multiplies by their whole projections."""
     import longcat._core as _core
 
     counts = [len(_core.shard(config_text, tp, ep, rank)["tables"]) for rank in range(max(tp, ep))]
@@ -154,7 +155,7 @@ def share_of_projections(config_text: str, tp: int, ep: int) -> float:
 def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> tuple[float, float]:
     """Experts that the busiest of `ep` groups reads for `batch` tokens, and rows it multiplies: means of random picks.
 
-    The picks are even over all experts, as the router is trained to make them.
+    The picks are uniform over all experts, as the training of the router intends.
     """
     rng, trials, experts, rows = random.Random(0), max(4, 256 // batch), 0, 0
     for _ in range(trials):
@@ -170,7 +171,7 @@ def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> 
 
 
 def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
-    """(tp, ep) on so many devices that the model's sizes divide by, those with many experts a rank last."""
+    """All (tp, ep) on `num_devices` devices that divide the model's sizes, most experts per rank last."""
     import longcat._core as _core
 
     found = []

@@ -1,4 +1,4 @@
-"""Is this machine fit to run a checkpoint? One verdict a line, and what to do about it."""
+"""Checks whether this machine is fit to run a checkpoint. Each verdict is one line with its remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PINNED_BYTES = 64 << 30  # the N-gram tables of the real model
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line. `status` is "ok", "warn" (it runs, not at its best) or "FAIL"; `fix` is empty when it is ok."""
+    """One line of the report. `status` is "ok", "warn" (it runs, but slower) or "FAIL"; `fix` is empty for "ok"."""
 
     name: str
     status: str
@@ -41,10 +41,10 @@ class Verdict:
 
 @dataclass
 class System:
-    """Where the answers come from; tests put others in.
+    """The sources of the checks; tests replace them.
 
     Args:
-        root: of /proc, /sys and /dev.
+        root: the folder with proc, sys and dev.
     """
 
     root: str = "/"
@@ -68,7 +68,7 @@ class System:
 
 
 def examine(model: str | None = None, system: System | None = None) -> list[Verdict]:
-    """All verdicts: about this machine, and with a checkpoint folder about how the two go together."""
+    """All verdicts on this machine, and with a checkpoint folder on running that checkpoint here."""
     system = system or System()
     checks = [_build, _cpu, _threads, _gpu, _pinned_memory, _numa, _address_space, _overcommit, _files, _packages]
     verdicts = [verdict for check in checks for verdict in check(system)]
@@ -108,7 +108,7 @@ def _threads(system: System) -> Iterator[Verdict]:
 
 
 def _cpu_quota(system: System) -> float | None:
-    """Cores that the control group grants, versions 2 and 1."""
+    """Cores granted by the control group (versions 2 and 1), or None."""
     words = (system.read("sys/fs/cgroup/cpu.max") or "").split()
     if len(words) != 2:
         words = [system.read(f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
@@ -172,7 +172,7 @@ def _numa(system: System) -> Iterator[Verdict]:
 
 
 def _numbers(text: str) -> list[int]:
-    """Of "0-1,4"."""
+    """The numbers in a list such as "0-1,4"."""
     numbers: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -291,7 +291,7 @@ def _disk(model: str, system: System) -> Iterator[Verdict]:
 
 
 def _filesystem(path: str, system: System) -> str | None:
-    """Type of the file system that holds `path`: of the longest mount point above it, the last one mounted there."""
+    """Type of the file system of `path`: the longest mount point above it, and the last mount on that."""
     best, kind = -1, None
     for line in (system.read("proc/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")

@@ -1,4 +1,4 @@
-"""This machine: how fast its memory is read, and what a process without a model takes of it."""
+"""Measures this machine: its memory bandwidth, and the memory of a process without a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 
 import longcat._core as _core
 
-_WHEN_AT_WORK = 3 << 19  # stacks of threads, and code that is first touched when they compute (measured)
+_WHEN_AT_WORK = 3 << 19  # [bytes] for thread stacks, and code that is first read in computation (measured)
 
-# What a program has in memory when it has imported all that an engine does, and loaded the tokenizer, if there is one.
+# A process that has imported everything an engine needs, with the tokenizer if there is one.
 _BARE_PROCESS = """
 import os, sys, longcat.engine.engine, longcat.request.tokenizer, tokenizers
 keep = longcat.request.tokenizer.Tokenizer(sys.argv[1]) if len(sys.argv) > 1 else None
@@ -18,7 +18,7 @@ print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE
 
 
 def process_bytes(model: str) -> int:
-    """Resident size of a program without its model: Python, libraries, tokenizer. Asks a process of its own."""
+    """Resident size of a process without its model: Python, libraries, tokenizer. Starts a process to measure it."""
     from longcat.support.child_process import run_program
 
     tokenizer = [model] if os.path.exists(os.path.join(model, "tokenizer.json")) else []
@@ -26,13 +26,14 @@ def process_bytes(model: str) -> int:
 
 
 def measured_bandwidth(seconds: float = 0.3) -> float:
-    """Bytes a second that the cores of this process read from memory together, the best of a few passes."""
+    """Memory read by all cores of this process together [bytes/s]: the best of several passes."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
     num_threads = _core.available_threads()
-    arrays = [np.ones(8 << 20, np.float32) for _ in range(num_threads)]  # 32 MiB each: more than a share of the cache
+    # 32 MiB each, larger than a core's share of the cache
+    arrays = [np.ones(8 << 20, np.float32) for _ in range(num_threads)]
     best, end = 0.0, time.perf_counter() + seconds
     with ThreadPoolExecutor(num_threads) as pool:
         while time.perf_counter() < end:

@@ -1,6 +1,6 @@
-"""What a checkpoint needs and where it fits, from its config and headers alone.
+"""Plans where a checkpoint fits and how much memory it takes, from its config and headers only.
 
-Where there is only a config.json, the shapes it promises stand for the headers: one can plan before downloading.
+With only a config.json, the shapes that it requires replace the headers, so planning is possible before a download.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from longcat._core import Error, OutOfMemoryError
 from longcat.planning.machine import measured_bandwidth, process_bytes
 
 GIB = 1 << 30
-BLOCK_TOKENS = 64  # of the latent cache
-WORKSPACE = 3 * GIB // 2  # of a GPU: context, graphs, activations of a step
-GPU_BANDWIDTH = 3.0e12  # [bytes/s] that copies reach on an H100
-# A fault maps what is cached of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may be more, as
-# the file came into the cache: up to 128 KiB was seen.
+BLOCK_TOKENS = 64  # per block of the latent cache
+WORKSPACE = 3 * GIB // 2  # [bytes] of a GPU for context, graphs and the activations of a step
+GPU_BANDWIDTH = 3.0e12  # [bytes/s] of copies on an H100
+# A page fault maps the cached pages of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may map
+# more, depending on how the file came into the cache: up to 128 KiB was seen.
 _WINDOW = 64 << 10
 _FP8_BLOCK = 128
 _TAGS = {"f32": ("F32", 4), "bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1), "int8": ("I8", 1)}
-# Bits a weight, scales included: fp8 has one f32 a block of 128 x 128, the others 16 bits for 32 weights.
+# Bits per weight, including scales: fp8 has one f32 per block of 128 x 128, the others have 16 bits per 32 weights.
 _BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / 128**2, "int8": 8.5, "int4": 4.5}
 
-# What a tensor belongs to, by its name; the first that matches.
+# The part that a tensor belongs to; the first pattern that matches its name decides.
 _PARTS = [
     ("word embedding", r"model\.embed_tokens\."),
     ("N-gram tables", r"model\.ngram_embeddings\.embedders\."),
@@ -42,35 +42,35 @@ _PARTS = [
     ("norms", r"model\.(layers\.\d+\.\w*norm|norm)\."),
 ]
 _LOOKED_UP = ("word embedding", "N-gram tables")
-# What the engine keeps a copy of, in the form that its kernels read.
+# Tensors that the engine copies, in the form that its kernels read.
 _COPIED = re.compile(r"norm|kv_b_proj|post_projs|\.router\.")
 _COPIED_AS_F32 = re.compile(r"norm|\.router\.")
 
 
 @dataclass
 class Part:
-    """One component of the model: its weights [count], and bytes."""
+    """One component of the model: its number of weights, and its sizes [bytes]."""
 
     name: str
     weights: int = 0
     stored: int = 0  # in the files
-    copied: int = 0  # beside them in memory
-    touched: int = 0  # of the files, in memory at the peak
-    read: int = 0  # for one decode step
-    held: int = 0  # by a rank, in the form that it computes with
+    copied: int = 0  # in memory besides the files
+    touched: int = 0  # of the files, resident in memory at the peak
+    read: int = 0  # per decode step
+    held: int = 0  # by one rank, in the form that its kernels read
 
 
 @dataclass
 class Row:
-    """One way to place the model."""
+    """One placement of the model."""
 
     placement: str
     format: str
-    expert_bits: float  # a weight
-    core_bits: float  # of attention, dense FFN, head
-    fast_bytes: int  # in the memory that is computed from
-    host_bytes: int  # looked up beside it
-    state: str  # "today", "untried" (built, but not yet run on a GPU) or "later": whether this version can
+    expert_bits: float  # per weight
+    core_bits: float  # per weight of attention, dense FFN and head
+    fast_bytes: int  # in the memory of the device that computes
+    host_bytes: int  # read by lookups, in host memory
+    state: str  # "today", "untried" (built, but not yet run on a GPU) or "later" (not built)
 
     @property
     def on_cpu(self) -> bool:
@@ -79,8 +79,7 @@ class Row:
 
 @dataclass
 class Plan:
-    """What an engine with these options takes [bytes] and reaches; with several ranks, one of them: that with the most
-    weights."""
+    """An engine's memory [bytes] and speed. Of several ranks, it describes the one with the most weights."""
 
     model: str
     architecture: str
@@ -89,10 +88,10 @@ class Plan:
     kv_cache_dtype: str
     max_model_len: int
     max_num_seqs: int
-    num_tokens: int  # that were looked up at the peak
+    num_tokens: int  # tokens processed before the peak
     parts: list[Part]
     kv_cache: int
-    kv_bytes_per_token: int  # with the place of the MTP layer
+    kv_bytes_per_token: int  # including the MTP layer's latents
     kv_read_per_token: int
     activations: int
     process: int  # Python, libraries, tokenizer
@@ -100,8 +99,8 @@ class Plan:
     bandwidth: float  # [bytes/s]
     tensor_parallel_size: int
     expert_parallel_size: int
-    rank_weights: list[int]  # that each rank holds
-    rank_tables: list[int]  # of these, in N-gram tables
+    rank_weights: list[int]  # held by each rank
+    rank_tables: list[int]  # the part of rank_weights in N-gram tables
     config: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -110,7 +109,7 @@ class Plan:
 
     @property
     def weights(self) -> int:
-        """In memory at the peak."""
+        """Memory of the weights at the peak."""
         return sum(part.touched + part.copied for part in self.parts)
 
     @property
@@ -123,11 +122,11 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """All ranks, if they share this machine: what they hold of the files they hold once."""
+        """Whether all ranks fit on this machine, each with this rank's peak. The bare processes are not counted."""
         return self.num_ranks * (self.peak - self.process) <= self.available
 
     def step_bytes(self, batch: int, context: int, row: Row | None = None) -> float:
-        """Read from memory for one token of each of `batch` requests at `context` tokens: as stored, or as in `row`."""
+        """Bytes read for one token of each of `batch` requests at `context` tokens: as stored, or as in `row`."""
         total = float(batch * context * self.kv_read_per_token)
         for part in self.parts:
             if part.name in _LOOKED_UP:
@@ -138,7 +137,7 @@ class Plan:
         return total
 
     def tokens_per_second(self, batch: int, context: int, row: Row | None = None) -> float:
-        """All requests together, where reading memory is all that takes time."""
+        """Tokens per second of all requests together, if reading memory took all the time."""
         bandwidth = GPU_BANDWIDTH if row and not row.on_cpu else self.bandwidth
         return batch * bandwidth / self.step_bytes(batch, context, row)
 
@@ -148,7 +147,7 @@ class Plan:
         return 1 - (1 - picked) ** batch
 
     def placements(self) -> list[Row]:
-        """Every placement and weight format that is or will be there."""
+        """All placements and weight formats, including planned ones."""
         size = {part.name: part.weights for part in self.parts}
         looked_up = sum(size[name] for name in _LOOKED_UP if name in size)
         tables = size.get("N-gram tables", 0)
@@ -173,7 +172,7 @@ class Plan:
         return rows
 
     def cache_tokens(self, row: Row, memory: int) -> int:
-        """Tokens of the latent cache that `memory` has room for beside the weights; negative: not even those."""
+        """Tokens of latent cache that fit in `memory` besides the weights; negative when the weights do not fit."""
         workspace = self.activations + self.process if row.on_cpu else WORKSPACE
         return int((memory - row.fast_bytes - workspace) // self.kv_bytes_per_token)
 
@@ -190,12 +189,12 @@ def plan(
     kv_cache_memory: int | str = "auto", num_tokens: int | None = None,
     bandwidth: float | None = None, tensor_parallel_size: int = 1, expert_parallel_size: int = 1,
 ) -> Plan:  # fmt: skip
-    """What an Engine with these options will take.
+    """Plans an Engine with these options.
 
     Args:
-        model: a checkpoint folder, or one that holds a config.json alone.
-        num_tokens: that pass through before the peak; default: as many as the latent cache holds.
-        bandwidth: of the memory [bytes/s]; default: measured, which takes a moment.
+        model: a checkpoint folder, or a folder with only a config.json.
+        num_tokens: tokens processed before the peak; default: as many as the latent cache holds.
+        bandwidth: memory bandwidth [bytes/s]; default: measured, which takes a moment.
         others: as for Engine.
     Raises:
         longcat.Error: config or headers are damaged, or of another model.
@@ -206,7 +205,7 @@ def plan(
     from longcat.support.values import parse_bytes, positive
 
     model = os.path.expanduser(os.fspath(model))
-    _core.config_warnings(model)  # which says what is wrong
+    _core.config_warnings(model)  # raises the error of a wrong config
     config = read_json_object(Path(model, "config.json"), "[config]")
     expected = {name: shape for name, shape, _ in _core.expected_tensors(json.dumps(config))}
     stored, has_weights = _stored(model, expected)
@@ -241,7 +240,7 @@ def plan(
             "least 2 are needed: raise kv_cache_memory"
         )
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * BLOCK_TOKENS
-    sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which decoding does not read
+    sub_layers = 2 * int(config["num_layers"])  # without the MTP layer, which decoding does not read
     parts = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
     rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
     rank_tables = [sum(part.held for part in of_rank if part.name == "N-gram tables") for of_rank in parts]
@@ -272,7 +271,7 @@ def plan(
 
 
 def expert_formats() -> dict[str, float]:
-    """Formats that experts have on a GPU, and their bits a weight."""
+    """Formats of experts on a GPU, with their bits per weight."""
     return {name: _BITS[name] for name in ("bf16", "fp8")}
 
 
@@ -289,7 +288,7 @@ class _Stored:
 
     name: str
     dtype: str
-    shape: tuple[int, ...]  # as it is stored: of a packed one, of its bytes
+    shape: tuple[int, ...]  # as stored; of a packed tensor, the shape of its bytes
     num_bytes: int
 
     @property
@@ -299,7 +298,7 @@ class _Stored:
 
 
 def _stored(model: str, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Stored], bool]:
-    """The tensors of the text model, and whether they are in the folder: if not, as they would be in bf16."""
+    """The tensors of the text model, and whether they are in the folder. If not, they are as bf16 would store them."""
     try:
         checkpoint = _core.Checkpoint(model)
     except Error:
@@ -319,7 +318,7 @@ def _parts(
     expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, Any],
     shard: dict[str, Any],
 ) -> list[Part]:  # fmt: skip
-    """The components; touched, copied, read and held by the rank of `shard`."""
+    """The components. touched, copied, read and held are those of the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
     for name, shape in expected.items():
         if (part := _part_of(name, parts)) is not None:
@@ -335,18 +334,19 @@ def _parts(
         looked_up = part.name in _LOOKED_UP
         here = _bytes_of(tensor, rows, cols)
         copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
-        if copied == 0 and len(shape) == 2 and cols < shape[1]:  # columns are cut out, and the pages given back
+        # a copy of the columns, after which the file's pages are dropped
+        if copied == 0 and len(shape) == 2 and cols < shape[1]:
             copied, here = here, 0
         part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
         part.read += 0 if looked_up else copied or here
-        if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split by head
+        if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split per head
             part.held += copied or here
     return [part for part in parts.values() if part.stored]
 
 
 def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns of a tensor that a rank holds; no rows: nothing of it. Vectors are rows of one column."""
+    """Rows and columns of a tensor on a rank. 0 rows: the rank has none. A vector has one column."""
     rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
 
     def share(key: str, total: str) -> tuple[int, int]:
@@ -357,7 +357,7 @@ def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard:
         return shard["vocab"][1] - shard["vocab"][0], cols
     if found := re.match(r"model\.ngram_embeddings\.(\w+)\.(\d+)\.", name):
         first, last = shard["tables"].get(int(found[2]), (0, 0))
-        if found[1] == "post_projs":  # whole, for any row of its table
+        if found[1] == "post_projs":  # complete for any rows of its table
             return (rows, cols) if first < last else (0, 0)
         return last - first, cols
     if re.search(r"\.(q_b_proj|kv_b_proj|o_proj)\.", name):
@@ -378,7 +378,7 @@ def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard:
 
 
 def _bytes_of(tensor: _Stored, rows: int, cols: int) -> int:
-    """Of so many rows and columns in the form the tensor is stored in."""
+    """Size of `rows` x `cols` values in the tensor's stored format [bytes]."""
     suffix = tensor.name.rpartition(".")[2]
     if suffix in _core.PACKED_FORMATS:
         return math.prod(_core.packed_shape(suffix, rows, cols))
@@ -392,7 +392,7 @@ def _part_of(tensor: str, parts: dict[str, Part]) -> Part | None:
 
 
 def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> int:
-    """Of `count` weights of a tensor: beside the files."""
+    """Size of the copy of `count` weights of a tensor in memory besides the files [bytes]."""
     if tensor.name.endswith("_scale_inv"):
         return 0
     narrow = tensor.dtype == "BF16" or dtype == "bf16"
@@ -403,7 +403,7 @@ def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> in
 
 
 def _touched(num_bytes: int, num_tokens: int) -> int:
-    """Of a table in the page cache that is looked up in random places."""
+    """Size of the resident pages of a table after `num_tokens` random lookups [bytes]."""
     if num_bytes == 0:
         return 0
     windows = -(-num_bytes // _WINDOW)

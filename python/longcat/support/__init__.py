@@ -1,1 +1,1 @@
-"""Small helpers of every room: values of callers, names, text of reports, child processes."""
+"""Small helpers of all packages: values of callers, names, text of reports, child processes."""

@@ -1,4 +1,4 @@
-"""This package in a Python of its own."""
+"""Runs programs that use this package in another Python process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _OUR_ERROR = re.compile(r"(?:longcat\.\w+|ValueError|TypeError|OSError): (?=\[)"
 
 
 def environment() -> dict[str, str]:
-    """In which `import longcat` finds the package of this process."""
+    """The environment in which `import longcat` finds the package of this process."""
     package = str(Path(__file__).parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
 
 
 def run_program(what: str, program: str, *arguments: str) -> str:
-    """Standard output of a program in Python.
+    """Runs a Python program and returns its standard output.
 
     Args:
-        what: it is about, for messages.
+        what: the program's subject, for messages.
     Raises:
-        longcat.Error: it failed: with the message of its exception.
+        longcat.Error: the program failed; with the message of its exception.
     """
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment()

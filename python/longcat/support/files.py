@@ -1,4 +1,4 @@
-"""Reads of small files that users and downloads supply: config, tokenizer, template, tools, calibration text."""
+"""Reads small files from users and downloads: config, tokenizer, template, tools, calibration text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MAX_BYTES = 64 << 20
 
 
 def open_regular(path: str | os.PathLike[str], area: str) -> io.FileIO:
-    """Opens a regular file, or the one that a link leads to, to read its bytes.
+    """Opens a regular file, or the target of a link, for reading bytes.
 
     A pipe, a device or a socket is refused without waiting for it.
 
     Args:
-        area: opens the message, as "[config]".
+        area: opens the message, such as "[config]".
     Raises:
-        longcat.Error: the file is missing, is no regular file, or cannot be opened.
+        longcat.Error: the file is missing, is not a regular file, or cannot be opened.
     """
     name = os.fspath(path)
     try:
@@ -48,7 +48,7 @@ def read_bytes(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYT
         try:
             size = os.fstat(file.fileno()).st_size
             parts: list[bytes] = []
-            room = max_bytes + 1  # a byte more than allowed: the file may grow while it is read
+            room = max_bytes + 1  # one byte over the limit, because the file may grow during the read
             while size <= max_bytes and room > 0 and (part := file.read(min(room, 1 << 20))):
                 parts.append(part)
                 room -= len(part)
@@ -60,10 +60,10 @@ def read_bytes(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYT
 
 
 def read_text(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTES) -> str:
-    """`read_bytes` as UTF-8, line ends as "\\n".
+    """`read_bytes` as UTF-8, with "\\n" as line end.
 
     Raises:
-        longcat.Error: as `read_bytes`, or the file is no UTF-8.
+        longcat.Error: as `read_bytes`, or the file is not UTF-8.
     """
     try:
         text = read_bytes(path, area, max_bytes).decode("utf-8")
@@ -86,10 +86,10 @@ def read_json(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTE
 
 
 def read_json_object(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The JSON object of a small file; {} when there is no such file.
+    """The JSON object of a small file, or {} when the file is missing.
 
     Raises:
-        longcat.Error: as `read_json`, or the value is no object.
+        longcat.Error: as `read_json`, or the value is not an object.
     """
     if not os.path.exists(path):
         return {}

@@ -1,4 +1,4 @@
-"""Names: the nearest one to a misspelt keyword, and the name this package is installed by."""
+"""Finds the nearest name to a misspelt keyword, and the name under which this package is installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> TypeError:
-    """The error for a misspelt keyword: what was given, the nearest name, or all of them."""
+    """The error for an unknown keyword. It names the nearest known one, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(names)

@@ -1,4 +1,4 @@
-"""Options of vLLM and SGLang that have no counterpart here: which are ignored, and which are refused unless neutral."""
+"""Options of vLLM and SGLang without a counterpart here. Some are ignored, others refused unless neutral."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OtherOption:
-    """One option of another engine, by the name of its flag without dashes.
+    """One option of another engine, named like its flag without dashes.
 
     Args:
         takes_value: False for a switch.
-        neutral: values that ask for what happens here anyway; None: any value may be given and is ignored.
-        remedy: what to do in place of it, for the message that refuses it.
+        neutral: values that request what this engine does anyway; None: any value is accepted and ignored.
+        remedy: what to use instead, for the message of a refusal.
     """
 
     name: str
@@ -21,10 +21,12 @@ class OtherOption:
     remedy: str = ""
 
     def check(self, shown: str, value: object = None) -> None:
-        """Raises ValueError, with the remedy, when `value` asks for what this engine does not do.
+        """Checks a use of the option.
 
         Args:
             shown: the option as the user wrote it: "--enable-lora", "enable_lora".
+        Raises:
+            ValueError: `value` requests what this engine does not do; the message has the remedy.
         """
         if self.neutral is None or value is False or str(value).lower() in self.neutral:
             return
@@ -65,7 +67,7 @@ _DEFAULTS = "Send sampling fields with each request, or edit generation_config.j
 _CACHE = "Use --kv-cache-memory, as 4GiB."
 _TEXT = "The model generates text and nothing else."
 
-# name -> (neutral values, remedy); None in place of values: a switch.
+# name -> (neutral values, remedy). None instead of values marks a switch.
 _REFUSED: dict[str, tuple[str | None, str]] = {
     "pipeline-parallel-size": ("1", "Share layers by --tensor-parallel-size and --expert-parallel-size."),
     "pp-size": ("1", "Share layers by --tp and --ep."),
@@ -131,15 +133,15 @@ OTHER_OPTIONS: dict[str, OtherOption] = {
     },
 }
 
-# Names of number formats in other engines -> ours.
+# Names of number formats in other engines, and ours.
 _FORMATS = {"bfloat16": "bf16", "float32": "f32", "float": "f32", "fp32": "f32", "fp8_e4m3": "fp8"}
 
 
 def format_name(name: str, value: str) -> str:
-    """Our name of a number format, as `dtype` and `kv_cache_dtype` take it; unknown names stay as they are.
+    """Our name of a number format for `dtype` and `kv_cache_dtype`. Unknown names are returned unchanged.
 
     Raises:
-        ValueError: the format is f16, which this engine stores nothing in.
+        ValueError: the format is f16, which this engine does not support.
     """
     if value in ("half", "float16", "fp16", "f16"):
         raise ValueError(f'{name}="{value}"; expected auto, f32 or bf16. Nothing is kept in f16: use bf16')

@@ -1,4 +1,4 @@
-"""What callers give an engine, checked and in one form."""
+"""Checks values from callers and converts them to one form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 
 from longcat.support.names import unknown_name
 
-# Names other engines use for the same thing.
+# Other engines' names for our keywords.
 _ALIASES = {
     "model_path": "model",
     "context_length": "max_model_len",
@@ -28,7 +28,7 @@ def canonical_name(engine: type, name: str) -> str:
     """Our name of a keyword of `engine`.
 
     Raises:
-        TypeError: neither ours nor another engine's.
+        TypeError: the name is neither ours nor another engine's.
     """
     known = [p for p in inspect.signature(engine).parameters if p != "aliases"]
     name = _ALIASES.get(name, name)
@@ -38,7 +38,7 @@ def canonical_name(engine: type, name: str) -> str:
 
 
 def positive(name: str, value: int | None) -> int:
-    """An optional count for the core, which takes 0 for its default."""
+    """Checks an optional count. The core takes 0 for its default."""
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
@@ -47,14 +47,14 @@ def positive(name: str, value: int | None) -> int:
 
 
 def share(name: str, value: float) -> float:
-    """A share above 0 and at most 1."""
+    """Checks a share above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"{name}={value!r} is not possible: expected a share above 0 and at most 1, such as 0.9")
     return float(value)
 
 
 def parse_bytes(name: str, value: int | str, least: int = 1) -> int:
-    """A size in bytes from 4294967296, "4GiB" or "500 MB"; "auto" is 0."""
+    """The size in bytes of 4294967296, "4GiB" or "500 MB"; "auto" is 0."""
     if value == "auto":
         return 0
     if isinstance(value, str):

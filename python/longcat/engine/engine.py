@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import random
 import warnings
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.engine.core_options import core_options
+from longcat.engine.config import EngineConfig
 from longcat.engine.ranks import join_ranks
 from longcat.engine.request import Request, score_of
 from longcat.engine.request_table import RequestGroup, RequestTable
@@ -25,8 +26,6 @@ from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request.prompts import Params, Prompt, as_token_ids, params_of_each, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
 from longcat.request.tokenizer import Tokenizer
-from longcat.support.other_engines import format_name
-from longcat.support.values import canonical_name, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,129 +39,40 @@ class Engine(Uncopied):
     """A LongCat-Flash checkpoint, loaded and ready to generate.
 
     Args:
-        model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        tensor_parallel_size: ranks over which attention heads and dense FFNs are shared out.
-        expert_parallel_size: ranks over which the experts are shared out, the same ones. A launcher (mpirun) has to
-            start as many as the larger of both says. All make the same engine and the same requests, and get the same
-            results; or rank 0 alone asks, and the others `follow()`.
-        data_parallel_size: copies of the model, each on so many ranks of its own and with requests of its own;
-            `replica` says to which of them this process belongs.
-        dtype: "auto" (as config.json says), "f32" or "bf16": how f32 and f16 weights are kept, and the latent cache.
-        quantization: "fp8" keeps the experts of a bf16, f16 or f32 checkpoint as fp8 blocks, in half the memory or
-            less; default None, as they are stored.
-        max_model_len: most tokens of prompt and answer together; default max_position_embeddings of config.json.
-        kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory (on a
-            GPU all that is left) and what max_num_seqs sequences of max_model_len can use.
-        gpu_memory_utilization: share of a GPU's free memory that the engine takes, above 0 and at most 1; default
-            all but 1.5 GiB. Without meaning on the CPU.
-        kv_cache_dtype: "auto" (dtype), "f32", "bf16", "fp8" (a row of 512 + 64 values takes 656 bytes) or, on the CPU,
-            "int8" (660 bytes; the fastest there over long contexts).
-        ngram_placement: of the N-gram tables. "disk", the CPU's: they stay in the mapped file, and only pages that hold
-            looked up rows are read, those of all tokens of a step together. On CUDA "host", in pinned host memory,
-            which the GPU reads itself, or "device", in its own memory, where that has room for them. "auto": disk or
-            host.
-        speculative: guesses at the next tokens, all checked in one step, so that texts are the same as without, in
-            fewer steps. {"method": "mtp", "num_speculative_tokens": 3}: at most so many, by the checkpoint's
-            multi-token-prediction layer (model.mtp.*, in model-auxiliary.safetensors). {"method": "ngram",
-            "num_speculative_tokens": 3}: what followed the last 2 to 4 tokens ("prompt_lookup_min",
-            "prompt_lookup_max") where they occurred before; needs no weights, and brings something where a text repeats
-            itself.
-        swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
-            "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
-        enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
-        max_num_seqs: requests that run at once; others wait their turn.
-        max_num_queued: requests that may wait; `agenerate` raises QueueFullError beyond, `generate` waits.
-        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, on CUDA
-            8,192, or max_num_seqs when that is more.
-        seed: of the requests that bring none.
-        num_threads: of the CPU backend; default one per core this process may use.
-        tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.
-        chat_template: a jinja file, or the template itself, when it is not the checkpoint's own.
-        mask_timeout: a request with a token_mask ends with an error when a mask takes longer than this [s].
-        progress: called with (bytes done, bytes in all) while loading.
+        model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or an
+            EngineConfig, which has it.
+        options: fields of EngineConfig, or other engines' names for them, such as `tp` or `max_running_requests`;
+            docs/reference/engine.md lists them with their defaults.
     Raises:
         longcat.Error: the checkpoint is missing, damaged or of another model; one line says what and where.
         longcat.OutOfMemoryError: the cache does not fit.
-        ValueError, TypeError: an argument is wrong.
+        ValueError, TypeError: an option is wrong.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        device: str = "auto",
-        tensor_parallel_size: int = 1,
-        expert_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        dtype: str = "auto",
-        quantization: str | None = None,
-        max_model_len: int | None = None,
-        kv_cache_memory: int | str = "auto",
-        gpu_memory_utilization: float | None = None,
-        kv_cache_dtype: str = "auto",
-        ngram_placement: str = "auto",
-        speculative: Mapping[str, Any] | None = None,
-        swap_memory: int | str = "auto",
-        enable_prefix_caching: bool = True,
-        max_num_seqs: int = 16,
-        max_num_batched_tokens: int | None = None,
-        max_num_queued: int = 4096,
-        seed: int = 0,
-        num_threads: int | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
-        chat_template: str | os.PathLike[str] | None = None,
-        mask_timeout: float = 10.0,
-        progress: Callable[[int, int], None] | None = None,
-        **aliases: Any,
-    ):
-        if aliases:
-            named = {canonical_name(Engine, name): value for name, value in aliases.items()}
-            given = dict(
-                model=model, device=device, tensor_parallel_size=tensor_parallel_size,
-                expert_parallel_size=expert_parallel_size, data_parallel_size=data_parallel_size, dtype=dtype,
-                quantization=quantization, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-                gpu_memory_utilization=gpu_memory_utilization, kv_cache_dtype=kv_cache_dtype,
-                ngram_placement=ngram_placement, speculative=speculative, swap_memory=swap_memory,
-                enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
-                num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
-                progress=progress,
-            )  # fmt: skip
-            self.__init__(**(given | named))  # type: ignore[misc]
-            return
-        if model is None:
-            raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
-        self.model = folder_path(model)
-        check_sources(tokenizer, chat_template)
-        dtype = format_name("dtype", dtype)
-        kv_cache_dtype = format_name("kv_cache_dtype", kv_cache_dtype)
-        options = core_options(
-            device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
-            ngram_placement=ngram_placement, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-            gpu_memory_utilization=gpu_memory_utilization, swap_memory=swap_memory, speculative=speculative,
-            enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs, max_num_queued=max_num_queued,
-            max_num_batched_tokens=max_num_batched_tokens, num_threads=num_threads, mask_timeout=mask_timeout,
-            tensor_parallel_size=tensor_parallel_size, expert_parallel_size=expert_parallel_size,
-        )  # fmt: skip
-        if not isinstance(seed, int):
-            raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
+    __signature__ = inspect.signature(EngineConfig)  # for help(), and completion in notebooks
+
+    def __init__(self, model: str | os.PathLike[str] | EngineConfig | None = None, **options: Any):
+        self.config = config = EngineConfig.of(model, options)
+        self.model = folder_path(config.model)
+        check_sources(config.tokenizer, config.chat_template)
+        core_options = config.core_options()
         engine = weakref.ref(self)
 
         def ranks_are_lost(reason: str) -> None:
             if (this := engine()) is not None and hasattr(this, "_core"):
                 this._core.abort_ranks(reason)
 
-        num_replicas = positive("data_parallel_size", data_parallel_size)
-        communicator, self._replica = join_ranks(options, num_replicas, ranks_are_lost)
-        self._core = self._open_core(options, progress, communicator)
+        communicator, self._replica = join_ranks(core_options, config.data_parallel_size, ranks_are_lost)
+        self._core = self._open_core(core_options, config.progress, communicator)
         self._info = self._core.info()
         for line in self._info["warnings"]:
             warnings.warn(line, stacklevel=2)
         self._generation_config = read_generation_config(self.model)
-        self._seeds = random.Random(seed)
+        self._seeds = random.Random(config.seed)
         vocab_size, eos_token_id = self._info["vocab_size"], self._info["eos_token_id"]
-        self._text = CheckpointText(self.model, tokenizer, chat_template, vocab_size, self._eos_token_ids())
+        self._text = CheckpointText(
+            self.model, config.tokenizer, config.chat_template, vocab_size, self._eos_token_ids()
+        )
         self._requests = RequestTable(self._core, self._text, vocab_size, eos_token_id)
         self._loops = EventLoops()
         self._core.start()

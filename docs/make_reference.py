@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from longcat.cli.engine_options import flag_of
+from longcat.engine import option_checks
 from longcat.engine.config import EngineConfig, Option, options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,7 @@ def _facts(name: str, option: Option) -> Iterator[str]:
         return
     commands = f" of {_listed(option.commands)}" if option.commands else ""
     yield f"Flags{commands}: {_listed(map(flag_of, (name, *option.aliases)))}."
-    if isinstance(getattr(EngineConfig, name), bool):
+    if option.check is option_checks.switch:
         yield f"Off: {_listed((f'--no-{flag_of(name)[2:]}', *option.off_flags))}."
 
 

@@ -56,13 +56,15 @@ def add_option(group: argparse._ActionsContainer, name: str, default: str = "") 
     """
     option, value = options()[name], getattr(EngineConfig, name)
     flags = [flag_of(alias) for alias in (name, *option.aliases)]
-    shown = default or option.default or value
-    if isinstance(value, bool):
+    if option.check is checks.switch:
+        shown = option.default or ("on" if value else "off")
+        group.add_argument(
+            *flags, dest=name, action="store_true", default=value, help=f"{option.help} (default {shown})"
+        )
         off_flags = [f"--no-{flags[0][2:]}", *option.off_flags]
-        text = f"{option.help} (default {'on' if value else 'off'})"
-        group.add_argument(*flags, dest=name, action="store_true", default=value, help=text)
         group.add_argument(*off_flags, dest=name, action="store_false", help=f"turn off {flags[0]}")
         return
+    shown = default or option.default or value
     parse = _number_format(flags[0]) if option.check is checks.number_format else _PARSERS.get(option.check, str)
     group.add_argument(
         *flags,

@@ -31,6 +31,7 @@ GIVEN = {
     "max_num_seqs": 3,
     "max_num_queued": 5,
     "max_num_batched_tokens": 7,
+    "async_scheduling": False,
     "seed": 9,
     "num_threads": 1,
     "tokenizer": "tokenizer.json",
@@ -91,7 +92,7 @@ def test_the_commands_that_have_a_flag(name):
     [
         ({"max_len": 3}, TypeError, 'Engine has no parameter "max_len": did you mean "max_model_len"?'),
         ({"max_runing_requests": 3}, TypeError, 'did you mean "max_running_requests"?'),
-        ({"nothing_alike_at_all": 3}, TypeError, "known are chat_template, "),
+        ({"nothing_alike_at_all": 3}, TypeError, ", chat_template, context_length, "),
         ({"tp": 2, "tp_size": 2}, TypeError, "Engine has tensor_parallel_size twice, once as tp_size: give it once"),
         ({"model_path": "b"}, TypeError, "Engine has model twice, once as model_path"),
         ({"max_num_seqs": 0}, ValueError, "max_num_seqs=0 is not possible"),
@@ -123,6 +124,14 @@ def test_a_config_is_frozen_and_is_what_the_engine_had(tiny):
         assert engine.generate("Once", max_tokens=2, ignore_eos=True).outputs[0].finish_reason == "length"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.max_num_seqs = 4
+
+
+def test_a_step_is_planned_ahead_or_not(tiny):
+    texts = set()
+    for async_scheduling in (True, False):
+        with longcat.Engine(tiny, async_scheduling=async_scheduling) as engine:
+            texts.add(engine.generate("Once upon a time", max_tokens=8, temperature=0).text)
+    assert len(texts) == 1
 
 
 def test_the_signature_lists_the_options():

@@ -233,6 +233,17 @@ class EngineConfig:
         metavar="N",
         commands=("serve",),
     )
+    async_scheduling: bool | None = option(
+        None,
+        "plan a step before the results of the last one are known, so that the device never waits for the host",
+        checks.switch,
+        core="overlap",
+        details="A sequence that has just ended then computes one row too many. Texts are the same.",
+        default="on where the device leaves the host free: CUDA",
+        metavar="BOOL",
+        off_flags=("--disable-overlap-schedule",),
+        commands=("serve",),
+    )
     seed: int = option(
         0,
         "seed of requests that bring none",

@@ -72,15 +72,15 @@ bench: $(VENV)/.installed-build
 	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat-bench ops_bench
 
 lint: $(VENV)/.installed-lint
-	$(VENV)/bin/ruff check python tests examples bench
-	$(VENV)/bin/ruff format --check python tests examples bench
+	$(VENV)/bin/ruff check python tests examples bench docs/make_reference.py
+	$(VENV)/bin/ruff format --check python tests examples bench docs/make_reference.py
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python tests/words.py
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(VENV)/.installed-lint
-	$(VENV)/bin/ruff check --fix python tests examples bench
-	$(VENV)/bin/ruff format python tests examples bench
+	$(VENV)/bin/ruff check --fix python tests examples bench docs/make_reference.py
+	$(VENV)/bin/ruff format python tests examples bench docs/make_reference.py
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
 
 $(VENV)/bin/python:

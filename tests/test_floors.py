@@ -1,6 +1,7 @@
 """Who may include whom: a file sees its own floor and those below it, and vendor headers stay home."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -115,8 +116,16 @@ def python_imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             found += [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found += [node.module or "." * node.level]
-    return [name for name in found if name.split(".")[0] in ("longcat", "")]
+            assert node.level == 0, f"{path}: a relative import"
+            is_folder = PACKAGE.parent.joinpath(*node.module.split(".")).is_dir()
+            modules = [f"{node.module}.{name.name}" for name in node.names] if is_folder else []
+            found += [module for module in modules if is_module(module)] or [node.module]
+    return [name for name in found if name.split(".")[0] == "longcat"]
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists() or path.with_suffix(".pyi").exists()
 
 
 def python_violations(room: str, imports: list[str]) -> list[str]:
@@ -146,6 +155,51 @@ def test_python_rooms_are_small():
         assert len(entries) <= MOST_ENTRIES, folder
         lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py"))
         assert lines <= MOST_LINES, f"{folder}: {lines} lines"
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Names that import each other in a circle, if there is one."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def python_files() -> dict[str, set[str]]:
+    """Each file's module, and the modules that it imports."""
+    files = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = set(python_imports(path))
+    return files
+
+
+def test_no_python_files_import_each_other():
+    assert circle(python_files()) == []
+
+
+def test_no_python_folders_import_each_other():
+    """Folders side by side, such as server/api and server/http; a folder's own files stand between them."""
+    folders = [path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__"]
+    names = {".".join(path.relative_to(PACKAGE.parent).parts) for path in folders}
+    for parent in {name.rpartition(".")[0] for name in names}:
+        beside = {name for name in names if name.rpartition(".")[0] == parent}
+        arrows: dict[str, set[str]] = {name: set() for name in beside}
+        for module, imports in python_files().items():
+            home = folder_of(module, beside)
+            if home is not None:
+                arrows[home] |= {folder for used in imports if (folder := folder_of(used, beside - {home}))}
+        assert circle(arrows) == []
+
+
+def folder_of(module: str, folders: set[str]) -> str | None:
+    return next((folder for folder in folders if f"{module}.".startswith(f"{folder}.")), None)
+
+
+def test_the_circles_check_sees_a_circle():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d"}}) == []
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
 
 
 def test_the_python_check_sees_violations():

@@ -4,6 +4,7 @@ from longcat._core import Error, OutOfMemoryError, QueueFullError, __version__
 from longcat.chat.reader import ChatChunk, ChatOutput
 from longcat.chat.tool_parser import parse_model_response
 from longcat.chat.tool_stream import StreamingResponseParser
+from longcat.engine.config import EngineConfig
 from longcat.engine.engine import Engine
 from longcat.engine.llm import LLM
 from longcat.request.outputs import (
@@ -23,6 +24,7 @@ __all__ = [
     "ChatOutput",
     "CompletionOutput",
     "Engine",
+    "EngineConfig",
     "Error",
     "Logprob",
     "OutOfMemoryError",

@@ -115,7 +115,7 @@ def test_launch_lines_of_other_engines_are_read():
         "--enable-auto-tool-choice --tool-call-parser hermes --disable-log-requests --kv-cache-memory-bytes 4GiB"
     )
     assert (args.tensor_parallel_size, args.data_parallel_size, args.expert_parallel_size) == (2, 3, 2)
-    assert (args.max_running_requests, args.max_model_len, args.seed) == (8, 64, 7)
+    assert (args.max_num_seqs, args.max_model_len, args.seed) == (8, 64, 7)
     assert (args.dtype, args.kv_cache_dtype, args.kv_cache_memory) == ("bf16", "fp8", "4GiB")
     assert args.enable_prefix_caching and args.ignored == [
         "--pipeline-parallel-size",

@@ -120,7 +120,7 @@ def test_a_stream_collected_at_an_inconvenient_time(engine):
     collected = threading.Event()
 
     def collect_garbage():
-        with engine._lock:
+        with engine._requests._lock:
             streams.clear()
         collected.set()
 
@@ -295,7 +295,7 @@ def test_no_mask_thread_is_lost_to_a_fast_core(tiny):
             known = self._set_mask(core_id, num_output_tokens, words)
             if num_output_tokens == 0:
                 assert second.wait(5)
-            while num_output_tokens == 1 and core_id in engine._masks._requests:
+            while num_output_tokens == 1 and core_id in masks._requests:
                 time.sleep(0.001)
             return known
 
@@ -305,7 +305,8 @@ def test_no_mask_thread_is_lost_to_a_fast_core(tiny):
             time.sleep(0.05)  # the other thread comes back meanwhile
 
     with longcat.Engine(tiny, mask_timeout=1) as engine:
-        engine._mask_filler()._core = SlowToReturn(engine._core)
+        masks = engine._requests.mask_filler()
+        masks._core = SlowToReturn(engine._core)
         for _ in range(5):
             second = threading.Event()
             answer = engine.generate(PROMPT, max_tokens=2, ignore_eos=True, token_mask=nothing_forbidden).outputs[0]

@@ -106,3 +106,10 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(ValueError, match="not UTF-8; expected") as caught:
         longcat.Engine(folder)
     assert "\n" not in str(caught.value) and str(caught.value).isascii()
+
+
+def test_a_stream_outlives_an_engine_that_is_dropped(random_checkpoint):
+    """`for chunk in longcat.Engine(path).generate(..., stream=True)` refers to the engine by its stream alone."""
+    options = dict(prompt_token_ids=[5, 6, 7], max_tokens=20, ignore_eos=True)
+    stream = longcat.Engine(random_checkpoint).generate(**options, stream=True)
+    assert sum(len(chunk.token_ids) for chunk in stream) == 20

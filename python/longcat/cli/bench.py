@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latency = kinds.add_parser(
         "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
     )
-    add_engine_arguments(latency)
+    add_engine_arguments(latency, "bench")
     _add_lengths(latency, input_len=32, output_len=128)
     latency.add_argument("--batch-size", type=integer(1), default=1, metavar="N", help="requests at once (default 1)")
     latency.add_argument("--num-iters", type=integer(1), default=10, metavar="N", help="timed batches (default 10)")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     throughput = kinds.add_parser(
         "throughput", help="time many requests at once", description="Time many requests that come all at once."
     )
-    add_engine_arguments(throughput)
+    add_engine_arguments(throughput, "bench")
     _add_lengths(throughput, input_len=128, output_len=64)
     throughput.add_argument(
         "--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)"
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=integer(), default=0, metavar="N", help="seed of prompts and arrivals (default 0)"
     )
     startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
-    add_engine_arguments(startup)
+    add_engine_arguments(startup, "bench")
     startup.add_argument("--num-iters", type=integer(1), default=5, metavar="N", help="starts to time (default 5)")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")

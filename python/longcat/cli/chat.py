@@ -36,17 +36,16 @@ _PASTE_SECONDS = 0.05  # within which the next line of a pasted text is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, "chat")
     parser.add_argument("--system", default="", help="system message")
     parser.add_argument("--tools", metavar="FILE", help="JSON file with a list of tools")
-    parser.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
     add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     rank = join_ranks(args).rank
     tools = load_tools(args.tools) if args.tools else None
-    with open_engine(args, chat_template=args.chat_template) as engine:
+    with open_engine(args) as engine:
         if rank > 0:
             return follow(engine)
         conversation = Conversation(engine, args.system, tools, sampling_options(args))

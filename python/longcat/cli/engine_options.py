@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from longcat.cli.parser import add_other_engine_flags, integer, number
 from longcat.cli.progress import ByteBar
+from longcat.engine import option_checks as checks
+from longcat.engine.config import EngineConfig, options
 from longcat.support.other_engines import format_name
+from longcat.support.values import positive, share
 
 if TYPE_CHECKING:
     from longcat.engine.engine import Engine
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = False) -> None:
-    """The options that engine_keywords reads.
+def add_engine_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """The checkpoint folder and the engine's options, which engine_keywords reads.
 
     Args:
-        is_server: the checkpoint may also be named by --model or --model-path, and there may be replicas.
+        command: "serve" takes the folder also by --model or --model-path; some options are of some commands.
     """
-    text = "checkpoint folder in the Hugging Face layout"
-    if is_server:
+    text = options()["model"].help
+    if command == "serve":
         parser.add_argument("model", nargs="?", metavar="FOLDER", help=text)
         parser.add_argument(
             "--model",
@@ -38,75 +41,48 @@ def add_engine_arguments(parser: argparse.ArgumentParser, is_server: bool = Fals
     else:
         parser.add_argument("model", metavar="FOLDER", help=text)
     group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--device", default="auto", metavar="NAME", help="device to run on: auto, cpu, cuda or cuda:N (default auto)"
-    )
-    group.add_argument("--tensor-parallel-size", "--tp", "--tp-size", type=integer(1), default=1, metavar="N",
-                       help="ranks that share attention and dense FFNs (under mpirun)")  # fmt: skip
-    group.add_argument("--expert-parallel-size", "--ep", "--ep-size", type=integer(1), default=1, metavar="N",
-                       help="ranks that share the experts; the job has as many as the larger of both")  # fmt: skip
-    if is_server:
-        group.add_argument("--data-parallel-size", "--dp", "--dp-size", type=integer(1), default=1, metavar="N",
-                           help="copies of the model, each on ranks of its own and on the next port")  # fmt: skip
-    else:
-        parser.set_defaults(data_parallel_size=1)
-    group.add_argument(
-        "--dtype",
-        type=_format("--dtype"),
-        default="auto",
-        metavar="TYPE",
-        help="format of f32 and f16 weights and the latent cache: auto, f32 or bf16 (default auto)",
-    )
-    group.add_argument("--quantization", choices=["fp8"], help="keep the experts as fp8, in half the memory")
-    group.add_argument(
-        "--max-model-len",
-        "--context-length",
-        type=integer(1),
-        metavar="N",
-        help="most tokens of prompt and answer together",
-    )
-    group.add_argument(
-        "--kv-cache-dtype",
-        type=_format("--kv-cache-dtype"),
-        default="auto",
-        metavar="TYPE",
-        help="format of the latent cache: auto, f32, bf16, fp8 or int8 (default auto)",
-    )
-    group.add_argument(
-        "--kv-cache-memory",
-        "--kv-cache-memory-bytes",
-        default="auto",
-        metavar="SIZE",
-        help='size of the latent cache, as "4GiB" (default auto)',
-    )
-    group.add_argument(
-        "--gpu-memory-utilization",
-        "--mem-fraction-static",
-        type=number(0, 1, above=True),
-        metavar="SHARE",
-        help="share of a GPU's free memory to take (default: all but 1.5 GiB)",
-    )
-    group.add_argument(
-        "--ngram-placement",
-        default="auto",
-        metavar="PLACE",
-        help="place of the N-gram tables: auto, disk (CPU), host or device (CUDA) (default auto)",
-    )
-    group.add_argument("--speculative-config", type=_json, metavar="JSON",
-                       help='draft next tokens by {"method": "mtp"} or {"method": "ngram"}')  # fmt: skip
-    group.add_argument(
-        "--num-threads", type=integer(1), metavar="N", help="threads of the CPU backend (default: one a core)"
-    )
-    group.add_argument(
-        "--tokenizer",
-        "--tokenizer-path",
-        metavar="PATH",
-        help="a tokenizer.json, or its folder (default: the checkpoint's)",
-    )
+    names = [name for name, one in options().items() if one.metavar and command in (one.commands or (command,))]
+    for name in names:
+        add_option(group, name)
+    parser.set_defaults(engine_options=names)
     add_other_engine_flags(parser)
 
 
-def _format(flag: str) -> Callable[[str], str]:
+def add_option(group: argparse._ActionsContainer, name: str, default: str = "") -> None:
+    """The flags of one engine option, by all its names.
+
+    Args:
+        default: in words, where it differs from the engine's.
+    """
+    option, value = options()[name], getattr(EngineConfig, name)
+    flags = [flag_of(alias) for alias in (name, *option.aliases)]
+    if option.check is checks.switch:
+        shown = option.default or ("on" if value else "off")
+        group.add_argument(
+            *flags, dest=name, action="store_true", default=value, help=f"{option.help} (default {shown})"
+        )
+        off_flags = [f"--no-{flags[0][2:]}", *option.off_flags]
+        group.add_argument(*off_flags, dest=name, action="store_false", help=f"turn off {flags[0]}")
+        return
+    shown = default or option.default or value
+    parse = _number_format(flags[0]) if option.check is checks.number_format else _PARSERS.get(option.check, str)
+    group.add_argument(
+        *flags,
+        dest=name,
+        type=parse,
+        default=value,
+        metavar=option.metavar,
+        choices=option.choices or None,
+        help=f"{option.help} (default{':' if option.default else ''} {shown})".replace("%", "%%"),
+    )
+
+
+def flag_of(name: str) -> str:
+    """The flag of a keyword."""
+    return "--" + name.replace("_", "-")
+
+
+def _number_format(flag: str) -> Callable[[str], str]:
     """A type of arguments: a number format, by our name or another engine's."""
 
     def parse(text: str) -> str:
@@ -118,11 +94,21 @@ def _format(flag: str) -> Callable[[str], str]:
     return parse
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}; expected JSON: {error}") from None
+
+
+# The type of an argument, by the check of its option; others are texts, which the check reads itself.
+_PARSERS: dict[Callable[[str, Any], object], Callable[[str], object]] = {
+    positive: integer(1),
+    share: number(0, 1, above=True),
+    checks.seed: integer(),
+    checks.speculation: _json,
+    checks.milliseconds: number(0, above=True),
+}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,12 +143,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for Engine, but for the model."""
-    names = (
-        "device", "tensor_parallel_size", "expert_parallel_size", "data_parallel_size", "dtype", "quantization",
-        "max_model_len", "kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization", "ngram_placement",
-        "speculative_config", "num_threads", "tokenizer",
-    )  # fmt: skip
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in args.engine_options}
 
 
 @dataclass(frozen=True)
@@ -181,7 +162,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
     """
     from longcat.parallel.launch import find_launch
 
-    tp, ep, dp = args.tensor_parallel_size, args.expert_parallel_size, args.data_parallel_size
+    tp, ep, dp = args.tensor_parallel_size, args.expert_parallel_size, getattr(args, "data_parallel_size", 1)
     if max(tp, ep, dp) == 1:
         launch = find_launch()
         if launch is not None and launch.size > 1:
@@ -214,10 +195,11 @@ def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
     if args.ignored and (job is None or job.launch.rank == 0):
         flags = ", ".join(dict.fromkeys(args.ignored))
         print(f"longcat: [{args.command}] ignored, without effect here: {flags}", file=sys.stderr)
+    keywords = engine_keywords(args) | more
     if job is not None and job.launch.rank > 0:
-        return Engine(args.model, **engine_keywords(args), **more)
+        return Engine(args.model, **keywords)
     with ByteBar("loading") as bar:
-        return Engine(args.model, progress=bar.update, **engine_keywords(args), **more)
+        return Engine(args.model, progress=bar.update, **keywords)
 
 
 def follow(engine: Engine) -> int:

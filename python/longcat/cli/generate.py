@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, "generate")
     parser.add_argument("prompt", nargs="?", help="text to continue; without it, or with -, standard input is read")
     add_sampling_arguments(parser)
     parser.add_argument("-n", type=integer(1, 128), default=1, metavar="N", help="answers to the prompt (default 1)")

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from longcat.cli.engine_options import add_option
 from longcat.cli.parser import integer, number
 
 if TYPE_CHECKING:
@@ -20,26 +21,16 @@ _GPU_BATCHES, _GPU_CONTEXT = [1, 16, 128], 8192
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="FOLDER", help="checkpoint folder, or one with a config.json alone")
-    parser.add_argument("--dtype", default="auto", help="auto, f32 or bf16")
-    parser.add_argument("--kv-cache-dtype", default="auto", help="auto, f32, bf16, fp8 or int8")
-    parser.add_argument(
-        "--max-model-len", type=integer(1), metavar="N", help="most tokens of prompt and answer together"
-    )
-    parser.add_argument("--max-running-requests", "--max-num-seqs", type=integer(1), default=16, metavar="N",
-                        help="requests that run at once (default 16)")  # fmt: skip
-    parser.add_argument(
-        "--max-num-batched-tokens", type=integer(1), metavar="N", help="most tokens of a step (default 512)"
-    )
-    parser.add_argument("--kv-cache-memory", default="auto", metavar="SIZE", help='latent cache, as "4GiB"')
+    for name in ("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "kv_cache_memory"):
+        add_option(parser, name)
+    add_option(parser, "max_num_batched_tokens", default="512")
+    add_option(parser, "tensor_parallel_size")
+    add_option(parser, "expert_parallel_size")
     parser.add_argument("--num-tokens", type=integer(1), metavar="N",
                         help="tokens that pass before the peak (default: what the latent cache holds)")  # fmt: skip
     parser.add_argument(
         "--bandwidth", type=number(0, above=True), metavar="GB/S", help="bandwidth of the memory (default: measured)"
     )
-    parser.add_argument("--tensor-parallel-size", "--tp", type=integer(1), default=1, metavar="N",
-                        help="ranks that share attention and dense FFNs (default 1)")  # fmt: skip
-    parser.add_argument("--expert-parallel-size", "--ep", type=integer(1), default=1, metavar="N",
-                        help="ranks that share the experts (default 1)")  # fmt: skip
     parser.add_argument("--gpus", type=integer(1, 64), metavar="N",
                         help="print in place of all else what so many H100 would reach, by layout")  # fmt: skip
     parser.add_argument("--ngram-placement", default="host", choices=["host", "device"],
@@ -52,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     made = plan(
         args.model, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, max_model_len=args.max_model_len,
-        max_num_seqs=args.max_running_requests, max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_seqs=args.max_num_seqs, max_num_batched_tokens=args.max_num_batched_tokens,
         kv_cache_memory=args.kv_cache_memory, num_tokens=args.num_tokens,
         bandwidth=None if args.bandwidth is None else args.bandwidth * 1e9,
         tensor_parallel_size=args.tensor_parallel_size, expert_parallel_size=args.expert_parallel_size,

@@ -14,40 +14,7 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_arguments(parser, is_server=True)
-    engine = parser.add_argument_group("requests")
-    engine.add_argument("--max-running-requests", "--max-num-seqs", type=integer(1), default=16, metavar="N",
-                        help="requests that run at once (default 16)")  # fmt: skip
-    engine.add_argument("--max-queued-requests", type=integer(1), default=4096, metavar="N",
-                        help="requests that wait; more get status 429 (default 4096)")  # fmt: skip
-    engine.add_argument(
-        "--max-num-batched-tokens",
-        type=integer(1),
-        metavar="N",
-        help="most tokens of a step (default 512, on CUDA 8192)",
-    )
-    engine.add_argument(
-        "--enable-prefix-caching",
-        action="store_true",
-        default=True,
-        help="share what requests that begin alike have in common (default)",
-    )
-    engine.add_argument(
-        "--no-enable-prefix-caching",
-        "--disable-radix-cache",
-        action="store_false",
-        dest="enable_prefix_caching",
-        help="share nothing between requests that begin alike",
-    )
-    engine.add_argument(
-        "--seed",
-        "--random-seed",
-        type=integer(),
-        default=0,
-        metavar="N",
-        help="seed of requests that bring none (default 0)",
-    )
-    engine.add_argument("--chat-template", metavar="FILE", help="a template in place of the checkpoint's")
+    add_engine_arguments(parser, "serve")
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     server.add_argument(
@@ -167,17 +134,13 @@ def run(args: argparse.Namespace) -> int:
     if args.ignored and place == Place():
         logs.log.warning("ignored, without effect here: %s", ", ".join(dict.fromkeys(args.ignored)))
     args.ignored = None
-    with open_engine(
-        args, max_num_seqs=args.max_running_requests, max_num_queued=args.max_queued_requests,
-        max_num_batched_tokens=args.max_num_batched_tokens, chat_template=args.chat_template,
-        enable_prefix_caching=args.enable_prefix_caching, seed=args.seed,
-    ) as engine:  # fmt: skip
+    with open_engine(args) as engine:
         if sock is None:
             return follow(engine)
         engine.tokenizer  # noqa: B018  (a checkpoint without one fails now)
         if args.chat_template is not None:
             engine.chat_template  # noqa: B018  (a malformed one fails now)
-        for line in logs.banner(args.model, engine.info(), settings, args.max_running_requests):
+        for line in logs.banner(args.model, engine.info(), settings, args.max_num_seqs):
             logs.log.info("%s", line)
         return serve(
             engine, settings, sock, options, ssl_keyfile=args.ssl_keyfile, ssl_certfile=args.ssl_certfile,

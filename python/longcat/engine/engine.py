@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import random
-import threading
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -14,159 +14,67 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.engine.core_options import core_options
-from longcat.engine.request import Request, RequestGroup
+from longcat.engine.config import EngineConfig
+from longcat.engine.ranks import join_ranks
+from longcat.engine.request import Request, score_of
+from longcat.engine.request_table import RequestGroup, RequestTable
 from longcat.engine.sources import Uncopied, check_sources, folder_path
-from longcat.engine.streams import AsyncChunks, ChatStream, LoopOutputs, TokenStream, read_all
+from longcat.engine.streams import AsyncChunks, ChatStream, EventLoops, TokenStream, read_all
+from longcat.engine.text import CheckpointText
 from longcat.request.generation_config import read_generation_config
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
 from longcat.request.prompts import Params, Prompt, as_token_ids, params_of_each, to_prompts
 from longcat.request.sampling_params import SamplingParams, core_params
-from longcat.request.tokenizer import StreamDecoder, Tokenizer
-from longcat.support.files import read_text
-from longcat.support.other_engines import format_name
-from longcat.support.values import canonical_name, positive
+from longcat.request.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import asyncio
-
     import numpy as np
 
     from longcat.chat.reader import ChatChunk, ChatOutput
     from longcat.chat.template import ChatTemplate
-    from longcat.engine.masks import MaskFiller
-    from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
+    from longcat.request.structured import Grammar, StructuredOutputs
 
 
 class Engine(Uncopied):
     """A LongCat-Flash checkpoint, loaded and ready to generate.
 
     Args:
-        model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        tensor_parallel_size: ranks over which attention heads and dense FFNs are shared out.
-        expert_parallel_size: ranks over which the experts are shared out, the same ones. A launcher (mpirun) has to
-            start as many as the larger of both says. All make the same engine and the same requests, and get the same
-            results; or rank 0 alone asks, and the others `follow()`.
-        data_parallel_size: copies of the model, each on so many ranks of its own and with requests of its own;
-            `replica` says to which of them this process belongs.
-        dtype: "auto" (as config.json says), "f32" or "bf16": how f32 and f16 weights are kept, and the latent cache.
-        quantization: "fp8" keeps the experts of a bf16, f16 or f32 checkpoint as fp8 blocks, in half the memory or
-            less; default None, as they are stored.
-        max_model_len: most tokens of prompt and answer together; default max_position_embeddings of config.json.
-        kv_cache_memory: latent cache in bytes or as "4GiB"; "auto" is the lesser of a quarter of the free memory (on a
-            GPU all that is left) and what max_num_seqs sequences of max_model_len can use.
-        gpu_memory_utilization: share of a GPU's free memory that the engine takes, above 0 and at most 1; default
-            all but 1.5 GiB. Without meaning on the CPU.
-        kv_cache_dtype: "auto" (dtype), "f32", "bf16", "fp8" (a row of 512 + 64 values takes 656 bytes) or, on the CPU,
-            "int8" (660 bytes; the fastest there over long contexts).
-        ngram_placement: of the N-gram tables. "disk", the CPU's: they stay in the mapped file, and only pages that hold
-            looked up rows are read, those of all tokens of a step together. On CUDA "host", in pinned host memory,
-            which the GPU reads itself, or "device", in its own memory, where that has room for them. "auto": disk or
-            host.
-        speculative: guesses at the next tokens, all checked in one step, so that texts are the same as without, in
-            fewer steps. {"method": "mtp", "num_speculative_tokens": 3}: at most so many, by the checkpoint's
-            multi-token-prediction layer (model.mtp.*, in model-auxiliary.safetensors). {"method": "ngram",
-            "num_speculative_tokens": 3}: what followed the last 2 to 4 tokens ("prompt_lookup_min",
-            "prompt_lookup_max") where they occurred before; needs no weights, and brings something where a text repeats
-            itself.
-        swap_memory: host memory for requests that gave their place in the cache to others for a while, in bytes or as
-            "4GiB"; "auto" is as much as the cache. What finds no room there is computed again.
-        enable_prefix_caching: whether requests that begin with the same tokens share what was computed for them.
-        max_num_seqs: requests that run at once; others wait their turn.
-        max_num_queued: requests that may wait; `agenerate` raises QueueFullError beyond, `generate` waits.
-        max_num_batched_tokens: most tokens of one step; longer prompts are taken in several. Default 512, on CUDA
-            8,192, or max_num_seqs when that is more.
-        seed: of the requests that bring none.
-        num_threads: of the CPU backend; default one per core this process may use.
-        tokenizer: a tokenizer.json or a folder that holds one, when it is not the checkpoint's own.
-        chat_template: a jinja file, or the template itself, when it is not the checkpoint's own.
-        mask_timeout: a request with a token_mask ends with an error when a mask takes longer than this [s].
-        progress: called with (bytes done, bytes in all) while loading.
+        model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or an
+            EngineConfig, which has it.
+        options: fields of EngineConfig, or other engines' names for them, such as `tp` or `max_running_requests`;
+            docs/reference/engine.md lists them with their defaults.
     Raises:
         longcat.Error: the checkpoint is missing, damaged or of another model; one line says what and where.
         longcat.OutOfMemoryError: the cache does not fit.
-        ValueError, TypeError: an argument is wrong.
+        ValueError, TypeError: an option is wrong.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        device: str = "auto",
-        tensor_parallel_size: int = 1,
-        expert_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        dtype: str = "auto",
-        quantization: str | None = None,
-        max_model_len: int | None = None,
-        kv_cache_memory: int | str = "auto",
-        gpu_memory_utilization: float | None = None,
-        kv_cache_dtype: str = "auto",
-        ngram_placement: str = "auto",
-        speculative: Mapping[str, Any] | None = None,
-        swap_memory: int | str = "auto",
-        enable_prefix_caching: bool = True,
-        max_num_seqs: int = 16,
-        max_num_batched_tokens: int | None = None,
-        max_num_queued: int = 4096,
-        seed: int = 0,
-        num_threads: int | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
-        chat_template: str | os.PathLike[str] | None = None,
-        mask_timeout: float = 10.0,
-        progress: Callable[[int, int], None] | None = None,
-        **aliases: Any,
-    ):
-        if aliases:
-            named = {canonical_name(Engine, name): value for name, value in aliases.items()}
-            given = dict(
-                model=model, device=device, tensor_parallel_size=tensor_parallel_size,
-                expert_parallel_size=expert_parallel_size, data_parallel_size=data_parallel_size, dtype=dtype,
-                quantization=quantization, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-                gpu_memory_utilization=gpu_memory_utilization, kv_cache_dtype=kv_cache_dtype,
-                ngram_placement=ngram_placement, speculative=speculative, swap_memory=swap_memory,
-                enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens, max_num_queued=max_num_queued, seed=seed,
-                num_threads=num_threads, tokenizer=tokenizer, chat_template=chat_template, mask_timeout=mask_timeout,
-                progress=progress,
-            )  # fmt: skip
-            self.__init__(**(given | named))  # type: ignore[misc]
-            return
-        if model is None:
-            raise TypeError('Engine needs the path of a checkpoint folder: Engine("path/to/checkpoint")')
-        self.model = folder_path(model)
-        check_sources(tokenizer, chat_template)
-        dtype = format_name("dtype", dtype)
-        kv_cache_dtype = format_name("kv_cache_dtype", kv_cache_dtype)
-        options = core_options(
-            device=device, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
-            ngram_placement=ngram_placement, max_model_len=max_model_len, kv_cache_memory=kv_cache_memory,
-            gpu_memory_utilization=gpu_memory_utilization, swap_memory=swap_memory, speculative=speculative,
-            enable_prefix_caching=enable_prefix_caching, max_num_seqs=max_num_seqs, max_num_queued=max_num_queued,
-            max_num_batched_tokens=max_num_batched_tokens, num_threads=num_threads, mask_timeout=mask_timeout,
-            tensor_parallel_size=tensor_parallel_size, expert_parallel_size=expert_parallel_size,
-        )  # fmt: skip
-        if not isinstance(seed, int):
-            raise TypeError(f"seed={seed!r} is a {type(seed).__name__}: expected an integer")
-        communicator = self._join_ranks(options, positive("data_parallel_size", data_parallel_size))
-        self._core = self._open_core(options, progress, communicator)
+    __signature__ = inspect.signature(EngineConfig)  # for help(), and completion in notebooks
+
+    def __init__(self, model: str | os.PathLike[str] | EngineConfig | None = None, **options: Any):
+        self.config = config = EngineConfig.of(model, options)
+        self.model = folder_path(config.model)
+        check_sources(config.tokenizer, config.chat_template)
+        core_options = config.core_options()
+        engine = weakref.ref(self)
+
+        def ranks_are_lost(reason: str) -> None:
+            if (this := engine()) is not None and hasattr(this, "_core"):
+                this._core.abort_ranks(reason)
+
+        communicator, self._replica = join_ranks(core_options, config.data_parallel_size, ranks_are_lost)
+        self._core = self._open_core(core_options, config.progress, communicator)
         self._info = self._core.info()
         for line in self._info["warnings"]:
             warnings.warn(line, stacklevel=2)
         self._generation_config = read_generation_config(self.model)
-        self._tokenizer_path = tokenizer if tokenizer is not None else self.model
-        self._tokenizer: Tokenizer | None = None
-        self._chat_template_source = chat_template
-        self._chat_template: ChatTemplate | None = None
-        self._seeds = random.Random(seed)
-        self._eos_token_id = self._info["eos_token_id"]
-        self._lock = threading.Lock()  # of the fields below
-        self._requests: dict[int | str, list[int]] = {}  # ids of the core by the request's, while it runs
-        self._masks: MaskFiller | None = None
-        self._grammars: GrammarCompiler | None = None
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopOutputs] = weakref.WeakKeyDictionary()
-        self._closed = False
+        self._seeds = random.Random(config.seed)
+        vocab_size, eos_token_id = self._info["vocab_size"], self._info["eos_token_id"]
+        self._text = CheckpointText(
+            self.model, config.tokenizer, config.chat_template, vocab_size, self._eos_token_ids()
+        )
+        self._requests = RequestTable(self._core, self._text, vocab_size, eos_token_id)
+        self._loops = EventLoops()
         self._core.start()
 
     def _open_core(
@@ -177,31 +85,6 @@ class Engine(Uncopied):
     ) -> _core.Engine:
         """The native engine. A subclass may open one on a device of its own."""
         return _core.Engine(self.model, options, progress, communicator)
-
-    def _join_ranks(self, options: _core.EngineOptions, num_replicas: int) -> _core.Communicator | None:
-        """The ranks of this process's replica; None where there is one rank in all."""
-        tp, ep = options.tensor_parallel_size, options.expert_parallel_size
-        self._replica = 0
-        if max(tp, ep, num_replicas) == 1:
-            return None
-        from longcat.parallel.job import join_job, threads_of_a_rank
-
-        job = join_job(tp, ep, num_replicas)
-        assert job is not None
-        self._replica = job.launch.rank // max(tp, ep)
-        options.ranks_per_machine = job.launch.local_size
-        if options.device == "cuda":
-            options.device = f"cuda:{job.launch.local_rank}"
-        if options.num_threads == 0:
-            options.num_threads = threads_of_a_rank(job.launch)
-        engine = weakref.ref(self)
-
-        def ranks_are_lost(reason: str) -> None:
-            if (this := engine()) is not None and hasattr(this, "_core"):
-                this._core.abort_ranks(reason)
-
-        job.on_failure(ranks_are_lost)
-        return job.replica(max(tp, ep))
 
     @property
     def rank(self) -> int:
@@ -232,9 +115,7 @@ class Engine(Uncopied):
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, loaded when first needed."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._tokenizer_path)
-        return self._tokenizer
+        return self._text.tokenizer
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer, under vLLM's name."""
@@ -243,19 +124,7 @@ class Engine(Uncopied):
     @property
     def chat_template(self) -> ChatTemplate:
         """The chat template, compiled when first needed."""
-        if self._chat_template is None:
-            from longcat.chat.template import ChatTemplate
-
-            source = self._chat_template_source
-            if source is None:
-                self._chat_template = ChatTemplate.from_checkpoint(self.model)
-            elif os.path.isfile(source):
-                self._chat_template = ChatTemplate(read_text(source, "[chat template]"))
-            elif "{" not in os.fspath(source):
-                raise Error(f"[chat template] {os.fspath(source)} does not exist, and is no template itself")
-            else:
-                self._chat_template = ChatTemplate(os.fspath(source))
-        return self._chat_template
+        return self._text.chat_template
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added around it."""
@@ -350,7 +219,7 @@ class Engine(Uncopied):
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
         params = params_of_each(sampling_params, sampling, len(prompt_list))
         requests = self._prepare([self._with_ids(prompt) for prompt in prompt_list], params)
-        chunks = TokenStream(self, requests)
+        chunks = TokenStream(self._requests, requests)
         if stream:
             return chunks
         read_all(chunks, len(requests), use_tqdm)
@@ -398,7 +267,7 @@ class Engine(Uncopied):
             raise TypeError("agenerate takes one prompt: call it once for each")
         params = await self._compiled(params)
         [request] = self._prepare([self._with_ids(prompts[0])], [params], request_id, group)
-        async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
+        async with aclosing(self._loops.running().stream(self._requests, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -441,7 +310,7 @@ class Engine(Uncopied):
         params = await self._compiled(params)
         [request] = self._prepare([prompt], [params], request_id)
         reader = ChatReader(tools, choice)
-        async with aclosing(self._loop_outputs().stream(self, request)) as chunks:
+        async with aclosing(self._loops.running().stream(self._requests, request)) as chunks:
             async for chunk in chunks:
                 yield reader.read(chunk)
 
@@ -453,9 +322,7 @@ class Engine(Uncopied):
         Returns:
             False when no such request runs.
         """
-        with self._lock:
-            core_ids = list(self._requests.get(request_id, []))
-        return any([self._abort_core(core_id) for core_id in core_ids])
+        return self._requests.abort(request_id)
 
     @overload
     def chat(
@@ -538,7 +405,7 @@ class Engine(Uncopied):
             )
             for conversation in conversations
         ]
-        chunks = ChatStream(TokenStream(self, self._prepare(prompts, params)), ChatReader(tools, choice))
+        chunks = ChatStream(TokenStream(self._requests, self._prepare(prompts, params)), ChatReader(tools, choice))
         if stream:
             return chunks
         last = read_all(chunks, len(prompts), use_tqdm)
@@ -558,17 +425,7 @@ class Engine(Uncopied):
         Raises:
             ValueError: the text is longer than max_text_bytes.
         """
-        from longcat.chat.template import encode_segments, tag_texts
-
-        library = self.tokenizer.library
-        segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)
-        text = "".join(text for text, _ in segments)
-        if max_text_bytes is not None and (num_bytes := len(text.encode(errors="surrogatepass"))) > max_text_bytes:
-            raise ValueError(
-                f"[chat] the prompt has {num_bytes} bytes, which cannot fit the context; expected at most "
-                f"{max_text_bytes} bytes. Shorten the messages."
-            )
-        return text, encode_segments(library, segments)
+        return self._text.render_chat(messages, max_text_bytes, options)
 
     @overload
     def score(self, prompts: Prompt) -> PromptScore: ...  # type: ignore[overload-overlap]
@@ -595,15 +452,12 @@ class Engine(Uncopied):
             longcat.Error: a prompt's logits are not finite, or it was aborted.
         """
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
-        scores = [_score(output) for output in Engine.generate(self, prompt_list, max_tokens=0, prompt_logprobs=0)]
+        scores = [score_of(output) for output in Engine.generate(self, prompt_list, max_tokens=0, prompt_logprobs=0)]
         return scores[0] if single else scores
 
     def token_text(self, token_id: int) -> str | None:
         """The text of one token on its own; None without a tokenizer."""
-        try:
-            return self.tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
-        except Error:
-            return None
+        return self._text.token_text(token_id)
 
     def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, Any]) -> Grammar:
         """The grammar of a form, which `SamplingParams.structured_outputs` takes in its place; the last ones are kept.
@@ -612,15 +466,7 @@ class Engine(Uncopied):
             ValueError, TypeError: the form is malformed or too large.
             longcat.Error: llguidance is not installed, or there is no tokenizer.
         """
-        from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
-
-        if isinstance(form, Grammar):
-            return form
-        with self._lock:
-            if self._grammars is None:
-                vocab_size = self._info["vocab_size"]
-                self._grammars = GrammarCompiler(lambda: self.tokenizer, vocab_size, self._eos_token_ids())
-        return self._grammars.compile(StructuredOutputs.of(form))
+        return self._text.compile_grammar(form)
 
     async def _compiled(self, params: SamplingParams) -> SamplingParams:
         """`params` with their grammar compiled, away from the event loop."""
@@ -644,7 +490,7 @@ class Engine(Uncopied):
         group: RequestGroup | None = None,
     ) -> list[Request]:
         """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
-        self._check_open()
+        self._requests.check_open()
         requests: list[Request] = []
         group = group or RequestGroup()
         grammars: dict[int, Grammar] = {}  # by parameters, which all prompts may share
@@ -656,71 +502,8 @@ class Engine(Uncopied):
                 lambda: self.tokenizer,
             )  # fmt: skip
             self._core.check_request(ids, core)
-            requests.append(Request(self, index, text, ids, own, core, name, grammars.get(id(own)), group))
+            requests.append(Request(self._requests, index, text, ids, own, core, name, grammars.get(id(own)), group))
         return requests
-
-    def _add(self, request: Request, queue: _core.OutputQueue) -> list[int]:
-        """Hands a request to the core; returns the ids of its answers there."""
-        output, n, group = request.output, len(request.output.outputs), request.group
-        with self._lock:
-            if output.request_id in self._requests:
-                raise ValueError(f"request_id={output.request_id!r} is the name of a request that runs already")
-            if not request.core.constrained:
-                first = self._core.add_request(output.prompt_token_ids, request.core, n, queue, group=group.first)
-            else:
-                masks = self._mask_filler()
-                with masks.lock:
-                    first = self._core.add_request(
-                        output.prompt_token_ids, request.core, n, queue, masks.queue, group.first
-                    )
-                    for core_id, token_mask in enumerate(request.token_masks, start=first):
-                        masks.register(core_id, token_mask)
-            if group.first < 0:
-                group.first = first
-            if output.request_id == -1:
-                output.request_id = first
-            self._requests[output.request_id] = ids = list(range(first, first + n))
-        return ids
-
-    def _mask_filler(self) -> MaskFiller:
-        if self._masks is None:
-            from longcat.engine.masks import MaskFiller
-
-            self._masks = MaskFiller(self._core, self._info["vocab_size"])
-        return self._masks
-
-    def _forget(self, request: Request) -> None:
-        # Without the lock: a stream's __del__ comes here, and garbage may be collected by a thread that holds it.
-        self._requests.pop(request.output.request_id, None)
-
-    def _abort_core(self, core_id: int) -> bool:
-        try:
-            return self._core.abort(core_id)
-        except Error:  # closed, perhaps just now: it has ended
-            return False
-
-    def _loop_outputs(self) -> LoopOutputs:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if loop not in self._loops:
-                self._loops[loop] = LoopOutputs(loop)
-            return self._loops[loop]
-
-    def _stream_decoder(self, optional: bool, skip_special_tokens: bool) -> StreamDecoder | None:
-        """None for token ids to a checkpoint without a tokenizer: their outputs have ids and no text."""
-        try:
-            return StreamDecoder(self.tokenizer, skip_special_tokens)
-        except Error:
-            if optional:
-                return None
-            raise
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Error("[engine] this engine is closed")
-        self._core.check_process()
 
     def _eos_token_ids(self) -> list[int]:
         listed = self._generation_config.get("eos_token_id", [])
@@ -745,16 +528,12 @@ class Engine(Uncopied):
 
     def close(self) -> None:
         """Frees the model and the cache; requests still open end with an error. May be called twice."""
-        self._closed = True
-        self._core.close()
-        if self._masks is not None:
-            self._masks.queue.close()
-        for outputs in self._loops.values():
-            outputs.queue.close()
+        self._requests.close()
+        self._loops.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self.close()
+        if hasattr(self, "_loops"):
+            self._loops.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -763,12 +542,3 @@ class Engine(Uncopied):
         if error is not None and self._info["rank"] > 0:  # rank 0 does not know, and closing would wait for it
             self._core.abort_ranks(f"[parallel] rank {self._info['rank']} failed: {error!r}")
         self.close()
-
-
-def _score(output: RequestOutput) -> PromptScore:
-    ids = output.prompt_token_ids
-    if output.prompt_logprobs is None:
-        answer = output.outputs[0]
-        raise Error(f"[engine] request {output.request_id} has no score: {answer.error or answer.finish_reason}")
-    entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
-    return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])

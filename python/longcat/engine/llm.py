@@ -47,8 +47,6 @@ class LLM(Engine):
             value = options.pop(name)
             if value is not None and name not in _OF_SERVERS:
                 OTHER_OPTIONS[name.replace("_", "-")].check(name, value)
-        if "kv_cache_memory_bytes" in options:
-            options["kv_cache_memory"] = options.pop("kv_cache_memory_bytes")
         options = {name: value for name, value in options.items() if value is not None}
         if ignored:
             warnings.warn(f"LLM ignores {', '.join(ignored)}: without effect here", stacklevel=2)

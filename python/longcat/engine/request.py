@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from longcat.request.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+from longcat._core import Error
+from longcat.engine.request_table import RequestGroup, RequestTable
+from longcat.request.outputs import CompletionOutput, Logprob, PromptScore, RequestMetrics, RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
     import longcat._core as _core
-    from longcat.engine.engine import Engine
     from longcat.request.sampling_params import SamplingParams
     from longcat.request.structured import Grammar
     from longcat.request.tokenizer import StreamDecoder
@@ -122,17 +122,11 @@ class Answer:
         return self._stop_at_strings(self._decoder.finish()) + self._stop.finish()
 
 
-@dataclass
-class RequestGroup:
-    """Requests of one call of a client: the scheduler weighs their tokens together against other groups'."""
-
-    first: int = -1  # the core's id of the first request; -1: none is queued yet
-
-
 class Request:
     """One prompt and its n answers.
 
     Args:
+        table: of the engine, which will run it.
         prompt_index: which prompt of the call.
         core: parameters for the core.
         name: the caller's own id, in place of the core's.
@@ -142,7 +136,7 @@ class Request:
 
     def __init__(
         self,
-        engine: Engine,
+        table: RequestTable,
         prompt_index: int,
         prompt: str | None,
         prompt_token_ids: list[int],
@@ -152,25 +146,38 @@ class Request:
         grammar: Grammar | None = None,
         group: RequestGroup | None = None,
     ):
-        self.group = group or RequestGroup()
+        self._group = group or RequestGroup()
         self.prompt_index = prompt_index
         self.core = core
         # One function an answer, if its tokens are masked: each is somewhere else in its grammar.
-        self.token_masks: list[Any] = [grammar.new_mask() if grammar else params.token_mask for _ in range(params.n)]
-        self._engine = engine
+        self._token_masks: list[Any] = [grammar.new_mask() if grammar else params.token_mask for _ in range(params.n)]
+        self._table = table
+        self._name = name
         self._start = time.perf_counter()
         self.output = RequestOutput(-1 if name is None else name, prompt, prompt_token_ids, [], RequestMetrics())
         optional_text = prompt is None and not params.stop
         self._answers = [
-            Answer(self, index, params, engine._stream_decoder(optional_text, params.skip_special_tokens))
+            Answer(self, index, params, table.text.decoder(optional_text, params.skip_special_tokens))
             for index in range(params.n)
         ]
         self.output.outputs = [answer.output for answer in self._answers]
 
-    def take_answers(self) -> list[Answer]:
-        """The answers, once, for whoever reads them: kept here too they would be a cycle, left to the collector."""
+    def submit(self, queue: _core.OutputQueue) -> dict[int, Answer]:
+        """Hands the request to the core, once.
+
+        Returns:
+            Its answers by the core's ids. Kept here too they would be a cycle, left to the collector.
+        Raises:
+            longcat.QueueFullError: too many requests wait; another try is possible.
+            ValueError: a request of that name runs.
+        """
+        ids = self._table.add(
+            self.output.prompt_token_ids, self.core, self._token_masks, queue, self._group, self._name
+        )
+        if self._name is None:
+            self.output.request_id = ids[0]
         answers, self._answers = self._answers, []
-        return answers
+        return dict(zip(ids, answers, strict=True))
 
     def is_done(self) -> bool:
         return all(output.finish_reason is not None for output in self.output.outputs)
@@ -192,13 +199,27 @@ class Request:
     def named_logprobs(self, one: _core.TokenLogprobs) -> dict[int, Logprob]:
         """By id: the token itself with its rank, and the most likely ones."""
         entry = {
-            token_id: Logprob(logprob, rank, self._engine.token_text(token_id))
+            token_id: Logprob(logprob, rank, self._table.text.token_text(token_id))
             for rank, (token_id, logprob) in enumerate(zip(one.ids[1:], one.logprobs[1:], strict=True), start=1)
         }
         chosen = one.ids[0]
         entry.pop(chosen, None)
-        return {chosen: Logprob(one.logprobs[0], one.rank, self._engine.token_text(chosen)), **entry}
+        return {chosen: Logprob(one.logprobs[0], one.rank, self._table.text.token_text(chosen)), **entry}
 
     def take_prompt_logprobs(self, entries: Sequence[_core.TokenLogprobs]) -> None:
         if self.output.prompt_logprobs is None and len(entries) == len(self.output.prompt_token_ids) - 1:
             self.output.prompt_logprobs = [None, *(self.named_logprobs(entry) for entry in entries)]
+
+
+def score_of(output: RequestOutput) -> PromptScore:
+    """The log-probabilities of a prompt, of a request with prompt_logprobs=0.
+
+    Raises:
+        longcat.Error: it ended before its prompt was computed.
+    """
+    ids = output.prompt_token_ids
+    if output.prompt_logprobs is None:
+        answer = output.outputs[0]
+        raise Error(f"[engine] request {output.request_id} has no score: {answer.error or answer.finish_reason}")
+    entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
+    return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])

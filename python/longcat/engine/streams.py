@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing
@@ -15,13 +16,12 @@ import longcat._core as _core
 from longcat._core import Error, QueueFullError
 from longcat.chat.reader import ChatChunk, ChatReader
 from longcat.engine.request import Answer, Request
+from longcat.engine.request_table import RequestTable
 from longcat.engine.sources import Uncopied
 from longcat.request.outputs import StreamChunk
 
 if TYPE_CHECKING:
     import asyncio
-
-    from longcat.engine.engine import Engine
 
 Chunk = TypeVar("Chunk")
 Output = TypeVar("Output")
@@ -32,8 +32,8 @@ _RETRY_S = 0.01  # when other callers fill the queue
 class OpenAnswers:
     """The answers of some requests that have not ended, by the core's ids."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, table: RequestTable):
+        self._table = table
         self._answers: dict[int, Answer] = {}
 
     def __len__(self) -> int:
@@ -44,9 +44,9 @@ class OpenAnswers:
 
     def submit(self, request: Request, queue: _core.OutputQueue) -> list[int]:
         """Hands a request to the core; returns the ids of its answers."""
-        ids = self._engine._add(request, queue)
-        self._answers.update(zip(ids, request.take_answers(), strict=True))
-        return ids
+        answers = request.submit(queue)
+        self._answers |= answers
+        return list(answers)
 
     def take(self, step: _core.StepOutput) -> StreamChunk | None:
         """The chunk of a token; None when nobody waits for it any more."""
@@ -56,13 +56,13 @@ class OpenAnswers:
         if answer.output.finish_reason is not None:  # ended by close()
             self._answers.pop(step.request_id, None)
             return None
-        chunk = answer.take(step, self._engine._eos_token_id)
+        chunk = answer.take(step, self._table.eos_token_id)
         if chunk.finish_reason is not None:
             self._answers.pop(step.request_id, None)
             if step.finish_reason is None:  # a stop string: the core does not know
-                self._engine._abort_core(step.request_id)
+                self._table.abort_answer(step.request_id)
             if answer.request.is_done():
-                self._engine._forget(answer.request)
+                self._table.forget(answer.request.output.request_id)
         return chunk
 
     def abort(self) -> None:
@@ -70,8 +70,8 @@ class OpenAnswers:
         for core_id, answer in list(self._answers.items()):
             if answer.output.finish_reason is None:
                 answer.output.text += answer.finish("abort")
-            self._engine._abort_core(core_id)
-            self._engine._forget(answer.request)
+            self._table.abort_answer(core_id)
+            self._table.forget(answer.request.output.request_id)
         self._answers.clear()
 
 
@@ -81,9 +81,9 @@ class TokenStream(Uncopied, Iterator[StreamChunk]):
     Requests that the core's queue has no room for wait here for their turn.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]):
-        self._engine = engine
-        self._open = OpenAnswers(engine)
+    def __init__(self, table: RequestTable, requests: Sequence[Request]):
+        self._table = table
+        self._open = OpenAnswers(table)
         self._later = deque(requests)
         self._queue = _core.OutputQueue()
         self._arrived: deque[_core.StepOutput] = deque()
@@ -108,7 +108,7 @@ class TokenStream(Uncopied, Iterator[StreamChunk]):
     def _next_chunk(self) -> StreamChunk | None:
         while True:
             if self._open or self._later:
-                self._engine._check_open()
+                self._table.check_open()
             while self._arrived:
                 chunk = self._open.take(self._arrived[0])
                 self._arrived.popleft()
@@ -216,11 +216,11 @@ class LoopOutputs:
             for _, news in self._waiting.values():
                 news.set()
 
-    async def stream(self, engine: Engine, request: Request) -> AsyncGenerator[StreamChunk, None]:
+    async def stream(self, table: RequestTable, request: Request) -> AsyncGenerator[StreamChunk, None]:
         """Submits a request and yields its chunks; ends it when the caller stops reading."""
         import asyncio
 
-        answers = OpenAnswers(engine)
+        answers = OpenAnswers(table)
         arrived: deque[_core.StepOutput] = deque()
         news = asyncio.Event()
         ids = answers.submit(request, self.queue)
@@ -242,6 +242,31 @@ class LoopOutputs:
             answers.abort()
             for core_id in ids:
                 self._waiting.pop(core_id, None)
+
+
+class EventLoops:
+    """The outputs of each event loop that has asked, until it is gone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopOutputs] = weakref.WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._loops)
+
+    def running(self) -> LoopOutputs:
+        """Those of the loop that runs this."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if loop not in self._loops:
+                self._loops[loop] = LoopOutputs(loop)
+            return self._loops[loop]
+
+    def close(self) -> None:
+        for outputs in self._loops.values():
+            outputs.queue.close()
 
 
 def read_all(chunks: Any, num_requests: int, use_tqdm: bool) -> list[Any]:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from longcat._core import Error, QueueFullError
-from longcat.engine.request import RequestGroup
+from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs

@@ -42,7 +42,7 @@ _IGNORED_SWITCHES = """
     disable-frontend-multiprocessing enable-expert-parallel enable-p2p-check disable-custom-all-reduce
     enable-torch-compile enable-mixed-chunk enable-request-id-headers enable-server-load-tracking
     enable-prompt-tokens-details enable-dp-attention enable-dp-lm-head enable-ep-moe enable-deepep-moe enable-eplb
-    disable-overlap-schedule disable-async-output-proc use-v2-block-manager async-scheduling skip-tokenizer-init
+    disable-async-output-proc use-v2-block-manager skip-tokenizer-init
     exclude-tools-when-tool-choice-none enable-flashinfer-allreduce-fusion disable-chunked-prefix-cache
     show-hidden-metrics-for-version disable-hybrid-kv-cache-manager enable-nccl-nvls disable-shared-experts-fusion
 """.split()

@@ -2,39 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-
-from longcat.support.names import unknown_name
-
-# Other engines' names for our keywords.
-_ALIASES = {
-    "model_path": "model",
-    "context_length": "max_model_len",
-    "speculative_config": "speculative",
-    "mem_fraction_static": "gpu_memory_utilization",
-    "max_running_requests": "max_num_seqs",
-    "threads": "num_threads",
-    "tp": "tensor_parallel_size",
-    "tp_size": "tensor_parallel_size",
-    "ep": "expert_parallel_size",
-    "ep_size": "expert_parallel_size",
-    "dp": "data_parallel_size",
-    "dp_size": "data_parallel_size",
-}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def canonical_name(engine: type, name: str) -> str:
-    """Our name of a keyword of `engine`.
-
-    Raises:
-        TypeError: the name is neither ours nor another engine's.
-    """
-    known = [p for p in inspect.signature(engine).parameters if p != "aliases"]
-    name = _ALIASES.get(name, name)
-    if name not in known:
-        raise unknown_name("Engine", name, [*known, *_ALIASES])
-    return name
 
 
 def positive(name: str, value: int | None) -> int:

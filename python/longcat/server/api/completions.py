@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.engine.request import RequestGroup
+from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.request.tokenizer import StreamDecoder
 from longcat.server.api.protocol import CompletionRequest

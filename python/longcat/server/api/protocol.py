@@ -6,25 +6,22 @@ length a client chooses are checked in steps, so that no check keeps other threa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
-    PrivateAttr,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from longcat.request.sampling_params import MAX_N
+from longcat.server.http.body import MAX_SHOWN_CHARS, MAX_SHOWN_FIELDS, Body
 
 MAX_ALLOWED_IDS = 4096
 MAX_STOP_IDS = 1024
@@ -33,7 +30,6 @@ MAX_BAD_WORDS, MAX_BAD_WORD_CHARS = 128, 64
 MAX_CHOICES = 65536
 MAX_STOP_CHARS = 1024
 _STEP = 4096
-_MAX_SHOWN_FIELDS, _MAX_SHOWN_CHARS = 8, 64
 
 
 def _list_of(kind: type, value: Any, most: int | None = None) -> list[Any]:
@@ -90,17 +86,6 @@ StopIds = Annotated[
 Prompt = Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt), WithJsonSchema(_PROMPT)]
 
 
-def _take_null(schema: dict[str, Any]) -> None:
-    """Says in the description that null is a value of each optional field."""
-    null = {"type": "null"}
-    for name, field in schema.get("properties", {}).items():
-        kinds = field.get("anyOf")
-        if name in schema.get("required", ()) or null in (kinds or ()):
-            continue
-        about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-        schema["properties"][name] = {"anyOf": [*(kinds or [field]), null], **about}
-
-
 def _is(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
@@ -122,38 +107,6 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prediction": (_is({}), "no such field: see --speculative-config"),
     "web_search_options": (_is(), "tools of your own"),
 }
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=_take_null)
-
-    refused: ClassVar[dict[str, tuple[Callable[[Any], bool], str]]] = {}
-    _num_bytes: int = PrivateAttr(0)  # of the body as it was sent; 0 for one that was not
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_not_given(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {name: value for name, value in data.items() if value is not None or name in required}
-
-    def ignored(self) -> list[str]:
-        """The first names of fields that nothing here reads, cut short."""
-        return [name[:_MAX_SHOWN_CHARS] for name in islice(self.model_extra or (), _MAX_SHOWN_FIELDS)]
-
-    def hint(self, name: str) -> str:
-        """What the field `name` may have been meant to be."""
-        near = difflib.get_close_matches(name, type(self).model_fields, n=1, cutoff=0.7)
-        return f"did you mean {near[0]}?" if near else "see /docs for all fields"
-
-    def refusal(self) -> tuple[str, str] | None:
-        """The first field that cannot be honoured, and one line about it."""
-        extra = self.model_extra or {}
-        for name, (is_harmless, expected) in self.refused.items():
-            if name in extra and not is_harmless(extra[name]):
-                return name, f"[request] {name} is given, which this server cannot honour; expected {expected}."
-        return None
 
 
 class StreamOptions(Body):
@@ -216,7 +169,7 @@ class GenerationBody(Body):
         """The first names of fields that nothing here reads, without those that `refusal` reads."""
         extra = self.model_extra or {}
         names = (name for name in extra if name not in self.refused and name != "best_of")
-        return [name[:_MAX_SHOWN_CHARS] for name in islice(names, _MAX_SHOWN_FIELDS)]
+        return [name[:MAX_SHOWN_CHARS] for name in islice(names, MAX_SHOWN_FIELDS)]
 
 
 class ChatRequest(GenerationBody):

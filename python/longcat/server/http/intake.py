@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from longcat.server.api.protocol import Body
+from longcat.server.http.body import Body
 from longcat.server.http.errors import ApiError, ClientLeft, validation_error
 from longcat.server.http.json_text import JsonError, parse_large, parse_small
 from longcat.server.http.streaming import unless_client_leaves
@@ -33,7 +33,7 @@ _MAX_NOTED = 1000  # names of unknown fields that the log has told
 
 
 class JsonRoute(APIRoute):
-    """A route whose endpoint takes `body`, one of the models of protocol.py, and `request`."""
+    """A route whose endpoint takes `body`, a subclass of Body, and `request`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         model = get_type_hints(self.endpoint).get("body")

@@ -1,0 +1,93 @@
+"""Checks of single engine options. Each takes a name and a value, and returns what the core takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from longcat.support.names import unknown_name
+from longcat.support.other_engines import format_name
+from longcat.support.values import parse_bytes, positive
+
+# What goes with each method of speculative decoding.
+_SPECULATIVE_DEFAULTS = {
+    "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
+    "mtp": {"num_speculative_tokens": 3},
+}
+_MOST_SPECULATIVE = 64
+
+
+def text(name: str, value: object) -> str:
+    """A name that the core knows."""
+    if not isinstance(value, str):
+        raise TypeError(f'{name}={value!r} is a {type(value).__name__}: expected a name such as "auto"')
+    return value
+
+
+def number_format(name: str, value: object) -> str:
+    """The name of a number format, ours or another engine's."""
+    return format_name(name, text(name, value))
+
+
+def switch(name: str, value: object) -> bool:
+    return bool(value)
+
+
+def seed(name: str, value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
+    return value
+
+
+def milliseconds(name: str, value: float) -> float:
+    """A time in seconds, above zero; inf is possible."""
+    if not value > 0:
+        raise ValueError(f"{name}={value!r} is not possible: expected seconds")
+    return 1000.0 * value
+
+
+def swap_bytes(name: str, value: int | str) -> int:
+    """A size of host memory. The core takes -1 for "auto"."""
+    return -1 if value == "auto" else parse_bytes(name, value, least=0)
+
+
+def is_fp8(name: str, value: object) -> bool:
+    """Whether the experts are quantized."""
+    if value not in (None, "fp8"):
+        raise ValueError(f'{name}={value!r} is not known: use None or "fp8"')
+    return value == "fp8"
+
+
+def anything(name: str, value: object) -> None:
+    """No check: what reads the option does it."""
+
+
+def speculation(name: str, value: object) -> tuple[str, int, int, int]:
+    """A method of speculative decoding.
+
+    Returns:
+        The method, the most draft tokens, and how many tokens must agree at most and at least.
+    Raises:
+        ValueError, TypeError: it is malformed.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{name}={value!r}: expected {{"method": "mtp", "num_speculative_tokens": 3}}')
+    method = value.get("method")
+    if method not in _SPECULATIVE_DEFAULTS:
+        raise ValueError(f'{name} method {method!r} is not known: use "mtp" or "ngram"')
+    defaults = _SPECULATIVE_DEFAULTS[method]
+    for part in value:
+        if part != "method" and part not in defaults:
+            raise unknown_name(name, part, ["method", *defaults])
+    given = {part: count for part, count in value.items() if part != "method" and count is not None}
+    counts = {part: positive(part, count) for part, count in (defaults | given).items()}
+    for part, count in counts.items():
+        if count > _MOST_SPECULATIVE:
+            raise ValueError(f"{part}={count} is not possible: expected at most {_MOST_SPECULATIVE}")
+    if method == "mtp":
+        return method, counts["num_speculative_tokens"], 1, 1
+    if counts["prompt_lookup_min"] > counts["prompt_lookup_max"]:
+        raise ValueError(
+            f"prompt_lookup_min={counts['prompt_lookup_min']} is more than "
+            f"prompt_lookup_max={counts['prompt_lookup_max']}"
+        )
+    return method, counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"]

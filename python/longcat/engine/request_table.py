@@ -1,0 +1,126 @@
+"""The requests of one engine that run: their ids in the core, the masks of their tokens, and their ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import longcat._core as _core
+from longcat._core import Error
+from longcat.engine.text import CheckpointText
+
+if TYPE_CHECKING:
+    from longcat.engine.masks import MaskFiller
+
+
+@dataclass
+class RequestGroup:
+    """Requests of one call of a client: the scheduler weighs their tokens together against other groups'."""
+
+    first: int = -1  # the core's id of the first request; -1: none is queued yet
+
+
+class RequestTable:
+    """Hands requests to the core and ends them there. Streams and requests share it, and need no engine.
+
+    Args:
+        core: the native engine.
+        text: decodes their tokens.
+        vocab_size: bits of a token mask.
+        eos_token_id: the model's end token.
+    """
+
+    def __init__(self, core: _core.Engine, text: CheckpointText, vocab_size: int, eos_token_id: int):
+        self.text = text
+        self.eos_token_id = eos_token_id
+        self._core = core
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()  # of the fields below
+        self._core_ids: dict[int | str, list[int]] = {}  # ids of the core by the request's, while it runs
+        self._masks: MaskFiller | None = None
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Raises longcat.Error when the engine is closed, or belongs to another process."""
+        if self._closed:
+            raise Error("[engine] this engine is closed")
+        self._core.check_process()
+
+    def add(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: _core.SamplingParams,
+        token_masks: Sequence[Callable[[list[int]], Any]],
+        queue: _core.OutputQueue,
+        group: RequestGroup,
+        name: int | str | None = None,
+    ) -> list[int]:
+        """Hands a request to the core.
+
+        Args:
+            token_masks: one an answer; they are asked only when params.constrained.
+            queue: gets the tokens of all answers.
+            name: for `abort`; default the first id.
+        Returns:
+            The core's ids of its answers.
+        Raises:
+            longcat.QueueFullError: too many requests wait.
+            ValueError: a request of that name runs.
+        """
+        num_answers = len(token_masks)
+        with self._lock:
+            if name is not None and name in self._core_ids:
+                raise ValueError(f"request_id={name!r} is the name of a request that runs already")
+            if not params.constrained:
+                first = self._core.add_request(prompt_token_ids, params, num_answers, queue, group=group.first)
+            else:
+                masks = self.mask_filler()
+                with masks.lock:
+                    first = self._core.add_request(
+                        prompt_token_ids, params, num_answers, queue, masks.queue, group.first
+                    )
+                    for core_id, token_mask in enumerate(token_masks, start=first):
+                        masks.register(core_id, token_mask)
+            if group.first < 0:
+                group.first = first
+            core_ids = list(range(first, first + num_answers))
+            self._core_ids[first if name is None else name] = core_ids
+        return core_ids
+
+    def mask_filler(self) -> MaskFiller:
+        """The threads that ask for token masks, started when first needed."""
+        if self._masks is None:
+            from longcat.engine.masks import MaskFiller
+
+            self._masks = MaskFiller(self._core, self._vocab_size)
+        return self._masks
+
+    def forget(self, request_id: int | str) -> None:
+        """Frees the name of a request that has ended."""
+        # Without the lock: a stream's __del__ comes here, and garbage may be collected by a thread that holds it.
+        self._core_ids.pop(request_id, None)
+
+    def abort(self, request_id: int | str) -> bool:
+        """Ends all answers of a request; False when no such request runs."""
+        with self._lock:
+            core_ids = list(self._core_ids.get(request_id, []))
+        return any([self.abort_answer(core_id) for core_id in core_ids])
+
+    def abort_answer(self, core_id: int) -> bool:
+        """Ends one answer; False when it has ended."""
+        try:
+            return self._core.abort(core_id)
+        except Error:  # closed, perhaps just now: it has ended
+            return False
+
+    def close(self) -> None:
+        """Closes the core; requests that still run end with an error."""
+        self._closed = True
+        self._core.close()
+        if self._masks is not None:
+            self._masks.queue.close()
+
+    def __del__(self) -> None:  # not of Engine: a stream outlives an engine that nothing else refers to
+        self.close()

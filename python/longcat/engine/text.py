@@ -1,0 +1,117 @@
+"""What a checkpoint brings to turn text into token ids and back: its tokenizer, chat template and grammars."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from longcat._core import Error
+from longcat.request.tokenizer import StreamDecoder, Tokenizer
+from longcat.support.files import read_text
+
+if TYPE_CHECKING:
+    from longcat.chat.template import ChatTemplate
+    from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
+
+
+class CheckpointText:
+    """The tokenizer, the chat template and the grammars of one checkpoint, each loaded when first needed.
+
+    Args:
+        folder: the checkpoint.
+        tokenizer: a tokenizer.json or its folder, in place of the checkpoint's.
+        chat_template: a jinja file or the template itself, in place of the checkpoint's.
+        vocab_size: ids that the model knows; a tokenizer may have fewer.
+        eos_token_ids: ids that end an answer, and with it its grammar.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: str | os.PathLike[str] | None,
+        chat_template: str | os.PathLike[str] | None,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+    ):
+        self._folder = folder
+        self._tokenizer_path = folder if tokenizer is None else tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._chat_template_source = chat_template
+        self._chat_template: ChatTemplate | None = None
+        self._vocab_size = vocab_size
+        self._eos_token_ids = list(eos_token_ids)
+        self._grammars: GrammarCompiler | None = None
+        self._lock = threading.Lock()  # of _grammars
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._tokenizer_path)
+        return self._tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        if self._chat_template is None:
+            from longcat.chat.template import ChatTemplate
+
+            source = self._chat_template_source
+            if source is None:
+                self._chat_template = ChatTemplate.from_checkpoint(self._folder)
+            elif os.path.isfile(source):
+                self._chat_template = ChatTemplate(read_text(source, "[chat template]"))
+            elif "{" not in os.fspath(source):
+                raise Error(f"[chat template] {os.fspath(source)} does not exist, and is no template itself")
+            else:
+                self._chat_template = ChatTemplate(os.fspath(source))
+        return self._chat_template
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], max_text_bytes: int | None, options: Mapping[str, Any]
+    ) -> tuple[str, list[int]]:
+        """As Engine.render_chat."""
+        from longcat.chat.template import encode_segments, tag_texts
+
+        library = self.tokenizer.library
+        segments = self.chat_template.render_segments(messages, tags=tag_texts(library), **options)
+        text = "".join(text for text, _ in segments)
+        if max_text_bytes is not None and (num_bytes := len(text.encode(errors="surrogatepass"))) > max_text_bytes:
+            raise ValueError(
+                f"[chat] the prompt has {num_bytes} bytes, which cannot fit the context; expected at most "
+                f"{max_text_bytes} bytes. Shorten the messages."
+            )
+        return text, encode_segments(library, segments)
+
+    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, Any]) -> Grammar:
+        """As Engine.compile_grammar."""
+        from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
+
+        if isinstance(form, Grammar):
+            return form
+        with self._lock:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(lambda: self.tokenizer, self._vocab_size, self._eos_token_ids)
+        return self._grammars.compile(StructuredOutputs.of(form))
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of one token on its own; None without a tokenizer."""
+        try:
+            return self.tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
+        except Error:
+            return None
+
+    def decoder(self, optional: bool, skip_special_tokens: bool) -> StreamDecoder | None:
+        """A decoder for one answer.
+
+        Args:
+            optional: return None where there is no tokenizer: the answer then has token ids and no text.
+        Raises:
+            longcat.Error: there is no tokenizer, and the answer needs one.
+        """
+        try:
+            return StreamDecoder(self.tokenizer, skip_special_tokens)
+        except Error:
+            if optional:
+                return None
+            raise

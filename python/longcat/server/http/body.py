@@ -1,0 +1,57 @@
+"""What every body of a request has, whatever its fields: nulls, unknown fields and fields that are refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
+
+MAX_SHOWN_FIELDS, MAX_SHOWN_CHARS = 8, 64
+
+
+def _take_null(schema: dict[str, Any]) -> None:
+    """Says in the description that null is a value of each optional field."""
+    null = {"type": "null"}
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("anyOf")
+        if name in schema.get("required", ()) or null in (kinds or ()):
+            continue
+        about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+        schema["properties"][name] = {"anyOf": [*(kinds or [field]), null], **about}
+
+
+class Body(BaseModel):
+    """The base of all bodies: nulls are dropped, unknown fields are kept and named, `refused` ones are refused."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=_take_null)
+
+    refused: ClassVar[dict[str, tuple[Callable[[Any], bool], str]]] = {}
+    _num_bytes: int = PrivateAttr(0)  # of the body as it was sent; 0 for one that was not
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name in required}
+
+    def ignored(self) -> list[str]:
+        """The first names of fields that nothing here reads, cut short."""
+        return [name[:MAX_SHOWN_CHARS] for name in islice(self.model_extra or (), MAX_SHOWN_FIELDS)]
+
+    def hint(self, name: str) -> str:
+        """What the field `name` may have been meant to be."""
+        near = difflib.get_close_matches(name, type(self).model_fields, n=1, cutoff=0.7)
+        return f"did you mean {near[0]}?" if near else "see /docs for all fields"
+
+    def refusal(self) -> tuple[str, str] | None:
+        """The first field that cannot be honoured, and one line about it."""
+        extra = self.model_extra or {}
+        for name, (is_harmless, expected) in self.refused.items():
+            if name in extra and not is_harmless(extra[name]):
+                return name, f"[request] {name} is given, which this server cannot honour; expected {expected}."
+        return None

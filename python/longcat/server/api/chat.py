@@ -50,15 +50,49 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     _, token_ids = await service.in_thread_for(
         body._num_bytes,
         lambda: service.render_chat(
-            body.messages, tools=body.tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
+            body.messages, tools=tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message, **variables,
         ),
     )  # fmt: skip
+    service.check_room(token_ids, "messages")
     limit = body.max_completion_tokens or body.max_tokens
     params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
     id = f"chatcmpl-{uuid.uuid4().hex}"
     chunks = await service.submit(id, token_ids, params)
-    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(body.tools, tool_choice))
+    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(tools, tool_choice))
+
+
+def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:
+    """The tools that the model gets to see, and the choice among them, where `choice` lists the allowed ones.
+
+    Raises:
+        ValueError: an allowed tool is not declared, or the list is none.
+    """
+    if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
+        return tools, choice
+    allowed = choice.get("allowed_tools")
+    listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+    if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
+        raise ValueError(
+            f"[request] tool_choice is {str(choice)[:100]}; expected "
+            '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}.'
+        )
+    declared = {_tool_name(tool): tool for tool in tools or ()}
+    names = [_tool_name(tool) for tool in listed]
+    for name in names:
+        if name not in declared:
+            raise ValueError(
+                f'[request] tool_choice allows the tool "{str(name)[:64]}", which is not declared; '
+                f"expected some of {', '.join(map(str, declared)) or 'none'}."
+            )
+    return [declared[name] for name in dict.fromkeys(names)], mode
+
+
+def _tool_name(tool: Any) -> str | None:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 @dataclass

@@ -1,0 +1,51 @@
+"""What clients of OpenAI's API send, and what they read of an answer. By plain HTTP: the clients are not needed."""
+
+import httpx
+import pytest
+
+
+def error_of(response, status=400):
+    assert response.status_code == status, response.text
+    return response.json()["error"]
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "expected"),
+    [
+        ("POST", "/v1/responses", 404, "Set the client to chat completions."),
+        ("POST", "/v1/embeddings", 404, "expected POST /v1/chat/completions, POST /v1/completions, GET /v1/models"),
+        ("POST", "/chat/completions", 404, "expected /v1/chat/completions. Let the client's base URL end in /v1."),
+        ("GET", "/models", 404, "expected /v1/models. Let the client's base URL end in /v1."),
+        ("GET", "/v1/chat/completions", 405, "expected POST."),
+    ],
+)
+def test_what_is_not_served_is_answered_with_what_is(server, method, path, status, expected):
+    message = error_of(httpx.request(method, server.url + path), status)["message"]
+    assert f"found {method} {path}; " in message and expected in message
+
+
+def test_a_file_sent_as_a_form_is_not_found(server):
+    response = httpx.post(server.url + "/v1/files", data={"purpose": "batch"}, files={"file": b"x" * 300_000})
+    assert "POST /v1/files" in error_of(response, 404)["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "num_words"),
+    [
+        ("messages", 3000),
+        ("prompt", 3000),
+        ("prompt", 10_000),
+        ("prompt", 300_000),
+    ],  # tokenized; in part; not
+)
+def test_a_prompt_beyond_the_context_is_told_by_its_code(server, field, num_words):
+    text = "a " * num_words
+    body = {"prompt": text} if field == "prompt" else {"messages": [{"role": "user", "content": text}]}
+    path = "/v1/completions" if field == "prompt" else "/v1/chat/completions"
+    for stream in (False, True):
+        error = error_of(httpx.post(server.url + path, json=body | {"stream": stream}, timeout=60))
+        assert error["code"] == "context_length_exceeded" and error["param"] == field
+        assert "maximum context length is 2048 tokens" in error["message"]

@@ -3,6 +3,22 @@
 import httpx
 import pytest
 
+STORY = [{"role": "user", "content": "Tell me a story about a dog."}]
+PARIS = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def tool(name, **properties):
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": f"Do {name}", "parameters": parameters}}
+
+
+WEATHER = tool("get_weather", city={"type": "string"})
+
+
+def chat(server, **body):
+    body = {"messages": STORY, "temperature": 0, "max_tokens": 8, **body}
+    return httpx.post(server.url + "/v1/chat/completions", json=body, timeout=60)
+
 
 def error_of(response, status=400):
     assert response.status_code == status, response.text
@@ -49,3 +65,45 @@ def test_a_prompt_beyond_the_context_is_told_by_its_code(server, field, num_word
         error = error_of(httpx.post(server.url + path, json=body | {"stream": stream}, timeout=60))
         assert error["code"] == "context_length_exceeded" and error["param"] == field
         assert "maximum context length is 2048 tokens" in error["message"]
+
+
+# --- fields of a request -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        (
+            [{"role": "assistant", "content": None, "refusal": "I will not."}],
+            [{"role": "assistant", "content": "I will not."}],
+        ),
+        (
+            [{"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]}],
+            [{"role": "assistant", "content": "I will not."}],
+        ),
+        (
+            [
+                {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": "{}"}},
+                {"role": "function", "name": "get_weather", "content": "21"},
+            ],
+            [
+                {"role": "assistant", "content": None, "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}]},
+                {"role": "tool", "tool_call_id": "1", "content": "21"},
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_histories_with_refusals_and_older_calls(server, given, same):
+    def ids(messages):
+        body = {"messages": [*PARIS, *messages, *STORY], "tools": [WEATHER]}
+        response = httpx.post(server.url + "/tokenize", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()["tokens"]
+
+    assert ids(given) == ids(same)
+
+
+def test_a_refusal_is_the_assistants(server):
+    part = {"type": "refusal", "refusal": "no"}
+    assert "text only" in error_of(chat(server, messages=[{"role": "user", "content": [part]}]))["message"]

@@ -13,6 +13,7 @@ def tool(name, **properties):
 
 
 WEATHER = tool("get_weather", city={"type": "string"})
+VOTE = tool("vote", yes={"type": "boolean"})
 
 
 def chat(server, **body):
@@ -68,6 +69,42 @@ def test_a_prompt_beyond_the_context_is_told_by_its_code(server, field, num_word
 
 
 # --- fields of a request -------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_and_no_effort_change_no_answer(server):
+    plain = chat(server).json()["choices"]
+    predicted = chat(server, prediction={"type": "content", "content": "Once upon a time"}, reasoning_effort="none")
+    assert predicted.json()["choices"] == plain and predicted.headers["x-ignored-fields"] == "prediction"
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_are_the_ones_that_the_model_sees(server, mode):
+    def ask(**body):
+        return chat(server, messages=PARIS, max_tokens=60, **body).json()
+
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "get_weather"}}]}
+    some = ask(tools=[VOTE, WEATHER], tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    alone = ask(tools=[WEATHER], tool_choice=mode)
+    assert some["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+    [call] = some["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == alone["choices"][0]["message"]["tool_calls"][0]["function"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words"),
+    [
+        (
+            {"mode": "auto", "tools": [{"type": "function", "function": {"name": "fly"}}]},
+            '"fly", which is not',
+        ),
+        ({"mode": "none", "tools": [WEATHER]}, '"mode": "auto" or "required"'),
+        ({"mode": "auto", "tools": []}, '"tools": [...]'),
+        (None, '"allowed_tools": {"mode"'),
+    ],
+)
+def test_allowed_tools_that_say_nothing_possible(server, allowed, words):
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    assert words in error_of(chat(server, tools=[WEATHER], tool_choice=choice))["message"]
 
 
 @pytest.mark.parametrize(

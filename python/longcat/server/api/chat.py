@@ -43,8 +43,9 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     params = service.sampling_params(body, logprobs=logprobs)
     form = answer_form(body)
     with service.refusals():
+        tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
         params.structured_outputs = None if form is None else StructuredOutputs.of(form)
-        params, tool_choice = force_calls(params, body.tools, body.tool_choice, body.parallel_tool_calls)
+        params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
     params.structured_outputs = await service.compiled(params.structured_outputs)
     variables = template_variables(body)
     _, token_ids = await service.in_thread_for(

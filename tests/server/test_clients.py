@@ -1,5 +1,7 @@
 """What clients of OpenAI's API send, and what they read of an answer. By plain HTTP: the clients are not needed."""
 
+import json
+
 import httpx
 import pytest
 
@@ -144,3 +146,45 @@ def test_histories_with_refusals_and_older_calls(server, given, same):
 def test_a_refusal_is_the_assistants(server):
     part = {"type": "refusal", "refusal": "no"}
     assert "text only" in error_of(chat(server, messages=[{"role": "user", "content": [part]}]))["message"]
+
+
+# --- shapes of an answer -------------------------------------------------------------------------------------------
+
+
+def events_of(response):
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def test_a_message_has_the_fields_that_typed_clients_require(server):
+    for body in ({}, {"messages": PARIS, "tools": [WEATHER], "max_tokens": 60}):
+        [choice] = chat(server, **body).json()["choices"]
+        assert {"index", "message", "finish_reason", "logprobs"} <= set(choice)
+        assert {"role", "content", "refusal"} <= set(choice["message"]) and choice["message"]["refusal"] is None
+
+
+def deltas_of(response):
+    return [event["choices"][0]["delta"] for event in events_of(response)]
+
+
+def test_a_stream_that_may_call_begins_without_a_text(server):
+    deltas = deltas_of(chat(server, messages=PARIS, tools=[WEATHER], max_tokens=60, stream=True))
+    assert deltas[0] == {"role": "assistant", "content": None, "refusal": None}
+    assert not any(isinstance(delta.get("content"), str) for delta in deltas)
+    assert any("tool_calls" in delta for delta in deltas)
+    for body in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        first = deltas_of(chat(server, stream=True, **body))[0]
+        assert first == {"role": "assistant", "content": "", "refusal": None}
+
+
+def test_an_event_has_one_piece_of_one_call(server):
+    order = tool("order", count={"type": "integer", "maximum": 9}, kind={"enum": ["small"]}, note={"type": "string"})
+    options = dict(tools=[order], tool_choice="required", max_tokens=200, seed=1, temperature=1)
+    [choice] = chat(server, **options).json()["choices"]
+    streamed = deltas_of(chat(server, stream=True, **options))
+    pieces = [delta["tool_calls"] for delta in streamed if "tool_calls" in delta]
+    assert pieces and all(len(calls) == 1 for calls in pieces)
+    told = {}
+    for [call] in pieces:
+        told[call["index"]] = told.get(call["index"], "") + call["function"]["arguments"]
+    assert list(told.values()) == [call["function"]["arguments"] for call in choice["message"]["tool_calls"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -133,8 +134,10 @@ class ChatAnswer:
         options = self.body.stream_options
         output: RequestOutput | None = None
         num_tokens = 0
+        # As OpenAI: null before what may be a call. Of an empty text some clients make a part of the message.
+        content = None if self.reader.may_call else ""
         for index in range(self.body.n):
-            yield self._event(index, {"role": "assistant", "content": ""}) | self._usage_so_far(0)
+            yield self._event(index, {"role": "assistant", "content": content, "refusal": None}) | self._usage_so_far(0)
         async for raw in self.chunks:
             chunk = self.reader.read(raw)
             num_tokens += len(chunk.token_ids)
@@ -201,15 +204,19 @@ def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def _deltas(chunk: ChatChunk) -> list[dict[str, Any]]:
-    """What a chunk adds to the message, nothing empty."""
+    """What a chunk adds to the message, nothing empty. As OpenAI, one call in each: clients read no more."""
     deltas: list[dict[str, Any]] = []
     if chunk.reasoning_delta:
         deltas.append({"reasoning_content": chunk.reasoning_delta})
     if chunk.delta:
         deltas.append({"content": chunk.delta})
-    if chunk.tool_calls:
-        deltas.append({"tool_calls": [_call_delta(call) for call in chunk.tool_calls]})
-    return deltas
+    calls: list[ToolCallDelta] = []
+    for call in chunk.tool_calls:
+        if calls and call.name is None and call.index == calls[-1].index:
+            calls[-1] = dataclasses.replace(calls[-1], arguments=calls[-1].arguments + call.arguments)
+        else:
+            calls.append(call)
+    return [*deltas, *({"tool_calls": [_call_delta(call)]} for call in calls)]
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,8 +229,8 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         for call in message.get("tool_calls", ())
     ]  # fmt: skip
     if not calls:
-        return dict(message)
-    return {**message, "content": message["content"] or None, "tool_calls": calls}
+        return {**message, "refusal": None}
+    return {**message, "content": message["content"] or None, "refusal": None, "tool_calls": calls}
 
 
 def _arguments(arguments: dict[str, Any] | str) -> str:

@@ -120,10 +120,10 @@ def fold(chunks: list[dict[str, Any]]) -> dict[str, Any]:
                     call = calls.setdefault(news["index"], {"name": "", "arguments": ""})
                     for field, text in news["function"].items():
                         call[field] += text
-            elif key == "role":
+            elif key == "role" or value is None:
                 message[key] = value
             else:
-                message[key] = message.get(key, "") + value
+                message[key] = (message.get(key) or "") + value
         for key, value in (choice["logprobs"] or {}).items():
             one["logprobs"] = one["logprobs"] or {}
             old = one["logprobs"].get(key)

@@ -10,7 +10,12 @@ from longcat.chat.tool_text import json_value
 
 _MAX_NESTING = 64  # of lists and objects
 _MAX_INT_BITS = 4096
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_ROLES = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "function": "tool",
+}  # fmt: skip
+# Fields of a message that are read here. Those that `tools` and `tool_calls` replaced are in old histories still.
+_READ = ("content", "refusal", "tool_calls", "function_call")
 
 
 def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -47,11 +52,16 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{where} has role {role!r}: expected one of {', '.join(_ROLES)}")
-    given = {name: value for name, value in message.items() if name not in ("content", "tool_calls")}
+    given = {name: value for name, value in message.items() if name not in _READ}
     result = plain(given, where)
     result["role"] = _ROLES[role]
-    result["content"] = _content(message.get("content"), role, where)
+    content = message.get("content")
+    if role == "assistant" and content is None:
+        content = message.get("refusal")
+    result["content"] = _content(content, role, where)
     calls = message.get("tool_calls")
+    if calls is None and message.get("function_call") is not None:
+        calls = [{"function": message["function_call"]}]
     if calls is not None:
         if role != "assistant" or isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
             raise ValueError(f"{where} has tool_calls: expected a list of calls, of an assistant")
@@ -72,9 +82,10 @@ def _content(content: Any, role: str, where: str) -> str | None:
         raise ValueError(f"{where}: content {found}: expected a text or a list of text parts")
     texts = []
     for part in content:
-        if isinstance(part, Mapping) and part.get("type", "text") != "text":
-            raise ValueError(f"{where} has a part of type {part['type']!r}: this model reads text only")
-        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if kind != "text" and not (kind == "refusal" and role == "assistant"):
+            raise ValueError(f"{where} has a part of type {kind!r}: this model reads text only")
+        text = part.get(kind) if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             raise ValueError(f'{where} has a part without text: expected {{"type": "text", "text": ...}}')
         texts.append(plain(text, where))

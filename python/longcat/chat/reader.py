@@ -94,17 +94,20 @@ class PlainText:
 
 
 class ChatReader:
-    """Makes chat chunks of token chunks: parses reasoning and tool calls as they arrive."""
+    """Makes chat chunks of token chunks: parses reasoning and tool calls as they arrive.
+
+    `may_call` is whether an answer can be a call.
+    """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None):
         self._tools = tools
-        self._may_call = bool(tools) and tool_choice != "none"
+        self.may_call = bool(tools) and tool_choice != "none"
         self._parsers: dict[tuple[int, int], StreamingResponseParser | PlainText] = {}
 
     def read(self, news: StreamChunk) -> ChatChunk:
         key = (news.prompt_index, news.index)
         if key not in self._parsers:
-            self._parsers[key] = StreamingResponseParser(self._tools) if self._may_call else PlainText()
+            self._parsers[key] = StreamingResponseParser(self._tools) if self.may_call else PlainText()
         parser = self._parsers[key]
         deltas = parser.push(news.delta)
         reason = news.finish_reason

@@ -102,6 +102,27 @@ class Service:
         """Bytes of the longest text that can fit the context: no token stands for more than the longest one."""
         return max(self.max_model_len * self._longest_token.result(), 1)
 
+    def check_room(self, token_ids: Sequence[int], field: str, num_new: int = 1) -> None:
+        """The context has room for a prompt and the first tokens of its answer.
+
+        Args:
+            field: of the request, that the prompt came in.
+            num_new: those first tokens: 1, or 0 where no answer is asked for.
+        Raises:
+            ApiError: 400, it has not.
+        """
+        most = self.max_model_len - num_new
+        if len(token_ids) > most:
+            raise self._too_long(field, f"{len(token_ids)} tokens", f"at most {most}")
+
+    def _too_long(self, field: str, found: str, expected: str) -> ApiError:
+        """In the words and with the code by which clients tell this refusal from others."""
+        return ApiError(
+            400, f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
+            f"{self.max_model_len} tokens (max_model_len={self.max_model_len}); expected {expected}. Shorten it.",
+            param=field, code="context_length_exceeded",
+        )  # fmt: skip
+
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts. What cannot fit the context is refused before it is tokenized.
 
@@ -123,20 +144,14 @@ class Service:
         most = await asyncio.get_running_loop().run_in_executor(None, self.max_text_bytes)
         num_bytes = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
         if num_bytes > most:
-            raise ApiError(
-                400, f"[request] prompt has {num_bytes} bytes, which cannot fit max_model_len={self.max_model_len}; "
-                f"expected at most {most} bytes. Shorten it.", param="prompt",
-            )  # fmt: skip
+            raise self._too_long("prompt", f"{num_bytes} bytes", f"at most {most} bytes")
         # The count of the pieces differs from that of the whole by little: each cut splits one token, or one word.
         num_tokens = 0
         for start in range(0, len(text) if len(text) > 8 * self.max_model_len else 0, _PIECE_CHARS):
             piece = text[start : start + _PIECE_CHARS]
             num_tokens += len(await self.in_thread_for(len(piece), functools.partial(self.engine.encode, piece)))
             if num_tokens > 2 * self.max_model_len:
-                raise ApiError(
-                    400, f"[request] prompt has more than {num_tokens} tokens; expected fewer than "
-                    f"max_model_len={self.max_model_len}. Shorten it.", param="prompt",
-                )  # fmt: skip
+                raise self._too_long("prompt", f"more than {num_tokens} tokens", f"at most {self.max_model_len - 1}")
 
     def render_chat(self, messages: Any, **options: Any) -> tuple[str, list[int]]:
         """Engine.render_chat, for a text thread; what cannot fit the context is refused before it is tokenized.

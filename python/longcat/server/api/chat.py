@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -43,22 +44,57 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     params = service.sampling_params(body, logprobs=logprobs)
     form = answer_form(body)
     with service.refusals():
+        tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
         params.structured_outputs = None if form is None else StructuredOutputs.of(form)
-        params, tool_choice = force_calls(params, body.tools, body.tool_choice, body.parallel_tool_calls)
+        params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
     params.structured_outputs = await service.compiled(params.structured_outputs)
     variables = template_variables(body)
     _, token_ids = await service.in_thread_for(
         body._num_bytes,
         lambda: service.render_chat(
-            body.messages, tools=body.tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
+            body.messages, tools=tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message, **variables,
         ),
     )  # fmt: skip
+    service.check_room(token_ids, "messages")
     limit = body.max_completion_tokens or body.max_tokens
     params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
     id = f"chatcmpl-{uuid.uuid4().hex}"
     chunks = await service.submit(id, token_ids, params)
-    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(body.tools, tool_choice))
+    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(tools, tool_choice))
+
+
+def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:
+    """The tools that the model gets to see, and the choice among them, where `choice` lists the allowed ones.
+
+    Raises:
+        ValueError: an allowed tool is not declared, or the list is none.
+    """
+    if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
+        return tools, choice
+    allowed = choice.get("allowed_tools")
+    listed = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+    if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
+        raise ValueError(
+            f"[request] tool_choice is {str(choice)[:100]}; expected "
+            '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}.'
+        )
+    declared = {_tool_name(tool): tool for tool in tools or ()}
+    names = [_tool_name(tool) for tool in listed]
+    for name in names:
+        if name not in declared:
+            raise ValueError(
+                f'[request] tool_choice allows the tool "{str(name)[:64]}", which is not declared; '
+                f"expected some of {', '.join(map(str, declared)) or 'none'}."
+            )
+    return [declared[name] for name in dict.fromkeys(names)], mode
+
+
+def _tool_name(tool: Any) -> str | None:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 @dataclass
@@ -98,8 +134,10 @@ class ChatAnswer:
         options = self.body.stream_options
         output: RequestOutput | None = None
         num_tokens = 0
+        # As OpenAI: null before what may be a call. Of an empty text some clients make a part of the message.
+        content = None if self.reader.may_call else ""
         for index in range(self.body.n):
-            yield self._event(index, {"role": "assistant", "content": ""}) | self._usage_so_far(0)
+            yield self._event(index, {"role": "assistant", "content": content, "refusal": None}) | self._usage_so_far(0)
         async for raw in self.chunks:
             chunk = self.reader.read(raw)
             num_tokens += len(chunk.token_ids)
@@ -166,15 +204,19 @@ def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def _deltas(chunk: ChatChunk) -> list[dict[str, Any]]:
-    """What a chunk adds to the message, nothing empty."""
+    """What a chunk adds to the message, nothing empty. As OpenAI, one call in each: clients read no more."""
     deltas: list[dict[str, Any]] = []
     if chunk.reasoning_delta:
         deltas.append({"reasoning_content": chunk.reasoning_delta})
     if chunk.delta:
         deltas.append({"content": chunk.delta})
-    if chunk.tool_calls:
-        deltas.append({"tool_calls": [_call_delta(call) for call in chunk.tool_calls]})
-    return deltas
+    calls: list[ToolCallDelta] = []
+    for call in chunk.tool_calls:
+        if calls and call.name is None and call.index == calls[-1].index:
+            calls[-1] = dataclasses.replace(calls[-1], arguments=calls[-1].arguments + call.arguments)
+        else:
+            calls.append(call)
+    return [*deltas, *({"tool_calls": [_call_delta(call)]} for call in calls)]
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,8 +229,8 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         for call in message.get("tool_calls", ())
     ]  # fmt: skip
     if not calls:
-        return dict(message)
-    return {**message, "content": message["content"] or None, "tool_calls": calls}
+        return {**message, "refusal": None}
+    return {**message, "content": message["content"] or None, "refusal": None, "tool_calls": calls}
 
 
 def _arguments(arguments: dict[str, Any] | str) -> str:

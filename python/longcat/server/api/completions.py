@@ -78,12 +78,11 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str 
             param="prompt",
         )
     texts = [one if isinstance(one, str) else None for one in prompt]
-    for one in prompt:
-        if not isinstance(one, str) and len(one) > service.max_model_len:
-            found = f"[request] prompt has {len(one)} tokens"
-            raise ApiError(400, f"{found}; expected fewer than max_model_len={service.max_model_len}.", param="prompt")
     encoded = iter(await service.encode([one for one in prompt if isinstance(one, str)]))
-    return texts, [next(encoded) if isinstance(one, str) else one for one in prompt]
+    token_ids = [next(encoded) if isinstance(one, str) else one for one in prompt]
+    for one in token_ids:
+        service.check_room(one, "prompt", min(body.max_tokens, 1))
+    return texts, token_ids
 
 
 @dataclass

@@ -95,7 +95,7 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "functions": (_is([]), "the field tools"),
     "function_call": (_is("auto", "none"), "the field tool_choice"),
     "prompt_logprobs": (_is(), "echo with logprobs in /v1/completions"),
-    "reasoning_effort": (_is(), "no such field: the model has no levels of effort; see chat_template_kwargs"),
+    "reasoning_effort": (_is("none"), "no such field: the model has no levels of effort; see chat_template_kwargs"),
     "use_beam_search": (_is(False), "false"),
     "length_penalty": (_is(1), "1: there is no beam search"),
     "early_stopping": (_is(False), "false: there is no beam search"),
@@ -104,7 +104,6 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "logits_processors": (_is([]), "logit_bias, allowed_token_ids or structured_outputs"),
     "modalities": (_is([], ["text"]), '["text"]'),
     "audio": (_is({}), "text alone"),
-    "prediction": (_is({}), "no such field: see --speculative-config"),
     "web_search_options": (_is(), "tools of your own"),
 }
 
@@ -177,7 +176,9 @@ class ChatRequest(GenerationBody):
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(None, description="default: what the context leaves")
     tools: list[dict[str, Any]] | None = Field(None, fail_fast=True)
-    tool_choice: str | dict[str, Any] | None = Field(None, description="auto, none, required, or a function")
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="auto, none, required, a function, or a list of allowed tools"
+    )
     parallel_tool_calls: bool = True
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0)

@@ -83,6 +83,8 @@ def add_error_handlers(api: FastAPI) -> None:
 
     async def http(request: Request, error: Any) -> Response:
         found = f"{error.detail}: {request.method} {request.url.path}" if error.status_code < 500 else error.detail
+        if error.status_code in (404, 405):
+            found = f"[request] found {request.method} {request.url.path[:_MAX_SHOWN_CHARS]}; {_served(request)}"
         return ApiError(error.status_code, str(found), headers=error.headers).response()
 
     async def bug(request: Request, error: Exception) -> Response:
@@ -92,6 +94,19 @@ def add_error_handlers(api: FastAPI) -> None:
     api.add_exception_handler(ClientLeft, gone)
     api.add_exception_handler(HTTPException, http)
     api.add_exception_handler(Exception, bug)
+
+
+def _served(request: Request) -> str:
+    """What to ask for in place of a path or method that is not served."""
+    paths = {path: " or ".join(methods).upper() for path, methods in request.app.openapi()["paths"].items()}
+    path = request.url.path
+    if path in paths:
+        return f"expected {paths[path]}."
+    if f"/v1{path}" in paths:
+        return f"expected /v1{path}. Let the client's base URL end in /v1."
+    served = ", ".join(f"{methods} {name}" for name, methods in paths.items() if name.startswith("/v1/"))
+    remedy = " Set the client to chat completions." if path.endswith("/responses") else ""
+    return f"expected {served}, or another path of /docs.{remedy}"
 
 
 # --- mistakes in the fields of a body ------------------------------------------------------------------------------

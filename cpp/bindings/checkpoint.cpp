@@ -108,6 +108,8 @@ void register_checkpoint(py::module_& module) {
   module.def("plan_buffers", &buffers, py::arg("folder"), py::arg("kv_cache_dtype"), py::arg("max_model_len"),
              py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"), py::arg("tp") = 1, py::arg("ep") = 1,
              py::arg("rank") = 0);
+  module.def("plan_cache_blocks", &plan_cache_blocks, py::arg("budget"), py::arg("block_bytes"),
+             py::arg("max_num_seqs"), py::arg("max_model_len"));
   module.def("shard", &shard, py::arg("config_text"), py::arg("tp"), py::arg("ep"), py::arg("rank"));
   module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
   py::class_<Checkpoint>(module, "Checkpoint")

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/follower.h"
+#include "engine/memory_plan.h"
 #include "engine/step_loop.h"
 
 namespace longcat {
@@ -28,14 +29,11 @@ void Engine::allocate() {
         str_cat("max_model_len=", max_model_len_,
                 " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
   const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
-  const int64_t useful = options_.max_num_seqs * blocks_for(max_model_len_) + 1;  // and the null block
   const int64_t ranks_here = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
   const int64_t budget =
       options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes(ranks_here);
-  const int64_t num_blocks = loaded_.lockstep.least(std::min(useful, budget / block_bytes));
-  if (num_blocks < 2)
-    throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
-                              block_bytes, " bytes each), at least 2 are needed: raise kv_cache_memory"));
+  const int64_t num_blocks =
+      loaded_.lockstep.least(plan_cache_blocks(budget, block_bytes, options_.max_num_seqs, max_model_len_));
   cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
   runner_ = std::make_unique<ModelRunner>(
       *loaded_.ops, *loaded_.model, *cache_,

@@ -65,4 +65,13 @@ BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_
           .step_bytes = steps.bytes() + logits};
 }
 
+int64_t plan_cache_blocks(int64_t budget, int64_t block_bytes, int64_t max_num_seqs, int64_t max_model_len) {
+  const int64_t useful = max_num_seqs * ((max_model_len + kBlockSize - 1) / kBlockSize) + 1;
+  const int64_t num_blocks = std::min(useful, budget / block_bytes);
+  if (num_blocks < 2)
+    throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
+                              block_bytes, " bytes each); expected at least 2. Raise kv_cache_memory."));
+  return num_blocks;
+}
+
 }  // namespace longcat

@@ -19,4 +19,8 @@ struct BufferPlan {
 BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_cache_dtype, int64_t max_model_len,
                         int64_t max_num_seqs, int64_t max_num_batched_tokens);
 
+// The blocks of the latent cache that `budget` bytes hold, with the null block; at most those that max_num_seqs
+// sequences of max_model_len tokens fill. Throws OutOfMemory when they do not hold one block beside the null block.
+int64_t plan_cache_blocks(int64_t budget, int64_t block_bytes, int64_t max_num_seqs, int64_t max_model_len);
+
 }  // namespace longcat

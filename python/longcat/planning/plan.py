@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import longcat._core as _core
-from longcat._core import Error, OutOfMemoryError
+from longcat._core import Error
 from longcat.planning.machine import measured_bandwidth, process_bytes
 
 GIB = 1 << 30
@@ -232,13 +232,7 @@ def plan(
     available = _core.available_memory()
     budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4 // len(shards)
     block = buffers[0]["block_bytes"]
-    useful = max_num_seqs * -(-max_model_len // BLOCK_TOKENS) + 1
-    num_blocks = min(useful, budget // block)
-    if num_blocks < 2:
-        raise OutOfMemoryError(
-            f"[kv cache] {budget} bytes hold {num_blocks} blocks of {BLOCK_TOKENS} tokens ({block} bytes each), at "
-            "least 2 are needed: raise kv_cache_memory"
-        )
+    num_blocks = _core.plan_cache_blocks(budget, block, max_num_seqs, max_model_len)
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * BLOCK_TOKENS
     sub_layers = 2 * int(config["num_layers"])  # without the MTP layer, which decoding does not read
     parts = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]

@@ -73,11 +73,13 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     token_mask: Callable[[list[int]], np.ndarray | None] | None = None
-    structured_outputs: StructuredOutputs | Grammar | Mapping[str, Any] | None = None
+    structured_outputs: StructuredOutputs | Grammar | Mapping[str, object] | None = None
     skip_special_tokens: bool = True
 
     @classmethod
-    def of(cls, params: SamplingParams | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> SamplingParams:
+    def of(
+        cls, params: SamplingParams | Mapping[str, object] | None, overrides: Mapping[str, object]
+    ) -> SamplingParams:
         """An object, a dict or nothing, with keywords on top.
 
         Raises:
@@ -86,6 +88,7 @@ class SamplingParams:
         """
         if params is None:
             params = {}
+        given: dict[str, Any]
         if isinstance(params, SamplingParams):
             given = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
         elif isinstance(params, Mapping):

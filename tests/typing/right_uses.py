@@ -7,9 +7,12 @@ from typing import Any
 
 import longcat
 from longcat.engine.streams import ChatStream, TokenStream
+from longcat.server.served_engine import ServedEngine
 
 engine = longcat.Engine("x", tp=2, threads=4, kv_cache_memory="4GiB", speculative={"method": "ngram"}, max_num_seqs=3)
 longcat.Engine(longcat.EngineConfig("x", num_threads=2), max_num_seqs=4)
+
+served: ServedEngine = engine
 
 one: longcat.RequestOutput = engine.generate("x", max_tokens=3, temperature=0, stop=["a"], use_tqdm=False)
 of_ids: longcat.RequestOutput = engine.generate([1, 2, 3], {"max_tokens": 3})

@@ -98,7 +98,7 @@ class Engine(TextMethods, Uncopied):
     @property
     def rank(self) -> int:
         """Of this process in its replica: 0, to whom requests are made, or one that follows it."""
-        return self._info["rank"]
+        return int(self._info["rank"])
 
     @property
     def replica(self) -> int:

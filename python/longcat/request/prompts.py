@@ -76,8 +76,8 @@ def _prompt(name: str, value: Any) -> str | list[int]:
                 raise ValueError(f'{name} has "{key}", which this engine does not read; {_EXPECTED}')
         if "prompt_token_ids" in given:
             return as_token_ids(given["prompt_token_ids"])
-        if isinstance(given.get("prompt"), str):
-            return given["prompt"]
+        if isinstance(text := given.get("prompt"), str):
+            return text
     elif _is_list(value):
         return as_token_ids(value)
     raise TypeError(f"{name} is {value!r}; {_EXPECTED}"[:400])

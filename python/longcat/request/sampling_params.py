@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -186,7 +187,7 @@ def core_params(
 def _index(name: str, value: Any) -> int:
     """An integer, NumPy's too."""
     if not isinstance(value, bool) and hasattr(value, "__index__"):
-        return value.__index__()
+        return operator.index(value)
     raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
 
 

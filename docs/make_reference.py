@@ -1,4 +1,4 @@
-"""Writes what is derived from the fields of EngineConfig: docs/reference/engine.md.
+"""Writes what is derived from the fields of EngineConfig and SamplingParams: reference pages, keywords for checkers.
 
     python docs/make_reference.py
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from longcat.cli.engine_options import flag_of
 from longcat.engine import option_checks
 from longcat.engine.config import EngineConfig, Option, options
+from longcat.request.sampling_params import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +68,53 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-FILES = {"docs/reference/engine.md": engine_page}
+_KEYWORDS_HEAD = '''\
+"""Keywords that stand for fields of {of}, for type checkers.
+
+Written by docs/make_reference.py from {source}. Change them there.
+"""
+
+from __future__ import annotations
+
+{imports}
+
+
+class {name}(TypedDict, total=False):
+'''
+
+
+def engine_keywords() -> str:
+    """The module of EngineKeywords: all fields of EngineConfig but the model, by all their names."""
+    fields = {field.name: field.type for field in dataclasses.fields(EngineConfig)}
+    names = {alias: fields[name] for name, option in options().items() for alias in (name, *option.aliases)}
+    del names["model"]
+    imports = "import os\nfrom collections.abc import Callable, Mapping\nfrom typing import TypedDict"
+    head = _KEYWORDS_HEAD.format(
+        of="EngineConfig", source="longcat/engine/config.py", imports=imports, name="EngineKeywords"
+    )
+    return head + "".join(f"    {name}: {kind}\n" for name, kind in names.items())
+
+
+def sampling_keywords() -> str:
+    """The module of SamplingKeywords: all fields of SamplingParams."""
+    imports = """from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from longcat.request.structured import Grammar, StructuredOutputs"""
+    head = _KEYWORDS_HEAD.format(
+        of="SamplingParams", source="longcat/request/sampling_params.py", imports=imports, name="SamplingKeywords"
+    )
+    return head + "".join(f"    {field.name}: {field.type}\n" for field in dataclasses.fields(SamplingParams))
+
+
+FILES = {
+    "docs/reference/engine.md": engine_page,
+    "python/longcat/engine/keywords.py": engine_keywords,
+    "python/longcat/request/keywords.py": sampling_keywords,
+}
 
 if __name__ == "__main__":
     for name, text in FILES.items():

@@ -5,7 +5,7 @@ import contextlib
 import json
 
 import pytest
-from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from longcat.request.outputs import StreamChunk
 from longcat.server.api.chat import start_chat
 from longcat.server.api.completions import start_completion
 from longcat.server.api.protocol import ChatRequest, CompletionRequest
@@ -13,19 +13,19 @@ from longcat.server.app import Application
 from longcat.server.http.streaming import EventStream
 from longcat.server.settings import ServerSettings
 
+from support.stub_engine import StubEngine, whole_output
 
-class Waiting:
+
+class Waiting(StubEngine):
     """An engine that begins no request but the server's first, and knows which are there."""
 
     def __init__(self):
         self.open = set()
         self.fails = asyncio.Event()
 
-    async def agenerate(self, *, prompt_token_ids, sampling_params=None, request_id=None, **_):
-        output = RequestOutput(request_id, None, [1], [CompletionOutput(0, token_ids=[1], finish_reason="length")],
-                               RequestMetrics())  # fmt: skip
+    async def agenerate(self, *, prompt_token_ids, sampling_params, request_id=None, group=None):
         if request_id is None:
-            yield StreamChunk("a", [1], finish_reason="length", output=output)
+            yield StreamChunk("a", [1], finish_reason="length", output=whole_output(request_id, [1]))
             return
         self.open.add(request_id)
         try:
@@ -34,21 +34,6 @@ class Waiting:
         finally:
             self.open.discard(request_id)
         yield
-
-    def encode(self, text):
-        return [1]
-
-    def render_chat(self, messages, **_):
-        return "a", [1]
-
-    def info(self):
-        return {"max_model_len": 100}
-
-    def metrics(self):
-        raise RuntimeError("nothing to tell")
-
-    def failure(self):
-        return None
 
 
 START = {

@@ -12,11 +12,12 @@ from statistics import median
 
 import longcat
 import pytest
-from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
+from longcat.request.outputs import StreamChunk
 from longcat.server.app import Application
 from longcat.server.settings import ServerSettings
 
 from support.live import LiveServer, until
+from support.stub_engine import StubEngine, whole_output
 
 NUM_STREAMS = int(os.environ.get("LONGCAT_STREAMS", "100"))
 NUM_TOKENS = 24
@@ -77,31 +78,21 @@ def test_many_streams(tiny):
         assert growth < 0.05
 
 
-class StubEngine:
+class TimedEngine(StubEngine):
     """Makes tokens at a fixed rate; a token's text is the time at which it was made."""
 
     def __init__(self, interval: float, num_tokens: int):
         self._interval = interval
         self._num_tokens = num_tokens
 
-    async def agenerate(self, *, prompt_token_ids, sampling_params=None, request_id=None, **_):
-        answer = CompletionOutput(0, token_ids=[1], finish_reason="length")
-        output = RequestOutput(request_id, None, prompt_token_ids, [answer], RequestMetrics())
+    async def agenerate(self, *, prompt_token_ids, sampling_params, request_id=None, group=None):
+        output = whole_output(request_id, prompt_token_ids)
         due = time.perf_counter() + self._interval * (hash(request_id) % 100) / 100
         for left in reversed(range(self._num_tokens if request_id else 1)):
             due += self._interval
             await asyncio.sleep(due - time.perf_counter())
             text = f"{time.perf_counter()!r} "
             yield StreamChunk(text, [1], finish_reason=None if left else "length", output=None if left else output)
-
-    def encode(self, text):
-        return [1]
-
-    def info(self):
-        return {"max_model_len": 10**6}
-
-    def failure(self):
-        return None
 
 
 def test_a_token_is_sent_soon_after_it_was_made():
@@ -131,7 +122,7 @@ def test_a_token_is_sent_soon_after_it_was_made():
         await app.asgi(scope, receive, send)
 
     async def run():
-        app = Application(StubEngine(0.02, 100), ServerSettings(("stub",), access_log=False))
+        app = Application(TimedEngine(0.02, 100), ServerSettings(("stub",), access_log=False))
         watch = asyncio.ensure_future(app.lifecycle.run())
         while app.lifecycle.state != "ready":
             await asyncio.sleep(0.01)

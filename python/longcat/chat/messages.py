@@ -53,7 +53,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{where} has role {role!r}: expected one of {', '.join(_ROLES)}")
     given = {name: value for name, value in message.items() if name not in _READ}
-    result = plain(given, where)
+    result = _plain_object(given, where)
     result["role"] = _ROLES[role]
     content = message.get("content")
     if role == "assistant" and content is None:
@@ -76,7 +76,7 @@ def _content(content: Any, role: str, where: str) -> str | None:
     if content is None and role == "assistant":
         return None
     if isinstance(content, str):
-        return plain(content, where)
+        return str(plain(content, where))
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         found = "is missing" if content is None else f"is a {type(content).__name__}"
         raise ValueError(f"{where}: content {found}: expected a text or a list of text parts")
@@ -105,7 +105,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(arguments, (Mapping, str)):
         raise ValueError(f"{where}: arguments are a {type(arguments).__name__}: expected an object, or its JSON text")
     outer = {name: value for name, value in call.items() if name not in ("function", "name", "arguments")}
-    return plain({"type": "function"} | outer | {"function": {**function, "arguments": arguments}}, where)
+    return _plain_object({"type": "function"} | outer | {"function": {**function, "arguments": arguments}}, where)
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     function = tool.get("function")
     if function is None:
         if kind != "function":
-            return plain(tool, where)
+            return _plain_object(tool, where)
         function = {name: value for name, value in tool.items() if name != "type"}
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise ValueError(f'{where} has no name: expected {{"type": "function", "function": {{"name": ..., ...}}}}')
@@ -127,7 +127,12 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
         if value is not None and not isinstance(value, expected):
             raise ValueError(f"{where}: {name} is a {type(value).__name__}: expected {expected.__name__.lower()}")
         function = {**function, name: default if value is None else value}
-    return plain({"type": kind, "function": function}, where)
+    return _plain_object({"type": kind, "function": function}, where)
+
+
+def _plain_object(value: Mapping[str, object], where: str) -> dict[str, Any]:
+    copy: dict[str, Any] = plain(value, where)
+    return copy
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:

@@ -27,7 +27,8 @@ class ChatOutput(RequestOutput):
         return self.messages[0]
 
     def __str__(self) -> str:
-        return self.message.get("content", "")
+        content: str = self.message.get("content", "")
+        return content
 
 
 @dataclass(repr=False)

@@ -234,7 +234,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("a % format with a wide or computed field, or none of Python's")
         repeats = len(matches) if any(match["name"] for match in matches) else 1
         self.meter.room(len(text) + len(matches) * _MAX_WIDTH + repeats * self.meter.size(values))
-        return text % values
+        return str(text % values)
 
     # --- filters and tests -----------------------------------------------------------------------------------------
 

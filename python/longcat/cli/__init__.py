@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if args.command not in _OF_SEVERAL_RANKS:
             require_alone(args.command)
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except Error as error:
         return _fail(error, 1)
     except (ValueError, TypeError) as error:

@@ -157,8 +157,8 @@ def _model_folder(args: argparse.Namespace) -> str:
     if args.model is None and args.model_path is None:
         for values in (args.served_model_name, args.api_key, args.cors_origin):
             if values is not None and len(values) > 1 and os.path.isdir(os.path.expanduser(values[-1])):
-                return values.pop()
+                return str(values.pop())
     if (args.model is None) == (args.model_path is None):
         found = "no checkpoint folder" if args.model is None else f"two, {args.model} and {args.model_path}"
         raise UsageError(f"[serve] found {found}; expected one: longcat serve FOLDER, or --model FOLDER")
-    return args.model or args.model_path
+    return str(args.model or args.model_path)

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
-import random
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import longcat._core as _core
 from longcat._core import Error
 from longcat.engine.config import EngineConfig
+from longcat.engine.intake import Intake, eos_token_ids
+from longcat.engine.keywords import EngineKeywords
 from longcat.engine.ranks import join_ranks
-from longcat.engine.request import Request, score_of
+from longcat.engine.request import score_of
 from longcat.engine.request_table import RequestGroup, RequestTable
 from longcat.engine.sources import Uncopied, check_sources, folder_path
 from longcat.engine.streams import AsyncChunks, ChatStream, EventLoops, TokenStream, read_all
-from longcat.engine.text import CheckpointText
+from longcat.engine.text import CheckpointText, TextMethods
 from longcat.request.generation_config import read_generation_config
+from longcat.request.keywords import SamplingKeywords
 from longcat.request.outputs import PromptScore, RequestOutput, StreamChunk
-from longcat.request.prompts import Params, Prompt, as_token_ids, params_of_each, to_prompts
-from longcat.request.sampling_params import SamplingParams, core_params
-from longcat.request.tokenizer import Tokenizer
+from longcat.request.prompts import (
+    ChatKeywords,
+    Conversation,
+    GenerateKeywords,
+    Params,
+    Prompt,
+    ToolChoice,
+    Tools,
+    as_token_ids,
+    params_of_each,
+    to_prompts,
+)
+from longcat.request.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Self, Unpack
 
     from longcat.chat.reader import ChatChunk, ChatOutput
-    from longcat.chat.template import ChatTemplate
-    from longcat.request.structured import Grammar, StructuredOutputs
 
 
-class Engine(Uncopied):
+class Engine(TextMethods, Uncopied):
     """A LongCat-Flash checkpoint, loaded and ready to generate.
 
     Args:
@@ -51,7 +61,7 @@ class Engine(Uncopied):
 
     __signature__ = inspect.signature(EngineConfig)  # for help(), and completion in notebooks
 
-    def __init__(self, model: str | os.PathLike[str] | EngineConfig | None = None, **options: Any):
+    def __init__(self, model: str | os.PathLike[str] | EngineConfig | None = None, **options: Unpack[EngineKeywords]):
         self.config = config = EngineConfig.of(model, options)
         self.model = folder_path(config.model)
         check_sources(config.tokenizer, config.chat_template)
@@ -67,13 +77,12 @@ class Engine(Uncopied):
         self._info = self._core.info()
         for line in self._info["warnings"]:
             warnings.warn(line, stacklevel=2)
-        self._generation_config = read_generation_config(self.model)
-        self._seeds = random.Random(config.seed)
+        defaults = read_generation_config(self.model)
         vocab_size, eos_token_id = self._info["vocab_size"], self._info["eos_token_id"]
-        self._text = CheckpointText(
-            self.model, config.tokenizer, config.chat_template, vocab_size, self._eos_token_ids()
-        )
+        ends = eos_token_ids(defaults, eos_token_id)
+        self._text = CheckpointText(self.model, config.tokenizer, config.chat_template, vocab_size, ends)
         self._requests = RequestTable(self._core, self._text, vocab_size, eos_token_id)
+        self._intake = Intake(self._core, self._requests, defaults, ends, config.seed)
         self._loops = EventLoops()
         self._core.start()
 
@@ -89,7 +98,7 @@ class Engine(Uncopied):
     @property
     def rank(self) -> int:
         """Of this process in its replica: 0, to whom requests are made, or one that follows it."""
-        return self._info["rank"]
+        return int(self._info["rank"])
 
     @property
     def replica(self) -> int:
@@ -109,34 +118,6 @@ class Engine(Uncopied):
     def __repr__(self) -> str:
         i = self._info
         return f"Engine({self.model!r}, {i['architecture']}, {i['dtype']} on {i['device']}, {i['num_threads']} threads)"
-
-    # --- text --------------------------------------------------------------------------------------------------
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, loaded when first needed."""
-        return self._text.tokenizer
-
-    def get_tokenizer(self) -> Tokenizer:
-        """The tokenizer, under vLLM's name."""
-        return self.tokenizer
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """The chat template, compiled when first needed."""
-        return self._text.chat_template
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added around it."""
-        return self.tokenizer.encode(text)
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`."""
-        ids = as_token_ids(token_ids)
-        for token_id in ids:
-            if token_id < 0:
-                raise ValueError(f"token id {token_id} is not in the vocabulary")
-        return self.tokenizer.decode(ids, skip_special_tokens)
 
     # --- numbers -----------------------------------------------------------------------------------------------
 
@@ -167,12 +148,18 @@ class Engine(Uncopied):
         prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: Params | Sequence[Params] | None = None,
         *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         stream: Literal[True],
-        **options: Any,
+        **options: Unpack[GenerateKeywords],
     ) -> TokenStream: ...
     @overload  # a text is a sequence of texts, too
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: Prompt, sampling_params: Params | None = None, *, stream: Literal[False] = False, **options: Any
+        self,
+        prompts: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateKeywords],
     ) -> RequestOutput: ...
     @overload
     def generate(
@@ -181,15 +168,25 @@ class Engine(Uncopied):
         sampling_params: Params | Sequence[Params] | None = None,
         *,
         stream: Literal[False] = False,
-        **options: Any,
+        **options: Unpack[GenerateKeywords],
     ) -> list[RequestOutput]: ...
     @overload
     def generate(
-        self, *, prompt_token_ids: Sequence[int], stream: Literal[False] = False, **options: Any
+        self,
+        *,
+        prompt_token_ids: Sequence[int],
+        sampling_params: Params | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateKeywords],
     ) -> RequestOutput: ...
     @overload
     def generate(
-        self, *, prompt_token_ids: Sequence[Sequence[int]], stream: Literal[False] = False, **options: Any
+        self,
+        *,
+        prompt_token_ids: Sequence[Sequence[int]],
+        sampling_params: Params | Sequence[Params] | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateKeywords],
     ) -> list[RequestOutput]: ...
     def generate(
         self,
@@ -199,7 +196,7 @@ class Engine(Uncopied):
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         stream: bool = False,
         use_tqdm: bool = True,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> RequestOutput | list[RequestOutput] | TokenStream:
         """Continues one prompt or many.
 
@@ -218,7 +215,7 @@ class Engine(Uncopied):
         """
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
         params = params_of_each(sampling_params, sampling, len(prompt_list))
-        requests = self._prepare([self._with_ids(prompt) for prompt in prompt_list], params)
+        requests = self._intake.requests([self._intake.with_ids(prompt) for prompt in prompt_list], params)
         chunks = TokenStream(self._requests, requests)
         if stream:
             return chunks
@@ -234,7 +231,7 @@ class Engine(Uncopied):
         prompt_token_ids: Sequence[int] | None = None,
         request_id: str | None = None,
         group: RequestGroup | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> AsyncChunks[StreamChunk, RequestOutput]:
         """Continues one prompt, for asyncio: `async for` yields StreamChunk, `await` returns the RequestOutput.
 
@@ -259,47 +256,47 @@ class Engine(Uncopied):
         prompt_token_ids: Sequence[int] | None,
         request_id: str | None,
         group: RequestGroup | None,
-        sampling: Mapping[str, Any],
+        sampling: SamplingKeywords,
     ) -> AsyncGenerator[StreamChunk, None]:
         params = SamplingParams.of(sampling_params, sampling)
         prompts, single = to_prompts(prompt, prompt_token_ids)
         if not single:
             raise TypeError("agenerate takes one prompt: call it once for each")
-        params = await self._compiled(params)
-        [request] = self._prepare([self._with_ids(prompts[0])], [params], request_id, group)
+        params = await self._intake.compiled(params)
+        [request] = self._intake.requests([self._intake.with_ids(prompts[0])], [params], request_id, group)
         async with aclosing(self._loops.running().stream(self._requests, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def achat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Conversation,
         sampling_params: Params | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         request_id: str | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> AsyncChunks[ChatChunk, ChatOutput]:
         """Answers one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
 
         Args, Raises: as for chat and agenerate.
         """
-        variables = dict(chat_template_kwargs or {})
+        variables: dict[str, Any] = dict(chat_template_kwargs or {})
         variables |= {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         chunks = self._achat(messages, sampling_params, sampling, tools, tool_choice, variables, request_id)
         return AsyncChunks(chunks, lambda chunk: chunk.output)
 
     async def _achat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Conversation,
         sampling_params: Params | None,
-        sampling: Mapping[str, Any],
-        tools: Sequence[Mapping[str, Any]] | None,
-        tool_choice: str | Mapping[str, Any] | None,
+        sampling: SamplingKeywords,
+        tools: Tools | None,
+        tool_choice: ToolChoice | None,
         variables: Mapping[str, Any],
         request_id: str | None,
     ) -> AsyncGenerator[ChatChunk, None]:
@@ -307,8 +304,8 @@ class Engine(Uncopied):
 
         params, choice = force_calls(SamplingParams.of(sampling_params, sampling), tools, tool_choice)
         prompt = self.render_chat(messages, tools=tools, tool_choice=choice, **variables)
-        params = await self._compiled(params)
-        [request] = self._prepare([prompt], [params], request_id)
+        params = await self._intake.compiled(params)
+        [request] = self._intake.requests([prompt], [params], request_id)
         reader = ChatReader(tools, choice)
         async with aclosing(self._loops.running().stream(self._requests, request)) as chunks:
             async for chunk in chunks:
@@ -327,43 +324,46 @@ class Engine(Uncopied):
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        messages: Conversation | Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         *,
         stream: Literal[True],
-        **options: Any,
+        use_tqdm: bool = True,
+        **options: Unpack[ChatKeywords],
     ) -> ChatStream: ...
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Conversation,
         sampling_params: Params | None = None,
         *,
         stream: Literal[False] = False,
-        **options: Any,
+        use_tqdm: bool = True,
+        **options: Unpack[ChatKeywords],
     ) -> ChatOutput: ...
     @overload
     def chat(
         self,
-        messages: Sequence[Sequence[Mapping[str, Any]]],
+        messages: Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         *,
         stream: Literal[False] = False,
-        **options: Any,
+        use_tqdm: bool = True,
+        **options: Unpack[ChatKeywords],
     ) -> list[ChatOutput]: ...
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        messages: Conversation | Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         stream: bool = False,
         use_tqdm: bool = True,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> ChatOutput | list[ChatOutput] | ChatStream:
         """Answers a conversation, by the checkpoint's chat template.
 
@@ -389,43 +389,25 @@ class Engine(Uncopied):
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise ValueError(f"messages is a {type(messages).__name__}: expected a list of messages")
         single = not messages or isinstance(messages[0], Mapping)
-        conversations: Any = [messages] if single else messages
+        conversations = cast("Sequence[Conversation]", [messages] if single else messages)
         params = params_of_each(sampling_params, sampling, len(conversations))
         forced = {id(given): force_calls(given, tools, tool_choice) for given in params}
         params = [forced[id(given)][0] for given in params]
         choice = next(iter(forced.values()))[1]
+        variables: dict[str, Any] = dict(chat_template_kwargs or {})
+        variables |= {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         prompts = [
-            self.render_chat(
-                conversation,
-                tools=tools,
-                tool_choice=choice,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
-            )
+            self.render_chat(conversation, tools=tools, tool_choice=choice, **variables)
             for conversation in conversations
         ]
-        chunks = ChatStream(TokenStream(self._requests, self._prepare(prompts, params)), ChatReader(tools, choice))
+        tokens = TokenStream(self._requests, self._intake.requests(prompts, params))
+        chunks = ChatStream(tokens, ChatReader(tools, choice))
         if stream:
             return chunks
         last = read_all(chunks, len(prompts), use_tqdm)
-        outputs = {chunk.prompt_index: chunk.output for chunk in last}
+        outputs = {chunk.prompt_index: chunk.output for chunk in last if chunk.output is not None}
         ordered = [outputs[index] for index in range(len(conversations))]
         return ordered[0] if single else ordered
-
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, max_text_bytes: int | None = None, **options: Any
-    ) -> tuple[str, list[int]]:
-        """The prompt of a conversation: its text, and its token ids with typed tags left as text.
-
-        Args:
-            messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
-                variables of the template).
-            max_text_bytes: refuse a longer text before it is tokenized; default: any length.
-        Raises:
-            ValueError: the text is longer than max_text_bytes.
-        """
-        return self._text.render_chat(messages, max_text_bytes, options)
 
     @overload
     def score(self, prompts: Prompt) -> PromptScore: ...  # type: ignore[overload-overlap]
@@ -455,60 +437,6 @@ class Engine(Uncopied):
         scores = [score_of(output) for output in Engine.generate(self, prompt_list, max_tokens=0, prompt_logprobs=0)]
         return scores[0] if single else scores
 
-    def token_text(self, token_id: int) -> str | None:
-        """The text of one token on its own; None without a tokenizer."""
-        return self._text.token_text(token_id)
-
-    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, Any]) -> Grammar:
-        """The grammar of a form, which `SamplingParams.structured_outputs` takes in its place; the last ones are kept.
-
-        Raises:
-            ValueError, TypeError: the form is malformed or too large.
-            longcat.Error: llguidance is not installed, or there is no tokenizer.
-        """
-        return self._text.compile_grammar(form)
-
-    async def _compiled(self, params: SamplingParams) -> SamplingParams:
-        """`params` with their grammar compiled, away from the event loop."""
-        import asyncio
-
-        from longcat.request.structured import Grammar
-
-        if params.structured_outputs is None or isinstance(params.structured_outputs, Grammar):
-            return params  # without a pause: the caller's next step queues the request
-        grammar = await asyncio.to_thread(self.compile_grammar, params.structured_outputs)
-        return dataclasses.replace(params, structured_outputs=grammar)
-
-    def _with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
-        return (prompt, self.encode(prompt)) if isinstance(prompt, str) else (None, prompt)
-
-    def _prepare(
-        self,
-        prompts: Sequence[tuple[str | None, list[int]]],
-        params: Sequence[SamplingParams],
-        name: str | None = None,
-        group: RequestGroup | None = None,
-    ) -> list[Request]:
-        """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
-        self._requests.check_open()
-        requests: list[Request] = []
-        group = group or RequestGroup()
-        grammars: dict[int, Grammar] = {}  # by parameters, which all prompts may share
-        for index, ((text, ids), own) in enumerate(zip(prompts, params, strict=True)):
-            if own.structured_outputs is not None and id(own) not in grammars:
-                grammars[id(own)] = self.compile_grammar(own.structured_outputs)
-            core = core_params(
-                own, self._generation_config, self._eos_token_ids(), self._seeds.getrandbits(64),
-                lambda: self.tokenizer,
-            )  # fmt: skip
-            self._core.check_request(ids, core)
-            requests.append(Request(self._requests, index, text, ids, own, core, name, grammars.get(id(own)), group))
-        return requests
-
-    def _eos_token_ids(self) -> list[int]:
-        listed = self._generation_config.get("eos_token_id", [])
-        return sorted({self._info["eos_token_id"], *(listed if isinstance(listed, list) else [listed])})
-
     # --- lifetime ----------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, int]:
@@ -535,7 +463,7 @@ class Engine(Uncopied):
         if hasattr(self, "_loops"):
             self._loops.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:

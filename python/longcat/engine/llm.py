@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
+from longcat.chat.reader import ChatOutput
 from longcat.engine.engine import Engine
 from longcat.engine.streams import ChatStream, TokenStream
 from longcat.request.outputs import RequestOutput
-from longcat.request.prompts import Params
+from longcat.request.prompts import ChatKeywords, Conversation, GenerateKeywords, Params, Prompt
 from longcat.request.sampling_params import SamplingParams
 from longcat.support.other_engines import OTHER_OPTIONS
 
 if TYPE_CHECKING:
-    from longcat.chat.reader import ChatOutput
+    from typing_extensions import Unpack
 
-    Conversations: TypeAlias = Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
 
-# Arguments of vLLM's calls that a program may hand on unset.
-_OF_CALLS = (
-    "lora_request",
-    "priority",
-    "prompt_adapter_request",
-    "mm_processor_kwargs",
-    "tokenization_kwargs",
-    "chat_template",
-    "chat_template_content_format",
-)
+class LLMKeywords(TypedDict, total=False):
+    """Arguments of vLLM's calls that a program may hand on unset."""
+
+    lora_request: object
+    priority: object
+    prompt_adapter_request: object
+    mm_processor_kwargs: object
+    tokenization_kwargs: object
+    chat_template: object
+    chat_template_content_format: object
+
+
+class LLMGenerateKeywords(LLMKeywords, GenerateKeywords, total=False):
+    """Keywords of LLM.generate that have no part in the type of its result."""
+
+
+class LLMChatKeywords(LLMKeywords, ChatKeywords, total=False):
+    """Keywords of LLM.chat that have no part in the type of its result."""
+
+
 _OF_SERVERS = ("disable_log_stats", "served_model_name")  # flags of `longcat serve`, without effect in Python
 
 
@@ -53,42 +63,67 @@ class LLM(Engine):
         super().__init__(model, **options)
 
     @overload  # type: ignore[override]  # always a list
-    def generate(self, *args: Any, stream: Literal[True], **options: Any) -> TokenStream: ...
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        stream: Literal[True],
+        **options: Unpack[LLMGenerateKeywords],
+    ) -> TokenStream: ...
     @overload
-    def generate(self, *args: Any, stream: Literal[False] = False, **options: Any) -> list[RequestOutput]: ...
-    def generate(self, *args: Any, **options: Any) -> list[RequestOutput] | TokenStream:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[LLMGenerateKeywords],
+    ) -> list[RequestOutput]: ...
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
+        **options: Any,
+    ) -> list[RequestOutput] | TokenStream:
         """As Engine.generate; a list also for one prompt. A stream stays one."""
-        return _listed(super().generate(*args, **_own(options)))
+        outputs: RequestOutput | list[RequestOutput] | TokenStream
+        outputs = super().generate(prompts, sampling_params, **_own(options))
+        return [outputs] if isinstance(outputs, RequestOutput) else outputs
 
     @overload  # type: ignore[override]  # always a list
     def chat(
         self,
-        messages: Conversations,
+        messages: Conversation | Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         use_tqdm: bool = True,
         *,
         stream: Literal[True],
-        **options: Any,
+        **options: Unpack[LLMChatKeywords],
     ) -> ChatStream: ...
     @overload
     def chat(
         self,
-        messages: Conversations,
+        messages: Conversation | Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         use_tqdm: bool = True,
         *,
         stream: Literal[False] = False,
-        **options: Any,
+        **options: Unpack[LLMChatKeywords],
     ) -> list[ChatOutput]: ...
     def chat(
         self,
-        messages: Conversations,
+        messages: Conversation | Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         use_tqdm: bool = True,
         **options: Any,
     ) -> list[ChatOutput] | ChatStream:
         """As Engine.chat; a list also for one conversation. A stream stays one."""
-        return _listed(super().chat(messages, sampling_params, use_tqdm=use_tqdm, **_own(options)))
+        outputs: ChatOutput | list[ChatOutput] | ChatStream
+        outputs = super().chat(messages, sampling_params, use_tqdm=use_tqdm, **_own(options))
+        return [outputs] if isinstance(outputs, ChatOutput) else outputs
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Parameters that leave all to the checkpoint's generation_config.json."""
@@ -101,12 +136,7 @@ def _own(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: one is set, and this engine has nothing like it.
     """
-    for name in _OF_CALLS:
+    for name in LLMKeywords.__annotations__:
         if options.get(name) not in (None, 0, "auto", [], {}):
             raise ValueError(f"{name}={options[name]!r} is not supported; expected None. Leave it out.")
-    return {name: value for name, value in options.items() if name not in _OF_CALLS}
-
-
-def _listed(outputs: Any) -> Any:
-    """One output as a list of it; lists and streams as they are."""
-    return outputs if isinstance(outputs, list) or hasattr(outputs, "__next__") else [outputs]
+    return {name: value for name, value in options.items() if name not in LLMKeywords.__annotations__}

@@ -118,5 +118,6 @@ def mask_words(mask: np.ndarray, vocab_size: int) -> list[int]:
         bits[:vocab_size] = array
         return np.packbits(bits, bitorder="little").view("<u4").tolist()
     if array.dtype.kind in "iu" and array.shape == (words,):
-        return array.astype(np.int64).__and__(0xFFFFFFFF).tolist()
+        unsigned: list[int] = (array.astype(np.int64) & 0xFFFFFFFF).tolist()
+        return unsigned
     raise ValueError(f"a mask of {array.dtype} {array.shape}: expected {vocab_size} bools or {words} words of 32 bits")

@@ -18,13 +18,16 @@ from longcat.chat.reader import ChatChunk, ChatReader
 from longcat.engine.request import Answer, Request
 from longcat.engine.request_table import RequestTable
 from longcat.engine.sources import Uncopied
-from longcat.request.outputs import StreamChunk
+from longcat.request.outputs import RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
     import asyncio
 
-Chunk = TypeVar("Chunk")
-Output = TypeVar("Output")
+    from typing_extensions import Self
+
+Chunk = TypeVar("Chunk", StreamChunk, ChatChunk)
+AnyChunk = TypeVar("AnyChunk")
+Output = TypeVar("Output", bound=RequestOutput)
 
 _RETRY_S = 0.01  # when other callers fill the queue
 
@@ -75,7 +78,20 @@ class OpenAnswers:
         self._answers.clear()
 
 
-class TokenStream(Uncopied, Iterator[StreamChunk]):
+class Stream(Uncopied, Iterator[Chunk]):
+    """Chunks as they arrive. Closing it, as `with` does, ends the requests that are left."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class TokenStream(Stream[StreamChunk]):
     """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left.
 
     Requests that the core's queue has no room for wait here for their turn.
@@ -126,18 +142,12 @@ class TokenStream(Uncopied, Iterator[StreamChunk]):
         self._later.clear()
         self._open.abort()
 
-    def __enter__(self) -> TokenStream:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if getattr(self, "_open", None):
             self.close()
 
 
-class ChatStream(Uncopied, Iterator[ChatChunk]):
+class ChatStream(Stream[ChatChunk]):
     """Chunks of chat answers as they arrive. Closing it ends what is left."""
 
     def __init__(self, tokens: TokenStream, reader: ChatReader):
@@ -150,14 +160,8 @@ class ChatStream(Uncopied, Iterator[ChatChunk]):
     def close(self) -> None:
         self._tokens.close()
 
-    def __enter__(self) -> ChatStream:
-        return self
 
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
-
-
-class AsyncChunks(Uncopied, AsyncIterator[Chunk], Generic[Chunk, Output]):
+class AsyncChunks(Uncopied, AsyncIterator[AnyChunk], Generic[AnyChunk, Output]):
     """Chunks of one request: `async for` yields them, `await` returns the whole output. Closing it ends the request.
 
     Args:
@@ -165,15 +169,15 @@ class AsyncChunks(Uncopied, AsyncIterator[Chunk], Generic[Chunk, Output]):
         output_of: the output that a chunk carries; the last one does.
     """
 
-    def __init__(self, chunks: AsyncGenerator[Chunk, None], output_of: Callable[[Chunk], Output | None]):
+    def __init__(self, chunks: AsyncGenerator[AnyChunk, None], output_of: Callable[[AnyChunk], Output | None]):
         self._chunks = chunks
         self._output_of = output_of
         self._output: Output | None = None
 
-    def __aiter__(self) -> AsyncChunks[Chunk, Output]:
+    def __aiter__(self) -> AsyncChunks[AnyChunk, Output]:
         return self
 
-    async def __anext__(self) -> Chunk:
+    async def __anext__(self) -> AnyChunk:
         chunk = await anext(self._chunks)
         self._output = self._output_of(chunk) or self._output
         return chunk
@@ -269,11 +273,10 @@ class EventLoops:
             outputs.queue.close()
 
 
-def read_all(chunks: Any, num_requests: int, use_tqdm: bool) -> list[Any]:
+def read_all(chunks: Stream[Chunk], num_requests: int, use_tqdm: bool) -> list[Chunk]:
     """The last chunk of each request, which carries its output; an interrupt ends all of them.
 
     Args:
-        chunks: a stream of theirs, with close().
         use_tqdm: in a terminal, show how many of several are done.
     """
     bar = contextlib.nullcontext()

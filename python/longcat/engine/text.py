@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
+from longcat.request.prompts import Conversation, as_token_ids
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
 from longcat.support.files import read_text
 
@@ -68,7 +69,7 @@ class CheckpointText:
         return self._chat_template
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], max_text_bytes: int | None, options: Mapping[str, Any]
+        self, messages: Conversation, max_text_bytes: int | None, options: Mapping[str, Any]
     ) -> tuple[str, list[int]]:
         """As Engine.render_chat."""
         from longcat.chat.template import encode_segments, tag_texts
@@ -83,7 +84,7 @@ class CheckpointText:
             )
         return text, encode_segments(library, segments)
 
-    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, Any]) -> Grammar:
+    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, object]) -> Grammar:
         """As Engine.compile_grammar."""
         from longcat.request.structured import Grammar, GrammarCompiler, StructuredOutputs
 
@@ -115,3 +116,62 @@ class CheckpointText:
             if optional:
                 return None
             raise
+
+
+class TextMethods:
+    """The methods of an engine that need its text and no model."""
+
+    _text: CheckpointText
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, loaded when first needed."""
+        return self._text.tokenizer
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer, under vLLM's name."""
+        return self.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template, compiled when first needed."""
+        return self._text.chat_template
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, nothing added around it."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`."""
+        ids = as_token_ids(token_ids)
+        for token_id in ids:
+            if token_id < 0:
+                raise ValueError(f"token id {token_id} is not in the vocabulary")
+        return self.tokenizer.decode(ids, skip_special_tokens)
+
+    def render_chat(
+        self, messages: Conversation, *, max_text_bytes: int | None = None, **options: object
+    ) -> tuple[str, list[int]]:
+        """The prompt of a conversation: its text, and its token ids with typed tags left as text.
+
+        Args:
+            messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
+                variables of the template).
+            max_text_bytes: refuse a longer text before it is tokenized; default: any length.
+        Raises:
+            ValueError: the text is longer than max_text_bytes.
+        """
+        return self._text.render_chat(messages, max_text_bytes, options)
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of one token on its own; None without a tokenizer."""
+        return self._text.token_text(token_id)
+
+    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, object]) -> Grammar:
+        """The grammar of a form, which `SamplingParams.structured_outputs` takes in its place; the last ones are kept.
+
+        Raises:
+            ValueError, TypeError: the form is malformed or too large.
+            longcat.Error: llguidance is not installed, or there is no tokenizer.
+        """
+        return self._text.compile_grammar(form)

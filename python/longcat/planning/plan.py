@@ -144,7 +144,7 @@ class Plan:
     def _share_of_experts(self, batch: int) -> float:
         c = self.config
         picked = c["moe_topk"] / (c["n_routed_experts"] + c.get("zero_expert_num", 0))
-        return 1 - (1 - picked) ** batch
+        return float(1 - (1 - picked) ** batch)
 
     def placements(self) -> list[Row]:
         """All placements and weight formats, including planned ones."""

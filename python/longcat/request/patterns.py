@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 _ANY = "(?s:.*)"
 _LINE = r"[^\n\r\x{2028}\x{2029}]"  # what "." is in JavaScript, the strictest of the three
@@ -258,13 +261,13 @@ def without(words: list[str]) -> str:
 
 
 @functools.lru_cache(256)
-def _matcher(regex: str):  # type: ignore[no-untyped-def]
+def _matcher(regex: str) -> LLMatcher | None:
     """A matcher of bytes, None where llguidance is missing or does not take the expression."""
     try:
         from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     except ImportError:
         return None
-    limits = LLParserLimits(max_lexer_states=8_000, initial_lexer_fuel=200_000, step_lexer_fuel=50_000)  # type: ignore[call-arg]
+    limits = LLParserLimits(max_lexer_states=8_000, initial_lexer_fuel=200_000, step_lexer_fuel=50_000)
     matcher = LLMatcher(
         LLTokenizer("byte"), LLMatcher.grammar_from_lark(f"start: T\nT: /{regex}/"), log_level=0, limits=limits
     )
@@ -281,8 +284,9 @@ def matches(regex: str, text: str) -> bool:
         return True
     matcher, data = matcher.deep_copy(), list(text.encode())
     if not data:
-        return matcher.is_accepting()
-    return matcher.validate_tokens(data) == len(data) and matcher.consume_tokens(data) and matcher.is_accepting()
+        return bool(matcher.is_accepting())
+    is_taken = matcher.validate_tokens(data) == len(data) and matcher.consume_tokens(data)
+    return bool(is_taken and matcher.is_accepting())
 
 
 @functools.lru_cache(256)

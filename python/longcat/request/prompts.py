@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, Union
 
+from longcat.request.keywords import SamplingKeywords
 from longcat.request.sampling_params import SamplingParams
 
-Prompt: TypeAlias = Union[str, Sequence[int], Mapping[str, Any]]  # noqa: UP007
-Params: TypeAlias = Union[SamplingParams, Mapping[str, Any]]  # noqa: UP007
+Prompt: TypeAlias = Union[str, Sequence[int], Mapping[str, object]]  # noqa: UP007
+Params: TypeAlias = Union[SamplingParams, Mapping[str, object]]  # noqa: UP007
+Conversation: TypeAlias = Sequence[Mapping[str, object]]  # messages
+Tools: TypeAlias = Sequence[Mapping[str, object]]
+ToolChoice: TypeAlias = Union[str, Mapping[str, object]]  # noqa: UP007
 
 _EXPECTED = 'expected a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}'
+
+
+class GenerateKeywords(SamplingKeywords, total=False):
+    """Keywords of Engine.generate that have no part in the type of its result."""
+
+    use_tqdm: bool
+
+
+class ChatKeywords(SamplingKeywords, total=False):
+    """Keywords of Engine.chat that have no part in the type of its result, but for use_tqdm."""
+
+    tools: Tools | None
+    tool_choice: ToolChoice | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template_kwargs: Mapping[str, object] | None
 
 
 def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int]], bool]:
@@ -56,8 +76,8 @@ def _prompt(name: str, value: Any) -> str | list[int]:
                 raise ValueError(f'{name} has "{key}", which this engine does not read; {_EXPECTED}')
         if "prompt_token_ids" in given:
             return as_token_ids(given["prompt_token_ids"])
-        if isinstance(given.get("prompt"), str):
-            return given["prompt"]
+        if isinstance(text := given.get("prompt"), str):
+            return text
     elif _is_list(value):
         return as_token_ids(value)
     raise TypeError(f"{name} is {value!r}; {_EXPECTED}"[:400])
@@ -65,7 +85,7 @@ def _prompt(name: str, value: Any) -> str | list[int]:
 
 def params_of_each(
     given: Params | Sequence[Params] | None,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     num_prompts: int,
 ) -> list[SamplingParams]:
     """Sampling parameters of each prompt, from one for all or a list with one for each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,11 +74,13 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     token_mask: Callable[[list[int]], np.ndarray | None] | None = None
-    structured_outputs: StructuredOutputs | Grammar | Mapping[str, Any] | None = None
+    structured_outputs: StructuredOutputs | Grammar | Mapping[str, object] | None = None
     skip_special_tokens: bool = True
 
     @classmethod
-    def of(cls, params: SamplingParams | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> SamplingParams:
+    def of(
+        cls, params: SamplingParams | Mapping[str, object] | None, overrides: Mapping[str, object]
+    ) -> SamplingParams:
         """An object, a dict or nothing, with keywords on top.
 
         Raises:
@@ -86,6 +89,7 @@ class SamplingParams:
         """
         if params is None:
             params = {}
+        given: dict[str, Any]
         if isinstance(params, SamplingParams):
             given = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
         elif isinstance(params, Mapping):
@@ -183,7 +187,7 @@ def core_params(
 def _index(name: str, value: Any) -> int:
     """An integer, NumPy's too."""
     if not isinstance(value, bool) and hasattr(value, "__index__"):
-        return value.__index__()
+        return operator.index(value)
     raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
 
 

@@ -18,6 +18,7 @@ from longcat.server.http.guard import Guard, RequestLog
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.logs import log_request
 from longcat.server.metrics import ServerMetrics
+from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import ServerSettings
 
 
@@ -25,7 +26,7 @@ class Application:
     """`asgi` is what a web server runs, `api` the FastAPI application in it.
 
     Args:
-        engine: a longcat.Engine, or what behaves like one.
+        engine: a longcat.Engine, or what has its methods.
         settings: names, keys and limits.
         on_end: called when the server has to leave: drained, or the engine died.
         write_log: takes the facts of each request, for the access log.
@@ -33,7 +34,7 @@ class Application:
 
     def __init__(
         self,
-        engine: Any,
+        engine: ServedEngine,
         settings: ServerSettings,
         on_end: Callable[[], None] = lambda: None,
         write_log: Callable[[dict[str, Any]], object] = log_request,

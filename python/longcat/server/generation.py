@@ -24,6 +24,7 @@ from longcat.server.http.intake import Intake
 from longcat.server.http.streaming import Answer, EventStream, unless_client_leaves
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
+from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Service:
         engine: a longcat.Engine.
     """
 
-    def __init__(self, engine: Any, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics):
+    def __init__(self, engine: ServedEngine, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics):
         self.engine = engine
         self.settings = settings
         self.lifecycle = lifecycle
@@ -241,9 +242,8 @@ class Service:
             ApiError: the engine does not take it: the queue is full, the prompt too long, a parameter out of range.
         """
         async with self._turn:
-            grouped = {} if group is None else {"group": group}
             chunks = self.engine.agenerate(
-                prompt_token_ids=token_ids, sampling_params=params, request_id=name, **grouped
+                prompt_token_ids=token_ids, sampling_params=params, request_id=name, group=group
             )
             generation = Generation(self, name, chunks, params.max_tokens)
             try:
@@ -262,7 +262,7 @@ class Generation:
         max_tokens: that were asked for.
     """
 
-    def __init__(self, service: Service, name: str, chunks: Any, max_tokens: int):
+    def __init__(self, service: Service, name: str, chunks: Chunks, max_tokens: int):
         self._service = service
         self._chunks = chunks
         self._max_tokens = max_tokens
@@ -395,7 +395,7 @@ def usage(outputs: list[RequestOutput]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _longest_token(engine: Any) -> int:
+def _longest_token(engine: ServedEngine) -> int:
     """Bytes of the longest token. A normalizer may shorten a text, so with one a token counts for more."""
     tokenizer = engine.tokenizer
     longest = max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size))

@@ -82,7 +82,8 @@ class GrammarChecker:
                 limit = f"{_MAX_BYTES >> 20} MiB"
                 raise GrammarTooHard(f"the grammar takes more than {limit} to compile: make it smaller")
             self._idle.append(process)
-            return json.loads(line)
+            error: str | None = json.loads(line)
+            return error
         finally:
             if process not in self._idle:
                 await _kill(process)

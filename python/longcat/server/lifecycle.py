@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from longcat.request.sampling_params import SamplingParams
 from longcat.server.http.errors import ApiError
+from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import ServerSettings
 
 log = logging.getLogger("longcat.server")
@@ -29,7 +30,7 @@ class Lifecycle:
         on_end: called once, when the server has to stop accepting connections and leave.
     """
 
-    def __init__(self, engine: Any, settings: ServerSettings, on_end: Callable[[], None] = lambda: None):
+    def __init__(self, engine: ServedEngine, settings: ServerSettings, on_end: Callable[[], None] = lambda: None):
         self.state = "starting"
         self.failure: str | None = None
         self.on_end = on_end
@@ -85,7 +86,8 @@ class Lifecycle:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _first_token(self) -> None:
-        async for chunk in self._engine.agenerate(prompt_token_ids=[0], max_tokens=1, ignore_eos=True):
+        params = SamplingParams(max_tokens=1, ignore_eos=True)
+        async for chunk in self._engine.agenerate(prompt_token_ids=[0], sampling_params=params):
             if chunk.output is not None and chunk.finish_reason != "length":
                 raise RuntimeError(chunk.output.outputs[0].error or f"it ended with {chunk.finish_reason}")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longcat._core import __version__
+from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import ServerSettings
 from longcat.support.text import bytes_text, count, printable
 
@@ -143,7 +144,7 @@ def address_lines(sock: socket.socket, scheme: str, settings: ServerSettings) ->
 class Summary:
     """Tokens a second and cache use, between two looks at Engine.metrics()."""
 
-    def __init__(self, engine: Any):
+    def __init__(self, engine: ServedEngine):
         self._engine = engine
         self._before: dict[str, int] | None = None
         self._time = 0.0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from longcat.request.outputs import RequestOutput
+from longcat.server.served_engine import ServedEngine
 
 _PREFIX = "longcat:"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
@@ -46,7 +46,7 @@ class ServerMetrics:
         model_name: the label of all of them.
     """
 
-    def __init__(self, engine: Any, model_name: str):
+    def __init__(self, engine: ServedEngine, model_name: str):
         self._engine = engine
         self._labels = {"model_name": model_name}
         self._registry = CollectorRegistry()

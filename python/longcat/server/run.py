@@ -22,6 +22,7 @@ from longcat._core import Error
 from longcat.server import logs
 from longcat.server.app import Application
 from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
+from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
 
 log = logging.getLogger("longcat.server")
@@ -89,7 +90,11 @@ def check_tls(certificate: str, key: str, password: str | None, authorities: str
 
 
 def run(
-    engine: Any, settings: ServerSettings, sock: socket.socket, log_options: logs.LogOptions | None = None, **tls: Any
+    engine: ServedEngine,
+    settings: ServerSettings,
+    sock: socket.socket,
+    log_options: logs.LogOptions | None = None,
+    **tls: Any,
 ) -> int:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 
@@ -110,7 +115,9 @@ def run(
     return uvloop.run(_serve(engine, settings, sock, options.summary, tls))
 
 
-async def _serve(engine: Any, settings: ServerSettings, sock: socket.socket, summary: bool, tls: dict[str, Any]) -> int:
+async def _serve(
+    engine: ServedEngine, settings: ServerSettings, sock: socket.socket, summary: bool, tls: dict[str, Any]
+) -> int:
     def end() -> None:
         server.should_exit = True
 

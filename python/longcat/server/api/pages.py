@@ -69,7 +69,7 @@ def _type(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
     if "$ref" in field:
-        return field["$ref"].rpartition("/")[2]
+        return str(field["$ref"]).rpartition("/")[2]
     name = str(field.get("type", "any"))
     if name == "array":
         name = f"list of {_type(field.get('items', {}))}"

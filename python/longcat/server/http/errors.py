@@ -75,13 +75,15 @@ def _clean(value: Any) -> Any:
 def add_error_handlers(api: FastAPI) -> None:
     """Makes every error of `api` one of the above."""
 
-    async def own(request: Request, error: Any) -> Response:
+    async def own(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
         return error.response()
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)  # for the log; nobody reads it
 
-    async def http(request: Request, error: Any) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
         found = f"{error.detail}: {request.method} {request.url.path}" if error.status_code < 500 else error.detail
         if error.status_code in (404, 405):
             found = f"[request] found {request.method} {request.url.path[:_MAX_SHOWN_CHARS]}; {_served(request)}"

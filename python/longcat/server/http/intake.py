@@ -44,7 +44,8 @@ class JsonRoute(APIRoute):
             intake: Intake = request.app.state.service.intake
             with Room(intake) as room:
                 request.state.room = room
-                return await self.endpoint(body=await intake.read(request, model, room), request=request)
+                response: Response = await self.endpoint(body=await intake.read(request, model, room), request=request)
+                return response
 
         return handle
 

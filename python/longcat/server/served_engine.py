@@ -1,0 +1,52 @@
+"""What the server asks of an engine: longcat.Engine has it, and so has what stands in for one in tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from longcat.engine.request_table import RequestGroup
+from longcat.request.outputs import StreamChunk
+from longcat.request.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from longcat.request.structured import Grammar, StructuredOutputs
+    from longcat.request.tokenizer import Tokenizer
+
+
+class Chunks(Protocol):
+    """The chunks of one request. Closing them ends it."""
+
+    def __aiter__(self) -> AsyncIterator[StreamChunk]: ...
+    async def __anext__(self) -> StreamChunk: ...
+    async def aclose(self) -> None: ...
+
+
+class ServedEngine(Protocol):
+    """The methods of longcat.Engine that the server calls."""
+
+    def info(self) -> dict[str, Any]: ...
+    def metrics(self) -> dict[str, int]: ...
+    def failure(self) -> str | None: ...
+    def abort(self, request_id: int | str) -> bool: ...
+
+    def agenerate(
+        self,
+        *,
+        prompt_token_ids: Sequence[int],
+        sampling_params: SamplingParams,
+        request_id: str | None = None,
+        group: RequestGroup | None = None,
+    ) -> Chunks: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_text(self, token_id: int) -> str | None: ...
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, object]], *, max_text_bytes: int | None = None, **options: Any
+    ) -> tuple[str, list[int]]: ...
+
+    def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, object]) -> Grammar: ...

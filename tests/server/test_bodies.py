@@ -251,6 +251,22 @@ class Encoder:
         return [1] * len(text)
 
 
+def test_large_bodies_share_a_rate(monkeypatch):
+    intake = Intake(ServerSettings(("x",)))
+    pauses = []
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
+    async def pieces():
+        for _ in range(4):
+            await intake._pace(1 << 20)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(pieces())
+    assert pauses == pytest.approx([1 / 64, 2 / 64, 3 / 64, 4 / 64], abs=0.01)  # no time passes between them
+
+
 def test_a_text_that_cannot_fit_is_never_tokenized():
     async def run():
         engine = Encoder()

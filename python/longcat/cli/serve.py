@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         max_header_bytes=args.max_header_size, max_logprobs=args.max_logprobs, max_stop_strings=args.max_stop_strings,
         grammar_timeout=args.grammar_timeout, send_timeout=args.send_timeout, shutdown_timeout=args.shutdown_timeout,
         access_log=not args.disable_access_log, allowed_hosts=tuple(args.allowed_host),
-        max_connections=args.max_connections, max_completions=(args.max_queued_requests + 1) // 2,
+        max_connections=args.max_connections, max_completions=(args.max_num_queued + 1) // 2,
     )  # fmt: skip
     if args.ssl_certfile:
         check_tls(args.ssl_certfile, args.ssl_keyfile, args.ssl_keyfile_password, args.ssl_ca_certs)

@@ -22,7 +22,6 @@ _SERVER_PACKAGES = (
     "prometheus_client",
     "pydantic",
     "uvicorn",
-    "uvloop",
 )
 _NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "lustre")
 _MIN_FILES = 1024  # connections of a busy server

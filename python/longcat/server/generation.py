@@ -47,6 +47,7 @@ _SHORT_BYTES = 64 << 10  # of a text that takes some ms to tokenize
 _PIECE_CHARS = 256 << 10  # of a long text, counted before the whole is tokenized
 _MAX_CHAT_CHARS = 2 << 20  # of a conversation and its tools; a template writes at most half of that
 _GRAMMAR_THREADS = 2
+FEW_TOKENS = 4096  # of an answer that is written on the event loop; more are written on a thread
 
 
 class Service:
@@ -64,8 +65,7 @@ class Service:
         self.max_model_len: int = engine.info()["max_model_len"]
         self.intake = Intake(settings)
         self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
-        self._long_text_thread = ThreadPoolExecutor(1, "longcat-long-text")
-        self._longest_token = self._long_text_thread.submit(_longest_token, engine)
+        self._longest_token = self.intake.thread.submit(_longest_token, engine)
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
         self._checker: GrammarChecker | None = None
         self._turn = asyncio.Lock()  # one request is queued in each round of the event loop, however many ask
@@ -93,11 +93,11 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
 
     async def in_thread_for(self, num_bytes: int, work: Callable[[], T]) -> T:
-        """As in_text_thread, but long texts wait for each other on a thread of their own."""
+        """As in_text_thread, but long texts wait for each other, and for large bodies."""
         if num_bytes <= _SHORT_BYTES:
             return await self.in_text_thread(work)
         with self.refusals():
-            return await asyncio.get_running_loop().run_in_executor(self._long_text_thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self.intake.thread, work)
 
     def max_text_bytes(self) -> int:
         """Bytes of the longest text that can fit the context: no token stands for more than the longest one."""

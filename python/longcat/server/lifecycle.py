@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from longcat.request.sampling_params import SamplingParams
+from longcat.server.garbage import FullCollections
 from longcat.server.http.errors import ApiError
 from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import ServerSettings
@@ -82,8 +83,10 @@ class Lifecycle:
         if self.state == "starting":
             self.state = "ready"
             log.info("ready")
+        collections = FullCollections()
         while self.is_alive():
             await asyncio.sleep(_WATCH_SECONDS)
+            collections.consider(is_idle=not self._num_open)
 
     async def _first_token(self) -> None:
         params = SamplingParams(max_tokens=1, ignore_eos=True)

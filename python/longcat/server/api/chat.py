@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 import uuid
@@ -18,7 +19,7 @@ from longcat.chat.tool_text import json_text
 from longcat.request.outputs import Logprob, RequestOutput
 from longcat.request.structured import StructuredOutputs
 from longcat.server.api.protocol import ChatRequest
-from longcat.server.generation import Generation, Service, answer_form, respond, template_variables, usage
+from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, template_variables, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
 
@@ -119,6 +120,12 @@ class ChatAnswer:
         async for chunk in self.chunks:
             output = self.reader.read(chunk).output
         self._log_end(output)
+        num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+        if self.body.logprobs and num_tokens > FEW_TOKENS:
+            return await asyncio.to_thread(self._whole, output)
+        return self._whole(output)
+
+    def _whole(self, output: Any) -> dict[str, Any]:
         choices = [
             {
                 "index": answer.index, "message": _message(message), "finish_reason": answer.finish_reason,

@@ -17,9 +17,11 @@ from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.request.tokenizer import StreamDecoder
 from longcat.server.api.protocol import CompletionRequest
-from longcat.server.generation import Generation, Service, answer_form, respond, usage
+from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
+
+_AT_ONCE = 64  # streams that one turn of the event loop begins, ends, or puts into an answer
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -111,6 +113,12 @@ class CompletionAnswer:
                     ended[position] = chunk.output
         outputs = [ended[position] for position in range(len(self.streams))]
         self._log_end(outputs)
+        num_tokens = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
+        if len(outputs) <= _AT_ONCE and num_tokens <= FEW_TOKENS:
+            return self._whole(outputs)
+        return await asyncio.to_thread(self._whole, outputs)
+
+    def _whole(self, outputs: list[RequestOutput]) -> dict[str, Any]:
         choices = [
             self._choice(position * self.body.n, answer, output, self.texts[position])
             for position, output in enumerate(outputs)
@@ -233,9 +241,13 @@ async def merged(streams: Sequence[Any]) -> AsyncGenerator[tuple[int, Any], None
                 error = caught
         await queue.put((-1, None, error))
 
-    tasks = [asyncio.ensure_future(feed(position, stream)) for position, stream in enumerate(streams)]
+    tasks: list[asyncio.Task[None]] = []
     num_open = len(streams)
     try:
+        for position, stream in enumerate(streams):
+            tasks.append(asyncio.ensure_future(feed(position, stream)))
+            if len(tasks) % _AT_ONCE == 0:
+                await asyncio.sleep(0)
         while num_open:
             position, item, error = await queue.get()
             if error is not None:
@@ -245,6 +257,7 @@ async def merged(streams: Sequence[Any]) -> AsyncGenerator[tuple[int, Any], None
             else:
                 yield position, item
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for start in range(0, len(tasks), _AT_ONCE):
+            for task in tasks[start : start + _AT_ONCE]:
+                task.cancel()
+            await asyncio.gather(*tasks[start : start + _AT_ONCE], return_exceptions=True)

@@ -16,6 +16,9 @@ from longcat.server.http.errors import ApiError
 from longcat.server.settings import ServerSettings
 
 _SLICE = 8 << 10  # bytes that are parsed without a look at the limits
+# Bytes that a connection reads at once. Small at first, so that many connections take turns quickly; then larger, as
+# each read waits for the GIL.
+_READ, _READ_OF_LARGE_BODY = 32 << 10, 256 << 10
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 _CLOSE_SECONDS = 5.0  # for the last bytes of a connection that is being closed
 
@@ -87,6 +90,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.max_size = _READ
         if self.table.admit(self):
             self._after(self.settings.header_timeout, self._headers_are_late)
         else:
@@ -217,6 +221,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        if self._body_bytes > _READ:
+            self.transport.max_size = _READ_OF_LARGE_BODY  # type: ignore[attr-defined]
         if not self._refused:
             super().on_body(body)
 
@@ -224,6 +230,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._is_offer or self._refused:
             return
         self._in_message = False
+        self.transport.max_size = _READ  # type: ignore[attr-defined]
         self._stop_timer()
         if self._is_idle():  # answered before its body was complete
             self._await_headers()

@@ -28,6 +28,7 @@ B = TypeVar("B", bound=Body)
 
 _SMALL = 16 << 10  # bytes; parsing and checking them takes at most 2 ms
 _LARGE = 64 << 10  # bytes; more are parsed in steps
+_LARGE_BODY_RATE = 64 << 20  # bytes a second of all large bodies together; takes a fifth of the event loop's time
 _TRIM_BYTES = 1 << 20
 _MAX_NOTED = 1000  # names of unknown fields that the log has told
 
@@ -86,21 +87,26 @@ class Room:
 
 
 class Intake:
-    """Receives, parses and checks bodies: small ones at once, others one by one on a thread."""
+    """Receives, parses and checks bodies: small ones at once, others one by one on a thread.
+
+    All work on large bodies and texts is done on `thread`: Python computes in one thread at a time, and with two that
+    want to compute the event loop would wait for both before each of its turns.
+    """
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
         self.num_bytes = 0  # of all bodies that have room
         self._most_bytes = 0  # since memory was given back
-        self._thread = ThreadPoolExecutor(1, "longcat-intake")
+        self.thread = ThreadPoolExecutor(1, "longcat-large")
         self._noted: set[str] = set()
+        self._next_piece = 0.0  # when the next piece of a large body may be read [s]
 
     def trim(self) -> None:
         """Gives the memory of large bodies back to the system, once none of them is left: malloc keeps it."""
         self._most_bytes = max(self._most_bytes, self.num_bytes)
         if self.num_bytes < _LARGE and self._most_bytes > _TRIM_BYTES:
             self._most_bytes = 0
-            self._thread.submit(_malloc_trim)
+            self.thread.submit(_malloc_trim)
 
     async def read(self, request: Request, model: type[B], room: Room) -> B:
         """The checked body of a request.
@@ -111,32 +117,46 @@ class Intake:
         """
         _check_sender(request.headers, self.settings)
         request.app.state.service.lifecycle.check_ready()
-        data = bytearray()
+        pieces: list[bytes] = []
+        num_bytes = 0
         while True:
             message = await request.receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            room.take(len(message.get("body", b"")))
-            data += message.get("body", b"")
+            piece = message.get("body", b"")
+            room.take(len(piece))
+            pieces.append(piece)
+            num_bytes += len(piece)
             if not message.get("more_body", False):
                 break
-        if len(data) <= _SMALL:
-            body = _checked(model, data, parse_small)
+            if num_bytes > _SMALL:
+                await self._pace(len(piece))
+        if num_bytes <= _SMALL:
+            body = _checked(model, pieces, parse_small)
         else:
-            body = await unless_client_leaves(request, self._checked_on_thread(model, data))
-        body._num_bytes = len(data)
+            body = await unless_client_leaves(request, self._checked_on_thread(model, pieces, num_bytes))
+        body._num_bytes = num_bytes
         if ignored := body.ignored():
             request.state.log["ignored"] = ignored
             self._note(ignored, body)
         return body
 
-    async def _checked_on_thread(self, model: type[B], data: bytearray) -> B:
+    async def _pace(self, num_bytes: int) -> None:
+        """Waits until the next piece of a large body may be read; its connection is not read from meanwhile.
+
+        All large bodies share one rate, so that the event loop always has time for other requests.
+        """
+        now = asyncio.get_running_loop().time()
+        self._next_piece = max(self._next_piece, now) + num_bytes / _LARGE_BODY_RATE
+        await asyncio.sleep(self._next_piece - now)
+
+    async def _checked_on_thread(self, model: type[B], pieces: list[bytes], num_bytes: int) -> B:
         has_left = threading.Event()
-        parse: Callable[[bytearray], Any] = parse_small
-        if len(data) > _LARGE:
+        parse: Callable[[bytes], Any] = parse_small
+        if num_bytes > _LARGE:
             parse = functools.partial(parse_large, is_wanted=lambda: not has_left.is_set())
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, _checked, model, data, parse)
+            return await asyncio.get_running_loop().run_in_executor(self.thread, _checked, model, pieces, parse)
         finally:
             has_left.set()
 
@@ -148,8 +168,11 @@ class Intake:
                 log.info("[request] field %s is unknown and ignored; %s", name, body.hint(name))
 
 
-def _checked(model: type[B], data: bytearray, parse: Callable[[bytearray], Any]) -> B:
+def _checked(model: type[B], pieces: list[bytes], parse: Callable[[bytes], Any]) -> B:
+    """The body in `pieces`, which are gone afterwards: their memory is given back here and not on the event loop."""
     try:
+        data = b"".join(pieces)
+        pieces.clear()
         value = parse(data)
         if not isinstance(value, dict):
             raise JsonError("[request] the body is JSON, but no object; expected {...} with the fields of the request.")

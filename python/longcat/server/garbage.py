@@ -1,0 +1,46 @@
+"""Full garbage collections at moments that suit the server.
+
+A full collection looks at every object and stops all threads. With large bodies alive it takes half a second, in which
+no request is answered. Young objects are collected as ever; full collections wait until no request is open, or until
+memory has grown much.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+_NEVER = 1 << 30
+_MOST_GROWTH = 512 << 20  # bytes
+_IDLE_LOOKS = 4  # in a row
+
+
+class FullCollections:
+    """Takes full collections over from Python. What is loaded by now is never looked at again."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        gc.freeze()
+        young, middle, _ = gc.get_threshold()
+        gc.set_threshold(young, middle, _NEVER)
+        self._bytes = _resident_bytes()
+        self._num_idle = 0
+
+    def consider(self, is_idle: bool) -> None:
+        """Collects if this is a good moment, or if it has to be.
+
+        Args:
+            is_idle: no request is open.
+        """
+        self._num_idle = self._num_idle + 1 if is_idle else 0
+        may_have_garbage = gc.get_count()[2] > 0
+        if (self._num_idle >= _IDLE_LOOKS and may_have_garbage) or _resident_bytes() > self._bytes + _MOST_GROWTH:
+            gc.collect()
+            self._bytes = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    """Memory of this process, without that of mapped files."""
+    with open("/proc/self/statm") as file:
+        _, resident, shared, *_ = map(int, file.read().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from longcat._core import Error
@@ -29,6 +29,7 @@ _MAX_SHOWN_CHARS = 200  # of a template's error
 _TOKEN_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Private-use characters that stand for others while a template runs; those that occur in the data are not used.
 _STAND_INS = range(0x100000, 0x10FFFE)
+_PIECE = 64 << 10  # characters that are searched at once
 _STAND_IN = re.compile("[\U00100000-\U0010fffd]")
 
 
@@ -165,8 +166,12 @@ class ChatTemplate:
 
     def _unused_characters(self, variables: dict[str, Any], count: int) -> list[str]:
         """Private-use characters that occur neither in what the template gets nor in the template."""
-        text = json.dumps([variables, self._variables, self.source, self.tool_source], ensure_ascii=False)
-        used = set(_STAND_IN.findall(text))
+        given = [variables, self._variables, self.source, self.tool_source]
+        used: set[str] = set()
+        for text in _strings(given):
+            if not text.isascii():
+                for at in range(0, len(text), _PIECE):  # a search holds the GIL
+                    used.update(_STAND_IN.findall(text[at : at + _PIECE]))
         unused = [char for char in map(chr, _STAND_INS[: len(used) + count]) if char not in used]
         if len(unused) < count:
             raise ValueError("messages use up the private characters of Unicode's last plane: leave some out")
@@ -267,6 +272,19 @@ def _replaced(text: str, table: Mapping[str, str]) -> str:
     for old, new in table.items():
         text = text.replace(old, new)
     return text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON's types, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _strings(name)
+            yield from _strings(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
 
 
 def _map_strings(value: Any, table: Mapping[str, str]) -> Any:

@@ -203,3 +203,12 @@ def test_a_list_in_a_forced_call_comes_as_it_is_made(server):
     cut = chat(server, **options | {"max_tokens": 30}).json()["choices"][0]
     beginning = cut["message"]["tool_calls"][0]["function"]["arguments"]
     assert cut["finish_reason"] == "length" and len(beginning) > 20 and "".join(pieces).startswith(beginning)
+
+
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
+def test_pools_of_clients_give_up_a_connection_before_the_server():
+    from longcat.server.run import web_config
+
+    assert web_config(None, "httptools").timeout_keep_alive > 60  # httpx 5, aiohttp 15, Java 30, balancers 60

@@ -188,3 +188,27 @@ def test_an_event_has_one_piece_of_one_call(server):
     for [call] in pieces:
         told[call["index"]] = told.get(call["index"], "") + call["function"]["arguments"]
     assert list(told.values()) == [call["function"]["arguments"] for call in choice["message"]["tool_calls"]]
+
+
+def test_a_list_in_a_forced_call_comes_as_it_is_made(server):
+    items = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 4, "maxItems": 4}
+    options = dict(tools=[tool("order", items=items)], tool_choice="required", parallel_tool_calls=False, seed=1)
+    options |= dict(temperature=1, max_tokens=200)
+    [choice] = chat(server, **options).json()["choices"]
+    streamed = deltas_of(chat(server, stream=True, **options))
+    pieces = [delta["tool_calls"][0]["function"]["arguments"] for delta in streamed if "tool_calls" in delta]
+    [call] = choice["message"]["tool_calls"]
+    assert "".join(pieces) == call["function"]["arguments"] and len(json.loads("".join(pieces))["items"]) == 4
+    assert len(pieces) > 8 and max(map(len, pieces)) < 24
+    cut = chat(server, **options | {"max_tokens": 30}).json()["choices"][0]
+    beginning = cut["message"]["tool_calls"][0]["function"]["arguments"]
+    assert cut["finish_reason"] == "length" and len(beginning) > 20 and "".join(pieces).startswith(beginning)
+
+
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
+def test_pools_of_clients_give_up_a_connection_before_the_server():
+    from longcat.server.run import web_config
+
+    assert web_config(None, "httptools").timeout_keep_alive > 60  # httpx 5, aiohttp 15, Java 30, balancers 60

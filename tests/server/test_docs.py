@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from longcat.cli import Parser, main, serve
-from longcat.server import generation
+from longcat.server import generation, run
 from longcat.server.api import protocol, service_routes
 from longcat.server.http import http_protocol, json_text
 from longcat.server.settings import ServerSettings
@@ -105,6 +105,7 @@ def test_every_limit_is_described():
         (protocol.MAX_ALLOWED_IDS, "4,096"), (protocol.MAX_BIASES, "1,024"), (protocol.MAX_STOP_IDS, "1,024"),
         (protocol.MAX_BAD_WORDS, "128"), (protocol.MAX_BAD_WORD_CHARS, "64"), (protocol.MAX_STOP_CHARS, "1,024"),
         (protocol.MAX_CHOICES, "65,536"), (defaults.max_header_bytes + http_protocol._SLICE, "24 KiB"),
+        (run._KEEP_ALIVE_SECONDS, "75 s"),
     ]:  # fmt: skip
         number, _, unit = text.replace(",", "").partition(" ")
         assert value == int(number) * {"MiB": 1 << 20, "KiB": 1 << 10}.get(unit, 1)

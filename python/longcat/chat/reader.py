@@ -98,17 +98,23 @@ class ChatReader:
     """Makes chat chunks of token chunks: parses reasoning and tool calls as they arrive.
 
     `may_call` is whether an answer can be a call.
+
+    Args:
+        is_forced: a grammar holds the answers to calls whose arguments fit.
     """
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None):
+    def __init__(
+        self, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None, is_forced: bool = False
+    ):
         self._tools = tools
+        self._is_forced = is_forced
         self.may_call = bool(tools) and tool_choice != "none"
         self._parsers: dict[tuple[int, int], StreamingResponseParser | PlainText] = {}
 
     def read(self, news: StreamChunk) -> ChatChunk:
         key = (news.prompt_index, news.index)
         if key not in self._parsers:
-            self._parsers[key] = StreamingResponseParser(self._tools) if self.may_call else PlainText()
+            self._parsers[key] = self._parser()
         parser = self._parsers[key]
         deltas = parser.push(news.delta)
         reason = news.finish_reason
@@ -125,6 +131,9 @@ class ChatReader:
         if news.output is not None:
             chunk.output = self._whole(news.output, news.prompt_index)
         return chunk
+
+    def _parser(self) -> StreamingResponseParser | PlainText:
+        return StreamingResponseParser(self._tools, fits=self._is_forced) if self.may_call else PlainText()
 
     def _whole(self, output: RequestOutput, prompt_index: int) -> ChatOutput:
         fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longcat.chat.call_forms import read_calls, read_object, with_our_tags
+from longcat.chat.json_stream import JsonStream
 from longcat.chat.tool_schema import Kind, ToolSchema, ToolSchemas
 from longcat.chat.tool_text import (
     CALL,
@@ -83,10 +84,15 @@ class StreamingResponseParser:
             `finish`. False: the first end tag counts, and what follows is given out as it comes; the result then
             differs from the whole parse for an answer that starts with a think block and has a second end tag. Answers
             that do not start with a think block stream the same either way.
+        fits: the text is held to a grammar, so that arguments fit the schema: those that can be no text are given out
+            as they come, too.
     """
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]] | None = None, *, hold_after_think: bool = True):
+    def __init__(
+        self, tools: Sequence[Mapping[str, Any]] | None = None, *, hold_after_think: bool = True, fits: bool = False
+    ):
         self._schemas = ToolSchemas(tools)
+        self._fits = fits
         self._hold_after_think = hold_after_think
         self._buffer = ""  # what has arrived and is not taken yet, from _at on
         self._at = 0
@@ -318,6 +324,8 @@ class StreamingResponseParser:
         self._value: list[str] = []
         self._kind = Kind.OTHER if argument is None else argument.kind
         self._is_text = False  # given out character by character
+        self._json_value = JsonStream() if self._fits and argument is not None and not argument.texts else None
+        self._is_begun = False  # something of the value is given out
         self._newline = ""  # held back: it may belong to the form
         self._doubt = 0  # characters after the tag that may have ended the value
 
@@ -360,14 +368,18 @@ class StreamingResponseParser:
         return True
 
     def _advance(self, text: str = "") -> None:
-        """Gives out what is known of a text."""
+        """Gives out what is known of a value before its end."""
+        if self._json_value is not None:
+            if piece := self._json_value.push(text):
+                self._write_json(piece)
+            return
         if not self._is_text:
             if self._kind is Kind.OTHER:
                 return
             text = "".join(self._value)
             if self._kind is Kind.TEXT_OR_NULL and "null".startswith(text.removesuffix("\n")):
                 return
-            self._is_text = True
+            self._is_text = self._is_begun = True
             self._write(self._pair_start(self._value_key) + '"')
         text = self._newline + text
         self._newline = "\n" if text.endswith("\n") else ""
@@ -378,13 +390,21 @@ class StreamingResponseParser:
         value: Any = text
         if self._is_text:
             self._write(json.dumps(self._newline)[1:-1] + '"')
+        elif self._json_value is not None:
+            value = self._tool.value(self._value_key, text)
+            self._write_json(self._json_value.finish())
         else:
             value = self._tool.value(self._value_key, text)
             self._write(self._pair_start(self._value_key) + json_text(value))
         self._pairs.append((self._value_key, value))
-        self._is_text = False
+        self._is_text = self._is_begun = False
         self._write("")
         self._state = self._in_body
+
+    def _write_json(self, piece: str) -> None:
+        start = "" if self._is_begun else self._pair_start(self._value_key)
+        self._is_begun = True
+        self._write(start + piece)
 
     def _pair_start(self, key: str) -> str:
         start = ", " if self._json else "{"
@@ -460,6 +480,7 @@ class StreamingResponseParser:
         elif (self._is_shown and reason is not None) or (self._name and not by_itself):
             if not self._is_shown:
                 self._show()
+            self._cut_value()
             if not self._json:
                 self._write("{")
             self._calls.append((self._name, "".join(self._json)))
@@ -470,6 +491,17 @@ class StreamingResponseParser:
                 self._is_shown = False
             self._settle([])
 
+    def _cut_value(self) -> None:
+        """Gives out what there is of a value that the end of the text cuts off."""
+        if self._state != self._in_value or self._is_text:
+            return
+        if self._json_value is not None:
+            if held := self._json_value.cut():
+                self._write_json(held)
+        elif text := "".join(self._value).lstrip():
+            is_json = _JSON_START.match(text) or any(word.startswith(text) for word in ("true", "false", "null"))
+            self._write_json(text if is_json else json.dumps(text, ensure_ascii=False)[:-1])
+
     # Giving out.
 
     def _write(self, text: str) -> None:
@@ -478,7 +510,7 @@ class StreamingResponseParser:
         if self._is_shown:
             self._emit_arguments(text)
         elif not self._has_stray:
-            keys = [key for key, _ in self._pairs] + ([self._value_key] if self._is_text else [])
+            keys = [key for key, _ in self._pairs] + ([self._value_key] if self._is_begun else [])
             if keys and self._tool.is_complete(keys, for_good=True):
                 self._show()
 
@@ -497,6 +529,7 @@ class StreamingResponseParser:
 
 
 _NO_TOOL = ToolSchema("", {})
+_JSON_START = re.compile(r'[\[{"]|-?\d')
 
 
 @functools.lru_cache(32)

@@ -25,6 +25,9 @@ from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
 
 log = logging.getLogger("longcat.server")
 
+# Of an idle connection. Longer than clients' pools keep one: who ends it first must not be the server, or a request
+# that is on its way meets a closed connection. httpx 5, aiohttp 15, Java 30, balancers 60.
+_KEEP_ALIVE_SECONDS = 75
 _GOODBYE_SECONDS = 5  # for connections to close
 _SWITCH_SECONDS = 0.0001  # after which the event loop gets its turn when another thread works
 _OTHER_FILES = 64  # that the server may need beside its connections
@@ -116,6 +119,20 @@ def run(
     return asyncio.run(_serve(engine, settings, sock, options.summary, tls))
 
 
+def web_config(app: Any, protocol: Any, **tls: Any) -> uvicorn.Config:
+    """How uvicorn serves an application.
+
+    Args:
+        protocol: a class of connections.
+        tls: as for `run`.
+    """
+    return uvicorn.Config(
+        app, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        backlog=_ACCEPTED_AT_ONCE, **tls,
+    )  # fmt: skip
+
+
 async def _serve(
     engine: ServedEngine, settings: ServerSettings, sock: socket.socket, summary: bool, tls: dict[str, Any]
 ) -> int:
@@ -125,11 +142,7 @@ async def _serve(
     app = Application(engine, settings, on_end=end)
     table = Connections(settings.max_connections)
     protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
-    config = uvicorn.Config(
-        app.asgi, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=_ACCEPTED_AT_ONCE, **tls,
-    )  # fmt: skip
-    server = Server(config)
+    server = Server(web_config(app.asgi, protocol, **tls))
     server.lifecycle, server.loop, server.settings = app.lifecycle, asyncio.get_running_loop(), settings
     app.lifecycle.on_drain = table.drain
     tasks = [asyncio.ensure_future(app.lifecycle.run())]

@@ -47,6 +47,7 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     with service.refusals():
         tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
         params.structured_outputs = None if form is None else StructuredOutputs.of(form)
+        is_forced = tool_choice not in (None, "auto", "none")
         params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
     params.structured_outputs = await service.compiled(params.structured_outputs)
     variables = template_variables(body)
@@ -62,7 +63,7 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
     id = f"chatcmpl-{uuid.uuid4().hex}"
     chunks = await service.submit(id, token_ids, params)
-    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(tools, tool_choice))
+    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(tools, tool_choice, is_forced))
 
 
 def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:

@@ -88,5 +88,5 @@ class InputMoments:
 
 
 def _source(name: str) -> str:
-    """The matrix that stands for `name`: gate_proj and up_proj have the same input."""
+    """The matrix under which the moments of `name` are stored: up_proj has the input of gate_proj."""
     return name.replace(".up_proj.", ".gate_proj.")

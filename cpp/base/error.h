@@ -13,7 +13,7 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Memory does not suffice. Python: longcat.OutOfMemoryError.
+// Not enough memory. Python: longcat.OutOfMemoryError.
 class OutOfMemory : public Error {
  public:
   using Error::Error;

@@ -61,7 +61,7 @@ void permute(Routing& routing, int64_t first_expert) {
 // The rows of all active experts, in blocks of weight rows that threads take in turn.
 struct ExpertRows {
   const std::vector<int32_t>& active;  // experts with rows
-  const int32_t* offsets;
+  const int32_t* offsets;              // [num_experts + 1], Routing::expert_offsets
 
   // Calls body(expert, first weight row, number of weight rows).
   template <class Body>

@@ -33,7 +33,7 @@ class WeightBuilder {
     for (const auto& [name, tensor] : checkpoint.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   }
 
-  // Unread tensors remain (an unused MTP layer), so the progress is set to 100 %.
+  // Sets the progress to 100 %, because some tensors may be unread (an unused MTP layer).
   void finish() const {
     if (progress_) progress_(total_bytes_, total_bytes_);
   }

@@ -33,7 +33,7 @@ struct NgramHistory {
 
 struct NgramHashes {
   int64_t max_order, splits;
-  int64_t moduli[kMaxNgramTables] = {};
+  int64_t moduli[kMaxNgramTables] = {};                    // [num_tables] rows of each table
   int64_t powers[kMaxNgramTables * (kMaxNgram - 1)] = {};  // [num_tables, max_order - 1]
 };
 

@@ -54,7 +54,7 @@ struct QuantizeBlocks {
   static constexpr int kThreads = 256;
   uint8_t* out;   // [out_features, in_features] e4m3
   float* scales;  // [ceil(in / 128), ceil(out / 128)]
-  Matrix matrix;
+  Matrix matrix;  // [out_features, in_features]
 
   LC_HD void operator()(const Block& block) const {
     const int64_t row_blocks = (matrix.out_features + kFp8Block - 1) / kFp8Block;

@@ -85,7 +85,7 @@ def test_mistakes_are_told_in_one_line(server, capsys):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     for arguments, code, message in [
-        (["--port", str(port)], 1, "does not answer"),
+        (["--port", str(port)], 1, "does not respond"),
         (["--base-url", server.url, "--model", "other"], 1, "other"),
         (["--base-url", server.url, "--input-len", "9999"], 1, "max_model_len=2048"),
         (["--base-url", server.url, "--num-prompts", "0"], 2, "--num-prompts 0"),

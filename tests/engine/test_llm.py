@@ -61,7 +61,7 @@ def test_a_bar_in_a_terminal_counts_prompts(llm, monkeypatch):
 
 @pytest.mark.parametrize("value", [0, 1.5, -0.1, True, "0.9"])
 def test_a_share_of_memory_is_a_share(tiny, value):
-    with pytest.raises(ValueError, match="gpu_memory_utilization=.* is not possible: expected a share above 0"):
+    with pytest.raises(ValueError, match="gpu_memory_utilization=.*; expected a share above 0"):
         Engine(tiny, mem_fraction_static=value)
 
 

@@ -30,7 +30,7 @@ struct LatentShape {
 
 // The queries of one token. Head h is at latent + h * latent_stride and rope + h * rope_stride.
 struct LatentQueries {
-  const float *latent, *rope;
+  const float *latent, *rope;  // [num_heads, kv_lora_rank]; [num_heads, rope_dim]
   int64_t latent_stride, rope_stride;
 };
 

@@ -10,11 +10,11 @@ class QuantizedInputs;
 // out[i * out_stride + r] = x[row i] . W[first_row + r] for r in [0, num_rows), i in [0, num_inputs).
 // Row i of x is x + i * x_stride, or x + row_idx[i] * x_stride when row_idx is not null. Strides in floats.
 struct MatmulBlock {
-  float* out;
+  float* out;  // [num_inputs, num_rows]
   int64_t out_stride;
-  const float* x;
+  const float* x;  // [rows, in_features]
   int64_t x_stride;
-  const int32_t* row_idx;
+  const int32_t* row_idx;  // [num_inputs], or null
   int64_t num_inputs;
   int64_t first_row, num_rows;
   // The same rows in 8 bits, for weights that want_quantized_inputs(). Row i of x is row quantized_first + i of them.

@@ -15,15 +15,15 @@ constexpr int kMaxTileInputs = 8, kMaxTileGroups = 8;
 
 // The arguments of one tile: pointers to groups and inputs, and the range of columns to add to the outputs.
 struct Tile {
-  const uint8_t* group[kMaxTileGroups];
-  int64_t scales_offset;           // [bytes] from the beginning of a group
-  int64_t num_blocks;              // number of blocks of 32 columns in a row
-  int64_t begin_block, end_block;  // the range of this tile; with begin_block > 0, `out` holds the sums so far
+  const uint8_t* group[kMaxTileGroups];  // R groups of the weight, each 8 rows
+  int64_t scales_offset;                 // [bytes] from the beginning of a group
+  int64_t num_blocks;                    // number of blocks of 32 columns in a row
+  int64_t begin_block, end_block;        // the range of this tile; with begin_block > 0, `out` holds the sums so far
   int64_t in_features;
-  const float* x[kMaxTileInputs];
-  const int8_t* q[kMaxTileInputs];
-  const InputBlock* input_blocks[kMaxTileInputs];
-  float* out[kMaxTileInputs];  // outputs of the first group; those of the next groups follow
+  const float* x[kMaxTileInputs];                  // T rows of in_features floats (bf16_x8)
+  const int8_t* q[kMaxTileInputs];                 // T rows of 8-bit inputs (int8_x8, int4_x8)
+  const InputBlock* input_blocks[kMaxTileInputs];  // their scales, one entry per block
+  float* out[kMaxTileInputs];                      // outputs of the first group; those of the next groups follow
   // Weights are read once, so a tile prefetches later ones. With one input, it prefetches the next groups, next_group
   // [bytes] after these. With several inputs, tiles share the same weights, and each prefetches a part of the next
   // ones: `ahead_step` bytes of values per block, at ahead_values and ahead_scales [bytes] from the values and scales

@@ -28,29 +28,29 @@ struct Prefetch {
 
 // C[i][j] += sum_k A[i][k] B[k][j]. Strides in elements; A(i, k) is at a + i * a_row + k * a_column.
 struct FloatProduct {
-  float* c;
+  float* c;  // [rows, columns]
   int64_t c_row;
-  const float* a;
+  const float* a;  // [rows, depth]
   int64_t a_row, a_column;
-  const float* b;
+  const float* b;  // [depth, columns]
   int64_t b_row;
   int64_t rows, columns, depth;
-  Prefetch* beside = nullptr;
+  Prefetch* beside = nullptr;  // memory to prefetch during the product, if any
 };
 
 // C[i][j] += scales[i * scales_stride] * sum_k (A[i][k].first B[k][j].first + A[i][k].second B[k][j].second). The sum
 // is exact: the caller's values must keep it in 32 bits.
 struct Int16Product {
-  float* c;
+  float* c;  // [rows, columns]
   int64_t c_row;
-  const Int16Pair* a;
+  const Int16Pair* a;  // [rows, depth]
   int64_t a_row, a_column;
-  const float* scales;
+  const float* scales;  // [rows]
   int64_t scales_stride;
-  const Int16Pair* b;
+  const Int16Pair* b;  // [depth, columns]
   int64_t b_row;
   int64_t rows, columns, depth;
-  Prefetch* beside = nullptr;
+  Prefetch* beside = nullptr;  // memory to prefetch during the product, if any
 };
 
 // These use the best instruction set of cpu_isa().

@@ -147,7 +147,7 @@ class _Client:
         except ValueError:  # the port is not a number, or the IPv6 address is incomplete
             host = None
         if host is None or parts.scheme not in ("http", "https"):
-            raise ValueError(f"base_url={load.url!r} is not possible: expected http://HOST:PORT")
+            raise ValueError(f"base_url={load.url!r}; expected http://HOST:PORT")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host, self._port = host, port or (443 if self._tls else 80)
         self._base = parts.path.rstrip("/")
@@ -173,7 +173,7 @@ class _Client:
             text = (await reader.read()).decode(errors="replace")
             writer.close()
         except (OSError, ValueError, IndexError) as error:
-            raise Error(f"[bench] {self._url} does not answer: {error or type(error).__name__}") from None
+            raise Error(f"[bench] {self._url} does not respond: {error or type(error).__name__}") from None
         if status != 200:
             raise Error(f"[bench] {self._url}{path}: status {status}: {_message(text)}")
         return json.loads(_object(text))

@@ -24,9 +24,9 @@ def check_text(folder: str | os.PathLike[str], token_ids: Sequence[int]) -> None
     """
     vocab_size = read_json(Path(folder) / "config.json", "[config]")["vocab_size"]
     if bad := [id for id in token_ids if not 0 <= id < vocab_size]:
-        raise ValueError(f"calibration has token {bad[0]}: expected ids from 0 to {vocab_size - 1}")
+        raise ValueError(f"calibration has token {bad[0]}; expected ids from 0 to {vocab_size - 1}")
     if not token_ids:
-        raise ValueError("calibration has no tokens: expected a text, or None")
+        raise ValueError("calibration has no tokens; expected a text, or None")
 
 
 class InputMoments:
@@ -88,5 +88,5 @@ class InputMoments:
 
 
 def _source(name: str) -> str:
-    """The matrix that stands for `name`: gate_proj and up_proj have the same input."""
+    """The matrix under which the moments of `name` are stored: up_proj has the input of gate_proj."""
     return name.replace(".up_proj.", ".gate_proj.")

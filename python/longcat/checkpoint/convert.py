@@ -184,9 +184,9 @@ def convert_checkpoint(
 def _checked(formats: Mapping[str, str]) -> dict[str, str]:
     for component, name in formats.items():
         if component not in COMPONENTS:
-            raise ValueError(f'component "{component}" is not known: expected {", ".join(COMPONENTS)}')
+            raise ValueError(f'component "{component}"; expected {", ".join(COMPONENTS)}')
         if name not in FORMATS:
-            raise ValueError(f'format "{name}" of {component} is not known: expected {", ".join(FORMATS)}')
+            raise ValueError(f'{component}="{name}"; expected {", ".join(FORMATS)}')
     return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
 
 
@@ -262,7 +262,9 @@ def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: i
         except (Error, ValueError):
             earlier = None
         if earlier != plan:
-            raise Error(f"[convert] {partial} is left by a run with another source or other options: remove it")
+            raise Error(
+                f"[convert] {partial} belongs to an interrupted run with another source or other options. Remove it"
+            )
         return lock
     except BaseException:
         lock.release(partial)

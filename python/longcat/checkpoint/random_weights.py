@@ -324,7 +324,7 @@ def preset_config(preset: str, fields: Mapping[str, Any] | None = None) -> dict[
     from longcat.support.names import unknown_name
 
     if preset not in PRESETS:
-        raise ValueError(f'preset "{preset}" is not known: expected {", ".join(PRESETS)}')
+        raise ValueError(f'preset "{preset}"; expected {", ".join(PRESETS)}')
     config = dict(PRESETS[preset])
     for name, value in (fields or {}).items():
         if name not in config and name != "model_type":
@@ -368,7 +368,7 @@ def write_checkpoint(
     """
     start = time.perf_counter()
     if dtype not in _TAGS:
-        raise ValueError(f'dtype "{dtype}" is not known: expected {" or ".join(_TAGS)}')
+        raise ValueError(f'dtype "{dtype}"; expected {" or ".join(_TAGS)}')
     config = {**config, "torch_dtype": _TORCH_DTYPES[dtype]}
     specs = tensor_specs(config, mtp)
     files = _plan(specs, dtype, max_shard_bytes)
@@ -428,7 +428,7 @@ def _lock_target(target: Path, partial: Path, total: int) -> FolderLock:
     try:
         check_new("make-checkpoint", target)  # again, because another run may have ended meanwhile
         if any(path.name != LOCK_FILE for path in partial.iterdir()):
-            raise Error(f"[make-checkpoint] {partial} exists, left by a run that was interrupted: remove it")
+            raise Error(f"[make-checkpoint] {partial} belongs to an interrupted run. Remove it")
         return lock
     except BaseException:
         lock.release(partial)

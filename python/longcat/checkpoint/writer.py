@@ -47,7 +47,7 @@ def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = Fal
 def check_new(command: str, target: Path) -> None:
     """Raises longcat.Error when `target` exists and is not an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Error(f"[{command}] {target} exists: expected a new or an empty folder, nothing is overwritten")
+        raise Error(f"[{command}] {target} exists; expected a new or an empty folder")
 
 
 def check_room(command: str, target: Path, total: int, remedy: str) -> None:

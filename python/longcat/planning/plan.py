@@ -215,9 +215,9 @@ def plan(
     longest = int(config["max_position_embeddings"])
     max_model_len = positive("max_model_len", max_model_len) or longest
     if max_model_len > longest:
-        raise ValueError(f"max_model_len={max_model_len}: expected 1 to the checkpoint's {longest}")
+        raise ValueError(f"max_model_len={max_model_len}; expected 1 to the checkpoint's {longest}")
     if bandwidth is not None and not 0 < bandwidth < math.inf:
-        raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s is not possible: expected more than 0")
+        raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s; expected more than 0")
     max_num_seqs = positive("max_num_seqs", max_num_seqs)
     num_batched = positive("max_num_batched_tokens", max_num_batched_tokens) or max(512, max_num_seqs)
     tp = positive("tensor_parallel_size", tensor_parallel_size)
@@ -272,7 +272,7 @@ def expert_formats() -> dict[str, float]:
 def _dtype(name: str, value: str, automatic: str, known: tuple[str, ...]) -> str:
     value = automatic if value == "auto" else value
     if value not in known:
-        raise ValueError(f'{name}="{value}" is not known: expected {", ".join(known)}')
+        raise ValueError(f'{name}="{value}"; expected {", ".join(known)}')
     return value
 
 

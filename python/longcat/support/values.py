@@ -10,14 +10,14 @@ def positive(name: str, value: int | None) -> int:
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise ValueError(f"{name}={value!r} is not possible: expected a positive integer")
+        raise ValueError(f"{name}={value!r}; expected a positive integer")
     return value
 
 
 def share(name: str, value: float) -> float:
     """Checks a share above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ValueError(f"{name}={value!r} is not possible: expected a share above 0 and at most 1, such as 0.9")
+        raise ValueError(f"{name}={value!r}; expected a share above 0 and at most 1, such as 0.9")
     return float(value)
 
 
@@ -31,7 +31,7 @@ def parse_bytes(name: str, value: int | str, least: int = 1) -> int:
         try:
             value = int(float(digits) * _UNITS[unit if unit != "B" else ""])
         except (KeyError, ValueError, OverflowError):
-            raise ValueError(f'{name}="{value}" is not a size: expected bytes, "500MB" or "4GiB"') from None
+            raise ValueError(f'{name}="{value}"; expected a size in bytes, "500MB" or "4GiB"') from None
     if not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"{name}={value!r} is not possible: expected a positive number of bytes")
+        raise ValueError(f"{name}={value!r}; expected a positive number of bytes")
     return value

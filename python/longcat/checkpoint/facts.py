@@ -16,6 +16,7 @@ from typing import Any
 import longcat._core as _core
 from longcat._core import Error
 from longcat.support.files import read_json_object
+from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text, count, printable, some_of
 
 _ROLE_TAGS = ("<longcat_system>", "<longcat_user>", "<longcat_assistant>")
@@ -126,7 +127,7 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[Fact]:
     )
 
 
-def _rope_fact(config: Mapping[str, Any]) -> Fact:
+def _rope_fact(config: Mapping[str, object]) -> Fact:
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     scaling = scaling if isinstance(scaling, dict) else {}
     positions = config.get("max_position_embeddings")
@@ -155,7 +156,7 @@ def _rope_fact(config: Mapping[str, Any]) -> Fact:
 
 
 def _tensor_facts(
-    config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]
+    config: Mapping[str, object], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]
 ) -> Iterator[Fact]:
     def of(pattern: str) -> list[str]:
         return [name for name in tensors if re.search(pattern, name)]
@@ -191,7 +192,9 @@ def _tensor_facts(
     yield _mtp_fact(config, tensors)
 
 
-def _quantisation_fact(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]) -> Fact:
+def _quantisation_fact(
+    config: Mapping[str, object], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]
+) -> Fact:
     quantisation = config.get("quantization_config")
     kinds: dict[str, Counter[str]] = {}
     for name, (dtype, shape, *_) in tensors.items():
@@ -215,7 +218,7 @@ def _quantisation_fact(config: Mapping[str, Any], tensors: Mapping[str, tuple[st
 
 
 def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
-    found: dict[str, Any] = {}  # shapes by name; None of packed ones
+    found: JsonObject = {}  # shapes by name; None of packed ones
     for name, (_, shape, *_) in tensors.items():
         base, _, suffix = name.rpartition(".")
         if name.startswith(_MTP_PREFIX) and not name.endswith("_scale_inv"):
@@ -240,7 +243,7 @@ def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
 
 
 def _token_facts(
-    config: Mapping[str, Any], tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+    config: Mapping[str, object], tokenizer: Mapping[str, object], tokenizer_config: Mapping[str, object]
 ) -> Iterator[Fact]:
     added = _added_tokens(tokenizer.get("added_tokens"))
     text_of = {id: text for text, (id, _) in added.items()}
@@ -285,7 +288,7 @@ def _token_facts(
     )
 
 
-def _added_tokens(entries: Any) -> dict[str, tuple[int, bool]]:
+def _added_tokens(entries: object) -> dict[str, tuple[int, bool]]:
     """text -> (id, is it special) of a list of added tokens; entries that are none are left out."""
     return {
         entry["content"]: (entry["id"] if isinstance(entry.get("id"), int) else -1, entry.get("special") is True)
@@ -297,7 +300,7 @@ def _added_tokens(entries: Any) -> dict[str, tuple[int, bool]]:
 # --- other files -----------------------------------------------------------------------------------------------
 
 
-def _generation_facts(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[Fact]:
+def _generation_facts(config: Mapping[str, object], generation: Mapping[str, object]) -> Iterator[Fact]:
     names = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "eos_token_id", "pad_token_id")
     found = ", ".join(f"{name} {json.dumps(generation[name])}" for name in names if name in generation)
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
@@ -324,7 +327,7 @@ def _parser_fact(folder: Path) -> Fact:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _object_or_nothing(path: Path) -> dict[str, Any]:
+def _object_or_nothing(path: Path) -> JsonObject:
     try:
         return read_json_object(path, "[verify]")
     except Error:

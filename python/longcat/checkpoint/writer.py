@@ -7,9 +7,9 @@ import shutil
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from longcat._core import Error
+from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text
 
 MAX_SHARD_BYTES = 5 * 10**9  # of tensors in one file, as save_pretrained splits; a larger tensor has a file of its own
@@ -19,7 +19,7 @@ ALIGNMENT = 64  # [bytes] of the first tensor in the file: a cache line
 
 def header(tensors: Iterable[tuple[str, str, Iterable[int], int]]) -> bytes:
     """The bytes before the tensors of a file. tensors: (name, dtype, shape, bytes), in the order they follow."""
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    fields: JsonObject = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape, num_bytes in tensors:
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}

@@ -169,7 +169,7 @@ def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> 
     return experts / trials, rows / trials
 
 
-def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
+def layouts(num_devices: int, config: dict[str, object]) -> list[tuple[int, int]]:
     """(tp, ep) on so many devices that the model's sizes divide by, those with many experts a rank last."""
     import longcat._core as _core
 

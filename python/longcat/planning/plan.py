@@ -11,11 +11,11 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
 from longcat.planning.machine import measured_bandwidth, process_bytes
+from longcat.support.json_types import JsonObject
 
 GIB = 1 << 30
 BLOCK_TOKENS = 64  # of the latent cache
@@ -102,7 +102,7 @@ class Plan:
     expert_parallel_size: int
     rank_weights: list[int]  # that each rank holds
     rank_tables: list[int]  # of these, in N-gram tables
-    config: dict[str, Any] = field(repr=False, default_factory=dict)
+    config: JsonObject = field(repr=False, default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -177,7 +177,7 @@ class Plan:
         workspace = self.activations + self.process if row.on_cpu else WORKSPACE
         return int((memory - row.fast_bytes - workspace) // self.kv_bytes_per_token)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         values = asdict(self)
         del values["config"]
         rows = [asdict(row) for row in self.placements()]
@@ -316,8 +316,8 @@ def _stored(model: str, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Sto
 
 
 def _parts(
-    expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, Any],
-    shard: dict[str, Any],
+    expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, object],
+    shard: dict[str, object],
 ) -> list[Part]:  # fmt: skip
     """The components; touched, copied, read and held by the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
@@ -345,7 +345,7 @@ def _parts(
     return [part for part in parts.values() if part.stored]
 
 
-def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard: dict[str, Any]) -> tuple[int, int]:
+def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: JsonObject) -> tuple[int, int]:
     """Rows and columns of a tensor that a rank holds; no rows: nothing of it. Vectors are rows of one column."""
     rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
 

@@ -94,7 +94,7 @@ def run(
     settings: ServerSettings,
     sock: socket.socket,
     log_options: logs.LogOptions | None = None,
-    **tls: Any,
+    **tls: object,
 ) -> int:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import Any
 
 from longcat.bench.load_generator import percentile
 from longcat.engine.engine import Engine
+from longcat.support.json_types import JsonObject
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -23,7 +23,7 @@ def latency(
     num_iters_warmup: int,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Times one batch of random prompts repeatedly.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from longcat._core import Error
+from longcat.support.json_types import JsonObject
 
 # Random prompts are made of the ids of these words, which the server tokenizes.
 _WORDS = "once upon a time there was little girl who found red ball near the big house and ran home to tell her mother"
@@ -88,7 +89,7 @@ async def run(load: Load, on_done: Callable[[Outcome], None] = lambda outcome: N
         raise Error(f"[bench] {load.url}: {warm_up.error}")
     slots = asyncio.Semaphore(load.max_concurrency or load.num_prompts)
 
-    async def one(body: dict[str, Any]) -> Outcome:
+    async def one(body: dict[str, object]) -> Outcome:
         async with slots:
             outcome = await client.stream(body)
         on_done(outcome)
@@ -154,7 +155,9 @@ class _Client:
         self._url = load.url
         self._key = f"Authorization: Bearer {load.api_key}\r\n" if load.api_key else ""
 
-    async def _send(self, method: str, path: str, body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+    async def _send(
+        self, method: str, path: str, body: object
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
         data = b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {self._base}{path} HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n{self._key}"
@@ -167,7 +170,7 @@ class _Client:
             pass
         return reader, writer, status
 
-    async def json(self, method: str, path: str, body: Any = None) -> Any:
+    async def json(self, method: str, path: str, body: object = None) -> Any:
         try:
             reader, writer, status = await self._send(method, path, body)
             text = (await reader.read()).decode(errors="replace")
@@ -178,7 +181,7 @@ class _Client:
             raise Error(f"[bench] {self._url}{path}: status {status}: {_message(text)}")
         return json.loads(_object(text))
 
-    async def stream(self, body: dict[str, Any]) -> Outcome:
+    async def stream(self, body: JsonObject) -> Outcome:
         outcome = Outcome(len(body["prompt"]))
         start = time.perf_counter()
         try:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from longcat.chat.tool_schema import ToolSchemas
 from longcat.chat.tool_text import KEY, KEY_END, NOT_JSON, VALUE, VALUE_END, js_value, json_value
+from longcat.support.json_types import Json, JsonObject
 
-Call = tuple[str, dict[str, Any]]
+Call = tuple[str, JsonObject]
 
 _NAMES = ("name", "function", "tool", "tool_name", "function_name", "action", "recipient_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "input", "tool_input", "tool_args", "action_input", "kwargs")
@@ -39,7 +39,7 @@ def read_calls(body: str, schemas: ToolSchemas) -> list[Call]:
     return calls if all(schemas[name].is_complete(arguments) for name, arguments in calls) else []
 
 
-def read_object(text: str) -> dict[str, Any] | None:
+def read_object(text: str) -> JsonObject | None:
     """All arguments of a call as one JSON object."""
     fence = _FENCE.fullmatch(text.strip())
     value = json_value((fence[1] if fence else text).strip())
@@ -55,7 +55,7 @@ def with_our_tags(body: str) -> str | None:
     return replaced if replaced != body else None
 
 
-def _json_calls(value: Any, schemas: ToolSchemas, depth: int = 4) -> list[Call]:
+def _json_calls(value: object, schemas: ToolSchemas, depth: int = 4) -> list[Call]:
     if isinstance(value, list):
         found = [_json_calls(one, schemas, depth - 1) for one in value] if depth else []
         return [call for calls in found for call in calls] if all(found) else []
@@ -93,7 +93,7 @@ def _function_call(text: str, schemas: ToolSchemas) -> list[Call]:
     return [(schemas.name(match[1]), arguments)] if isinstance(arguments, dict) else []
 
 
-def _keywords(text: str) -> dict[str, Any] | None:
+def _keywords(text: str) -> JsonObject | None:
     """The arguments of a call in Python, all by name."""
     if len(text) > _MAX_PYTHON or "=" not in text:
         return None
@@ -106,7 +106,7 @@ def _keywords(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _literals(keywords: Iterable[ast.keyword]) -> Iterable[tuple[str, Any]]:
+def _literals(keywords: Iterable[ast.keyword]) -> Iterable[tuple[str, Json]]:
     for keyword in keywords:
         if keyword.arg is None:
             raise ValueError("a call with **")

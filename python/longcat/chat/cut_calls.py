@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from json.decoder import JSONDecoder
-from typing import Any
 
 from longcat.chat.tool_text import CALL, CALL_END, KEY, KEY_END, VALUE, VALUE_END
+from longcat.support.json_types import Json
 
 _DECODER = JSONDecoder()
 _LONGEST_ESCAPE = 6  # characters of \uXXXX
@@ -37,7 +37,7 @@ class TaggedText(str):
         return "".join(text if is_tag else text.translate(table) for text, is_tag in self.parts)
 
 
-def with_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> TaggedText:
+def with_calls(content: str, calls: Sequence[Mapping[str, Json]]) -> TaggedText:
     """A content with the calls after it; arguments are objects, or texts where they are none."""
     parts: list[tuple[str, bool]] = [(content, False)]
     for call in calls:
@@ -57,16 +57,16 @@ def with_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> TaggedText:
     return TaggedText(parts)
 
 
-def _pairs(pairs: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, bool]]:
+def _pairs(pairs: Iterable[tuple[str, object]]) -> Iterable[tuple[str, bool]]:
     for key, value in pairs:
         yield from ((KEY, True), (key, False), (f"{KEY_END}\n{VALUE}", True))
         yield from ((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), False),)
         yield (f"{VALUE_END}\n", True)
 
 
-def _read_cut(text: str) -> tuple[list[tuple[str, Any]], tuple[str, str] | None] | None:
+def _read_cut(text: str) -> tuple[list[tuple[str, Json]], tuple[str, str] | None] | None:
     """The pairs of a JSON object that has no end, and the one it was cut off in; None if it is no such beginning."""
-    pairs: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Json]] = []
     at = _skip(text, 0)
     if text[at : at + 1] != "{":
         return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from longcat.chat.cut_calls import with_calls
 from longcat.chat.tool_text import json_value
+from longcat.support.json_types import Json, JsonObject
 
 _MAX_NESTING = 64  # of lists and objects
 _MAX_INT_BITS = 4096
@@ -18,7 +18,7 @@ _ROLES = {
 _READ = ("content", "refusal", "tool_calls", "function_call")
 
 
-def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def normalize_messages(messages: Sequence[Mapping[str, object]]) -> list[JsonObject]:
     """Messages in JSON's types, contents as text and tool calls as objects.
 
     Raises:
@@ -31,7 +31,7 @@ def normalize_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     return [_message(message, f"message {index}") for index, message in enumerate(messages)]
 
 
-def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+def normalize_tools(tools: Sequence[Mapping[str, object]] | None) -> list[JsonObject] | None:
     """Tools as {"type", "function": {"name", "description", "parameters"}}; None when there are none.
 
     A tool of another type without a function, as the template may know by itself, stays as it is.
@@ -46,7 +46,7 @@ def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
     return [_tool(tool, f"tool {index}") for index, tool in enumerate(tools)] or None
 
 
-def _message(message: Any, where: str) -> dict[str, Any]:
+def _message(message: object, where: str) -> JsonObject:
     if not isinstance(message, Mapping):
         raise ValueError(f'{where} is a {type(message).__name__}: expected {{"role": ..., "content": ...}}')
     role = message.get("role")
@@ -71,7 +71,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     return result
 
 
-def _content(content: Any, role: str, where: str) -> str | None:
+def _content(content: object, role: str, where: str) -> str | None:
     """A message's text; None only for an assistant that has none."""
     if content is None and role == "assistant":
         return None
@@ -92,7 +92,7 @@ def _content(content: Any, role: str, where: str) -> str | None:
     return "".join(texts)
 
 
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
+def _tool_call(call: Json, where: str) -> JsonObject:
     """A call whose arguments are an object, or text that is none, as of a call that was cut off."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -108,7 +108,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     return _plain_object({"type": "function"} | outer | {"function": {**function, "arguments": arguments}}, where)
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
+def _tool(tool: object, where: str) -> JsonObject:
     if not isinstance(tool, Mapping):
         raise ValueError(f'{where} is a {type(tool).__name__}: expected {{"type": "function", "function": ...}}')
     kind = tool.get("type", "function")
@@ -130,12 +130,12 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     return _plain_object({"type": kind, "function": function}, where)
 
 
-def _plain_object(value: Mapping[str, object], where: str) -> dict[str, Any]:
-    copy: dict[str, Any] = plain(value, where)
+def _plain_object(value: Mapping[str, object], where: str) -> JsonObject:
+    copy: JsonObject = plain(value, where)
     return copy
 
 
-def plain(value: Any, where: str, depth: int = 0) -> Any:
+def plain(value: object, where: str, depth: int = 0) -> Json:
     """A copy of `value` in JSON's types."""
     if isinstance(value, str):
         try:

@@ -48,7 +48,7 @@ class Meter:
         if size > _MAX_VALUE:
             raise LimitError(f"a value of more than {_MAX_VALUE} characters or elements")
 
-    def charge(self, value: Any) -> None:
+    def charge(self, value: object) -> None:
         """Counts the memory of a value that was made, without those in it.
 
         Raises:
@@ -58,13 +58,13 @@ class Meter:
         if self._total > _MAX_TOTAL:
             raise LimitError(f"values of more than {_MAX_TOTAL} characters in all")
 
-    def take(self, value: Any) -> Any:
+    def take(self, value: object) -> Any:
         """Checks a value that was made, counts its memory, and returns it."""
         self.size(value)
         self.charge(value)
         return value
 
-    def size(self, value: Any) -> int:
+    def size(self, value: object) -> int:
         """Characters and elements of `value`, as many as its text would show.
 
         Raises:
@@ -73,7 +73,7 @@ class Meter:
         """
         return self._size_and_depth(value)[0]
 
-    def _size_and_depth(self, value: Any) -> tuple[int, int]:
+    def _size_and_depth(self, value: object) -> tuple[int, int]:
         if isinstance(value, str):
             self.room(len(value))
             return len(value) + 1, 0

@@ -10,6 +10,7 @@ from typing import Any
 from longcat.chat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
 from longcat.request.outputs import Logprob, RequestOutput, ShortRepr, StreamChunk
 from longcat.request.sampling_params import SamplingParams
+from longcat.support.json_types import JsonObject
 
 
 @dataclass(repr=False)
@@ -20,10 +21,10 @@ class ChatOutput(RequestOutput):
     arguments are then a text, JSON without its end, in place of an object. `str()` is the first message's content.
     """
 
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[JsonObject] = field(default_factory=list)
 
     @property
-    def message(self) -> dict[str, Any]:
+    def message(self) -> JsonObject:
         return self.messages[0]
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class PlainText:
     """In place of the parser where no tools were declared: all text is content, whatever it looks like."""
 
     def __init__(self) -> None:
-        self.message: dict[str, Any] = {"role": "assistant", "content": ""}
+        self.message: JsonObject = {"role": "assistant", "content": ""}
 
     def push(self, text: str) -> list[Delta]:
         self.message["content"] += text
@@ -104,7 +105,7 @@ class ChatReader:
     """
 
     def __init__(
-        self, tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | None = None, is_forced: bool = False
+        self, tools: Sequence[Mapping[str, object]] | None, tool_choice: str | None = None, is_forced: bool = False
     ):
         self._tools = tools
         self._is_forced = is_forced
@@ -149,7 +150,7 @@ class ChatReader:
         is_whole = all(not isinstance(call["function"]["arguments"], str) for call in calls)
         return "tool_calls" if reason == "stop" and calls and is_whole else reason
 
-    def _message(self, key: tuple[int, int]) -> dict[str, Any]:
+    def _message(self, key: tuple[int, int]) -> JsonObject:
         """The parsed message, with a content in any case, as OpenAI's clients expect."""
         message = self._parsers[key].message
         return {"role": message["role"], "content": message.get("content", ""), **message}

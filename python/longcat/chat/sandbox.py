@@ -115,7 +115,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         code = self.compile(_Instrument().visit(tree))
         return self.template_class.from_code(self, code, self.make_globals(None))
 
-    def render(self, template: Template, variables: Mapping[str, Any]) -> str:
+    def render(self, template: Template, variables: Mapping[str, object]) -> str:
         """Renders a template of this environment. Not for two threads at once.
 
         Args:
@@ -137,25 +137,25 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     # --- what compiled templates call ------------------------------------------------------------------------------
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
+    def getattr(self, obj: object, attribute: str) -> Any:
         self.meter.tick()
         return super().getattr(obj, attribute)
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
+    def getitem(self, obj: object, argument: object) -> Any:
         self.meter.tick()
         return super().getitem(obj, argument)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         known = isinstance(obj, (str, *LEAVES, *CONTAINERS, *_OWN_TYPES))
         return known and super().is_safe_attribute(obj, attr, value)
 
-    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+    def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
         """A private name is an error at once; a method that changes things only when it is used, as in jinja2."""
         if attribute.startswith("_"):
             raise SecurityError(f"access to {attribute} of {_kind(obj)}")
         return super().unsafe_undefined(obj, attribute)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: object, operator: str, left: object, right: object) -> Any:
         self.meter.tick()
         if operator == "%" and isinstance(left, str):
             return self.meter.take(self._percent(left, right))
@@ -190,7 +190,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             self._call_depth -= 1
         return result if isinstance(result, _OWN_TYPES) else self._made(result)
 
-    def _is_callable(self, obj: Any) -> bool:
+    def _is_callable(self, obj: object) -> bool:
         if isinstance(obj, types.MethodType):
             return obj.__name__ in _BOUND_METHODS.get(type(obj.__self__), ())
         return isinstance(obj, (Macro, LoopContext, Joiner)) or id(obj) in self._functions
@@ -214,7 +214,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     # --- checks before a value is made -----------------------------------------------------------------------------
 
-    def _check_product(self, value: Any, times: Any) -> None:
+    def _check_product(self, value: object, times: object) -> None:
         if not isinstance(times, int):
             return
         if isinstance(value, (str, list, tuple)):
@@ -222,12 +222,12 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         elif isinstance(value, int) and value.bit_length() + times.bit_length() > MAX_INT_BITS:
             raise LimitError(f"a number of more than {MAX_INT_BITS} bits")
 
-    def _check_replace(self, text: str, old: Any = "", new: Any = "") -> None:
+    def _check_replace(self, text: str, old: object = "", new: object = "") -> None:
         _check_needles(old)
         if isinstance(old, str) and isinstance(new, str):
             self.meter.room(len(text) + text.count(old) * len(new))
 
-    def _percent(self, text: str, values: Any) -> str:
+    def _percent(self, text: str, values: object) -> str:
         """`text % values` with narrow fields."""
         matches = list(_PERCENT.finditer(text))
         if any(match["other"] for match in matches):
@@ -238,11 +238,11 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     # --- filters and tests -----------------------------------------------------------------------------------------
 
-    def _metered_filter(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered_filter(self, function: Callable[..., object]) -> Callable[..., Any]:
         first = 1 if hasattr(function, "jinja_pass_arg") else 0  # jinja2 passes its context or environment
 
         @functools.wraps(function)
-        def metered(*args: Any, **kwargs: Any) -> Any:
+        def metered(*args: object, **kwargs: object) -> Any:
             self.meter.tick()
             for value in (*args[first:], *kwargs.values()):
                 if not isinstance(value, types.GeneratorType):
@@ -253,7 +253,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
 
     def _metered_test(self, function: Callable[..., bool]) -> Callable[..., bool]:
         @functools.wraps(function)
-        def metered(*args: Any, **kwargs: Any) -> bool:
+        def metered(*args: object, **kwargs: object) -> bool:
             self.meter.tick()
             return function(*args, **kwargs)
 
@@ -267,7 +267,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             return self._ticking(value)
         return self.meter.take(value)
 
-    def _slice(self, value: Any) -> Any:
+    def _slice(self, value: object) -> Any:
         self.meter.tick()
         self.meter.charge(value)
         return value
@@ -276,18 +276,18 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         """What a `for` loop goes through."""
         return _Each(self, iterable) if hasattr(iterable, "__len__") else self._ticking(iterable)
 
-    def _ticking(self, iterable: Iterable[Any]) -> Iterator[Any]:
+    def _ticking(self, iterable: Iterable[object]) -> Iterator[Any]:
         for item in iterable:
             self.meter.tick()
             yield item
 
-    def _printable(self, value: Any) -> Any:
+    def _printable(self, value: object) -> Any:
         """`finalize` of jinja2: what is about to become text."""
         self.meter.tick()
         self.meter.size(value)
         return value
 
-    def _string(self, value: Any) -> str:
+    def _string(self, value: object) -> str:
         return str(self._printable(value))
 
     def _concat(self, pieces: Iterable[str]) -> str:
@@ -303,11 +303,11 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         self.meter.charge(text)
         return text
 
-    def _concat_any(self, values: list[Any]) -> str:
+    def _concat_any(self, values: list[object]) -> str:
         """The ~ operator."""
         return self._concat(self._string(value) for value in values)
 
-    def _join(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+    def _join(self, value: Iterable[object], d: str = "", attribute: str | None = None) -> str:
         pick = filters.make_attrgetter(self, attribute) if attribute is not None else None
         texts: list[str] = []
         length = 0
@@ -317,7 +317,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             self.meter.room(length)
         return str(d).join(texts)
 
-    def _replace(self, value: Any, old: str, new: str, count: int | None = None) -> str:
+    def _replace(self, value: object, old: str, new: str, count: int | None = None) -> str:
         text = self._string(value)
         self._check_replace(text, old, new)
         return text.replace(old, new, -1 if count is None else count)
@@ -330,11 +330,11 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         self.meter.room(len(text) + (len(text.splitlines()) + 1) * len(prefix))
         return filters.do_indent(text, width, first, blank)
 
-    def _trim(self, value: Any, chars: str | None = None) -> str:
+    def _trim(self, value: object, chars: str | None = None) -> str:
         _check_needles(chars)
         return self._string(value).strip(chars)
 
-    def _int(self, value: Any, default: int = 0, base: int = 10) -> int:
+    def _int(self, value: object, default: int = 0, base: int = 10) -> int:
         if isinstance(value, str) and len(value) > 1000:  # quadratic in the length before Python 3.12
             raise LimitError("a number of more than 1000 digits")
         return filters.do_int(value, default, base)
@@ -377,7 +377,7 @@ class _FieldFormatter(string.Formatter):
             raise SecurityError("a format field with attributes or items")
         return super().get_field(field_name, args, kwargs)
 
-    def format_field(self, value: Any, format_spec: str) -> str:
+    def format_field(self, value: object, format_spec: str) -> str:
         if not _FIELD_SPEC.fullmatch(format_spec):
             raise SecurityError("a format field that is wide, or none of Python's")
         self._meter.tick()
@@ -425,12 +425,12 @@ def _through(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
 
 
-def _check_needles(*values: Any) -> None:
+def _check_needles(*values: object) -> None:
     if any(isinstance(value, str) and len(value) > _MAX_NEEDLE for value in values):
         raise LimitError(f"a search for more than {_MAX_NEEDLE} characters")
 
 
-def _kind(obj: Any) -> str:
+def _kind(obj: object) -> str:
     return "an undefined name" if isinstance(obj, Undefined) else f"a {type(obj).__name__}"
 
 
@@ -441,11 +441,11 @@ def _range(*args: Any) -> range:
     return values
 
 
-def _raise_exception(message: Any) -> None:
+def _raise_exception(message: object) -> None:
     raise TemplateRuntimeError(str(message))
 
 
-def _strftime_now(format: Any) -> str:
+def _strftime_now(format: object) -> str:
     if not isinstance(format, str) or len(format) > 200 or not _STRFTIME.fullmatch(format):
         raise SecurityError("strftime_now with a wide field")
     return datetime.datetime.now().strftime(format)

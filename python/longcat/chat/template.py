@@ -19,6 +19,7 @@ from longcat._core import Error
 from longcat.chat.cut_calls import TaggedText
 from longcat.chat.messages import normalize_messages, normalize_tools, plain
 from longcat.support.files import read_json_object, read_text
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     import tokenizers
@@ -90,13 +91,13 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         tool_choice: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> str:
         """The prompt as one text. To encode a user's words use `render_segments`: here their tags look like ours.
 
@@ -118,14 +119,14 @@ class ChatTemplate:
 
     def render_segments(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         *,
         tags: Iterable[str],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         tool_choice: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> list[tuple[str, bool]]:
         """The prompt in segments, the tags that the template wrote apart from all text.
 
@@ -164,7 +165,7 @@ class ChatTemplate:
         )
         return _cut_at_mark(text, end_mark) if end_mark else text
 
-    def _unused_characters(self, variables: dict[str, Any], count: int) -> list[str]:
+    def _unused_characters(self, variables: dict[str, object], count: int) -> list[str]:
         """Private-use characters that occur neither in what the template gets nor in the template."""
         given = [variables, self._variables, self.source, self.tool_source]
         used: set[str] = set()
@@ -274,7 +275,7 @@ def _replaced(text: str, table: Mapping[str, str]) -> str:
     return text
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """All texts in a value of JSON's types, keys too."""
     if isinstance(value, str):
         yield value
@@ -287,7 +288,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _map_strings(value: Any, table: Mapping[str, str]) -> Any:
+def _map_strings(value: object, table: Mapping[str, str]) -> Any:
     """A copy of `value` with all texts in it replaced, keys too."""
     if isinstance(value, TaggedText):
         return value.translated(str.maketrans(dict(table)))
@@ -298,7 +299,7 @@ def _map_strings(value: Any, table: Mapping[str, str]) -> Any:
     return [_map_strings(item, table) for item in value] if isinstance(value, list) else value
 
 
-def _mark_end(messages: list[dict[str, Any]], mark: str) -> list[dict[str, Any]]:
+def _mark_end(messages: list[JsonObject], mark: str) -> list[JsonObject]:
     """`messages` with `mark` after the last one's text."""
     last = messages[-1]
     if last["role"] != "assistant" or last["content"] is None or last.get("tool_calls"):
@@ -317,7 +318,7 @@ def _cut_at_mark(text: str, mark: str) -> str:
 # --- files and errors ----------------------------------------------------------------------------------------------
 
 
-def _named_templates(path: str, found: Any) -> tuple[str, str | None]:
+def _named_templates(path: str, found: object) -> tuple[str, str | None]:
     """The default template and the one for tools, from a text or a list of {"name", "template"}."""
     if isinstance(found, str):
         return found, None
@@ -337,7 +338,7 @@ def _read_text(path: str) -> str | None:
     return read_text(path, "[chat template]", _MAX_FILE_BYTES) if os.path.exists(path) else None
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def _read_json(path: str) -> JsonObject:
     """A file's JSON object, empty if there is no such file."""
     return read_json_object(path, "[chat template]", _MAX_FILE_BYTES)
 

@@ -53,8 +53,8 @@ class CallForm(StructuredOutputs):
 
 
 def calls_or_form(
-    tools: Sequence[Mapping[str, Any]] | None,
-    tool_choice: Any,
+    tools: Sequence[Mapping[str, object]] | None,
+    tool_choice: object,
     parallel: bool = True,
     form: StructuredOutputs | None = None,
 ) -> StructuredOutputs | None:
@@ -88,7 +88,7 @@ def calls_or_form(
     return CallForm(functions=tuple(chosen[:1]), several=False)
 
 
-def _chosen_name(tool_choice: Any) -> str:
+def _chosen_name(tool_choice: object) -> str:
     function = tool_choice.get("function", tool_choice) if isinstance(tool_choice, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):

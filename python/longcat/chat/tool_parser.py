@@ -12,12 +12,12 @@ The algorithm is that of GLM-4.6's published helper with LongCat's tags, with th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from longcat.chat.tool_stream import StreamingResponseParser
+from longcat.support.json_types import JsonObject
 
 
-def parse_model_response(response: str, tools: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def parse_model_response(response: str, tools: Sequence[Mapping[str, object]] | None = None) -> JsonObject:
     """The chat message that an answer's text stands for.
 
     Args:

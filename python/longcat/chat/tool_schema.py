@@ -9,10 +9,10 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from longcat.chat.tool_text import NOT_JSON, js_value, json_value
 from longcat.request.json_schema import ANYTHING, Node, Object, Plain, SchemaReader, Text
+from longcat.support.json_types import Json
 
 
 class Kind(Enum):
@@ -41,9 +41,9 @@ class ToolSchema:
         parameters: its schema; anything but an object says nothing.
     """
 
-    def __init__(self, name: str, parameters: Any):
+    def __init__(self, name: str, parameters: object):
         self.name = name
-        self.parameters: Mapping[str, Any] = parameters if isinstance(parameters, Mapping) else {}
+        self.parameters: Mapping[str, Json] = parameters if isinstance(parameters, Mapping) else {}
         self._arguments: dict[str, Argument | None] = {}
 
     def strict(self) -> SchemaReader:
@@ -86,7 +86,7 @@ class ToolSchema:
         takes_null = any(self._reader.allows(node, None) for node in nodes)
         return Argument(nodes, texts, kind, takes_null)
 
-    def value(self, key: str, text: str) -> Any:
+    def value(self, key: str, text: str) -> Json:
         """An argument's value: the text as written where the schema allows that text, else what it says in JSON.
 
         "null" is None where the schema takes both. A text that fits nothing stays what it is in JSON, or text.
@@ -132,7 +132,7 @@ class ToolSchema:
 class ToolSchemas:
     """The declared tools, by name. Tools of other shapes count as not declared."""
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]] | None):
+    def __init__(self, tools: Sequence[Mapping[str, object]] | None):
         self._tools: dict[str, ToolSchema] = {}
         for tool in tools or ():
             function = tool.get("function") if isinstance(tool, Mapping) else None

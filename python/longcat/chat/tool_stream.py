@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from longcat.chat.call_forms import read_calls, read_object, with_our_tags
 from longcat.chat.json_stream import JsonStream
@@ -23,6 +22,7 @@ from longcat.chat.tool_text import (
     VALUE_END,
     json_text,
 )
+from longcat.support.json_types import Json, JsonObject
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class StreamingResponseParser:
     """
 
     def __init__(
-        self, tools: Sequence[Mapping[str, Any]] | None = None, *, hold_after_think: bool = True, fits: bool = False
+        self, tools: Sequence[Mapping[str, object]] | None = None, *, hold_after_think: bool = True, fits: bool = False
     ):
         self._schemas = ToolSchemas(tools)
         self._fits = fits
@@ -102,11 +102,11 @@ class StreamingResponseParser:
         self._reasoning = _Stripped()
         self._content = _Stripped()
         self._held: list[str] = []
-        self._calls: list[tuple[str, dict[str, Any] | str]] = []
+        self._calls: list[tuple[str, JsonObject | str]] = []
         self._begin_call()
 
     @property
-    def message(self) -> dict[str, Any]:
+    def message(self) -> JsonObject:
         """The message so far: after `finish`, the whole. Calls appear when they are complete."""
         return _build_message(self._reasoning.text, self._content.text, self._calls)
 
@@ -217,7 +217,7 @@ class StreamingResponseParser:
         self._tool = _NO_TOOL
         self._stray: list[str] = []  # text of the body that is in no pair
         self._has_stray = False  # and is no white space
-        self._pairs: list[tuple[str, Any]] = []
+        self._pairs: list[tuple[str, Json]] = []
         self._json: list[str] = []  # the arguments as far as they are known
         self._is_shown = False
         self._is_broken = False  # a name without a value
@@ -387,7 +387,7 @@ class StreamingResponseParser:
 
     def _end_value(self) -> None:
         text = "".join(self._value)
-        value: Any = text
+        value: Json = text
         if self._is_text:
             self._write(json.dumps(self._newline)[1:-1] + '"')
         elif self._json_value is not None:
@@ -425,12 +425,12 @@ class StreamingResponseParser:
         self._settle(calls)
         return True
 
-    def _read_call(self) -> list[tuple[str, dict[str, Any]]]:
+    def _read_call(self) -> list[tuple[str, JsonObject]]:
         """The calls of the body, none if it is not understood or lacks a required argument."""
         body = "".join(self._raw[1:])
         if not self._name:
             return read_calls(body, self._schemas) or self._read_other_tags(body)
-        arguments: dict[str, Any] | None = dict(self._pairs)
+        arguments: JsonObject | None = dict(self._pairs)
         if not self._pairs and self._is_broken:
             arguments = None
         elif not self._pairs and self._has_stray:
@@ -439,7 +439,7 @@ class StreamingResponseParser:
             return self._read_other_tags(body)
         return [(self._name, arguments)] if self._tool.is_complete(arguments) else []
 
-    def _read_other_tags(self, body: str) -> list[tuple[str, dict[str, Any]]]:
+    def _read_other_tags(self, body: str) -> list[tuple[str, JsonObject]]:
         replaced = with_our_tags(body)
         if replaced is None or CALL in replaced or CALL_END in replaced:
             return []
@@ -449,7 +449,7 @@ class StreamingResponseParser:
         parser.finish()
         return [(name, call) for name, call in parser._calls if isinstance(call, dict)]
 
-    def _settle(self, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    def _settle(self, calls: list[tuple[str, dict[str, object]]]) -> None:
         """Gives out what is left of the call; the text of none is content."""
         if self._is_shown:
             self._emit_arguments("}")
@@ -523,7 +523,7 @@ class StreamingResponseParser:
         if text:
             self._emit(tool_call=ToolCallDelta(len(self._calls), arguments=text))
 
-    def _emit(self, **fields: Any) -> None:
+    def _emit(self, **fields: Json) -> None:
         if any(fields.values()):
             self._deltas.append(Delta(**fields))
 
@@ -537,9 +537,9 @@ def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, tags)))
 
 
-def _build_message(reasoning: str, content: str, calls: Sequence[tuple[str, dict[str, Any] | str]]) -> dict[str, Any]:
+def _build_message(reasoning: str, content: str, calls: Sequence[tuple[str, dict[str, object] | str]]) -> JsonObject:
     """The message of these parts, calls as (name, arguments); empty parts are left out."""
-    message: dict[str, Any] = {"role": "assistant"}
+    message: JsonObject = {"role": "assistant"}
     if reasoning:
         message["reasoning_content"] = reasoning
     if content:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+
+from longcat.support.json_types import Json
 
 THINK, THINK_END = "<longcat_think>", "</longcat_think>"
 CALL, CALL_END = "<longcat_tool_call>", "</longcat_tool_call>"
@@ -26,7 +27,7 @@ def spells_tag(text: str) -> bool:
     return any(start in text for start in TAG_STARTS)
 
 
-def json_value(text: str) -> Any:
+def json_value(text: str) -> Json:
     """`text` read as JSON, NOT_JSON if it is none. NaN and infinities are none: no JSON text stands for them."""
     try:
         value = json.loads(text)
@@ -39,7 +40,7 @@ def json_value(text: str) -> Any:
     return value
 
 
-def _is_shallow(value: Any, depth: int) -> bool:
+def _is_shallow(value: object, depth: int) -> bool:
     """Whether arrays and objects are nested at most `depth` deep."""
     if not isinstance(value, (list, dict)):
         return True
@@ -47,7 +48,7 @@ def _is_shallow(value: Any, depth: int) -> bool:
     return depth > 0 and all(_is_shallow(item, depth - 1) for item in items)
 
 
-def js_value(text: str) -> Any:
+def js_value(text: str) -> Json:
     """A JavaScript or Python literal: keys without quotes, single quotes, trailing commas; NOT_JSON if it is none."""
     tokens: list[str] = []
     at = 0
@@ -68,7 +69,7 @@ def js_value(text: str) -> Any:
     return json_value("".join(tokens))
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """`value` in JSON, readable where UTF-8 allows it: a lone surrogate stays escaped."""
     text = json.dumps(value, ensure_ascii=False)
     try:

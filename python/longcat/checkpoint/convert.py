@@ -33,6 +33,7 @@ from longcat.checkpoint.writer import (
     write_index,
 )
 from longcat.support.files import open_regular, read_text
+from longcat.support.json_types import JsonObject
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
@@ -237,7 +238,7 @@ def _plan(
     formats: Mapping[str, str],
     max_shard_bytes: int,
     calibration: Sequence[int] | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The plan that an unfinished run must have recorded for this run to continue it."""
     shards = {}
     for name, num_bytes in checkpoint.shards():
@@ -246,7 +247,7 @@ def _plan(
     return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards, "calibration": text}
 
 
-def _open_partial(target: Path, partial: Path, plan: Mapping[str, Any], total: int) -> FolderLock:
+def _open_partial(target: Path, partial: Path, plan: Mapping[str, object], total: int) -> FolderLock:
     """The folder for the files, new or from an earlier run, and its lock."""
     check_new("convert", target)
     if not partial.exists():

@@ -17,6 +17,7 @@ from typing import Any
 import longcat._core as _core
 from longcat._core import Error
 from longcat.support.files import read_json_object
+from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text, count, printable, some_of
 
 _ROLE_TAGS = ("<longcat_system>", "<longcat_user>", "<longcat_assistant>")
@@ -127,7 +128,7 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[Fact]:
     )
 
 
-def _rope_fact(config: Mapping[str, Any]) -> Fact:
+def _rope_fact(config: Mapping[str, object]) -> Fact:
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     scaling = scaling if isinstance(scaling, dict) else {}
     positions = config.get("max_position_embeddings")
@@ -156,7 +157,7 @@ def _rope_fact(config: Mapping[str, Any]) -> Fact:
 
 
 def _tensor_facts(
-    config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]
+    config: Mapping[str, object], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]
 ) -> Iterator[Fact]:
     def of(pattern: str) -> list[str]:
         return [name for name in tensors if re.search(pattern, name)]
@@ -192,7 +193,9 @@ def _tensor_facts(
     yield _mtp_fact(config, tensors)
 
 
-def _quantisation_fact(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]) -> Fact:
+def _quantisation_fact(
+    config: Mapping[str, object], tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]]
+) -> Fact:
     quantisation = config.get("quantization_config")
     kinds: dict[str, Counter[str]] = {}
     for name, (dtype, shape, *_) in tensors.items():
@@ -216,7 +219,7 @@ def _quantisation_fact(config: Mapping[str, Any], tensors: Mapping[str, tuple[st
 
 
 def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
-    found: dict[str, Any] = {}  # shapes by name; None for packed tensors
+    found: JsonObject = {}  # shapes by name; None for packed tensors
     for name, (_, shape, *_) in tensors.items():
         base, _, suffix = name.rpartition(".")
         if name.startswith(_MTP_PREFIX) and not name.endswith("_scale_inv"):
@@ -241,7 +244,7 @@ def _mtp_fact(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Fact:
 
 
 def _token_facts(
-    config: Mapping[str, Any], tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+    config: Mapping[str, object], tokenizer: Mapping[str, object], tokenizer_config: Mapping[str, object]
 ) -> Iterator[Fact]:
     added = _added_tokens(tokenizer.get("added_tokens"))
     text_of = {id: text for text, (id, _) in added.items()}
@@ -286,7 +289,7 @@ def _token_facts(
     )
 
 
-def _added_tokens(entries: Any) -> dict[str, tuple[int, bool]]:
+def _added_tokens(entries: object) -> dict[str, tuple[int, bool]]:
     """text -> (id, is it special) for a list of added tokens; malformed entries are skipped."""
     return {
         entry["content"]: (entry["id"] if isinstance(entry.get("id"), int) else -1, entry.get("special") is True)
@@ -298,7 +301,7 @@ def _added_tokens(entries: Any) -> dict[str, tuple[int, bool]]:
 # --- other files -----------------------------------------------------------------------------------------------
 
 
-def _generation_facts(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[Fact]:
+def _generation_facts(config: Mapping[str, object], generation: Mapping[str, object]) -> Iterator[Fact]:
     names = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "eos_token_id", "pad_token_id")
     found = ", ".join(f"{name} {json.dumps(generation[name])}" for name in names if name in generation)
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
@@ -325,7 +328,7 @@ def _parser_fact(folder: Path) -> Fact:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _object_or_nothing(path: Path) -> dict[str, Any]:
+def _object_or_nothing(path: Path) -> JsonObject:
     try:
         return read_json_object(path, "[verify]")
     except Error:

@@ -24,6 +24,7 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
+from longcat.support.json_types import JsonObject
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # the file of official checkpoints for MTP tensors
 TOKENIZER_FILES = (
@@ -42,7 +43,7 @@ _TAGS = {"bf16": "BF16", "f32": "F32"}
 # --- configurations -------------------------------------------------------------------------------
 
 # LongCat-Flash-Lite itself: 68.5 B parameters, 137 GB in bf16.
-LITE_CONFIG: dict[str, Any] = {
+LITE_CONFIG: JsonObject = {
     "architectures": ["LongcatFlashNgramForCausalLM"],
     "vocab_size": 131072,
     "hidden_size": 3072,
@@ -149,7 +150,7 @@ TINY_CONFIG = LITE_CONFIG | {
     "ngram_vocab_size_ratio": 3,
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, JsonObject] = {
     "tiny": TINY_CONFIG,
     "small": SMALL_CONFIG,
     "medium": MEDIUM_CONFIG,
@@ -171,7 +172,7 @@ class TensorSpec:
     std_tail: tuple[int, float] | None = None  # (n, std): the last n rows have this standard deviation
 
 
-def tensor_specs(config: Mapping[str, Any], mtp: bool = False) -> dict[str, TensorSpec]:
+def tensor_specs(config: Mapping[str, object], mtp: bool = False) -> dict[str, TensorSpec]:
     """All tensors of a checkpoint with `config`, in file order.
 
     Args:
@@ -314,7 +315,7 @@ class Written:
     seconds: float
 
 
-def preset_config(preset: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def preset_config(preset: str, fields: Mapping[str, object] | None = None) -> JsonObject:
     """The configuration of a preset, with `fields` overriding its own. A null removes an optional field.
 
     Raises:
@@ -337,7 +338,7 @@ def preset_config(preset: str, fields: Mapping[str, Any] | None = None) -> dict[
 
 def write_checkpoint(
     folder: str | os.PathLike[str],
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     *,
     dtype: str = "bf16",
     seed: int = 0,
@@ -451,7 +452,7 @@ def _tokenizer_files(folder: str | os.PathLike[str], config: Mapping[str, Any]) 
 
 def _write_small_files(
     folder: Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     specs: Mapping[str, TensorSpec],
     files: Mapping[str, list[str]],
     dtype: str,

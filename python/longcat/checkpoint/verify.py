@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error
@@ -23,6 +22,7 @@ from longcat.checkpoint.lock import FolderLock
 from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
 from longcat.checkpoint.writer import INDEX_FILE
 from longcat.support.files import open_regular, read_json_object, read_text
+from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text, count, printable, some_of
 
 HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`
@@ -68,7 +68,7 @@ class Report:
         """Whether no check failed; warnings do not count."""
         return all(check.status != "FAIL" for check in self.checks)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The report as JSON types."""
         return {
             "path": self.path,

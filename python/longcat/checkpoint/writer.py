@@ -7,9 +7,9 @@ import shutil
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from longcat._core import Error
+from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text
 
 MAX_SHARD_BYTES = 5 * 10**9  # tensor bytes per file, as save_pretrained; a larger tensor gets its own file
@@ -19,7 +19,7 @@ ALIGNMENT = 64  # [bytes] alignment of a file's first tensor: a cache line
 
 def header(tensors: Iterable[tuple[str, str, Iterable[int], int]]) -> bytes:
     """The bytes before a file's tensors. tensors: (name, dtype, shape, bytes), in file order."""
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    fields: JsonObject = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape, num_bytes in tensors:
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}

@@ -20,6 +20,7 @@ from longcat.cli.engine_options import (
 )
 from longcat.cli.parser import nearest
 from longcat.support.files import read_json
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     from longcat.engine.engine import Engine
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed and not sys.stdin.isatty() else 0
 
 
-def load_tools(path: str) -> list[dict[str, Any]]:
+def load_tools(path: str) -> list[JsonObject]:
     """The tools declared in a JSON file.
 
     Raises:
@@ -128,19 +129,19 @@ def _input_waits() -> bool:
 class Conversation:
     """The messages so far, and how the next answer is made."""
 
-    def __init__(self, engine: Engine, system: str, tools: list[dict[str, Any]] | None, sampling: dict[str, Any]):
+    def __init__(self, engine: Engine, system: str, tools: list[JsonObject] | None, sampling: dict[str, Any]):
         self._engine = engine
         self._system = system
         self._tools = tools
         self._sampling = sampling
-        self._history: list[dict[str, Any]] = []
+        self._history: list[JsonObject] = []
 
     def check(self) -> None:
         """Raises now what would be wrong with every turn: no tokenizer or template, malformed tools or sampling."""
         hello = self._messages({"role": "user", "content": "Hello"})
         self._engine.chat(hello, tools=self._tools, stream=True, **self._sampling).close()
 
-    def _messages(self, turn: dict[str, Any]) -> list[dict[str, Any]]:
+    def _messages(self, turn: JsonObject) -> list[JsonObject]:
         system = [{"role": "system", "content": self._system}] if self._system else []
         return [*system, *self._history, turn]
 
@@ -180,7 +181,7 @@ class Conversation:
         except KeyboardInterrupt:
             stream.close()
             print("\n[stopped]")
-            message: dict[str, Any] = {"role": "assistant", "content": said}
+            message: JsonObject = {"role": "assistant", "content": said}
         else:
             assert output is not None
             message = output.message

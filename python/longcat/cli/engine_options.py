@@ -186,7 +186,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
     return Place(replica, rank)
 
 
-def open_engine(args: argparse.Namespace, **more: Any) -> Engine:
+def open_engine(args: argparse.Namespace, **more: object) -> Engine:
     """The engine that the options and `more` describe, with a progress bar while it loads. After join_ranks."""
     from longcat.engine.engine import Engine
     from longcat.parallel.job import current_job

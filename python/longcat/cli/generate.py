@@ -18,6 +18,7 @@ from longcat.cli.engine_options import (
     sampling_options,
 )
 from longcat.cli.parser import UsageError, integer
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     from longcat.engine.engine import Engine
@@ -77,7 +78,7 @@ def _prompt(given: str | None) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _schema(given: str) -> dict[str, Any]:
+def _schema(given: str) -> JsonObject:
     """A JSON schema, or that of a file.
 
     Raises:
@@ -114,7 +115,7 @@ def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -
     return output
 
 
-def _as_json(output: RequestOutput) -> dict[str, Any]:
+def _as_json(output: RequestOutput) -> JsonObject:
     answers = [
         {
             "index": answer.index,

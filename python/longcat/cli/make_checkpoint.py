@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
 
 from longcat.cli.progress import ByteBar
+from longcat.support.json_types import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _field(text: str) -> tuple[str, Any]:
+def _field(text: str) -> tuple[str, Json]:
     """Name and value of "moe_topk=4"; a value that is not JSON is a string.
 
     Raises:

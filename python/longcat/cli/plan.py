@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longcat.cli.engine_options import add_option
 from longcat.cli.parser import integer, number
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     from longcat.planning.plan import Plan
@@ -110,7 +111,7 @@ def text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[dict[str, Any]]:
+def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject]:
     """Layouts on so many H100, what each holds [bytes] and how long its steps take [ms]; the fastest at one first.
 
     Raises:
@@ -143,7 +144,7 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[dict[str, 
     return sorted(rows, key=lambda row: row["steps"][0]["ms"])
 
 
-def gpu_text(plan: Plan, num_gpus: int, ngram_placement: str, rows: list[dict[str, Any]]) -> str:
+def gpu_text(plan: Plan, num_gpus: int, ngram_placement: str, rows: list[JsonObject]) -> str:
     from longcat.support.text import bytes_text
 
     context = min(_GPU_CONTEXT, plan.max_model_len)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import longcat._core as _core
 from longcat.engine.request import Request
@@ -31,7 +31,7 @@ class Intake:
         self,
         core: _core.Engine,
         table: RequestTable,
-        defaults: Mapping[str, Any],
+        defaults: Mapping[str, object],
         eos_token_ids: Sequence[int],
         seed: int,
     ):
@@ -79,7 +79,7 @@ class Intake:
         return dataclasses.replace(params, structured_outputs=grammar)
 
 
-def eos_token_ids(defaults: Mapping[str, Any], eos_token_id: int) -> list[int]:
+def eos_token_ids(defaults: Mapping[str, object], eos_token_id: int) -> list[int]:
     """The model's end token, and those that generation_config.json lists."""
     listed = defaults.get("eos_token_id", [])
     return sorted({eos_token_id, *(listed if isinstance(listed, list) else [listed])})

@@ -86,7 +86,7 @@ class LLM(Engine):
         self,
         prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: Params | Sequence[Params] | None = None,
-        **options: Any,
+        **options: object,
     ) -> list[RequestOutput] | TokenStream:
         """As Engine.generate; a list also for one prompt. A stream stays one."""
         outputs: RequestOutput | list[RequestOutput] | TokenStream
@@ -118,7 +118,7 @@ class LLM(Engine):
         messages: Conversation | Sequence[Conversation],
         sampling_params: Params | Sequence[Params] | None = None,
         use_tqdm: bool = True,
-        **options: Any,
+        **options: object,
     ) -> list[ChatOutput] | ChatStream:
         """As Engine.chat; a list also for one conversation. A stream stays one."""
         outputs: ChatOutput | list[ChatOutput] | ChatStream
@@ -130,7 +130,7 @@ class LLM(Engine):
         return SamplingParams()
 
 
-def _own(options: dict[str, Any]) -> dict[str, Any]:
+def _own(options: dict[str, object]) -> dict[str, Any]:
     """The options of a call without those of vLLM that are not set.
 
     Raises:

@@ -46,7 +46,7 @@ class MaskFiller:
         for target in [self._dispatch, *[self._work] * _NUM_THREADS]:
             threading.Thread(target=target, name="longcat-masks", daemon=True).start()
 
-    def register(self, core_id: int, token_mask: Callable[[list[int]], Any]) -> None:
+    def register(self, core_id: int, token_mask: Callable[[list[int]], object]) -> None:
         """Says whose masks to ask; with the lock held."""
         self._requests[core_id] = Constrained(core_id, token_mask)
 

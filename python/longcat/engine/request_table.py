@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import longcat._core as _core
 from longcat._core import Error
@@ -52,7 +52,7 @@ class RequestTable:
         self,
         prompt_token_ids: Sequence[int],
         params: _core.SamplingParams,
-        token_masks: Sequence[Callable[[list[int]], Any]],
+        token_masks: Sequence[Callable[[list[int]], object]],
         queue: _core.OutputQueue,
         group: RequestGroup,
         name: int | str | None = None,

@@ -98,7 +98,7 @@ class Heartbeat:
 
     # --- connecting --------------------------------------------------------------------------------------------
 
-    def _listen(self, communicator: Any, hosts: Sequence[str]) -> None:
+    def _listen(self, communicator: object, hosts: Sequence[str]) -> None:
         token = secrets.token_bytes(_TOKEN_BYTES)
         with socket.create_server(("" if hosts else "127.0.0.1", 0), backlog=_BACKLOG) as server:
             known = ",".join(hosts[:_MAX_HOSTS]) or "127.0.0.1"
@@ -151,7 +151,7 @@ class Heartbeat:
         else:
             connection.close()
 
-    def _connect(self, communicator: Any) -> None:
+    def _connect(self, communicator: object) -> None:
         message = _broadcast(communicator, b"")
         token = message[:_TOKEN_BYTES]
         address, process = message[_TOKEN_BYTES:].decode().split(maxsplit=1)

@@ -170,7 +170,7 @@ def busiest_rank(routed: int, identity: int, topk: int, ep: int, batch: int) -> 
     return experts / trials, rows / trials
 
 
-def layouts(num_devices: int, config: dict[str, Any]) -> list[tuple[int, int]]:
+def layouts(num_devices: int, config: dict[str, object]) -> list[tuple[int, int]]:
     """All (tp, ep) on `num_devices` devices that divide the model's sizes, most experts per rank last."""
     import longcat._core as _core
 

@@ -11,11 +11,11 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error
 from longcat.planning.machine import measured_bandwidth, process_bytes
+from longcat.support.json_types import JsonObject
 
 GIB = 1 << 30
 BLOCK_TOKENS = 64  # per block of the latent cache
@@ -101,7 +101,7 @@ class Plan:
     expert_parallel_size: int
     rank_weights: list[int]  # held by each rank
     rank_tables: list[int]  # the part of rank_weights in N-gram tables
-    config: dict[str, Any] = field(repr=False, default_factory=dict)
+    config: JsonObject = field(repr=False, default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -176,7 +176,7 @@ class Plan:
         workspace = self.activations + self.process if row.on_cpu else WORKSPACE
         return int((memory - row.fast_bytes - workspace) // self.kv_bytes_per_token)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         values = asdict(self)
         del values["config"]
         rows = [asdict(row) for row in self.placements()]
@@ -309,8 +309,8 @@ def _stored(model: str, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Sto
 
 
 def _parts(
-    expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, Any],
-    shard: dict[str, Any],
+    expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, object],
+    shard: dict[str, object],
 ) -> list[Part]:  # fmt: skip
     """The components. touched, copied, read and held are those of the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
@@ -339,7 +339,7 @@ def _parts(
     return [part for part in parts.values() if part.stored]
 
 
-def held_shape(name: str, shape: tuple[int, ...], config: dict[str, Any], shard: dict[str, Any]) -> tuple[int, int]:
+def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: JsonObject) -> tuple[int, int]:
     """Rows and columns of a tensor on a rank. 0 rows: the rank has none. A vector has one column."""
     rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
 

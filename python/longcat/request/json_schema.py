@@ -15,10 +15,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import unquote
 
 from longcat.request.patterns import FORMATS, UNENFORCED_FORMATS, PatternError, matches, whole
+from longcat.support.json_types import Json, JsonObject
 
 Node: TypeAlias = "frozenset[int]"  # schemas that all hold, by their numbers; empty: anything
 ANYTHING: Node = frozenset()
@@ -43,7 +44,7 @@ class Text:
     patterns: tuple[str, ...] = ()
     choices: tuple[str, ...] | None = None
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: object) -> bool:
         if not isinstance(value, str) or (self.choices is not None and value not in self.choices):
             return False
         fits = self.least <= len(value) and (self.most is None or len(value) <= self.most)
@@ -62,7 +63,7 @@ class Number:
     high: tuple[float, bool] | None = None
     multiple_of: float | None = None
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             return False
         if self.low is not None and (value < self.low[0] or (self.low[1] and value == self.low[0])):
@@ -78,7 +79,7 @@ class Number:
 class Constant:
     """One value that is no text."""
 
-    value: Any
+    value: Json
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Constant) and _same(self.value, other.value)  # to Python 1 is True
@@ -130,14 +131,14 @@ class SchemaReader:
         lenient: words that cannot be enforced are ignored, and malformed parts allow anything.
     """
 
-    def __init__(self, document: Any, name: str = "schema", lenient: bool = False):
+    def __init__(self, document: object, name: str = "schema", lenient: bool = False):
         self._document = document
         self._name = name
         self._lenient = lenient
-        self._schemas: list[Any] = []
+        self._schemas: list[Json] = []
         self._paths: list[str] = []
         self._numbers: dict[int, int] = {}  # by the identity of the schema, which _schemas keeps alive
-        self._made: dict[tuple[Any, ...], int] = {}  # schemas that the document does not have as such
+        self._made: dict[tuple[Json, ...], int] = {}  # schemas that the document does not have as such
         self._branches: dict[Node, tuple[Branch, ...]] = {}
         self._checked: set[int] = set()
         self._exclusive_groups: set[tuple[int, ...]] = set()
@@ -159,11 +160,11 @@ class SchemaReader:
             self._branches[node] = tuple(self._read(node))
         return self._branches[node]
 
-    def allows(self, node: Node | None, value: Any) -> bool:
+    def allows(self, node: Node | None, value: object) -> bool:
         """Whether a value fits."""
         return node is not None and any(self._branch_allows(branch, value) for branch in self.branches(node))
 
-    def _branch_allows(self, branch: Branch, value: Any) -> bool:
+    def _branch_allows(self, branch: Branch, value: object) -> bool:
         if isinstance(branch, (Text, Number)):
             return branch.allows(value)
         if isinstance(branch, Constant):
@@ -285,7 +286,7 @@ class SchemaReader:
                 self._malformed(word, path, "an object")
                 continue
             for name, needed in dependents.items():
-                with_it: dict[str, Any] = {"required": [name]}
+                with_it: JsonObject = {"required": [name]}
                 if isinstance(needed, list):
                     if not needed:
                         continue
@@ -321,7 +322,7 @@ class SchemaReader:
         return group
 
     @staticmethod
-    def _only_required(schema: Any) -> list[str] | None:
+    def _only_required(schema: object) -> list[str] | None:
         if not isinstance(schema, dict) or not isinstance(schema.get("required"), list):
             return None
         restricting = [word for word in schema if word in _KEYWORDS and word != "required"]
@@ -371,7 +372,7 @@ class SchemaReader:
         """The branches, one a type, of schemas that all hold and have no alternatives."""
         parts = [(self._schemas[number], self._paths[number]) for number in sorted(closure)]
         kinds, integers = set(_TYPES), False
-        values: list[Any] | None = None
+        values: list[Json] | None = None
         for schema, path in parts:
             if "type" in schema:
                 given = self._types(schema["type"], path)
@@ -407,7 +408,7 @@ class SchemaReader:
         others = {json.dumps(value, sort_keys=True): value for value in fitting if not isinstance(value, str)}
         return [*([Text(choices=texts)] if texts else []), *map(Constant, others.values())]
 
-    def _types(self, given: Any, path: str) -> set[str]:
+    def _types(self, given: object, path: str) -> set[str]:
         names = [given] if isinstance(given, str) else given
         known = {*_TYPES, "integer"}
         if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
@@ -415,7 +416,7 @@ class SchemaReader:
             return set(_TYPES)
         return set(names)
 
-    def _number_branch(self, parts: list[tuple[dict[str, Any], str]], is_integer: bool) -> list[Branch]:
+    def _number_branch(self, parts: list[tuple[dict[str, object], str]], is_integer: bool) -> list[Branch]:
         low: tuple[float, bool] | None = None
         high: tuple[float, bool] | None = None
         multiple: Fraction | None = None
@@ -454,7 +455,7 @@ class SchemaReader:
         denominator = math.lcm(before.denominator, this.denominator)
         return Fraction(math.lcm(int(before * denominator), int(this * denominator)), denominator)
 
-    def _text_branch(self, parts: list[tuple[dict[str, Any], str]]) -> list[Branch]:
+    def _text_branch(self, parts: list[tuple[dict[str, object], str]]) -> list[Branch]:
         least, most = self._bounds(parts, "minLength", "maxLength")
         patterns: list[str] = []
         for schema, path in parts:
@@ -485,9 +486,9 @@ class SchemaReader:
             return []
         return [written] if written != whole("") else []
 
-    def _array_branch(self, parts: list[tuple[dict[str, Any], str]], is_listed: bool) -> list[Branch]:
+    def _array_branch(self, parts: list[tuple[dict[str, object], str]], is_listed: bool) -> list[Branch]:
         least, most = self._bounds(parts, "minItems", "maxItems")
-        shapes: list[tuple[list[tuple[Any, str]], tuple[Any, str]]] = []
+        shapes: list[tuple[list[tuple[Json, str]], tuple[Json, str]]] = []
         for schema, path in parts:
             first, others, word = schema.get("prefixItems"), schema.get("items", True), "prefixItems"
             if isinstance(others, list):  # the older form
@@ -523,7 +524,7 @@ class SchemaReader:
                 self._refuse("unevaluatedItems", path, "items")
         return [Array(tuple(first_nodes), others_node, least, most)]
 
-    def _object_branches(self, parts: list[tuple[dict[str, Any], str]]) -> list[Branch]:
+    def _object_branches(self, parts: list[tuple[dict[str, object], str]]) -> list[Branch]:
         least, most = self._bounds(parts, "minProperties", "maxProperties")
         shapes = [self._object_part(schema, path) for schema, path in parts]
         names = list(
@@ -613,7 +614,7 @@ class SchemaReader:
             return iter([tuple(names[:count])])
         return itertools.combinations(names, count)
 
-    def _object_part(self, schema: dict[str, Any], path: str) -> _ObjectPart:
+    def _object_part(self, schema: dict[str, object], path: str) -> _ObjectPart:
         """One schema's words for objects."""
         part = _ObjectPart({}, [], [], None)
         properties = schema.get("properties", {})
@@ -646,7 +647,7 @@ class SchemaReader:
         return part
 
     def _named(
-        self, names: Any, path: str, properties: dict[str, Node | None], by_pattern: list[tuple[str, Node]],
+        self, names: object, path: str, properties: dict[str, Node | None], by_pattern: list[tuple[str, Node]],
         others: Node | None,
     ) -> tuple[dict[str, Node | None], list[tuple[str, Node]], Node | None]:  # fmt: skip
         """The parts of an object whose names fit `names`."""
@@ -672,7 +673,7 @@ class SchemaReader:
         length = f"(?s:.{{{text.least},{'' if text.most is None else text.most}}})"
         return kept, [(text.patterns[0] if text.patterns else length, others)], None
 
-    def _bounds(self, parts: list[tuple[dict[str, Any], str]], low: str, high: str) -> tuple[int, int | None]:
+    def _bounds(self, parts: list[tuple[JsonObject, str]], low: str, high: str) -> tuple[int, int | None]:
         least, most = 0, None
         for schema, path in parts:
             for word in (low, high):
@@ -704,13 +705,13 @@ class SchemaReader:
             if word in schema:
                 self._refuse(word, path, "$ref")
 
-    def _resolve(self, reference: Any, path: str) -> int:
+    def _resolve(self, reference: object, path: str) -> int:
         if not isinstance(reference, str):
             self._malformed("$ref", path, "a text such as #/$defs/name", reference)
             return self._number(True, path)
         base, _, fragment = reference.partition("#")
         root_id = self._document.get("$id", self._document.get("id")) if isinstance(self._document, dict) else None
-        found: Any = self._document
+        found: Json = self._document
         if base and (not isinstance(root_id, str) or base != root_id.rstrip("#")):
             self._refuse("$ref", path, "a reference into the same schema", reference)
             return self._number(True, path)
@@ -733,7 +734,7 @@ class SchemaReader:
             return self._number(True, path)
         return self._number(found, f"{reference.removeprefix('#')}")
 
-    def _node(self, schemas: Sequence[tuple[Any, str]]) -> Node | None:
+    def _node(self, schemas: Sequence[tuple[object, str]]) -> Node | None:
         """The node of schemas with their paths; None if one is false."""
         numbers = []
         for schema, path in schemas:
@@ -745,7 +746,7 @@ class SchemaReader:
                     numbers.append(number)
         return frozenset(numbers)
 
-    def _number(self, schema: Any, path: str) -> int:
+    def _number(self, schema: object, path: str) -> int:
         if not isinstance(schema, (dict, bool)):
             self._malformed("schema", path, "an object, true or false", schema)
             schema = True
@@ -755,28 +756,28 @@ class SchemaReader:
             self._numbers[id(schema)] = self._append(schema, path)
         return self._numbers[id(schema)]
 
-    def _make(self, key: tuple[Any, ...], schema: Any, path: str) -> int:
+    def _make(self, key: tuple[object, ...], schema: object, path: str) -> int:
         if key not in self._made:
             self._made[key] = self._append(schema, path)
         return self._made[key]
 
-    def _append(self, schema: Any, path: str) -> int:
+    def _append(self, schema: object, path: str) -> int:
         self._schemas.append(schema)
         self._paths.append(path)
         return len(self._schemas) - 1
 
-    def _list(self, schema: dict[str, Any], word: str, path: str) -> list[Any]:
+    def _list(self, schema: dict[str, object], word: str, path: str) -> list[Json]:
         value = schema.get(word, [])
         if not isinstance(value, list):
             self._malformed(word, path, "a list", value)
             return []
         return value
 
-    def _refuse(self, word: str, path: str, expected: str, found: Any = None) -> None:
+    def _refuse(self, word: str, path: str, expected: str, found: object = None) -> None:
         shown = "" if found is None else f" of {_short(found)}"
         self._fail(f'"{word}"{shown} at {path or "/"}, which cannot be enforced', expected, f"Leave it out; {_REMEDY}")
 
-    def _malformed(self, word: str, path: str, expected: str, found: Any = None) -> None:
+    def _malformed(self, word: str, path: str, expected: str, found: object = None) -> None:
         self._fail(f'"{word}" of {_short(found)} at {path or "/"}', expected, "Correct it")
 
     def _fail(self, found: str, expected: str, remedy: str) -> None:
@@ -786,12 +787,12 @@ class SchemaReader:
 
 @dataclass
 class _ObjectPart:
-    names: dict[str, tuple[Any, str]]
+    names: dict[str, tuple[Json, str]]
     required: list[str]
-    by_pattern: list[tuple[str, tuple[Any, str]]]
-    others: tuple[Any, str] | None
+    by_pattern: list[tuple[str, tuple[Json, str]]]
+    others: tuple[Json, str] | None
 
-    def of(self, name: str) -> list[tuple[Any, str]]:
+    def of(self, name: str) -> list[tuple[Json, str]]:
         """The schemas of a property."""
         found = [self.names[name]] if name in self.names else []
         found += [one for pattern, one in self.by_pattern if matches(pattern, name)]
@@ -808,7 +809,7 @@ _KEYWORDS = frozenset(
 )
 
 
-def _anchored(schema: Any, anchor: str, depth: int = 64) -> Any:
+def _anchored(schema: object, anchor: str, depth: int = 64) -> Json:
     """The schema with this $anchor."""
     if isinstance(schema, dict) and (schema.get("$anchor") == anchor or schema.get("$id") == f"#{anchor}"):
         return schema
@@ -821,7 +822,7 @@ def _anchored(schema: Any, anchor: str, depth: int = 64) -> Any:
     return _MISSING
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -831,7 +832,7 @@ def _kind(value: Any) -> str:
     return "number"
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Json, b: Json) -> bool:
     """Equal in JSON: 1 and 1.0 are, 1 and true are not."""
     if _kind(a) != _kind(b):
         return False
@@ -853,6 +854,6 @@ def _is_below(a: Number, b: Number) -> bool:
     return a.high[0] < b.low[0] or (a.high[0] == b.low[0] and (a.high[1] or b.low[1]))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -296,7 +298,7 @@ def is_empty(patterns: tuple[str, ...], least: int, most: int | None) -> bool:
         from llguidance import LLMatcher, LLTokenizer
     except ImportError:
         return False
-    schema: dict[str, Any] = {
+    schema: JsonObject = {
         "type": "string",
         "minLength": least,
         "allOf": [{"pattern": f"^{one}$"} for one in patterns],

@@ -53,7 +53,7 @@ def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int
     return [_prompt(f"prompts[{index}]", prompt) for index, prompt in enumerate(prompts)], False
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     """A list, a tuple or an array."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, Mapping))
 

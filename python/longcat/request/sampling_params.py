@@ -132,7 +132,7 @@ class SamplingParams:
 
 def core_params(
     params: SamplingParams,
-    defaults: Mapping[str, Any],
+    defaults: Mapping[str, object],
     eos_token_ids: Sequence[int],
     seed: int,
     tokenizer: Callable[[], Tokenizer],
@@ -184,35 +184,35 @@ def core_params(
     return core
 
 
-def _index(name: str, value: Any) -> int:
+def _index(name: str, value: object) -> int:
     """An integer, NumPy's too."""
     if not isinstance(value, bool) and hasattr(value, "__index__"):
         return operator.index(value)
     raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
 
 
-def _integer(name: str, value: Any) -> int:
+def _integer(name: str, value: object) -> int:
     number = _index(name, value)
     if not -(2**31) <= number < 2**31:
         raise ValueError(f"{name}={number} is not possible: expected at most {2**31 - 1}")
     return number
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     """A number, NumPy's too."""
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected a number")
     return float(value)
 
 
-def _token_id(name: str, value: Any) -> int:
+def _token_id(name: str, value: object) -> int:
     number = _index(name, value)
     if not 0 <= number < 2**31:
         raise ValueError(f"{name}={number} is not possible: expected ids of the vocabulary")
     return number
 
 
-def _logit_bias(bias: Any) -> dict[int, float]:
+def _logit_bias(bias: object) -> dict[int, float]:
     """Ids may be text, as in JSON."""
     if not hasattr(bias, "items"):
         raise TypeError(f"logit_bias={bias!r} is a {type(bias).__name__}: expected a mapping from token ids to numbers")
@@ -222,7 +222,7 @@ def _logit_bias(bias: Any) -> dict[int, float]:
         raise ValueError(f"logit_bias={bias!r} is not possible: {error}") from None
 
 
-def _token_ids(name: str, values: Any) -> list[int]:
+def _token_ids(name: str, values: object) -> list[int]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name}={values!r} is a {type(values).__name__}: expected a list of token ids")
     return [_token_id(name, value) for value in values]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from longcat.request.json_schema import (
     ANYTHING,
@@ -17,6 +16,7 @@ from longcat.request.json_schema import (
     SchemaReader,
     Text,
 )
+from longcat.support.json_types import Json, JsonObject
 
 
 class SchemaWriter:
@@ -32,16 +32,16 @@ class SchemaWriter:
         self._text_pattern = text_pattern
         self._plain_numbers = plain_numbers
         self._names: dict[Node, str] = {}
-        self._definitions: dict[str, Any] = {}
+        self._definitions: JsonObject = {}
 
-    def document(self, branches: Sequence[Branch]) -> dict[str, Any]:
+    def document(self, branches: Sequence[Branch]) -> JsonObject:
         """A schema that stands alone, of values that one branch allows."""
         self._names, self._definitions = {}, {}
         written = self._any_of(branches)
         written = written if isinstance(written, dict) else {"not": {}}
         return {**written, "$defs": self._definitions} if self._definitions else written
 
-    def _node(self, node: Node | None) -> Any:
+    def _node(self, node: Node | None) -> Json:
         if node is None:
             return False
         if node == ANYTHING and self._text_pattern is None and not self._plain_numbers:
@@ -55,7 +55,7 @@ class SchemaWriter:
             self._definitions[name] = self._any_of(branches)
         return {"$ref": f"#/$defs/{self._names[node]}"}
 
-    def _any_of(self, branches: Sequence[Branch]) -> Any:
+    def _any_of(self, branches: Sequence[Branch]) -> Json:
         values = [branch.value for branch in branches if isinstance(branch, Constant)]
         written = [self._branch(branch) for branch in branches if not isinstance(branch, Constant)]
         written += [{"enum": values}] if values else []
@@ -63,7 +63,7 @@ class SchemaWriter:
             return False
         return written[0] if len(written) == 1 else {"anyOf": written}
 
-    def _branch(self, branch: Branch) -> dict[str, Any]:
+    def _branch(self, branch: Branch) -> JsonObject:
         if isinstance(branch, Text):
             return self._text(branch)
         if isinstance(branch, Number):
@@ -95,19 +95,19 @@ class SchemaWriter:
             written["additionalProperties"] = others
         return written | _counts(branch.least, branch.most, "Properties")
 
-    def _text(self, branch: Text) -> dict[str, Any]:
+    def _text(self, branch: Text) -> JsonObject:
         if branch.choices is not None:
             return {"type": "string", "enum": list(branch.choices)}
         patterns = [*branch.patterns, *([self._text_pattern] if self._text_pattern is not None else [])]
-        written: dict[str, Any] = {"type": "string"} | _counts(branch.least, branch.most, "Length")
+        written: JsonObject = {"type": "string"} | _counts(branch.least, branch.most, "Length")
         if patterns:
             written["pattern"] = f"^{patterns[0]}$"
             if len(patterns) > 1:
                 written["allOf"] = [{"pattern": f"^{pattern}$"} for pattern in patterns[1:]]
         return written
 
-    def _number(self, branch: Number) -> dict[str, Any]:
-        written: dict[str, Any] = {"type": "integer" if branch.is_integer else "number"}
+    def _number(self, branch: Number) -> JsonObject:
+        written: JsonObject = {"type": "integer" if branch.is_integer else "number"}
         if branch.low is not None:
             written["exclusiveMinimum" if branch.low[1] else "minimum"] = branch.low[0]
         if branch.high is not None:
@@ -119,5 +119,5 @@ class SchemaWriter:
         return written
 
 
-def _counts(least: int, most: int | None, what: str) -> dict[str, Any]:
+def _counts(least: int, most: int | None, what: str) -> JsonObject:
     return ({f"min{what}": least} if least else {}) | ({} if most is None else {f"max{what}": most})

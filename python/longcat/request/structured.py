@@ -13,12 +13,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longcat._core import Error
 from longcat.request.json_schema import ANYTHING, SchemaReader
 from longcat.request.patterns import PatternError, whole
 from longcat.request.schema_writer import SchemaWriter
+from longcat.support.json_types import Json
 from longcat.support.names import install_command, unknown_name
 from longcat.support.text import printable
 
@@ -56,14 +57,14 @@ class StructuredOutputs:
         grammar: a Lark grammar with the rule `start`, in llguidance's dialect.
     """
 
-    json: Mapping[str, Any] | str | None = None
+    json: Mapping[str, Json] | str | None = None
     json_object: bool = False
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
 
     @classmethod
-    def of(cls, value: StructuredOutputs | Mapping[str, Any]) -> StructuredOutputs:
+    def of(cls, value: StructuredOutputs | Mapping[str, Json]) -> StructuredOutputs:
         """An object or a dict.
 
         Raises:
@@ -107,7 +108,7 @@ class StructuredOutputs:
             return json_source({"type": "object"})
         return schema_source(self._schema())
 
-    def _schema(self) -> Any:
+    def _schema(self) -> Json:
         if not isinstance(self.json, str):
             try:
                 written = json.dumps(self.json, allow_nan=False)
@@ -125,7 +126,7 @@ class StructuredOutputs:
             raise ValueError("[schema] found text nested too deep; expected a JSON schema.") from None
 
 
-def schema_source(schema: Any) -> str:
+def schema_source(schema: object) -> str:
     """The grammar of values that fit a JSON schema, in llguidance's form.
 
     Raises:
@@ -141,7 +142,7 @@ def schema_source(schema: Any) -> str:
         raise ValueError("[schema] found one nested too deep; expected fewer levels. Make it flatter.") from None
 
 
-def json_source(schema: dict[str, Any]) -> str:
+def json_source(schema: dict[str, object]) -> str:
     """The grammar of a schema in the words that SchemaWriter uses."""
     from llguidance import LLMatcher
 
@@ -304,7 +305,7 @@ def _lark_fault(reason: str) -> str:
     return "what is no grammar"
 
 
-def _text(name: str, text: Any) -> str:
+def _text(name: str, text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(text).__name__}: expected a text")
     if len(text) > MAX_GRAMMAR_CHARS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -37,7 +36,7 @@ class Application:
         engine: ServedEngine,
         settings: ServerSettings,
         on_end: Callable[[], None] = lambda: None,
-        write_log: Callable[[dict[str, Any]], object] = log_request,
+        write_log: Callable[[dict[str, object]], object] = log_request,
     ):
         self.lifecycle = Lifecycle(engine, settings, on_end)
         metrics = ServerMetrics(engine, settings.model_names[0])

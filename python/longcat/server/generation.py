@@ -26,6 +26,7 @@ from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
+from longcat.support.json_types import JsonObject
 
 T = TypeVar("T")
 B = TypeVar("B", bound=GenerationBody)
@@ -183,7 +184,7 @@ class Service:
             self.lifecycle.check_ready()
             raise ApiError(400, str(error)) from None
 
-    def sampling_params(self, body: GenerationBody, **more: Any) -> SamplingParams:
+    def sampling_params(self, body: GenerationBody, **more: object) -> SamplingParams:
         """The parameters of a request, but for the form of its answer.
 
         Args:
@@ -338,7 +339,7 @@ async def respond(request: Request, body: B, start: Callable[[Service, B], Await
         return json_response(await unless_client_leaves(request, answer.whole()))
 
 
-def template_variables(body: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+def template_variables(body: ChatRequest | TokenizeRequest) -> JsonObject:
     """Variables of the template, from `chat_template_kwargs`.
 
     Raises:
@@ -367,7 +368,7 @@ def answer_form(body: GenerationBody) -> Any:
     return forms[0] if forms else None
 
 
-def _of_response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _of_response_format(given: Mapping[str, object] | None) -> JsonObject | None:
     kind = None if given is None else given.get("type")
     if given is None or kind == "text":
         return None
@@ -384,7 +385,7 @@ def _of_response_format(given: Mapping[str, Any] | None) -> dict[str, Any] | Non
     return {"json": schema if isinstance(schema, Mapping) else str(schema).lower()}
 
 
-def usage(outputs: list[RequestOutput]) -> dict[str, Any]:
+def usage(outputs: list[RequestOutput]) -> JsonObject:
     """OpenAI's count of tokens."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     completion = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
@@ -406,7 +407,7 @@ def _encode_all(encode: Callable[[str], list[int]], texts: Sequence[str]) -> lis
     return [encode(text) for text in texts]
 
 
-def _num_chars(value: Any) -> int:
+def _num_chars(value: object) -> int:
     """Characters of all texts in a value of JSON's types."""
     if isinstance(value, str):
         return len(value)

@@ -16,7 +16,7 @@ import resource
 import struct
 import sys
 from collections import OrderedDict
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from longcat.support.child_process import environment
 
@@ -143,7 +143,7 @@ def _read(stream: BinaryIO) -> bytes | None:
     return stream.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else None
 
 
-def _answer(value: Any) -> None:
+def _answer(value: object) -> None:
     sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
     sys.stdout.buffer.flush()
 

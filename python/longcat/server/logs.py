@@ -16,6 +16,7 @@ from typing import Any
 from longcat._core import __version__
 from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import ServerSettings
+from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text, count, printable
 
 log = logging.getLogger("longcat.server")
@@ -52,7 +53,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, message, and the facts of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        line: JsonObject = {
             "time": _utc(record.created),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
@@ -84,7 +85,7 @@ def set_up(options: LogOptions) -> None:
     logging.getLogger("longcat").setLevel(level)
 
 
-def log_request(facts: Mapping[str, Any]) -> None:
+def log_request(facts: Mapping[str, object]) -> None:
     """One line for a request: `facts` are its fields as JSON, their gist is the text."""
     if _access.isEnabledFor(logging.INFO):
         _access.info("%s", request_text(facts), extra={"facts": facts})

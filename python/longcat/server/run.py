@@ -98,7 +98,7 @@ def run(
     settings: ServerSettings,
     sock: socket.socket,
     log_options: logs.LogOptions | None = None,
-    **tls: Any,
+    **tls: object,
 ) -> int:
     """Serves until SIGTERM or SIGINT, or until the engine dies.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import StreamChunk
 from longcat.request.sampling_params import SamplingParams
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     from longcat.request.structured import Grammar, StructuredOutputs
@@ -25,7 +26,7 @@ class Chunks(Protocol):
 class ServedEngine(Protocol):
     """The methods of longcat.Engine that the server calls."""
 
-    def info(self) -> dict[str, Any]: ...
+    def info(self) -> JsonObject: ...
     def metrics(self) -> dict[str, int]: ...
     def failure(self) -> str | None: ...
     def abort(self, request_id: int | str) -> bool: ...

@@ -6,9 +6,9 @@ import io
 import json
 import os
 import stat
-from typing import Any
 
 from longcat._core import Error
+from longcat.support.json_types import Json, JsonObject
 from longcat.support.text import bytes_text
 
 MAX_BYTES = 64 << 20
@@ -72,7 +72,7 @@ def read_text(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTE
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTES) -> Json:
     """The JSON value of a small file.
 
     Raises:
@@ -85,7 +85,7 @@ def read_json(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTE
         raise Error(f"{area} {os.fspath(path)} is not valid: {error}; expected JSON") from None
 
 
-def read_json_object(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def read_json_object(path: str | os.PathLike[str], area: str, max_bytes: int = MAX_BYTES) -> JsonObject:
     """The JSON object of a small file, or {} when the file is missing.
 
     Raises:

@@ -22,6 +22,7 @@ from longcat.server.api.protocol import ChatRequest
 from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, template_variables, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
+from longcat.support.json_types import JsonObject
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -111,12 +112,12 @@ class ChatAnswer:
     chunks: Generation
     reader: ChatReader
     created: int = field(default_factory=lambda: int(time.time()))
-    log: dict[str, Any] = field(default_factory=dict)
+    log: JsonObject = field(default_factory=dict)
 
     async def aclose(self) -> None:
         await self.chunks.aclose()
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> JsonObject:
         output: Any = None
         async for chunk in self.chunks:
             output = self.reader.read(chunk).output
@@ -137,7 +138,7 @@ class ChatAnswer:
         ]  # fmt: skip
         return self._frame("chat.completion", choices) | {"usage": usage([output])}
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(self) -> AsyncGenerator[JsonObject, None]:
         """The chunks of the stream."""
         options = self.body.stream_options
         output: RequestOutput | None = None
@@ -167,21 +168,21 @@ class ChatAnswer:
             if options is not None and options.include_usage:
                 yield self._frame("chat.completion.chunk", []) | {"usage": usage([output])}
 
-    def _usage_so_far(self, num_tokens: int) -> dict[str, Any]:
+    def _usage_so_far(self, num_tokens: int) -> JsonObject:
         """To be added to a chunk, if the client wants it in each."""
         if self.body.stream_options is None or not self.body.stream_options.continuous_usage_stats:
             return {}
         counts = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens}
         return {"usage": {**counts, "total_tokens": sum(counts.values())}}
 
-    def _event(self, index: int, delta: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
+    def _event(self, index: int, delta: dict[str, object], logprobs: object = None) -> JsonObject:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         return self._frame("chat.completion.chunk", [choice])
 
-    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _frame(self, kind: str, choices: list[dict[str, object]]) -> JsonObject:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _logprobs(self, entries: list[dict[int, Logprob]] | None) -> dict[str, Any] | None:
+    def _logprobs(self, entries: list[dict[int, Logprob]] | None) -> JsonObject | None:
         if entries is None:
             return None
         count = self.body.top_logprobs or 0
@@ -194,7 +195,7 @@ class ChatAnswer:
             content.append({**self._logprob(chosen, entry[chosen]), "top_logprobs": listed})
         return {"content": content, "refusal": None}
 
-    def _logprob(self, token_id: int, one: Logprob) -> dict[str, Any]:
+    def _logprob(self, token_id: int, one: Logprob) -> JsonObject:
         raw = self.service.engine.tokenizer.token_bytes(token_id)
         return {"token": one.decoded_token or "", "logprob": max(one.logprob, -9999.0), "bytes": list(raw)}
 
@@ -204,16 +205,16 @@ class ChatAnswer:
         self.log["finish_reason"] = [answer.finish_reason for answer in output.outputs]
 
 
-def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
+def _call_delta(call: ToolCallDelta) -> JsonObject:
     if call.name is None:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
     return {"index": call.index, "id": _call_id(), "type": "function", "function": function}
 
 
-def _deltas(chunk: ChatChunk) -> list[dict[str, Any]]:
+def _deltas(chunk: ChatChunk) -> list[JsonObject]:
     """What a chunk adds to the message, nothing empty. As OpenAI, one call in each: clients read no more."""
-    deltas: list[dict[str, Any]] = []
+    deltas: list[JsonObject] = []
     if chunk.reasoning_delta:
         deltas.append({"reasoning_content": chunk.reasoning_delta})
     if chunk.delta:
@@ -227,7 +228,7 @@ def _deltas(chunk: ChatChunk) -> list[dict[str, Any]]:
     return [*deltas, *({"tool_calls": [_call_delta(call)]} for call in calls)]
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+def _message(message: Mapping[str, Any]) -> JsonObject:
     """A message with its calls in OpenAI's shape: ids, and arguments as text."""
     calls = [
         {
@@ -241,7 +242,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": message["content"] or None, "refusal": None, "tool_calls": calls}
 
 
-def _arguments(arguments: dict[str, Any] | str) -> str:
+def _arguments(arguments: dict[str, object] | str) -> str:
     """As JSON; those of an unfinished call are its beginning already."""
     return arguments if isinstance(arguments, str) else json_text(arguments)
 

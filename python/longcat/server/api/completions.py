@@ -20,6 +20,7 @@ from longcat.server.api.protocol import CompletionRequest
 from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
+from longcat.support.json_types import JsonObject
 
 _AT_ONCE = 64  # streams that one turn of the event loop begins, ends, or puts into an answer
 
@@ -98,14 +99,14 @@ class CompletionAnswer:
     texts: list[str | None]
     streams: list[Generation] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
-    log: dict[str, Any] = field(default_factory=dict)
+    log: JsonObject = field(default_factory=dict)
 
     async def aclose(self) -> None:
         async with contextlib.AsyncExitStack() as closing:
             for stream in self.streams:
                 closing.push_async_callback(stream.aclose)
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> JsonObject:
         ended: dict[int, RequestOutput] = {}
         async with contextlib.aclosing(merged(self.streams)) as news:
             async for position, chunk in news:
@@ -126,7 +127,7 @@ class CompletionAnswer:
         ]
         return self._frame(choices) | {"usage": usage(outputs)}
 
-    def _choice(self, base: int, answer: CompletionOutput, output: RequestOutput, prompt: str | None) -> dict[str, Any]:
+    def _choice(self, base: int, answer: CompletionOutput, output: RequestOutput, prompt: str | None) -> JsonObject:
         text, tokens = answer.text, list(answer.token_ids)
         entries: list[dict[int, Logprob] | None] = list(answer.logprobs or ())
         if self.body.echo:
@@ -145,7 +146,7 @@ class CompletionAnswer:
         }  # fmt: skip
         return choice | ({"error": answer.error} if answer.error else {})
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(self) -> AsyncGenerator[JsonObject, None]:
         """The chunks of the stream, of all prompts as they come."""
         outputs: dict[int, RequestOutput] = {}
         offsets: dict[int, TextOffsets] = {}  # by index
@@ -170,7 +171,7 @@ class CompletionAnswer:
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
             yield self._frame([]) | {"usage": usage(ended)}
 
-    def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _frame(self, choices: list[dict[str, object]]) -> JsonObject:
         return {
             "id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
             "choices": choices,
@@ -178,7 +179,7 @@ class CompletionAnswer:
 
     def _logprobs(
         self, token_ids: list[int], entries: Sequence[dict[int, Logprob] | None], offsets: list[int]
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """OpenAI's older form: lists by position. A prompt's first token has none."""
         tokens = [self.service.engine.token_text(token_id) or "" for token_id in token_ids]
         chosen: list[float | None] = []

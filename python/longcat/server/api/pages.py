@@ -6,10 +6,11 @@ import functools
 import html
 import json
 from importlib import resources
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
+
+from longcat.support.json_types import JsonObject
 
 router = APIRouter(include_in_schema=False)
 
@@ -37,7 +38,7 @@ async def docs(request: Request) -> Response:
     return HTMLResponse(api_page(request.app.openapi()), headers=_HEADERS)
 
 
-def api_page(description: dict[str, Any]) -> str:
+def api_page(description: JsonObject) -> str:
     """An OpenAPI description as HTML: each endpoint with the fields of its body."""
     schemas = description.get("components", {}).get("schemas", {})
     parts = [f"<h1>{_e(description['info']['title'])} {_e(description['info']['version'])}</h1>"]
@@ -52,7 +53,7 @@ def api_page(description: dict[str, Any]) -> str:
     return _PAGE.replace("BODY", "\n".join(parts))
 
 
-def _fields(schema: dict[str, Any]) -> str:
+def _fields(schema: JsonObject) -> str:
     required = schema.get("required", ())
     rows = [
         f"<tr><td><code>{_e(name)}</code>{' *' if name in required else ''}</td><td>{_e(_type(field))}</td>"
@@ -64,7 +65,7 @@ def _fields(schema: dict[str, Any]) -> str:
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _type(field: dict[str, Any]) -> str:
+def _type(field: JsonObject) -> str:
     """A schema in a few words."""
     if "anyOf" in field:
         return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
@@ -77,7 +78,7 @@ def _type(field: dict[str, Any]) -> str:
     return " ".join([name, *(f"{sign} {field[key]}" for key, sign in limits.items() if key in field)])
 
 
-def _e(text: Any) -> str:
+def _e(text: object) -> str:
     return html.escape(str(text))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from longcat.request.sampling_params import MAX_N
 from longcat.server.http.body import MAX_SHOWN_CHARS, MAX_SHOWN_FIELDS, Body
+from longcat.support.json_types import Json, JsonObject
 
 MAX_ALLOWED_IDS = 4096
 MAX_STOP_IDS = 1024
@@ -32,19 +33,19 @@ MAX_STOP_CHARS = 1024
 _STEP = 4096
 
 
-def _list_of(kind: type, value: Any, most: int | None = None) -> list[Any]:
+def _list_of(kind: type, value: object, most: int | None = None) -> list[Json]:
     """A list of one type; of integers, those that can be token ids."""
     if type(value) is not list or (most is not None and len(value) > most):
         raise PydanticCustomError("list", "a list")
     for start in range(0, len(value), _STEP):
-        part: list[Any] = value[start : start + _STEP]
+        part: list[Json] = value[start : start + _STEP]
         if set(map(type, part)) != {kind} or (kind is int and (min(part) < 0 or max(part) >= 2**31)):
             good = [type(item) is kind and (kind is not int or item in range(2**31)) for item in part]
             raise PydanticCustomError("item", "an item", {"index": start + good.index(False)})
     return value
 
 
-def _prompt(value: Any) -> Any:
+def _prompt(value: Json) -> Json:
     if isinstance(value, str):
         return value
     first = value[0] if isinstance(value, list) and value else None
@@ -63,7 +64,7 @@ def _known_ids(value: dict[str, float]) -> dict[str, float]:
 
 
 _ID = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
-_IDS: dict[str, Any] = {"type": "array", "items": _ID}
+_IDS: JsonObject = {"type": "array", "items": _ID}
 _TEXT = {"type": "string"}
 _PROMPT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}]}
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -86,12 +87,12 @@ StopIds = Annotated[
 Prompt = Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt), WithJsonSchema(_PROMPT)]
 
 
-def _is(*values: Any) -> Callable[[Any], bool]:
+def _is(*values: object) -> Callable[[Json], bool]:
     return lambda value: value in values
 
 
 # Fields that change an answer elsewhere and that nothing here can honour: which values are harmless, and the remedy.
-_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+_REFUSED: dict[str, tuple[Callable[[Json], bool], str]] = {
     "functions": (_is([]), "the field tools"),
     "function_call": (_is("auto", "none"), "the field tool_choice"),
     "prompt_logprobs": (_is(), "echo with logprobs in /v1/completions"),
@@ -139,13 +140,13 @@ class GenerationBody(Body):
     logit_bias: Biases | None = Field(None, description="addend of the logit by token id")
     bad_words: list[BadWord] | None = Field(None, max_length=MAX_BAD_WORDS, fail_fast=True)
     allowed_token_ids: AllowedIds | None = None
-    response_format: dict[str, Any] | None = Field(
+    response_format: JsonObject | None = Field(
         None, description='{"type": "text" | "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}'
     )
-    structured_outputs: dict[str, Any] | None = Field(
+    structured_outputs: JsonObject | None = Field(
         None, description="one of json, json_object, regex, choice, grammar (Lark)"
     )
-    guided_json: dict[str, Any] | str | None = Field(None, description="older name of structured_outputs.json")
+    guided_json: JsonObject | str | None = Field(None, description="older name of structured_outputs.json")
     guided_regex: str | None = Field(None, description="older name of structured_outputs.regex")
     guided_choice: list[str] | None = Field(
         None, max_length=MAX_CHOICES, fail_fast=True, description="older name of structured_outputs.choice"
@@ -172,11 +173,11 @@ class GenerationBody(Body):
 
 
 class ChatRequest(GenerationBody):
-    messages: list[dict[str, Any]] = Field(min_length=1, fail_fast=True)
+    messages: list[JsonObject] = Field(min_length=1, fail_fast=True)
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(None, description="default: what the context leaves")
-    tools: list[dict[str, Any]] | None = Field(None, fail_fast=True)
-    tool_choice: str | dict[str, Any] | None = Field(
+    tools: list[JsonObject] | None = Field(None, fail_fast=True)
+    tool_choice: str | JsonObject | None = Field(
         None, description="auto, none, required, a function, or a list of allowed tools"
     )
     parallel_tool_calls: bool = True
@@ -184,7 +185,7 @@ class ChatRequest(GenerationBody):
     top_logprobs: int | None = Field(None, ge=0)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     chat_template: str | None = Field(None, description="refused: templates are the server's")
 
 
@@ -201,11 +202,11 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = Field(None, fail_fast=True)
-    tools: list[dict[str, Any]] | None = Field(None, fail_fast=True)
+    messages: list[JsonObject] | None = Field(None, fail_fast=True)
+    tools: list[JsonObject] | None = Field(None, fail_fast=True)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     return_token_strs: bool = False
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -12,6 +10,7 @@ from longcat.server.generation import Service, template_variables
 from longcat.server.http.errors import ApiError, json_response
 from longcat.server.http.intake import JsonRoute
 from longcat.server.http.streaming import unless_client_leaves
+from longcat.support.json_types import JsonObject
 
 MAX_TOKENIZE_CHARS = 1 << 20
 MAX_DETOKENIZE_IDS = 1 << 17
@@ -32,7 +31,7 @@ async def model(name: str, request: Request) -> Response:
     return json_response(_model(service, request, service.model_name(name)))
 
 
-def _model(service: Service, request: Request, name: str) -> dict[str, Any]:
+def _model(service: Service, request: Request, name: str) -> JsonObject:
     return {
         "id": name, "object": "model", "created": request.app.state.started, "owned_by": "longcat",
         "max_model_len": service.max_model_len,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
+
+from longcat.support.json_types import Json, JsonObject
 
 MAX_SHOWN_FIELDS, MAX_SHOWN_CHARS = 8, 64
 
 
-def _take_null(schema: dict[str, Any]) -> None:
+def _take_null(schema: JsonObject) -> None:
     """Says in the description that null is a value of each optional field."""
     null = {"type": "null"}
     for name, field in schema.get("properties", {}).items():
@@ -28,12 +30,12 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=_take_null)
 
-    refused: ClassVar[dict[str, tuple[Callable[[Any], bool], str]]] = {}
+    refused: ClassVar[dict[str, tuple[Callable[[Json], bool], str]]] = {}
     _num_bytes: int = PrivateAttr(0)  # of the body as it was sent; 0 for one that was not
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_not_given(cls, data: Any) -> Any:
+    def _null_is_not_given(cls, data: object) -> Json:
         if not isinstance(data, dict):
             return data
         required = {name for name, field in cls.model_fields.items() if field.is_required()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from longcat.support.json_types import Json, JsonObject
 from longcat.support.text import printable
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -40,7 +40,7 @@ class ApiError(HTTPException):  # so that FastAPI lets it through while it reads
         self.param = param
         self.code = code
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JsonObject:
         kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
@@ -52,11 +52,11 @@ class ClientLeft(Exception):
     """Nobody waits for the answer any more."""
 
 
-def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(to_json(value), status, headers, media_type="application/json")
 
 
-def to_json(value: Any) -> bytes:
+def to_json(value: object) -> bytes:
     """JSON of what this server says; half a surrogate pair becomes a question mark."""
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
@@ -64,7 +64,7 @@ def to_json(value: Any) -> bytes:
         return orjson.dumps(_clean(value), option=orjson.OPT_NON_STR_KEYS)
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: object) -> Json:
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, dict):
@@ -114,9 +114,9 @@ def _served(request: Request) -> str:
 # --- mistakes in the fields of a body ------------------------------------------------------------------------------
 
 
-def validation_error(error: ValidationError, model: type[BaseModel], value: dict[str, Any]) -> ApiError:
+def validation_error(error: ValidationError, model: type[BaseModel], value: dict[str, object]) -> ApiError:
     """One line about the first few wrong fields: each with its place in `value`, what is found, what is expected."""
-    deepest: dict[Any, list[Any]] = {}  # by the field's name: the parts of a union each tell of it
+    deepest: dict[Json, list[Json]] = {}  # by the field's name: the parts of a union each tell of it
     for one in error.errors(include_url=False):
         place = _place(one, value)
         field = one["loc"][0] if one["loc"] else ""
@@ -128,9 +128,9 @@ def validation_error(error: ValidationError, model: type[BaseModel], value: dict
     return ApiError(400, f"[request] {' '.join(lines)}{more}", param=param)
 
 
-def _place(one: Mapping[str, Any], value: Any) -> list[Any]:
+def _place(one: Mapping[str, Json], value: Json) -> list[Json]:
     """Keys and positions of a mistake; pydantic's names for the parts of a union are neither."""
-    place: list[Any] = []
+    place: list[Json] = []
     steps = [*one["loc"], *([one["ctx"]["index"]] if one["type"] == "item" else [])]
     for step in steps:
         if isinstance(value, dict) and step in value:
@@ -142,8 +142,8 @@ def _place(one: Mapping[str, Any], value: Any) -> list[Any]:
     return place
 
 
-def _line(place: Sequence[Any], model: type[BaseModel], value: Any) -> str:
-    schema: Any = {"$ref": "#/$defs/body"}
+def _line(place: Sequence[Json], model: type[BaseModel], value: Json) -> str:
+    schema: Json = {"$ref": "#/$defs/body"}
     parts = _schemas(model)
     field = ""
     for at, step in enumerate(place):
@@ -161,25 +161,25 @@ def _line(place: Sequence[Any], model: type[BaseModel], value: Any) -> str:
 _MISSING = object()
 
 
-def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+def _schemas(model: type[BaseModel]) -> JsonObject:
     """The JSON schemas of a body and of its parts by their names."""
     schema = model.model_json_schema()
     return {**schema.get("$defs", {}), "body": schema}
 
 
-def _alternatives(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _alternatives(schema: Mapping[str, Json], parts: Mapping[str, Json]) -> Iterator[Mapping[str, Json]]:
     for one in schema.get("anyOf", [schema]):
         one = parts[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
         if one.get("type") != "null":
             yield one
 
 
-def in_words(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+def in_words(schema: Mapping[str, object], parts: Mapping[str, object]) -> str:
     """What a JSON schema of protocol.py allows."""
     return " or ".join(dict.fromkeys(_kind(one, parts) for one in _alternatives(schema, parts)))
 
 
-def _kind(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, Json], parts: Mapping[str, Json]) -> str:
     kind = schema.get("type")
     limits = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = " and ".join(f"{sign} {schema[key]}" for key, sign in limits.items() if key in schema)
@@ -195,12 +195,12 @@ def _kind(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     return f"{words.get(str(kind), 'a value')}{most}{' ' if bounds else ''}{bounds}"
 
 
-def _path(place: Sequence[Any]) -> str:
+def _path(place: Sequence[object]) -> str:
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{str(step)[:_MAX_SHOWN_CHARS]}" for step in place)
     return text.removeprefix(".")
 
 
-def _found(value: Any) -> str:
+def _found(value: object) -> str:
     if value is _MISSING:
         return "missing"
     if isinstance(value, dict):

@@ -9,7 +9,6 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +17,7 @@ from longcat.server.lifecycle import Lifecycle
 from longcat.server.logs import PROBES
 from longcat.server.metrics import ServerMetrics
 from longcat.server.settings import ServerSettings
+from longcat.support.json_types import JsonObject
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # without a key
 _MAX_PATH_CHARS = 256  # in the log
@@ -32,7 +32,7 @@ class RequestLog:
 
     def __init__(
         self, app: ASGIApp, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics,
-        write: Callable[[dict[str, Any]], object],
+        write: Callable[[dict[str, object]], object],
     ):  # fmt: skip
         self._app = app
         self._lifecycle = lifecycle
@@ -45,7 +45,7 @@ class RequestLog:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        line: dict[str, Any] = {}
+        line: JsonObject = {}
         scope.setdefault("state", {})
         scope["state"] |= {"request_id": request_id, "log": line}
         start, status = time.time(), CLIENT_LEFT  # unless something is sent

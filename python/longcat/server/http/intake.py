@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -22,6 +22,7 @@ from longcat.server.http.errors import ApiError, ClientLeft, validation_error
 from longcat.server.http.json_text import JsonError, parse_large, parse_small
 from longcat.server.http.streaming import unless_client_leaves
 from longcat.server.settings import ServerSettings
+from longcat.support.json_types import Json
 
 log = logging.getLogger("longcat.server")
 B = TypeVar("B", bound=Body)
@@ -36,7 +37,7 @@ _MAX_NOTED = 1000  # names of unknown fields that the log has told
 class JsonRoute(APIRoute):
     """A route whose endpoint takes `body`, a subclass of Body, and `request`."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Json, Json, Response]]:
         model = get_type_hints(self.endpoint).get("body")
         if model is None:
             return super().get_route_handler()
@@ -152,7 +153,7 @@ class Intake:
 
     async def _checked_on_thread(self, model: type[B], pieces: list[bytes], num_bytes: int) -> B:
         has_left = threading.Event()
-        parse: Callable[[bytes], Any] = parse_small
+        parse: Callable[[bytes], Json] = parse_small
         if num_bytes > _LARGE:
             parse = functools.partial(parse_large, is_wanted=lambda: not has_left.is_set())
         try:
@@ -168,7 +169,7 @@ class Intake:
                 log.info("[request] field %s is unknown and ignored; %s", name, body.hint(name))
 
 
-def _checked(model: type[B], pieces: list[bytes], parse: Callable[[bytes], Any]) -> B:
+def _checked(model: type[B], pieces: list[bytes], parse: Callable[[bytes], Json]) -> B:
     """The body in `pieces`, which are gone afterwards: their memory is given back here and not on the event loop."""
     try:
         data = b"".join(pieces)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import orjson
+
+from longcat.support.json_types import Json, JsonObject
 
 MAX_TEXT_BYTES = 4 << 20  # of one text as it is written
 MAX_VALUES = 1 << 19  # texts, numbers, lists and objects in a body
@@ -22,7 +23,7 @@ class JsonError(ValueError):
     """Bytes that are no JSON, or too much of it."""
 
 
-def parse_small(data: bytes | bytearray) -> Any:
+def parse_small(data: bytes | bytearray) -> Json:
     """The value of a short text, at once.
 
     Raises:
@@ -34,7 +35,7 @@ def parse_small(data: bytes | bytearray) -> Any:
         raise _no_json(data, len(error.doc[: error.pos].encode(errors="replace"))) from None
 
 
-def parse_large(data: bytes | bytearray, is_wanted: Callable[[], bool] = lambda: True) -> Any:
+def parse_large(data: bytes | bytearray, is_wanted: Callable[[], bool] = lambda: True) -> Json:
     """The value of a long text, for a thread of its own.
 
     Args:
@@ -64,10 +65,10 @@ class _Parser:
                 return end
             at = end
 
-    def value(self, at: int, depth: int) -> tuple[Any, int]:
+    def value(self, at: int, depth: int) -> tuple[Json, int]:
         """The value at `at`, and the next place behind it that is no white space."""
         self._count(values=1)
-        value: Any
+        value: Json
         first = self._data[at : at + 1]
         if first == b'"':
             value, at = self._text(at)
@@ -90,8 +91,8 @@ class _Parser:
         if before // 1024 != self._num_values // 1024 and not self._is_wanted():
             raise JsonError("[request] the client has left.")
 
-    def _object(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
-        result: dict[str, Any] = {}
+    def _object(self, at: int, depth: int) -> tuple[JsonObject, int]:
+        result: JsonObject = {}
         at = self.skip(at)
         if self._data[at : at + 1] == b"}":
             self._count(fields=1)
@@ -112,8 +113,8 @@ class _Parser:
                 raise _no_json(self._data, at)
             at = self.skip(at + 1)
 
-    def _list(self, at: int, depth: int) -> tuple[list[Any], int]:
-        result: list[Any] = []
+    def _list(self, at: int, depth: int) -> tuple[list[Json], int]:
+        result: list[Json] = []
         self._count(fields=1)
         at = self.skip(at)
         if self._data[at : at + 1] == b"]":
@@ -133,7 +134,7 @@ class _Parser:
                 raise _no_json(self._data, at)
             at = self.skip(at + 1)
 
-    def _scalar(self, at: int) -> tuple[Any, int]:
+    def _scalar(self, at: int) -> tuple[Json, int]:
         found = _SCALAR.match(self._data, at)
         if found is None:
             raise _no_json(self._data, at)
@@ -161,7 +162,7 @@ class _Parser:
             if not self._is_wanted():
                 raise JsonError("[request] the client has left.")
 
-    def _parse(self, part: bytes | bytearray, at: int) -> Any:
+    def _parse(self, part: bytes | bytearray, at: int) -> Json:
         try:
             return orjson.loads(part)
         except orjson.JSONDecodeError as error:

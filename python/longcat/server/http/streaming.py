@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from longcat.server.http.errors import ClientLeft, to_json
+from longcat.support.json_types import JsonObject
 
 T = TypeVar("T")
 
@@ -50,10 +51,10 @@ class Answer(Protocol):
     Closing it ends its requests, whether anything was read or not.
     """
 
-    log: dict[str, Any]
+    log: JsonObject
 
-    async def whole(self) -> dict[str, Any]: ...
-    def events(self) -> AsyncGenerator[dict[str, Any], None]: ...
+    async def whole(self) -> JsonObject: ...
+    def events(self) -> AsyncGenerator[JsonObject, None]: ...
     async def aclose(self) -> None: ...
 
 
@@ -99,7 +100,7 @@ class EventStream(Response):
             abort()
             writer.cancel()
 
-        async def deliver(message: dict[str, Any]) -> None:
+        async def deliver(message: dict[str, object]) -> None:
             timer = loop.call_later(self._send_timeout, give_up)
             try:
                 await send(message)
@@ -116,9 +117,7 @@ class EventStream(Response):
                 await deliver({"type": "http.response.body", "body": body, "more_body": True})
             await deliver({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
-    async def _or_none(
-        self, events: AsyncGenerator[dict[str, Any], None]
-    ) -> AsyncGenerator[dict[str, Any] | None, None]:
+    async def _or_none(self, events: AsyncGenerator[JsonObject, None]) -> AsyncGenerator[JsonObject | None, None]:
         """The events, and None each time that there is none for `keepalive_interval`."""
         while True:
             following = asyncio.ensure_future(anext(events))

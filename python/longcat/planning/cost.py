@@ -67,9 +67,18 @@ class Hardware:
 # Not measured here: what the vendor and NCCL's own tests say an H100 SXM reaches, in a machine of eight with NVLink,
 # and 400 Gbit/s a device between machines.
 H100 = Hardware(
-    name="H100", bandwidth=3.0e12, flops=6.0e14, op_seconds=2.5e-6, sum_seconds=5e-6, link_bandwidth=3.6e11, devices=8,
-    network_seconds=1.2e-5, network_bandwidth=4.0e10, memory=76 * 2**30, activation_bytes=2,
-)  # fmt: skip
+    name="H100",
+    bandwidth=3.0e12,
+    flops=6.0e14,
+    op_seconds=2.5e-6,
+    sum_seconds=5e-6,
+    link_bandwidth=3.6e11,
+    devices=8,
+    network_seconds=1.2e-5,
+    network_bandwidth=4.0e10,
+    memory=76 * 2**30,
+    activation_bytes=2,
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,16 @@ class Step:
 
 
 def decode_step(
-    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float,
+    plan: Plan,
+    hardware: Hardware,
+    tp: int,
+    ep: int,
+    batch: int,
+    context: int,
+    expert_bits: float,
+    core_bits: float,
     table_bits: float = 0,
-) -> Step:  # fmt: skip
+) -> Step:
     """Of `batch` requests at `context` tokens, on max(tp, ep) devices.
 
     Args:

@@ -125,9 +125,18 @@ async def _serve(
     table = Connections(settings.max_connections)
     protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
     config = uvicorn.Config(
-        app.asgi, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, backlog=4096, **tls,
-    )  # fmt: skip
+        app.asgi,
+        http=protocol,
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+        backlog=4096,
+        **tls,
+    )
     server = Server(config)
     server.lifecycle, server.loop, server.settings = app.lifecycle, asyncio.get_running_loop(), settings
     app.lifecycle.on_drain = table.drain

@@ -78,12 +78,16 @@ async def run(load: Load, on_done: Callable[[Outcome], None] = lambda outcome: N
     rng = random.Random(load.seed)
     bodies = [
         {
-            "model": model, "prompt": [rng.choice(pool) for _ in range(load.input_len)], "max_tokens": load.output_len,
-            "temperature": load.temperature, "ignore_eos": True, "stream": True,
+            "model": model,
+            "prompt": [rng.choice(pool) for _ in range(load.input_len)],
+            "max_tokens": load.output_len,
+            "temperature": load.temperature,
+            "ignore_eos": True,
+            "stream": True,
             "stream_options": {"include_usage": True},
         }
         for _ in range(load.num_prompts)
-    ]  # fmt: skip
+    ]
     warm_up = await client.stream(bodies[0])
     if warm_up.error:
         raise Error(f"[bench] {load.url}: {warm_up.error}")
@@ -111,11 +115,15 @@ def summary(seconds: float, outcomes: Sequence[Outcome]) -> dict[str, float]:
     total_input = sum(outcome.prompt_tokens for outcome in done)
     total_output = sum(outcome.output_tokens for outcome in done)
     result: dict[str, float] = {
-        "duration": seconds, "completed": len(done), "failed": len(outcomes) - len(done),
-        "total_input_tokens": total_input, "total_output_tokens": total_output,
-        "request_throughput": len(done) / seconds, "output_throughput": total_output / seconds,
+        "duration": seconds,
+        "completed": len(done),
+        "failed": len(outcomes) - len(done),
+        "total_input_tokens": total_input,
+        "total_output_tokens": total_output,
+        "request_throughput": len(done) / seconds,
+        "output_throughput": total_output / seconds,
         "total_token_throughput": (total_input + total_output) / seconds,
-    }  # fmt: skip
+    }
     for name, values in [
         ("ttft", [outcome.ttft for outcome in done]),
         ("tpot", [(o.end - o.ttft) / (o.output_tokens - 1) for o in done if o.output_tokens > 1]),

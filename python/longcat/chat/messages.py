@@ -11,9 +11,13 @@ from longcat.support.json_types import Json, JsonObject
 _MAX_NESTING = 64  # of lists and objects
 _MAX_INT_BITS = 4096
 _ROLES = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
     "function": "tool",
-}  # fmt: skip
+}
 # Fields of a message that are read here. Those that `tools` and `tool_calls` replaced are in old histories still.
 _READ = ("content", "refusal", "tool_calls", "function_call")
 

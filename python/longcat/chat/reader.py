@@ -126,9 +126,15 @@ class ChatReader:
             "".join(d.content for d in deltas),
             "".join(d.reasoning_content for d in deltas),
             [d.tool_call for d in deltas if d.tool_call is not None],
-            news.token_ids, news.prompt_index, news.index, reason, news.logprobs, request_id=news.request_id,
-            stop_reason=news.stop_reason, error=news.error,
-        )  # fmt: skip
+            news.token_ids,
+            news.prompt_index,
+            news.index,
+            reason,
+            news.logprobs,
+            request_id=news.request_id,
+            stop_reason=news.stop_reason,
+            error=news.error,
+        )
         if news.output is not None:
             chunk.output = self._whole(news.output, news.prompt_index)
         return chunk

@@ -84,15 +84,30 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         self.meter = Meter()
         self.finalize = self._printable
         self.concat = self._concat  # type: ignore[method-assign]
-        own = {"string": self._string, "safe": self._string, "join": self._join, "replace": self._replace,
-               "indent": self._indent, "trim": self._trim, "int": self._int, "tojson": self._tojson}  # fmt: skip
+        own = {
+            "string": self._string,
+            "safe": self._string,
+            "join": self._join,
+            "replace": self._replace,
+            "indent": self._indent,
+            "trim": self._trim,
+            "int": self._int,
+            "tojson": self._tojson,
+        }
         known = {name: self.filters[name] for name in _FILTERS} | own
         self.filters = {name: self._metered_filter(filter) for name, filter in known.items()}
         # For the rewritten tree. No template can write `|@each`; by map("@each") it can, and has nothing from it.
         self.filters |= {"@each": self._each, "@made": self._made, "@slice": self._slice, "@concat": self._concat_any}
         self.tests = {name: self._metered_test(self.tests[name]) for name in _TESTS}  # type: ignore[arg-type]
-        self.globals = {"range": _range, "dict": dict, "namespace": Namespace, "cycler": Cycler, "joiner": Joiner,
-                        "raise_exception": _raise_exception, "strftime_now": _strftime_now}  # fmt: skip
+        self.globals = {
+            "range": _range,
+            "dict": dict,
+            "namespace": Namespace,
+            "cycler": Cycler,
+            "joiner": Joiner,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
         self._functions = {id(function) for function in self.globals.values()}
         self._call_depth = 0
 
@@ -339,8 +354,14 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             raise LimitError("a number of more than 1000 digits")
         return filters.do_int(value, default, base)
 
-    def _tojson(self, value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-                sort_keys: bool = False) -> str:  # fmt: skip
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
         """As Hugging Face has it: no HTML escapes, and characters as they are."""
         width = len(indent) if isinstance(indent, str) else indent or 0
         if width > _MAX_INDENT or any(len(text) > _MAX_INDENT for text in separators or ()):
@@ -389,9 +410,13 @@ class _FieldFormatter(string.Formatter):
 
 
 _FORBIDDEN_NODES = (
-    nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.EvalContextModifier,
+    nodes.Extends,
+    nodes.Include,
+    nodes.Import,
+    nodes.FromImport,
+    nodes.EvalContextModifier,
     nodes.ScopedEvalContextModifier,
-)  # fmt: skip
+)
 
 
 class _Instrument(NodeTransformer):

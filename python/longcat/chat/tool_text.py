@@ -18,8 +18,15 @@ _MAX_DEPTH = 100
 _JS_TOKEN = re.compile(
     r"""\s+|[{}\[\]:,]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[A-Za-z_$][\w$]*|-?[\d.][\w.+-]*""", re.DOTALL
 )
-_JS_WORDS = {"true": "true", "false": "false", "null": "null", "undefined": "null",
-             "True": "true", "False": "false", "None": "null"}  # fmt: skip
+_JS_WORDS = {
+    "true": "true",
+    "false": "false",
+    "null": "null",
+    "undefined": "null",
+    "True": "true",
+    "False": "false",
+    "None": "null",
+}
 
 
 def spells_tag(text: str) -> bool:

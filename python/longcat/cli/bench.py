@@ -45,12 +45,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server names)")
     serve.add_argument("--api-key", metavar="KEY", help="key of the server")
     serve.add_argument("--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)")
-    serve.add_argument("--random-input-len", "--input-len", type=integer(1), default=128, metavar="N",
-                       help="tokens of a prompt (default 128)")  # fmt: skip
-    serve.add_argument("--random-output-len", "--output-len", type=integer(1), default=64, metavar="N",
-                       help="tokens of an answer (default 64)")  # fmt: skip
-    serve.add_argument("--request-rate", type=number(0, above=True, infinite=True), default=float("inf"), metavar="R",
-                       help="arrivals a second, at random times (default inf: all at once)")  # fmt: skip
+    serve.add_argument(
+        "--random-input-len",
+        "--input-len",
+        type=integer(1),
+        default=128,
+        metavar="N",
+        help="tokens of a prompt (default 128)",
+    )
+    serve.add_argument(
+        "--random-output-len",
+        "--output-len",
+        type=integer(1),
+        default=64,
+        metavar="N",
+        help="tokens of an answer (default 64)",
+    )
+    serve.add_argument(
+        "--request-rate",
+        type=number(0, above=True, infinite=True),
+        default=float("inf"),
+        metavar="R",
+        help="arrivals a second, at random times (default inf: all at once)",
+    )
     serve.add_argument(
         "--max-concurrency", type=integer(1), metavar="N", help="most requests under way (default: no limit)"
     )
@@ -68,10 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
-    parser.add_argument("--input-len", type=integer(1), default=input_len, metavar="N",
-                        help="tokens of a prompt (default %(default)s)")  # fmt: skip
-    parser.add_argument("--output-len", type=integer(1), default=output_len, metavar="N",
-                        help="tokens of an answer (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--input-len", type=integer(1), default=input_len, metavar="N", help="tokens of a prompt (default %(default)s)"
+    )
+    parser.add_argument(
+        "--output-len",
+        type=integer(1),
+        default=output_len,
+        metavar="N",
+        help="tokens of an answer (default %(default)s)",
+    )
     parser.add_argument("--seed", type=integer(), default=0, metavar="N", help="seed of the prompts (default 0)")
 
 
@@ -93,9 +116,15 @@ def _latency(args: argparse.Namespace) -> int:
             return follow(engine)
         with tqdm(total=warmup + args.num_iters, unit="batch", delay=0.5, leave=False, disable=None) as bar:
             result = latency(
-                engine, batch_size=args.batch_size, input_len=args.input_len, output_len=args.output_len,
-                num_iters=args.num_iters, num_iters_warmup=warmup, seed=args.seed, progress=bar.update,
-            )  # fmt: skip
+                engine,
+                batch_size=args.batch_size,
+                input_len=args.input_len,
+                output_len=args.output_len,
+                num_iters=args.num_iters,
+                num_iters_warmup=warmup,
+                seed=args.seed,
+                progress=bar.update,
+            )
     if args.json:
         print(json.dumps(result, indent=2))
         return 0
@@ -132,10 +161,17 @@ def _serve(args: argparse.Namespace) -> int:
     from longcat.bench.load_generator import run as send
 
     load = Load(
-        args.base_url or f"http://{args.host}:{args.port}", args.model, args.api_key, args.num_prompts,
-        args.random_input_len, args.random_output_len, args.request_rate, args.max_concurrency, args.temperature,
+        args.base_url or f"http://{args.host}:{args.port}",
+        args.model,
+        args.api_key,
+        args.num_prompts,
+        args.random_input_len,
+        args.random_output_len,
+        args.request_rate,
+        args.max_concurrency,
+        args.temperature,
         args.seed,
-    )  # fmt: skip
+    )
     with tqdm(total=load.num_prompts, unit="request", delay=0.5, leave=False, disable=None) as bar:
         seconds, outcomes = asyncio.run(send(load, lambda outcome: bar.update()))
     result = summary(seconds, outcomes)
@@ -149,17 +185,22 @@ def serve_text(result: dict[str, float]) -> str:
     """As vLLM prints it."""
     lines = [f"{' Serving Benchmark Result ':=^50}"]
     for label, name, digits in [
-        ("Successful requests:", "completed", 0), ("Failed requests:", "failed", 0),
-        ("Benchmark duration (s):", "duration", 2), ("Total input tokens:", "total_input_tokens", 0),
-        ("Total generated tokens:", "total_output_tokens", 0), ("Request throughput (req/s):", "request_throughput", 2),
+        ("Successful requests:", "completed", 0),
+        ("Failed requests:", "failed", 0),
+        ("Benchmark duration (s):", "duration", 2),
+        ("Total input tokens:", "total_input_tokens", 0),
+        ("Total generated tokens:", "total_output_tokens", 0),
+        ("Request throughput (req/s):", "request_throughput", 2),
         ("Output token throughput (tok/s):", "output_throughput", 2),
         ("Total token throughput (tok/s):", "total_token_throughput", 2),
-    ]:  # fmt: skip
+    ]:
         lines.append(f"{label:<40} {result[name]:<9.{digits}f}")
     for title, name in [
-        ("Time to First Token", "ttft"), ("Time per Output Token (excl. 1st token)", "tpot"),
-        ("Inter-token Latency", "itl"), ("End-to-end Latency", "e2el"),
-    ]:  # fmt: skip
+        ("Time to First Token", "ttft"),
+        ("Time per Output Token (excl. 1st token)", "tpot"),
+        ("Inter-token Latency", "itl"),
+        ("End-to-end Latency", "e2el"),
+    ]:
         lines.append(f"{title:-^50}")
         for label, figure in (("Mean", "mean"), ("Median", "median"), ("P99", "p99")):
             lines.append(f"{f'{label} {name.upper()} (ms):':<40} {result[f'{figure}_{name}_ms']:<9.2f}")
@@ -210,5 +251,7 @@ def _figures(values: Sequence[float]) -> dict[str, float]:
     from longcat.bench.load_generator import percentile
 
     return {
-        "mean": statistics.fmean(values), "median": statistics.median(values), "p99": percentile(sorted(values), 99)
-    }  # fmt: skip
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "p99": percentile(sorted(values), 99),
+    }

@@ -27,15 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "max_num_batched_tokens", default="512")
     add_option(parser, "tensor_parallel_size")
     add_option(parser, "expert_parallel_size")
-    parser.add_argument("--num-tokens", type=integer(1), metavar="N",
-                        help="tokens that pass before the peak (default: what the latent cache holds)")  # fmt: skip
+    parser.add_argument(
+        "--num-tokens",
+        type=integer(1),
+        metavar="N",
+        help="tokens that pass before the peak (default: what the latent cache holds)",
+    )
     parser.add_argument(
         "--bandwidth", type=number(0, above=True), metavar="GB/S", help="bandwidth of the memory (default: measured)"
     )
-    parser.add_argument("--gpus", type=integer(1, 64), metavar="N",
-                        help="print in place of all else what so many H100 would reach, by layout")  # fmt: skip
-    parser.add_argument("--ngram-placement", default="host", choices=["host", "device"],
-                        help="place of the N-gram tables, with --gpus: host or device (default host)")  # fmt: skip
+    parser.add_argument(
+        "--gpus",
+        type=integer(1, 64),
+        metavar="N",
+        help="print in place of all else what so many H100 would reach, by layout",
+    )
+    parser.add_argument(
+        "--ngram-placement",
+        default="host",
+        choices=["host", "device"],
+        help="place of the N-gram tables, with --gpus: host or device (default host)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
@@ -43,12 +55,18 @@ def run(args: argparse.Namespace) -> int:
     from longcat.planning.plan import plan
 
     made = plan(
-        args.model, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs, max_num_batched_tokens=args.max_num_batched_tokens,
-        kv_cache_memory=args.kv_cache_memory, num_tokens=args.num_tokens,
+        args.model,
+        dtype=args.dtype,
+        kv_cache_dtype=args.kv_cache_dtype,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        kv_cache_memory=args.kv_cache_memory,
+        num_tokens=args.num_tokens,
         bandwidth=None if args.bandwidth is None else args.bandwidth * 1e9,
-        tensor_parallel_size=args.tensor_parallel_size, expert_parallel_size=args.expert_parallel_size,
-    )  # fmt: skip
+        tensor_parallel_size=args.tensor_parallel_size,
+        expert_parallel_size=args.expert_parallel_size,
+    )
     if args.gpus is not None:
         rows = gpu_rows(made, args.gpus, args.ngram_placement)
         print(json.dumps(rows, indent=2) if args.json else gpu_text(made, args.gpus, args.ngram_placement, rows))
@@ -68,21 +86,29 @@ def text(plan: Plan) -> str:
     per_token = bytes_text(plan.kv_bytes_per_token)
     if plan.num_ranks > 1:
         held = ", ".join(bytes_text(size) for size in plan.rank_weights)
-        lines += [f"{plan.num_ranks} ranks, --tp {plan.tensor_parallel_size} --ep {plan.expert_parallel_size}, with "
-                  f"weights of {held}; here is the one with the most", ""]  # fmt: skip
+        lines += [
+            f"{plan.num_ranks} ranks, --tp {plan.tensor_parallel_size} --ep {plan.expert_parallel_size}, with "
+            f"weights of {held}; here is the one with the most",
+            "",
+        ]
     lines += _table(
         ["memory on this CPU", "in files", "in memory", "read a token"],
         [
-            *([part.name, bytes_text(part.stored), bytes_text(part.touched + part.copied), bytes_text(part.read)]
-              for part in plan.parts),
+            *(
+                [part.name, bytes_text(part.stored), bytes_text(part.touched + part.copied), bytes_text(part.read)]
+                for part in plan.parts
+            ),
             ["latent cache", "", bytes_text(plan.kv_cache), f"{per_token} a token of context"],
             ["activations and logits", "", bytes_text(plan.activations), ""],
             ["Python and libraries", "", bytes_text(plan.process), ""],
             ["peak", "", bytes_text(plan.peak), ""],
         ],
-    )  # fmt: skip
-    lines += ["", f"{plan.max_num_seqs} requests of up to {plan.max_model_len} tokens, latent cache in "
-                  f"{plan.kv_cache_dtype}; the peak after {plan.num_tokens:,} tokens of random text"]  # fmt: skip
+    )
+    lines += [
+        "",
+        f"{plan.max_num_seqs} requests of up to {plan.max_model_len} tokens, latent cache in "
+        f"{plan.kv_cache_dtype}; the peak after {plan.num_tokens:,} tokens of random text",
+    ]
     if plan.fits:
         lines.append(f"fits: {bytes_text(plan.available)} are free")
     else:
@@ -93,9 +119,11 @@ def text(plan: Plan) -> str:
     lines += ["", "at most, where reading memory is all that takes time:"]
     lines += _table(
         [f"tokens/s at {plan.bandwidth / 1e9:.1f} GB/s", *(f"context {context}" for context in contexts)],
-        [[f"{batch} at once", *(f"{plan.tokens_per_second(batch, context):.1f}" for context in contexts)]
-         for batch in _BATCHES],
-    )  # fmt: skip
+        [
+            [f"{batch} at once", *(f"{plan.tokens_per_second(batch, context):.1f}" for context in contexts)]
+            for batch in _BATCHES
+        ],
+    )
     lines += ["", "tokens of latent cache that memory of so many GB holds beside the weights (* not in this version,"]
     lines += ["** in a build with CUDA, whose kernels have not run on a GPU yet);"]
     lines += [f"tokens/s as above, one at once, context {contexts[0]}; of a GPU at {GPU_BANDWIDTH / 1e12:.1f} TB/s:"]
@@ -133,14 +161,24 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject
             }
             if steps[1].weights + steps[1].latents > H100.memory:
                 continue
-            rows.append({
-                "experts": name, "tp": tp, "ep": ep, "context": context, "weights": int(steps[1].weights),
-                "steps": [
-                    {"batch": batch, "ms": 1e3 * step.seconds, "sums_ms": 1e3 * step.sums,
-                     "fits": step.weights + step.latents <= H100.memory}
-                    for batch, step in steps.items()
-                ],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "experts": name,
+                    "tp": tp,
+                    "ep": ep,
+                    "context": context,
+                    "weights": int(steps[1].weights),
+                    "steps": [
+                        {
+                            "batch": batch,
+                            "ms": 1e3 * step.seconds,
+                            "sums_ms": 1e3 * step.sums,
+                            "fits": step.weights + step.latents <= H100.memory,
+                        }
+                        for batch, step in steps.items()
+                    ],
+                }
+            )
     return sorted(rows, key=lambda row: row["steps"][0]["ms"])
 
 
@@ -149,8 +187,11 @@ def gpu_text(plan: Plan, num_gpus: int, ngram_placement: str, rows: list[JsonObj
 
     context = min(_GPU_CONTEXT, plan.max_model_len)
     where = {"host": "host memory", "device": "the GPUs' memory"}[ngram_placement]
-    lines = [f"{plan.model}: decode steps on {num_gpus} H100, context {context}, N-gram tables in {where};",
-             "computed from rates that were not measured here: docs/parallel.md", ""]  # fmt: skip
+    lines = [
+        f"{plan.model}: decode steps on {num_gpus} H100, context {context}, N-gram tables in {where};",
+        "computed from rates that were not measured here: docs/parallel.md",
+        "",
+    ]
     if not rows:
         return "\n".join([*lines, "the weights find no room: more GPUs, or fewer bits"])
     body = []

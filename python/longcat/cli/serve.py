@@ -26,13 +26,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--served-model-name", nargs="+", metavar="NAME", help="names of the model in requests (default: the folder's)"
     )
-    server.add_argument("--api-key", nargs="+", action="extend", default=[], metavar="KEY",
-                        help="keys that clients must send; also LONGCAT_API_KEY (default: open to all)")  # fmt: skip
-    server.add_argument("--cors-origin", "--allowed-origins", nargs="+", action="extend", default=[], metavar="ORIGIN",
-                        help="web pages that may call: *, https://example.org, or a JSON list of them")  # fmt: skip
-    server.add_argument("--allowed-host", nargs="+", action="extend", default=[], metavar="NAME",
-                        help="more values of the header Host that are answered; * for all (default: on a loopback "
-                        "address localhost, 127.0.0.1 and [::1], elsewhere all)")  # fmt: skip
+    server.add_argument(
+        "--api-key",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help="keys that clients must send; also LONGCAT_API_KEY (default: open to all)",
+    )
+    server.add_argument(
+        "--cors-origin",
+        "--allowed-origins",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may call: *, https://example.org, or a JSON list of them",
+    )
+    server.add_argument(
+        "--allowed-host",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="more values of the header Host that are answered; * for all (default: on a loopback "
+        "address localhost, 127.0.0.1 and [::1], elsewhere all)",
+    )
     server.add_argument(
         "--max-connections",
         type=integer(1),
@@ -71,10 +90,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds to compile one grammar (default 2)",
     )
-    server.add_argument("--send-timeout", type=number(0, above=True), default=30.0, metavar="S",
-                        help="seconds until a client that takes nothing is cut off (default 30)")  # fmt: skip
-    server.add_argument("--shutdown-timeout", type=number(0), default=30.0, metavar="S",
-                        help="seconds for requests to finish after SIGTERM (default 30)")  # fmt: skip
+    server.add_argument(
+        "--send-timeout",
+        type=number(0, above=True),
+        default=30.0,
+        metavar="S",
+        help="seconds until a client that takes nothing is cut off (default 30)",
+    )
+    server.add_argument(
+        "--shutdown-timeout",
+        type=number(0),
+        default=30.0,
+        metavar="S",
+        help="seconds for requests to finish after SIGTERM (default 30)",
+    )
     server.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="info", help="least severity that is logged (default info)"
     )
@@ -117,12 +146,21 @@ def run(args: argparse.Namespace) -> int:
     names = args.served_model_name or [served_name(args.model)]
     keys = [*args.api_key, *filter(None, [os.environ.get("LONGCAT_API_KEY")])]
     settings = ServerSettings(
-        tuple(names), tuple(keys), origins(args.cors_origin), max_body_bytes=args.max_body_size,
-        max_header_bytes=args.max_header_size, max_logprobs=args.max_logprobs, max_stop_strings=args.max_stop_strings,
-        grammar_timeout=args.grammar_timeout, send_timeout=args.send_timeout, shutdown_timeout=args.shutdown_timeout,
-        access_log=not args.disable_access_log, allowed_hosts=tuple(args.allowed_host),
-        max_connections=args.max_connections, max_completions=(args.max_num_queued + 1) // 2,
-    )  # fmt: skip
+        tuple(names),
+        tuple(keys),
+        origins(args.cors_origin),
+        max_body_bytes=args.max_body_size,
+        max_header_bytes=args.max_header_size,
+        max_logprobs=args.max_logprobs,
+        max_stop_strings=args.max_stop_strings,
+        grammar_timeout=args.grammar_timeout,
+        send_timeout=args.send_timeout,
+        shutdown_timeout=args.shutdown_timeout,
+        access_log=not args.disable_access_log,
+        allowed_hosts=tuple(args.allowed_host),
+        max_connections=args.max_connections,
+        max_completions=(args.max_num_queued + 1) // 2,
+    )
     if args.ssl_certfile:
         check_tls(args.ssl_certfile, args.ssl_keyfile, args.ssl_keyfile_password, args.ssl_ca_certs)
     port = args.port and args.port + place.replica
@@ -143,10 +181,16 @@ def run(args: argparse.Namespace) -> int:
         for line in logs.banner(args.model, engine.info(), settings, args.max_num_seqs):
             logs.log.info("%s", line)
         return serve(
-            engine, settings, sock, options, ssl_keyfile=args.ssl_keyfile, ssl_certfile=args.ssl_certfile,
-            ssl_ca_certs=args.ssl_ca_certs, ssl_keyfile_password=args.ssl_keyfile_password,
+            engine,
+            settings,
+            sock,
+            options,
+            ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile,
+            ssl_ca_certs=args.ssl_ca_certs,
+            ssl_keyfile_password=args.ssl_keyfile_password,
             ssl_cert_reqs=ssl.CERT_REQUIRED if args.ssl_ca_certs else ssl.CERT_NONE,
-        )  # fmt: skip
+        )
 
 
 def _model_folder(args: argparse.Namespace) -> str:

@@ -95,10 +95,17 @@ class Answer:
         self.output.text += delta
         done = reason is not None and self.request.is_done()
         return StreamChunk(
-            delta, token_ids, self.request.prompt_index, self.output.index, reason, logprobs,
-            self.request.output if done else None, self.request.output.request_id,
-            self.output.stop_reason if reason is not None else None, self.output.error,
-        )  # fmt: skip
+            delta,
+            token_ids,
+            self.request.prompt_index,
+            self.output.index,
+            reason,
+            logprobs,
+            self.request.output if done else None,
+            self.request.output.request_id,
+            self.output.stop_reason if reason is not None else None,
+            self.output.error,
+        )
 
     def _stop_at_strings(self, text: str) -> str:
         text = self._stop.push(text, armed=len(self.output.token_ids) >= self._min_tokens)

@@ -68,9 +68,18 @@ class Hardware:
 # Not measured here. These are figures of the vendor and of NCCL's own tests for an H100 SXM. A machine has eight of
 # them, linked by NVLink; machines are linked by 400 Gbit/s per device.
 H100 = Hardware(
-    name="H100", bandwidth=3.0e12, flops=6.0e14, op_seconds=2.5e-6, sum_seconds=5e-6, link_bandwidth=3.6e11, devices=8,
-    network_seconds=1.2e-5, network_bandwidth=4.0e10, memory=76 * 2**30, activation_bytes=2,
-)  # fmt: skip
+    name="H100",
+    bandwidth=3.0e12,
+    flops=6.0e14,
+    op_seconds=2.5e-6,
+    sum_seconds=5e-6,
+    link_bandwidth=3.6e11,
+    devices=8,
+    network_seconds=1.2e-5,
+    network_bandwidth=4.0e10,
+    memory=76 * 2**30,
+    activation_bytes=2,
+)
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,16 @@ class Step:
 
 
 def decode_step(
-    plan: Plan, hardware: Hardware, tp: int, ep: int, batch: int, context: int, expert_bits: float, core_bits: float,
+    plan: Plan,
+    hardware: Hardware,
+    tp: int,
+    ep: int,
+    batch: int,
+    context: int,
+    expert_bits: float,
+    core_bits: float,
     table_bits: float = 0,
-) -> Step:  # fmt: skip
+) -> Step:
     """Estimates a decode step of `batch` requests at `context` tokens on max(tp, ep) devices.
 
     Args:

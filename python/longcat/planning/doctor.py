@@ -99,9 +99,11 @@ def _threads(system: System) -> Iterator[Verdict]:
     finding = f"{system.num_threads} for the CPU backend"
     if quota is not None and quota < system.num_threads:
         yield Verdict(
-            "threads", "warn", f"{finding}, and a quota of {quota:g} cores: threads would stop each other",
+            "threads",
+            "warn",
+            f"{finding}, and a quota of {quota:g} cores: threads would stop each other",
             f"pass --num-threads {max(1, int(quota))}, or raise the quota of the container",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("threads", "ok", finding)
 
@@ -125,19 +127,25 @@ def _gpu(system: System) -> Iterator[Verdict]:
         yield Verdict("gpu", "ok", "none: the CPU computes")
     elif driver is None:
         yield Verdict(
-            "gpu", "FAIL", "a device and no driver",
+            "gpu",
+            "FAIL",
+            "a device and no driver",
             "load it (modprobe nvidia) or install it; in a container, start that with --gpus all",
-        )  # fmt: skip
+        )
     elif not system.has_gpu:
         yield Verdict(
-            "gpu", "FAIL", f"driver {version[1] if version else '?'} and no device",
+            "gpu",
+            "FAIL",
+            f"driver {version[1] if version else '?'} and no device",
             "start the container with --gpus all, or check that /dev/nvidia0 may be opened",
-        )  # fmt: skip
+        )
     elif not system.cuda_is_built:
         yield Verdict(
-            "gpu", "warn", f"driver {version[1] if version else '?'}, which this build cannot use: the CPU computes",
+            "gpu",
+            "warn",
+            f"driver {version[1] if version else '?'}, which this build cannot use: the CPU computes",
             "make cuda builds one with CUDA, whose kernels have not run on a GPU yet",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("gpu", "ok", f"driver {version[1] if version else '?'}")
 
@@ -148,9 +156,11 @@ def _pinned_memory(system: System) -> Iterator[Verdict]:
     soft, _ = system.limit(resource.RLIMIT_MEMLOCK)
     if soft != resource.RLIM_INFINITY and soft < _PINNED_BYTES:
         yield Verdict(
-            "pinned memory", "warn", f"at most {soft >> 20} MiB, and the N-gram tables take up to 58.5 GiB",
+            "pinned memory",
+            "warn",
+            f"at most {soft >> 20} MiB, and the N-gram tables take up to 58.5 GiB",
             "ulimit -l unlimited (containers: --ulimit memlock=-1)",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("pinned memory", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"{soft >> 30} GiB")
 
@@ -165,9 +175,11 @@ def _numa(system: System) -> Iterator[Verdict]:
         yield Verdict("numa", "ok", f"bound to one of {nodes} nodes")
     else:
         yield Verdict(
-            "numa", "warn", f"{nodes} nodes: half the reads and more cross between them",
+            "numa",
+            "warn",
+            f"{nodes} nodes: half the reads and more cross between them",
             "numactl --cpunodebind=0 --membind=0 longcat ..., or --interleave=all when one node is too small",
-        )  # fmt: skip
+        )
 
 
 def _numbers(text: str) -> list[int]:
@@ -193,9 +205,11 @@ def _address_space(system: System) -> Iterator[Verdict]:
 def _overcommit(system: System) -> Iterator[Verdict]:
     if (system.read("proc/sys/vm/overcommit_memory") or "0").strip() == "2":
         yield Verdict(
-            "overcommit", "warn", "vm.overcommit_memory is 2: the latent cache counts before it is used",
+            "overcommit",
+            "warn",
+            "vm.overcommit_memory is 2: the latent cache counts before it is used",
             "sysctl vm.overcommit_memory=0, or pass a smaller --kv-cache-memory",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("overcommit", "ok", "memory counts when it is used")
 
@@ -204,9 +218,11 @@ def _files(system: System) -> Iterator[Verdict]:
     _, hard = system.limit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _MIN_FILES:
         yield Verdict(
-            "open files", "warn", f"at most {hard}: each client of a server is one",
+            "open files",
+            "warn",
+            f"at most {hard}: each client of a server is one",
             f"ulimit -Hn {_MIN_FILES} or more (containers: --ulimit nofile=65536)",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("open files", "ok", "no limit" if hard == resource.RLIM_INFINITY else f"at most {hard}")
 
@@ -243,9 +259,11 @@ def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
         return
     if not made.has_weights:
         yield Verdict(
-            "checkpoint", "FAIL", f"{model} has a config.json and no weights",
+            "checkpoint",
+            "FAIL",
+            f"{model} has a config.json and no weights",
             "download the *.safetensors files and model.safetensors.index.json beside it",
-        )  # fmt: skip
+        )
         return
     yield Verdict("checkpoint", "ok", f"{made.architecture}, {made.parameters / 1e9:.2f} B parameters, headers whole")
     for name, what in [("tokenizer.json", "texts"), ("chat_template.jinja", "conversations")]:
@@ -271,9 +289,11 @@ def _memory(needed: int, available: int) -> Iterator[Verdict]:
     finding = f"{available / 1e9:.1f} GB free, {needed / 1e9:.1f} GB at the peak"
     if needed > available:
         yield Verdict(
-            "memory", "warn", f"{finding}: weights will be read from disk again and again",
+            "memory",
+            "warn",
+            f"{finding}: weights will be read from disk again and again",
             "longcat plan shows what takes it; lower --kv-cache-memory or --max-model-len, or use more memory",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("memory", "ok", finding)
 
@@ -282,9 +302,11 @@ def _disk(model: str, system: System) -> Iterator[Verdict]:
     kind = _filesystem(os.path.realpath(model), system)
     if kind in _NETWORK_DISKS:
         yield Verdict(
-            "disk", "warn", f"{model} is on {kind}: pages that are read again cross the network",
+            "disk",
+            "warn",
+            f"{model} is on {kind}: pages that are read again cross the network",
             "copy the checkpoint to a disk of this machine",
-        )  # fmt: skip
+        )
     else:
         yield Verdict("disk", "ok", f"{model} is on {kind or 'an unknown file system'}")
 

@@ -184,11 +184,19 @@ class Plan:
 
 
 def plan(
-    model: str | os.PathLike[str], *, dtype: str = "auto", kv_cache_dtype: str = "auto",
-    max_model_len: int | None = None, max_num_seqs: int = 16, max_num_batched_tokens: int | None = None,
-    kv_cache_memory: int | str = "auto", num_tokens: int | None = None,
-    bandwidth: float | None = None, tensor_parallel_size: int = 1, expert_parallel_size: int = 1,
-) -> Plan:  # fmt: skip
+    model: str | os.PathLike[str],
+    *,
+    dtype: str = "auto",
+    kv_cache_dtype: str = "auto",
+    max_model_len: int | None = None,
+    max_num_seqs: int = 16,
+    max_num_batched_tokens: int | None = None,
+    kv_cache_memory: int | str = "auto",
+    num_tokens: int | None = None,
+    bandwidth: float | None = None,
+    tensor_parallel_size: int = 1,
+    expert_parallel_size: int = 1,
+) -> Plan:
     """Plans an Engine with these options.
 
     Args:
@@ -309,9 +317,13 @@ def _stored(model: str, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Sto
 
 
 def _parts(
-    expected: dict[str, tuple[int, ...]], stored: list[_Stored], dtype: str, num_tokens: int, config: dict[str, object],
+    expected: dict[str, tuple[int, ...]],
+    stored: list[_Stored],
+    dtype: str,
+    num_tokens: int,
+    config: dict[str, object],
     shard: dict[str, object],
-) -> list[Part]:  # fmt: skip
+) -> list[Part]:
     """The components. touched, copied, read and held are those of the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
     for name, shape in expected.items():

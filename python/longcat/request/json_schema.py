@@ -647,9 +647,13 @@ class SchemaReader:
         return part
 
     def _named(
-        self, names: object, path: str, properties: dict[str, Node | None], by_pattern: list[tuple[str, Node]],
+        self,
+        names: object,
+        path: str,
+        properties: dict[str, Node | None],
+        by_pattern: list[tuple[str, Node]],
         others: Node | None,
-    ) -> tuple[dict[str, Node | None], list[tuple[str, Node]], Node | None]:  # fmt: skip
+    ) -> tuple[dict[str, Node | None], list[tuple[str, Node]], Node | None]:
         """The parts of an object whose names fit `names`."""
         node = self._node([(names, f"{path}/propertyNames")])
         texts = [] if node is None else [branch for branch in self.branches(node) if isinstance(branch, Text)]

@@ -31,8 +31,13 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS = 256 * 1024
 # 64 MiB a grammar: a state of the lexer takes up to 2 kB. Fuel is llguidance's measure of work: about 15 ms a step.
-_LIMITS = {"max_lexer_states": 32_000, "max_grammar_size": 500_000, "initial_lexer_fuel": 1_000_000,
-           "step_lexer_fuel": 200_000, "verbose_errors": False}  # fmt: skip
+_LIMITS = {
+    "max_lexer_states": 32_000,
+    "max_grammar_size": 500_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "verbose_errors": False,
+}
 # As json.dumps writes it. With free white space a model may write nothing else for ever.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_CACHED_BYTES = 256 << 20

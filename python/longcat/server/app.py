@@ -41,9 +41,13 @@ class Application:
         self.lifecycle = Lifecycle(engine, settings, on_end)
         metrics = ServerMetrics(engine, settings.model_names[0])
         self.api = FastAPI(
-            title="longcat", version=__version__, description="OpenAI's API over one LongCat model.",
-            docs_url=None, redoc_url=None, redirect_slashes=False,
-        )  # fmt: skip
+            title="longcat",
+            version=__version__,
+            description="OpenAI's API over one LongCat model.",
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+        )
         self.api.state.service = Service(engine, settings, self.lifecycle, metrics)
         self.api.state.started = int(time.time())
         add_error_handlers(self.api)
@@ -52,7 +56,10 @@ class Application:
         app: ASGIApp = Guard(self.api, settings)
         if settings.cors_origins:
             app = CORSMiddleware(
-                app, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+                app,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Retry-After", "X-Ignored-Fields"],
-            )  # fmt: skip
+            )
         self.asgi = RequestLog(app, settings, self.lifecycle, metrics, write_log)

@@ -33,15 +33,35 @@ B = TypeVar("B", bound=GenerationBody)
 
 # Fields that SamplingParams has under the same name.
 _SAMPLING = (
-    "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "seed", "include_stop_str_in_output", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens",
-    "logit_bias", "bad_words", "allowed_token_ids",
-)  # fmt: skip
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+    "skip_special_tokens",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+)
 # Arguments of Engine.render_chat, and of what it calls.
 _RENDERING = (
-    "self", "messages", "tags", "tools", "tool_choice", "add_generation_prompt", "continue_final_message",
+    "self",
+    "messages",
+    "tags",
+    "tools",
+    "tool_choice",
+    "add_generation_prompt",
+    "continue_final_message",
     "max_text_bytes",
-)  # fmt: skip
+)
 _TEXT_THREADS = 2  # templates, tokenizer
 _TEXTS_AT_ONCE = 16  # tokenized in one go
 _SHORT_BYTES = 64 << 10  # of a text that takes some ms to tokenize
@@ -80,9 +100,11 @@ class Service:
         names = self.settings.model_names
         if asked and asked not in names:
             raise ApiError(
-                404, f'[request] model is "{asked[:100]}"; expected {" or ".join(names)}.', param="model",
+                404,
+                f'[request] model is "{asked[:100]}"; expected {" or ".join(names)}.',
+                param="model",
                 code="model_not_found",
-            )  # fmt: skip
+            )
         return asked or names[0]
 
     async def in_text_thread(self, work: Callable[[], T]) -> T:
@@ -120,10 +142,12 @@ class Service:
     def _too_long(self, field: str, found: str, expected: str) -> ApiError:
         """In the words and with the code by which clients tell this refusal from others."""
         return ApiError(
-            400, f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
+            400,
+            f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
             f"{self.max_model_len} tokens (max_model_len={self.max_model_len}); expected {expected}. Shorten it.",
-            param=field, code="context_length_exceeded",
-        )  # fmt: skip
+            param=field,
+            code="context_length_exceeded",
+        )
 
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts. What cannot fit the context is refused before it is tokenized.
@@ -378,10 +402,11 @@ def _of_response_format(given: Mapping[str, object] | None) -> JsonObject | None
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if kind != "json_schema" or not isinstance(schema, (Mapping, bool)):
         raise ApiError(
-            400, f'[request] response_format is {str(given)[:100]}; expected {{"type": "text"}}, '
+            400,
+            f'[request] response_format is {str(given)[:100]}; expected {{"type": "text"}}, '
             '{"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
             param="response_format",
-        )  # fmt: skip
+        )
     return {"json": schema if isinstance(schema, Mapping) else str(schema).lower()}
 
 
@@ -391,9 +416,11 @@ def usage(outputs: list[RequestOutput]) -> JsonObject:
     completion = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
     cached = sum(output.num_cached_tokens for output in outputs)
     return {
-        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-    }  # fmt: skip
+    }
 
 
 def _longest_token(engine: ServedEngine) -> int:

@@ -41,8 +41,13 @@ class GrammarChecker:
     """
 
     def __init__(self, tokenizer_text: str, vocab_size: int, eos_token_ids: list[int], timeout: float):
-        setup = {"tokenizer": tokenizer_text, "vocab_size": vocab_size, "eos_token_ids": eos_token_ids,
-                 "timeout": timeout, "max_bytes": _MAX_BYTES}  # fmt: skip
+        setup = {
+            "tokenizer": tokenizer_text,
+            "vocab_size": vocab_size,
+            "eos_token_ids": eos_token_ids,
+            "timeout": timeout,
+            "max_bytes": _MAX_BYTES,
+        }
         self._setup = json.dumps(setup).encode()
         self._timeout = timeout
         self._slots = asyncio.Semaphore(_NUM_PROCESSES)
@@ -106,9 +111,14 @@ class GrammarChecker:
 
     async def _start(self) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            env=environment(), start_new_session=True,  # a Ctrl-C is not for it
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            __name__,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,  # a Ctrl-C is not for it
+        )
         try:
             ready = await asyncio.wait_for(_talk(process, self._setup), _START_SECONDS)
         except BaseException:

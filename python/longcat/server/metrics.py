@@ -58,9 +58,11 @@ class ServerMetrics:
             for name, (text, buckets) in _HISTOGRAMS.items()
         }
         self._finished = Counter(
-            _PREFIX + "request_success", "Answers by how they ended.", ["model_name", "finished_reason"],
+            _PREFIX + "request_success",
+            "Answers by how they ended.",
+            ["model_name", "finished_reason"],
             registry=self._registry,
-        )  # fmt: skip
+        )
         self._responses = Counter(
             _PREFIX + "http_requests", "Requests by status.", ["model_name", "status"], registry=self._registry
         )

@@ -127,10 +127,19 @@ def web_config(app: Any, protocol: Any, **tls: Any) -> uvicorn.Config:
         tls: as for `run`.
     """
     return uvicorn.Config(
-        app, http=protocol, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        date_header=False, timeout_graceful_shutdown=_GOODBYE_SECONDS, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        backlog=_ACCEPTED_AT_ONCE, **tls,
-    )  # fmt: skip
+        app,
+        http=protocol,
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        backlog=_ACCEPTED_AT_ONCE,
+        **tls,
+    )
 
 
 async def _serve(

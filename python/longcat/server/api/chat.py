@@ -55,10 +55,14 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     _, token_ids = await service.in_thread_for(
         body._num_bytes,
         lambda: service.render_chat(
-            body.messages, tools=tools, tool_choice=tool_choice, add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message, **variables,
+            body.messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            **variables,
         ),
-    )  # fmt: skip
+    )
     service.check_room(token_ids, "messages")
     limit = body.max_completion_tokens or body.max_tokens
     params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
@@ -130,12 +134,15 @@ class ChatAnswer:
     def _whole(self, output: Any) -> dict[str, Any]:
         choices = [
             {
-                "index": answer.index, "message": _message(message), "finish_reason": answer.finish_reason,
-                "stop_reason": answer.stop_reason, "logprobs": self._logprobs(answer.logprobs),
+                "index": answer.index,
+                "message": _message(message),
+                "finish_reason": answer.finish_reason,
+                "stop_reason": answer.stop_reason,
+                "logprobs": self._logprobs(answer.logprobs),
                 **({"error": answer.error} if answer.error else {}),
             }
             for answer, message in zip(output.outputs, output.messages, strict=True)
-        ]  # fmt: skip
+        ]
         return self._frame("chat.completion", choices) | {"usage": usage([output])}
 
     async def events(self) -> AsyncGenerator[JsonObject, None]:
@@ -232,11 +239,12 @@ def _message(message: Mapping[str, Any]) -> JsonObject:
     """A message with its calls in OpenAI's shape: ids, and arguments as text."""
     calls = [
         {
-            "id": _call_id(), "type": "function",
+            "id": _call_id(),
+            "type": "function",
             "function": {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])},
         }
         for call in message.get("tool_calls", ())
-    ]  # fmt: skip
+    ]
     if not calls:
         return {**message, "refusal": None}
     return {**message, "content": message["content"] or None, "refusal": None, "tool_calls": calls}

@@ -141,9 +141,12 @@ class CompletionAnswer:
                 offsets = self._offsets(0, skip_special_tokens=False).take(output.prompt_token_ids) + offsets
             logprobs = self._logprobs(tokens, entries, offsets)
         choice = {
-            "index": base + answer.index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason,
+            "index": base + answer.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
-        }  # fmt: skip
+        }
         return choice | ({"error": answer.error} if answer.error else {})
 
     async def events(self) -> AsyncGenerator[JsonObject, None]:
@@ -173,9 +176,12 @@ class CompletionAnswer:
 
     def _frame(self, choices: list[dict[str, object]]) -> JsonObject:
         return {
-            "id": self.id, "object": "text_completion", "created": self.created, "model": self.model,
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
             "choices": choices,
-        }  # fmt: skip
+        }
 
     def _logprobs(
         self, token_ids: list[int], entries: Sequence[dict[int, Logprob] | None], offsets: list[int]

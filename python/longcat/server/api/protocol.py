@@ -70,20 +70,24 @@ _PROMPT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "a
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 StopText = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 Biases = Annotated[
-    dict[str, float], Field(max_length=MAX_BIASES), AfterValidator(_known_ids),
+    dict[str, float],
+    Field(max_length=MAX_BIASES),
+    AfterValidator(_known_ids),
     Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
-]  # fmt: skip
+]
 BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]
 StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
 Ids = Annotated[list[int], PlainValidator(partial(_list_of, int)), WithJsonSchema(_IDS)]
 AllowedIds = Annotated[
-    list[int], PlainValidator(partial(_list_of, int, most=MAX_ALLOWED_IDS)),
+    list[int],
+    PlainValidator(partial(_list_of, int, most=MAX_ALLOWED_IDS)),
     WithJsonSchema(_IDS | {"maxItems": MAX_ALLOWED_IDS}),
-]  # fmt: skip
+]
 StopIds = Annotated[
-    list[int], PlainValidator(partial(_list_of, int, most=MAX_STOP_IDS)),
+    list[int],
+    PlainValidator(partial(_list_of, int, most=MAX_STOP_IDS)),
     WithJsonSchema(_IDS | {"maxItems": MAX_STOP_IDS}),
-]  # fmt: skip
+]
 Prompt = Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt), WithJsonSchema(_PROMPT)]
 
 

@@ -33,9 +33,12 @@ async def model(name: str, request: Request) -> Response:
 
 def _model(service: Service, request: Request, name: str) -> JsonObject:
     return {
-        "id": name, "object": "model", "created": request.app.state.started, "owned_by": "longcat",
+        "id": name,
+        "object": "model",
+        "created": request.app.state.started,
+        "owned_by": "longcat",
         "max_model_len": service.max_model_len,
-    }  # fmt: skip
+    }
 
 
 @router.post("/tokenize", summary="Token ids of a prompt or of messages")
@@ -53,9 +56,12 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
                 raise ApiError(400, f"{found}. Send it in parts.", param="prompt")
             return engine.encode(prompt)
         return service.render_chat(
-            messages, tools=body.tools, add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message, **variables,
-        )[1]  # fmt: skip
+            messages,
+            tools=body.tools,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            **variables,
+        )[1]
 
     def answer() -> Response:
         token_ids = work()

@@ -32,9 +32,15 @@ class ApiError(HTTPException):  # so that FastAPI lets it through while it reads
     """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None,
-        retry_after: int | None = None, headers: Mapping[str, str] | None = None,
-    ):  # fmt: skip
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         retry = {} if retry_after is None else {"Retry-After": str(retry_after)}
         super().__init__(status, printable(message), {**(headers or {}), **retry})  # what clients sent may be quoted
         self.param = param

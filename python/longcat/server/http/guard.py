@@ -31,9 +31,13 @@ class RequestLog:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServerSettings, lifecycle: Lifecycle, metrics: ServerMetrics,
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        lifecycle: Lifecycle,
+        metrics: ServerMetrics,
         write: Callable[[dict[str, object]], object],
-    ):  # fmt: skip
+    ):
         self._app = app
         self._lifecycle = lifecycle
         self._access_log = settings.access_log
@@ -69,10 +73,14 @@ class RequestLog:
                 client = scope["client"][0] if scope.get("client") else None
                 facts = {
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start)) + f".{int(start % 1 * 1000):03}Z",
-                    "request_id": request_id, "client": client, "method": scope["method"],
+                    "request_id": request_id,
+                    "client": client,
+                    "method": scope["method"],
                     "path": scope["path"][:_MAX_PATH_CHARS],
-                    "status": status, "duration_ms": round(1000 * (time.time() - start), 1), **line,
-                }  # fmt: skip
+                    "status": status,
+                    "duration_ms": round(1000 * (time.time() - start), 1),
+                    **line,
+                }
                 self._write(facts)
 
 
@@ -121,9 +129,11 @@ class Guard:
         host = re.sub(r":\d*$", "", value.decode("latin-1").strip().lower()).rstrip(".")
         if host not in self._hosts:
             raise ApiError(
-                403, f"[request] the header Host is {host[:100]}; expected {' or '.join(sorted(self._hosts))}. "
-                "Start the server with --allowed-host to serve other names.", code="host_not_allowed",
-            )  # fmt: skip
+                403,
+                f"[request] the header Host is {host[:100]}; expected {' or '.join(sorted(self._hosts))}. "
+                "Start the server with --allowed-host to serve other names.",
+                code="host_not_allowed",
+            )
 
     def _check_key(self, authorization: bytes) -> None:
         """Compares digests, all of them, so that the time tells nothing about the keys."""
@@ -132,9 +142,11 @@ class Guard:
         matches = [hmac.compare_digest(digest, known) for known in self._keys]
         if not any(matches) or scheme.lower() != b"bearer":
             raise ApiError(
-                401, 'the API key is missing or wrong: expected the header "Authorization: Bearer KEY"',
-                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
+                401,
+                'the API key is missing or wrong: expected the header "Authorization: Bearer KEY"',
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
 
 
 def _digest(key: bytes) -> bytes:

@@ -160,9 +160,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         elif not self._in_headers and self._in_message:
             if self._other_bytes > limit + _SLICE + self._body_bytes // 8:
                 self._refuse(
-                    400, f"chunk sizes, extensions and trailers take {self._other_bytes} bytes; expected at most "
-                    f"{limit} and an eighth of the body. Send larger chunks.", "too_long",
-                )  # fmt: skip
+                    400,
+                    f"chunk sizes, extensions and trailers take {self._other_bytes} bytes; expected at most "
+                    f"{limit} and an eighth of the body. Send larger chunks.",
+                    "too_long",
+                )
             elif self._body_bytes > self.settings.max_body_bytes + _SLICE:  # and the application does not read it
                 most = self.settings.max_body_bytes
                 self._refuse(413, f"the body is longer than the limit of {most} bytes", "too_long")
@@ -282,9 +284,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._after(allowed - spent, self._body_is_late)
             return
         self._refuse(
-            408, f"{self._body_bytes} bytes of the body came in {spent:.0f} s; expected the whole in "
-            f"{self.settings.body_timeout:g} s and 1 s for each {self.settings.body_rate} bytes", "timeout",
-        )  # fmt: skip
+            408,
+            f"{self._body_bytes} bytes of the body came in {spent:.0f} s; expected the whole in "
+            f"{self.settings.body_timeout:g} s and 1 s for each {self.settings.body_rate} bytes",
+            "timeout",
+        )
 
     def pause_writing(self) -> None:
         super().pause_writing()

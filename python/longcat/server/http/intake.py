@@ -71,9 +71,12 @@ class Room:
         most = self._intake.settings.max_waiting_bytes
         if self._num_bytes > _LARGE and self._intake.num_bytes > most:
             raise ApiError(
-                503, f"[request] large bodies wait in all {most} bytes that are kept for them; expected room. "
-                "Try again later.", code="busy", retry_after=self._intake.settings.retry_after,
-            )  # fmt: skip
+                503,
+                f"[request] large bodies wait in all {most} bytes that are kept for them; expected room. "
+                "Try again later.",
+                code="busy",
+                retry_after=self._intake.settings.retry_after,
+            )
 
     def leave(self) -> None:
         self._intake.num_bytes -= self._num_bytes
@@ -204,10 +207,11 @@ def _check_sender(headers: Headers, settings: ServerSettings) -> None:
         origin = headers.get("origin")
         if origin is not None and not settings.allows_origin(origin, headers.get("host")):
             raise ApiError(
-                403, f"[request] a page of {origin[:100]} sends a body without Content-Type; expected "
+                403,
+                f"[request] a page of {origin[:100]} sends a body without Content-Type; expected "
                 "application/json. Start the server with --cors-origin to let that page call.",
                 code="origin_not_allowed",
-            )  # fmt: skip
+            )
         return
     media = kind.partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):

@@ -313,6 +313,22 @@ def test_no_mask_thread_is_lost_to_a_fast_core(tiny):
             assert answer.finish_reason == "length", answer.error
 
 
+def test_an_engine_that_closes_first_starts_no_mask_threads(tiny):
+    """The first request with a mask may have been checked, and be on its way to the core, when the engine closes."""
+    engine = longcat.Engine(tiny, num_threads=1)
+    add = engine._requests.add
+
+    def close_and_add(*args):
+        engine.close()
+        return add(*args)
+
+    engine._requests.add = close_and_add
+    before = threading.active_count()
+    with pytest.raises(longcat.Error, match="this engine is closed"):
+        engine.generate(PROMPT, max_tokens=1, token_mask=lambda ids: None)
+    assert not [thread for thread in threading.enumerate()[before:] if thread.name == "longcat-masks"]
+
+
 def test_an_error_says_why(engine):
     def broken(ids):
         raise RuntimeError("no grammar")

@@ -14,7 +14,6 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.engine.config import EngineConfig
 from longcat.engine.intake import Intake, eos_token_ids
-from longcat.engine.keywords import EngineKeywords
 from longcat.engine.ranks import join_ranks
 from longcat.engine.request import score_of
 from longcat.engine.request_table import RequestGroup, RequestTable
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from longcat.chat.reader import ChatChunk, ChatOutput
+    from longcat.engine.keywords import EngineKeywords
 
 
 class Engine(TextMethods, Uncopied):

@@ -90,7 +90,13 @@ class RequestTable:
         return core_ids
 
     def mask_filler(self) -> MaskFiller:
-        """The threads that ask for token masks, started when first needed."""
+        """The threads that ask for token masks, started when first needed. With the lock held.
+
+        Raises:
+            longcat.Error: the engine is closed: nothing would end the threads.
+        """
+        if self._closed:
+            raise Error("[engine] this engine is closed")
         if self._masks is None:
             from longcat.engine.masks import MaskFiller
 
@@ -119,8 +125,10 @@ class RequestTable:
         """Closes the core; requests that still run end with an error."""
         self._closed = True
         self._core.close()
-        if self._masks is not None:
-            self._masks.queue.close()
+        with self._lock:  # a request may be on its way to the core
+            masks = self._masks
+        if masks is not None:
+            masks.queue.close()
 
     def __del__(self) -> None:  # not of Engine: a stream outlives an engine that nothing else refers to
         self.close()

@@ -269,8 +269,10 @@ class EventLoops:
             return self._loops[loop]
 
     def close(self) -> None:
-        for outputs in self._loops.values():
-            outputs.queue.close()
+        with self._lock:
+            queues = [outputs.queue for outputs in self._loops.values()]
+        for queue in queues:
+            queue.close()
 
 
 def read_all(chunks: Stream[Chunk], num_requests: int, use_tqdm: bool) -> list[Chunk]:

@@ -77,13 +77,13 @@ void register_communicator(py::module_& module) {
       .def_property_readonly("failure", [](const PyCommunicator& self) { return self.ranks->failure(); });
 
   py::class_<MpiJob>(module, "MpiJob")
-      .def(py::init<const std::string&>(), py::arg("plugin"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init(&join_mpi_job), py::arg("library"), py::call_guard<py::gil_scoped_release>())
       .def("world",
            [](MpiJob& self) {
              const GilRelease nogil;
-             return PyCommunicator{self.world().split(0)};
+             return PyCommunicator{self.world->split(0)};
            })
-      .def_property_readonly("library", &MpiJob::library)
+      .def_readonly("library", &MpiJob::library)
       .def("finalize", &MpiJob::finalize, py::call_guard<py::gil_scoped_release>());
 
   // token: 64 bytes.

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "comm/communicator.h"
-#include "comm/tcp_door.h"
+#include "comm/tcp_acceptor.h"
 
 namespace longcat {
 
@@ -20,16 +20,20 @@ constexpr std::chrono::seconds kLastWords{2};  // for who watches over the ranks
 
 // What all communicators of this process share.
 struct Job {
-  Job(const TcpMeeting& m, const JobToken& job_token, int door_port)
-      : meeting(m), token(job_token), door(job_token, m.one_machine, door_port) {}
+  Job(const TcpMeeting& m, const JobToken& job_token, int port)
+      : meeting(m), token(job_token), acceptor(job_token, m.one_machine, port) {}
 
   Deadline deadline() const {
     const auto timeout = std::chrono::duration<double>(meeting.timeout_s);
     return std::chrono::steady_clock::now() + std::chrono::ceil<std::chrono::nanoseconds>(timeout);
   }
   Hello hello(uint64_t channel) const {
-    return {
-        .token = {}, .channel = channel, .rank = meeting.rank, .size = meeting.size, .port = door.port(), .unused = 0};
+    return {.token = {},
+            .channel = channel,
+            .rank = meeting.rank,
+            .size = meeting.size,
+            .port = acceptor.port(),
+            .unused = 0};
   }
   // Nobody else in the job makes the same.
   uint64_t new_channel() {
@@ -43,33 +47,33 @@ struct Job {
   const TcpMeeting meeting;
   const JobToken token;
   Failure failure;
-  Door door;
-  std::vector<Address> doors;              // by rank
+  Acceptor acceptor;
+  std::vector<Address> acceptors;          // by rank
   std::atomic<uint32_t> num_channels = 1;  // 0 is the meeting's
 };
 
-// Connections to `members`, in their order, none to this rank itself: a rank enters at those before it, and waits for
-// those behind it.
+// Connections to `members`, in their order, none to this rank itself: a rank connects to the acceptors of lower ranks,
+// and waits for higher ranks.
 std::vector<Descriptor> connect_members(Job& job, uint64_t channel, const std::vector<int>& members) {
   std::vector<Descriptor> peers(members.size());
-  std::vector<int> behind;
+  std::vector<int> higher;
   size_t own = 0;
   const Deadline deadline = job.deadline();
   for (size_t i = 0; i < members.size(); ++i) {
     const int rank = members[i];
     if (rank == job.meeting.rank) own = i;
-    if (rank > job.meeting.rank) behind.push_back(rank);
+    if (rank > job.meeting.rank) higher.push_back(rank);
     if (rank >= job.meeting.rank) continue;
-    const Address& door = job.doors[static_cast<size_t>(rank)];
+    const Address& address = job.acceptors[static_cast<size_t>(rank)];
     try {
-      peers[i] = enter(door, job.token, job.hello(channel), deadline, job.failure);
+      peers[i] = connect_to_acceptor(address, job.token, job.hello(channel), deadline, job.failure);
     } catch (const Error& error) {
       job.failure.check();
-      throw job.error("rank ", rank, " cannot be reached at ", to_string(door), ": ", error.what());
+      throw job.error("rank ", rank, " cannot be reached at ", to_string(address), ": ", error.what());
     }
   }
   try {
-    auto arrivals = job.door.wait_for(channel, behind, deadline, job.failure);
+    auto arrivals = job.acceptor.wait_for(channel, higher, deadline, job.failure);
     for (size_t i = 0; i < arrivals.size(); ++i) peers[own + 1 + i] = std::move(arrivals[i].connection);
   } catch (const Error& error) {
     job.failure.check();
@@ -241,16 +245,16 @@ std::vector<Descriptor> receive_all(Job& job) {
   const int size = job.meeting.size;
   std::vector<int> others;
   for (int rank = 1; rank < size; ++rank) others.push_back(rank);
-  std::vector<Door::Arrival> arrivals;
+  std::vector<Acceptor::Arrival> arrivals;
   try {
-    arrivals = job.door.wait_for(0, others, job.deadline(), job.failure);
+    arrivals = job.acceptor.wait_for(0, others, job.deadline(), job.failure);
   } catch (const Error& error) {
     throw job.error(error.what(), " within ", job.meeting.timeout_s, " s");
   }
   std::vector<Place> places(static_cast<size_t>(size));
-  places[0].port = job.door.port();
+  places[0].port = job.acceptor.port();
   std::vector<Descriptor> peers(1);
-  for (Door::Arrival& arrival : arrivals) {
+  for (Acceptor::Arrival& arrival : arrivals) {
     if (arrival.hello.size != size)
       throw job.error("rank ", arrival.hello.rank, " is one of ", arrival.hello.size, ", and rank 0 one of ", size,
                       ": start all with the same WORLD_SIZE");
@@ -267,14 +271,14 @@ std::vector<Descriptor> receive_all(Job& job) {
   return peers;
 }
 
-// The others: enter at rank 0's, hear where everybody is, and meet each other.
+// The other ranks: connect to rank 0, receive where all ranks listen, and connect to each other.
 std::vector<Descriptor> go_to_rank_0(Job& job) {
   const TcpMeeting& m = job.meeting;
   const Address first{m.one_machine ? "127.0.0.1" : m.host, m.port};
   const Deadline deadline = job.deadline();
   Descriptor connection;
   try {
-    connection = enter(first, job.token, job.hello(0), deadline, job.failure);
+    connection = connect_to_acceptor(first, job.token, job.hello(0), deadline, job.failure);
   } catch (const Error& error) {
     throw job.error("rank 0 cannot be reached at ", to_string(first), " within ", m.timeout_s, " s: ", error.what());
   }
@@ -292,7 +296,7 @@ std::vector<Descriptor> go_to_rank_0(Job& job) {
   for (int rank = 0; rank < m.size; ++rank) {
     Place& place = places[static_cast<size_t>(rank)];
     place.host[sizeof(place.host) - 1] = 0;
-    job.doors.push_back({place.host[0] ? place.host : host_of_first, place.port});
+    job.acceptors.push_back({place.host[0] ? place.host : host_of_first, place.port});
     if (rank > 0) members.push_back(rank);
   }
   std::vector<Descriptor> peers = connect_members(job, 0, members);

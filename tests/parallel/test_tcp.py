@@ -278,7 +278,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_strangers_neither_end_nor_delay_the_meeting(kind):
-    """More of them than wait at the door at once, before the ranks come and while they make more communicators."""
+    """More of them than the acceptor keeps at once, before the ranks come and while they make more communicators."""
     with reserved_port() as holder:
         port = holder.getsockname()[1]
         kept = []

@@ -1,5 +1,5 @@
-// Where a rank lets the others in: it listens for as long as the job lasts, and every communicator has connections of
-// its own. Strangers (who connect and say nothing, or something else) are turned away beside it, and delay nobody.
+// A rank's acceptor: it listens for as long as the job lasts, and every communicator has connections of its own.
+// Strangers (who connect and say nothing, or something else) are refused, and delay no rank.
 #pragma once
 
 #include <array>
@@ -48,11 +48,11 @@ class Failure {
   Descriptor event_;
 };
 
-class Door {
+class Acceptor {
  public:
   // Throws Error when it cannot listen there. port 0: any.
-  Door(const JobToken& token, bool loopback, int port);
-  ~Door();
+  Acceptor(const JobToken& token, bool loopback, int port);
+  ~Acceptor();
 
   int port() const { return port_; }
 
@@ -88,8 +88,9 @@ class Door {
   std::thread thread_;
 };
 
-// Enters at the door of another rank; tries again until the deadline. Throws Error that says why it did not succeed, or
-// the job's failure.
-Descriptor enter(const Address& address, const JobToken& token, Hello hello, Deadline deadline, const Failure& failure);
+// Connects to the acceptor of another rank; tries again until the deadline. Throws Error that says why it did not
+// succeed, or the job's failure.
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
+                               const Failure& failure);
 
 }  // namespace longcat

@@ -1,4 +1,4 @@
-#include "comm/tcp_door.h"
+#include "comm/tcp_acceptor.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -60,22 +60,22 @@ void Failure::check() const {
   if (failed_) throw Error(reason_);
 }
 
-// --- the door ------------------------------------------------------------------------------------------------------
+// --- the acceptor --------------------------------------------------------------------------------------------------
 
-Door::Door(const JobToken& token, bool loopback, int port)
+Acceptor::Acceptor(const JobToken& token, bool loopback, int port)
     : token_(token),
       listener_(listen_on(loopback, port)),
       port_(port_of(listener_)),
       stop_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       thread_([this] { run(); }) {}
 
-Door::~Door() {
+Acceptor::~Acceptor() {
   signal(stop_);
   thread_.join();
 }
 
-std::vector<Door::Arrival> Door::wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
-                                          const Failure& failure) {
+std::vector<Acceptor::Arrival> Acceptor::wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
+                                                  const Failure& failure) {
   std::unique_lock lock(mutex_);
   const auto is_here = [&](int rank) { return arrivals_.contains({channel, rank}); };
   while (!std::ranges::all_of(ranks, is_here)) {
@@ -93,7 +93,7 @@ std::vector<Door::Arrival> Door::wait_for(uint64_t channel, std::span<const int>
   return all;
 }
 
-void Door::run() {
+void Acceptor::run() {
   std::vector<pollfd> ready;
   while (true) {
     ready = {{stop_.fd(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}};
@@ -109,7 +109,7 @@ void Door::run() {
   }
 }
 
-void Door::accept_all() {
+void Acceptor::accept_all() {
   while (Descriptor connection = accept_from(listener_)) {
     if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());  // a rank that is pushed out comes again
     pending_.push_back({.connection = std::move(connection), .until = in(kHelloTime)});
@@ -117,7 +117,7 @@ void Door::accept_all() {
   if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(kRetry);  // poll would say at once: it waits
 }
 
-bool Door::has_said_hello(Pending& p) {
+bool Acceptor::has_said_hello(Pending& p) {
   constexpr int64_t kBytes = sizeof(Hello);
   const int64_t more =
       receive_some(p.connection, reinterpret_cast<std::byte*>(&p.hello) + p.received, kBytes - p.received);
@@ -134,8 +134,8 @@ bool Door::has_said_hello(Pending& p) {
   return true;
 }
 
-Descriptor enter(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
-                 const Failure& failure) {
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
+                               const Failure& failure) {
   hello.token = token.connects;
   std::string error;
   while (true) {

@@ -90,15 +90,15 @@ void register_communicator(py::module_& module) {
   py::class_<TcpJob>(module, "TcpJob")
       .def(py::init([](std::string host, int port, int rank, int size, bool one_machine, const py::bytes& token,
                        double timeout_s) {
-             const TcpMeeting meeting{.host = std::move(host),
-                                      .port = port,
-                                      .rank = rank,
-                                      .size = size,
-                                      .one_machine = one_machine,
-                                      .token = token,
-                                      .timeout_s = timeout_s};
+             const TcpRendezvous rendezvous{.host = std::move(host),
+                                            .port = port,
+                                            .rank = rank,
+                                            .size = size,
+                                            .one_machine = one_machine,
+                                            .token = token,
+                                            .timeout_s = timeout_s};
              const GilRelease nogil;
-             return std::make_unique<TcpJob>(meeting);
+             return std::make_unique<TcpJob>(rendezvous);
            }),
            py::arg("host"), py::arg("port"), py::arg("rank"), py::arg("size"), py::kw_only(), py::arg("one_machine"),
            py::arg("token"), py::arg("timeout_s") = 30.0)

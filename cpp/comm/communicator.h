@@ -60,21 +60,21 @@ struct MpiJob {
 // ABI, or one with the standard ABI of MPI 5. Throws Error when it cannot be loaded or started.
 MpiJob join_mpi_job(const std::string& library);
 
-// Where and how the ranks of a job find each other without MPI.
-struct TcpMeeting {
+// The rendezvous of a job without MPI: where and how its ranks find each other.
+struct TcpRendezvous {
   std::string host;  // of rank 0, as the others reach it
   int port = 0;      // at which it listens
   int rank = 0, size = 1;
   bool one_machine = true;  // nobody listens but at the loopback address, and `host` is not asked for
   std::string token;        // 64 bytes that the ranks know, and nobody else: half shows who connects, half who answers
-  double timeout_s = 30;    // for all to come
+  double timeout_s = 30;    // for all ranks to connect
 };
 
 // The ranks of a job as processes that are connected by TCP, each with each.
 class TcpJob {
  public:
-  // Returns when all ranks have met. Throws Error that says who has not come, or cannot be reached.
-  explicit TcpJob(const TcpMeeting& meeting);
+  // Returns when all ranks are connected. Throws Error that names the ranks that are not, or cannot be reached.
+  explicit TcpJob(const TcpRendezvous& rendezvous);
 
   Communicator& world() { return *world_; }
 

@@ -84,7 +84,7 @@ std::vector<Acceptor::Arrival> Acceptor::wait_for(uint64_t channel, std::span<co
       std::string missing;
       for (const int rank : ranks)
         if (!is_here(rank)) missing += str_cat(missing.empty() ? "" : ", ", rank);
-      throw Error(str_cat("rank ", missing, " has not come"));
+      throw Error(str_cat("rank ", missing, " has not connected"));
     }
     arrived_.wait_for(lock, kCheck);
   }

@@ -56,7 +56,7 @@ def test_another_number_of_ranks(tiny, monkeypatch):
 
 
 def test_the_transport(monkeypatch):
-    """Torchrun's ranks talk by TCP; srun's by MPI, or by TCP where they are told where to meet."""
+    """Torchrun's ranks talk by TCP; srun's by MPI, or by TCP where they are told their rendezvous."""
     for name in ("LONGCAT_MPI", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     srun = Launch("srun", 0, 2, 0, 2)

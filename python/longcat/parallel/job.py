@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.parallel.launch import Launch, find_launch, job_token, meeting_place
+from longcat.parallel.launch import Launch, find_launch, job_token, rendezvous_address
 from longcat.parallel.mpi_library import find_mpi_library
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def uses_tcp(launch: Launch) -> bool:
 
 
 def _join_by_tcp(launch: Launch) -> _core.TcpJob:
-    host, port = meeting_place()
+    host, port = rendezvous_address()
     one_machine = launch.local_size == launch.size
     return _core.TcpJob(host, port, launch.rank, launch.size, one_machine=one_machine, token=job_token())
 

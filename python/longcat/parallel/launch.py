@@ -65,7 +65,7 @@ def require_alone(what: str) -> None:
         raise ValueError(f"{what} is the work of one process, and {launch.launcher} started {launch.size}: start one")
 
 
-def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
+def rendezvous_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Host and port at which rank 0 listens for the others, of a job without MPI: MASTER_ADDR and MASTER_PORT.
 
     Torchrun's agent mostly listens at that port itself, and says so; then it is the next one.
@@ -76,7 +76,7 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int
     host, port = environment.get("MASTER_ADDR"), _number(environment.get("MASTER_PORT"))
     if not host or port is None or not 0 < port < 65535:
         found = ", ".join(f"{name}={environment.get(name)!r}" for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise Error(f"[tcp] ranks meet at MASTER_ADDR and MASTER_PORT: found {found}, expected a host and a port")
+        raise Error(f"[tcp] rendezvous at MASTER_ADDR and MASTER_PORT: found {found}, expected a host and a port")
     return host, port + (environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 

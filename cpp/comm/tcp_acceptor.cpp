@@ -16,8 +16,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds kHelloTime{5};   // from connecting to the last byte of the hello
-constexpr seconds kAnswerTime{5};  // for the answer to it
+constexpr seconds kHandshakeTime{5};  // from connecting to the last byte of the handshake
+constexpr seconds kAnswerTime{5};     // for the answer to it
 constexpr size_t kMaxPending = 64;
 constexpr milliseconds kRetry{50};
 constexpr milliseconds kCheck{20};  // for a failure elsewhere
@@ -104,7 +104,7 @@ void Acceptor::run() {
     }
     ::poll(ready.data(), ready.size(), milliseconds_until(next));
     if (ready[0].revents) return;
-    std::erase_if(pending_, [&](Pending& p) { return has_said_hello(p); });
+    std::erase_if(pending_, [&](Pending& p) { return is_settled(p); });
     if (ready[1].revents) accept_all();
   }
 }
@@ -112,38 +112,39 @@ void Acceptor::run() {
 void Acceptor::accept_all() {
   while (Descriptor connection = accept_from(listener_)) {
     if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());  // a rank that is pushed out comes again
-    pending_.push_back({.connection = std::move(connection), .until = in(kHelloTime)});
+    pending_.push_back({.connection = std::move(connection), .until = in(kHandshakeTime)});
   }
   if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(kRetry);  // poll would say at once: it waits
 }
 
-bool Acceptor::has_said_hello(Pending& p) {
-  constexpr int64_t kBytes = sizeof(Hello);
+bool Acceptor::is_settled(Pending& p) {
+  constexpr int64_t kBytes = sizeof(Handshake);
   const int64_t more =
-      receive_some(p.connection, reinterpret_cast<std::byte*>(&p.hello) + p.received, kBytes - p.received);
+      receive_some(p.connection, reinterpret_cast<std::byte*>(&p.handshake) + p.received, kBytes - p.received);
   if (more < 0) return true;
   p.received += more;
   if (p.received < kBytes) return std::chrono::steady_clock::now() >= p.until;
-  if (!same(p.hello.token, token_.connects)) return true;
+  if (!same(p.handshake.token, token_.connects)) return true;
   if (send_some(p.connection, token_.answers.data(), JobToken::kBytes) != JobToken::kBytes) return true;
   {
     const std::lock_guard lock(mutex_);  // one that comes again takes the place of its first try
-    arrivals_[{p.hello.channel, p.hello.rank}] = {.connection = std::move(p.connection), .hello = p.hello};
+    arrivals_[{p.handshake.channel, p.handshake.rank}] = {.connection = std::move(p.connection),
+                                                          .handshake = p.handshake};
   }
   arrived_.notify_all();
   return true;
 }
 
-Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
                                const Failure& failure) {
-  hello.token = token.connects;
+  handshake.token = token.connects;
   std::string error;
   while (true) {
     const Deadline until = std::min(deadline, in(kAnswerTime));
     Descriptor connection = connect_to(address, until, error);
     if (connection) {
       std::array<unsigned char, JobToken::kBytes> answer{};
-      int64_t received = 0, more = send_some(connection, &hello, sizeof(hello)) == sizeof(hello) ? 0 : -1;
+      int64_t received = 0, more = send_some(connection, &handshake, sizeof(handshake)) == sizeof(handshake) ? 0 : -1;
       while (more >= 0 && received < JobToken::kBytes && std::chrono::steady_clock::now() < until) {
         failure.check();
         wait_readable(connection, failure.readable(), until);

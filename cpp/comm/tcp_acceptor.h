@@ -23,7 +23,7 @@ struct JobToken {
 };
 
 // The first bytes of a connection. All ranks run the same program on the same kind of machine.
-struct Hello {
+struct Handshake {
   std::array<unsigned char, JobToken::kBytes> token;
   uint64_t channel;    // the communicator it is for
   int32_t rank, size;  // of the job
@@ -58,7 +58,7 @@ class Acceptor {
 
   struct Arrival {
     Descriptor connection;
-    Hello hello{};
+    Handshake handshake{};
   };
   // The connections of `ranks` for a channel, in their order, once all are there. Throws Error that names who is not
   // there by the deadline, or the job's failure.
@@ -69,13 +69,13 @@ class Acceptor {
   struct Pending {
     Descriptor connection;
     Deadline until;
-    Hello hello{};
+    Handshake handshake{};
     int64_t received = 0;
   };
 
   void run();
   void accept_all();
-  bool has_said_hello(Pending& pending);  // or is to be turned away: its connection is gone then
+  bool is_settled(Pending& pending);  // its handshake is complete, or it is refused
 
   const JobToken token_;
   const Descriptor listener_;
@@ -90,7 +90,7 @@ class Acceptor {
 
 // Connects to the acceptor of another rank; tries again until the deadline. Throws Error that says why it did not
 // succeed, or the job's failure.
-Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
                                const Failure& failure);
 
 }  // namespace longcat

@@ -27,7 +27,7 @@ struct Job {
     const auto timeout = std::chrono::duration<double>(rendezvous.timeout_s);
     return std::chrono::steady_clock::now() + std::chrono::ceil<std::chrono::nanoseconds>(timeout);
   }
-  Hello hello(uint64_t channel) const {
+  Handshake handshake(uint64_t channel) const {
     return {.token = {},
             .channel = channel,
             .rank = rendezvous.rank,
@@ -66,7 +66,7 @@ std::vector<Descriptor> connect_members(Job& job, uint64_t channel, const std::v
     if (rank >= job.rendezvous.rank) continue;
     const Address& address = job.acceptors[static_cast<size_t>(rank)];
     try {
-      peers[i] = connect_to_acceptor(address, job.token, job.hello(channel), deadline, job.failure);
+      peers[i] = connect_to_acceptor(address, job.token, job.handshake(channel), deadline, job.failure);
     } catch (const Error& error) {
       job.failure.check();
       throw job.error("rank ", rank, " cannot be reached at ", to_string(address), ": ", error.what());
@@ -255,11 +255,11 @@ std::vector<Descriptor> receive_all(Job& job) {
   places[0].port = job.acceptor.port();
   std::vector<Descriptor> peers(1);
   for (Acceptor::Arrival& arrival : arrivals) {
-    if (arrival.hello.size != size)
-      throw job.error("rank ", arrival.hello.rank, " is one of ", arrival.hello.size, ", and rank 0 one of ", size,
-                      ": start all with the same WORLD_SIZE");
+    if (arrival.handshake.size != size)
+      throw job.error("rank ", arrival.handshake.rank, " is one of ", arrival.handshake.size, ", and rank 0 one of ",
+                      size, ": start all with the same WORLD_SIZE");
     Place& place = places[peers.size()];
-    place.port = arrival.hello.port;
+    place.port = arrival.handshake.port;
     const std::string host = peer_host(arrival.connection);
     if (!is_loopback(host)) host.copy(place.host, sizeof(place.host) - 1);
     peers.push_back(std::move(arrival.connection));
@@ -279,7 +279,7 @@ std::vector<Descriptor> go_to_rank_0(Job& job) {
   const Deadline deadline = job.deadline();
   Descriptor connection;
   try {
-    connection = connect_to_acceptor(first, job.token, job.hello(0), deadline, job.failure);
+    connection = connect_to_acceptor(first, job.token, job.handshake(0), deadline, job.failure);
   } catch (const Error& error) {
     throw job.error("rank 0 cannot be reached at ", to_string(first), " within ", m.timeout_s, " s: ", error.what());
   }

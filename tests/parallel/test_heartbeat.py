@@ -131,7 +131,7 @@ STRANGERS = {
         stranger.close(),
     ),
     "garbage": lambda stranger: stranger.sendall(b"\xff" * 200),
-    "half a hello": lambda stranger: stranger.sendall(b"x" * 20),
+    "half a handshake": lambda stranger: stranger.sendall(b"x" * 20),
 }
 
 

@@ -23,7 +23,7 @@ from support.launcher import reserved_port
 from support.ranks import all_well, on_ranks
 
 TOKEN = bytes(range(64))
-HELLO_BYTES = 56
+HANDSHAKE_BYTES = 56
 
 
 class Rank:
@@ -270,9 +270,9 @@ STRANGERS = {
     "silent": lambda port: say(port, b""),
     "hangs up": lambda port: say(port, b"").close(),
     "garbage": lambda port: say(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(range(256)) * 20),
-    "half a hello": lambda port: say(port, TOKEN[:20]),
-    "a hello of another job": lambda port: say(port, TOKEN[::-1][:32] + bytes(HELLO_BYTES - 32)),
-    "the answer as a token": lambda port: say(port, TOKEN[32:] + bytes(HELLO_BYTES - 32)),
+    "half a handshake": lambda port: say(port, TOKEN[:20]),
+    "a handshake of another job": lambda port: say(port, TOKEN[::-1][:32] + bytes(HANDSHAKE_BYTES - 32)),
+    "the answer as a token": lambda port: say(port, TOKEN[32:] + bytes(HANDSHAKE_BYTES - 32)),
 }
 
 

@@ -1,5 +1,5 @@
 // A rank's acceptor: it listens for as long as the job lasts, and every communicator has connections of its own.
-// Strangers (who connect and say nothing, or something else) are refused, and delay no rank.
+// Unknown peers (which send no handshake, or one without the job's token) are refused, and delay no rank.
 #pragma once
 
 #include <array>
@@ -15,8 +15,8 @@
 
 namespace longcat {
 
-// What a rank knows that a stranger does not: one half shows that who connects is of the job, the other that who
-// answers is. Both travel in the clear.
+// What ranks know and unknown peers do not: one half proves that the connecting side belongs to the job, the other that
+// the answering side does. Both travel in the clear.
 struct JobToken {
   static constexpr int kBytes = 32;
   std::array<unsigned char, kBytes> connects, answers;

@@ -1,4 +1,4 @@
-"""Ranks that talk by TCP, on threads of this process: rendezvous, collectives, failures, strangers."""
+"""Ranks that talk by TCP, on threads of this process: rendezvous, collectives, failures, unknown peers."""
 
 import contextlib
 import os
@@ -236,7 +236,7 @@ def test_sizes_that_differ():
     assert str(second).startswith("[tcp] rank 1: rank 0 has ended during the rendezvous")
 
 
-def test_a_rank_with_another_token_is_a_stranger():
+def test_a_rank_with_another_token_is_an_unknown_peer():
     def run(rank):
         token = TOKEN if rank.rank == 0 else TOKEN[::-1]
         return join(port, rank.rank, 2, token=token, timeout_s=1)
@@ -257,16 +257,16 @@ def test_a_port_that_is_taken():
             join(port, 0, 2)
 
 
-# --- strangers -----------------------------------------------------------------------------------------------------
+# --- unknown peers -------------------------------------------------------------------------------------------------
 
 
 def say(port: int, words: bytes) -> socket.socket:
-    stranger = socket.create_connection(("127.0.0.1", port), timeout=5)
-    stranger.sendall(words)
-    return stranger
+    peer = socket.create_connection(("127.0.0.1", port), timeout=5)
+    peer.sendall(words)
+    return peer
 
 
-STRANGERS = {
+UNKNOWN_PEERS = {
     "silent": lambda port: say(port, b""),
     "hangs up": lambda port: say(port, b"").close(),
     "garbage": lambda port: say(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(range(256)) * 20),
@@ -276,8 +276,8 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_strangers_neither_end_nor_delay_the_rendezvous(kind):
+@pytest.mark.parametrize("kind", UNKNOWN_PEERS)
+def test_unknown_peers_neither_end_nor_delay_the_rendezvous(kind):
     """More of them than the acceptor keeps at once, before the ranks come and while they make more communicators."""
     with reserved_port() as holder:
         port = holder.getsockname()[1]
@@ -288,26 +288,26 @@ def test_strangers_neither_end_nor_delay_the_rendezvous(kind):
                 deadline = time.monotonic() + 10
                 while len(kept) < 80:
                     try:
-                        kept.append(STRANGERS[kind](port))
+                        kept.append(UNKNOWN_PEERS[kind](port))
                     except OSError:
                         assert time.monotonic() < deadline
                         time.sleep(0.01)
             job = join(port, rank.rank, 2)
             ranks = job.world()
             if rank.rank == 1:
-                kept.append(STRANGERS[kind](port))
+                kept.append(UNKNOWN_PEERS[kind](port))
             check_splits(ranks)
             check_collectives(ranks, 300, "f32")
             job.finalize()
 
         began = time.monotonic()
         all_well(on_ranks(2, run, [Rank(0), Rank(1)]))
-        assert time.monotonic() - began < 4  # less than a stranger is listened to
-        for stranger in filter(None, kept):
-            stranger.close()
+        assert time.monotonic() - began < 4  # less than an unknown peer has for its handshake
+        for peer in filter(None, kept):
+            peer.close()
 
 
-def test_a_stranger_at_rank_0s_port_holds_up_nobody():
+def test_an_unknown_peer_at_rank_0s_port_delays_no_rank():
     """Something else listens there first, answers with garbage, and goes: rank 1 tries again."""
     with reserved_port() as holder:
         port = holder.getsockname()[1]

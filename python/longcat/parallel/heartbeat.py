@@ -107,7 +107,7 @@ class Heartbeat:
             self._let_in(server, token)
 
     def _let_in(self, server: socket.socket, token: bytes) -> None:
-        """All other ranks. Who says nothing or something else, as a stranger may, holds nobody up."""
+        """Accepts the connections of all other ranks. An unknown peer is refused, and delays no rank."""
         server.setblocking(False)
         deadline = time.monotonic() + CONNECT_SECONDS
         with selectors.DefaultSelector() as selector:

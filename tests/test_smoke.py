@@ -1,9 +1,10 @@
-"""An installed wheel on a new machine: version, text, one request to a server, and the machine's check.
+"""An installed wheel on a new machine: version, text, ranks, one request to a server, and the machine's check.
 
 `make test-wheel` runs this file alone, in the environment of the wheel. It imports nothing of tests/.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import longcat
 import pytest
@@ -36,6 +38,30 @@ def test_generate(tiny):
     assert len(output.text.split()) > 2
     printed = run("generate", tiny, "Once upon a time", "--max-tokens", "8", "--temperature", "0")
     assert printed.strip() == ("Once upon a time" + output.text).strip()
+
+
+MPIRUN = {
+    "Open MPI": Path(sys.executable).with_name("mpirun"),
+    "MPICH": Path(__file__).parents[1] / "build/mpich/bin/mpirun",
+}
+OPEN_MPI_ENVIRONMENT = {  # as root, and with more ranks than cores
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+@pytest.mark.parametrize("name", MPIRUN)
+def test_ranks(tiny, name):
+    """Two under each launcher, with its own library, and the text of one."""
+    if not MPIRUN[name].exists():
+        pytest.skip(f"no mpirun of {name}")
+    words = ["-m", "longcat", "generate", tiny, "Once upon a time", "--max-tokens", "20", "--temperature", "0"]
+    command = [MPIRUN[name], "--bind-to", "none", "-n", "2", sys.executable, *words, "--tp", "2"]
+    environment = {**os.environ, **OPEN_MPI_ENVIRONMENT}
+    ranks = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert ranks.returncode == 0, ranks.stdout + ranks.stderr
+    assert ranks.stdout == run(*words[2:])
 
 
 def test_doctor(tiny):

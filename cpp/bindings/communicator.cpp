@@ -77,28 +77,28 @@ void register_communicator(py::module_& module) {
       .def_property_readonly("failure", [](const PyCommunicator& self) { return self.ranks->failure(); });
 
   py::class_<MpiJob>(module, "MpiJob")
-      .def(py::init<const std::string&>(), py::arg("plugin"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init(&join_mpi_job), py::arg("library"), py::call_guard<py::gil_scoped_release>())
       .def("world",
            [](MpiJob& self) {
              const GilRelease nogil;
-             return PyCommunicator{self.world().split(0)};
+             return PyCommunicator{self.world->split(0)};
            })
-      .def_property_readonly("library", &MpiJob::library)
+      .def_readonly("library", &MpiJob::library)
       .def("finalize", &MpiJob::finalize, py::call_guard<py::gil_scoped_release>());
 
   // token: 64 bytes.
   py::class_<TcpJob>(module, "TcpJob")
       .def(py::init([](std::string host, int port, int rank, int size, bool one_machine, const py::bytes& token,
                        double timeout_s) {
-             const TcpMeeting meeting{.host = std::move(host),
-                                      .port = port,
-                                      .rank = rank,
-                                      .size = size,
-                                      .one_machine = one_machine,
-                                      .token = token,
-                                      .timeout_s = timeout_s};
+             const TcpRendezvous rendezvous{.host = std::move(host),
+                                            .port = port,
+                                            .rank = rank,
+                                            .size = size,
+                                            .one_machine = one_machine,
+                                            .token = token,
+                                            .timeout_s = timeout_s};
              const GilRelease nogil;
-             return std::make_unique<TcpJob>(meeting);
+             return std::make_unique<TcpJob>(rendezvous);
            }),
            py::arg("host"), py::arg("port"), py::arg("rank"), py::arg("size"), py::kw_only(), py::arg("one_machine"),
            py::arg("token"), py::arg("timeout_s") = 30.0)

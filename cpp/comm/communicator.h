@@ -13,8 +13,6 @@
 
 namespace longcat {
 
-struct MpiApi;
-
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -49,38 +47,34 @@ class Communicator {
 // The only rank there is.
 std::unique_ptr<Communicator> make_single_communicator();
 
-// The ranks of an MPI job, as processes. Begun once a process, for good.
-class MpiJob {
- public:
-  // plugin: the file of the plugin for the MPI library at hand (mpi_api.h). Throws Error when it cannot be loaded.
-  explicit MpiJob(const std::string& plugin);
-
-  Communicator& world() { return *world_; }
-  const std::string& library() const { return library_; }  // and its version
+// The ranks of an MPI job, as processes.
+struct MpiJob {
+  std::string library;  // its name and version
+  std::unique_ptr<Communicator> world;
+  std::function<void()> end;  // MPI_Finalize, unless the program has called MPI_Init itself
 
   void finalize();  // waits for all ranks; without it the launcher takes a process that ends for one that failed
-
- private:
-  const MpiApi& api_;
-  std::string library_;
-  std::unique_ptr<Communicator> world_;
 };
 
-// Where and how the ranks of a job find each other without MPI.
-struct TcpMeeting {
+// Joins once a process, for good. library: a file or name that dlopen takes, of Open MPI, MPICH, a library with MPICH's
+// ABI, or one with the standard ABI of MPI 5. Throws Error when it cannot be loaded or started.
+MpiJob join_mpi_job(const std::string& library);
+
+// The rendezvous of a job without MPI: where and how its ranks find each other.
+struct TcpRendezvous {
   std::string host;  // of rank 0, as the others reach it
   int port = 0;      // at which it listens
   int rank = 0, size = 1;
   bool one_machine = true;  // nobody listens but at the loopback address, and `host` is not asked for
   std::string token;        // 64 bytes that the ranks know, and nobody else: half shows who connects, half who answers
-  double timeout_s = 30;    // for all to come
+  double timeout_s = 30;    // for all ranks to connect
 };
 
 // The ranks of a job as processes that are connected by TCP, each with each.
 class TcpJob {
  public:
-  // Returns when all ranks have met. Throws Error that says who has not come, or cannot be reached.
-  explicit TcpJob(const TcpMeeting& meeting);
+  // Returns when all ranks are connected. Throws Error that names the ranks that are not, or cannot be reached.
+  explicit TcpJob(const TcpRendezvous& rendezvous);
 
   Communicator& world() { return *world_; }
 

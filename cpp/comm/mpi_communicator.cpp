@@ -1,110 +1,249 @@
-// Ranks as processes of an MPI job, by a plugin for the MPI library at hand.
+// Ranks as processes of an MPI job. The MPI library is opened at run time: longcat is built without one.
+//
+// Collectives do not block inside MPI: they are begun and then asked about, so that a rank whose peers are gone can
+// give up, and a rank with nothing to do (the others wait for rank 0 between requests) leaves its core to others.
 #include <dlfcn.h>
+#include <sched.h>
+#include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <mutex>
 
 #include "comm/communicator.h"
-#include "comm/mpi_api.h"
+#include "comm/mpi_abi.h"
 
 namespace longcat {
 
 namespace {
 
-// Of this process: whether the job has failed.
-struct Job {
-  std::atomic<bool> failed = false;
-  std::mutex mutex;
-  std::string failure;
+// An opened library, never closed.
+class Library {
+ public:
+  explicit Library(const std::string& name) : name_(name) {
+    // Global: Open MPI's own components look for its symbols there.
+    handle_ = ::dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL);
+    if (!handle_) throw Error(str_cat("[mpi] ", name, " cannot be loaded: ", ::dlerror()));
+  }
+
+  void* find(const char* symbol) const { return ::dlsym(handle_, symbol); }  // null: it has none
+
+  template <class Function>
+  void get(Function*& function, const char* symbol) const {
+    function = reinterpret_cast<Function*>(find(symbol));
+    if (!function) throw Error(str_cat("[mpi] ", name_, " has no ", symbol, ": expected an MPI 3 library"));
+  }
+
+ private:
+  std::string name_;
+  void* handle_;
 };
 
+// The calls that ranks need.
+template <class Handle>
+struct Mpi {
+  Mpi(const Library& library, const MpiConstants<Handle>& its) : constants(its) {
+    library.get(init_thread, "MPI_Init_thread");
+    library.get(initialized, "MPI_Initialized");
+    library.get(finalized, "MPI_Finalized");
+    library.get(query_thread, "MPI_Query_thread");
+    library.get(finalize, "MPI_Finalize");
+    library.get(get_library_version, "MPI_Get_library_version");
+    library.get(error_string, "MPI_Error_string");
+    library.get(comm_dup, "MPI_Comm_dup");
+    library.get(comm_rank, "MPI_Comm_rank");
+    library.get(comm_size, "MPI_Comm_size");
+    library.get(comm_split, "MPI_Comm_split");
+    library.get(comm_set_errhandler, "MPI_Comm_set_errhandler");
+    library.get(iallgather, "MPI_Iallgather");
+    library.get(ialltoall, "MPI_Ialltoall");
+    library.get(ibcast, "MPI_Ibcast");
+    library.get(ibarrier, "MPI_Ibarrier");
+    library.get(test, "MPI_Test");
+  }
+
+  MpiConstants<Handle> constants;
+  int (*init_thread)(int* argc, char*** argv, int required, int* provided);
+  int (*initialized)(int* flag);
+  int (*finalized)(int* flag);
+  int (*query_thread)(int* provided);
+  int (*finalize)();
+  int (*get_library_version)(char* text, int* length);
+  int (*error_string)(int code, char* text, int* length);
+  int (*comm_dup)(Handle comm, Handle* out);
+  int (*comm_rank)(Handle comm, int* rank);
+  int (*comm_size)(Handle comm, int* size);
+  int (*comm_split)(Handle comm, int color, int key, Handle* out);
+  int (*comm_set_errhandler)(Handle comm, Handle handler);
+  int (*iallgather)(const void* x, int count, Handle type, void* out, int out_count, Handle out_type, Handle comm,
+                    Handle* request);
+  int (*ialltoall)(const void* x, int count, Handle type, void* out, int out_count, Handle out_type, Handle comm,
+                   Handle* request);
+  int (*ibcast)(void* x, int count, Handle type, int root, Handle comm, Handle* request);
+  int (*ibarrier)(Handle comm, Handle* request);
+  int (*test)(Handle* request, int* done, void* status);
+};
+
+// What the communicators of this process share.
+template <class Handle>
+struct Job {
+  explicit Job(const Mpi<Handle>& its) : mpi(its) {}
+
+  // Throws Error when an MPI call has failed.
+  void check(int code) {
+    if (code == 0) return;  // MPI_SUCCESS
+    char text[kMpiMaxText] = {};
+    int length = 0;
+    mpi.error_string(code, text, &length);
+    fail(text);
+  }
+  // Throws Error with the reason of an abort, else with `error`.
+  [[noreturn]] void fail(const std::string& error) {
+    const std::lock_guard lock(mutex);
+    throw Error(aborted ? reason : str_cat("[mpi] ", where, ": ", error));
+  }
+
+  const Mpi<Handle> mpi;
+  std::string where = "MPI cannot be started";  // for messages; the rank, once it is known
+  std::atomic<bool> aborted = false;
+  std::mutex mutex;
+  std::string reason;  // of the abort
+};
+
+template <class Handle>
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator(const MpiApi& api, void* comm, std::shared_ptr<Job> job)
-      : api_(api), comm_(comm), job_(std::move(job)), rank_(api.rank(comm)), size_(api.size(comm)) {}
-  ~MpiCommunicator() override { api_.free(comm_); }
+  MpiCommunicator(std::shared_ptr<Job<Handle>> job, Handle comm) : job_(std::move(job)), mpi_(job_->mpi), comm_(comm) {
+    job_->check(mpi_.comm_set_errhandler(comm_, mpi_.constants.errors_return));
+    job_->check(mpi_.comm_rank(comm_, &rank_));
+    job_->check(mpi_.comm_size(comm_, &size_));
+  }
+  // MPI_Comm_free waits for all ranks, which may be gone: the communicator is small, and the job is over soon.
+  ~MpiCommunicator() override = default;
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
 
   std::unique_ptr<Communicator> split(int color) override {
     barrier();  // the split itself cannot be given up
-    void* part = nullptr;
-    check(api_.split(comm_, color, &part));
-    return std::make_unique<MpiCommunicator>(api_, part, job_);
+    Handle part;
+    job_->check(mpi_.comm_split(comm_, color, rank_, &part));
+    return std::make_unique<MpiCommunicator>(job_, part);
   }
 
   void all_gather(Tensor out, Tensor x) override {
     LC_CHECK(out.numel() == x.numel() * size_);
-    check(api_.all_gather(comm_, out.raw(), x.raw(), block_bytes(out, x, 1), should_stop, job_.get()));
+    const int bytes = block_bytes(out, x, 1);
+    run(mpi_.iallgather, x.raw(), bytes, mpi_.constants.byte, out.raw(), bytes, mpi_.constants.byte);
   }
   void all_to_all(Tensor out, Tensor x) override {
     LC_CHECK(out.numel() == x.numel());
-    check(api_.all_to_all(comm_, out.raw(), x.raw(), block_bytes(out, x, size_), should_stop, job_.get()));
+    const int bytes = block_bytes(out, x, size_);
+    run(mpi_.ialltoall, x.raw(), bytes, mpi_.constants.byte, out.raw(), bytes, mpi_.constants.byte);
   }
   void broadcast(Tensor x, int root) override {
-    check(api_.broadcast(comm_, x.raw(), block_bytes(x, x, 1), root, should_stop, job_.get()));
+    run(mpi_.ibcast, x.raw(), block_bytes(x, x, 1), mpi_.constants.byte, root);
   }
-  void barrier() override { check(api_.barrier(comm_, should_stop, job_.get())); }
+  void barrier() override { run(mpi_.ibarrier); }
 
   void abort(const std::string& reason) noexcept override {
     const std::lock_guard lock(job_->mutex);
-    if (!job_->failed) job_->failure = reason;
-    job_->failed = true;
+    if (!job_->aborted) job_->reason = reason;
+    job_->aborted = true;
   }
   std::string failure() const override {
     const std::lock_guard lock(job_->mutex);
-    return job_->failure;
+    return job_->reason;
   }
 
  private:
-  static int should_stop(void* job) { return static_cast<Job*>(job)->failed ? 1 : 0; }
-
-  static int64_t block_bytes(Tensor out, Tensor x, int num_blocks) {
+  static int block_bytes(Tensor out, Tensor x, int num_blocks) {
     LC_CHECK(out.is_contiguous() && x.is_contiguous() && out.dtype() == x.dtype() && x.numel() % num_blocks == 0);
     const int64_t bytes = x.num_bytes() / num_blocks;
     LC_CHECK(bytes <= std::numeric_limits<int>::max(), bytes, " bytes at once");
-    return bytes;
+    return static_cast<int>(bytes);
   }
 
-  void check(const char* error) const {
-    if (!error) return;
-    const std::lock_guard lock(job_->mutex);
-    throw Error(job_->failed ? job_->failure : str_cat("[mpi] rank ", rank_, ": ", error));
+  template <class Collective, class... Arguments>
+  void run(Collective begin, Arguments... arguments) {
+    Handle request;
+    job_->check(begin(arguments..., comm_, &request));
+    wait(request);
   }
 
-  const MpiApi& api_;
-  void* comm_;
-  std::shared_ptr<Job> job_;
-  int rank_, size_;
+  // Until the request is done. Asks again and again at first, since a step has a hundred sums a few microseconds apart;
+  // then lets others run; then sleeps, a millisecond at most.
+  void wait(Handle request) {
+    constexpr int kBusy = 2000, kYield = 20000;
+    for (int round = 0;; ++round) {
+      int done = 0;
+      job_->check(mpi_.test(&request, &done, mpi_.constants.status_ignore));
+      if (done) return;
+      if (round < kBusy) continue;
+      if (job_->aborted) job_->fail("given up");  // a collective's request cannot be freed
+      if (round < kYield) {
+        sched_yield();
+      } else {
+        const timespec pause{0, round < 2 * kYield ? 50'000 : 1'000'000};
+        nanosleep(&pause, nullptr);
+      }
+    }
+  }
+
+  const std::shared_ptr<Job<Handle>> job_;
+  const Mpi<Handle>& mpi_;
+  const Handle comm_;
+  int rank_ = 0, size_ = 1;
 };
 
-// Loaded once, never unloaded.
-const MpiApi& load(const std::string& plugin) {
-  // Global: Open MPI's own components look for its symbols there.
-  void* library = ::dlopen(plugin.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  if (!library) throw Error(str_cat("[mpi] ", plugin, " cannot be loaded: ", ::dlerror()));
-  const auto get = reinterpret_cast<GetMpiApi>(::dlsym(library, kMpiApiSymbol));
-  if (!get || get()->version != MpiApi::kVersion)
-    throw Error(str_cat("[mpi] ", plugin, " is no plugin of this version of longcat"));
-  return *get();
+// MPI_Init_thread, unless the program has called it, and a communicator of all ranks.
+template <class Handle>
+MpiJob join(const Mpi<Handle>& mpi) {
+  const auto job = std::make_shared<Job<Handle>>(mpi);
+  int initialised = 0, provided = 0;
+  job->check(mpi.initialized(&initialised));
+  if (initialised) {
+    job->check(mpi.query_thread(&provided));
+  } else {
+    job->check(mpi.init_thread(nullptr, nullptr, mpi.constants.thread_multiple, &provided));
+  }
+  if (provided < mpi.constants.thread_multiple) job->fail("the library does not let several threads call it at once");
+
+  int rank = 0, length = 0;
+  job->check(mpi.comm_rank(mpi.constants.comm_world, &rank));
+  job->where = str_cat("rank ", rank);
+  std::string library(kMpiMaxText, '\0');
+  job->check(mpi.get_library_version(library.data(), &length));
+  // Some libraries go on with how they were built.
+  library.resize(std::min(library.find_first_of(",\n"), static_cast<size_t>(length)));
+
+  Handle comm;
+  job->check(mpi.comm_dup(mpi.constants.comm_world, &comm));
+  const auto finalize = [job, initialised] {
+    int finalized = 0;
+    job->check(job->mpi.finalized(&finalized));
+    if (!initialised && !finalized) job->check(job->mpi.finalize());
+  };
+  return {library, std::make_unique<MpiCommunicator<Handle>>(job, comm), finalize};
 }
 
 }  // namespace
 
-MpiJob::MpiJob(const std::string& plugin) : api_(load(plugin)) {
-  void* comm = nullptr;
-  if (const char* error = api_.init(&comm)) throw Error(str_cat("[mpi] cannot be started: ", error));
-  char text[256] = {};
-  api_.describe(text, sizeof(text));
-  library_ = text;
-  world_ = std::make_unique<MpiCommunicator>(api_, comm, std::make_shared<Job>());
+MpiJob join_mpi_job(const std::string& library) {
+  const Library opened(library);
+  int abi_version = -1, abi_subversion = -1;  // -1 as well where a library of MPI 5 has handles of its own
+  if (void* get = opened.find("MPI_Abi_get_version"))
+    reinterpret_cast<int (*)(int*, int*)>(get)(&abi_version, &abi_subversion);
+  if (abi_version > 0) return join(Mpi<void*>(opened, standard_mpi_constants()));
+  if (opened.find("ompi_mpi_comm_world"))
+    return join(Mpi<void*>(opened, open_mpi_constants([&](const char* symbol) { return opened.find(symbol); })));
+  return join(Mpi<int>(opened, mpich_constants()));
 }
 
 void MpiJob::finalize() {
-  world_->barrier();  // which can be given up
-  if (const char* error = api_.finalize()) throw Error(str_cat("[mpi] cannot be ended: ", error));
+  world->barrier();  // unlike MPI_Finalize it can be given up
+  end();
 }
 
 }  // namespace longcat

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "comm/communicator.h"
-#include "comm/tcp_door.h"
+#include "comm/tcp_acceptor.h"
 
 namespace longcat {
 
@@ -20,60 +20,64 @@ constexpr std::chrono::seconds kLastWords{2};  // for who watches over the ranks
 
 // What all communicators of this process share.
 struct Job {
-  Job(const TcpMeeting& m, const JobToken& job_token, int door_port)
-      : meeting(m), token(job_token), door(job_token, m.one_machine, door_port) {}
+  Job(const TcpRendezvous& m, const JobToken& job_token, int port)
+      : rendezvous(m), token(job_token), acceptor(job_token, m.one_machine, port) {}
 
   Deadline deadline() const {
-    const auto timeout = std::chrono::duration<double>(meeting.timeout_s);
+    const auto timeout = std::chrono::duration<double>(rendezvous.timeout_s);
     return std::chrono::steady_clock::now() + std::chrono::ceil<std::chrono::nanoseconds>(timeout);
   }
-  Hello hello(uint64_t channel) const {
-    return {
-        .token = {}, .channel = channel, .rank = meeting.rank, .size = meeting.size, .port = door.port(), .unused = 0};
+  Handshake handshake(uint64_t channel) const {
+    return {.token = {},
+            .channel = channel,
+            .rank = rendezvous.rank,
+            .size = rendezvous.size,
+            .port = acceptor.port(),
+            .unused = 0};
   }
   // Nobody else in the job makes the same.
   uint64_t new_channel() {
-    return static_cast<uint64_t>(meeting.rank) << 32 | num_channels.fetch_add(1, std::memory_order_relaxed);
+    return static_cast<uint64_t>(rendezvous.rank) << 32 | num_channels.fetch_add(1, std::memory_order_relaxed);
   }
   template <class... Args>
   Error error(const Args&... args) const {
-    return Error(str_cat("[tcp] rank ", meeting.rank, ": ", args...));
+    return Error(str_cat("[tcp] rank ", rendezvous.rank, ": ", args...));
   }
 
-  const TcpMeeting meeting;
+  const TcpRendezvous rendezvous;
   const JobToken token;
   Failure failure;
-  Door door;
-  std::vector<Address> doors;              // by rank
-  std::atomic<uint32_t> num_channels = 1;  // 0 is the meeting's
+  Acceptor acceptor;
+  std::vector<Address> acceptors;          // by rank
+  std::atomic<uint32_t> num_channels = 1;  // 0 is that of the rendezvous
 };
 
-// Connections to `members`, in their order, none to this rank itself: a rank enters at those before it, and waits for
-// those behind it.
+// Connections to `members`, in their order, none to this rank itself: a rank connects to the acceptors of lower ranks,
+// and waits for higher ranks.
 std::vector<Descriptor> connect_members(Job& job, uint64_t channel, const std::vector<int>& members) {
   std::vector<Descriptor> peers(members.size());
-  std::vector<int> behind;
+  std::vector<int> higher;
   size_t own = 0;
   const Deadline deadline = job.deadline();
   for (size_t i = 0; i < members.size(); ++i) {
     const int rank = members[i];
-    if (rank == job.meeting.rank) own = i;
-    if (rank > job.meeting.rank) behind.push_back(rank);
-    if (rank >= job.meeting.rank) continue;
-    const Address& door = job.doors[static_cast<size_t>(rank)];
+    if (rank == job.rendezvous.rank) own = i;
+    if (rank > job.rendezvous.rank) higher.push_back(rank);
+    if (rank >= job.rendezvous.rank) continue;
+    const Address& address = job.acceptors[static_cast<size_t>(rank)];
     try {
-      peers[i] = enter(door, job.token, job.hello(channel), deadline, job.failure);
+      peers[i] = connect_to_acceptor(address, job.token, job.handshake(channel), deadline, job.failure);
     } catch (const Error& error) {
       job.failure.check();
-      throw job.error("rank ", rank, " cannot be reached at ", to_string(door), ": ", error.what());
+      throw job.error("rank ", rank, " cannot be reached at ", to_string(address), ": ", error.what());
     }
   }
   try {
-    auto arrivals = job.door.wait_for(channel, behind, deadline, job.failure);
+    auto arrivals = job.acceptor.wait_for(channel, higher, deadline, job.failure);
     for (size_t i = 0; i < arrivals.size(); ++i) peers[own + 1 + i] = std::move(arrivals[i].connection);
   } catch (const Error& error) {
     job.failure.check();
-    throw job.error(error.what(), " within ", job.meeting.timeout_s, " s");
+    throw job.error(error.what(), " within ", job.rendezvous.timeout_s, " s");
   }
   return peers;
 }
@@ -93,7 +97,7 @@ class TcpCommunicator final : public Communicator {
   // members: ranks of the job; peers: the connections to them.
   TcpCommunicator(std::shared_ptr<Job> job, std::vector<int> members, std::vector<Descriptor> peers)
       : job_(std::move(job)), members_(std::move(members)), peers_(std::move(peers)), traffic_(members_.size()) {
-    while (members_[static_cast<size_t>(rank_)] != job_->meeting.rank) ++rank_;
+    while (members_[static_cast<size_t>(rank_)] != job_->rendezvous.rank) ++rank_;
   }
 
   int rank() const override { return rank_; }
@@ -103,7 +107,7 @@ class TcpCommunicator final : public Communicator {
     struct Wish {
       int32_t color, rank;
       uint64_t channel;
-    } mine{color, job_->meeting.rank, job_->new_channel()};
+    } mine{color, job_->rendezvous.rank, job_->new_channel()};
     std::vector<Wish> wishes(members_.size());
     const auto bytes_of = [](Wish* first, size_t count) {
       return Tensor(first, DType::u8, {static_cast<int64_t>(count * sizeof(Wish))});
@@ -238,43 +242,44 @@ struct Place {
 
 // Rank 0: waits for all, and tells each where the others are.
 std::vector<Descriptor> receive_all(Job& job) {
-  const int size = job.meeting.size;
+  const int size = job.rendezvous.size;
   std::vector<int> others;
   for (int rank = 1; rank < size; ++rank) others.push_back(rank);
-  std::vector<Door::Arrival> arrivals;
+  std::vector<Acceptor::Arrival> arrivals;
   try {
-    arrivals = job.door.wait_for(0, others, job.deadline(), job.failure);
+    arrivals = job.acceptor.wait_for(0, others, job.deadline(), job.failure);
   } catch (const Error& error) {
-    throw job.error(error.what(), " within ", job.meeting.timeout_s, " s");
+    throw job.error(error.what(), " within ", job.rendezvous.timeout_s, " s");
   }
   std::vector<Place> places(static_cast<size_t>(size));
-  places[0].port = job.door.port();
+  places[0].port = job.acceptor.port();
   std::vector<Descriptor> peers(1);
-  for (Door::Arrival& arrival : arrivals) {
-    if (arrival.hello.size != size)
-      throw job.error("rank ", arrival.hello.rank, " is one of ", arrival.hello.size, ", and rank 0 one of ", size,
-                      ": start all with the same WORLD_SIZE");
+  for (Acceptor::Arrival& arrival : arrivals) {
+    if (arrival.handshake.size != size)
+      throw job.error("rank ", arrival.handshake.rank, " is one of ", arrival.handshake.size, ", and rank 0 one of ",
+                      size, ": start all with the same WORLD_SIZE");
     Place& place = places[peers.size()];
-    place.port = arrival.hello.port;
+    place.port = arrival.handshake.port;
     const std::string host = peer_host(arrival.connection);
     if (!is_loopback(host)) host.copy(place.host, sizeof(place.host) - 1);
     peers.push_back(std::move(arrival.connection));
   }
   for (Descriptor& peer : peers) {
     const auto bytes = static_cast<int64_t>(places.size() * sizeof(Place));
-    if (peer && send_some(peer, places.data(), bytes) != bytes) throw job.error("a rank has left while all met");
+    if (peer && send_some(peer, places.data(), bytes) != bytes)
+      throw job.error("a rank has disconnected during the rendezvous");
   }
   return peers;
 }
 
-// The others: enter at rank 0's, hear where everybody is, and meet each other.
+// The other ranks: connect to rank 0, receive where all ranks listen, and connect to each other.
 std::vector<Descriptor> go_to_rank_0(Job& job) {
-  const TcpMeeting& m = job.meeting;
+  const TcpRendezvous& m = job.rendezvous;
   const Address first{m.one_machine ? "127.0.0.1" : m.host, m.port};
   const Deadline deadline = job.deadline();
   Descriptor connection;
   try {
-    connection = enter(first, job.token, job.hello(0), deadline, job.failure);
+    connection = connect_to_acceptor(first, job.token, job.handshake(0), deadline, job.failure);
   } catch (const Error& error) {
     throw job.error("rank 0 cannot be reached at ", to_string(first), " within ", m.timeout_s, " s: ", error.what());
   }
@@ -284,15 +289,15 @@ std::vector<Descriptor> go_to_rank_0(Job& job) {
   for (; left > 0 && more >= 0 && std::chrono::steady_clock::now() < deadline; left -= more, data += more) {
     wait_readable(connection, job.failure.readable(), deadline);
     more = receive_some(connection, data, left);
-    if (more < 0) throw job.error("rank 0 has ended while the ranks met: see what it says");
+    if (more < 0) throw job.error("rank 0 has ended during the rendezvous: see what it says");
   }
-  if (left > 0) throw job.error("rank 0 waits for other ranks, who have not come within ", m.timeout_s, " s");
+  if (left > 0) throw job.error("rank 0 waits for other ranks, which have not connected within ", m.timeout_s, " s");
   const std::string host_of_first = peer_host(connection);
   std::vector<int> members;
   for (int rank = 0; rank < m.size; ++rank) {
     Place& place = places[static_cast<size_t>(rank)];
     place.host[sizeof(place.host) - 1] = 0;
-    job.doors.push_back({place.host[0] ? place.host : host_of_first, place.port});
+    job.acceptors.push_back({place.host[0] ? place.host : host_of_first, place.port});
     if (rank > 0) members.push_back(rank);
   }
   std::vector<Descriptor> peers = connect_members(job, 0, members);
@@ -302,22 +307,22 @@ std::vector<Descriptor> go_to_rank_0(Job& job) {
 
 }  // namespace
 
-TcpJob::TcpJob(const TcpMeeting& meeting) {
+TcpJob::TcpJob(const TcpRendezvous& rendezvous) {
   JobToken token;
-  if (meeting.token.size() != sizeof(token)) throw std::invalid_argument("a token has 64 bytes");
-  if (meeting.size < 1 || meeting.rank < 0 || meeting.rank >= meeting.size)
-    throw std::invalid_argument(str_cat("rank ", meeting.rank, " of ", meeting.size, " is not possible"));
-  std::memcpy(&token, meeting.token.data(), sizeof(token));
+  if (rendezvous.token.size() != sizeof(token)) throw std::invalid_argument("a token has 64 bytes");
+  if (rendezvous.size < 1 || rendezvous.rank < 0 || rendezvous.rank >= rendezvous.size)
+    throw std::invalid_argument(str_cat("rank ", rendezvous.rank, " of ", rendezvous.size, " is not possible"));
+  std::memcpy(&token, rendezvous.token.data(), sizeof(token));
   std::shared_ptr<Job> job;
   try {
-    job = std::make_shared<Job>(meeting, token, meeting.rank == 0 ? meeting.port : 0);
+    job = std::make_shared<Job>(rendezvous, token, rendezvous.rank == 0 ? rendezvous.port : 0);
   } catch (const Error& error) {
-    throw Error(str_cat("[tcp] rank ", meeting.rank, " ", error.what(),
-                        meeting.rank == 0 ? ": give the job another MASTER_PORT" : ""));
+    throw Error(str_cat("[tcp] rank ", rendezvous.rank, " ", error.what(),
+                        rendezvous.rank == 0 ? ": give the job another MASTER_PORT" : ""));
   }
-  std::vector<Descriptor> peers = meeting.rank == 0 ? receive_all(*job) : go_to_rank_0(*job);
+  std::vector<Descriptor> peers = rendezvous.rank == 0 ? receive_all(*job) : go_to_rank_0(*job);
   std::vector<int> members;
-  for (int rank = 0; rank < meeting.size; ++rank) members.push_back(rank);
+  for (int rank = 0; rank < rendezvous.size; ++rank) members.push_back(rank);
   world_ = std::make_unique<TcpCommunicator>(std::move(job), std::move(members), std::move(peers));
 }
 

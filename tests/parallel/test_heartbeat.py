@@ -123,27 +123,27 @@ def test_a_rank_that_stops(silent, monkeypatch, kills):
         assert lost == silent and not said and f"rank {silent} has not answered for" in reason
 
 
-STRANGERS = {
-    "silent": lambda stranger: None,
-    "hangs up": lambda stranger: stranger.close(),
-    "is reset": lambda stranger: (
-        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
-        stranger.close(),
+UNKNOWN_PEERS = {
+    "silent": lambda peer: None,
+    "hangs up": lambda peer: peer.close(),
+    "is reset": lambda peer: (
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
+        peer.close(),
     ),
-    "garbage": lambda stranger: stranger.sendall(b"\xff" * 200),
-    "half a hello": lambda stranger: stranger.sendall(b"x" * 20),
+    "garbage": lambda peer: peer.sendall(b"\xff" * 200),
+    "half a handshake": lambda peer: peer.sendall(b"x" * 20),
 }
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_strangers_are_turned_away(kind, monkeypatch):
-    """Who does not know the token takes nobody's place, and neither ends nor holds up the job."""
-    real, strangers = socket.create_connection, []
+@pytest.mark.parametrize("kind", UNKNOWN_PEERS)
+def test_unknown_peers_are_refused(kind, monkeypatch):
+    """A peer without the token is no rank, and neither ends nor delays the job."""
+    real, peers = socket.create_connection, []
 
     def connect(address, timeout=None):
         for _ in range(5):
-            strangers.append(real(address, timeout))
-            STRANGERS[kind](strangers[-1])
+            peers.append(real(address, timeout))
+            UNKNOWN_PEERS[kind](peers[-1])
         return real(address, timeout)
 
     monkeypatch.setattr(heartbeat.socket, "create_connection", connect)
@@ -153,8 +153,8 @@ def test_strangers_are_turned_away(kind, monkeypatch):
     assert sorted(peer.rank for peer in watch.ranks[0]._peers.values()) == [1, 2]
     for rank in watch.ranks:
         rank.close()
-    for stranger in strangers:
-        stranger.close()
+    for peer in peers:
+        peer.close()
 
 
 def test_who_does_not_come_is_missed(monkeypatch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -23,11 +24,15 @@ from support.live import LiveServer, until
 from support.processes import (
     LAUNCHERS,
     LIMIT_SECONDS,
+    MPICH,
+    OPEN_MPIRUN,
     Job,
+    all_launchers,
     assert_nothing_left,
     both_launchers,
     job_environment,
     needs_mpi,
+    needs_mpich,
     processes_of,
     ranks_of,
 )
@@ -45,12 +50,38 @@ def generate(folder: str, *arguments: str) -> list[str]:
     return ["-m", "longcat", "generate", folder, "Once upon a time", "--num-threads", "1", *arguments]
 
 
-@both_launchers
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(
+    "launcher, size",
+    [
+        *(pytest.param("mpirun", size, marks=needs_mpi) for size in (2, 3, 4)),
+        *(("torchrun", size) for size in (2, 3, 4)),
+        pytest.param("mpich", 3, marks=needs_mpich),
+    ],
+)
 def test_collectives(launcher, size):
     code, out, lines = Job(launcher, size, program("collectives")).end()
     assert (code, lines) == (0, [])
     assert sorted(re.findall(r"rank \d is well", out)) == [f"rank {r} is well" for r in range(size)]
+
+
+@needs_mpich
+def test_the_standard_abi(monkeypatch):
+    monkeypatch.setenv("LONGCAT_MPI", str(MPICH / "lib/libmpi_abi.so.1"))
+    code, out, lines = Job("mpich", 2, program("collectives")).end()
+    assert (code, lines, out.count("is well")) == (0, [], 2)
+
+
+@needs_mpi
+@needs_mpich
+def test_the_library_of_another_launcher(tiny, monkeypatch):
+    """Each of its ranks is alone, it finds. MPICH's library notices Open MPI's launcher itself."""
+    monkeypatch.setenv("LONGCAT_MPI", str(Path(OPEN_MPIRUN).parents[1] / "lib/libmpi.so.40"))
+    code, _, lines = Job("mpich", 2, generate(tiny, "--tp", "2")).end()
+    assert code != 0 and re.fullmatch(
+        r"longcat: \[parallel\] mpirun says rank 0 of 2, and Open MPI v\S+ rank 0 of 1: start the job with the "
+        "launcher of that library",
+        lines[0],
+    )
 
 
 @pytest.fixture(scope="module", params=["tiny", "small", "longcat-tiny"])
@@ -87,7 +118,7 @@ def test_greedy_tokens_and_logits(launcher, case, tp, ep, tmp_path):
     assert np.abs(np.load(path) - logits).max() <= MAX_ERROR
 
 
-@both_launchers
+@all_launchers
 def test_generate_prints_once(launcher, tiny):
     options = ["--max-tokens", "20", "--temperature", "0"]
     code, out, _ = Job(launcher, 2, generate(tiny, "--tp", "2", *options)).end()
@@ -260,7 +291,7 @@ def test_the_openai_client(launcher, served, how):
     assert_nothing_left(served.environment)
 
 
-@both_launchers
+@all_launchers
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_rank(launcher, served, how, rank):

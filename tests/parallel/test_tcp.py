@@ -1,4 +1,4 @@
-"""Ranks that talk by TCP, on threads of this process: meeting, collectives, failures, strangers."""
+"""Ranks that talk by TCP, on threads of this process: rendezvous, collectives, failures, unknown peers."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from support.launcher import reserved_port
 from support.ranks import all_well, on_ranks
 
 TOKEN = bytes(range(64))
-HELLO_BYTES = 56
+HANDSHAKE_BYTES = 56
 
 
 class Rank:
@@ -166,13 +166,13 @@ def test_who_watches_may_say_why_a_rank_is_gone():
     all_well(on_tcp_ranks(2, work))
 
 
-# --- meeting -------------------------------------------------------------------------------------------------------
+# --- rendezvous ----------------------------------------------------------------------------------------------------
 
 
 def test_who_does_not_come_is_named():
     with reserved_port() as holder:
         port = holder.getsockname()[1]
-        with pytest.raises(_core.Error, match=r"^\[tcp\] rank 0: rank 1, 2 has not come within 0.3 s$"):
+        with pytest.raises(_core.Error, match=r"^\[tcp\] rank 0: rank 1, 2 has not connected within 0.3 s$"):
             join(port, 0, 3, timeout_s=0.3)
         line = rf"^\[tcp\] rank 1: rank 0 cannot be reached at 127.0.0.1:{port} within 0.3 s: Connection refused$"
         with pytest.raises(_core.Error, match=line):
@@ -233,10 +233,10 @@ def test_sizes_that_differ():
         port = holder.getsockname()[1]
         first, second = on_ranks(2, run, [Rank(0), Rank(1)])
     assert str(first) == ("[tcp] rank 0: rank 1 is one of 3, and rank 0 one of 2: start all with the same WORLD_SIZE")
-    assert str(second).startswith("[tcp] rank 1: rank 0 has ended while the ranks met")
+    assert str(second).startswith("[tcp] rank 1: rank 0 has ended during the rendezvous")
 
 
-def test_a_rank_with_another_token_is_a_stranger():
+def test_a_rank_with_another_token_is_an_unknown_peer():
     def run(rank):
         token = TOKEN if rank.rank == 0 else TOKEN[::-1]
         return join(port, rank.rank, 2, token=token, timeout_s=1)
@@ -244,7 +244,7 @@ def test_a_rank_with_another_token_is_a_stranger():
     with reserved_port() as holder:
         port = holder.getsockname()[1]
         first, second = on_ranks(2, run, [Rank(0), Rank(1)])
-    assert str(first) == "[tcp] rank 0: rank 1 has not come within 1 s"
+    assert str(first) == "[tcp] rank 0: rank 1 has not connected within 1 s"
     assert str(second).endswith("within 1 s: what listens there does not know the token of this job")
 
 
@@ -257,28 +257,28 @@ def test_a_port_that_is_taken():
             join(port, 0, 2)
 
 
-# --- strangers -----------------------------------------------------------------------------------------------------
+# --- unknown peers -------------------------------------------------------------------------------------------------
 
 
 def say(port: int, words: bytes) -> socket.socket:
-    stranger = socket.create_connection(("127.0.0.1", port), timeout=5)
-    stranger.sendall(words)
-    return stranger
+    peer = socket.create_connection(("127.0.0.1", port), timeout=5)
+    peer.sendall(words)
+    return peer
 
 
-STRANGERS = {
+UNKNOWN_PEERS = {
     "silent": lambda port: say(port, b""),
     "hangs up": lambda port: say(port, b"").close(),
     "garbage": lambda port: say(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(range(256)) * 20),
-    "half a hello": lambda port: say(port, TOKEN[:20]),
-    "a hello of another job": lambda port: say(port, TOKEN[::-1][:32] + bytes(HELLO_BYTES - 32)),
-    "the answer as a token": lambda port: say(port, TOKEN[32:] + bytes(HELLO_BYTES - 32)),
+    "half a handshake": lambda port: say(port, TOKEN[:20]),
+    "a handshake of another job": lambda port: say(port, TOKEN[::-1][:32] + bytes(HANDSHAKE_BYTES - 32)),
+    "the answer as a token": lambda port: say(port, TOKEN[32:] + bytes(HANDSHAKE_BYTES - 32)),
 }
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_strangers_neither_end_nor_delay_the_meeting(kind):
-    """More of them than wait at the door at once, before the ranks come and while they make more communicators."""
+@pytest.mark.parametrize("kind", UNKNOWN_PEERS)
+def test_unknown_peers_neither_end_nor_delay_the_rendezvous(kind):
+    """More of them than the acceptor keeps at once, before the ranks come and while they make more communicators."""
     with reserved_port() as holder:
         port = holder.getsockname()[1]
         kept = []
@@ -288,26 +288,26 @@ def test_strangers_neither_end_nor_delay_the_meeting(kind):
                 deadline = time.monotonic() + 10
                 while len(kept) < 80:
                     try:
-                        kept.append(STRANGERS[kind](port))
+                        kept.append(UNKNOWN_PEERS[kind](port))
                     except OSError:
                         assert time.monotonic() < deadline
                         time.sleep(0.01)
             job = join(port, rank.rank, 2)
             ranks = job.world()
             if rank.rank == 1:
-                kept.append(STRANGERS[kind](port))
+                kept.append(UNKNOWN_PEERS[kind](port))
             check_splits(ranks)
             check_collectives(ranks, 300, "f32")
             job.finalize()
 
         began = time.monotonic()
         all_well(on_ranks(2, run, [Rank(0), Rank(1)]))
-        assert time.monotonic() - began < 4  # less than a stranger is listened to
-        for stranger in filter(None, kept):
-            stranger.close()
+        assert time.monotonic() - began < 4  # less than an unknown peer has for its handshake
+        for peer in filter(None, kept):
+            peer.close()
 
 
-def test_a_stranger_at_rank_0s_port_holds_up_nobody():
+def test_an_unknown_peer_at_rank_0s_port_delays_no_rank():
     """Something else listens there first, answers with garbage, and goes: rank 1 tries again."""
     with reserved_port() as holder:
         port = holder.getsockname()[1]
@@ -332,16 +332,16 @@ def test_a_stranger_at_rank_0s_port_holds_up_nobody():
 # --- what the launcher says ----------------------------------------------------------------------------------------
 
 
-def test_the_meeting_place():
+def test_the_rendezvous_address():
     said = {"MASTER_ADDR": "host7", "MASTER_PORT": "29500"}
-    assert launch.meeting_place(said) == ("host7", 29500)
-    assert launch.meeting_place({**said, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == ("host7", 29501)
-    assert launch.meeting_place({**said, "TORCHELASTIC_USE_AGENT_STORE": "False"}) == ("host7", 29500)
+    assert launch.rendezvous_address(said) == ("host7", 29500)
+    assert launch.rendezvous_address({**said, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == ("host7", 29501)
+    assert launch.rendezvous_address({**said, "TORCHELASTIC_USE_AGENT_STORE": "False"}) == ("host7", 29500)
     for wrong in ({"MASTER_ADDR": "host7"}, {**said, "MASTER_PORT": "x"}, {**said, "MASTER_PORT": "70000"}):
         with pytest.raises(
-            _core.Error, match=r"^\[tcp\] ranks meet at MASTER_ADDR and MASTER_PORT: found MASTER_ADDR="
+            _core.Error, match=r"^\[tcp\] rendezvous at MASTER_ADDR and MASTER_PORT: found MASTER_ADDR="
         ):
-            launch.meeting_place(wrong)
+            launch.rendezvous_address(wrong)
 
 
 def test_the_token():

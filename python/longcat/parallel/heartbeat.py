@@ -31,7 +31,7 @@ _GOODBYE_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 1.0
 _BEAT, _FAILED, _BYE = b".", b"!", b"~"  # first byte of a line
 _TOKEN_BYTES = 16
-_HELLO_BYTES = 96  # token, rank, process
+_HANDSHAKE_BYTES = 96  # token, rank, process
 _BACKLOG = 128
 _MAX_LINE = 4096
 _ADDRESS_BYTES = 512
@@ -107,7 +107,7 @@ class Heartbeat:
             self._let_in(server, token)
 
     def _let_in(self, server: socket.socket, token: bytes) -> None:
-        """All other ranks. Who says nothing or something else, as a stranger may, holds nobody up."""
+        """Accepts the connections of all other ranks. An unknown peer is refused, and delays no rank."""
         server.setblocking(False)
         deadline = time.monotonic() + CONNECT_SECONDS
         with selectors.DefaultSelector() as selector:
@@ -124,28 +124,28 @@ class Heartbeat:
                             connection, _ = server.accept()
                             connection.setblocking(False)
                             selector.register(connection, selectors.EVENT_READ, bytearray())
-                        elif (hello := self._read_hello(key)) is not None:
+                        elif (handshake := self._read_handshake(key)) is not None:
                             selector.unregister(key.fileobj)
-                            self._greet(key.fileobj, hello, token)  # type: ignore[arg-type]
+                            self._check_handshake(key.fileobj, handshake, token)  # type: ignore[arg-type]
             for key in list(selector.get_map().values()):
                 if key.fileobj is not server:
                     key.fileobj.close()  # type: ignore[union-attr]
 
     @staticmethod
-    def _read_hello(key: selectors.SelectorKey) -> bytes | None:
-        """What who connects says first; b"" when it is gone, None while more is to come."""
+    def _read_handshake(key: selectors.SelectorKey) -> bytes | None:
+        """The first bytes of a connection; b"" when it has ended, None while more are expected."""
         try:
-            data = key.fileobj.recv(_HELLO_BYTES - len(key.data))  # type: ignore[union-attr]
+            data = key.fileobj.recv(_HANDSHAKE_BYTES - len(key.data))  # type: ignore[union-attr]
         except BlockingIOError:
             return None
         except OSError:
             return b""
         key.data.extend(data)
-        return bytes(key.data) if len(key.data) == _HELLO_BYTES else None if data else b""
+        return bytes(key.data) if len(key.data) == _HANDSHAKE_BYTES else None if data else b""
 
-    def _greet(self, connection: socket.socket, hello: bytes, token: bytes) -> None:
-        if secrets.compare_digest(hello[:_TOKEN_BYTES], token):
-            rank, process = hello[_TOKEN_BYTES:].decode().split(maxsplit=1)
+    def _check_handshake(self, connection: socket.socket, handshake: bytes, token: bytes) -> None:
+        if secrets.compare_digest(handshake[:_TOKEN_BYTES], token):
+            rank, process = handshake[_TOKEN_BYTES:].decode().split(maxsplit=1)
             connection.send(token[::-1])  # who listens at such an address elsewhere does not know it
             self._add(connection, int(rank), _Process.decode(process))
         else:
@@ -156,12 +156,12 @@ class Heartbeat:
         token = message[:_TOKEN_BYTES]
         address, process = message[_TOKEN_BYTES:].decode().split(maxsplit=1)
         hosts, _, port = address.rpartition(":")
-        hello = (token + f"{self._rank} ".encode() + _Process.current().encode()).ljust(_HELLO_BYTES)
+        handshake = (token + f"{self._rank} ".encode() + _Process.current().encode()).ljust(_HANDSHAKE_BYTES)
         failures = []
         for host in hosts.split(","):
             try:
                 connection = socket.create_connection((host, int(port)), timeout=_HOST_SECONDS)
-                connection.sendall(hello)
+                connection.sendall(handshake)
                 if connection.recv(_TOKEN_BYTES, socket.MSG_WAITALL) == token[::-1]:
                     return self._add(connection, 0, _Process.decode(process))
                 failures.append(f"{host}: another program listens there")

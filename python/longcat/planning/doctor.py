@@ -77,11 +77,8 @@ def examine(model: str | None = None, system: System | None = None) -> list[Verd
 
 
 def _build(system: System) -> Iterator[Verdict]:
-    from longcat.parallel.job import built_plugins
-
     cuda = "with CUDA" if system.cuda_is_built else "without CUDA"
-    ranks = f"ranks by {', '.join([*built_plugins(), 'tcp'])}"
-    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}, {ranks}")
+    yield Verdict("build", "ok", f"longcat {_core.__version__}, {cuda}")
 
 
 def _cpu(system: System) -> Iterator[Verdict]:

@@ -1,4 +1,4 @@
-#include "comm/tcp_door.h"
+#include "comm/tcp_acceptor.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -16,8 +16,8 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds kHelloTime{5};   // from connecting to the last byte of the hello
-constexpr seconds kAnswerTime{5};  // for the answer to it
+constexpr seconds kHandshakeTime{5};  // from connecting to the last byte of the handshake
+constexpr seconds kAnswerTime{5};     // for the answer to it
 constexpr size_t kMaxPending = 64;
 constexpr milliseconds kRetry{50};
 constexpr milliseconds kCheck{20};  // for a failure elsewhere
@@ -60,22 +60,22 @@ void Failure::check() const {
   if (failed_) throw Error(reason_);
 }
 
-// --- the door ------------------------------------------------------------------------------------------------------
+// --- the acceptor --------------------------------------------------------------------------------------------------
 
-Door::Door(const JobToken& token, bool loopback, int port)
+Acceptor::Acceptor(const JobToken& token, bool loopback, int port)
     : token_(token),
       listener_(listen_on(loopback, port)),
       port_(port_of(listener_)),
       stop_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       thread_([this] { run(); }) {}
 
-Door::~Door() {
+Acceptor::~Acceptor() {
   signal(stop_);
   thread_.join();
 }
 
-std::vector<Door::Arrival> Door::wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
-                                          const Failure& failure) {
+std::vector<Acceptor::Arrival> Acceptor::wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
+                                                  const Failure& failure) {
   std::unique_lock lock(mutex_);
   const auto is_here = [&](int rank) { return arrivals_.contains({channel, rank}); };
   while (!std::ranges::all_of(ranks, is_here)) {
@@ -84,7 +84,7 @@ std::vector<Door::Arrival> Door::wait_for(uint64_t channel, std::span<const int>
       std::string missing;
       for (const int rank : ranks)
         if (!is_here(rank)) missing += str_cat(missing.empty() ? "" : ", ", rank);
-      throw Error(str_cat("rank ", missing, " has not come"));
+      throw Error(str_cat("rank ", missing, " has not connected"));
     }
     arrived_.wait_for(lock, kCheck);
   }
@@ -93,7 +93,7 @@ std::vector<Door::Arrival> Door::wait_for(uint64_t channel, std::span<const int>
   return all;
 }
 
-void Door::run() {
+void Acceptor::run() {
   std::vector<pollfd> ready;
   while (true) {
     ready = {{stop_.fd(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}};
@@ -104,46 +104,47 @@ void Door::run() {
     }
     ::poll(ready.data(), ready.size(), milliseconds_until(next));
     if (ready[0].revents) return;
-    std::erase_if(pending_, [&](Pending& p) { return has_said_hello(p); });
+    std::erase_if(pending_, [&](Pending& p) { return is_settled(p); });
     if (ready[1].revents) accept_all();
   }
 }
 
-void Door::accept_all() {
+void Acceptor::accept_all() {
   while (Descriptor connection = accept_from(listener_)) {
     if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());  // a rank that is pushed out comes again
-    pending_.push_back({.connection = std::move(connection), .until = in(kHelloTime)});
+    pending_.push_back({.connection = std::move(connection), .until = in(kHandshakeTime)});
   }
   if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(kRetry);  // poll would say at once: it waits
 }
 
-bool Door::has_said_hello(Pending& p) {
-  constexpr int64_t kBytes = sizeof(Hello);
+bool Acceptor::is_settled(Pending& p) {
+  constexpr int64_t kBytes = sizeof(Handshake);
   const int64_t more =
-      receive_some(p.connection, reinterpret_cast<std::byte*>(&p.hello) + p.received, kBytes - p.received);
+      receive_some(p.connection, reinterpret_cast<std::byte*>(&p.handshake) + p.received, kBytes - p.received);
   if (more < 0) return true;
   p.received += more;
   if (p.received < kBytes) return std::chrono::steady_clock::now() >= p.until;
-  if (!same(p.hello.token, token_.connects)) return true;
+  if (!same(p.handshake.token, token_.connects)) return true;
   if (send_some(p.connection, token_.answers.data(), JobToken::kBytes) != JobToken::kBytes) return true;
   {
     const std::lock_guard lock(mutex_);  // one that comes again takes the place of its first try
-    arrivals_[{p.hello.channel, p.hello.rank}] = {.connection = std::move(p.connection), .hello = p.hello};
+    arrivals_[{p.handshake.channel, p.handshake.rank}] = {.connection = std::move(p.connection),
+                                                          .handshake = p.handshake};
   }
   arrived_.notify_all();
   return true;
 }
 
-Descriptor enter(const Address& address, const JobToken& token, Hello hello, Deadline deadline,
-                 const Failure& failure) {
-  hello.token = token.connects;
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
+                               const Failure& failure) {
+  handshake.token = token.connects;
   std::string error;
   while (true) {
     const Deadline until = std::min(deadline, in(kAnswerTime));
     Descriptor connection = connect_to(address, until, error);
     if (connection) {
       std::array<unsigned char, JobToken::kBytes> answer{};
-      int64_t received = 0, more = send_some(connection, &hello, sizeof(hello)) == sizeof(hello) ? 0 : -1;
+      int64_t received = 0, more = send_some(connection, &handshake, sizeof(handshake)) == sizeof(handshake) ? 0 : -1;
       while (more >= 0 && received < JobToken::kBytes && std::chrono::steady_clock::now() < until) {
         failure.check();
         wait_readable(connection, failure.readable(), until);

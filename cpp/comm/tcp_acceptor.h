@@ -1,5 +1,5 @@
-// Where a rank lets the others in: it listens for as long as the job lasts, and every communicator has connections of
-// its own. Strangers (who connect and say nothing, or something else) are turned away beside it, and delay nobody.
+// A rank's acceptor: it listens for as long as the job lasts, and every communicator has connections of its own.
+// Unknown peers (which send no handshake, or one without the job's token) are refused, and delay no rank.
 #pragma once
 
 #include <array>
@@ -15,15 +15,15 @@
 
 namespace longcat {
 
-// What a rank knows that a stranger does not: one half shows that who connects is of the job, the other that who
-// answers is. Both travel in the clear.
+// What ranks know and unknown peers do not: one half proves that the connecting side belongs to the job, the other that
+// the answering side does. Both travel in the clear.
 struct JobToken {
   static constexpr int kBytes = 32;
   std::array<unsigned char, kBytes> connects, answers;
 };
 
 // The first bytes of a connection. All ranks run the same program on the same kind of machine.
-struct Hello {
+struct Handshake {
   std::array<unsigned char, JobToken::kBytes> token;
   uint64_t channel;    // the communicator it is for
   int32_t rank, size;  // of the job
@@ -48,17 +48,17 @@ class Failure {
   Descriptor event_;
 };
 
-class Door {
+class Acceptor {
  public:
   // Throws Error when it cannot listen there. port 0: any.
-  Door(const JobToken& token, bool loopback, int port);
-  ~Door();
+  Acceptor(const JobToken& token, bool loopback, int port);
+  ~Acceptor();
 
   int port() const { return port_; }
 
   struct Arrival {
     Descriptor connection;
-    Hello hello{};
+    Handshake handshake{};
   };
   // The connections of `ranks` for a channel, in their order, once all are there. Throws Error that names who is not
   // there by the deadline, or the job's failure.
@@ -69,13 +69,13 @@ class Door {
   struct Pending {
     Descriptor connection;
     Deadline until;
-    Hello hello{};
+    Handshake handshake{};
     int64_t received = 0;
   };
 
   void run();
   void accept_all();
-  bool has_said_hello(Pending& pending);  // or is to be turned away: its connection is gone then
+  bool is_settled(Pending& pending);  // its handshake is complete, or it is refused
 
   const JobToken token_;
   const Descriptor listener_;
@@ -88,8 +88,9 @@ class Door {
   std::thread thread_;
 };
 
-// Enters at the door of another rank; tries again until the deadline. Throws Error that says why it did not succeed, or
-// the job's failure.
-Descriptor enter(const Address& address, const JobToken& token, Hello hello, Deadline deadline, const Failure& failure);
+// Connects to the acceptor of another rank; tries again until the deadline. Throws Error that says why it did not
+// succeed, or the job's failure.
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
+                               const Failure& failure);
 
 }  // namespace longcat

@@ -683,6 +683,9 @@ class Engine(Uncopied):
         return ids
 
     def _mask_filler(self) -> MaskFiller:
+        """With the lock held."""
+        if self._closed:  # nobody would end the threads
+            raise Error("[engine] this engine is closed")
         if self._masks is None:
             from longcat.engine.masks import MaskFiller
 
@@ -747,10 +750,12 @@ class Engine(Uncopied):
         """Frees the model and the cache; requests still open end with an error. May be called twice."""
         self._closed = True
         self._core.close()
-        if self._masks is not None:
-            self._masks.queue.close()
-        for outputs in self._loops.values():
-            outputs.queue.close()
+        with self._lock:  # a request may be on its way to the core
+            queues = [outputs.queue for outputs in self._loops.values()]
+            if self._masks is not None:
+                queues.append(self._masks.queue)
+        for queue in queues:
+            queue.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_closed"):

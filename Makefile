@@ -70,7 +70,7 @@ SANITIZED = build/sanitize-$(SANITIZER)
 SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package \
   LD_PRELOAD="$$($${CXX:-c++} -print-file-name=lib$(if $(filter thread,$(SANITIZER)),t,a)san.so)" ASAN_OPTIONS=detect_leaks=0 \
-  TSAN_OPTIONS="halt_on_error=1 suppressions=tests/native/tsan_suppressions.txt" $(VENV)/bin/python
+  TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
 sanitize: $(SANITIZED)/.built
 	$(SANITIZED_PYTHON) $(RUN_TESTS) $(SANITIZED_TESTS)
 

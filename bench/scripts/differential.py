@@ -29,6 +29,7 @@ from support.workload import rss_anon_kib  # noqa: E402
 WARM_UP = 0.5  # share of a process's engines after which its memory is to stay
 GROWTH = 1.08  # of the private memory, after that
 SHRINK_SECONDS = 120.0
+TELL_EVERY_S = 30.0
 
 
 def main() -> int:
@@ -86,6 +87,7 @@ class Run:
         self.num_findings = 0
         self.begun = -1  # the engine that is running
         self.rss_kib: list[int] = []  # of the process that is running
+        self.told = self.start
 
     def elapsed(self) -> float:
         return time.monotonic() - self.start
@@ -102,6 +104,17 @@ class Run:
             self.finding(line["seed"], text if job_index is None else f"request {job_index}: {text}")
         self.events.update(line["events"])
         self.rss_kib.append(line["rss_kib"])
+        if time.monotonic() > self.told + TELL_EVERY_S:
+            self.tell()
+
+    def tell(self) -> None:
+        self.told = time.monotonic()
+        e = self.events
+        print(
+            f"{self.elapsed():.0f} s: {e['engines']} engines, {e['requests']} requests, {e['tokens compared']} tokens, "
+            f"{self.num_findings} findings; RssAnon {self.rss_kib[-1:]} KiB",
+            flush=True,
+        )
 
     def check_memory(self) -> None:
         """After a process: its memory must not have grown in its second half."""
@@ -132,12 +145,7 @@ def drive(args: argparse.Namespace, folder: Path) -> int:
         if run.begun < seed:
             break  # it did not come to its first engine
         seed = run.begun + 1
-        e = run.events
-        print(
-            f"{run.elapsed():.0f} s: {e['engines']} engines, {e['requests']} requests, {e['tokens compared']} tokens, "
-            f"{run.num_findings} findings; RssAnon {run.rss_kib[-1:]} KiB",
-            flush=True,
-        )
+        run.tell()
     print(f"\n{run.elapsed():.0f} s, engines {args.seed} to {seed - 1}, {run.num_findings} findings")
     for name, count in sorted(run.events.items()):
         print(f"{count:>10}  {name}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import faulthandler
 import gc
 import json
@@ -39,7 +40,9 @@ def main() -> int:
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this engine alone, and make it smaller")
     parser.add_argument("--tries", type=int, default=5, help="runs of an engine that is replayed (default 5)")
     parser.add_argument("--engines", type=int, default=60, help="of a process (default 60)")
-    parser.add_argument("--limit", type=float, default=120, help="most seconds of one engine (default 120)")
+    parser.add_argument(
+        "--limit", type=float, default=120, help="most seconds of an engine, or of a request alone (default 120)"
+    )
     parser.add_argument("--first-finding", action="store_true", help="stop there")
     parser.add_argument("--worker", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -56,13 +59,13 @@ def main() -> int:
 
 def work(args: argparse.Namespace) -> int:
     """Runs engines, and says of each on one line of JSON what it met."""
-    differential, trim = Differential(args.worker), ctypes.CDLL(None).malloc_trim
+    differential = Differential(args.worker, lambda: faulthandler.dump_traceback_later(args.limit, exit=True))
+    trim = ctypes.CDLL(None).malloc_trim
     ends = time.monotonic() + args.seconds
     for seed in range(args.seed, args.seed + args.engines):
         if time.monotonic() > ends:
             break
         say({"begin": seed})
-        faulthandler.dump_traceback_later(args.limit, exit=True)
         outcome = differential.run(random_plan(seed))
         gc.collect()
         trim(0)
@@ -172,7 +175,7 @@ def show(plan: Plan) -> None:
     print(f"{plan.num_blocks} blocks, {plan.num_swap_blocks} swap blocks, concurrency {plan.concurrency}")
     print(f"disturbances {plan.disturbances}, closed after {plan.closes_after_s} s")
     for index, job in enumerate(plan.jobs):
-        print(f"request {index}: {job}")
+        print(f"request {index}: {job.prompt!r:.80} ({len(job.prompt)}) {dataclasses.replace(job, prompt='')}")
 
 
 if __name__ == "__main__":

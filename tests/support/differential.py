@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,13 @@ class Differential:
 
     Args:
         root: folder for the random checkpoints.
+        on_progress: called when an engine or a request alone begins.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, on_progress: Callable[[], None] = lambda: None):
         self._root = root
-        self._grammars: dict[tuple[Path, str], Any] = {}
+        self._on_progress = on_progress
+        self._grammars: dict[tuple[int, str], Any] = {}  # by vocabulary and form; each takes a MB
         with longcat.Engine(TRAINED, num_threads=1) as engine:  # libraries begin threads that stay
             engine.generate("Once", max_tokens=1, structured_outputs={"regex": "a"})
         self._num_threads, self._num_files = _num_threads(), _num_files()
@@ -99,6 +102,7 @@ class Differential:
 
     def open_alone(self, plan: Plan) -> longcat.Engine:
         """A roomy engine for one request, with the plan's checkpoint and formats."""
+        self._on_progress()
         return longcat.Engine(
             plan.checkpoint.folder(self._root), **plan.common, max_num_seqs=1, num_threads=1,
             max_num_batched_tokens=1024, enable_prefix_caching=False, mask_timeout=MASK_TIMEOUT_S,
@@ -120,7 +124,7 @@ class Differential:
         with self.open_alone(plan) as engine:
             sampling = dict(job.sampling)
             if form := sampling.get("structured_outputs"):  # compiling is most of the time of a short request
-                key = plan.checkpoint.folder(self._root), repr(form)
+                key = engine.info()["vocab_size"], repr(form)
                 if key not in self._grammars:
                     self._grammars[key] = engine.compile_grammar(form)
                 sampling["structured_outputs"] = self._grammars[key]

@@ -93,6 +93,7 @@ class Differential:
     def __init__(self, root: Path, on_progress: Callable[[], None] = lambda: None):
         self._root = root
         self._on_progress = on_progress
+        on_progress()  # may begin a thread as well
         self._grammars: dict[tuple[int, str], Any] = {}  # by vocabulary and form; each takes a MB
         with longcat.Engine(TRAINED, num_threads=1) as engine:  # libraries begin threads that stay
             engine.generate("Once", max_tokens=1, structured_outputs={"regex": "a"})
@@ -143,8 +144,8 @@ class Differential:
         finally:
             engine.close()
         del engine
-        _check_gone("threads", _num_threads, self._num_threads, outcome)
-        _check_gone("open files", _num_files, self._num_files, outcome)
+        self._num_threads = _check_gone("threads", _num_threads, self._num_threads, outcome)
+        self._num_files = _check_gone("open files", _num_files, self._num_files, outcome)
         self._compare(plan, readings, outcome)
         _count(plan, readings, outcome.events)
         return outcome
@@ -293,15 +294,16 @@ def _num_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def _check_gone(what: str, count: Any, before: int, outcome: Outcome) -> None:
-    """Waits until there are no more than `before` of something."""
+def _check_gone(what: str, count: Callable[[], int], before: int, outcome: Outcome) -> int:
+    """Waits until there are no more than `before` of something; returns how many there are."""
     ends = time.monotonic() + ENDS_WITHIN_S
     while (after := count()) > before:
         if time.monotonic() > ends:
             names = [thread.name for thread in threading.enumerate()]
             outcome.findings.append(Finding(None, f"{after} {what}, {before} before the engine; Python's: {names}"))
-            return
+            break
         time.sleep(0.001)
+    return after
 
 
 def _count(plan: Plan, readings: list[Reading | None], events: Counter[str]) -> None:

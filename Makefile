@@ -22,7 +22,7 @@ IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: demo test thorough server-test oracle fuzz soak sanitize bench cuda third_party lint format wheel test-wheel clean
+.PHONY: demo test thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -57,13 +57,30 @@ SOAK_REQUESTS ?= 10000
 soak: $(VENV)/.installed-test
 	$(VENV)/bin/python bench/scripts/soak.py examples/longcat-tiny --requests $(SOAK_REQUESTS)
 
-# The tests of the native code under ASan and UBSan.
+# Random requests at random engines for minutes, each compared with a run alone.
+DIFFERENTIAL = bench/scripts/differential.py --seconds $(DIFFERENTIAL_SECONDS)
+DIFFERENTIAL_SECONDS ?= 1800
+differential: $(VENV)/.installed-test
+	$(VENV)/bin/python $(DIFFERENTIAL)
+
+# The tests of the native code under ASan and UBSan, or with SANITIZER=thread under TSan; sanitize-differential: the same for
+# the random requests. Python itself is not instrumented.
+SANITIZER ?= address
+SANITIZED = build/sanitize-$(SANITIZER)
 SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py
-sanitize: $(VENV)/.installed-test
-	$(call build_wheel,sanitize,LONGCAT_TESTING=ON;LONGCAT_SANITIZE=ON;LONGCAT_CUDA=OFF,with sanitizers (five minutes on two cores),build/sanitize-{wheel_tag})
-	$(PIP_INSTALL) --no-deps --upgrade --target build/sanitize/package build/sanitize/longcat_runtime-*.whl
-	PYTHONPATH=build/sanitize/package LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(VENV)/bin/python $(RUN_TESTS) $(SANITIZED_TESTS)
+# libstdc++ as well: the interpreter brings none, and ASan looks for what throws exceptions when the process begins.
+PRELOADED = $(if $(filter thread,$(SANITIZER)),libtsan.so,libasan.so) libstdc++.so
+SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package LD_PRELOAD="$$(for name in $(PRELOADED); do $${CXX:-c++} -print-file-name=$$name; done)" \
+  ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
+sanitize: $(SANITIZED)/.built
+	$(SANITIZED_PYTHON) $(RUN_TESTS) $(SANITIZED_TESTS)
+
+sanitize-differential: $(SANITIZED)/.built
+	$(SANITIZED_PYTHON) $(DIFFERENTIAL)
+
+$(SANITIZED)/.built: $(VENV)/.installed-test
+	$(call build_wheel,sanitize-$(SANITIZER),LONGCAT_TESTING=ON;LONGCAT_SANITIZE=$(SANITIZER);LONGCAT_CUDA=OFF,with sanitizers (five minutes on two cores),$(SANITIZED)-{wheel_tag})
+	$(PIP_INSTALL) --no-deps --upgrade --target $(SANITIZED)/package $(SANITIZED)/longcat_runtime-*.whl
 
 # Benchmark programs, in build/bench.
 bench: $(VENV)/.installed-build

@@ -106,7 +106,7 @@ PYTHON_FLOOR = {
     "server": 5,
     "cli": 6,
 }
-MOST_ENTRIES, MOST_LINES = 14, 2600
+MOST_ENTRIES, MOST_LINES = 14, 2700
 
 
 def python_imports(path: Path) -> list[str]:

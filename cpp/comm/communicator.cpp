@@ -75,7 +75,7 @@ class SingleCommunicator final : public Communicator {
   void barrier() override {}
   void all_reduce(Tensor) override {}
   void reduce_scatter(Tensor out, Tensor x) override { all_gather(out, x); }
-  void abort(const std::string&) noexcept override {}  // it waits for nobody
+  void abort(const std::string&) noexcept override {}  // no other rank is waited for
   std::string failure() const override { return {}; }
 };
 

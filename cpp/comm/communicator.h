@@ -65,8 +65,8 @@ struct TcpRendezvous {
   std::string host;  // of rank 0, as the others reach it
   int port = 0;      // at which it listens
   int rank = 0, size = 1;
-  bool one_machine = true;  // nobody listens but at the loopback address, and `host` is not asked for
-  std::string token;        // 64 bytes that the ranks know, and nobody else: half shows who connects, half who answers
+  bool one_machine = true;  // all ranks listen at the loopback address alone; `host` is not used
+  std::string token;        // 64 bytes, known to the ranks alone: half identify the connecting side, half the answer
   double timeout_s = 30;    // for all ranks to connect
 };
 

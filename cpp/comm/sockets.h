@@ -1,4 +1,4 @@
-// TCP sockets that never block: whoever waits does so in poll(), and can be told to stop.
+// TCP sockets that never block: a thread waits in poll(), and can be told to stop.
 #pragma once
 
 #include <chrono>

@@ -31,7 +31,7 @@ struct Handshake {
   int32_t unused;
 };
 
-// Why this process can wait for nobody any more. Any thread may say it; all that wait hear it at once.
+// The reason why this process can wait for no other rank. Any thread sets it; it wakes all waiting threads at once.
 class Failure {
  public:
   Failure();
@@ -60,8 +60,8 @@ class Acceptor {
     Descriptor connection;
     Handshake handshake{};
   };
-  // The connections of `ranks` for a channel, in their order, once all are there. Throws Error that names who is not
-  // there by the deadline, or the job's failure.
+  // The connections of `ranks` for a channel, in their order, once all are there. Throws Error with the ranks that are
+  // missing at the deadline, or with the job's failure.
   std::vector<Arrival> wait_for(uint64_t channel, std::span<const int> ranks, Deadline deadline,
                                 const Failure& failure);
 

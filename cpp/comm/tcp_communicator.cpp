@@ -1,8 +1,8 @@
 // Ranks as processes that talk by TCP, each with each.
 //
-// A communicator has connections of its own, so several of them may be used by several threads at once, and what one
-// does not read yet holds up no other: on shared connections somebody would have to read for all, and to keep what
-// nobody wants yet. It costs size - 1 descriptors for each communicator, of which a rank has a handful.
+// A communicator has connections of its own, so several threads may use several communicators at once. Bytes that one
+// communicator does not read yet hold up no other; on shared connections one reader would have to keep the bytes of
+// all. The cost is size - 1 descriptors for each communicator, of which a rank has a handful.
 #include <poll.h>
 #include <sched.h>
 
@@ -35,7 +35,7 @@ struct Job {
             .port = acceptor.port(),
             .unused = 0};
   }
-  // Nobody else in the job makes the same.
+  // A number that no other rank makes.
   uint64_t new_channel() {
     return static_cast<uint64_t>(rendezvous.rank) << 32 | num_channels.fetch_add(1, std::memory_order_relaxed);
   }
@@ -171,7 +171,7 @@ class TcpCommunicator final : public Communicator {
              out.shape_string(), " from ", x.shape_string(), " on ", size(), " ranks");
   }
 
-  // Moves all of traffic_, in whatever order it comes and goes: nobody has to send or receive first.
+  // Moves all of traffic_, in any order: no rank has to send or receive first.
   void exchange() {
     job_->failure.check();
     Traffic& own = traffic(rank_);
@@ -311,7 +311,8 @@ TcpJob::TcpJob(const TcpRendezvous& rendezvous) {
   JobToken token;
   if (rendezvous.token.size() != sizeof(token)) throw std::invalid_argument("a token has 64 bytes");
   if (rendezvous.size < 1 || rendezvous.rank < 0 || rendezvous.rank >= rendezvous.size)
-    throw std::invalid_argument(str_cat("rank ", rendezvous.rank, " of ", rendezvous.size, " is not possible"));
+    throw std::invalid_argument(
+        str_cat("rank ", rendezvous.rank, " of ", rendezvous.size, "; expected ranks from 0 to size - 1"));
   std::memcpy(&token, rendezvous.token.data(), sizeof(token));
   std::shared_ptr<Job> job;
   try {

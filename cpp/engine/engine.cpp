@@ -123,7 +123,7 @@ void Engine::check_request(std::span<const int32_t> prompt_token_ids, const Samp
 int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue,
                             int64_t group) {
-  if (num_samples < 1) throw std::invalid_argument(str_cat("n=", num_samples, " is not possible: expected at least 1"));
+  if (num_samples < 1) throw std::invalid_argument(str_cat("n=", num_samples, "; expected at least 1"));
   check_request(prompt_token_ids, params);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
   std::vector<std::shared_ptr<Sequence>> samples;

@@ -20,7 +20,7 @@ DType parse_dtype(const char* option, const std::string& name, DType automatic, 
 }
 
 void require_positive(const char* option, int64_t value) {
-  if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, " is not possible: expected at least 1"));
+  if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, "; expected at least 1"));
 }
 
 // The communicator, once the options are checked against it; of one rank if there is none.
@@ -34,7 +34,7 @@ std::unique_ptr<Communicator> checked(const EngineOptions& options, std::unique_
                                         ": a step could not hold one token of each request"));
   if (options.num_threads < 0 || options.num_threads > 1024)
     throw std::invalid_argument(
-        str_cat("num_threads=", options.num_threads, " is not possible: expected 1 to 1024, or 0 for one per core"));
+        str_cat("num_threads=", options.num_threads, "; expected 1 to 1024, or 0 for one per core"));
   if (options.max_model_len < 0 || options.kv_cache_memory < 0)
     throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
   require_positive("tensor_parallel_size", options.tensor_parallel_size);
@@ -95,8 +95,8 @@ uint64_t fingerprint_of(const Checkpoint& checkpoint) {
 // Throws where the device cannot read latents of this dtype.
 void check_cache_dtype(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
   if (!ops.reads_latents(kv_cache_dtype))
-    throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" is not possible on ",
-                                        ops.device().name(), ": use \"bf16\" or \"fp8\", or device=\"cpu\""));
+    throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" on ", ops.device().name(),
+                                        "; expected \"bf16\" or \"fp8\", or device=\"cpu\""));
 }
 
 Placement parse_table_placement(const EngineOptions& options, Ops& ops) {
@@ -107,8 +107,8 @@ Placement parse_table_placement(const EngineOptions& options, Ops& ops) {
     if (options.ngram_placement == name_of(placement)) return placement;
     known += str_cat(placement == placements.back() ? " or \"" : ", \"", name_of(placement), "\"");
   }
-  throw std::invalid_argument(str_cat("ngram_placement=\"", options.ngram_placement, "\" is not possible on ",
-                                      ops.device().name(), ": use ", known));
+  throw std::invalid_argument(
+      str_cat("ngram_placement=\"", options.ngram_placement, "\" on ", ops.device().name(), "; expected ", known));
 }
 
 // The weights of a rank. If memory runs out, the error says whether the tables could lie elsewhere.

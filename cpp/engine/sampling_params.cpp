@@ -12,7 +12,7 @@ namespace {
 
 template <class Value>
 void require(bool condition, const char* field, Value found, const std::string& allowed) {
-  if (!condition) throw std::invalid_argument(str_cat(field, "=", found, " is not possible: expected ", allowed));
+  if (!condition) throw std::invalid_argument(str_cat(field, "=", found, "; expected ", allowed));
 }
 
 }  // namespace

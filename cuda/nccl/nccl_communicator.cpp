@@ -18,9 +18,9 @@ namespace longcat {
 
 namespace {
 
-// An all-reduce up to this size takes one exchange: every rank receives all parts and sums them. A larger one takes two.
-// A second exchange costs about 20 us, in which NVLink moves megabytes; between processes on a host it moves less, and
-// the limit in communicator.cpp is lower.
+// An all-reduce up to this size takes one exchange: every rank receives all parts and sums them. A larger one takes
+// two. A second exchange costs about 20 us, in which NVLink moves megabytes. Processes on a host move less in that
+// time, so the limit in communicator.cpp is lower.
 constexpr int64_t kOneExchangeBytes = 256 << 10;
 
 class NcclCommunicator final : public Communicator {

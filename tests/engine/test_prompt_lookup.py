@@ -71,10 +71,10 @@ def test_fewer_steps_where_a_text_repeats_itself(engines):
     "speculative, error, text",
     [
         ({"method": "eagle"}, ValueError, 'speculative method \'eagle\' is not known: use "mtp" or "ngram"'),
-        ({"method": "mtp", "num_speculative_tokens": 0}, ValueError, "num_speculative_tokens=0 is not possible"),
+        ({"method": "mtp", "num_speculative_tokens": 0}, ValueError, "num_speculative_tokens=0; expected"),
         ({"method": "mtp", "prompt_lookup_max": 4}, TypeError, 'speculative has no parameter "prompt_lookup_max"'),
         ({"num_speculative_tokens": 3}, ValueError, "speculative method None is not known"),
-        ({"method": "ngram", "num_speculative_tokens": 0}, ValueError, "num_speculative_tokens=0 is not possible"),
+        ({"method": "ngram", "num_speculative_tokens": 0}, ValueError, "num_speculative_tokens=0; expected"),
         ({"method": "ngram", "num_speculative_tokens": 65}, ValueError, "expected at most 64"),
         (
             {"method": "ngram", "prompt_lookup_min": 5},

@@ -165,7 +165,7 @@ def test_blocks_that_would_be_cut_are_refused(tmp_path, quant, overrides, tp, ep
         (2, 3, "tp=2 and ep=3: the larger must be a multiple of the other"),
         (1, 16, "ep=16 does not divide n_routed_experts=8: use 1, 2, 4 or 8"),
         (8, 8, "tp=8 does not divide num_attention_heads=4: use 1, 2 or 4"),
-        (0, 1, "tensor_parallel_size=0 is not possible: expected at least 1"),
+        (0, 1, "tensor_parallel_size=0; expected at least 1"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(tmp_path, tp, ep, message):

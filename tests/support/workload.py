@@ -36,8 +36,9 @@ class Job:
 
     Args:
         sampling: keywords of SamplingParams.
-        fate: "read" to the end; "abort" or "leave" after `after` tokens; "abort soon", `delay_s` after it was made;
-            "stall", not read from `after` tokens on until the other requests have ended, then to the end.
+        fate: how its completion is read. "read": to the end. "abort", "leave": until `after` tokens have come.
+            "abort soon": ended `delay_s` after it was made. "stall": reading pauses at `after` tokens until all other
+            requests have ended.
         is_blocking: it is made by `generate` on a thread of its own, not by `agenerate`.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.runtime import Undefined
 
-MAX_RENDER_SECONDS = 1.0  # of the thread's own CPU time: a busy machine fails nobody's prompt
+MAX_RENDER_SECONDS = 1.0  # of the thread's own CPU time: a busy machine fails no prompt
 _MAX_VALUE = 1 << 21  # characters and elements of one value, nested ones counted each time they occur
 _MAX_TOTAL = 1 << 26  # characters of all values made in one render, an element of a list counting as eight
 _MAX_NESTING = 128  # of lists and objects

@@ -1,4 +1,4 @@
-"""A jinja2 environment for templates that nobody has read: a chat template comes with whatever checkpoint is opened.
+"""A jinja2 environment for untrusted templates: a chat template comes with the checkpoint.
 
 Three walls, each of its own:
 

@@ -82,7 +82,7 @@ def _check_utf8(arguments: Sequence[str]) -> None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    """One line; of the ranks of a job from rank 0, whom the others tell."""
+    """Prints one line. In a job of several ranks rank 0 prints it; the other ranks send it there."""
     from longcat.parallel.launch import find_launch
 
     parallel = sys.modules.get("longcat.parallel.job")

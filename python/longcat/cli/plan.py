@@ -13,7 +13,7 @@ from longcat.support.json_types import JsonObject
 if TYPE_CHECKING:
     from longcat.planning.plan import Plan
 
-_CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # what is free [GiB] where so many GB are written on the box
+_CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # nominal memory of a GPU [GB]: free memory [GiB]
 _STATES = {"today": "", "untried": " **", "later": " *"}
 _BATCHES = [1, 16]
 _CONTEXTS = [1024, 32768]
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus",
         type=integer(1, 64),
         metavar="N",
-        help="print in place of all else what so many H100 would reach, by layout",
+        help="print only what N H100 would reach, by layout",
     )
     parser.add_argument(
         "--ngram-placement",
@@ -124,7 +124,7 @@ def text(plan: Plan) -> str:
             for batch in _BATCHES
         ],
     )
-    lines += ["", "tokens of latent cache that memory of so many GB holds beside the weights (* not in this version,"]
+    lines += ["", "tokens of latent cache beside the weights, by memory in GB (* not in this version,"]
     lines += ["** in a build with CUDA, whose kernels have not run on a GPU yet);"]
     lines += [f"tokens/s as above, one at once, context {contexts[0]}; of a GPU at {GPU_BANDWIDTH / 1e12:.1f} TB/s:"]
     rows = []

@@ -24,7 +24,7 @@ class Option:
 
     Args:
         help: one line without its default, which the command line and the reference add.
-        check: raises ValueError or TypeError for a value that is not possible; returns what the core takes.
+        check: raises ValueError or TypeError for a wrong value; returns what the core takes.
         core: name of the core's option; "": the core has none.
         details: further sentences for the reference.
         default: the default in words, where the value says too little.
@@ -59,7 +59,7 @@ class EngineConfig:
     """The options of an engine: `Engine(EngineConfig(model, max_num_seqs=4))` is `Engine(model, max_num_seqs=4)`.
 
     Raises:
-        ValueError, TypeError: a value is not possible.
+        ValueError, TypeError: a value is wrong.
     """
 
     model: str | os.PathLike[str] = option(
@@ -187,7 +187,7 @@ class EngineConfig:
     )
     swap_memory: int | str = option(
         "auto",
-        'host memory for requests that gave their place in the cache to others, as "4GiB"',
+        'host memory for preempted requests, as "4GiB"',
         checks.swap_bytes,
         core="swap_memory",
         details="auto is as much as the cache. What has no room there is computed again.",
@@ -299,7 +299,7 @@ class EngineConfig:
 
         Raises:
             TypeError: an unknown keyword, answered with the nearest one; or two for one option.
-            ValueError: a value is not possible.
+            ValueError: a value is wrong.
         """
         names = {alias: name for name, option in options().items() for alias in (name, *option.aliases)}
         given: dict[str, Any] = {}
@@ -317,7 +317,7 @@ class EngineConfig:
         """The options as the core takes them.
 
         Raises:
-            ValueError, TypeError: a value is not possible.
+            ValueError, TypeError: a value is wrong.
         """
         core = _core.EngineOptions()
         for name, option in options().items():

@@ -97,7 +97,7 @@ class Engine(TextMethods, Uncopied):
 
     @property
     def rank(self) -> int:
-        """Of this process in its replica: 0, to whom requests are made, or one that follows it."""
+        """The rank of this process in its replica. Rank 0 takes requests; the others follow it."""
         return int(self._info["rank"])
 
     @property
@@ -106,13 +106,13 @@ class Engine(TextMethods, Uncopied):
         return self._replica
 
     def follow(self) -> None:
-        """On another rank than 0, which asks nothing itself: takes part in what rank 0 is asked, until that one closes.
+        """Takes part in the requests of rank 0, until rank 0 closes its engine. For ranks that make no requests.
 
         Raises:
             longcat.Error: the job has failed.
         """
         if self.rank == 0:
-            raise ValueError("this is rank 0, which follows nobody: ask it for text")
+            raise ValueError("this is rank 0, which follows no other rank. Call generate() here")
         self._core.join()
 
     def __repr__(self) -> str:

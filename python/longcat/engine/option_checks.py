@@ -41,7 +41,7 @@ def seed(name: str, value: object) -> int:
 def milliseconds(name: str, value: float) -> float:
     """A time in seconds, above zero; inf is possible."""
     if not value > 0:
-        raise ValueError(f"{name}={value!r} is not possible: expected seconds")
+        raise ValueError(f"{name}={value!r}; expected seconds")
     return 1000.0 * value
 
 
@@ -82,7 +82,7 @@ def speculation(name: str, value: object) -> tuple[str, int, int, int]:
     counts = {part: positive(part, count) for part, count in (defaults | given).items()}
     for part, count in counts.items():
         if count > _MOST_SPECULATIVE:
-            raise ValueError(f"{part}={count} is not possible: expected at most {_MOST_SPECULATIVE}")
+            raise ValueError(f"{part}={count}; expected at most {_MOST_SPECULATIVE}")
     if method == "mtp":
         return method, counts["num_speculative_tokens"], 1, 1
     if counts["prompt_lookup_min"] > counts["prompt_lookup_max"]:

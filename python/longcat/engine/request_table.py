@@ -42,6 +42,10 @@ class RequestTable:
         self._masks: MaskFiller | None = None
         self._closed = False
 
+    def __len__(self) -> int:
+        """How many requests run."""
+        return len(self._core_ids)
+
     def check_open(self) -> None:
         """Raises longcat.Error when the engine is closed, or belongs to another process."""
         if self._closed:

@@ -52,7 +52,7 @@ class OpenAnswers:
         return list(answers)
 
     def take(self, step: _core.StepOutput) -> StreamChunk | None:
-        """The chunk of a token; None when nobody waits for it any more."""
+        """The chunk of a token; None when its stream has ended."""
         answer = self._answers.get(step.request_id)
         if answer is None:
             return None
@@ -198,7 +198,7 @@ class AsyncChunks(Uncopied, AsyncIterator[AnyChunk], Generic[AnyChunk, Output]):
 
 
 class LoopOutputs:
-    """All requests of one event loop: a queue that the loop watches, and who waits for what."""
+    """All requests of one event loop: a queue that the loop watches, and the streams that wait."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.queue = _core.OutputQueue()

@@ -1,9 +1,9 @@
 """Ranks that watch each other: when one dies or stops, the others hear of it within seconds.
 
-Rank 0 listens, the others connect. Each side says something every half second, and takes the other for lost after four
-seconds of silence, or at once when the connection ends without a goodbye. A rank that fails says why; when an engine of
-it has given up and nobody else says so, its heartbeat does. One that is silent is killed by who notices, when it is on
-the same machine: a stopped process would outlive its launcher.
+Rank 0 listens, the others connect. Each side sends a heartbeat every half second. A rank is lost after four seconds of
+silence, or at once when its connection ends without a goodbye. A rank that fails sends the reason; its heartbeat also
+sends the failure of an engine. The rank that notices a silent rank on its own machine kills it: a stopped process would
+outlive its launcher.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Heartbeat:
             self._thread.join(_GOODBYE_SECONDS)
 
     def close(self) -> None:
-        """Says goodbye: this rank is done, and nobody waits for it."""
+        """Says goodbye: this rank is done, and no rank waits for it."""
         self._end(_BYE + b"\n")
 
     def _failed_line(self, reason: str) -> bytes:
@@ -231,7 +231,7 @@ class Heartbeat:
 class _Process:
     """Which process a rank is, and on which machine."""
 
-    machine: str  # changes when it starts anew
+    machine: str  # changes with each start of the machine
     pid: int
 
     @classmethod

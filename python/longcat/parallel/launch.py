@@ -81,9 +81,9 @@ def rendezvous_address(environment: Mapping[str, str] = os.environ) -> tuple[str
 
 
 def job_token(environment: Mapping[str, str] = os.environ) -> bytes:
-    """64 bytes by which the ranks of a job know each other: half shows who connects, half who answers.
+    """64 bytes by which the ranks of a job know each other: half identify the connecting side, half the answer.
 
-    With LONGCAT_TOKEN nobody else can know them; without, they are made of what is no secret, and keep jobs apart.
+    With LONGCAT_TOKEN only the ranks know them. Without it they are no secret, and only keep jobs apart.
     """
     names = ("LONGCAT_TOKEN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_ADDR", "MASTER_PORT")
     known = "\n".join(environment.get(name, "") for name in names)

@@ -85,7 +85,7 @@ class SamplingParams:
 
         Raises:
             TypeError: an unknown name, answered with the nearest, or params of another type.
-            ValueError: `n` or a stop string is not possible.
+            ValueError: `n` or a stop string is wrong.
         """
         if params is None:
             params = {}
@@ -104,10 +104,10 @@ class SamplingParams:
                 raise unknown_name("SamplingParams", name, known)
         result = cls(**given)
         if not 1 <= _index("n", result.n) <= MAX_N:
-            raise ValueError(f"n={result.n} is not possible: expected 1 to {MAX_N}")
+            raise ValueError(f"n={result.n}; expected 1 to {MAX_N}")
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(result, name) is not None and _index(name, getattr(result, name)) < 0:
-                raise ValueError(f"{name}={getattr(result, name)} is not possible: expected 0 or more")
+                raise ValueError(f"{name}={getattr(result, name)}; expected 0 or more")
         if result.token_mask is not None and not callable(result.token_mask):
             raise TypeError(
                 f"token_mask={result.token_mask!r} is a {type(result.token_mask).__name__}: expected a function"
@@ -120,7 +120,7 @@ class SamplingParams:
             if result.token_mask is not None:
                 raise ValueError("token_mask and structured_outputs do not go together: give one of them")
         if not all(isinstance(stop, str) and stop for stop in result.stop_strings()):
-            raise ValueError(f"stop={result.stop!r} is not possible: expected non-empty strings")
+            raise ValueError(f"stop={result.stop!r}; expected non-empty strings")
         return result
 
     def stop_strings(self) -> list[str]:
@@ -194,7 +194,7 @@ def _index(name: str, value: object) -> int:
 def _integer(name: str, value: object) -> int:
     number = _index(name, value)
     if not -(2**31) <= number < 2**31:
-        raise ValueError(f"{name}={number} is not possible: expected at most {2**31 - 1}")
+        raise ValueError(f"{name}={number}; expected at most {2**31 - 1}")
     return number
 
 
@@ -208,7 +208,7 @@ def _number(name: str, value: object) -> float:
 def _token_id(name: str, value: object) -> int:
     number = _index(name, value)
     if not 0 <= number < 2**31:
-        raise ValueError(f"{name}={number} is not possible: expected ids of the vocabulary")
+        raise ValueError(f"{name}={number}; expected ids of the vocabulary")
     return number
 
 
@@ -219,7 +219,7 @@ def _logit_bias(bias: object) -> dict[int, float]:
     try:
         return {_token_id("logit_bias", int(i)): _number("logit_bias", value) for i, value in bias.items()}
     except ValueError as error:
-        raise ValueError(f"logit_bias={bias!r} is not possible: {error}") from None
+        raise ValueError(f"logit_bias={bias!r}: {error}") from None
 
 
 def _token_ids(name: str, values: object) -> list[int]:

@@ -1,4 +1,4 @@
-"""Grammars of strangers are first compiled in a process that can be stopped.
+"""Untrusted grammars are first compiled in a process that can be stopped.
 
 llguidance limits what it can; a few patterns of a JSON schema in `allOf` still keep it busy for minutes, and a thread
 cannot be ended. So a process of its own goes first, with a deadline and a limit of memory. What it compiled in time,
@@ -97,7 +97,7 @@ class GrammarChecker:
     def _take_idle(self) -> asyncio.subprocess.Process | None:
         while self._idle:
             process = self._idle.pop()
-            if process.returncode is None:  # nobody ended it meanwhile
+            if process.returncode is None:  # it has not been ended meanwhile
                 return process
         return None
 
@@ -164,7 +164,7 @@ def _limit(which: int, value: int) -> None:
 
 
 def main() -> None:
-    """Compiles what comes on standard input, until that ends."""
+    """Compiles the grammars on standard input, until that ends."""
     from longcat.request.structured import compile_source, make_vocabulary
 
     setup = json.loads(_read(sys.stdin.buffer) or b"{}")
@@ -178,7 +178,7 @@ def main() -> None:
     _answer("ready")
     while (source := _read(sys.stdin.buffer)) is not None:
         times = resource.getrusage(resource.RUSAGE_SELF)
-        deadline = int(times.ru_utime + times.ru_stime + setup["timeout"]) + 2  # when nobody is left to end this one
+        deadline = int(times.ru_utime + times.ru_stime + setup["timeout"]) + 2  # for the case that the server is gone
         _limit(resource.RLIMIT_CPU, deadline)
         try:
             compile_source(source.decode(), vocabulary)

@@ -114,7 +114,7 @@ def run(
     most = max(min(settings.max_connections, _file_limit() - len(os.listdir("/proc/self/fd")) - _OTHER_FILES), 1)
     settings = dataclasses.replace(settings, max_connections=most, allowed_hosts=_allowed_hosts(settings, sock))
     sys.setswitchinterval(_SWITCH_SECONDS)
-    # Not uvloop: there each callback waits for the GIL anew. While a thread parses or tokenizes, a turn over 64 busy
+    # Not uvloop: there each callback waits for the GIL. While a thread parses or tokenizes, a turn over 64 busy
     # connections takes seconds there, milliseconds here; idle, uvloop serves 3 % more tokens a second.
     return asyncio.run(_serve(engine, settings, sock, options.summary, tls))
 

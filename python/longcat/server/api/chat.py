@@ -37,7 +37,7 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     """Renders, compiles and queues.
 
     Raises:
-        ApiError: the request is not possible, or the server is full.
+        ApiError: the request is wrong, or the server is full.
     """
     model = service.model_name(body.model)
     if body.chat_template is not None:

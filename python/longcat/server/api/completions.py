@@ -37,7 +37,7 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
     """Tokenizes, compiles and queues all prompts, or none.
 
     Raises:
-        ApiError: the request is not possible, or the server is full.
+        ApiError: the request is wrong, or the server is full.
     """
     model = service.model_name(body.model)
     if body.suffix:

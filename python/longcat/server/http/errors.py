@@ -55,7 +55,7 @@ class ApiError(HTTPException):  # so that FastAPI lets it through while it reads
 
 
 class ClientLeft(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has closed its connection."""
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -86,7 +86,7 @@ def add_error_handlers(api: FastAPI) -> None:
         return error.response()
 
     async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_LEFT)  # for the log; nobody reads it
+        return Response(status_code=CLIENT_LEFT)  # for the log alone
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

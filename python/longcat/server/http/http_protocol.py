@@ -170,7 +170,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._refuse(413, f"the body is longer than the limit of {most} bytes", "too_long")
 
     def _without_offer(self) -> bytes:
-        """The headers of a request that offers another protocol, without the offer, for a parser that starts anew."""
+        """The headers of a request that offers another protocol, without the offer, for a new parser."""
         self._is_offer = False
         kept = []
         for name, value in self.headers:

@@ -15,6 +15,8 @@ namespace longcat {
 namespace {
 
 std::atomic<int64_t> kernels_before_failure{-1};  // negative: none fails
+std::atomic<int64_t> num_uploads{0}, num_host_allocations{0};
+std::atomic<bool> host_memory_is_reached{true};
 
 class ReplayedFunction final : public Recording {
  public:
@@ -37,6 +39,10 @@ class ReplayedFunction final : public Recording {
 }  // namespace
 
 void fail_emulated_kernels(int64_t num_kernels) { kernels_before_failure = num_kernels; }
+
+EmulatedCalls emulated_calls() { return {.uploads = num_uploads, .host_allocations = num_host_allocations}; }
+
+void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
 
 EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
     : arena_(capacity), fp8_(fp8), reversed_(reversed) {
@@ -91,8 +97,11 @@ void EmulatedDevice::free(void* data, int64_t bytes) noexcept {
   arena_.free(static_cast<char*>(data) - memory_, bytes);
 }
 
+bool EmulatedDevice::reads_registered_memory() const { return host_memory_is_reached; }
+
 void* EmulatedDevice::allocate_host(int64_t bytes) {
   if (bytes <= 0) return nullptr;
+  ++num_host_allocations;
   void* data = std::calloc(1, static_cast<size_t>(bytes));
   if (!data) throw OutOfMemory(str_cat("[cuda-emulated] cannot allocate ", bytes, " bytes of host memory"));
   return data;
@@ -107,6 +116,7 @@ void EmulatedDevice::copy_to_host(void* host_data, const void* device_data, int6
   copy(host_data, device_data, bytes);
 }
 void EmulatedDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
+  ++num_uploads;
   copy(device_data, host_data, bytes);
 }
 void EmulatedDevice::download(void* host_data, const void* device_data, int64_t bytes) {

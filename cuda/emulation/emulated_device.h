@@ -14,6 +14,15 @@ namespace longcat {
 // or copy on that `num_kernels` others precede. Negative: they work again.
 void fail_emulated_kernels(int64_t num_kernels);
 
+// For tests: what all emulated devices of this process were asked for so far.
+struct EmulatedCalls {
+  int64_t uploads, host_allocations;
+};
+EmulatedCalls emulated_calls();
+
+// For tests: whether emulated devices reach pinned host memory by its pointer, as a GPU may not.
+void reach_host_memory(bool reached);
+
 class EmulatedDevice final : public GpuDevice {
  public:
   // capacity: address space; memory is taken when it is touched. fp8, reversed: see GpuDevice.
@@ -46,6 +55,7 @@ class EmulatedDevice final : public GpuDevice {
   void end_kernel() override;
   bool reversed() const override { return reversed_; }
   bool multiplies_fp8() const override { return fp8_; }
+  bool reads_registered_memory() const override;
 
   const Arena& arena() const { return arena_; }
 

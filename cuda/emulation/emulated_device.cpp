@@ -14,6 +14,8 @@ namespace longcat {
 
 namespace {
 
+constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+
 std::atomic<int64_t> kernels_before_failure{-1};  // negative: none fails
 std::atomic<int64_t> num_uploads{0}, num_host_allocations{0};
 std::atomic<bool> host_memory_is_reached{true};
@@ -50,6 +52,7 @@ EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
       ::mmap(nullptr, static_cast<size_t>(capacity), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) throw OutOfMemory(str_cat("[cuda-emulated] no address space of ", capacity, " bytes"));
   memory_ = static_cast<char*>(data);
+  ::madvise(memory_, static_cast<size_t>(capacity), MADV_HUGEPAGE);  // make_accessible takes its time by the page
 }
 
 EmulatedDevice::~EmulatedDevice() { ::munmap(memory_, static_cast<size_t>(arena_.bytes())); }
@@ -74,16 +77,17 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Whole pages are mapped anew, so that large buffers cost only what is used of them: make_accessible walks the rest.
+// Whole huge pages are mapped anew, so that large buffers cost only what is used of them.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
-  constexpr uintptr_t kPage = 4096;
   char* const end = data + bytes;
-  char* const first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage);
-  char* const last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kPage * kPage);
+  char* const first =
+      reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage);
+  char* const last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kHugePage * kHugePage);
   make_accessible(true);
   if (first < last) {
     ::mmap(first, static_cast<size_t>(last - first), PROT_READ | PROT_WRITE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    ::madvise(first, static_cast<size_t>(last - first), MADV_HUGEPAGE);
     std::memset(data, 0, static_cast<size_t>(first - data));
     std::memset(last, 0, static_cast<size_t>(end - last));
   } else {

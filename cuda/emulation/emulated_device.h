@@ -23,7 +23,7 @@ EmulatedCalls emulated_calls();
 // For tests: whether emulated devices reach pinned host memory by its pointer, as a GPU may not.
 void reach_host_memory(bool reached);
 
-class EmulatedDevice final : public GpuDevice {
+class EmulatedDevice : public GpuDevice {
  public:
   // capacity: address space; memory is taken when it is touched. fp8, reversed: see GpuDevice.
   EmulatedDevice(int64_t capacity, bool fp8, bool reversed);

@@ -1,9 +1,10 @@
 // Benchmarks and checks of the CUDA backend at the shapes of LongCat-Flash-Lite. No checkpoint is needed.
 //
-//   cuda_bench parity | ops | model | gather [--check] [--budget SECONDS] [--tables host|device|both]
+//   cuda_bench parity | bits | ops | model | gather [--check] [--budget SECONDS] [--tables host|device|both]
 //              [--table-rows N]
 //
-// parity: a small model on the GPU against the emulated device, where there is no Python for the tests. --check: tiny shapes on the emulated device, which needs no GPU and shows only that the program
+// parity: a small model on the GPU against the emulated device, where there is no Python for the tests. bits: what must
+// be equal bit for bit. --check: tiny shapes on the emulated device, which needs no GPU and shows only that the program
 // works. --budget: ops, model and gather stop measuring in time, and say what they left out. --tables: where those of
 // `model` lie, in turn for "both" (default host). --table-rows: of each of the 12 N-gram tables, where there is no room
 // for 58.5 GiB of them.
@@ -53,7 +54,7 @@ Options read_options(int argc, char** argv) {
   if (tables == "device" || tables == "both") options.placements.push_back(Placement::device);
   if (options.placements.empty())
     throw std::invalid_argument(str_cat("--tables ", tables, ": expected host, device or both"));
-  for (const char* suite : {"parity", "ops", "model", "gather"})
+  for (const char* suite : {"parity", "bits", "ops", "model", "gather"})
     if (options.suite == suite) return options;
   throw std::invalid_argument(options.suite.empty() ? "no suite is named" : str_cat("no suite ", options.suite));
 }
@@ -71,6 +72,7 @@ bool run(const Options& options) {
   if (options.suite == "gather" && !options.check) config.ngram->table_rows = kGatherRows;
   if (options.table_rows > 0) config.ngram->table_rows = options.table_rows;
   Bench bench(config, options.check, options.check);
+  if (options.suite == "bits") return check_bits(bench);
   if (options.suite == "ops") {
     bench_ops(bench, report);
   } else if (options.suite == "model") {
@@ -90,7 +92,7 @@ int main(int argc, char** argv) try {
   return longcat::run(longcat::read_options(argc, argv)) ? 0 : 1;
 } catch (const std::invalid_argument& error) {
   std::fprintf(stderr,
-               "cuda_bench: %s\nusage: cuda_bench parity | ops | model | gather [--check] [--budget SECONDS] "
+               "cuda_bench: %s\nusage: cuda_bench parity | bits | ops | model | gather [--check] [--budget SECONDS] "
                "[--tables host|device|both] [--table-rows N]\n",
                error.what());
   return 2;

@@ -11,6 +11,9 @@ namespace longcat {
 // All kernels at once: a small model on the GPU against the emulated device. Returns whether they agree.
 bool check_parity(Bench& gpu, Bench& emulated);
 
+// What must be equal bit for bit on a GPU of 9.0. Returns whether all of it is that could be run here.
+bool check_bits(Bench& bench);
+
 // Each op by itself, cold, beside its bound.
 void bench_ops(Bench& bench, Report& report);
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 import sys
@@ -32,26 +33,44 @@ _EVENT_KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def short_name(name: str) -> str:
-    """A kernel as a person names it: ours by its struct, CUTLASS's by kind and tile."""
+    """A kernel as a person names it: ours by its struct, CUTLASS's by kind and instruction or tile.
+
+    CUTLASS's names may come mangled: some are too much for the demanglers.
+    """
     if "describe_experts" in name:
         return "describe_experts"
     if "cutlass" in name:
         kind = "grouped" if re.search("GroupProblemShape|GemmGrouped|GroupedProblem", name) else "dense"
-        shapes = re.findall(r"tuple<(?:cute::)?C<(\d+)>, (?:cute::)?C<(\d+)>, (?:cute::)?C<(\d+)>", name)
-        tile = next((" x ".join(shape) for shape in shapes if shape[0] != "1"), "")  # clusters are of 1 x 1 x 1
-        return " ".join(part for part in ("cutlass", kind, "fp8" if "float_e4m3" in name else "", tile) if part)
+        atom = re.search(r"MMA_(\d+)x(\d+)x(\d+)_", name) or re.search(r"GemmShape<(\d+), (\d+), (\d+)>", name)
+        return " ".join(
+            part
+            for part in (
+                "cutlass",
+                kind,
+                "fp8" if "float_e4m3" in name else "",
+                "x".join(atom.groups()) if atom else "",
+            )
+            if part
+        )
     plain = re.sub(r"\(anonymous namespace\)::|longcat::|gpu::", "", name)
     ours = re.search(r"run_blocks<(.*)>(?:\(|$)", plain)
     return ours[1].strip() if ours else name[:60]
 
 
 def read_events(trace: dict) -> Events:
-    """Kernels and copies of a Chrome trace, as torch.profiler exports it."""
-    return [
-        (short_name(event["name"]), float(event["dur"]))
-        for event in trace["traceEvents"]
-        if event.get("cat", "").lower() in _EVENT_KINDS
-    ]
+    """Kernels and copies of a Chrome trace, as torch.profiler exports it.
+
+    The blocks of a CUTLASS kernel tell which layer it is.
+    """
+    found = []
+    for event in trace["traceEvents"]:
+        if event.get("cat", "").lower() not in _EVENT_KINDS:
+            continue
+        name, grid = short_name(event["name"]), event.get("args", {}).get("grid")
+        if grid and name.startswith("cutlass"):
+            name += f", {math.prod(grid)} blocks"
+        found.append((name, float(event["dur"])))
+    return found
 
 
 def per_step(long: Events, short: Events, steps: int) -> list[tuple[str, float, float]]:

@@ -7,19 +7,27 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "scripts" / "trace.py"
-GEMM = (
-    "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<{problem}, cutlass::gemm::collective::"
-    "CollectiveMma<cutlass::gemm::MainloopSm90TmaGmmaWarpSpecialized<8, cute::tuple<cute::C<1>, cute::C<1>, "
-    "cute::C<1> > >, cute::tuple<cute::C<128>, cute::C<16>, cute::C<64> >, cutlass::{element}> > >(Params)"
+# As nvcc mangles them, up to the instruction, and as a demangler that copes with them would write it.
+MANGLED = "_ZN7cutlassL13device_kernelINS_4gemm6kernel13GemmUniversalI{problem}NS1_10collective13CollectiveMmaI{atom}"
+PLAIN = (
+    "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<{problem}, cute::SM90::GMMA::{atom}> >(Params)"
 )
 OURS = "void longcat::gpu::run_blocks<longcat::(anonymous namespace)::{0}>(longcat::(anonymous namespace)::{0})"
 NAMES = {
     OURS.format("Permute"): "Permute",
     OURS.format("RouteScores<longcat::bf16, 2> "): "RouteScores<bf16, 2>",
     OURS.format("DecodePiece<(longcat::DType)1> "): "DecodePiece<(DType)1>",
-    GEMM.format(problem="cute::tuple<int, int, int, int>", element="bfloat16_t"): "cutlass dense 128 x 16 x 64",
-    GEMM.format(problem="cutlass::gemm::GroupProblemShape<cute::tuple<int, int, int> >", element="float_e4m3_t"): (
-        "cutlass grouped fp8 128 x 16 x 64"
+    MANGLED.format(problem="N4cute5tupleIJiiiiEEE", atom="GMMA27MMA_64x16x16_F32BF16BF16_SSI"): (
+        "cutlass dense 64x16x16"
+    ),
+    MANGLED.format(
+        problem="NS1_17GroupProblemShapeIN4cute5tupleIJiiiEEEEE", atom="GMMA28MMA_64x128x16_F32BF16BF16_SSI"
+    ): ("cutlass grouped 64x128x16"),
+    PLAIN.format(problem="GroupProblemShape<>, cutlass::float_e4m3_t", atom="MMA_64x128x32_F32E4M3E4M3_SS_TN<>"): (
+        "cutlass grouped fp8 64x128x32"
+    ),
+    "void cutlass::Kernel2<cutlass::gemm::kernel::DefaultGemmUniversal<cutlass::gemm::GemmShape<128, 128, 32>> >(P)": (
+        "cutlass dense 128x128x32"
     ),
     "void longcat::describe_experts<cutlass::gemm::kernel::GemmUniversal<> >()": "describe_experts",
     "Memcpy DtoH (Device -> Pinned)": "Memcpy DtoH (Device -> Pinned)",
@@ -41,12 +49,17 @@ def test_names(trace):
 
 def test_events_of_the_device_are_read(trace):
     events = [
-        {"cat": "kernel", "name": "a", "dur": 2},
+        {"cat": "kernel", "name": "a", "dur": 2, "args": {"grid": [7, 1, 1]}},
+        {"cat": "kernel", "name": "cutlass::MMA_64x16x16_SS", "dur": 3, "args": {"grid": [12, 2, 1]}},
         {"cat": "gpu_memcpy", "name": "Memcpy HtoD", "dur": 1.5},
         {"cat": "cuda_runtime", "name": "cudaGraphLaunch", "dur": 9},
         {"ph": "M", "name": "process_name"},
     ]
-    assert trace.read_events({"traceEvents": events}) == [("a", 2.0), ("Memcpy HtoD", 1.5)]
+    assert trace.read_events({"traceEvents": events}) == [
+        ("a", 2.0),
+        ("cutlass dense 64x16x16, 24 blocks", 3.0),
+        ("Memcpy HtoD", 1.5),
+    ]
 
 
 def test_a_step_is_the_difference_of_two_runs(trace):

@@ -32,16 +32,9 @@ struct Options {
 
 // Throws std::invalid_argument.
 Options read_options(int argc, char** argv) {
+  bench::CommandLine line(argc, argv, {"--check"});
   Options options;
-  std::vector<char*> words;  // without the one option that has no value
-  for (int i = 0; i < argc; ++i) {
-    if (std::string(argv[i]) == "--check") {
-      options.check = true;
-    } else {
-      words.push_back(argv[i]);
-    }
-  }
-  bench::CommandLine line(static_cast<int>(words.size()), words.data());
+  options.check = line.flag("--check");
   options.suite = line.checkpoint_or_empty();
   // On the emulated device a long prompt takes minutes, and shows nothing more than a short one.
   options.budget = static_cast<double>(line.number("--budget", options.check ? 20 : 1'000'000));

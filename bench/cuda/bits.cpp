@@ -225,7 +225,7 @@ class BitsBench {
       const std::vector<bf16> x = random_x(random, inputs, kMostTokens, kIn), w = random_w(random, inputs, kOut, kIn);
       std::vector<float> model;
       for (int64_t t = 0; t < kMostTokens; ++t)
-        for (int64_t o = 0; o < kOut; ++o) model.push_back(hopper_dot(&x[t * kIn], &w[o * kIn], kIn));
+        for (int64_t o = 0; o < kOut; ++o) model.push_back(hopper_chain(&x[t * kIn], &w[o * kIn], kIn));
       const Buffer x_buffer = on_device(x), w_buffer = on_device(w), out(b_.device(), kMostTokens * kOut * 4);
       b_.run([&] {
         mma_sync_linear(b_.device(), static_cast<float*>(out.data()), static_cast<const bf16*>(x_buffer.data()),

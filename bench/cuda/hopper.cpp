@@ -51,7 +51,7 @@ float hopper_dot(const bf16* a, const bf16* b, float c) {
   return truncated(std::ldexp(static_cast<double>(sum), largest - kFractionalBits));
 }
 
-float hopper_dot(const bf16* a, const bf16* b, int64_t count) {
+float hopper_chain(const bf16* a, const bf16* b, int64_t count) {
   float sum = 0;
   for (int64_t k = 0; k < count; k += 16) sum = hopper_dot(a + k, b + k, sum);
   return sum;

@@ -12,6 +12,6 @@ namespace longcat {
 float hopper_dot(const bf16* a, const bf16* b, float c);
 
 // The same over `count` values, a multiple of 16, in ascending order with one accumulator.
-float hopper_dot(const bf16* a, const bf16* b, int64_t count);
+float hopper_chain(const bf16* a, const bf16* b, int64_t count);
 
 }  // namespace longcat

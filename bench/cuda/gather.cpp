@@ -3,8 +3,7 @@
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <algorithm>
 
 #include "cuda/device/check.h"
 #include "model/weights.h"
@@ -37,10 +36,25 @@ class SmallPages {
   void* data_;
 };
 
-void measure(Bench& b, const char* where, const char* memory, int64_t table_rows) {
+// GB/s of copies from pinned host memory: what the bus gives [bytes/us]. 1 on the emulated device.
+double bus_rate(Bench& b, const Buffer& device, const HostBuffer& host) {
+  if (b.check()) return 1;
+  const int64_t bytes = std::min<int64_t>(device.bytes(), int64_t{1} << 30);
+  const double us = b.time(
+      [&] {
+        CUDA_CHECK(cudaMemcpyAsync(device.data(), host.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                                   static_cast<cudaStream_t>(b.device().stream())));
+      },
+      false);
+  return static_cast<double>(bytes) / us;
+}
+
+// rate: of what the rows come through [bytes/us].
+void measure(Bench& b, Report& report, const std::string& where, const char* memory, double rate) {
   const ModelConfig& c = b.config();
-  const NgramConfig n{.table_rows = table_rows, .emb_neighbor_num = 4, .emb_split_num = 4};
-  const int64_t width = c.hidden_size / n.num_tables(), max_tokens = b.check() ? 5 : 2048;
+  const NgramConfig& n = *c.ngram;
+  constexpr int64_t kMaxTokens = 2048;
+  const int64_t width = c.hidden_size / n.num_tables();
   std::vector<Weight> tables;
   std::vector<int64_t> moduli, powers;
   for (int64_t t = 0; t < n.num_tables(); ++t) {
@@ -53,43 +67,42 @@ void measure(Bench& b, const char* where, const char* memory, int64_t table_rows
   }
   const NgramTables ngram{
       .tables = tables, .moduli = moduli, .powers = powers, .max_order = n.emb_neighbor_num, .splits = n.emb_split_num};
-  BatchMaker batches(b, max_tokens, 1, max_tokens);
-  const Buffer ids(b.device(), max_tokens * n.num_tables() * 4), rows(b.device(), max_tokens * c.hidden_size * 2),
+  BatchMaker batches(b, kMaxTokens, 1, kMaxTokens);
+  const Buffer ids(b.device(), kMaxTokens * n.num_tables() * 4), rows(b.device(), kMaxTokens * c.hidden_size * 2),
       lane(b.device(), batches.num_blocks() * kBlockSize * 4);
-  for (const int64_t tokens : b.check() ? std::vector<int64_t>{1, 5} : std::vector<int64_t>{1, 16, 256, 2048}) {
-    const ForwardBatch batch = batches.prompt(tokens, 0);
+  for (const int64_t tokens : {1, 16, 256, 2048}) {
+    const std::string what = str_cat(where, ", ", tokens, tokens == 1 ? " token" : " tokens");
+    if (!report.has_time(what, 0.1)) continue;
+    const ForwardBatch batch = batches.prompt(tokens);
     const double us = b.time(
         [&] {
           b.ops().ngram_lookup(ids.tensor(DType::i32, {tokens, n.num_tables()}),
                                rows.tensor(DType::bf16, {tokens, c.hidden_size}),
                                lane.tensor(DType::i32, {batches.num_blocks() * kBlockSize}), batch, ngram);
         },
-        true);
-    const double count = static_cast<double>(tokens * n.num_tables());
-    std::printf("| %s | %ld | %.1f | %.1f | %.2f |\n", where, tokens, us, count / us,
-                count * static_cast<double>(width) * 2 / us / 1e3);
-    std::fflush(stdout);
+        true, 0.2);
+    const double bytes = static_cast<double>(tokens * n.num_tables() * width * 2);
+    report.row(what, us, "us", bytes / rate / us);
   }
 }
 
 }  // namespace
 
-void bench_gather(Bench& b) {
-  const int64_t table_rows = b.check() ? 500 : 1'400'000;  // 12 tables of 0.7 GB: far more than caches and TLBs hold
-  const int64_t width = b.config().hidden_size / b.config().ngram->num_tables();
-  const int64_t bytes = 12 * (table_rows + 25) * width * 2;
-  std::printf("\n| 12 tables in | tokens | us | rows/us | GB/s |\n| --- | --- | --- | --- | --- |\n");
-  {
-    const Buffer device = b.random(bytes);
-    measure(b, "device memory", static_cast<const char*>(device.data()), table_rows);
-  }
-  {
-    const HostBuffer huge(b.device(), bytes);
-    measure(b, "host memory, 2 MiB pages", static_cast<const char*>(huge.data()), table_rows);
-  }
+void bench_gather(Bench& b, Report& report) {
+  const NgramConfig& n = *b.config().ngram;
+  const int64_t bytes = n.num_tables() * n.rows_of(n.num_tables()) * (b.config().hidden_size / n.num_tables()) * 2;
+  report.header("12 rows a token from");
+  const Buffer device = b.random(bytes);
+  const HostBuffer huge(b.device(), bytes);
+  b.randomise(huge.data(), bytes);
+  const double rate = bus_rate(b, device, huge);
+  report.row("copy from the host", rate / 1e3, "GB/s");
+  measure(b, report, "host memory, 2 MiB pages", static_cast<const char*>(huge.data()), rate);
+  measure(b, report, "device memory", static_cast<const char*>(device.data()), b.peak_bytes());
   if (b.check()) return;
   const SmallPages small(bytes);
-  measure(b, "host memory, 4 KiB pages", static_cast<const char*>(small.data()), table_rows);
+  b.randomise(small.data(), bytes);
+  measure(b, report, "host memory, 4 KiB pages", static_cast<const char*>(small.data()), rate);
 }
 
 }  // namespace longcat

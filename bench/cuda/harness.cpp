@@ -3,7 +3,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <random>
 
@@ -11,14 +10,32 @@
 #include "cuda/device/check.h"
 #include "cuda/device/cuda_device.h"
 #include "cuda/emulation/emulated_device.h"
+#include "fill.h"
 
 namespace longcat {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+// Spread of freshly initialised weights (initializer_range of config.json).
+constexpr float kDeviation = 0.02f;
 
-constexpr int64_t kPatternBytes = int64_t{32} << 20;
+// A device whose branches can be taken away, so that what they hide is seen.
+template <class Base>
+class BenchDevice final : public Base {
+ public:
+  using Base::Base;
+  void begin_branch() override {
+    if (parallel) Base::begin_branch();
+  }
+  void end_branch() override {
+    if (parallel) Base::end_branch();
+  }
+  void join_branch() override {
+    if (parallel) Base::join_branch();
+  }
+
+  bool parallel = true;
+};
 
 int attribute(cudaDeviceAttr which) {
   int value = 0;
@@ -34,36 +51,37 @@ double flops_per_cycle(int compute_capability) {
 
 }  // namespace
 
+template <class Base, class... Arguments>
+std::unique_ptr<GpuDevice> Bench::make_device(Arguments... arguments) {
+  auto device = std::make_unique<BenchDevice<Base>>(arguments...);
+  arena_ = &device->arena();
+  parallel_ = &device->parallel;
+  return device;
+}
+
 Bench::Bench(const ModelConfig& config, bool check, bool fp8) : check_(check), config_(config) {
-  std::unique_ptr<GpuDevice> device;
-  if (check) {
-    device = std::make_unique<EmulatedDevice>(int64_t{4} << 30, fp8, false);
-  } else {
-    device = std::make_unique<CudaDevice>(0, 0);
-    cudaDeviceProp properties;
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
-    const double memory_hz = 1e3 * attribute(cudaDevAttrMemoryClockRate), hz = 1e3 * attribute(cudaDevAttrClockRate);
-    if (memory_hz > 0) peak_bytes_ = 2 * memory_hz * attribute(cudaDevAttrGlobalMemoryBusWidth) / 8 / 1e6;
-    peak_flops_ = device->num_multiprocessors() * flops_per_cycle(device->compute_capability()) * hz / 1e6;
-    flush_bytes_ = 2 * attribute(cudaDevAttrL2CacheSize);
-    std::printf("%s: %.0f GB/s, %.0f TFLOP/s bf16 at its highest clocks\n", properties.name, peak_bytes_ / 1e3,
-                peak_flops_ / 1e6);
-  }
+  auto device = check ? make_device<EmulatedDevice>(int64_t{4} << 30, fp8, false) : make_device<CudaDevice>(0, 0.0, 0);
   ops_ = std::make_unique<CudaOps>(std::move(device), DType::bf16);
+  if (check) return;
+  look_up_peaks();
   flush_ = Buffer(this->device(), flush_bytes_);
-  std::vector<bf16> values(static_cast<size_t>((config.vocab_size < 65536 ? 1 << 20 : kPatternBytes) / 2));
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0, 0.02f);
-  for (bf16& value : values) value = to_bf16(normal(random));
-  pattern_ = Buffer(this->device(), static_cast<int64_t>(values.size()) * 2);
-  this->device().copy_from_host(pattern_.data(), values.data(), pattern_.bytes());
 }
 
 Bench::~Bench() = default;
 
-const Arena& Bench::arena() const {
-  GpuDevice& device = ops_->device();
-  return check_ ? static_cast<EmulatedDevice&>(device).arena() : static_cast<CudaDevice&>(device).arena();
+void Bench::look_up_peaks() {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  const double memory_hz = 1e3 * attribute(cudaDevAttrMemoryClockRate), hz = 1e3 * attribute(cudaDevAttrClockRate);
+  if (memory_hz > 0) peak_bytes_ = 2 * memory_hz * attribute(cudaDevAttrGlobalMemoryBusWidth) / 8 / 1e6;
+  peak_flops_ = device().num_multiprocessors() * flops_per_cycle(device().compute_capability()) * hz / 1e6;
+  flush_bytes_ = 2 * attribute(cudaDevAttrL2CacheSize);
+  std::printf("%s: %.0f GB/s, %.0f TFLOP/s bf16 at its highest clocks\n", properties.name, peak_bytes_ / 1e3,
+              peak_flops_ / 1e6);
+}
+
+void Bench::randomise(void* data, int64_t bytes, DType dtype) {
+  run([&] { fill_normal(device(), data, dtype, bytes / size_of(dtype), kDeviation, next_seed_++); });
 }
 
 Buffer Bench::random(int64_t bytes) {
@@ -72,52 +90,47 @@ Buffer Bench::random(int64_t bytes) {
   return buffer;
 }
 
-// Pieces of the pattern from a new place each time, so that no two matrices are alike.
-void Bench::randomise(void* device_data, int64_t bytes) {
-  run([&] {
-    for (int64_t done = 0; done < bytes;) {
-      const int64_t count = std::min(bytes - done, pattern_.bytes() - next_);
-      device().copy(static_cast<char*>(device_data) + done, static_cast<const char*>(pattern_.data()) + next_, count);
-      done += count;
-      next_ = (next_ + count + 256 * 1237) % (pattern_.bytes() / 2);
-    }
-  });
-}
-
-Weight Bench::matrix(Buffer& storage, int64_t out_features, int64_t in_features) {
-  storage = random(out_features * in_features * 2);
-  return {
-      .format = WeightFormat::bf16, .out_features = out_features, .in_features = in_features, .data = storage.data()};
+Weight Bench::matrix(Buffer& storage, int64_t out_features, int64_t in_features, WeightFormat format) {
+  LC_CHECK(format == WeightFormat::bf16 || format == WeightFormat::f32);
+  Weight weight{.format = format, .out_features = out_features, .in_features = in_features};
+  storage = Buffer(device(), weight.num_bytes());
+  randomise(storage.data(), storage.bytes(), format == WeightFormat::bf16 ? DType::bf16 : DType::f32);
+  weight.data = storage.data();
+  return weight;
 }
 
 double Bench::run(const std::function<void()>& work) {
-  const Clock::time_point begin = Clock::now();
+  const bench::Clock::time_point begin = bench::Clock::now();
   device().wait(device().submit(work));
-  return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
+  return bench::us_since(begin);
 }
 
-double Bench::time(const std::function<void()>& work, bool cold, int repeats) {
-  std::vector<double> us;
+double Bench::time_once(const std::function<void()>& work, bool cold) {
   if (check_) return run(work);
   const cudaStream_t stream = static_cast<cudaStream_t>(device().stream());
-  run([&] { work(); });
-  for (int i = 0; i < repeats; ++i) {
-    cudaEvent_t begin, end;
-    CUDA_CHECK(cudaEventCreate(&begin));
-    CUDA_CHECK(cudaEventCreate(&end));
-    run([&] {
-      // The host prepares the launches while this runs, so that they are not part of the time.
-      if (cold) CUDA_CHECK(cudaMemsetAsync(flush_.data(), i, static_cast<size_t>(flush_.bytes()), stream));
-      CUDA_CHECK(cudaEventRecord(begin, stream));
-      work();
-      CUDA_CHECK(cudaEventRecord(end, stream));
-    });
-    float ms = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    us.push_back(1e3 * ms);
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-  }
+  cudaEvent_t begin, end;
+  CUDA_CHECK(cudaEventCreate(&begin));
+  CUDA_CHECK(cudaEventCreate(&end));
+  run([&] {
+    // The host prepares the launches while this runs, so that they are not part of the time.
+    if (cold) CUDA_CHECK(cudaMemsetAsync(flush_.data(), 0, static_cast<size_t>(flush_.bytes()), stream));
+    CUDA_CHECK(cudaEventRecord(begin, stream));
+    work();
+    CUDA_CHECK(cudaEventRecord(end, stream));
+  });
+  float ms = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return 1e3 * ms;
+}
+
+double Bench::time(const std::function<void()>& work, bool cold, double most_seconds) {
+  const double first = run(work);
+  if (check_) return first;
+  std::vector<double> us;
+  const double most = std::clamp(1e6 * most_seconds / first, 1.0, 15.0);
+  while (static_cast<double>(us.size()) < most) us.push_back(time_once(work, cold));
   return bench::median(us);
 }
 
@@ -134,8 +147,8 @@ std::vector<int32_t> BatchMaker::ids(int64_t count) {
   return ids;
 }
 
-std::vector<int32_t> BatchMaker::blocks(int64_t sequence) const {
-  std::vector<int32_t> blocks(static_cast<size_t>(blocks_per_sequence_));
+std::vector<int32_t> BatchMaker::blocks(int64_t sequence, int64_t tokens) const {
+  std::vector<int32_t> blocks(static_cast<size_t>((tokens + kBlockSize - 1) / kBlockSize));
   for (size_t i = 0; i < blocks.size(); ++i)
     blocks[i] = static_cast<int32_t>(1 + sequence + static_cast<int64_t>(i) * max_sequences_);
   return blocks;
@@ -145,18 +158,18 @@ ForwardBatch BatchMaker::decodes(int64_t num_sequences, int64_t context) {
   const std::vector<int32_t> token_ids = ids(num_sequences);
   std::vector<std::vector<int32_t>> tables;
   std::vector<Chunk> chunks;
-  for (int64_t s = 0; s < num_sequences; ++s) tables.push_back(blocks(s));
+  for (int64_t s = 0; s < num_sequences; ++s) tables.push_back(blocks(s, context));
   for (int64_t s = 0; s < num_sequences; ++s)
     chunks.push_back({.token_ids = std::span(token_ids).subspan(static_cast<size_t>(s), 1),
-                      .start = context,
+                      .start = context - 1,
                       .blocks = tables[static_cast<size_t>(s)],
                       .generated = true});
   return buffers_.upload(chunks);
 }
 
-ForwardBatch BatchMaker::prompt(int64_t num_tokens, int64_t context) {
-  const std::vector<int32_t> token_ids = ids(num_tokens), table = blocks(0);
-  const Chunk chunk{.token_ids = token_ids, .start = context, .blocks = table};
+ForwardBatch BatchMaker::prompt(int64_t num_tokens) {
+  const std::vector<int32_t> token_ids = ids(num_tokens), table = blocks(0, num_tokens);
+  const Chunk chunk{.token_ids = token_ids, .start = 0, .blocks = table};
   return buffers_.upload({&chunk, 1});
 }
 

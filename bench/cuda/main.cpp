@@ -1,77 +1,80 @@
-// Benchmarks of the CUDA backend at the shapes of LongCat-Flash-Lite. No checkpoint is needed.
+// Benchmarks and checks of the CUDA backend at the shapes of LongCat-Flash-Lite. No checkpoint is needed.
 //
-//   cuda_bench parity | ops | model | gather [--table-rows N] [--check]
+//   cuda_bench parity | bits | ops | model | gather [--check] [--budget SECONDS] [--tables host|device|both]
+//              [--table-rows N]
 //
-// --table-rows: of each of the 12 N-gram tables, where the host has no 63 GB for them. --check: tiny shapes on the
-// emulated device, which needs no GPU and shows only that the program works. parity: a small model on the GPU against
-// the emulated device, where there is no Python for the tests.
+// parity: a small model on the GPU against the emulated device, where there is no Python for the tests. bits: what must
+// be equal bit for bit. --check: tiny shapes on the emulated device, which needs no GPU and shows only that the program
+// works. --budget: ops, model and gather stop measuring in time, and say what they left out. --tables: where those of
+// `model` lie, in turn for "both" (default host). --table-rows: of each of the 12 N-gram tables, where there is no room
+// for 58.5 GiB of them.
 #include <cstdio>
 #include <exception>
 #include <string>
 
+#include "bench/native/command_line.h"
+#include "shapes.h"
 #include "suites.h"
 
 namespace longcat {
 
 namespace {
 
-ModelConfig lite_config() {
-  ModelConfig c;
-  c.architecture = "LongcatFlashNgramForCausalLM";
-  c.vocab_size = 131072;
-  c.hidden_size = 3072;
-  c.num_layers = 14;
-  c.num_attention_heads = 32;
-  c.q_lora_rank = 1536;
-  c.kv_lora_rank = 512;
-  c.qk_nope_head_dim = 128;
-  c.qk_rope_head_dim = 64;
-  c.v_head_dim = 128;
-  c.ffn_hidden_size = 6144;
-  c.expert_ffn_hidden_size = 1024;
-  c.n_routed_experts = 256;
-  c.zero_expert_num = 128;
-  c.moe_topk = 12;
-  c.routed_scaling_factor = 6;
-  c.rope_theta = 5e6;
-  c.max_position_embeddings = 327680;
-  c.ngram = NgramConfig{.table_rows = 78 * c.vocab_size, .emb_neighbor_num = 4, .emb_split_num = 4};
-  return c;
+constexpr int64_t kGatherRows = 1'400'000;  // of a table: 12 of 0.7 GB, far more than caches and TLBs hold
+
+struct Options {
+  std::string suite;
+  bool check = false;
+  double budget = 0;  // [s]
+  int64_t table_rows = 0;
+  std::vector<Placement> placements;
+};
+
+// Throws std::invalid_argument.
+Options read_options(int argc, char** argv) {
+  bench::CommandLine line(argc, argv, {"--check"});
+  Options options;
+  options.check = line.flag("--check");
+  options.suite = line.checkpoint_or_empty();
+  // On the emulated device a long prompt takes minutes, and shows nothing more than a short one.
+  options.budget = static_cast<double>(line.number("--budget", options.check ? 20 : 1'000'000));
+  options.table_rows = line.number("--table-rows", 0);
+  const std::string tables = line.text("--tables", options.check ? "both" : "host");
+  line.finish();
+  if (options.budget <= 0) throw std::invalid_argument("--budget: expected seconds, 1 or more");
+  if (options.table_rows < 0) throw std::invalid_argument("--table-rows: expected rows, 1 or more");
+  if (tables == "host" || tables == "both") options.placements.push_back(Placement::host);
+  if (tables == "device" || tables == "both") options.placements.push_back(Placement::device);
+  if (options.placements.empty())
+    throw std::invalid_argument(str_cat("--tables ", tables, ": expected host, device or both"));
+  for (const char* suite : {"parity", "bits", "ops", "model", "gather"})
+    if (options.suite == suite) return options;
+  throw std::invalid_argument(options.suite.empty() ? "no suite is named" : str_cat("no suite ", options.suite));
 }
 
-ModelConfig tiny_config() {
-  ModelConfig c = lite_config();
-  c.vocab_size = 256;
-  c.hidden_size = 96;
-  c.num_layers = 2;
-  c.num_attention_heads = 2;
-  c.q_lora_rank = 24;
-  c.kv_lora_rank = 16;
-  c.qk_nope_head_dim = c.qk_rope_head_dim = c.v_head_dim = 8;
-  c.ffn_hidden_size = 64;
-  c.expert_ffn_hidden_size = 32;
-  c.n_routed_experts = 6;
-  c.zero_expert_num = 3;
-  c.moe_topk = 3;
-  c.ngram->table_rows = 500;
-  return c;
-}
-
-// Small, but of widths that the tensor cores take.
-ModelConfig parity_config() {
-  ModelConfig c = lite_config();
-  c.vocab_size = 1024;
-  c.hidden_size = 768;
-  c.num_layers = 2;
-  c.num_attention_heads = 4;
-  c.q_lora_rank = 256;
-  c.ffn_hidden_size = 512;
-  c.expert_ffn_hidden_size = 256;
-  c.n_routed_experts = 16;
-  c.zero_expert_num = 8;
-  c.moe_topk = 4;
-  c.ngram->table_rows = 500;
-  return c;
+// Whether all held that was checked.
+bool run(const Options& options) {
+  if (options.check) std::printf("on the emulated device: no time and no share says anything about a GPU\n");
+  if (options.suite == "parity") {
+    Bench gpu(parity_config(), options.check, options.check);
+    Bench emulated(parity_config(), true, gpu.device().multiplies_fp8());
+    return check_parity(gpu, emulated);
+  }
+  Report report(options.suite, options.budget);
+  ModelConfig config = options.check ? tiny_config() : lite_config();
+  if (options.suite == "gather" && !options.check) config.ngram->table_rows = kGatherRows;
+  if (options.table_rows > 0) config.ngram->table_rows = options.table_rows;
+  Bench bench(config, options.check, options.check);
+  if (options.suite == "bits") return check_bits(bench);
+  if (options.suite == "ops") {
+    bench_ops(bench, report);
+  } else if (options.suite == "model") {
+    bench_model(bench, report, options.placements);
+  } else {
+    bench_gather(bench, report);
+  }
+  report.finish();
+  return report.holds();
 }
 
 }  // namespace
@@ -79,38 +82,13 @@ ModelConfig parity_config() {
 }  // namespace longcat
 
 int main(int argc, char** argv) try {
-  using namespace longcat;
-  bool check = false;
-  int64_t table_rows = 0;
-  std::string what;
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word == "--check") {
-      check = true;
-    } else if (word == "--table-rows" && i + 1 < argc) {
-      table_rows = std::stoll(argv[++i]);
-    } else if (what.empty() && (word == "parity" || word == "ops" || word == "model" || word == "gather")) {
-      what = word;
-    } else {
-      what.clear();
-      break;
-    }
-  }
-  if (what.empty()) {
-    std::fprintf(stderr, "usage: cuda_bench parity | ops | model | gather [--table-rows N] [--check]\n");
-    return 2;
-  }
-  if (what == "parity") {
-    Bench gpu(parity_config(), check, check);
-    Bench emulated(parity_config(), true, gpu.device().multiplies_fp8());
-    return check_parity(gpu, emulated) ? 0 : 1;
-  }
-  ModelConfig config = check ? tiny_config() : lite_config();
-  if (table_rows > 0) config.ngram->table_rows = table_rows;
-  Bench bench(config, check);
-  if (what == "model") return bench_model(bench) ? 0 : 1;
-  what == "ops" ? bench_ops(bench) : bench_gather(bench);
-  return 0;
+  return longcat::run(longcat::read_options(argc, argv)) ? 0 : 1;
+} catch (const std::invalid_argument& error) {
+  std::fprintf(stderr,
+               "cuda_bench: %s\nusage: cuda_bench parity | bits | ops | model | gather [--check] [--budget SECONDS] "
+               "[--tables host|device|both] [--table-rows N]\n",
+               error.what());
+  return 2;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "cuda_bench: %s\n", error.what());
   return 1;

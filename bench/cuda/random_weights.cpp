@@ -1,19 +1,20 @@
 #include "random_weights.h"
 
-#include <cmath>
+#include <algorithm>
+
+#include "base/available_memory.h"
 
 namespace longcat {
 
 namespace {
 
-// Weights of the config's shapes: bf16, norms of 1, tables of zeros in pinned host memory (a row costs what it costs).
 class RandomWeights {
  public:
   RandomWeights(Bench& bench, bool fp8_experts) : b_(bench), c_(bench.config()), fp8_experts_(fp8_experts) {}
 
   ModelWeights make() {
     weights_.word_embedding = matrix(c_.vocab_size, c_.hidden_size);
-    ngram();
+    weights_.ngram.projection = matrix(c_.hidden_size, c_.hidden_size);
     for (int64_t l = 0; l < c_.num_layers; ++l) weights_.layers.push_back(layer());
     weights_.final_norm = vector(c_.hidden_size, 1);
     weights_.lm_head = matrix(c_.vocab_size, c_.hidden_size);
@@ -42,22 +43,6 @@ class RandomWeights {
     return out;
   }
 
-  void ngram() {
-    const NgramConfig& n = *c_.ngram;
-    const int64_t width = c_.hidden_size / n.num_tables();
-    for (int64_t t = 0; t < n.num_tables(); ++t) {
-      const HostBuffer& table = weights_.host_storage.emplace_back(b_.device(), n.rows_of(t) * width * 2);
-      weights_.ngram.tables.push_back({.format = WeightFormat::bf16,
-                                       .out_features = n.rows_of(t),
-                                       .in_features = width,
-                                       .data = table.data(),
-                                       .placement = Placement::host});
-      weights_.ngram.moduli.push_back(n.rows_of(t));
-      append_powers(weights_.ngram.powers, c_.vocab_size, n.rows_of(t), n.emb_neighbor_num);
-    }
-    weights_.ngram.projection = matrix(c_.hidden_size, c_.hidden_size);
-  }
-
   LayerWeights layer() {
     const int64_t heads = c_.num_attention_heads, hidden = c_.hidden_size;
     LayerWeights w;
@@ -76,12 +61,7 @@ class RandomWeights {
                   .up_proj = matrix(c_.ffn_hidden_size, hidden),
                   .down_proj = matrix(hidden, c_.ffn_hidden_size)};
     }
-    // The router is f32: random as f32 bits would not be numbers of one size, so it is made on the host.
-    std::vector<float> classifier(static_cast<size_t>(c_.num_router_outputs() * hidden));
-    for (float& value : classifier) value = 0.02f * static_cast<float>(std::sin(1e4 * ++angle_));
-    Buffer& storage = weights_.storage.emplace_back(b_.device(), static_cast<int64_t>(classifier.size()) * 4);
-    b_.device().copy_from_host(storage.data(), classifier.data(), storage.bytes());
-    w.moe.classifier = {.out_features = c_.num_router_outputs(), .in_features = hidden, .data = storage.data()};
+    w.moe.classifier = b_.matrix(weights_.storage.emplace_back(), c_.num_router_outputs(), hidden, WeightFormat::f32);
     w.moe.e_score_correction_bias = vector(c_.num_router_outputs(), 0);
     for (int64_t e = 0; e < c_.n_routed_experts; ++e) {
       w.moe.gate_proj.push_back(expert(c_.expert_ffn_hidden_size, hidden));
@@ -95,11 +75,64 @@ class RandomWeights {
   const ModelConfig& c_;
   bool fp8_experts_;
   ModelWeights weights_;
-  double angle_ = 0;
 };
+
+// Throws where the host has no room: the system would kill the process, not refuse.
+void check_host_memory(const ModelConfig& config) {
+  constexpr double kGiB = 1 << 30;
+  constexpr int64_t kReserve = int64_t{2} << 30;
+  const int64_t free_bytes = available_memory() - kReserve, bytes = table_bytes(config);
+  if (bytes <= free_bytes) return;
+  const int64_t rows = std::max<int64_t>(free_bytes, 0) / (config.hidden_size * 2) - 24;
+  throw OutOfMemory(str_cat("tables of ", static_cast<double>(bytes) / kGiB, " GiB in host memory, of which ",
+                            static_cast<double>(free_bytes) / kGiB, " GiB are free: give --table-rows ", rows,
+                            " or less, or --tables device"));
+}
 
 }  // namespace
 
+int64_t table_bytes(const ModelConfig& config) {
+  const NgramConfig& n = *config.ngram;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < n.num_tables(); ++t) rows += n.rows_of(t);
+  return rows * (config.hidden_size / n.num_tables()) * 2;
+}
+
 ModelWeights random_weights(Bench& bench, bool fp8_experts) { return RandomWeights(bench, fp8_experts).make(); }
+
+void make_tables(Bench& bench, ModelWeights& weights, Placement placement) {
+  const ModelConfig& c = bench.config();
+  const NgramConfig& n = *c.ngram;
+  if (placement == Placement::host && !bench.check()) check_host_memory(c);
+  const Weight projection = weights.ngram.projection;
+  weights.ngram = {};
+  weights.ngram.projection = projection;
+  for (int64_t t = 0; t < n.num_tables(); ++t) {
+    Weight table{.format = WeightFormat::bf16,
+                 .out_features = n.rows_of(t),
+                 .in_features = c.hidden_size / n.num_tables(),
+                 .placement = placement};
+    if (placement == Placement::host) {
+      void* data = weights.host_storage.emplace_back(bench.device(), table.num_bytes()).data();
+      bench.randomise(data, table.num_bytes());
+      table.data = data;
+    } else {
+      table = bench.matrix(weights.storage.emplace_back(), table.out_features, table.in_features);
+    }
+    weights.ngram.tables.push_back(table);
+    weights.ngram.moduli.push_back(n.rows_of(t));
+    append_powers(weights.ngram.powers, c.vocab_size, n.rows_of(t), n.emb_neighbor_num);
+  }
+}
+
+ModelWeights views_of(const ModelWeights& weights) {
+  ModelWeights views;
+  views.word_embedding = weights.word_embedding;
+  views.ngram = weights.ngram;
+  views.layers = weights.layers;
+  views.final_norm = weights.final_norm;
+  views.lm_head = weights.lm_head;
+  return views;
+}
 
 }  // namespace longcat

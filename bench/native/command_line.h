@@ -1,8 +1,9 @@
-// The command line of a benchmark: a checkpoint where there is one, and options with a value each.
+// The command line of a benchmark: one word, a checkpoint in most, and options with a value each, or without one.
 #pragma once
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,11 +14,14 @@ namespace longcat::bench {
 
 class CommandLine {
  public:
-  // Throws std::invalid_argument for an option without a value.
-  CommandLine(int argc, char** argv) {
+  // flags: options that have no value. Throws std::invalid_argument for another one without a value, or a second word.
+  CommandLine(int argc, char** argv, const std::set<std::string>& flags = {}) {
     for (int i = 1; i < argc; ++i) {
       const std::string name = argv[i];
-      if (!name.starts_with("--")) {
+      if (flags.contains(name)) {
+        flags_.insert(name);
+      } else if (!name.starts_with("--")) {
+        if (!checkpoint_.empty()) throw std::invalid_argument(str_cat(checkpoint_, " and ", name, ": expected one"));
         checkpoint_ = name;
       } else if (i + 1 == argc) {
         throw std::invalid_argument(str_cat(name, " needs a value"));
@@ -33,6 +37,8 @@ class CommandLine {
   }
 
   const std::string& checkpoint_or_empty() const { return checkpoint_; }
+
+  bool flag(const std::string& name) const { return flags_.contains(name); }
 
   // The value of an option, which counts as known from then on.
   std::string text(const std::string& name, const std::string& fallback) {
@@ -82,6 +88,7 @@ class CommandLine {
   }
 
   std::string checkpoint_;
+  std::set<std::string> flags_;
   std::map<std::string, std::string> options_;  // not yet asked for
 };
 

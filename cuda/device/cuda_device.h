@@ -18,7 +18,7 @@
 
 namespace longcat {
 
-class CudaDevice final : public GpuDevice {
+class CudaDevice : public GpuDevice {
  public:
   // memory_share, num_communicators: see arena_bytes. Throws Error or OutOfMemory.
   CudaDevice(int device_idx, double memory_share, int num_communicators = 0);

@@ -14,7 +14,11 @@ namespace longcat {
 
 namespace {
 
+constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+
 std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
+std::atomic<int64_t> num_uploads{0}, num_host_allocations{0};
+std::atomic<bool> host_memory_is_reached{true};
 
 class ReplayedFunction final : public Recording {
  public:
@@ -38,6 +42,10 @@ class ReplayedFunction final : public Recording {
 
 void fail_emulated_kernels(int64_t num_kernels) { kernels_before_failure = num_kernels; }
 
+EmulatedCalls emulated_calls() { return {.uploads = num_uploads, .host_allocations = num_host_allocations}; }
+
+void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
+
 EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
     : arena_(capacity), fp8_(fp8), reversed_(reversed) {
   void* data =
@@ -45,6 +53,7 @@ EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
   if (data == MAP_FAILED)
     throw OutOfMemory(str_cat("[cuda-emulated] cannot reserve ", capacity, " bytes of address space"));
   memory_ = static_cast<char*>(data);
+  ::madvise(memory_, static_cast<size_t>(capacity), MADV_HUGEPAGE);  // make_accessible takes its time by the page
 }
 
 EmulatedDevice::~EmulatedDevice() { ::munmap(memory_, static_cast<size_t>(arena_.bytes())); }
@@ -69,17 +78,18 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Maps whole pages again, so that a large buffer costs only the pages in use. make_accessible() walks the remaining
+// Maps whole huge pages again, so that a large buffer costs only the pages in use. make_accessible() walks the remaining
 // ones.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
-  constexpr uintptr_t kPage = 4096;
   char* const end = data + bytes;
-  char* const first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage);
-  char* const last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kPage * kPage);
+  char* const first =
+      reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage);
+  char* const last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(end) / kHugePage * kHugePage);
   make_accessible(true);
   if (first < last) {
     ::mmap(first, static_cast<size_t>(last - first), PROT_READ | PROT_WRITE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    ::madvise(first, static_cast<size_t>(last - first), MADV_HUGEPAGE);
     std::memset(data, 0, static_cast<size_t>(first - data));
     std::memset(last, 0, static_cast<size_t>(end - last));
   } else {
@@ -93,8 +103,11 @@ void EmulatedDevice::free(void* data, int64_t bytes) noexcept {
   arena_.free(static_cast<char*>(data) - memory_, bytes);
 }
 
+bool EmulatedDevice::reads_registered_memory() const { return host_memory_is_reached; }
+
 void* EmulatedDevice::allocate_host(int64_t bytes) {
   if (bytes <= 0) return nullptr;
+  ++num_host_allocations;
   void* data = std::calloc(1, static_cast<size_t>(bytes));
   if (!data) throw OutOfMemory(str_cat("[cuda-emulated] cannot allocate ", bytes, " bytes of host memory"));
   return data;
@@ -109,6 +122,7 @@ void EmulatedDevice::copy_to_host(void* host_data, const void* device_data, int6
   copy(host_data, device_data, bytes);
 }
 void EmulatedDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
+  ++num_uploads;
   copy(device_data, host_data, bytes);
 }
 void EmulatedDevice::download(void* host_data, const void* device_data, int64_t bytes) {

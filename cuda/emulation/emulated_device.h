@@ -14,7 +14,16 @@ namespace longcat {
 // GPU after an illegal address. A negative number makes them work again.
 void fail_emulated_kernels(int64_t num_kernels);
 
-class EmulatedDevice final : public GpuDevice {
+// For tests: what all emulated devices of this process were asked for so far.
+struct EmulatedCalls {
+  int64_t uploads, host_allocations;
+};
+EmulatedCalls emulated_calls();
+
+// For tests: whether emulated devices reach pinned host memory by its pointer, as a GPU may not.
+void reach_host_memory(bool reached);
+
+class EmulatedDevice : public GpuDevice {
  public:
   // capacity: size of the address space [bytes]; pages are taken at first use. fp8, reversed: see GpuDevice.
   EmulatedDevice(int64_t capacity, bool fp8, bool reversed);
@@ -46,6 +55,7 @@ class EmulatedDevice final : public GpuDevice {
   void end_kernel() override;
   bool reversed() const override { return reversed_; }
   bool multiplies_fp8() const override { return fp8_; }
+  bool reads_registered_memory() const override;
 
   const Arena& arena() const { return arena_; }
 

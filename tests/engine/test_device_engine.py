@@ -121,6 +121,80 @@ def test_a_device_that_fails_ends_the_engine(checkpoint):
         engine.close()
 
 
+def calls_of(run):
+    """What `run()` asks of emulated devices: (uploads, allocations of host memory)."""
+    before = testing.emulated_calls()
+    run()
+    return tuple(after - earlier for after, earlier in zip(testing.emulated_calls(), before, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_a_step_of_decodes_uploads_two_pieces_of_memory(checkpoint, rows):
+    """The batch is one, the parameters of its sampling are the other, however many rows it has."""
+    prompt = [random_token_ids(5, 30)]
+    with make(checkpoint, EMULATED, enable_prefix_caching=False) as engine:
+
+        def generate(max_tokens):
+            answers(engine, prompt, 0.8, max_tokens, n=rows)
+
+        steps = engine.metrics()["num_steps"]
+        short = calls_of(lambda: generate(2))
+        steps_of_short = engine.metrics()["num_steps"] - steps
+        long = calls_of(lambda: generate(12))
+        more_steps = engine.metrics()["num_steps"] - steps - 2 * steps_of_short
+    assert more_steps == 10
+    assert (long[0] - short[0]) == 2 * more_steps
+
+
+def test_blocks_that_are_swapped_out_share_host_memory(checkpoint):
+    """Pinning takes a millisecond a call: blocks come and go in one slab."""
+    with make(checkpoint, EMULATED, kv_cache_memory=100_000, enable_prefix_caching=False) as engine:
+
+        def generate():
+            six = {"prompts": [random_token_ids(5, 30)], "temperature": 0.8, "max_tokens": 60, "n": 6}
+            answers(engine, **six)
+
+        allocations = [calls_of(generate)[1] for _ in range(2)]
+        assert engine.metrics()["num_swaps"] > 2
+    assert allocations == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "tokens"),
+    [
+        ("cuda", {}, 8192),
+        ("cuda:1", {}, 8192),
+        ("cuda", {"max_num_batched_tokens": 256}, 256),
+        ("cpu", {}, 512),
+    ],
+)
+def test_tokens_of_a_step_by_default(checkpoint, device, options, tokens):
+    """A GPU reads all experts for each step of a prompt, so its steps are long."""
+
+    class Opened(Exception):
+        pass
+
+    class Probe(longcat.Engine):
+        def _open_core(self, core_options, progress, communicator):
+            raise Opened(core_options.max_num_batched_tokens)
+
+    with pytest.raises(Opened) as opened:
+        Probe(checkpoint, device=device, **options)
+    assert opened.value.args == (tokens,)
+
+
+def test_tables_in_host_memory_that_the_device_does_not_reach(checkpoint):
+    testing.reach_host_memory(False)
+    try:
+        found = r"\[cuda\] cuda-emulated found no access to pinned host memory.*; expected 1\. "
+        with pytest.raises(longcat.Error, match=found + r'Use ngram_placement="device" or device="cpu"\.$'):
+            make(checkpoint, EMULATED)
+        with make(checkpoint, EMULATED, ngram_placement="device") as engine:
+            answers(engine, PROMPTS[:1], 0.0)
+    finally:
+        testing.reach_host_memory(True)
+
+
 def test_steps_of_short_contexts_are_recorded_at_load(checkpoint):
     options = _core.EngineOptions()
     options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 16, 1 << 22

@@ -71,6 +71,11 @@ void register_cuda_host(py::module_& testing) {
   testing.def("arena_bytes", &arena_bytes);
   testing.def("context_bucket", &context_bucket);
   testing.def("fail_emulated_kernels", &fail_emulated_kernels);
+  testing.def("emulated_calls", [] {  // (uploads, host allocations) of all emulated devices so far
+    const EmulatedCalls calls = emulated_calls();
+    return py::make_tuple(calls.uploads, calls.host_allocations);
+  });
+  testing.def("reach_host_memory", &reach_host_memory);
   testing.def("input_scale_at", &input_scale_at);
   testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
               py::arg("fp8") = false, py::arg("compute_capability") = 90);

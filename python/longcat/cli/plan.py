@@ -140,10 +140,10 @@ def text(plan: Plan) -> str:
 
 
 def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject]:
-    """Layouts on so many H100, what each holds [bytes] and how long its steps take [ms]; the fastest at one first.
+    """Layouts on `num_gpus` H100: what each rank holds [bytes] and how long steps take [ms]; the fastest at one first.
 
     Raises:
-        ValueError: no layout has so many ranks.
+        ValueError: no layout has `num_gpus` ranks.
     """
     from longcat.planning.cost import H100, decode_step, layouts
     from longcat.planning.plan import expert_formats

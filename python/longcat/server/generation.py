@@ -332,7 +332,7 @@ class Generation:
         if self._closing is None:
             self._until_closed.close()
             self._closing = asyncio.ensure_future(self._close())
-        # A cancellation that comes meanwhile, or several, must not leave the engine with a request that no client reads.
+        # Cancellations that come meanwhile must not leave the engine with a request that no client reads.
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:

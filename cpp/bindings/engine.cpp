@@ -66,6 +66,22 @@ Speculation::Method speculation_method(const std::string& name) {
   throw std::invalid_argument(str_cat("speculative method \"", name, "\" is not known"));
 }
 
+void register_sampling_params(py::module_& module) {
+  py::class_<SamplingParams> sampling(module, "SamplingParams");
+  sampling.def(py::init<>());
+  const auto bind = [&]<class T>(const SamplingField<T>& field) {
+    if constexpr (std::is_same_v<T, std::vector<LogitBias>>) {
+      sampling.def("set_logit_bias", [](SamplingParams& self, const std::map<int32_t, float>& bias) {
+        self.logit_bias.clear();
+        for (const auto& [token_id, value] : bias) self.logit_bias.push_back({token_id, value});
+      });
+    } else {
+      sampling.def_readwrite(field.name, field.member);
+    }
+  };
+  std::apply([&](const auto&... field) { (bind(field), ...); }, kSamplingFields);
+}
+
 }  // namespace
 
 void register_engine(py::module_& module) {
@@ -99,29 +115,7 @@ void register_engine(py::module_& module) {
       .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)
       .def_readwrite("overlap", &EngineOptions::overlap);
 
-  py::class_<SamplingParams>(module, "SamplingParams")
-      .def(py::init<>())
-      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
-      .def_readwrite("temperature", &SamplingParams::temperature)
-      .def_readwrite("top_k", &SamplingParams::top_k)
-      .def_readwrite("top_p", &SamplingParams::top_p)
-      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
-      .def_readwrite("seed", &SamplingParams::seed)
-      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
-      .def_readwrite("min_p", &SamplingParams::min_p)
-      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
-      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
-      .def_readwrite("sample_idx", &SamplingParams::sample_idx)
-      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
-      .def_readwrite("bad_words", &SamplingParams::bad_words)
-      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
-      .def_readwrite("logprobs", &SamplingParams::logprobs)
-      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
-      .def_readwrite("constrained", &SamplingParams::constrained)
-      .def("set_logit_bias", [](SamplingParams& self, const std::map<int32_t, float>& bias) {
-        self.logit_bias.clear();
-        for (const auto& [token_id, value] : bias) self.logit_bias.push_back({token_id, value});
-      });
+  register_sampling_params(module);
 
   py::class_<TokenLogprobs>(module, "TokenLogprobs")
       .def_readonly("rank", &TokenLogprobs::rank)

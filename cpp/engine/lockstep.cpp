@@ -67,25 +67,9 @@ class Reader {
 // The fields of each part of a plan, for both directions.
 template <class Archive, class Sequence>
 void transfer_sequence(Archive& a, Sequence& s) {
-  auto& p = s.params;
   a(s.num_prompt_tokens);
   a(s.mask);
-  a(p.min_tokens);
-  a(p.temperature);
-  a(p.top_k);
-  a(p.top_p);
-  a(p.min_p);
-  a(p.repetition_penalty);
-  a(p.presence_penalty);
-  a(p.frequency_penalty);
-  a(p.seed);
-  a(p.sample_idx);
-  a(p.stop_token_ids);
-  a(p.logit_bias);
-  a(p.bad_words);
-  a(p.allowed_token_ids);
-  a(p.logprobs);
-  a(p.prompt_logprobs);
+  for_each_field(s.params, [&](const char*, auto& field) { a(field); });
 }
 
 template <class Archive, class Chunk>

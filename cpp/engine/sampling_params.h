@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
+#include "base/num_members.h"
 #include "ops/ops.h"
 
 namespace longcat {
@@ -28,6 +30,42 @@ struct SamplingParams {
   int64_t prompt_logprobs = -1;            // the same for each prompt token but the first
   bool constrained = false;                // each token waits for a mask (Engine::set_mask)
 };
+
+template <class T>
+struct SamplingField {
+  const char* name;
+  T SamplingParams::* member;
+};
+
+// All members of SamplingParams, once: the Python class and the messages between ranks are made from this list.
+inline constexpr auto kSamplingFields = std::tuple{
+    SamplingField{"max_tokens", &SamplingParams::max_tokens},
+    SamplingField{"min_tokens", &SamplingParams::min_tokens},
+    SamplingField{"temperature", &SamplingParams::temperature},
+    SamplingField{"top_k", &SamplingParams::top_k},
+    SamplingField{"top_p", &SamplingParams::top_p},
+    SamplingField{"min_p", &SamplingParams::min_p},
+    SamplingField{"repetition_penalty", &SamplingParams::repetition_penalty},
+    SamplingField{"presence_penalty", &SamplingParams::presence_penalty},
+    SamplingField{"frequency_penalty", &SamplingParams::frequency_penalty},
+    SamplingField{"seed", &SamplingParams::seed},
+    SamplingField{"sample_idx", &SamplingParams::sample_idx},
+    SamplingField{"stop_token_ids", &SamplingParams::stop_token_ids},
+    SamplingField{"logit_bias", &SamplingParams::logit_bias},
+    SamplingField{"bad_words", &SamplingParams::bad_words},
+    SamplingField{"allowed_token_ids", &SamplingParams::allowed_token_ids},
+    SamplingField{"logprobs", &SamplingParams::logprobs},
+    SamplingField{"prompt_logprobs", &SamplingParams::prompt_logprobs},
+    SamplingField{"constrained", &SamplingParams::constrained},
+};
+static_assert(std::tuple_size_v<decltype(kSamplingFields)> == num_members<SamplingParams>(),
+              "kSamplingFields lacks a member of SamplingParams: ranks would draw by different parameters");
+
+// Calls f(name, field) for each member of `params`, const or not, in the order of the list.
+template <class Params, class F>
+void for_each_field(Params& params, F&& f) {
+  std::apply([&](const auto&... field) { (f(field.name, params.*field.member), ...); }, kSamplingFields);
+}
 
 // Throws std::invalid_argument, which names the field, the value and the allowed range.
 void check(const SamplingParams& params, int64_t vocab_size);

@@ -15,6 +15,7 @@ import dataclasses
 import faulthandler
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,9 @@ def drive(args: argparse.Namespace, folder: Path) -> int:
         run.begun, run.rss_kib = seed - 1, []
         command = [sys.executable, __file__, "--worker", str(folder), "--seed", str(seed), "--seconds", str(left)]
         command += ["--engines", str(args.engines), "--limit", str(args.limit)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        # One arena: free memory in those of threads that have ended would count as growth.
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 run.take(json.loads(line))

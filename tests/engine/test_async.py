@@ -190,39 +190,6 @@ def test_closing_the_engine_ends_waiting_tasks(tiny):
     asyncio.run(close_under_way())
 
 
-def test_closing_the_engine_leaves_no_threads_of_masks(tiny):
-    """Also when the first request with a mask is on its way to the core just then."""
-    engine = longcat.Engine(tiny, num_threads=1)
-    is_checked, is_closed = threading.Event(), threading.Event()
-    add = engine._add
-
-    def add_when_closed(*args):
-        is_checked.set()
-        is_closed.wait()
-        return add(*args)
-
-    engine._add = add_when_closed
-    said = []
-
-    def generate():
-        try:
-            engine.generate("Once", max_tokens=1, token_mask=lambda ids: None)
-        except longcat.Error as error:
-            said.append(str(error))
-
-    def of_masks():
-        return {thread for thread in threading.enumerate() if thread.name == "longcat-masks"}
-
-    before = of_masks()
-    caller = threading.Thread(target=generate)
-    caller.start()
-    is_checked.wait()
-    engine.close()
-    is_closed.set()
-    caller.join()
-    assert said == ["[engine] this engine is closed"] and of_masks() <= before
-
-
 def test_loops_that_are_gone_are_forgotten(engine):
     for _ in range(5):
         asyncio.run(collect(engine.agenerate(PROMPT, max_tokens=2)))

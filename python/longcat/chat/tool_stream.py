@@ -30,8 +30,8 @@ class ToolCallDelta:
     """News of the tool call at `index` of the message.
 
     The first delta of a call has its `name`; `arguments` of all of them, concatenated, are one JSON object. A key may
-    occur twice in it, then the later value counts, as `json.loads` has it. `dropped`: forget the earlier deltas of this index,
-    the call was cut off; its text is content.
+    occur twice in it, then the later value counts, as `json.loads` has it. `dropped`: forget the earlier deltas of
+    this index, the call was cut off; its text is content.
     """
 
     index: int

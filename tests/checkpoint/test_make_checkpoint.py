@@ -208,7 +208,7 @@ def test_an_existing_folder_is_kept(tmp_path):
     assert content(out) == before
     (tmp_path / "n.partial").mkdir()
     (tmp_path / "n.partial" / "config.json").touch()
-    with pytest.raises(longcat.Error, match="n.partial exists"):
+    with pytest.raises(longcat.Error, match="n.partial belongs to an interrupted run"):
         write_checkpoint(tmp_path / "n", TINY)
 
 

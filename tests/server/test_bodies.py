@@ -21,6 +21,8 @@ from longcat.server.http.streaming import EventStream
 from longcat.server.settings import ServerSettings, origins, served_name
 from pydantic import ValidationError
 
+from support.live import until
+
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LEAST = {
     ChatRequest: {"messages": MESSAGES}, CompletionRequest: {"prompt": "x"}, TokenizeRequest: {},
@@ -180,6 +182,7 @@ def test_unknown_fields_are_named_in_a_bounded_header_and_line(server):
     response = httpx.post(server.url + "/v1/completions", json=body, headers={"x-request-id": "many"}, timeout=60)
     names = response.headers["x-ignored-fields"].split(", ")
     assert response.status_code == 200 and len(names) == 8 and names[0].startswith("field%200%20")
+    until(lambda: any('"many"' in line for line in server.lines))
     lines = [line for line in server.lines if '"many"' in line]
     assert len(lines) == 1 and len(lines[0]) < 8000 and len(json.loads(lines[0])["ignored"]) == 8
     httpx.post(server.url + "/v1/completions", json={"prompt": "Once", "max_tokens": 1, "temprature": 1}, timeout=60)

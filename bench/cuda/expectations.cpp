@@ -8,7 +8,7 @@ namespace longcat {
 namespace {
 
 constexpr Expectation kExpectations[] = {
-    // A layer = what comes before the fork + max(what follows it, the branch); 14 of them and 0.24 ms.
+    // A layer = the kernels before the fork + max(what follows it, the branch); 14 of them and 0.24 ms.
     {"model", "decode 1 x 1k, graph", 5080, "us"},
     {"model", "decode 8 x 1k, graph", 7240, "us"},     // the branch: 316 us of experts
     {"model", "decode 64 x 1k, graph", 21400, "us"},   // the branch: 1,122 us of experts; attention 229

@@ -31,7 +31,7 @@ constexpr double kOtherPlacementSeconds = 25;  // to make the tables again, and 
 
 double gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
-// Bytes of weights that a step of `tokens` decodes reads: all but the words and the experts that nobody picked.
+// Bytes of weights that a step of `tokens` decodes reads: all but the words and the experts that no token picked.
 double weight_bytes(const ModelConfig& c, double device_bytes, int64_t tokens) {
   const double experts = 6.0 * static_cast<double>(c.num_layers * c.n_routed_experts) *
                          static_cast<double>(c.hidden_size * c.expert_ffn_hidden_size);
@@ -181,7 +181,7 @@ class ModelBench {
     return bench::median(steps);
   }
 
-  // Once, after a prompt of one tile that loads the kernels, where there are so many seconds. Time [s]; 0: left out.
+  // Once, after a prompt of one tile that loads the kernels, if the budget allows it. Time [s]; 0: left out.
   double prefill(int64_t tokens, double seconds) {
     const std::string name = str_cat("prefill ", tokens);
     if (tokens > max_tokens_) {

@@ -17,7 +17,7 @@ struct Expectation {
   const char* unit;
 };
 
-// Null: nobody has said anything about that row.
+// Null: the table has no value for that row.
 const Expectation* find_expectation(const std::string& suite, const std::string& what);
 std::vector<Expectation> expectations_of(const std::string& suite);
 
@@ -37,7 +37,7 @@ class Report {
   // A fact that must hold; holds() is false from then on where one did not.
   void fact(const std::string& what, bool holds);
 
-  // Whether work of about so many seconds still fits into the budget; if not, `what` is left out: the row of that name,
+  // Whether work of about `seconds` still fits into the budget. If not, `what` is left out: the row of that name,
   // or all whose names begin with it and a comma.
   bool has_time(const std::string& what, double seconds, const std::string& note = "");
   void leave_out(const std::string& what, const std::string& why, const std::string& note = "");

@@ -68,7 +68,7 @@ class CommandLine {
     return numbers;
   }
 
-  // Throws std::invalid_argument for an option nobody asked for.
+  // Throws std::invalid_argument for an unknown option.
   void finish() const {
     if (!options_.empty()) throw std::invalid_argument(str_cat("unknown option ", options_.begin()->first));
   }

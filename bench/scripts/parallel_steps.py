@@ -4,7 +4,7 @@
 
 Ranks have one thread each. Measured by the ranks themselves, all at once, before and after the steps: multiplying rows
 with bf16 weights that no cache holds; a small operation; and a sum over the ranks by what carries the model's own.
-All times are the least of many: what the machine does when nobody else is at work.
+All times are the least of many: those of a machine without other work.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def sum_seconds(communicator: _core.Communicator, hidden: int) -> float:
 
 
 def step_seconds(folder: str, tp: int, ep: int, batch: int, communicator: _core.Communicator | None) -> float | None:
-    """The least of decode steps of `batch` requests; None on the ranks that follow."""
+    """The least of decode steps of `batch` requests; None on follower ranks."""
     options = _core.EngineOptions()
     options.num_threads, options.max_num_seqs, options.kv_cache_memory = 1, batch, 64 << 20
     options.tensor_parallel_size, options.expert_parallel_size = tp, ep

@@ -1,8 +1,8 @@
-"""What guesses cost and bring: steps of one request with each method, beside steps without.
+"""Costs and gains of draft tokens: steps of one request with each method, beside steps without.
 
 python bench/scripts/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
 
-Prompts are the beginnings of tests/data/stories.txt. With random weights no guess is right, and one is made a step: its
+Prompts are the beginnings of tests/data/stories.txt. With random weights no draft token is accepted, and a step has one: its
 time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds, which
 take turns.
 """
@@ -19,7 +19,7 @@ METHODS = [None, ("ngram", 3), ("mtp", 1), ("mtp", 2), ("mtp", 3), ("mtp", 4)]
 
 
 def run(engine: longcat.Engine, prompts: list, args: argparse.Namespace) -> tuple[float, int, int, int, int]:
-    """Seconds, tokens, steps, guesses, right ones; of one request after the other."""
+    """Seconds, tokens, steps, draft tokens and accepted ones, of one request after the other."""
     before, start = engine.metrics(), time.perf_counter()
     num_tokens = 0
     for prompt in prompts:
@@ -51,14 +51,14 @@ def main() -> None:
         prompts = [[3 + (7 * i + j) % 90 for i in range(20)] for j in range(args.prompts)]
     runs = [[run(engine, prompts, args) for engine in engines] for _ in range(args.rounds)]
     best = [min(of_method) for of_method in zip(*runs, strict=True)]
-    print("| method | guesses | right | tokens a step | ms a step | tokens/s | faster |")
+    print("| method | draft tokens | accepted | tokens a step | ms a step | tokens/s | faster |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for method, (seconds, num_tokens, steps, guessed, right) in zip(METHODS, best, strict=True):
+    for method, (seconds, num_tokens, steps, drafted, accepted) in zip(METHODS, best, strict=True):
         name = "none" if method is None else f"{method[0]}, {method[1]}"
-        share = f"{right / guessed:.0%}" if guessed else "-"
+        share = f"{accepted / drafted:.0%}" if drafted else "-"
         rate = num_tokens / seconds
         speed = f"{1e3 * seconds / steps:.2f} | {rate:,.1f} | {rate / (best[0][1] / best[0][0]):.2f}"
-        print(f"| {name} | {guessed:,} | {share} | {num_tokens / steps:.2f} | {speed} |")
+        print(f"| {name} | {drafted:,} | {share} | {num_tokens / steps:.2f} | {speed} |")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 python bench/scripts/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
 
-Prompts are the beginnings of tests/data/stories.txt. With random weights no draft token is accepted, and a step has one: its
-time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds, which
-take turns.
+Prompts are the beginnings of tests/data/stories.txt. With random weights no draft token is accepted, and a step has
+one: its time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds,
+which take turns.
 """
 
 import argparse

@@ -179,13 +179,14 @@ GPU_KIT = build/gpu-kit
 gpu-kit: build/cuda/.built
 	bench/gpu_kit.sh $(CUDA_VENV)/bin/python $(GPU_KIT)
 
-# The script as it runs there, on the emulated device: another folder, and a Python that has what such a machine has.
+# The script as it runs there, on the emulated device: another folder, and a Python that has what such a machine has. It has
+# more time, since this machine may be slow.
 KIT_VENV = .venv-kit
 gpu-rehearsal: gpu-kit $(KIT_VENV)/.installed
 	rm -rf build/gpu-rehearsal && mkdir -p build/gpu-rehearsal
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -r $(GPU_KIT)/. "$$folder" && cd "$$folder" && \
 	  env -i HOME="$$folder" OUT="$(abspath build/gpu-rehearsal)" \
-	  PATH="$(abspath $(KIT_VENV))/bin:$(abspath $(CUDA_VENV))/bin:$$(dirname "$$(command -v nvcc)"):/usr/bin:/bin" bench/gpu_gate.sh --check
+	  PATH="$(abspath $(KIT_VENV))/bin:$(abspath $(CUDA_VENV))/bin:$$(dirname "$$(command -v nvcc)"):/usr/bin:/bin" bench/gpu_gate.sh --check --seconds 1800
 
 $(KIT_VENV)/.installed: $(CUDA_VENV)/bin/python
 	test -x $(KIT_VENV)/bin/python || $(CUDA_VENV)/bin/python -m venv $(KIT_VENV)

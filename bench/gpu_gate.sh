@@ -55,7 +55,7 @@ log=${results%.md}.log
 cd "$kit"
 
 write() { printf '%s\n' "$@" | tee -a "$results"; }
-end=$((SECONDS + total)) failed=0 rows=() running=''
+end=$total failed=0 rows=() running=''
 figures=$(mktemp)
 trap 'rm -f "$figures"; test -z "$running" || kill "$running"' EXIT
 trap 'exit 130' INT TERM
@@ -166,9 +166,10 @@ fi
 pytest=("$python" -m pytest -q -p no:cacheprovider -p pytest_timeout --timeout-method thread)
 on_device=(env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1)
 if ((${#emulated[@]})); then
-  some="emulated-fp8 or test_placement" workers=2 table_rows=500 sanitizer=()
+  some="emulated and not f32" workers=2 each=120 table_rows=500 sanitizer=()
 else
-  some="cuda and not emulated" workers=8 table_rows=400000 sanitizer=(compute-sanitizer --error-exitcode 9 --target-processes all)
+  some="cuda and not emulated" workers=8 each=20 table_rows=400000
+  sanitizer=(compute-sanitizer --error-exitcode 9 --target-processes all)
   on_device+=(LONGCAT_GPU_MEMORY=0.05 LONGCAT_TESTS_NEED_GPU=1)
 fi
 trace=("$bench" trace)
@@ -177,7 +178,7 @@ test ! -e bench/scripts/trace.py || trace=("$python" bench/scripts/trace.py)
 check ceilings "${on_device[@]}" "$python" bench/scripts/ceilings.py "${emulated[@]}"
 check bits "$bench" bits "${emulated[@]}"
 check parity "$bench" parity "${emulated[@]}"
-check tests "${on_device[@]}" "${pytest[@]}" --timeout 20 -p xdist.plugin -n $workers --dist worksteal -k "$some"
+check tests "${on_device[@]}" "${pytest[@]}" --timeout $each -p xdist.plugin -n $workers --dist worksteal -k "$some"
 check gather "$bench" gather --budget BUDGET --table-rows $table_rows "${emulated[@]}"
 check model "$bench" model --budget BUDGET --tables both "${emulated[@]}"
 check trace "${trace[@]}" "${emulated[@]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 GATE = Path(__file__).resolve().parents[2] / "bench" / "gpu_gate.sh"
-USAGE = "usage: cuda_bench bits | parity | ops | model | gather | trace [--check --budget --tables both --table-rows]"
+USAGE = "usage: cuda_bench bits | parity | ops | model | gather [--check --budget --tables both --table-rows]"
 TABLE = """\
 | step | found | unit | expected | found/expected | of the bound |
 | --- | --- | --- | --- | --- | --- |
@@ -38,6 +38,7 @@ def gate(tmp_path):
     script(kit / "cuda_bench", program())
     script(kit / "python3", 'echo "python $*"')
     script(kit / "bench" / "gpu_build.sh", 'echo "built $*"')
+    script(kit / "bench" / "scripts" / "trace.py", "")
     shutil.copy(GATE, kit / "bench")
     (kit / "kit.txt").write_text("commit 0123456789ab\n")
 
@@ -69,7 +70,7 @@ def test_all_checks_run_in_order_of_proof(gate):
     order = "ceilings bits parity tests gather model trace ops memcheck racecheck build".split()
     assert list(rows(results)) == order
     assert [line.split()[1].rstrip(",") for line in log.splitlines() if line.startswith("=====")] == order
-    assert "model --budget 101 --tables both --check" in log  # seven eighths of its time
+    assert "model --budget 92 --tables both --check" in log  # seven eighths of its time
     heading = results.splitlines()[0]
     assert heading.startswith("# emulated, driver none, 20") and heading.endswith("UTC, commit 0123456789ab")
     assert "0 of 11 checks failed" in output and "0 of 11 checks failed" in results
@@ -149,9 +150,11 @@ def test_without_binaries_all_checks_fail(gate):
 
 def test_a_suite_that_the_program_lacks_is_skipped_in_sight(gate):
     script(gate.kit / "cuda_bench", program().replace("bits |", "").replace("--budget", "--b"))
-    code, output, results, _ = gate("--check", "--only", "bits,parity,model")
+    (gate.kit / "bench" / "scripts" / "trace.py").unlink()
+    code, output, results, _ = gate("--check", "--only", "bits,parity,model,trace")
     found = rows(results)
     assert code == 0, output
+    assert found["trace"] == ("skipped", "the kit has no bench/scripts/trace.py yet")
     assert found["bits"] == ("skipped", "cuda_bench has no bits yet")
     assert found["model"] == ("skipped", "cuda_bench has no --budget yet") and found["parity"][0] == "ok"
 

@@ -57,7 +57,7 @@ cd "$kit"
 write() { printf '%s\n' "$@" | tee -a "$results"; }
 end=$total failed=0 rows=() running=''
 figures=$(mktemp)
-trap 'rm -f "$figures"; test -z "$running" || kill "$running"' EXIT
+trap 'rm -f "$figures"; test -z "$running" || kill "$running" 2> /dev/null' EXIT
 trap 'exit 130' INT TERM
 
 # limited SECONDS COMMAND...: its exit code; its output goes to the log. What the driver holds so fast that it cannot be
@@ -79,6 +79,11 @@ report() {  # NAME RESULT SECONDS WORDS
   local words=${4//|/\/}
   rows+=("| $1 | $2 | $3 | ${words:0:150} |")
   write "" "## $1: $2, $3 s" "" "$4"
+}
+
+# Reads a check's output; prints its tables, each with the line before it.
+tables() {
+  awk '/^\|/ { if (!inside) print "\n" title "\n"; print; inside = 1; next } { inside = 0; title = $0 != "" ? $0 : title }'
 }
 
 # Reads a check's output; prints a row for each figure of its tables that has an expected one.
@@ -108,9 +113,9 @@ lacks() {
   return 1
 }
 
-# check NAME COMMAND...: runs it where it was chosen. BUDGET in it stands for a little less than its seconds.
+# check NAME COMMAND...: runs it where it was chosen. BUDGET in it stands for a little less than its seconds, or for few.
 check() {
-  local name=$1 begin=$SECONDS limit from code=0 result=ok words
+  local name=$1 begin=$SECONDS limit budget from code=0 result=ok words
   shift
   [[ " ${chosen[*]} " == *" $name "* ]] || return 0
   limit=$((seconds[$name] * total / shared))
@@ -122,7 +127,9 @@ check() {
     report "$name" "NOT RUN" 0 "no time was left"
     return
   fi
-  set -- "${@//BUDGET/$((limit - limit / 8))}"
+  budget=$((limit - limit / 8))
+  ((!${#emulated[@]} || budget < 15)) || budget=15
+  set -- "${@//BUDGET/$budget}"
   printf '\n===== %s, at most %d s: %s\n' "$name" "$limit" "$*" >> "$log"
   from=$(($(stat -c %s "$log") + 1))
   limited "$limit" "$@" || code=$?
@@ -137,7 +144,7 @@ check() {
     ((SECONDS - begin < limit)) || result="CUT after $limit s"
   fi
   report "$name" "$result" $((SECONDS - begin)) "$words"
-  { echo; tail -c +"$from" "$log" | grep '^|'; } >> "$results" || true
+  tail -c +"$from" "$log" | tables >> "$results"
   if ((code)); then write '```' "$(tail -c +"$from" "$log" | tail -n 25)" '```'; fi
   tail -c +"$from" "$log" | compare "$name" >> "$figures"
 }
@@ -167,9 +174,9 @@ fi
 pytest=("$python" -m pytest -q -p no:cacheprovider -p pytest_timeout --timeout-method thread)
 on_device=(env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1)
 if ((${#emulated[@]})); then
-  some="emulated and not f32" workers=2 each=120 table_rows=500 sanitizer=()
+  some="emulated and not f32" whole=bits workers=2 each=120 table_rows=500 sanitizer=()
 else
-  some="cuda and not emulated" workers=8 each=20 table_rows=400000
+  some="cuda and not emulated" whole=parity workers=8 each=20 table_rows=400000
   sanitizer=(compute-sanitizer --error-exitcode 9 --target-processes all)
   on_device+=(LONGCAT_GPU_MEMORY=0.05 LONGCAT_TESTS_NEED_GPU=1)
 fi
@@ -182,7 +189,7 @@ check gather "$bench" gather --budget BUDGET --table-rows $table_rows "${emulate
 check model "$bench" model --budget BUDGET --tables both "${emulated[@]}"
 check trace "$python" bench/scripts/trace.py "${emulated[@]}"
 check ops "$bench" ops --budget BUDGET "${emulated[@]}"
-check memcheck ${sanitizer:+"${sanitizer[@]}" --tool memcheck} "$bench" parity "${emulated[@]}"
+check memcheck ${sanitizer:+"${sanitizer[@]}" --tool memcheck} "$bench" $whole "${emulated[@]}"
 check racecheck "${on_device[@]}" ${sanitizer:+"${sanitizer[@]}" --tool racecheck} "${pytest[@]}" tests/ops/test_devices.py \
   -k "($some) and (test_norms or test_linear or test_moe or test_attention or token_logprobs)"
 check build bench/gpu_build.sh "$kit" built -n

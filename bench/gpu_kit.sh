@@ -22,10 +22,11 @@ cp bench/gpu_gate.sh bench/gpu_build.sh "$kit/bench/"
 cp bench/scripts/ceilings.py "$kit/bench/scripts/"
 if [ -e bench/scripts/trace.py ]; then cp bench/scripts/trace.py "$kit/bench/scripts/"; fi
 
-# The tests that have a GPU among their devices. They need neither the server's packages nor a stored checkpoint.
+# The tests that have a GPU among their devices. They need neither the server's packages nor a checkpoint.
 tests=(tests/ops/test_devices.py tests/model/test_device_model.py tests/model/test_mtp.py
   tests/engine/test_device_engine.py tests/engine/test_ngram_placement.py)
-cp --parents "${tests[@]}" tests/conftest.py tests/support/*.py tests/reference/*.py pyproject.toml "$kit"
+cp --parents "${tests[@]}" tests/conftest.py tests/data/mtp_*.npz pyproject.toml "$kit"
+find tests/support tests/reference -name '*.py' -not -name 'test_*' -exec cp --parents -t "$kit" {} +
 
 # For the case that the binaries do not load there: sources and headers.
 source=$(mktemp -d)
@@ -49,7 +50,7 @@ needs() { objdump -T "$kit/cuda_bench" "$kit"/python/longcat/_*.so | grep -o "$1
 if [ "$tag" != cp312 ]; then echo "gpu_kit: no Python 3.12 here; the kit is for $tag" >&2; fi
 cat "$kit/kit.txt"
 echo "tests: ${tests[*]}"
-(cd "$kit" && du -ch --apparent-size cuda_bench python tests source.tar.xz)
+(cd "$kit" && du -sch --apparent-size cuda_bench python tests source.tar.xz)
 bytes=$(find "$kit" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
 echo "gpu_kit: $kit has $((bytes >> 20)) MiB of at most $limit"
 test $((bytes >> 20)) -lt "$limit" || { echo "gpu_kit: too large for what travels" >&2; exit 1; }

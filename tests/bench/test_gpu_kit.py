@@ -37,7 +37,7 @@ def kit(tmp_path):
     for name in [
         "CMakeLists.txt", "pyproject.toml", "cpp/a.cpp", "cuda/a.cu", "bench/cuda/a.cpp", "bench/native/a.cpp",
         "tests/native/a.cpp", "tests/conftest.py", "tests/support/a.py", "tests/reference/a.py",
-        "tests/engine/test_async.py", "third_party/cutlass/include/a.h", "third_party/cutlass/tools/util/include/a.h",
+        "tests/engine/test_async.py", "tests/reference/test_a.py", "tests/data/mtp_a.npz", "third_party/cutlass/include/a.h", "third_party/cutlass/tools/util/include/a.h",
         *(f"tests/{name}" for name in TESTS),
     ]:  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,8 @@ def test_the_kit_holds_what_travels(kit):
         "bench", "cuda_bench", "kit.txt", "pyproject.toml", "python", "source.tar.xz", "tests",
     }  # fmt: skip
     assert sorted(str(path.relative_to(folder / "tests")) for path in folder.rglob("test_*.py")) == TESTS
+    for name in ("support/a.py", "reference/a.py", "data/mtp_a.npz"):
+        assert (folder / "tests" / name).exists()
     assert {path.name for path in folder.glob("python/longcat/*")} == {"__init__.py", "_core.so", "_testing.so"}
     with tarfile.open(folder / "source.tar.xz") as archive:
         names = set(archive.getnames())

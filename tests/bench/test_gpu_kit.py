@@ -37,7 +37,8 @@ def kit(tmp_path):
     for name in [
         "CMakeLists.txt", "pyproject.toml", "cpp/a.cpp", "cuda/a.cu", "bench/cuda/a.cpp", "bench/native/a.cpp",
         "tests/native/a.cpp", "tests/conftest.py", "tests/support/a.py", "tests/reference/a.py",
-        "tests/engine/test_async.py", "tests/reference/test_a.py", "tests/data/mtp_a.npz", "third_party/cutlass/include/a.h", "third_party/cutlass/tools/util/include/a.h",
+        "tests/engine/test_async.py", "tests/reference/test_a.py", "tests/data/mtp_a.npz",
+        "third_party/cutlass/include/a.h", "third_party/cutlass/tools/util/include/a.h",
         *(f"tests/{name}" for name in TESTS),
     ]:  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: demo test thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda third_party lint format wheel test-wheel clean
+.PHONY: demo test thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-kit gpu-rehearsal third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -100,12 +100,15 @@ format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff format python tests examples bench docs/make_reference.py
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# What builds with CUDA, of a Python of its own: see below.
+CUDA_VENV = .venv-cuda
+$(CUDA_VENV)/bin/python: PYTHON = $(GPU_PYTHON)
+$(VENV)/bin/python $(CUDA_VENV)/bin/python: %/bin/python:
+	$(PYTHON) -m venv $*
 
 # As [build-system] of pyproject.toml, and CMake and Ninja.
-$(VENV)/.installed-build: $(VENV)/bin/python pyproject.toml
-	$(PIP_INSTALL) "scikit-build-core>=0.11" "pybind11>=2.13" "nlohmann-json>=3.11" "cmake>=3.28" ninja
+$(VENV)/.installed-build $(CUDA_VENV)/.installed-build: %/.installed-build: %/bin/python pyproject.toml
+	$*/bin/python -m pip install $(PIP_OPTIONS) "scikit-build-core>=0.11" "pybind11>=2.13" "nlohmann-json>=3.11" "cmake>=3.28" ninja
 	touch $@
 
 # $(call build_wheel,NAME,CMAKE OPTIONS,DURATION,FOLDER): a wheel in build/NAME, with a log in build/NAME.log. FOLDER replaces
@@ -176,18 +179,45 @@ $(CUTLASS): | $(VENV)/bin/python
 	touch $@
 
 # The package with CUDA inside, in an environment of its own, checked, and the tests of what CUDA changes. Needs nvcc 13, no
-# GPU. It is compiled in a folder of its own: all flags differ.
-CUDA_VENV = .venv-cuda
-cuda: $(CUTLASS) $(VENV)/.installed-build
-	$(call build_wheel,cuda,LONGCAT_CUDA=ON;LONGCAT_BENCH=ON;LONGCAT_TESTING=ON,with CUDA (ten minutes on two cores),build/cuda-{wheel_tag})
-	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
-	$(call install_wheel,$(CUDA_VENV),cuda,[test])
-	cuda/check_build.sh build/cuda.log $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)") || { find build -name '*sm90*.o' -delete; exit 1; }
-	$(CUDA_VENV)/bin/python -m pip install $(PIP_OPTIONS) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
-	PATH="$$(echo $(abspath $(CUDA_VENV))/lib/python*/site-packages/nvidia/cu13/bin):$$PATH" \
-	  cuda/check_sass.sh $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)")
-	for what in parity ops model gather; do $$(ls -t build/*/cuda_bench | head -n 1) $$what --check > build/bench-$$what.log || { tail -n 30 build/bench-$$what.log; exit 1; }; done
+# GPU. It is compiled in a folder of its own, since all flags differ, and once: for the Python of the machines that the kit
+# goes to, which also runs the tests here.
+PYTHONS_312 = python3.12 $$(ls "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python3.12 2> /dev/null)
+HAS_HEADERS = import os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')
+GPU_PYTHON ?= $(or $(shell for python in $(PYTHONS_312); do $$python -c "$(HAS_HEADERS)" 2> /dev/null && echo $$python && break; done),$(PYTHON))
+CUDA_CORE = $$($(CUDA_VENV)/bin/python -c "from importlib.util import find_spec; print(find_spec('longcat._core').origin)")
+cuda: $(CUDA_VENV)/.installed-cuda
+	cuda/check_build.sh build/cuda.log $(CUDA_CORE) || { find build -name '*sm90*.o' -delete; rm build/cuda/.built; exit 1; }
+	PATH="$$(echo $(abspath $(CUDA_VENV))/lib/python*/site-packages/nvidia/cu13/bin):$$PATH" cuda/check_sass.sh $(CUDA_CORE)
 	$(CUDA_VENV)/bin/python $(RUN_TESTS) -m device
+	$(MAKE) --no-print-directory gpu-rehearsal
+
+build/cuda/.built: private VENV = $(CUDA_VENV)
+build/cuda/.built: $(CUTLASS) $(CUDA_VENV)/.installed-build $(SOURCES) $(shell find bench/cuda bench/native -type f 2>/dev/null)
+	$(call build_wheel,cuda,LONGCAT_CUDA=ON;LONGCAT_BENCH=ON;LONGCAT_TESTING=ON,with CUDA (ten minutes on two cores),build/cuda-{wheel_tag})
+
+$(CUDA_VENV)/.installed-cuda: build/cuda/.built
+	$(call install_wheel,$(CUDA_VENV),cuda,[test])
+	$(CUDA_VENV)/bin/python -m pip install $(PIP_OPTIONS) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	touch $@
+
+# All that bench/gpu_gate.sh needs on a bare machine with a GPU.
+GPU_KIT = build/gpu-kit
+gpu-kit: build/cuda/.built
+	bench/gpu_kit.sh $(CUDA_VENV)/bin/python $(GPU_KIT)
+
+# The script as it runs there, on the emulated device: another folder, and a Python that has what such a machine has. It has
+# more time, since this machine may be slow.
+KIT_VENV = .venv-kit
+gpu-rehearsal: gpu-kit $(KIT_VENV)/.installed
+	rm -rf build/gpu-rehearsal && mkdir -p build/gpu-rehearsal
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp -r $(GPU_KIT)/. "$$folder" && cd "$$folder" && \
+	  env -i HOME="$$folder" OUT="$(abspath build/gpu-rehearsal)" \
+	  PATH="$(abspath $(KIT_VENV))/bin:$(abspath $(CUDA_VENV))/bin:$$(dirname "$$(command -v nvcc)"):/usr/bin:/bin" bench/gpu_gate.sh --check --seconds 1800
+
+$(KIT_VENV)/.installed: $(CUDA_VENV)/bin/python
+	test -x $(KIT_VENV)/bin/python || $(CUDA_VENV)/bin/python -m venv $(KIT_VENV)
+	$(KIT_VENV)/bin/python -m pip install $(PIP_OPTIONS) numpy pytest pytest-xdist pytest-timeout hypothesis tokenizers jinja2
+	touch $@
 
 # A wheel for other machines of this platform, in dist/.
 wheel: build/$(PLAIN)/.built
@@ -202,4 +232,4 @@ test-wheel: wheel | build/mpich
 	cd .venv-wheel && bin/python -m pytest -q -m smoke -p no:cacheprovider ../tests/test_smoke.py
 
 clean:
-	rm -rf build dist $(VENV) .venv-oracle .venv-wheel .venv-cuda
+	rm -rf build dist $(VENV) .venv-oracle .venv-wheel $(CUDA_VENV) $(KIT_VENV)

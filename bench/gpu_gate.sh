@@ -1,90 +1,187 @@
 #!/usr/bin/env bash
-# Proof on a machine with a GPU, in stages of at most eight minutes, each useful alone:
-#   bench/gpu_gate.sh a    every op, the model and the engine on the GPU, against the CPU and against themselves
-#   bench/gpu_gate.sh b    a small model on the GPU against the emulation, then LongCat-Flash-Lite's shapes with random
-#                          weights: table reads, memory, decode, prefill, each op
-#   bench/gpu_gate.sh c    compute-sanitizer: memcheck on the ops, racecheck on some of them
-#   bench/gpu_gate.sh d    the engine with its N-gram tables in host memory and on the device: tokens/s of one request, of
-#                          sixteen, and of prompts, on 12 GB of random weights
-# Each prints a table and adds it to bench/results/<device>-<date>.md.
+# Proof on a machine with one GPU, in at most 420 seconds, most proof first:
+#   bench/gpu_gate.sh [--only NAME[,NAME]] [--seconds N] [--check]
+# `make gpu-kit` makes the folder that it needs, with this script inside; the machine needs no registry.
+# Checks: ceilings, bits, parity, tests, gather, model, trace, ops, memcheck, racecheck (docs/cuda.md says what each proves).
+# --only: some of them. --seconds: what the chosen ones share. --check: on the emulated device, which shows only that the
+# script works. PYTHON (python3) names the interpreter.
 #
-# The package, built with LONGCAT_TESTING=ON, comes in this order from PYTHON=FILE (an interpreter that has it, with
-# PYTHONPATH where needed), from WHEEL=FILE, or from a build here, which takes minutes and needs nvcc. Stage b runs BENCH=FILE and then needs no Python,
-# or the cuda_bench that such a build left; TABLE_ROWS=N shortens the N-gram tables where the host has less than 80 GB for them.
+# Each result is added at once to <device>-<date>.md in $OUT, or else in bench/results, and all output to the .log beside it.
+# Ends with the number of checks that failed.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-stage=${1:-}
-case $stage in a | b | c | d) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
-device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--')
-results=bench/results/$device-$(date -u +%F).md
-python=${PYTHON:-.venv-gate/bin/python}
-mkdir -p build bench/results
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-install() {
-  test -x $python || python3 -m venv .venv-gate
-  if [ -n "${WHEEL:-}" ]; then
-    $python -m pip install --quiet "$WHEEL[test]"
-  else  # again each time, so that the table is of this commit: what has not changed is not compiled anew
-    make third_party VENV=.venv-gate
-    SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=ON;LONGCAT_BENCH=ON;LONGCAT_TESTING=ON" $python -m pip install --quiet ".[test]"
+# Seconds of each check. A hang costs a check its own and no other's.
+declare -A seconds=([ceilings]=25 [bits]=15 [parity]=30 [tests]=75 [gather]=25 [model]=105 [trace]=50 [ops]=35 [memcheck]=30
+  [racecheck]=30 [build]=200)
+all=(ceilings bits parity tests gather model trace ops memcheck racecheck)
+
+chosen=() total=0 emulated=()
+while (($#)); do
+  case $1 in
+    --check) emulated=(--check) ;;
+    --only) IFS=, read -ra chosen <<< "${2:-}"; shift ;;
+    --seconds) total=${2:-}; shift
+      [[ $total =~ ^[1-9][0-9]{0,5}$ ]] || usage ;;
+    *) usage ;;
+  esac
+  shift || usage
+done
+# In a rehearsal also whether the sources of the kit make a build.
+((${#chosen[@]})) || chosen=("${all[@]}" ${emulated:+build})
+shared=0
+for name in "${chosen[@]}"; do
+  test -n "${seconds[$name]:-}" || usage
+  shared=$((shared + seconds[$name]))
+done
+((total)) || total=$shared
+
+# In the kit itself, or in a checkout that has made one.
+root=$(cd "$(dirname "$0")/.." && pwd) kit=
+for kit in "$root" "$root/build/gpu-kit" ""; do test ! -e "$kit/kit.txt" || break; done
+test -n "$kit" || { echo "gpu_gate: $root has no kit.txt; run \`make gpu-kit\` first" >&2; exit 2; }
+python=${PYTHON:-python3} bench=$kit/cuda_bench
+export PYTHONPATH=$kit/python PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+commit=$(sed -n 's/^commit //p' "$kit/kit.txt")
+
+device=emulated driver=none
+if ((!${#emulated[@]})); then
+  device=$(timeout -k 5 20 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1) || device=
+  driver=${device##*, } device=${device%%,*}
+fi
+mkdir -p "${OUT:-$root/bench/results}"
+results=$(cd "${OUT:-$root/bench/results}" && pwd)/$(tr -c 'A-Za-z0-9._\n' - <<< "${device:-unknown}")-$(date -u +%F).md
+log=${results%.md}.log
+cd "$kit"
+
+write() { printf '%s\n' "$@" | tee -a "$results"; }
+end=$total failed=0 rows=() running=''
+figures=$(mktemp)
+trap 'rm -f "$figures"; test -z "$running" || kill "$running" 2> /dev/null' EXIT
+trap 'exit 130' INT TERM
+
+# limited SECONDS COMMAND...: its exit code; its output goes to the log. What the driver holds so fast that it cannot be
+# killed is left behind: `wait` alone would never come back.
+limited() {
+  local code=0
+  timeout -k 5 "$@" >> "$log" 2>&1 &
+  running=$!
+  if timeout $(($1 + 8)) tail --pid="$running" -s 0.1 -f /dev/null; then
+    wait "$running" || code=$?
+  else
+    code=124
   fi
+  running=''
+  return $code
 }
-if [ "$stage" != b ] || [ -z "${BENCH:-}" ]; then
-  if [ -z "${PYTHON:-}" ]; then install; fi
-  # Without a GPU the tests would skip and the stage would be green for nothing.
-  $python -c 'from longcat import _testing; _testing.DeviceOps("cuda")'
+
+report() {  # NAME RESULT SECONDS WORDS
+  local words=${4//|/\/}
+  rows+=("| $1 | $2 | $3 | ${words:0:150} |")
+  write "" "## $1: $2, $3 s" "" "$4"
+}
+
+# Reads a check's output; prints its tables, each with the line before it.
+tables() {
+  awk '/^\|/ { if (!inside) print "\n" title "\n"; print; inside = 1; next } { inside = 0; title = $0 != "" ? $0 : title }'
+}
+
+# Reads a check's output; prints a row for each figure of its tables that has an expected one.
+compare() {
+  awk -F ' *[|] *' -v check="$1" '
+    !/^\|/ { delete column; next }
+    /^\| *-/ { next }
+    !("" in column) { column[""]; for (i = 2; i < NF; ++i) column[$i] = i; next }
+    "expected" in column {
+      found = $column["found"]; expected = $column["expected"]; ratio = ""
+      if (expected == "" || expected == "-") next
+      if (found + 0 > 0 && expected + 0 > 0) ratio = sprintf("%.2f", found / expected)
+      printf "| %s | %s | %s | %s | %s | %s |\n", check, $2, found, $column["unit"], expected, ratio
+    }'
+}
+
+# check NAME COMMAND...: runs it where it was chosen. BUDGET in it stands for a little less than its seconds, or for few.
+check() {
+  local name=$1 begin=$SECONDS limit budget from code=0 result=ok words
+  shift
+  [[ " ${chosen[*]} " == *" $name "* ]] || return 0
+  limit=$((seconds[$name] * total / shared))
+  ((limit)) || limit=1
+  ((limit <= end - SECONDS)) || limit=$((end - SECONDS))
+  if ((limit < 1)); then
+    failed=$((failed + 1))
+    report "$name" "NOT RUN" 0 "no time was left"
+    return
+  fi
+  budget=$((limit - limit / 8))
+  ((!${#emulated[@]} || budget < 15)) || budget=15
+  set -- "${@//BUDGET/$budget}"
+  printf '\n===== %s, at most %d s: %s\n' "$name" "$limit" "$*" >> "$log"
+  from=$(($(stat -c %s "$log") + 1))
+  limited "$limit" "$@" || code=$?
+  words=$(tail -c +"$from" "$log" | tr '\0' ' ' | grep -v '^[[:space:]]*$' | tail -n 1 || true)
+  if ((code)) && tail -c +"$from" "$log" | grep -q 'Device not supported'; then
+    report "$name" skipped $((SECONDS - begin)) "$1 does not run on this machine"
+    return
+  fi
+  if ((code)); then
+    failed=$((failed + 1)) result="FAILED ($code)"
+    ((code <= 128)) || result="CRASHED (signal $((code - 128)))"
+    ((SECONDS - begin < limit)) || result="CUT after $limit s"
+  fi
+  report "$name" "$result" $((SECONDS - begin)) "$words"
+  tail -c +"$from" "$log" | tables >> "$results"
+  if ((code)); then write '```' "$(tail -c +"$from" "$log" | tail -n 25)" '```'; fi
+  tail -c +"$from" "$log" | compare "$name" >> "$figures"
+}
+
+# A program that loads ends with 2 and its usage.
+loads() {
+  local code=0
+  timeout -k 5 20 "$bench" >> "$log" 2>&1 || code=$?
+  ((code == 2)) && timeout -k 5 30 "$python" -c 'import longcat._core, longcat._testing' >> "$log" 2>&1
+}
+
+write "# ${device:-no GPU found}, driver $driver, $(date -u '+%F %H:%M') UTC, commit $commit"
+if ! loads; then
+  write "" "the kit's binaries do not load here: $(tail -n 1 "$log")"
+  bench=$kit/built/cuda_bench PYTHONPATH=$kit/built/python
+  if [ ! -x "$bench" ]; then
+    begin=$SECONDS result=ok limit=$((seconds[build] < total ? seconds[build] : total))
+    limited "$limit" bench/gpu_build.sh "$kit" built || result="FAILED ($?)"
+    report build "$result" $((SECONDS - begin)) "$(tail -n 1 "$log")"
+  fi
+  if ! loads; then
+    write '```' "$(tail -n 25 "$log")" '```' "no check can run"
+    exit $((${#chosen[@]}))
+  fi
 fi
 
-# run NAME COMMAND...: one row of the table; the log is kept. The stage's time is shared by what is left of it.
-end=$((SECONDS + 480)) failed=0
-run() {
-  local name=$1 log=build/gate-$stage-$1.log begin=$SECONDS status=ok
-  shift
-  timeout $((end > SECONDS ? end - SECONDS : 1)) "$@" > "$log" 2>&1 || { status="FAILED ($?)"; failed=1; tail -n 25 "$log"; }
-  printf '| %s | %s | %d s | %s |\n' "$name" "$status" $((SECONDS - begin)) "$(tail -n 1 "$log" | tr '|' '/')" >> "$rows"
-}
-rows=$(mktemp)
-trap 'rm -f "$rows"' EXIT
+pytest=("$python" -m pytest -q -p no:cacheprovider -p pytest_timeout --timeout-method thread)
+on_device=(env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1)
+if ((${#emulated[@]})); then
+  some="emulated and not f32" whole=bits workers=2 each=120 table_rows=500 sanitizer=()
+else
+  some="cuda and not emulated" whole=parity workers=8 each=20 table_rows=400000
+  sanitizer=(compute-sanitizer --error-exitcode 9 --target-processes all)
+  on_device+=(LONGCAT_GPU_MEMORY=0.05 LONGCAT_TESTS_NEED_GPU=1)
+fi
 
-test_on_gpu=($python -m pytest -q -p no:cacheprovider)
-case $stage in
-  a)
-    run ops "${test_on_gpu[@]}" -k "cuda and not emulated" tests/ops/test_devices.py
-    run model "${test_on_gpu[@]}" -k "cuda and not emulated" tests/model/test_device_model.py
-    run engine "${test_on_gpu[@]}" -k "cuda and not emulated" tests/engine/test_device_engine.py
-    ;;
-  b)
-    bench=${BENCH:-$(ls -t build/*/cuda_bench | head -n 1)}
-    run parity "$bench" parity
-    run gather "$bench" gather
-    run model "$bench" model ${TABLE_ROWS:+--table-rows "$TABLE_ROWS"}
-    run ops "$bench" ops
-    ;;
-  c)
-    sanitizer=(compute-sanitizer --error-exitcode 9 --target-processes all)
-    run memcheck "${sanitizer[@]}" --tool memcheck "${test_on_gpu[@]}" -k "cuda and not emulated" tests/ops/test_devices.py
-    run racecheck "${sanitizer[@]}" --tool racecheck "${test_on_gpu[@]}" tests/ops/test_devices.py \
-      -k "cuda and not emulated and (test_norms or test_linear or test_moe or test_attention or many_rows or token_logprobs)"
-    ;;
-  d)  # two layers: what the placement costs comes before the first
-    model=build/gate-tables
-    test -d $model || run checkpoint $python -m longcat make-checkpoint $model --preset lite --layers 2 \
-      --set n_routed_experts=32 zero_expert_num=16 ngram_vocab_size_ratio=10
-    for placement in host device; do
-      bench=($python -m longcat bench throughput $model --device cuda --ngram-placement $placement)
-      run one-request-$placement "${bench[@]}" --num-prompts 1 --input-len 16 --output-len 1024
-      run sixteen-$placement "${bench[@]}" --num-prompts 16 --input-len 16 --output-len 1024
-      run prompts-$placement "${bench[@]}" --num-prompts 128 --input-len 512 --output-len 1
-    done
-    ;;
-esac
+check ceilings "${on_device[@]}" "$python" bench/scripts/ceilings.py "${emulated[@]}"
+check bits "$bench" bits "${emulated[@]}"
+check parity "$bench" parity "${emulated[@]}"
+check tests "${on_device[@]}" "${pytest[@]}" --timeout $each -p xdist.plugin -n $workers --dist worksteal -k "$some"
+check gather "$bench" gather --budget BUDGET --table-rows $table_rows "${emulated[@]}"
+check model "$bench" model --budget BUDGET --tables both "${emulated[@]}"
+check trace "$python" bench/scripts/trace.py "${emulated[@]}"
+check ops "$bench" ops --budget BUDGET "${emulated[@]}"
+check memcheck ${sanitizer:+"${sanitizer[@]}" --tool memcheck} "$bench" $whole "${emulated[@]}"
+check racecheck "${on_device[@]}" ${sanitizer:+"${sanitizer[@]}" --tool racecheck} "${pytest[@]}" tests/ops/test_devices.py \
+  -k "($some) and (test_norms or test_linear or test_moe or test_attention or token_logprobs)"
+check build bench/gpu_build.sh "$kit" built -n
 
-{
-  printf '\n## Stage %s, %s, %s\n\n| check | status | time | last line |\n| --- | --- | --- | --- |\n' \
-    "$stage" "$device" "$(git describe --always --dirty 2> /dev/null || echo 'no git')${PYTHON:+${BENCH:+}, built elsewhere}"
-  cat "$rows"
-  if [ "$stage" = b ]; then
-    for name in parity gather model ops; do printf '\n### %s\n\n' $name; cat build/gate-b-$name.log; done
-  fi
-} | tee -a "$results"
-exit $failed
+write "" "## ${device:-no GPU found}, driver $driver, $(date -u '+%F %H:%M') UTC, commit $commit" "" \
+  "| check | figure | found | unit | expected | found/expected |" "| --- | --- | --- | --- | --- | --- |" "$(cat "$figures")" "" \
+  "| check | result | s | last words |" "| --- | --- | --- | --- |" "${rows[@]}" "" \
+  "$failed of ${#chosen[@]} checks failed; all output is in $(basename "$log")"
+exit $((failed < 100 ? failed : 100))

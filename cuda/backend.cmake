@@ -69,7 +69,8 @@ set(_cuda_options --expt-relaxed-constexpr -diag-suppress=2908)
 function(longcat_cuda_target name architectures)
   set_target_properties(${name} PROPERTIES
     CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
-    CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static POSITION_INDEPENDENT_CODE ON)
+    CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static POSITION_INDEPENDENT_CODE ON
+    CUDA_COMPILER_LAUNCHER "${CMAKE_CUDA_COMPILER_LAUNCHER}")  # said here: longcat_runtime is older than the language
   target_compile_options(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${_cuda_options}>")
   target_compile_definitions(${name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:NDEBUG>")
 endfunction()

@@ -1,4 +1,6 @@
 // The model on any device: tests hold the backends to each other.
+#include <algorithm>
+
 #include "bindings/bindings.h"
 #include "cuda/emulation/emulated_device.h"
 #include "engine/batch_buffers.h"
@@ -48,11 +50,10 @@ class DeviceModel {
   Array<float> forward(const Chunks& chunks, size_t num_generated, int64_t num_rows, bool recorded) {
     Device& device = ops_->device();
     buffers_.stage(chunk_views(chunks, num_generated), 0, num_rows);
-    int64_t num_tokens = 0;
-    Array<float> out;
+    std::vector<float> logits;
     device.wait(device.submit([&] {
       const ForwardBatch batch = buffers_.upload(0);
-      num_tokens = batch.num_tokens();
+      const int64_t num_tokens = batch.num_tokens();
       std::vector<int32_t> all(static_cast<size_t>(num_tokens));
       for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
       const Tensor rows = rows_.tensor(DType::i32, {num_tokens});
@@ -69,10 +70,9 @@ class DeviceModel {
       } else {
         work();
       }
-      out = Array<float>({num_tokens, config_.vocab_size});
-      device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
+      logits = logits_on_host(num_tokens);
     }));
-    return out;
+    return as_array(logits);
   }
 
   // Logits of the MTP layer for every row of `chunks`, which hold the next tokens. rows: of the last pass; empty: row i
@@ -80,7 +80,7 @@ class DeviceModel {
   Array<float> forward_mtp(const Chunks& chunks, size_t num_generated, const std::vector<int32_t>& rows) {
     Device& device = ops_->device();
     buffers_.stage(chunk_views(chunks, num_generated), 0);
-    Array<float> out;
+    std::vector<float> logits;
     device.wait(device.submit([&] {
       const ForwardBatch batch = buffers_.upload(0);
       const int64_t num_tokens = batch.num_tokens();
@@ -94,10 +94,9 @@ class DeviceModel {
       std::vector<int32_t> all(static_cast<size_t>(num_tokens));
       for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
       model_.logits(logits_.tensor(DType::f32, {num_tokens, config_.vocab_size}), hidden_, upload(all));
-      out = Array<float>({num_tokens, config_.vocab_size});
-      device.copy_to_host(out.mutable_data(), logits_.data(), num_tokens * config_.vocab_size * 4);
+      logits = logits_on_host(num_tokens);
     }));
-    return out;
+    return as_array(logits);
   }
 
   int64_t num_nodes() const { return num_nodes_; }  // of the last recorded step
@@ -133,6 +132,19 @@ class DeviceModel {
   }
 
  private:
+  // For work that a device may run on a thread of its own, which must make no object of Python.
+  std::vector<float> logits_on_host(int64_t num_tokens) {
+    std::vector<float> logits(static_cast<size_t>(num_tokens * config_.vocab_size));
+    ops_->device().copy_to_host(logits.data(), logits_.data(), static_cast<int64_t>(logits.size()) * 4);
+    return logits;
+  }
+
+  Array<float> as_array(const std::vector<float>& logits) const {
+    Array<float> out({static_cast<int64_t>(logits.size()) / config_.vocab_size, config_.vocab_size});
+    std::copy(logits.begin(), logits.end(), out.mutable_data());
+    return out;
+  }
+
   ModelConfig config_;
   Checkpoint checkpoint_;
   std::unique_ptr<Ops> ops_;

@@ -31,7 +31,13 @@ pytestmark = pytest.mark.skipif(
 def kit(tmp_path):
     """Runs the script with a limit [MiB]: its exit code, its output and the folder."""
     root, programs = tmp_path / "root", tmp_path / "programs"
-    for name in ["bench/gpu_kit.sh", "bench/gpu_gate.sh", "bench/gpu_build.sh", "bench/scripts/ceilings.py"]:
+    for name in [
+        "bench/gpu_kit.sh",
+        "bench/gpu_gate.sh",
+        "bench/gpu_build.sh",
+        "bench/scripts/ceilings.py",
+        "bench/scripts/trace.py",
+    ]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     for name in [

@@ -53,7 +53,7 @@ class Outcome:
 def first_difference(reading: Reading, alone: longcat.RequestOutput) -> tuple[str, int | None] | None:
     """What differs first from the run alone, and Finding.num_tokens; None when all is the same.
 
-    Of a completion that ended early, what came is compared.
+    Of a completion that ended early, its beginning is compared.
     """
     for index, (found, expected) in enumerate(zip(reading.completions, alone.outputs, strict=True)):
         where = f"completion {index}" if len(alone.outputs) > 1 else "the completion"

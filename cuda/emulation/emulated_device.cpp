@@ -78,8 +78,8 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Maps whole huge pages again, so that a large buffer costs only the pages in use. make_accessible() walks the remaining
-// ones.
+// Maps whole huge pages again, so that a large buffer costs only the pages in use. make_accessible() walks the
+// remaining ones.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
   char* const end = data + bytes;
   char* const first =

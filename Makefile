@@ -70,7 +70,7 @@ SANITIZED = build/sanitize-$(SANITIZER)
 SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py
 # libstdc++ as well: the interpreter brings none, and ASan looks for what throws exceptions when the process begins.
 PRELOADED = $(if $(filter thread,$(SANITIZER)),libtsan.so,libasan.so) libstdc++.so
-SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package LD_PRELOAD="$$(for name in $(PRELOADED); do $${CXX:-c++} -print-file-name=$$name; done)" \
+SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package LD_PRELOAD="$$(echo $$(for name in $(PRELOADED); do $${CXX:-c++} -print-file-name=$$name; done))" \
   ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
 sanitize: $(SANITIZED)/.built
 	$(SANITIZED_PYTHON) $(RUN_TESTS) $(SANITIZED_TESTS)

@@ -53,11 +53,11 @@ void* CpuDevice::allocate(int64_t bytes) {
 void CpuDevice::free(void* data, int64_t bytes) noexcept { ::munmap(data, static_cast<size_t>(bytes)); }
 
 void CpuDevice::copy_from_host(void* device_data, const void* host_data, int64_t bytes) {
-  std::memcpy(device_data, host_data, static_cast<size_t>(bytes));
+  copy(device_data, host_data, bytes);
 }
 
 void CpuDevice::copy_to_host(void* host_data, const void* device_data, int64_t bytes) {
-  std::memcpy(host_data, device_data, static_cast<size_t>(bytes));
+  copy(host_data, device_data, bytes);
 }
 
 void CpuDevice::upload(void* device_data, const void* host_data, int64_t bytes) { copy(device_data, host_data, bytes); }
@@ -66,7 +66,9 @@ void CpuDevice::download(void* host_data, const void* device_data, int64_t bytes
   copy(host_data, device_data, bytes);
 }
 
-void CpuDevice::copy(void* to, const void* from, int64_t bytes) { std::memcpy(to, from, static_cast<size_t>(bytes)); }
+void CpuDevice::copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));  // memcpy takes no null, even for 0 bytes
+}
 
 std::unique_ptr<Recording> CpuDevice::record(std::function<void()> work) {
   return std::make_unique<StoredFunction>(std::move(work));

@@ -131,7 +131,7 @@ void EmulatedDevice::download(void* host_data, const void* device_data, int64_t 
 
 void EmulatedDevice::copy(void* to, const void* from, int64_t bytes) {
   begin_kernel();
-  std::memcpy(to, from, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));  // memcpy takes no null, even for 0 bytes
   end_kernel();
 }
 

@@ -33,15 +33,17 @@ MAX_STOP_CHARS = 1024
 _STEP = 4096
 
 
-def _list_of(kind: type, value: object, most: int | None = None) -> list[Json]:
-    """A list of one type; of integers, those that can be token ids."""
+def _list_of(kind: type, value: object, most: int | None = None, place: tuple[int, ...] = ()) -> list[Json]:
+    """A list of one type; of integers, those that can be token ids. place: of the list in the field's value."""
     if type(value) is not list or (most is not None and len(value) > most):
-        raise PydanticCustomError("list", "a list")
+        raise (
+            PydanticCustomError("item", "an item", {"path": place}) if place else PydanticCustomError("list", "a list")
+        )
     for start in range(0, len(value), _STEP):
         part: list[Json] = value[start : start + _STEP]
         if set(map(type, part)) != {kind} or (kind is int and (min(part) < 0 or max(part) >= 2**31)):
             good = [type(item) is kind and (kind is not int or item in range(2**31)) for item in part]
-            raise PydanticCustomError("item", "an item", {"index": start + good.index(False)})
+            raise PydanticCustomError("item", "an item", {"path": (*place, start + good.index(False))})
     return value
 
 
@@ -50,8 +52,8 @@ def _prompt(value: Json) -> Json:
         return value
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, list):
-        for ids in value:
-            _list_of(int, ids)
+        for index, ids in enumerate(value):
+            _list_of(int, ids, place=(index,))
         return value
     return _list_of(str if isinstance(first, str) else int, value)
 
@@ -59,7 +61,7 @@ def _prompt(value: Json) -> Json:
 def _known_ids(value: dict[str, float]) -> dict[str, float]:
     for name in value:
         if not (name.isascii() and name.isdigit() and len(name) < 11):
-            raise PydanticCustomError("item", "an item", {"index": name})
+            raise PydanticCustomError("item", "an item", {"path": (name,)})
     return value
 
 

@@ -137,7 +137,7 @@ def validation_error(error: ValidationError, model: type[BaseModel], value: dict
 def _place(one: Mapping[str, Json], value: Json) -> list[Json]:
     """Keys and positions of a mistake; pydantic's names for the parts of a union are neither."""
     place: list[Json] = []
-    steps = [*one["loc"], *([one["ctx"]["index"]] if one["type"] == "item" else [])]
+    steps = [*one["loc"], *(one["ctx"]["path"] if one["type"] == "item" else ())]
     for step in steps:
         if isinstance(value, dict) and step in value:
             place, value = [*place, step], value[step]

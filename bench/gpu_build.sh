@@ -7,7 +7,7 @@ kit=$1 folder=$2 python=${PYTHON:-python3} jobs=$(nproc)
 mkdir -p "$folder"
 cd "$folder"
 "$python" -m tarfile -e "$kit/source.tar.xz" .
-cmake -S . -B build -G Ninja -DLONGCAT_CUDA=ON -DLONGCAT_BENCH=ON -DLONGCAT_TESTING=ON -DLONGCAT_MPI=OFF \
+cmake -S . -B build -G Ninja -DLONGCAT_CUDA=ON -DLONGCAT_BENCH=ON -DLONGCAT_TESTING=ON \
   -DLONGCAT_HEAVY_JOBS=$((jobs > 3 ? jobs - 2 : 1)) -DPython_EXECUTABLE="$(command -v "$python")" \
   -DSKBUILD_PROJECT_VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' "$kit/pyproject.toml")" \
   -Dpybind11_DIR="$PWD/third_party/pybind11/share/cmake/pybind11" -DLONGCAT_JSON_INCLUDE="$PWD/third_party/json"

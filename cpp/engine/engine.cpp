@@ -120,19 +120,19 @@ void Engine::check_request(std::span<const int32_t> prompt_token_ids, const Samp
                                         ": lower max_tokens or raise kv_cache_memory"));
 }
 
-int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
+int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_sequences,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue,
                             int64_t group) {
-  if (num_samples < 1) throw std::invalid_argument(str_cat("n=", num_samples, "; expected at least 1"));
+  if (num_sequences < 1) throw std::invalid_argument(str_cat("n=", num_sequences, "; expected at least 1"));
   check_request(prompt_token_ids, params);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
-  std::vector<std::shared_ptr<Sequence>> samples;
-  for (int64_t i = 0; i < num_samples; ++i) {
-    Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
+  std::vector<std::shared_ptr<Sequence>> sequences;
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    Sequence& sequence = *sequences.emplace_back(std::make_shared<Sequence>());
     sequence.group = group;
     sequence.params = params;
     sequence.params.sample_idx = params.sample_idx + static_cast<int32_t>(i);
-    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sample brings them
+    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sequence brings them
     sequence.num_prompt_tokens = num_prompt_tokens;
     sequence.max_tokens = std::min(params.max_tokens, max_model_len_ - num_prompt_tokens);
     sequence.queue = queue;
@@ -142,7 +142,7 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
     sequence.token_ids.assign(prompt_token_ids.begin(), prompt_token_ids.end());
     sequence.arrival = Clock::now();
   }
-  return role_->add(std::move(samples));
+  return role_->add(std::move(sequences));
 }
 
 bool Engine::abort(int64_t request_id) {

@@ -60,11 +60,11 @@ class Engine {
   // Throws std::invalid_argument for a prompt or parameters that cannot run.
   void check_request(std::span<const int32_t> prompt_token_ids, const SamplingParams& params) const;
 
-  // Queues `num_samples` completions of one prompt. Their ids are consecutive; returns the first. Outputs go to
+  // Queues `num_sequences` sequences of one prompt. Their ids are consecutive; returns the first. Outputs go to
   // `queue`, without a queue to the caller of step(). mask_queue: where a constrained request asks for masks. group:
   // the id of the first request of the same call; -1: this is the first. The scheduler weighs groups against each
   // other. Throws as check_request, and QueueFull.
-  int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples = 1,
+  int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_sequences = 1,
                       std::shared_ptr<OutputQueue> queue = nullptr, std::shared_ptr<OutputQueue> mask_queue = nullptr,
                       int64_t group = -1);
 

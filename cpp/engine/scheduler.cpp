@@ -33,12 +33,12 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     free_host_blocks_.push_back(static_cast<int32_t>(host));
 }
 
-void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
+void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& sequences) {
   const int64_t num_queued = static_cast<int64_t>(sequences_.size()) - num_running();  // with forks that have not begun
   if (num_queued >= options_.max_num_queued)
     throw QueueFull(str_cat("[engine] ", num_queued, " requests are waiting, max_num_queued=", options_.max_num_queued,
                             ": try again later"));
-  const std::shared_ptr<Sequence>& first = samples.front();
+  const std::shared_ptr<Sequence>& first = sequences.front();
   if (const auto group = groups_.find(first->group); group != groups_.end()) {  // room is left for other calls
     const int64_t most = (options_.max_num_queued + 1) / 2;
     const int64_t num_of_group = group->second.num_sequences - std::ranges::count_if(running_, [&](const auto& entry) {
@@ -48,16 +48,16 @@ void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
       throw QueueFull(str_cat("[engine] ", num_of_group, " requests of this call are waiting, half of max_num_queued=",
                               options_.max_num_queued, ": try again later"));
   }
-  for (const auto& sequence : samples) {
+  for (const auto& sequence : sequences) {
     if (sequence->group < 0) sequence->group = first->request_id;
     sequences_[sequence->request_id] = sequence;
     Group& group = groups_[sequence->group];
     group.size += tokens_of(*sequence);
     ++group.num_sequences;
   }
-  first->forks.assign(samples.begin() + 1, samples.end());
+  first->forks.assign(sequences.begin() + 1, sequences.end());
   enqueue(first);
-  stats_.num_requests += static_cast<int64_t>(samples.size());
+  stats_.num_requests += static_cast<int64_t>(sequences.size());
 }
 
 void Scheduler::enqueue(const std::shared_ptr<Sequence>& sequence) {

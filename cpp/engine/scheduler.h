@@ -73,7 +73,7 @@ class Scheduler {
 
   // Queues sequences that share a prompt: the first computes it, the others fork from it. All of them count towards
   // max_num_queued, of which one group gets half. Throws QueueFull.
-  void add(const std::vector<std::shared_ptr<Sequence>>& samples);
+  void add(const std::vector<std::shared_ptr<Sequence>>& sequences);
   std::shared_ptr<Sequence> find(int64_t request_id) const;  // null: not known, or ended
   template <class Function>
   void for_each(Function&& function) const {

@@ -173,7 +173,7 @@ def block_size(case) -> int:
 
 @pytest.mark.parametrize("max_num_seqs", [2, 8])
 def test_forks(case, max_num_seqs):
-    """n samples of a prompt share its blocks; each is what it is alone. Those without a place come later."""
+    """n sequences of a prompt share its blocks; each is what it is alone. Those without room come later."""
     for i, (token_ids, _) in enumerate(case.requests):
         params = sampling(NEW_TOKENS, seed=i, temperature=0.8)
         steps = Steps(case.engine(max_num_seqs=max_num_seqs))

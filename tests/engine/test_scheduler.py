@@ -54,16 +54,16 @@ def test_the_first_in_line_advances_in_every_step():
     assert model.scheduler.stats()["num_recomputes"] > 0
 
 
-def test_samples_for_which_there_is_no_place_begin_later():
+def test_sequences_without_room_begin_later():
     model = model_with(max_num_seqs=2)
     model.add(TEXTS[0][:100], 5, n=4)
     model.step()
     assert (model.scheduler.num_running, model.scheduler.num_waiting) == (2, 2)
     model.finish_all()
-    assert model.seen["fork"] == 1 and model.seen["sample begins on its own"] == 2
+    assert model.seen["fork"] == 1 and model.seen["sequence begins on its own"] == 2
 
 
-def test_samples_of_an_aborted_one_begin_on_their_own():
+def test_sequences_of_an_aborted_one_begin_on_their_own():
     model = model_with()
     first, second, third = model.add(TEXTS[0][:100], 5, n=3)
     model.abort(second)
@@ -117,8 +117,8 @@ def test_blocks_of_an_answer_are_no_prefix():
     model.finish_all()
 
 
-def test_a_sample_whose_first_token_was_lost_draws_it_again():
-    """The step that failed computed its sibling, which ends; the sample itself starts over."""
+def test_a_sequence_whose_first_token_was_lost_draws_it_again():
+    """The step that failed computed its sibling, which ends; the sequence itself starts over."""
     model = model_with()
     first, second = model.add(TEXTS[0][:100], 5, n=2)
     assert model.schedule()
@@ -294,7 +294,7 @@ MUST_OCCUR = [
     "prefix hit",
     "prompt computed again",
     "result after its end",
-    "sample begins on its own",
+    "sequence begins on its own",
     "save",
     "scored",
     "short one ahead of its turn",

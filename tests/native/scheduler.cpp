@@ -82,10 +82,10 @@ class TestScheduler {
   explicit TestScheduler(const SchedulerOptions& options) : scheduler_(options) {}
 
   std::vector<int64_t> add(const std::vector<int32_t>& prompt, const SamplingParams& params, int64_t n, int64_t group) {
-    std::vector<std::shared_ptr<Sequence>> samples;
+    std::vector<std::shared_ptr<Sequence>> sequences;
     std::vector<int64_t> ids;
     for (int64_t i = 0; i < n; ++i) {
-      Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
+      Sequence& sequence = *sequences.emplace_back(std::make_shared<Sequence>());
       sequence.request_id = next_request_id_ + i;
       sequence.params = params;
       sequence.group = group;
@@ -95,7 +95,7 @@ class TestScheduler {
       sequence.token_ids = prompt;
       ids.push_back(sequence.request_id);
     }
-    scheduler_.add(samples);
+    scheduler_.add(sequences);
     next_request_id_ += n;
     return ids;
   }

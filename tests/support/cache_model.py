@@ -29,7 +29,7 @@ class Request:
     stop_token_ids: list[int]
     constrained: bool
     scores: bool
-    sample: int  # of its prompt
+    index: int  # among the sequences of its prompt
     token_ids: list[int] = field(default_factory=list)  # as the device knows them, ahead of the host
     values: list[int] = field(default_factory=list)  # what the slot of each of them is to hold
     num_known: int = 0  # tokens that the host knows
@@ -188,7 +188,7 @@ class CacheModel:
         in_turn, left = admitted - short, waiting - admitted - forked
         assert not in_turn or not left or max(in_turn) < min(left), f"{in_turn} before {left}"
         for request in (self.live[i] for i in admitted):
-            self.seen["sample begins on its own"] += request.sample > 0 and not request.begun
+            self.seen["sequence begins on its own"] += request.index > 0 and not request.begun
             request.begun = True
         if not plan["chunks"] and not plan["moves"]:
             idle = not self.under_way and not self.borrowed and not any(r.waits for r in self.live.values())
@@ -250,7 +250,7 @@ class CacheModel:
     # --- the rules of a plan ----------------------------------------------------------------------------------------
 
     def queued(self) -> set[int]:
-        """Those that wait for their turn: not the samples that wait for their sibling's prompt."""
+        """Those that wait for their turn: not the sequences that wait for their sibling's prompt."""
         sequences = self.scheduler.sequences()
         hanging = {fork for s in sequences.values() for fork in s["forks"]}
         return {i for i, s in sequences.items() if not s["running"]} - hanging

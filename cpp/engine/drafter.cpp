@@ -9,9 +9,9 @@ namespace longcat {
 namespace {
 
 // Index of the first draw of each chunk.
-std::vector<int32_t> first_samples(const StepPlan& plan) {
+std::vector<int32_t> first_draws(const StepPlan& plan) {
   std::vector<int32_t> first(plan.chunks.size(), -1);
-  for (size_t i = plan.samples.size(); i-- > 0;) first[plan.samples[i].chunk] = static_cast<int32_t>(i);
+  for (size_t i = plan.draws.size(); i-- > 0;) first[plan.draws[i].chunk] = static_cast<int32_t>(i);
   return first;
 }
 
@@ -67,16 +67,16 @@ void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden
 // the chunk, or the token drawn from the row.
 Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
-  const std::vector<int32_t> first_sample = first_samples(plan);
+  const std::vector<int32_t> first_draw = first_draws(plan);
   std::vector<int32_t> next_ids, sources;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const PlannedChunk& chunk = plan.chunks[c];
-    const int64_t num_drawn = chunk.samples ? chunk.num_draft_tokens + 1 : 0;
+    const int64_t num_drawn = chunk.is_drawn_from ? chunk.num_draft_tokens + 1 : 0;
     for (int64_t i = 1; i <= chunk.count; ++i) {
       const int64_t drawn = i - 1 - (chunk.count - num_drawn);
       const bool is_known = drawn < 0 && i < chunk.count;
       next_ids.push_back(is_known ? chunk.token_ids[static_cast<size_t>(i)] : chunk.next_token_id);
-      sources.push_back(drawn < 0 ? -1 : first_sample[c] + static_cast<int32_t>(drawn));
+      sources.push_back(drawn < 0 ? -1 : first_draw[c] + static_cast<int32_t>(drawn));
     }
   }
   next_ids.resize(static_cast<size_t>(batch.num_tokens()), 0);  // padding
@@ -95,17 +95,17 @@ std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor samp
   std::vector<Draft> drafts;
   if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_next_drafts > 0; }))
     return drafts;
-  std::vector<int32_t> drawn(plan.samples.size());
+  std::vector<int32_t> drawn(plan.draws.size());
   device_.copy_to_host(drawn.data(), sampled_ids.raw(), static_cast<int64_t>(drawn.size()) * 4);
   std::vector<int64_t> num_accepted(plan.chunks.size(), 0);
-  const std::vector<int32_t> first_sample = first_samples(plan);
-  for (size_t i = 0; i < plan.samples.size(); ++i) {
-    const PlannedSample& sample = plan.samples[i];
-    const PlannedChunk& chunk = plan.chunks[sample.chunk];
-    if (sample.num_drafts < chunk.num_draft_tokens && sample.num_drafts == num_accepted[sample.chunk] &&
+  const std::vector<int32_t> first_draw = first_draws(plan);
+  for (size_t i = 0; i < plan.draws.size(); ++i) {
+    const PlannedDraw& draw = plan.draws[i];
+    const PlannedChunk& chunk = plan.chunks[draw.chunk];
+    if (draw.num_drafts < chunk.num_draft_tokens && draw.num_drafts == num_accepted[draw.chunk] &&
         drawn[i] ==
-            chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_draft_tokens - sample.num_drafts)])
-      ++num_accepted[sample.chunk];
+            chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_draft_tokens - draw.num_drafts)])
+      ++num_accepted[draw.chunk];
   }
   int64_t end_row = 0;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
@@ -119,7 +119,7 @@ std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor samp
       drafts.push_back({.chunk = c,
                         .next_position = next_position,
                         .num_wanted = num_wanted,
-                        .newest = drawn[static_cast<size_t>(first_sample[c] + num_accepted[c])],
+                        .newest = drawn[static_cast<size_t>(first_draw[c] + num_accepted[c])],
                         .row = static_cast<int32_t>(end_row - 1 - num_rejected)});
   }
   LC_CHECK(static_cast<int64_t>(drafts.size()) <= max_num_seqs_);

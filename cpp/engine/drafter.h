@@ -17,7 +17,7 @@ class Drafter {
 
   // Fills step.drafts, inside submitted work, after the draws of the step. The MTP layer first reads all tokens of the
   // step, so that its latents reach as far as those of the other layers. Waits for the draws: they decide which draft
-  // tokens are accepted, and so where to go on. batch: of the step; sampled_ids: [max_samples] i32.
+  // tokens are accepted, and so where to go on. batch: of the step; sampled_ids: [max_draws] i32.
   void draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids);
 
  private:

@@ -38,7 +38,7 @@ void Engine::allocate() {
   runner_ = std::make_unique<ModelRunner>(
       *loaded_.ops, *loaded_.model, *cache_,
       RunnerLimits{.max_num_seqs = options_.max_num_seqs,
-                   .max_samples = options_.max_samples(),
+                   .max_draws = options_.max_draws(),
                    .max_num_batched_tokens = options_.max_num_batched_tokens,
                    .max_blocks_per_sequence = blocks_for(max_model_len_),
                    .block_bytes = block_bytes,

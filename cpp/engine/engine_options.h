@@ -31,7 +31,7 @@ struct EngineOptions {
   std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
                                   // leave the host free
 
-  int64_t max_samples() const { return max_num_seqs + speculation.most_in_a_step(); }  // of a step
+  int64_t max_draws() const { return max_num_seqs + speculation.most_in_a_step(); }  // of a step
 };
 
 }  // namespace longcat

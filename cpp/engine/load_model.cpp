@@ -154,7 +154,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
     for (const MappedFile& shard : checkpoint.shards()) shard.check();
     auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
-                                         options.max_num_batched_tokens, options.max_samples());
+                                         options.max_num_batched_tokens, options.max_draws());
     return {.config = std::move(config),
             .dtype = dtype,
             .kv_cache_dtype = kv_cache_dtype,

@@ -19,20 +19,19 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       cache_(cache),
       limits_(limits),
       vocab_size_(model.config().vocab_size),
-      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_samples, limits.max_blocks_per_sequence,
-                     kSlots),
-      logits_(device_, model.own_logits_capacity(limits.max_samples) * vocab_size_ * 4),
-      logit_rows_(device_, limits.max_samples * 4),
-      all_rows_(device_, limits.max_samples * 4),
-      sampled_ids_(device_, limits.max_samples * 4),
-      zeros_(static_cast<size_t>(limits.max_samples), 0),
+      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_draws, limits.max_blocks_per_sequence, kSlots),
+      logits_(device_, model.own_logits_capacity(limits.max_draws) * vocab_size_ * 4),
+      logit_rows_(device_, limits.max_draws * 4),
+      all_rows_(device_, limits.max_draws * 4),
+      sampled_ids_(device_, limits.max_draws * 4),
+      zeros_(static_cast<size_t>(limits.max_draws), 0),
       host_slab_blocks_(std::max<int64_t>(kHostSlabBytes / limits.block_bytes, 1)) {
-  std::vector<int32_t> rows(static_cast<size_t>(limits.max_samples));
+  std::vector<int32_t> rows(static_cast<size_t>(limits.max_draws));
   std::iota(rows.begin(), rows.end(), 0);
   device_.copy_from_host(all_rows_.data(), rows.data(), all_rows_.bytes());
   if (limits.num_drafts > 0)  // a sequence with draft tokens takes one of the draws beyond max_num_seqs
     drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
-                                         std::min(limits.max_num_seqs, limits.max_samples - limits.max_num_seqs),
+                                         std::min(limits.max_num_seqs, limits.max_draws - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
   if (device_.warms_recordings()) warm_up();
 }
@@ -40,7 +39,7 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
 // Records the graphs of short contexts before the first request: the first launch of a kernel and the instantiation of
 // a graph take 10 to 20 ms. All rows are padding, which writes to the null block.
 void ModelRunner::warm_up() {
-  const int64_t most = std::min(limits_.max_samples, limits_.max_num_batched_tokens);
+  const int64_t most = std::min(limits_.max_draws, limits_.max_num_batched_tokens);
   for (int64_t rows = 1; rows <= most;) {
     const int64_t padded = padded_rows(rows);
     batch_buffers_.stage({}, 0, padded);
@@ -63,7 +62,7 @@ ModelRunner::~ModelRunner() {
 }
 
 int64_t ModelRunner::padded_rows(int64_t rows) const {
-  return std::min({device_.padded_rows(rows), limits_.max_samples, limits_.max_num_batched_tokens});
+  return std::min({device_.padded_rows(rows), limits_.max_draws, limits_.max_num_batched_tokens});
 }
 
 std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
@@ -81,17 +80,17 @@ std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
                       .source = chunk.source});
   // Steps of decoding alone come again and again in the same shape: they are recorded as graphs.
   const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
-    return c.generated && c.samples && c.count == 1 + c.num_draft_tokens;
+    return c.generated && c.is_drawn_from && c.count == 1 + c.num_draft_tokens;
   });
   step->recorded_rows = decodes_only ? padded_rows(p.num_tokens()) : 0;
   if (!chunks.empty()) batch_buffers_.stage(chunks, step->slot, step->recorded_rows);
 
-  step->sampled_ids.resize(p.samples.size(), -1);
-  step->logprobs.resize(p.samples.size());
-  step->errors.resize(p.samples.size());
+  step->sampled_ids.resize(p.draws.size(), -1);
+  step->logprobs.resize(p.draws.size());
+  step->errors.resize(p.draws.size());
   step->prompt_logprobs.resize(p.chunks.size());
   step->chunk_errors.resize(p.chunks.size());
-  for (const PlannedSample& sample : p.samples) step->masks.push_back(sample.sequence->mask);
+  for (const PlannedDraw& draw : p.draws) step->masks.push_back(draw.sequence->mask);
   return step;
 }
 
@@ -136,7 +135,7 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
 
 // The work of a recorded graph: all that has the same shape in every step with this number of rows.
 Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
-  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_samples}),
+  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_draws}),
                         batch_buffers_.sources());
   const Tensor hidden = model_.forward(batch, cache_);
   if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), hidden, logit_rows);
@@ -177,18 +176,18 @@ void ModelRunner::run(StepInFlight& step) {
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
       score_prompt(step, c, hidden, first_row);
       first_row += plan.chunks[c].count;
-      if (!plan.chunks[c].samples) continue;
+      if (!plan.chunks[c].is_drawn_from) continue;
       logits_row[c] = static_cast<int32_t>(logit_rows.size());
       for (int64_t behind = plan.chunks[c].num_draft_tokens; behind >= 0; --behind)
         logit_rows.push_back(static_cast<int32_t>(first_row - 1 - behind));
     }
     if (!logit_rows.empty()) own = compute_logits(hidden, logit_rows);
   }
-  if (!plan.samples.empty()) sample(step, batch, logits_row, own);
-  if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
+  if (!plan.draws.empty()) sample(step, batch, logits_row, own);
+  if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_draws}));
 }
 
-// Computes the logits of `rows` of `hidden`, at most max_samples. Returns the range that this rank owns.
+// Computes the logits of `rows` of `hidden`, at most max_draws. Returns the range that this rank owns.
 Range ModelRunner::compute_logits(Tensor hidden, const std::vector<int32_t>& rows) {
   const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
   device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
@@ -228,8 +227,8 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
 // Log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the batch.
 void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidden, int64_t first_row) try {
   const PlannedChunk& chunk = step.plan.chunks[chunk_idx];
-  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_samples) {
-    const int64_t count = std::min(limits_.max_samples, chunk.score_end - start);
+  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_draws) {
+    const int64_t count = std::min(limits_.max_draws, chunk.score_end - start);
     std::vector<int32_t> rows(static_cast<size_t>(count));
     std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
     const auto predicted =
@@ -257,8 +256,8 @@ void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::spa
   const StepPlan& plan = step.plan;
   std::vector<SamplingRow> rows;
   Range mine;  // draws of this rank, in the order of the rows
-  for (size_t i = 0; i < plan.samples.size(); ++i) {
-    const PlannedSample& planned = plan.samples[i];
+  for (size_t i = 0; i < plan.draws.size(); ++i) {
+    const PlannedDraw& planned = plan.draws[i];
     const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.num_drafts);
     if (logits_row < own.begin) ++mine.begin;
     if (logits_row < own.begin || logits_row >= own.end) continue;
@@ -269,21 +268,21 @@ void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::spa
     row.mask = step.masks[i];
   }
   mine.end = mine.begin + static_cast<int64_t>(rows.size());
-  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.samples.size())});
+  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.draws.size())});
   if (has_peers()) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
   if (!rows.empty())
     ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.lane(), batch.block_tables);
   model_.world().all_reduce(ids);
   device_.download(step.sampled_ids.data(), ids.raw(), ids.num_bytes());
-  for (size_t i = 0; i < plan.samples.size(); ++i) try {
-      const SamplingParams& p = plan.samples[i].sequence->params;
+  for (size_t i = 0; i < plan.draws.size(); ++i) try {
+      const SamplingParams& p = plan.draws[i].sequence->params;
       if (p.logprobs < 0) continue;
       int32_t token_id;
       device_.copy_to_host(&token_id, ids.data<int32_t>() + i, 4);
       if (token_id < 0) continue;
-      const int64_t sample_idx = static_cast<int64_t>(i);
-      const bool is_mine = mine.begin <= sample_idx && sample_idx < mine.end;
-      const int64_t row = is_mine ? rows[static_cast<size_t>(sample_idx - mine.begin)].logits_row : 0;
+      const int64_t draw_idx = static_cast<int64_t>(i);
+      const bool is_mine = mine.begin <= draw_idx && draw_idx < mine.end;
+      const int64_t row = is_mine ? rows[static_cast<size_t>(draw_idx - mine.begin)].logits_row : 0;
       step.logprobs[i] = compute_logprobs(is_mine ? logits(own.size()).slice(0, row, row + 1) : Tensor{},
                                           is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
     } catch (const DeviceFailure&) {
@@ -300,8 +299,8 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
   const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
   device_.wait(device_.submit([&] {
     const Tensor hidden = compute(batch_buffers_.upload(kSlot), {});
-    for (int64_t first = 0; first < count; first += limits_.max_samples) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_samples, count - first)));
+    for (int64_t first = 0; first < count; first += limits_.max_draws) {
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_draws, count - first)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
       const Range own = compute_logits(hidden, rows);
       Tensor all = logits(own.size());

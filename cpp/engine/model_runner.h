@@ -16,7 +16,7 @@
 namespace longcat {
 
 struct RunnerLimits {
-  int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
+  int64_t max_num_seqs, max_draws, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
   int64_t num_drafts = 0;  // draft tokens of a sequence by the MTP layer; 0: none
 };
 
@@ -70,11 +70,11 @@ class ModelRunner {
   int64_t vocab_size_;
   StepObserver* observer_ = nullptr;
   BatchBuffers batch_buffers_;
-  Buffer logits_;                     // [max_samples of this rank, vocab_size] f32
-  Buffer logit_rows_;                 // [max_samples] i32
-  Buffer all_rows_;                   // [max_samples] i32: 0, 1, 2, ...
-  Buffer sampled_ids_;                // [max_samples] i32, read by the next step
-  std::vector<int32_t> zeros_;        // [max_samples]
+  Buffer logits_;                     // [max_draws of this rank, vocab_size] f32
+  Buffer logit_rows_;                 // [max_draws] i32
+  Buffer all_rows_;                   // [max_draws] i32: 0, 1, 2, ...
+  Buffer sampled_ids_;                // [max_draws] i32, read by the next step
+  std::vector<int32_t> zeros_;        // [max_draws]
   std::unique_ptr<Drafter> drafter_;  // null: no draft tokens by the MTP layer
   // Recorded graphs, by the rows and the context bucket of a decode step.
   std::map<std::pair<int64_t, int64_t>, RecordedStep> recordings_;

@@ -393,24 +393,24 @@ bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
 
 // Plans the draws from the last row of a sequence's chunk: its own and, at the end of its prompt, those of its forks.
 // One draw follows for each draft token; of them only the first is sure to count.
-void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
+void Scheduler::plan_draws(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
   const auto draw = [&](const std::shared_ptr<Sequence>& from) {
-    plan.samples.push_back({.sequence = from,
-                            .chunk = plan.chunks.size() - 1,
-                            .num_tokens = from->num_tokens(),
-                            .ends = from->max_tokens == 0});
+    plan.draws.push_back({.sequence = from,
+                          .chunk = plan.chunks.size() - 1,
+                          .num_tokens = from->num_tokens(),
+                          .ends = from->max_tokens == 0});
     if (from->max_tokens == 0) return;
     ++from->num_pending;
-    from->pending_row = static_cast<int32_t>(plan.samples.size()) - 1;
+    from->pending_row = static_cast<int32_t>(plan.draws.size()) - 1;
   };
   Sequence& s = *sequence;
   const bool first = s.num_tokens() == s.num_prompt_tokens;
   draw(sequence);
   for (int64_t i = 1; i <= plan.chunks.back().num_draft_tokens; ++i) {
-    PlannedSample next = plan.samples.back();
+    PlannedDraw next = plan.draws.back();
     next.num_drafts = i;
     ++next.num_tokens;
-    plan.samples.push_back(std::move(next));
+    plan.draws.push_back(std::move(next));
   }
   if (!first) return;
   for (const auto& fork : s.forks) {
@@ -439,7 +439,7 @@ void Scheduler::add_chunk(const std::shared_ptr<Sequence>& sequence, int64_t cou
   chunk = plan_chunk(sequence, count, drafts);
   stats_.num_draft_tokens += chunk.num_draft_tokens;
   if (!chunk.generated) filling_.push_back(sequence);
-  if (chunk.samples) plan_samples(sequence, plan);
+  if (chunk.is_drawn_from) plan_draws(sequence, plan);
 }
 
 // Adds chunks of prompts, and of tokens that are recomputed, within the budget that is left.

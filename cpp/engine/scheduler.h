@@ -136,7 +136,7 @@ class Scheduler {
   void add_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan,
                  std::span<const int32_t> drafts = {});
   void add_long_chunks(int64_t budget, StepPlan& plan);
-  void plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
+  void plan_draws(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
   bool waits_for_mask(const Sequence& sequence) const;
   void release(Sequence& sequence);
 

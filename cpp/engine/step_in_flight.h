@@ -20,7 +20,7 @@ struct StepInFlight {
   int slot = 0;               // of the staging buffers
   int64_t recorded_rows = 0;  // rows of its recorded graph, with padding; 0: it has none
 
-  // By sample of the plan.
+  // By draw of the plan.
   std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn
   std::vector<std::optional<TokenLogprobs>> logprobs;
   std::vector<std::string> errors;  // why a draw failed; empty: it did not
@@ -29,7 +29,7 @@ struct StepInFlight {
   std::vector<std::string> chunk_errors;
   std::vector<std::vector<int32_t>> drafts;  // draft tokens behind the drawn ones (Drafter)
 
-  std::vector<std::vector<uint32_t>> masks;  // by sample, as of the launch
+  std::vector<std::vector<uint32_t>> masks;  // by draw, as of the launch
 };
 
 // For tests: sees every step on the device's thread, after its forward pass.

@@ -201,13 +201,13 @@ void StepLoop::commit(StepInFlight& step, std::vector<StepOutput>& outputs) {
     if (const std::string& error = step.chunk_errors[c]; !error.empty())
       end(s, {.request_id = s.request_id, .finish_reason = FinishReason::error, .error = error}, outputs);
   }
-  for (size_t i = 0; i < step.plan.samples.size(); ++i) {
-    Sequence& s = *step.plan.samples[i].sequence;
+  for (size_t i = 0; i < step.plan.draws.size(); ++i) {
+    Sequence& s = *step.plan.draws[i].sequence;
     if (has_ended(s) || !is_accepted(step, i)) continue;
     StepOutput output = output_of(step, i);
     output.prompt_logprobs = std::exchange(s.prompt_logprobs, {});
     if (output.token_id >= 0) {
-      if (step.plan.samples[i].num_drafts == 0) {
+      if (step.plan.draws[i].num_drafts == 0) {
         scheduler_.commit(s, output.token_id, now);
       } else {
         scheduler_.commit_accepted(s, output.token_id, now);

@@ -25,7 +25,7 @@ struct PlannedChunk {
   std::vector<int32_t> blocks;
   int64_t score_begin = 0, score_end = 0;  // positions whose next token gets log-probabilities
   std::vector<int32_t> score_ids = {};     // [score_end - score_begin] those next tokens
-  bool samples = false;                    // a token is drawn from its last row
+  bool is_drawn_from = false;              // a token is drawn from its last row
   int64_t num_draft_tokens = 0;            // the last of its tokens; a token is drawn from the row before each, too
   // For the MTP layer:
   int32_t next_token_id = -1;   // behind a chunk without draws
@@ -33,7 +33,7 @@ struct PlannedChunk {
 };
 
 // A draw from a row of a chunk.
-struct PlannedSample {
+struct PlannedDraw {
   std::shared_ptr<Sequence> sequence;
   size_t chunk = 0;
   int64_t num_drafts = 0;  // draft tokens in its history
@@ -44,7 +44,7 @@ struct PlannedSample {
 struct StepPlan {
   std::vector<BlockMove> moves;
   std::vector<PlannedChunk> chunks;  // decoding ones first
-  std::vector<PlannedSample> samples;
+  std::vector<PlannedDraw> draws;
 
   bool empty() const { return moves.empty() && chunks.empty(); }
   int64_t num_tokens() const {

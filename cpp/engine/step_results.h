@@ -7,12 +7,12 @@
 
 namespace longcat {
 
-// Whether draw `sample_idx` counts: the draft tokens that its history holds equal the draws before it.
-bool is_accepted(const StepInFlight& step, size_t sample_idx);
+// Whether draw `draw_idx` counts: the draft tokens that its history holds equal the draws before it.
+bool is_accepted(const StepInFlight& step, size_t draw_idx);
 
-// The output that draw `sample_idx` brings its sequence, without statistics: a token, an error, or an end without a
+// The output that draw `draw_idx` brings its sequence, without statistics: a token, an error, or an end without a
 // token. The finish reason of a token is none: only the sequence with the token tells it (finish_reason).
-StepOutput output_of(const StepInFlight& step, size_t sample_idx);
+StepOutput output_of(const StepInFlight& step, size_t draw_idx);
 
 // Whether a sequence ends with its newest token.
 FinishReason finish_reason(const Sequence& sequence, int32_t token_id);

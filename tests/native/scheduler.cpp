@@ -29,7 +29,7 @@ const char* name_of(BlockMove::Kind kind) {
 }
 
 py::dict to_dict(const StepPlan& plan) {
-  py::list moves, chunks, samples;
+  py::list moves, chunks, draws;
   for (const BlockMove& move : plan.moves)
     moves.append(py::make_tuple(name_of(move.kind), move.block, move.other_block));
   for (const PlannedChunk& chunk : plan.chunks) {
@@ -43,21 +43,21 @@ py::dict to_dict(const StepPlan& plan) {
     d["blocks"] = chunk.blocks;
     d["score_begin"] = chunk.score_begin;
     d["score_end"] = chunk.score_end;
-    d["samples"] = chunk.samples;
+    d["is_drawn_from"] = chunk.is_drawn_from;
     chunks.append(std::move(d));
   }
-  for (const PlannedSample& sample : plan.samples) {
+  for (const PlannedDraw& draw : plan.draws) {
     py::dict d;
-    d["request_id"] = sample.sequence->request_id;
-    d["chunk"] = sample.chunk;
-    d["num_tokens"] = sample.num_tokens;
-    d["ends"] = sample.ends;
-    samples.append(std::move(d));
+    d["request_id"] = draw.sequence->request_id;
+    d["chunk"] = draw.chunk;
+    d["num_tokens"] = draw.num_tokens;
+    d["ends"] = draw.ends;
+    draws.append(std::move(d));
   }
   py::dict d;
   d["moves"] = std::move(moves);
   d["chunks"] = std::move(chunks);
-  d["samples"] = std::move(samples);
+  d["draws"] = std::move(draws);
   return d;
 }
 
@@ -109,17 +109,17 @@ class TestScheduler {
     return d;
   }
 
-  // Takes in what the oldest plan under way drew, an id a sample. Returns who ended, and why.
+  // Takes in what the oldest plan under way drew, an id a draw. Returns who ended, and why.
   std::vector<std::pair<int64_t, std::string>> commit(const std::vector<int32_t>& token_ids) {
     const StepPlan plan = std::move(plans_.front());
     plans_.pop_front();
-    LC_CHECK(token_ids.size() == plan.samples.size());
+    LC_CHECK(token_ids.size() == plan.draws.size());
     std::vector<std::pair<int64_t, std::string>> ended;
-    for (size_t i = 0; i < plan.samples.size(); ++i) {
-      Sequence& s = *plan.samples[i].sequence;
+    for (size_t i = 0; i < plan.draws.size(); ++i) {
+      Sequence& s = *plan.draws[i].sequence;
       if (s.state == Sequence::State::finished) continue;
       FinishReason reason = FinishReason::length;
-      if (!plan.samples[i].ends) {
+      if (!plan.draws[i].ends) {
         scheduler_.commit(s, token_ids[i], Clock::now());
         const std::vector<int32_t>& stops = s.params.stop_token_ids;
         if (std::find(stops.begin(), stops.end(), token_ids[i]) != stops.end()) {

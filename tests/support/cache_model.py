@@ -73,7 +73,9 @@ class CacheModel:
         self.live: dict[int, Request] = {}
         self.ended: dict[int, str] = {}
         self.told: list[list[int]] = []  # prompts with their whole answers
-        self.under_way: deque[list[tuple[Request, int]]] = deque()  # what each plan drew, a sample each; -1: nothing
+        self.under_way: deque[list[tuple[Request, int]]] = (
+            deque()
+        )  # what each plan drew, one for each draw; -1: nothing
         self.drawn: list[tuple[Request, int]] = []  # by the last plan
         self.seen = Counter()
         # The first in line may need half the budget for all its tokens.
@@ -179,7 +181,7 @@ class CacheModel:
         waiting = self.queued()
         plan = self.scheduler.schedule()
         sequences = self.scheduler.sequences()
-        forked = {s["request_id"] for s in plan["samples"]} - {c["request_id"] for c in plan["chunks"]}
+        forked = {s["request_id"] for s in plan["draws"]} - {c["request_id"] for c in plan["chunks"]}
         admitted = {i for i in waiting - forked if sequences[i]["running"]}
         short = {i for i, s in sequences.items() if s["is_short"]}
         slots = self.options["max_num_seqs"]
@@ -200,7 +202,7 @@ class CacheModel:
         self.check_chunks(plan, sequences)
         for chunk in plan["chunks"]:
             self.write(chunk)
-        self.take_samples(plan)
+        self.take_draws(plan)
         return True
 
     def commit(self) -> int:
@@ -299,7 +301,7 @@ class CacheModel:
             for i in range(blocks_for(start)):
                 wanted = request.values[i * BLOCK : min((i + 1) * BLOCK, start)]
                 assert self.cache[blocks[i]][: len(wanted)] == wanted, f"request {request.request_id} block {blocks[i]}"
-            forks = {s["request_id"] for s in plan["samples"] if s["chunk"] == c}  # they begin with its blocks
+            forks = {s["request_id"] for s in plan["draws"] if s["chunk"] == c}  # they begin with its blocks
             for block in blocks[start // BLOCK :]:
                 assert readers[block] == 1, f"block {block} is read in the step that writes it"
                 assert holders[block] <= {request.request_id} | forks, f"block {block} is shared"
@@ -335,19 +337,19 @@ class CacheModel:
         for position in range(chunk["start"], chunk["start"] + chunk["count"]):
             self.cache[chunk["blocks"][position // BLOCK]][position % BLOCK] = request.values[position]
 
-    def take_samples(self, plan: dict) -> None:
-        chunks, samples = plan["chunks"], plan["samples"]
-        assert len(samples) <= self.options["max_num_seqs"]
-        assert len({s["request_id"] for s in samples}) == len(samples)
-        sampled = {s["chunk"] for s in samples}
+    def take_draws(self, plan: dict) -> None:
+        chunks, draws = plan["chunks"], plan["draws"]
+        assert len(draws) <= self.options["max_num_seqs"]
+        assert len({s["request_id"] for s in draws}) == len(draws)
+        sampled = {s["chunk"] for s in draws}
         for c, chunk in enumerate(chunks):
             whole = chunk["start"] + chunk["count"] == len(self.live[chunk["request_id"]].token_ids)
-            assert chunk["samples"] == whole == (c in sampled)
+            assert chunk["is_drawn_from"] == whole == (c in sampled)
         drawn = []
-        for sample in samples:
-            request, chunk = self.live[sample["request_id"]], chunks[sample["chunk"]]
-            assert sample["num_tokens"] == len(request.token_ids) == chunk["start"] + chunk["count"]
-            assert not request.waits and sample["ends"] == (request.max_tokens == 0)
+        for draw in draws:
+            request, chunk = self.live[draw["request_id"]], chunks[draw["chunk"]]
+            assert draw["num_tokens"] == len(request.token_ids) == chunk["start"] + chunk["count"]
+            assert not request.waits and draw["ends"] == (request.max_tokens == 0)
             if chunk["request_id"] != request.request_id:
                 assert (
                     chunk["request_id"] < request.request_id and self.live[chunk["request_id"]].prompt == request.prompt

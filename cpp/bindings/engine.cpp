@@ -56,7 +56,7 @@ py::dict to_dict(const EngineMetrics& m) {
   d["num_waiting"] = m.num_waiting;
   d["num_kv_blocks"] = m.num_kv_blocks;
   d["num_free_blocks"] = m.num_free_blocks;
-  d["num_cached_blocks"] = m.num_published_blocks;
+  d["num_cached_blocks"] = m.num_cached_blocks;
   return d;
 }
 

@@ -92,7 +92,7 @@ EngineMetrics Engine::metrics() const {
           .num_waiting = scheduler_->num_waiting(),
           .num_kv_blocks = num_kv_blocks(),
           .num_free_blocks = scheduler_->blocks().num_free(),
-          .num_published_blocks = scheduler_->blocks().num_published()};
+          .num_cached_blocks = scheduler_->blocks().num_cached()};
 }
 
 // --- requests ------------------------------------------------------------------------------------------------------

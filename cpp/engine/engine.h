@@ -28,7 +28,7 @@ namespace longcat {
 struct EngineMetrics {
   SchedulerStats counts;
   int64_t num_running = 0, num_waiting = 0;
-  int64_t num_kv_blocks = 0, num_free_blocks = 0, num_published_blocks = 0;
+  int64_t num_kv_blocks = 0, num_free_blocks = 0, num_cached_blocks = 0;
 };
 
 class Engine {

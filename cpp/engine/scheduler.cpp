@@ -166,14 +166,14 @@ std::optional<Clock::time_point> Scheduler::next_due() const {
 
 // Adds the prompt blocks that the last plan filled to the prefix cache. The device writes them before a later step
 // reads them.
-void Scheduler::publish_filled() {
+void Scheduler::cache_filled_blocks() {
   for (const auto& sequence : filling_) {
     Sequence& s = *sequence;
     if (s.state != Sequence::State::running) continue;
     const int64_t full = std::min(s.num_scheduled, s.num_prompt_tokens) / kBlockSize;
-    for (; s.num_published < full; ++s.num_published) {
-      const std::span<const int32_t> ids(s.token_ids.data() + s.num_published * kBlockSize, kBlockSize);
-      s.prefix_uid = blocks_.publish(s.blocks[static_cast<size_t>(s.num_published)], s.prefix_uid, ids);
+    for (; s.num_cached_blocks < full; ++s.num_cached_blocks) {
+      const std::span<const int32_t> ids(s.token_ids.data() + s.num_cached_blocks * kBlockSize, kBlockSize);
+      s.prefix_uid = blocks_.cache_block(s.blocks[static_cast<size_t>(s.num_cached_blocks)], s.prefix_uid, ids);
     }
   }
   filling_.clear();
@@ -194,7 +194,7 @@ void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
     ++stats_.num_swaps;
   } else {
     s.num_scheduled = 0;
-    s.num_published = 0;
+    s.num_cached_blocks = 0;
     s.prefix_uid = 0;
     ++stats_.num_recomputes;
   }
@@ -211,7 +211,7 @@ bool Scheduler::preempt(int64_t request_id, bool may_swap) {
   const auto it = running_.find(request_id);
   if (it == running_.end()) return false;
   StepPlan moves;
-  publish_filled();
+  cache_filled_blocks();
   preempt(*it->second, may_swap, moves);
   pending_moves_.insert(pending_moves_.end(), moves.moves.begin(), moves.moves.end());
   return true;
@@ -271,7 +271,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
       free_host_blocks_.push_back(host);
     }
     s.swapped.clear();
-    s.num_published = blocks_for(s.num_prompt_tokens);  // their copies are in the prefix cache already
+    s.num_cached_blocks = blocks_for(s.num_prompt_tokens);  // their copies are in the prefix cache already
   } else {
     const std::span<const int32_t> prompt(s.token_ids.data(), static_cast<size_t>(s.num_prompt_tokens));
     // Log-probabilities of the prompt need every position's logits.
@@ -291,7 +291,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
     }
     const bool copy = copies();
     const int64_t cached = std::min(size_of(match.blocks) * kBlockSize, s.num_tokens() - 1);
-    s.num_published = size_of(match.blocks);
+    s.num_cached_blocks = size_of(match.blocks);
     s.prefix_uid = match.uids.empty() ? 0 : match.uids.back();
     s.blocks = std::move(match.blocks);
     s.num_scheduled = cached;
@@ -422,7 +422,7 @@ void Scheduler::plan_draws(const std::shared_ptr<Sequence>& sequence, StepPlan& 
     fork->blocks = s.blocks;
     for (const int32_t block : fork->blocks) blocks_.share(block);
     fork->num_scheduled = s.num_scheduled;
-    fork->num_published = blocks_for(s.num_prompt_tokens);  // the other sequence adds them to the prefix cache
+    fork->num_cached_blocks = blocks_for(s.num_prompt_tokens);  // the other sequence adds them to the prefix cache
     fork->stats.num_cached_tokens = s.stats.num_cached_tokens;
     fork->first_step = s.first_step;
     fork->state = Sequence::State::running;
@@ -470,7 +470,7 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
 }
 
 void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
-  publish_filled();
+  cache_filled_blocks();
   plan.moves = std::move(pending_moves_);
   pending_moves_.clear();
 

@@ -117,7 +117,7 @@ class Scheduler {
     std::set<int64_t> waiting;  // request ids
   };
 
-  void publish_filled();
+  void cache_filled_blocks();
   void enqueue(const std::shared_ptr<Sequence>& sequence);
   void dequeue(const Sequence& sequence);
   void run(const std::shared_ptr<Sequence>& sequence, Clock::time_point now);

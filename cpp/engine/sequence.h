@@ -45,7 +45,7 @@ struct Sequence {
   bool is_short = false;   // admitted ahead of its turn (Scheduler::admit_short)
   int64_t num_passed = 0;  // short sequences admitted while this one was first in the queue
   std::vector<int32_t> blocks;
-  int64_t num_published = 0;                     // blocks that are in the prefix cache
+  int64_t num_cached_blocks = 0;                 // blocks that are in the prefix cache
   uint64_t prefix_uid = 0;                       // of the last of them (BlockManager)
   std::vector<int32_t> swapped;                  // host blocks with its latents, while it is swapped out
   std::vector<std::shared_ptr<Sequence>> forks;  // further completions of its prompt, which begin when that is computed

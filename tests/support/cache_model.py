@@ -305,7 +305,7 @@ class CacheModel:
             for block in blocks[start // BLOCK :]:
                 assert readers[block] == 1, f"block {block} is read in the step that writes it"
                 assert holders[block] <= {request.request_id} | forks, f"block {block} is shared"
-                assert self.scheduler.may_write(block) or len(holders[block]) > 1, f"block {block} is published"
+                assert self.scheduler.may_write(block) or len(holders[block]) > 1, f"block {block} is cached"
             self.check_scores(chunk, request)
             self.notice(chunk, request, sequences[request.request_id])
             request.furthest = max(request.furthest, end)

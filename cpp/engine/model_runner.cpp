@@ -112,11 +112,11 @@ void ModelRunner::move_blocks(const StepPlan& plan) {
       case BlockMove::Kind::copy:
         cache_.copy_block(move.other_block, move.block);
         break;
-      case BlockMove::Kind::save:
-        cache_.save_block(host_block(move.other_block), move.block);
+      case BlockMove::Kind::swap_out:
+        cache_.swap_out_block(host_block(move.other_block), move.block);
         break;
-      case BlockMove::Kind::load:
-        cache_.load_block(move.block, host_block(move.other_block));
+      case BlockMove::Kind::swap_in:
+        cache_.swap_in_block(move.block, host_block(move.other_block));
         break;
       case BlockMove::Kind::drop:  // the scheduler has freed the host block
         break;

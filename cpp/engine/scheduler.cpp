@@ -188,7 +188,7 @@ void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
       const int32_t host = free_host_blocks_.back();
       free_host_blocks_.pop_back();
       plan.moves.push_back(
-          {.kind = BlockMove::Kind::save, .block = s.blocks[static_cast<size_t>(i)], .other_block = host});
+          {.kind = BlockMove::Kind::swap_out, .block = s.blocks[static_cast<size_t>(i)], .other_block = host});
       s.swapped.push_back(host);
     }
     ++stats_.num_swaps;
@@ -266,7 +266,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
     if (blocks_.num_free() < needed + spare) return false;
     for (const int32_t host : s.swapped) {
       s.blocks.push_back(blocks_.take());
-      plan.moves.push_back({.kind = BlockMove::Kind::load, .block = s.blocks.back(), .other_block = host});
+      plan.moves.push_back({.kind = BlockMove::Kind::swap_in, .block = s.blocks.back(), .other_block = host});
       plan.moves.push_back({.kind = BlockMove::Kind::drop, .other_block = host});
       free_host_blocks_.push_back(host);
     }
@@ -521,18 +521,18 @@ void Scheduler::start_over() {
 }
 
 std::vector<int32_t> Scheduler::borrow(int64_t num_blocks) {
-  // The caller writes at once. Blocks that the next step is still to save must not be given away.
-  std::set<int32_t> saved;
+  // The caller writes at once. Blocks that the next step is still to swap out must not be given away.
+  std::set<int32_t> swapping_out;
   for (const BlockMove& move : pending_moves_)
-    if (move.kind == BlockMove::Kind::save && blocks_.references(move.block) == 0) saved.insert(move.block);
-  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(saved.size());
+    if (move.kind == BlockMove::Kind::swap_out && blocks_.references(move.block) == 0) swapping_out.insert(move.block);
+  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(swapping_out.size());
   if (num_blocks > num_free)
     throw OutOfMemory(str_cat("[kv cache] ", num_blocks, " blocks of ", kBlockSize, " tokens are needed, ", num_free,
                               " are free: raise kv_cache_memory"));
   std::vector<int32_t> taken, passed_over;
   while (size_of(taken) < num_blocks) {
     const int32_t block = blocks_.take();
-    (saved.contains(block) ? passed_over : taken).push_back(block);
+    (swapping_out.contains(block) ? passed_over : taken).push_back(block);
   }
   blocks_.release(passed_over);
   return taken;

@@ -150,7 +150,7 @@ class Scheduler {
   bool is_blocked_ = false;                                           // the first in the queue found too few blocks
   std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
   std::vector<std::shared_ptr<Sequence>> filling_;                    // with a chunk of their prompt in the last plan
-  std::vector<BlockMove> pending_moves_;                              // saves and drops, to go with the next plan
+  std::vector<BlockMove> pending_moves_;                              // moves out and drops, to go with the next plan
   SchedulerStats stats_;
 };
 

@@ -11,9 +11,9 @@ namespace longcat {
 
 // Moves of whole blocks before the step's forward pass, in their order.
 struct BlockMove {
-  enum class Kind : uint8_t { copy, save, load, drop } kind;  // save: to a host block; load: from it; drop: free it
-  int32_t block = -1;                                         // copy: from; save: from; load: to
-  int32_t other_block = -1;                                   // copy: to; save, load, drop: host block
+  enum class Kind : uint8_t { copy, swap_out, swap_in, drop } kind;  // drop: free the host block
+  int32_t block = -1;                                                // copy, swap_out: from; swap_in: to
+  int32_t other_block = -1;                                          // copy: to; else the host block
 };
 
 struct PlannedChunk {

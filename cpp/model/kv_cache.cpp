@@ -26,12 +26,12 @@ void KvCache::copy_block(int64_t to, int64_t from) {
   device_.copy(lane_of(to), lane_of(from), kLaneBytes);
 }
 
-void KvCache::save_block(void* host, int64_t block) {
+void KvCache::swap_out_block(void* host, int64_t block) {
   device_.download(host, latents_of(block), latent_bytes_);
   device_.download(static_cast<char*>(host) + latent_bytes_, lane_of(block), kLaneBytes);
 }
 
-void KvCache::load_block(int64_t block, const void* host) {
+void KvCache::swap_in_block(int64_t block, const void* host) {
   device_.upload(latents_of(block), host, latent_bytes_);
   device_.upload(lane_of(block), static_cast<const char*>(host) + latent_bytes_, kLaneBytes);
 }

@@ -29,8 +29,8 @@ class KvCache {
   // --- only inside submitted work ---------------------------------------------------------------------------------
   // Each call moves the latents of all sub-layers and the token ids. `host`: block_bytes of Device::allocate_host.
   void copy_block(int64_t to, int64_t from);
-  void save_block(void* host, int64_t block);
-  void load_block(int64_t block, const void* host);
+  void swap_out_block(void* host, int64_t block);
+  void swap_in_block(int64_t block, const void* host);
 
  private:
   char* latents_of(int64_t block) const { return static_cast<char*>(latents_.data()) + block * latent_bytes_; }

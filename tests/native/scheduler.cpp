@@ -18,10 +18,10 @@ const char* name_of(BlockMove::Kind kind) {
   switch (kind) {
     case BlockMove::Kind::copy:
       return "copy";
-    case BlockMove::Kind::save:
-      return "save";
-    case BlockMove::Kind::load:
-      return "load";
+    case BlockMove::Kind::swap_out:
+      return "swap out";
+    case BlockMove::Kind::swap_in:
+      return "swap in";
     case BlockMove::Kind::drop:
       return "drop";
   }

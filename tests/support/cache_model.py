@@ -68,7 +68,7 @@ class CacheModel:
         self.scheduler = testing.Scheduler(**self.options)
         self.cache = [[0] * BLOCK for _ in range(self.options["num_blocks"])]
         self.host: dict[int, list[int]] = {}
-        self.lost: set[int] = set()  # host blocks of which nobody knows whether they are saved
+        self.lost: set[int] = set()  # host blocks of a failed step, which may hold nothing
         self.borrowed: list[tuple[list[int], int]] = []  # blocks, and what was written to them
         self.live: dict[int, Request] = {}
         self.ended: dict[int, str] = {}
@@ -262,15 +262,15 @@ class CacheModel:
         if kind == "copy":
             assert block > 0 and other > 0
             self.cache[other] = list(self.cache[block])
-        elif kind == "save":
+        elif kind == "swap out":
             assert other not in self.host, f"host block {other} is in use"
             self.host[other] = list(self.cache[block])
             self.lost.discard(other)
-        elif kind == "load":
-            assert block > 0 and other in self.host, f"host block {other} was never saved"
+        elif kind == "swap in":
+            assert block > 0 and other in self.host, f"host block {other} was never swapped out"
             self.cache[block] = list(self.host[other])
         else:
-            assert other in self.host or other in self.lost, f"host block {other} was never saved"
+            assert other in self.host or other in self.lost, f"host block {other} was never swapped out"
             self.host.pop(other, None)
 
     def check_chunks(self, plan: dict, sequences: dict) -> None:

@@ -76,7 +76,7 @@ class ModelBench {
     std::iota(rows.begin(), rows.end(), 0);
     b_.device().copy_from_host(rows_.data(), rows.data(), rows_.bytes());
     // A history: random latents, and ids whose N-gram rows lie all over the tables.
-    const Tensor latents = cache_.latents(0), lane = cache_.lane();
+    const Tensor latents = cache_.latents(0), lane = cache_.token_lane();
     b_.randomise(latents.raw(), num_blocks * latents.stride(0) * 2);
     std::mt19937 random(5);
     std::vector<int32_t> ids(static_cast<size_t>(lane.numel()));
@@ -175,7 +175,7 @@ class ModelBench {
     while (steps.empty() || (!b_.check() && steps.size() < 15 && bench::seconds_since(begin) < 0.5))
       steps.push_back(b_.run([&] {
         recording.launch();
-        b_.ops().sample(ids, logits(tokens), rows, cache_.lane(), batch.block_tables);
+        b_.ops().sample(ids, logits(tokens), rows, cache_.token_lane(), batch.block_tables);
         b_.device().download(host_ids.data(), ids.raw(), ids.num_bytes());
       }));
     return bench::median(steps);

@@ -86,7 +86,7 @@ class BarePass {
     std::vector<int32_t> ids(static_cast<size_t>(batch_));
     engine_.ops().sample(Tensor(ids.data(), DType::i32, {batch_}),
                          logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}), rows,
-                         engine_.cache().lane(), buffers_.upload(0).block_tables);
+                         engine_.cache().token_lane(), buffers_.upload(0).block_tables);
   }
 
  private:

@@ -152,7 +152,7 @@ void Drafter::write_history(const StepInFlight& step, const Draft& draft, int64_
   if (!has_slot(draft)) return;
   const int32_t token_id = depth == 0 ? draft.newest : step.drafts[draft.chunk].back();
   const int64_t slot = slot_of(step.plan.chunks[draft.chunk].blocks.data(), draft.next_position + depth);
-  device_.upload(cache_.lane().data<int32_t>() + slot, &token_id, 4);
+  device_.upload(cache_.token_lane().data<int32_t>() + slot, &token_id, 4);
 }
 
 // Draws the draft tokens with the parameters and random numbers of the real draw: like distributions give like tokens.
@@ -181,7 +181,8 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
   }
   const Tensor ids = ids_of(depth, count);
   if (model_.shard().world() > 1) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
-  if (!rows.empty()) ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.lane(), batch.block_tables);
+  if (!rows.empty())
+    ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.token_lane(), batch.block_tables);
   model_.world().all_reduce(ids);
 }
 

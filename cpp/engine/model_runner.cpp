@@ -271,7 +271,7 @@ void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::spa
   const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.draws.size())});
   if (has_peers()) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
   if (!rows.empty())
-    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.lane(), batch.block_tables);
+    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.token_lane(), batch.block_tables);
   model_.world().all_reduce(ids);
   device_.download(step.sampled_ids.data(), ids.raw(), ids.num_bytes());
   for (size_t i = 0; i < plan.draws.size(); ++i) try {

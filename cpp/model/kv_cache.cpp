@@ -15,7 +15,7 @@ KvCache::KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, 
       latent_bytes_(block_bytes(config, dtype) - kLaneBytes),
       dtype_(dtype),
       latents_(device, num_blocks * latent_bytes_),
-      lane_(device, num_blocks * kLaneBytes) {}
+      token_lane_(device, num_blocks * kLaneBytes) {}
 
 Tensor KvCache::latents(int64_t sub_layer) const {
   return Tensor(latents_.data(), dtype_, {num_blocks_, num_sub_layers_, kBlockSize, row_size_}).index(1, sub_layer);

@@ -122,7 +122,7 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
     ngram.splits = config_.ngram->emb_split_num;
     scale = 1.0f / static_cast<float>(1 + config_.ngram->num_tables());
   }
-  ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.lane(), batch, ngram);
+  ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.token_lane(), batch, ngram);
   ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, shard().vocab.begin, a_.ngram_rows, w.projection,
              scale);
   ranks_.world->all_reduce(a_.residual);

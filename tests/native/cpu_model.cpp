@@ -72,8 +72,8 @@ class TestModel {
   std::vector<int32_t> lane(const std::vector<int32_t>& blocks, int64_t num_tokens) {
     std::vector<int32_t> ids;
     for (int64_t p = 0; p < num_tokens; ++p)
-      ids.push_back(
-          cache_.lane().data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
+      ids.push_back(cache_.token_lane()
+                        .data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
     return ids;
   }
 

@@ -70,22 +70,22 @@ class ThreadCommunicator final : public Communicator {
   int size() const override { return group_->size(); }
 
   std::unique_ptr<Communicator> split(int color) override {
-    struct Wish {
+    struct SplitRequest {
       int color;
       std::shared_ptr<Group> group;
     } mine{color, nullptr};
     int num_alike = 0, new_rank = 0, first = -1;
-    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& wishes) {
+    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& requests) {
       for (int r = 0; r < size(); ++r) {
-        if (static_cast<const Wish*>(wishes[static_cast<size_t>(r)])->color != color) continue;
+        if (static_cast<const SplitRequest*>(requests[static_cast<size_t>(r)])->color != color) continue;
         if (first < 0) first = r;
         new_rank += r < rank_ ? 1 : 0;
         ++num_alike;
       }
     });
     if (first == rank_) mine.group = std::make_shared<Group>(group_->job(), num_alike);
-    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& wishes) {
-      if (first != rank_) mine.group = static_cast<const Wish*>(wishes[static_cast<size_t>(first)])->group;
+    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& requests) {
+      if (first != rank_) mine.group = static_cast<const SplitRequest*>(requests[static_cast<size_t>(first)])->group;
     });
     return std::make_unique<ThreadCommunicator>(mine.group, new_rank);
   }

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from longcat.cli.parser import Parser, UsageError
 
@@ -28,16 +28,26 @@ _OF_SEVERAL_RANKS = ("generate", "chat", "serve", "bench")
 _RANK_0_SPEAKS_SECONDS = 2.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code (1: it failed, 2: the arguments are wrong)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def make_parser(loaded: Collection[str] = COMMANDS) -> Parser:
+    """The parser of the command line.
+
+    Args:
+        loaded: the commands that get their arguments; importing all of them takes a while.
+    """
     parser = Parser(prog="longcat", description="Run LongCat-Flash-Lite.")
     parser.add_argument("--version", action="store_true", help="print version and build features")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name in arguments[:1]:
+        if name in loaded:
             importlib.import_module(module).add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code (1: it failed, 2: the arguments are wrong)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(arguments[:1])
     try:
         _check_utf8(arguments)
         args = parser.parse_args(arguments)

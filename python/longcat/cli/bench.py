@@ -1,4 +1,4 @@
-"""`longcat bench`: how fast an engine or a server answers, and how fast an engine starts."""
+"""`longcat bench`: measures the speed of an engine or a server, and the start of an engine."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_arguments(latency, "bench")
     _add_lengths(latency, input_len=32, output_len=128)
-    latency.add_argument("--batch-size", type=integer(1), default=1, metavar="N", help="requests at once (default 1)")
-    latency.add_argument("--num-iters", type=integer(1), default=10, metavar="N", help="timed batches (default 10)")
     latency.add_argument(
-        "--num-iters-warmup", type=integer(0), default=2, metavar="N", help="untimed batches before them (default 2)"
+        "--batch-size", type=integer(1), default=1, metavar="REQUESTS", help="requests at once (default 1)"
+    )
+    latency.add_argument(
+        "--num-iters", type=integer(1), default=10, metavar="BATCHES", help="timed batches (default 10)"
+    )
+    latency.add_argument(
+        "--num-iters-warmup",
+        type=integer(0),
+        default=2,
+        metavar="BATCHES",
+        help="untimed batches before them (default 2)",
     )
     throughput = kinds.add_parser(
-        "throughput", help="time many requests at once", description="Time many requests that come all at once."
+        "throughput", help="time many requests at once", description="Time many requests that arrive all at once."
     )
     add_engine_arguments(throughput, "bench")
     _add_lengths(throughput, input_len=128, output_len=64)
     throughput.add_argument(
-        "--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)"
+        "--num-prompts", type=integer(1), default=100, metavar="REQUESTS", help="requests in all (default 100)"
     )
     serve = kinds.add_parser(
-        "serve", help="send requests to a running server", description="Send requests to a server."
+        "serve", help="send requests to a running server", description="Send requests to a running server."
     )
     serve.add_argument("--base-url", metavar="URL", help="address of the server (default http://HOST:PORT)")
     serve.add_argument("--host", default="127.0.0.1", help="host of the server (default 127.0.0.1)")
@@ -44,13 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server names)")
     serve.add_argument("--api-key", metavar="KEY", help="key of the server")
-    serve.add_argument("--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)")
+    serve.add_argument(
+        "--num-prompts", type=integer(1), default=100, metavar="REQUESTS", help="requests in all (default 100)"
+    )
     serve.add_argument(
         "--random-input-len",
         "--input-len",
         type=integer(1),
         default=128,
-        metavar="N",
+        metavar="TOKENS",
         help="tokens of a prompt (default 128)",
     )
     serve.add_argument(
@@ -58,18 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-len",
         type=integer(1),
         default=64,
-        metavar="N",
-        help="tokens of an answer (default 64)",
+        metavar="TOKENS",
+        help="tokens of a completion (default 64)",
     )
     serve.add_argument(
         "--request-rate",
         type=number(0, above=True, infinite=True),
         default=float("inf"),
-        metavar="R",
-        help="arrivals a second, at random times (default inf: all at once)",
+        metavar="RATE",
+        help="requests that arrive in a second, at random times (default inf: all at once)",
     )
     serve.add_argument(
-        "--max-concurrency", type=integer(1), metavar="N", help="most requests under way (default: no limit)"
+        "--max-concurrency", type=integer(1), metavar="REQUESTS", help="most requests under way (default: no limit)"
     )
     serve.add_argument(
         "--temperature", type=number(0), default=0.0, metavar="X", help="temperature of the requests (default 0)"
@@ -77,23 +87,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--seed", type=integer(), default=0, metavar="N", help="seed of prompts and arrivals (default 0)"
     )
-    startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
+    startup = kinds.add_parser(
+        "startup", help="start an engine again and again", description="Start an engine again and again, and time it."
+    )
     add_engine_arguments(startup, "bench")
-    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="N", help="starts to time (default 5)")
+    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="STARTS", help="starts to time (default 5)")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
 def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
     parser.add_argument(
-        "--input-len", type=integer(1), default=input_len, metavar="N", help="tokens of a prompt (default %(default)s)"
+        "--input-len",
+        type=integer(1),
+        default=input_len,
+        metavar="TOKENS",
+        help="tokens of a prompt (default %(default)s)",
     )
     parser.add_argument(
         "--output-len",
         type=integer(1),
         default=output_len,
-        metavar="N",
-        help="tokens of an answer (default %(default)s)",
+        metavar="TOKENS",
+        help="tokens of a completion (default %(default)s)",
     )
     parser.add_argument("--seed", type=integer(), default=0, metavar="N", help="seed of the prompts (default 0)")
 

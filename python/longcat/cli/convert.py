@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-tokens",
         type=int,
         default=16384,
-        metavar="N",
+        metavar="TOKENS",
         help="tokens of FILE to read, from its start (default: %(default)s)",
     )
     what = {

@@ -15,6 +15,7 @@ from longcat.cli.parser import add_other_engine_flags, integer, number
 from longcat.cli.progress import ByteBar
 from longcat.engine import option_checks as checks
 from longcat.engine.config import EngineConfig, options
+from longcat.request.sampling_params import parameters
 from longcat.support.other_engines import format_name
 from longcat.support.values import positive, share
 
@@ -71,7 +72,7 @@ def add_option(group: argparse._ActionsContainer, name: str, default: str = "") 
         dest=name,
         type=parse,
         default=value,
-        metavar=option.metavar,
+        metavar=option.unit.upper() if option.metavar == "N" and option.unit else option.metavar,
         choices=option.choices or None,
         help=f"{option.help} (default{':' if option.default else ''} {shown})".replace("%", "%%"),
     )
@@ -114,25 +115,22 @@ _PARSERS: dict[Callable[[str, Any], object], Callable[[str], object]] = {
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that sampling_options reads."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--max-tokens", type=integer(1), default=256, metavar="N", help="most new tokens (default 256)")
-    kinds: list[tuple[str, Callable[[str], float], str]] = [
-        ("temperature", number(0), "divide logits by this; 0 is greedy"),
-        ("top-k", integer(-1), "keep the k most likely tokens; 0 is off"),
-        ("top-p", number(0, 1, above=True), "keep the most likely tokens that make up this probability"),
-        ("min-p", number(0, 1), "drop tokens below this share of the most likely one; 0 is off"),
-        ("repetition-penalty", number(0, above=True), "divide the logits of tokens that occurred; 1 is off"),
-    ]
-    for name, kind, text in kinds:
-        group.add_argument(
-            f"--{name}", type=kind, metavar="X", help=f"{text} (default: the model's generation_config.json)"
-        )
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
+    helps = {name: parameter.help for name, parameter in parameters().items()}
     group.add_argument(
-        "--seed",
-        type=integer(),
-        metavar="N",
-        help="seed of the draws: the same seed gives the same text (default: random)",
+        "--max-tokens", type=integer(1), default=256, metavar="TOKENS", help=f"{helps['max_tokens']} (default 256)"
     )
+    kinds: list[tuple[str, Callable[[str], float]]] = [
+        ("temperature", number(0)),
+        ("top_k", integer(-1)),
+        ("top_p", number(0, 1, above=True)),
+        ("min_p", number(0, 1)),
+        ("repetition_penalty", number(0, above=True)),
+    ]
+    for name, kind in kinds:
+        text = f"{helps[name]} (default: the model's generation_config.json)"
+        group.add_argument(flag_of(name), type=kind, metavar="X", help=text)
+    group.add_argument("--stop", action="append", metavar="TEXT", help=f"{helps['stop']}; repeatable")
+    group.add_argument("--seed", type=integer(), metavar="N", help=f"{helps['seed']} (default: random)")
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

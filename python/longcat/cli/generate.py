@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser, "generate")
     parser.add_argument("prompt", nargs="?", help="text to continue; without it, or with -, standard input is read")
     add_sampling_arguments(parser)
-    parser.add_argument("-n", type=integer(1, 128), default=1, metavar="N", help="answers to the prompt (default 1)")
     parser.add_argument(
-        "--json-schema", metavar="SCHEMA", help="the answer is JSON that fits this schema, given as JSON or as a file"
+        "-n", type=integer(1, 128), default=1, metavar="COMPLETIONS", help="completions of the prompt (default 1)"
+    )
+    parser.add_argument(
+        "--json-schema", metavar="SCHEMA", help="hold the completion to this JSON schema, given as JSON or as a file"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object: texts, token ids, ends, times")
 

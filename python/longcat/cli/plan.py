@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-tokens",
         type=integer(1),
-        metavar="N",
+        metavar="TOKENS",
         help="tokens that pass before the peak (default: what the latent cache holds)",
     )
     parser.add_argument(
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus",
         type=integer(1, 64),
-        metavar="N",
-        help="print only what N H100 would reach, by layout",
+        metavar="GPUS",
+        help="print only the speeds to expect of this many H100, by layout",
     )
     parser.add_argument(
         "--ngram-placement",

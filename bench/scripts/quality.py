@@ -39,11 +39,11 @@ def measure(
             count += len(ids) - 1
             best.append(logits.argmax(axis=1))
         prompts = [engine.encode(case["prompt"]) for case in tools]
-        answers = engine.generate(
+        completions = engine.generate(
             prompt_token_ids=prompts, max_tokens=200, temperature=0, repetition_penalty=1, skip_special_tokens=False
         )
-        for case, answer in zip(tools, answers, strict=True):
-            exact += answer.text.split("</longcat_s>")[0] == case["expected_text"].split("</longcat_s>")[0]
+        for case, completion in zip(tools, completions, strict=True):
+            exact += completion.text.split("</longcat_s>")[0] == case["expected_text"].split("</longcat_s>")[0]
     same = np.mean(np.concatenate(best) == np.concatenate(original)) if original else 1.0
     return nats / count, exact, same, best
 

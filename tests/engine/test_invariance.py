@@ -148,7 +148,7 @@ def test_preempted_ten_times(case, may_swap):
 
 @pytest.mark.parametrize("swap_blocks", [0, 2, 100])
 def test_too_few_blocks_for_all(case, swap_blocks):
-    """Requests take blocks from each other all the time; the answers do not change."""
+    """Requests take blocks from each other all the time; the completions do not change."""
     block_bytes = block_size(case)
     steps = Steps(case.engine(kv_cache_memory=9 * block_bytes, swap_memory=swap_blocks * block_bytes, max_num_seqs=7))
     ids = add_all(case, steps)

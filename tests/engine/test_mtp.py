@@ -9,7 +9,7 @@ from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from support.checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors
-from support.engines import Steps, answers, make_engine, sampling
+from support.engines import Steps, completions, make_engine, sampling
 
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
@@ -36,11 +36,11 @@ SAMPLINGS = [
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))
-def test_answers_are_the_same(engines, sampling):
+def test_completions_are_the_same(engines, sampling):
     plain, guessing = engines
     before = guessing.metrics()["num_draft_tokens"]
     found = guessing.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling})
-    assert answers(found) == answers(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
+    assert completions(found) == completions(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
     if "structured_outputs" not in sampling and sampling.get("max_tokens") != 2:  # a second token leaves none to guess
         assert guessing.metrics()["num_draft_tokens"] > before
 
@@ -121,7 +121,7 @@ def test_quantised_checkpoints_keep_their_layer(tiny, tmp_path):
         Engine(tmp_path / "int4", num_threads=1, speculative={"method": "mtp"}) as guessing,
     ):
         sampling = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
-        assert answers(guessing.generate(PROMPTS, **sampling)) == answers(plain.generate(PROMPTS, **sampling))
+        assert completions(guessing.generate(PROMPTS, **sampling)) == completions(plain.generate(PROMPTS, **sampling))
         for prompt in PROMPTS:
             guessing.generate(prompt, **sampling)
         metrics = guessing.metrics()

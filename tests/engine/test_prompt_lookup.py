@@ -4,7 +4,7 @@ import pytest
 from longcat import Engine
 from longcat import _testing as testing
 
-from support.engines import answers
+from support.engines import completions
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def engines(tiny):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))
-def test_answers_are_the_same(engines, sampling):
+def test_completions_are_the_same(engines, sampling):
     plain, guessing = engines
     prompts = [TEXT, TEXT[:20], "Once upon a time"]
     before = guessing.metrics()
     found = guessing.generate(prompts, **{"max_tokens": 80, **sampling})
-    assert answers(found) == answers(plain.generate(prompts, **{"max_tokens": 80, **sampling}))
+    assert completions(found) == completions(plain.generate(prompts, **{"max_tokens": 80, **sampling}))
     after = guessing.metrics()
     if "structured_outputs" not in sampling:
         assert after["num_draft_tokens"] > before["num_draft_tokens"]

@@ -106,8 +106,8 @@ def test_the_rest_goes_on_while_one_waits_for_its_mask():
     model.finish_all()
 
 
-def test_blocks_of_an_answer_are_no_prefix():
-    """They hold what decode arithmetic gives; a prompt that goes on from the answer finds the first prompt alone."""
+def test_blocks_of_a_completion_are_no_prefix():
+    """They hold what decode arithmetic gives; a prompt that goes on from the completion finds the first prompt alone."""
     model = model_with()
     model.add(TEXTS[0][:BLOCK], 70)
     model.finish_all()
@@ -203,9 +203,9 @@ class RandomSchedules(RuleBasedStateMachine):
     @precondition(lambda self: self.model.told)
     @rule(request=REQUESTS, pick=st.integers(0, 2))
     def go_on(self, request, pick):
-        """An answer becomes part of a prompt, as in a chat: it is computed by prompt arithmetic from then on."""
+        """A completion becomes part of a prompt, as in a chat: it is computed by prompt arithmetic from then on."""
         told = self.model.told[-1 - pick % len(self.model.told)]
-        self.model.seen["goes on from an answer"] += 1
+        self.model.seen["goes on from a completion"] += 1
         self.add_prompt((told + TEXTS[request["text"]][:10])[:300], request)
 
     def add_prompt(self, prompt, request):
@@ -285,7 +285,7 @@ MUST_OCCUR = [
     "ended: stop",
     "fork",
     "generated and prompt tokens in a step",
-    "goes on from an answer",
+    "goes on from a completion",
     "many generated tokens in a chunk",
     "moves alone",
     "output computed again",

@@ -72,7 +72,7 @@ class CacheModel:
         self.borrowed: list[tuple[list[int], int]] = []  # blocks, and what was written to them
         self.live: dict[int, Request] = {}
         self.ended: dict[int, str] = {}
-        self.told: list[list[int]] = []  # prompts with their whole answers
+        self.told: list[list[int]] = []  # prompts with their whole completions
         self.under_way: deque[list[tuple[Request, int]]] = (
             deque()
         )  # what each plan drew, one for each draw; -1: nothing

@@ -125,7 +125,7 @@ class EngineConfig:
     )
     max_model_len: int | None = option(
         None,
-        "most tokens of prompt and answer together",
+        "most tokens of prompt and completion together",
         positive,
         core="max_model_len",
         default="max_position_embeddings of config.json",
@@ -298,7 +298,7 @@ class EngineConfig:
         """The options that Engine is given: a folder or a config, and keywords by any of their names.
 
         Raises:
-            TypeError: an unknown keyword, answered with the nearest one; or two for one option.
+            TypeError: an unknown keyword; the message has the nearest one; or two for one option.
             ValueError: a value is wrong.
         """
         names = {alias: name for name, option in options().items() for alias in (name, *option.aliases)}

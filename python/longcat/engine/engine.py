@@ -211,7 +211,7 @@ class Engine(TextMethods, Uncopied):
             A RequestOutput for one prompt, a list of them for a list; `str()` of one is its text.
         Raises:
             ValueError: a prompt is empty or too long, or a parameter is out of range.
-            TypeError: an unknown parameter name, answered with the nearest.
+            TypeError: an unknown parameter name; the message has the nearest one.
         """
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
         params = params_of_each(sampling_params, sampling, len(prompt_list))
@@ -281,7 +281,7 @@ class Engine(TextMethods, Uncopied):
         request_id: str | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> AsyncChunks[ChatChunk, ChatOutput]:
-        """Answers one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
+        """Completes one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
 
         Args, Raises: as for chat and agenerate.
         """
@@ -312,7 +312,7 @@ class Engine(TextMethods, Uncopied):
                 yield reader.read(chunk)
 
     def abort(self, request_id: int | str) -> bool:
-        """Ends a request from wherever: its answers finish with "abort".
+        """Ends a request from wherever: its completions finish with "abort".
 
         Args:
             request_id: of its chunks (`chunk.request_id`), or the name given to agenerate.
@@ -365,16 +365,16 @@ class Engine(TextMethods, Uncopied):
         use_tqdm: bool = True,
         **sampling: Unpack[SamplingKeywords],
     ) -> ChatOutput | list[ChatOutput] | ChatStream:
-        """Answers a conversation, by the checkpoint's chat template.
+        """Completes a conversation, by the checkpoint's chat template.
 
         Args:
             messages: [{"role", "content", ...}, ...], or a list of such conversations. `tool_calls` in the history may
                 carry `arguments` as a dict or as JSON text. Tags typed by users stay text.
             tools: functions the model may call, {"type": "function", "function": {...}}. Without tools nothing in an
-                answer is read as a call.
-            tool_choice: "auto", "none" to leave the tools out, "required" for an answer that calls, or
+                completion is read as a call.
+            tool_choice: "auto", "none" to leave the tools out, "required" for a completion that calls one, or
                 {"type": "function", "function": {"name": ...}} for one call of that tool.
-            continue_final_message: the answer continues the last message in place of beginning a new one.
+            continue_final_message: the completion continues the last message in place of beginning a new one.
             chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
             sampling_params, stream, use_tqdm, sampling: as for generate; a stream yields ChatChunk.
         Returns:

@@ -23,7 +23,7 @@ class Intake:
         core: checks them.
         table: runs them.
         defaults: the model's sampling parameters, of generation_config.json.
-        eos_token_ids: ids that end an answer.
+        eos_token_ids: ids that end a completion.
         seed: of the requests that bring none.
     """
 

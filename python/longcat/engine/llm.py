@@ -43,7 +43,7 @@ _OF_SERVERS = ("disable_log_stats", "served_model_name")  # flags of `longcat se
 
 
 class LLM(Engine):
-    """An Engine whose answers always come as lists, as vLLM's do: `LLM(model).generate("a")[0].outputs[0].text`.
+    """An Engine whose completions always come as lists, as vLLM's do: `LLM(model).generate("a")[0].outputs[0].text`.
 
     Keywords of vLLM's constructor without effect here, such as trust_remote_code, are ignored with one warning; those
     that ask for what this engine does not do, such as enable_lora=True, are refused.

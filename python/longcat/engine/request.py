@@ -27,7 +27,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str, armed: bool = True) -> str:
-        """Text that is surely part of the answer. Once `found` is set, nothing more comes.
+        """Text that is surely part of the completion. Once `found` is set, nothing more comes.
 
         Not armed, whole strings pass, but what may be the start of one is held back as ever.
         """
@@ -57,8 +57,8 @@ def _overlap(text: str, string: str) -> int:
     return 0
 
 
-class Answer:
-    """One of the n answers to a prompt; a sequence of its own to the core."""
+class Completion:
+    """One of the n completions to a prompt; a sequence of its own to the core."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Answer:
         self._min_tokens = params.min_tokens
 
     def take(self, step: _core.StepOutput, eos_token_id: int) -> StreamChunk:
-        """Adds one token; the chunk says what text it completed, and whether the answer ends here."""
+        """Adds one token; the chunk says what text it completed, and whether the completion ends here."""
         self.request.record_time()
         token_ids = [step.token_id] if step.token_id >= 0 else []
         self.output.token_ids += token_ids
@@ -122,7 +122,7 @@ class Answer:
         return [entry]
 
     def finish(self, reason: str) -> str:
-        """Ends the answer; returns the text that was held back."""
+        """Ends the completion; returns the text that was held back."""
         self.output.finish_reason = reason
         if self._decoder is None or self._stop.found is not None:
             return ""
@@ -130,14 +130,14 @@ class Answer:
 
 
 class Request:
-    """One prompt and its n answers.
+    """One prompt and its n completions.
 
     Args:
         table: of the engine, which will run it.
         prompt_index: which prompt of the call.
         core: parameters for the core.
         name: the caller's own id, in place of the core's.
-        grammar: what the answers are held to.
+        grammar: what the completions are held to.
         group: the requests of the same call; default: this one alone.
     """
 
@@ -156,24 +156,24 @@ class Request:
         self._group = group or RequestGroup()
         self.prompt_index = prompt_index
         self.core = core
-        # One function an answer, if its tokens are masked: each is somewhere else in its grammar.
+        # One function a completion, if its tokens are masked: each is somewhere else in its grammar.
         self._token_masks: list[Any] = [grammar.new_mask() if grammar else params.token_mask for _ in range(params.n)]
         self._table = table
         self._name = name
         self._start = time.perf_counter()
         self.output = RequestOutput(-1 if name is None else name, prompt, prompt_token_ids, [], RequestMetrics())
         optional_text = prompt is None and not params.stop
-        self._answers = [
-            Answer(self, index, params, table.text.decoder(optional_text, params.skip_special_tokens))
+        self._completions = [
+            Completion(self, index, params, table.text.decoder(optional_text, params.skip_special_tokens))
             for index in range(params.n)
         ]
-        self.output.outputs = [answer.output for answer in self._answers]
+        self.output.outputs = [completion.output for completion in self._completions]
 
-    def submit(self, queue: _core.OutputQueue) -> dict[int, Answer]:
+    def submit(self, queue: _core.OutputQueue) -> dict[int, Completion]:
         """Hands the request to the core, once.
 
         Returns:
-            Its answers by the core's ids. Kept here too they would be a cycle, left to the collector.
+            Its completions by the core's ids. Kept here too they would be a cycle, left to the collector.
         Raises:
             longcat.QueueFullError: too many requests wait; another try is possible.
             ValueError: a request of that name runs.
@@ -183,8 +183,8 @@ class Request:
         )
         if self._name is None:
             self.output.request_id = ids[0]
-        answers, self._answers = self._answers, []
-        return dict(zip(ids, answers, strict=True))
+        completions, self._completions = self._completions, []
+        return dict(zip(ids, completions, strict=True))
 
     def is_done(self) -> bool:
         return all(output.finish_reason is not None for output in self.output.outputs)
@@ -226,7 +226,9 @@ def score_of(output: RequestOutput) -> PromptScore:
     """
     ids = output.prompt_token_ids
     if output.prompt_logprobs is None:
-        answer = output.outputs[0]
-        raise Error(f"[engine] request {output.request_id} has no score: {answer.error or answer.finish_reason}")
+        completion = output.outputs[0]
+        raise Error(
+            f"[engine] request {output.request_id} has no score: {completion.error or completion.finish_reason}"
+        )
     entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
     return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])

@@ -64,32 +64,32 @@ class RequestTable:
         """Hands a request to the core.
 
         Args:
-            token_masks: one an answer; they are asked only when params.constrained.
-            queue: gets the tokens of all answers.
+            token_masks: one a completion; they are asked only when params.constrained.
+            queue: gets the tokens of all completions.
             name: for `abort`; default the first id.
         Returns:
-            The core's ids of its answers.
+            The core's ids of its completions.
         Raises:
             longcat.QueueFullError: too many requests wait.
             ValueError: a request of that name runs.
         """
-        num_answers = len(token_masks)
+        num_completions = len(token_masks)
         with self._lock:
             if name is not None and name in self._core_ids:
                 raise ValueError(f"request_id={name!r} is the name of a request that runs already")
             if not params.constrained:
-                first = self._core.add_request(prompt_token_ids, params, num_answers, queue, group=group.first)
+                first = self._core.add_request(prompt_token_ids, params, num_completions, queue, group=group.first)
             else:
                 masks = self.mask_filler()
                 with masks.lock:
                     first = self._core.add_request(
-                        prompt_token_ids, params, num_answers, queue, masks.queue, group.first
+                        prompt_token_ids, params, num_completions, queue, masks.queue, group.first
                     )
                     for core_id, token_mask in enumerate(token_masks, start=first):
                         masks.register(core_id, token_mask)
             if group.first < 0:
                 group.first = first
-            core_ids = list(range(first, first + num_answers))
+            core_ids = list(range(first, first + num_completions))
             self._core_ids[first if name is None else name] = core_ids
         return core_ids
 
@@ -113,13 +113,13 @@ class RequestTable:
         self._core_ids.pop(request_id, None)
 
     def abort(self, request_id: int | str) -> bool:
-        """Ends all answers of a request; False when no such request runs."""
+        """Ends all completions of a request; False when no such request runs."""
         with self._lock:
             core_ids = list(self._core_ids.get(request_id, []))
-        return any([self.abort_answer(core_id) for core_id in core_ids])
+        return any([self.abort_completion(core_id) for core_id in core_ids])
 
-    def abort_answer(self, core_id: int) -> bool:
-        """Ends one answer; False when it has ended."""
+    def abort_completion(self, core_id: int) -> bool:
+        """Ends one completion; False when it has ended."""
         try:
             return self._core.abort(core_id)
         except Error:  # closed, perhaps just now: it has ended

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import longcat._core as _core
 from longcat._core import Error, QueueFullError
 from longcat.chat.reader import ChatChunk, ChatReader
-from longcat.engine.request import Answer, Request
+from longcat.engine.request import Completion, Request
 from longcat.engine.request_table import RequestTable
 from longcat.engine.sources import Uncopied
 from longcat.request.outputs import RequestOutput, StreamChunk
@@ -32,50 +32,50 @@ Output = TypeVar("Output", bound=RequestOutput)
 _RETRY_S = 0.01  # when other callers fill the queue
 
 
-class OpenAnswers:
-    """The answers of some requests that have not ended, by the core's ids."""
+class OpenCompletions:
+    """The completions of some requests that have not ended, by the core's ids."""
 
     def __init__(self, table: RequestTable):
         self._table = table
-        self._answers: dict[int, Answer] = {}
+        self._completions: dict[int, Completion] = {}
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._completions)
 
-    def values(self) -> list[Answer]:
-        return list(self._answers.values())
+    def values(self) -> list[Completion]:
+        return list(self._completions.values())
 
     def submit(self, request: Request, queue: _core.OutputQueue) -> list[int]:
-        """Hands a request to the core; returns the ids of its answers."""
-        answers = request.submit(queue)
-        self._answers |= answers
-        return list(answers)
+        """Hands a request to the core; returns the ids of its completions."""
+        completions = request.submit(queue)
+        self._completions |= completions
+        return list(completions)
 
     def take(self, step: _core.StepOutput) -> StreamChunk | None:
         """The chunk of a token; None when its stream has ended."""
-        answer = self._answers.get(step.request_id)
-        if answer is None:
+        completion = self._completions.get(step.request_id)
+        if completion is None:
             return None
-        if answer.output.finish_reason is not None:  # ended by close()
-            self._answers.pop(step.request_id, None)
+        if completion.output.finish_reason is not None:  # ended by close()
+            self._completions.pop(step.request_id, None)
             return None
-        chunk = answer.take(step, self._table.eos_token_id)
+        chunk = completion.take(step, self._table.eos_token_id)
         if chunk.finish_reason is not None:
-            self._answers.pop(step.request_id, None)
+            self._completions.pop(step.request_id, None)
             if step.finish_reason is None:  # a stop string: the core does not know
-                self._table.abort_answer(step.request_id)
-            if answer.request.is_done():
-                self._table.forget(answer.request.output.request_id)
+                self._table.abort_completion(step.request_id)
+            if completion.request.is_done():
+                self._table.forget(completion.request.output.request_id)
         return chunk
 
     def abort(self) -> None:
         """Ends what is left."""
-        for core_id, answer in list(self._answers.items()):
-            if answer.output.finish_reason is None:
-                answer.output.text += answer.finish("abort")
-            self._table.abort_answer(core_id)
-            self._table.forget(answer.request.output.request_id)
-        self._answers.clear()
+        for core_id, completion in list(self._completions.items()):
+            if completion.output.finish_reason is None:
+                completion.output.text += completion.finish("abort")
+            self._table.abort_completion(core_id)
+            self._table.forget(completion.request.output.request_id)
+        self._completions.clear()
 
 
 class Stream(Uncopied, Iterator[Chunk]):
@@ -99,7 +99,7 @@ class TokenStream(Stream[StreamChunk]):
 
     def __init__(self, table: RequestTable, requests: Sequence[Request]):
         self._table = table
-        self._open = OpenAnswers(table)
+        self._open = OpenCompletions(table)
         self._later = deque(requests)
         self._queue = _core.OutputQueue()
         self._arrived: deque[_core.StepOutput] = deque()
@@ -148,7 +148,7 @@ class TokenStream(Stream[StreamChunk]):
 
 
 class ChatStream(Stream[ChatChunk]):
-    """Chunks of chat answers as they arrive. Closing it ends what is left."""
+    """Chunks of chat completions as they arrive. Closing it ends what is left."""
 
     def __init__(self, tokens: TokenStream, reader: ChatReader):
         self._tokens = tokens
@@ -224,26 +224,26 @@ class LoopOutputs:
         """Submits a request and yields its chunks; ends it when the caller stops reading."""
         import asyncio
 
-        answers = OpenAnswers(table)
+        completions = OpenCompletions(table)
         arrived: deque[_core.StepOutput] = deque()
         news = asyncio.Event()
-        ids = answers.submit(request, self.queue)
+        ids = completions.submit(request, self.queue)
         for core_id in ids:
             self._waiting[core_id] = (arrived, news)
         try:
-            while answers:
+            while completions:
                 while arrived:
-                    chunk = answers.take(arrived.popleft())
+                    chunk = completions.take(arrived.popleft())
                     if chunk is not None:
                         yield chunk
-                if not answers:
+                if not completions:
                     break
                 if self.queue.closed:
                     raise Error("[engine] this engine is closed")
                 await news.wait()
                 news.clear()
         finally:
-            answers.abort()
+            completions.abort()
             for core_id in ids:
                 self._waiting.pop(core_id, None)
 

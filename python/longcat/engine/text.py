@@ -25,7 +25,7 @@ class CheckpointText:
         tokenizer: a tokenizer.json or its folder, in place of the checkpoint's.
         chat_template: a jinja file or the template itself, in place of the checkpoint's.
         vocab_size: ids that the model knows; a tokenizer may have fewer.
-        eos_token_ids: ids that end an answer, and with it its grammar.
+        eos_token_ids: ids that end a completion, and with it its grammar.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class CheckpointText:
             return None
 
     def decoder(self, optional: bool, skip_special_tokens: bool) -> StreamDecoder | None:
-        """A decoder for one answer.
+        """A decoder for one completion.
 
         Args:
-            optional: return None where there is no tokenizer: the answer then has token ids and no text.
+            optional: return None where there is no tokenizer: the completion then has token ids and no text.
         Raises:
-            longcat.Error: there is no tokenizer, and the answer needs one.
+            longcat.Error: there is no tokenizer, and the completion needs one.
         """
         try:
             return StreamDecoder(self.tokenizer, skip_special_tokens)

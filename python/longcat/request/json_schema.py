@@ -1,7 +1,7 @@
 """What a JSON schema allows, read once: branches of one type each, to be enforced, checked and written again.
 
 `SchemaReader` resolves references and combines `allOf`, `anyOf`, `oneOf`, `enum` and the rest, so that its readers see
-plain values only: the grammar of an answer, the grammar of a forced call, and the typing of a call's arguments.
+plain values only: the grammar of a completion, the grammar of a forced call, and the typing of a call's arguments.
 Annotations, unknown words and words of other types restrict nothing and are dropped. A word that restricts and cannot
 be enforced is refused by name.
 """

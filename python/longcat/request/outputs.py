@@ -73,7 +73,7 @@ class Logprob:
 
 @dataclass(repr=False)
 class CompletionOutput(ShortRepr):
-    """One answer. `finish_reason`: "stop", "length", "tool_calls", "abort" or "error", None only while streaming."""
+    """One completion. `finish_reason`: "stop", "length", "tool_calls", "abort" or "error", None only while streaming."""
 
     index: int
     text: str = ""
@@ -87,9 +87,9 @@ class CompletionOutput(ShortRepr):
 
 @dataclass(repr=False)
 class RequestOutput(ShortRepr):
-    """One prompt and its answers; `str(output)` is the first answer's text."""
+    """One prompt and its completions; `str(output)` is the first completion's text."""
 
-    request_id: int | str  # the name given to agenerate, else the core's id of the first answer
+    request_id: int | str  # the name given to agenerate, else the core's id of the first completion
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
@@ -107,15 +107,15 @@ class RequestOutput(ShortRepr):
 
 @dataclass(repr=False)
 class StreamChunk(ShortRepr):
-    """New text of one answer. `delta` is whole characters; an answer's last chunk carries `finish_reason`."""
+    """New text of one completion. `delta` is whole characters; a completion's last chunk carries `finish_reason`."""
 
     delta: str
     token_ids: list[int]
     prompt_index: int = 0  # which prompt of the call
-    index: int = 0  # which of its n answers
+    index: int = 0  # which of its n completions
     finish_reason: str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
-    output: RequestOutput | None = None  # the whole result, with the last chunk of its last answer
+    output: RequestOutput | None = None  # the whole result, with the last chunk of its last completion
     request_id: int | str = -1  # for Engine.abort
     stop_reason: int | str | None = None  # with the last chunk, as CompletionOutput has them
     error: str | None = None

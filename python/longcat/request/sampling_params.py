@@ -154,7 +154,7 @@ class SamplingParams:
         """An object, a dict or nothing, with keywords on top.
 
         Raises:
-            TypeError: an unknown name, answered with the nearest, or params of another type.
+            TypeError: an unknown name; the message has the nearest one, or params of another type.
             ValueError: `n` or a stop string is wrong.
         """
         if params is None:

@@ -1,4 +1,4 @@
-"""Answers held to a form: a JSON schema, a regular expression, a choice or a grammar, by llguidance.
+"""Completions held to a form: a JSON schema, a regular expression, a choice or a grammar, by llguidance.
 
 A grammar is compiled once and then says, token by token, which ids may follow. The limits below bound the time and the
 memory of both; what is beyond is refused, or ends its request alone.
@@ -52,13 +52,13 @@ _NAME = re.compile(r'(?:name|rule): "([^"]*)"')
 
 @dataclass(frozen=True)
 class StructuredOutputs:
-    """The form of an answer, one of:
+    """The form of a completion, one of:
 
     Args:
         json: a JSON schema, as an object or its text.
         json_object: any JSON object.
-        regex: a regular expression for the whole answer (Rust's syntax).
-        choice: texts, of which the answer is one.
+        regex: a regular expression for the whole completion (Rust's syntax).
+        choice: texts, of which the completion is one.
         grammar: a Lark grammar with the rule `start`, in llguidance's dialect.
     """
 
@@ -155,19 +155,19 @@ def json_source(schema: dict[str, object]) -> str:
 
 
 class Grammar:
-    """A compiled grammar, to be followed by any number of answers."""
+    """A compiled grammar, to be followed by any number of completions."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int):
         self._matcher = matcher
         self._num_words = (vocab_size + 31) // 32
 
     def new_mask(self) -> Callable[[list[int]], np.ndarray]:
-        """A `token_mask` for one answer."""
+        """A `token_mask` for one completion."""
         return _Follower(self._matcher.deep_copy(), self._num_words)
 
 
 class _Follower:
-    """Where one answer is in its grammar."""
+    """Where one completion is in its grammar."""
 
     def __init__(self, matcher: LLMatcher, num_words: int):
         self._matcher = matcher
@@ -175,7 +175,7 @@ class _Follower:
         self._num_taken = 0
 
     def __call__(self, token_ids: list[int]) -> np.ndarray:
-        """[ceil(vocab_size / 32)] uint32: which ids may follow `token_ids`, the answer so far."""
+        """[ceil(vocab_size / 32)] uint32: which ids may follow `token_ids`, the completion so far."""
         import numpy as np
 
         if len(token_ids) < self._num_taken:
@@ -195,7 +195,7 @@ class GrammarCompiler:
     Args:
         tokenizer: called when the first grammar comes.
         vocab_size: of the model.
-        eos_token_ids: what may follow a complete answer.
+        eos_token_ids: what may follow a complete completion.
     """
 
     def __init__(self, tokenizer: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: Sequence[int]):
@@ -243,7 +243,7 @@ class GrammarCompiler:
 
 
 def make_vocabulary(tokenizer_text: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
-    """What grammars are compiled for: a tokenizer.json, and the ids that end an answer."""
+    """What grammars are compiled for: a tokenizer.json, and the ids that end a completion."""
     from llguidance import LLTokenizer
 
     return LLTokenizer(tokenizer_text, n_vocab=vocab_size, eos_token=list(eos_token_ids))

@@ -102,7 +102,7 @@ def test_a_crowd(folder, expected, tp, ep, overlap):
 
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 @pytest.mark.parametrize("tp, ep", [(2, 4), (2, 1)])
-def test_guesses(folder, expected, method, tp, ep):
+def test_draft_tokens(folder, expected, method, tp, ep):
     with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1)) as ranks:
         assert_same(run(ranks.leader, requests()), expected)
         assert ranks.leader.metrics()["num_draft_tokens"] > 0
@@ -128,9 +128,9 @@ def test_preempted(folder, expected, swap_memory):
 
 def test_among_aborts(folder, expected):
     with job(folder, 2, max_num_seqs=16) as ranks:
-        strangers = [ranks.leader.add_request(random_token_ids(20 + i, 150), sampling(60)) for i in range(4)]
-        strangers.append(ranks.leader.add_request(random_token_ids(30, 70), sampling(60), 2, _core.OutputQueue()))
-        assert_same(run(ranks.leader, requests(), doomed=strangers), expected)
+        others = [ranks.leader.add_request(random_token_ids(20 + i, 150), sampling(60)) for i in range(4)]
+        others.append(ranks.leader.add_request(random_token_ids(30, 70), sampling(60), 2, _core.OutputQueue()))
+        assert_same(run(ranks.leader, requests(), doomed=others), expected)
 
 
 def test_masks(folder):

@@ -9,7 +9,7 @@ namespace longcat {
 
 namespace {
 
-// A hash of candidates: find() compares their ids.
+// Blocks with equal hashes are candidates only: find() compares their ids.
 uint64_t hash_of(uint64_t parent, std::span<const int32_t> token_ids) {
   uint64_t hash = parent * 0x9E3779B97F4A7C15u + 0x632BE59BD9B4E019u;
   for (const int32_t id : token_ids) {

@@ -1,9 +1,9 @@
 // The blocks of the KV cache: references to each block, and the prefix cache.
 //
-// A block is free or has references. Only a sequence that holds its one reference may write it, and only before it is
-// cached, that is, added to the prefix cache. A cached block is full of prompt tokens; it is found by its own ids
-// and those of the blocks before it. Without references it stays in the prefix cache until its memory is needed, the
-// least recently used first.
+// A block is free, or sequences hold references to it. A sequence may write to a block while it holds the only
+// reference and the block is not cached, that is, not in the prefix cache. A cached block is full of prompt tokens. It
+// is found by its own token ids and those of the blocks before it. A cached block without references stays until its
+// memory is needed; the least recently used one goes first.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace longcat {
 
 class BlockManager {
  public:
-  // num_blocks: all blocks of the cache, with the null block 0, which is never given out.
+  // num_blocks: all blocks of the cache, including the null block 0, which no sequence gets.
   BlockManager(int64_t num_blocks, bool enable_prefix_caching);
 
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()) - 1; }
@@ -24,7 +24,7 @@ class BlockManager {
   int64_t num_cached() const { return static_cast<int64_t>(by_hash_.size()); }
   int32_t references(int32_t block) const { return blocks_[static_cast<size_t>(block)].references; }
 
-  // A block with one reference. num_free() must not be 0.
+  // Returns a free block, with one reference. num_free() must not be 0.
   int32_t take();
   void share(int32_t block);
   void release(int32_t block);
@@ -33,16 +33,16 @@ class BlockManager {
   bool may_write(int32_t block) const;
   bool is_unused(int32_t block) const;  // free, and not in the prefix cache
 
-  // uids name cached blocks and are never used twice, so the uid of a block names its whole prefix. 0: no block.
+  // A uid names a cached block and is never used twice, so the uid of a block names its whole prefix. 0: no block.
   struct Match {
-    std::vector<int32_t> blocks;  // one reference each
+    std::vector<int32_t> blocks;  // the caller gets one reference to each
     std::vector<uint64_t> uids;
   };
-  // The longest prefix of `token_ids` in the prefix cache, in whole blocks.
+  // Returns the longest prefix of `token_ids` in the prefix cache, in whole blocks.
   Match match(std::span<const int32_t> token_ids);
 
-  // Adds `block` to the prefix cache, which holds `token_ids` [64] behind the block with the uid `parent`. Returns its
-  // uid, or the uid of a block with the same tokens that is cached already.
+  // Adds `block` to the prefix cache. The block holds `token_ids` [64], and the block before it has the uid `parent`.
+  // Returns the uid of `block`, or of a cached block with the same tokens and parent.
   uint64_t cache_block(int32_t block, uint64_t parent, std::span<const int32_t> token_ids);
 
   // Empties the prefix cache. Sequences keep their blocks.
@@ -65,7 +65,7 @@ class BlockManager {
   std::vector<Block> blocks_;
   std::vector<int32_t> unused_;                         // free, and not in the prefix cache
   std::list<int32_t> reusable_;                         // free and cached, least recently used first
-  std::unordered_multimap<uint64_t, int32_t> by_hash_;  // of (parent, token ids)
+  std::unordered_multimap<uint64_t, int32_t> by_hash_;  // hash of (parent, token ids) -> block
 };
 
 }  // namespace longcat

@@ -24,7 +24,7 @@ std::vector<int64_t> share_budget(std::span<const int64_t> wanted, int64_t budge
     const int64_t others = static_cast<int64_t>(counts.size() - i);
     give(i, (budget + others - 1) / others);
   }
-  for (size_t i = 0; i < counts.size(); ++i) give(i, budget);  // what the others left
+  for (size_t i = 0; i < counts.size(); ++i) give(i, budget);  // the tokens that the other sequences left
   return counts;
 }
 

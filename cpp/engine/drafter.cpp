@@ -8,7 +8,7 @@ namespace longcat {
 
 namespace {
 
-// Index of the first draw of each chunk.
+// For each chunk, the index of its first draw.
 std::vector<int32_t> first_draws(const StepPlan& plan) {
   std::vector<int32_t> first(plan.chunks.size(), -1);
   for (size_t i = plan.draws.size(); i-- > 0;) first[plan.draws[i].chunk] = static_cast<int32_t>(i);
@@ -56,15 +56,15 @@ void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden
     device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
                          static_cast<int64_t>(ids.size()) * 4);
     for (size_t i = 0; i < drafts.size(); ++i) {
-      if (ids[i] < 0) drafts[i].num_wanted = 0;  // not finite, or all forbidden
+      if (ids[i] < 0) drafts[i].num_wanted = 0;  // the logits are not finite, or all ids are forbidden
       if (ids[i] >= 0) step.drafts[drafts[i].chunk].push_back(ids[i]);
     }
     std::erase_if(drafts, [&](const Draft& draft) { return draft.num_wanted <= depth + 1; });
   }
 }
 
-// Runs the MTP layer over all rows of the step. Beside a row's hidden state it takes the next token: the next one of
-// the chunk, or the token drawn from the row.
+// Runs the MTP layer over all rows of the step. The layer combines a row's hidden state with the token that follows the
+// row: the next token of the chunk, or the token drawn from the row.
 Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
   const std::vector<int32_t> first_draw = first_draws(plan);
@@ -87,9 +87,10 @@ Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, T
   return model_.forward_mtp(next, cache_, hidden);
 }
 
-// Each sequence goes on from its last accepted draft token. It gets one draft token more than were accepted: text that
-// is hard to predict stays so for a while. The layer stores the draft tokens in the block of the newest token. Where
-// the newest token begins a block, the sequence does not have that block yet, and gets one draft token.
+// Each sequence goes on from its last accepted draft token. It gets one draft token more than the step accepted,
+// because text that is hard to predict stays so for a while. The layer stores the draft tokens in the block of the
+// newest token. Where the newest token begins a block, the sequence does not have that block yet, and gets one draft
+// token only.
 std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
   std::vector<Draft> drafts;
@@ -126,7 +127,7 @@ std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor samp
   return drafts;
 }
 
-// A batch of one row a sequence: the draft token before, in the slot of the token in front of it.
+// Makes a batch of one row for each sequence: its newest draft token, at the slot of the token before it.
 ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth, Tensor& hidden) {
   std::vector<Chunk> chunks;
   std::vector<std::vector<int32_t>> token_ids;
@@ -141,13 +142,13 @@ ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& 
     rows.push_back(draft.row);
     draft.row = static_cast<int32_t>(i);
   }
-  const ForwardBatch batch = batch_buffers_.upload(chunks);  // draft() has waited for the upload before
+  const ForwardBatch batch = batch_buffers_.upload(chunks);  // free: draft() has waited for its last upload
   hidden = model_.forward_mtp(batch, cache_, hidden, upload(rows_, rows));
   return batch;
 }
 
-// Writes the newest token, drawn or draft, to the token lane behind the tokens of the step. The next step overwrites it
-// with the accepted token.
+// Writes the newest token, drawn or draft, to the token lane behind the tokens of the step. The next step overwrites a
+// draft token with the accepted one.
 void Drafter::write_history(const StepInFlight& step, const Draft& draft, int64_t depth) {
   if (!has_slot(draft)) return;
   const int32_t token_id = depth == 0 ? draft.newest : step.drafts[draft.chunk].back();
@@ -155,7 +156,8 @@ void Drafter::write_history(const StepInFlight& step, const Draft& draft, int64_
   device_.upload(cache_.token_lane().data<int32_t>() + slot, &token_id, 4);
 }
 
-// Draws the draft tokens with the parameters and random numbers of the real draw: like distributions give like tokens.
+// Draws the draft tokens with the parameters and random numbers of the real draws: equal distributions then give equal
+// tokens.
 void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch, Tensor hidden,
                    int64_t depth) {
   const int64_t count = static_cast<int64_t>(drafts.size());
@@ -173,7 +175,7 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
         rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, draft.next_position + depth + 1));
     row.logits_row = static_cast<int32_t>(i - own.begin);
     row.sequence = static_cast<int32_t>(depth == 0 ? static_cast<int64_t>(draft.chunk) : i);
-    if (!has_slot(draft)) {  // its newest token is not in the lane
+    if (!has_slot(draft)) {  // its newest token is not in the token lane
       row.repetition_penalty = 1;
       row.presence_penalty = row.frequency_penalty = 0;
       row.bad_words = {};

@@ -20,7 +20,7 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
   }
 }
 
-// Everything beside the weights.
+// The cache, the scheduler and the runner: everything beside the weights.
 void Engine::allocate() {
   const ModelConfig& c = config();
   max_model_len_ = options_.max_model_len > 0 ? options_.max_model_len : c.max_position_embeddings;
@@ -56,8 +56,9 @@ void Engine::allocate() {
 }
 
 std::unique_ptr<EngineRole> Engine::make_role() {
-  const bool overlap = options_.overlap.value_or(loaded_.ops->device().leaves_host_free()) &&
-                       options_.speculation.num_tokens == 0;  // verified tokens decide what the next step holds
+  // Without overlap where tokens are drafted: the next plan depends on the accepted ones.
+  const bool overlap =
+      options_.overlap.value_or(loaded_.ops->device().leaves_host_free()) && options_.speculation.num_tokens == 0;
   if (loaded_.lockstep.leads())
     return std::make_unique<StepLoop>(loaded_, *cache_, *runner_, *scheduler_, status_, overlap,
                                       options_.mask_timeout_ms,
@@ -132,12 +133,12 @@ int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const Samplin
     sequence.group = group;
     sequence.params = params;
     sequence.params.sample_idx = params.sample_idx + static_cast<int32_t>(i);
-    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sequence brings them
+    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sequence reports them
     sequence.num_prompt_tokens = num_prompt_tokens;
     sequence.max_tokens = std::min(params.max_tokens, max_model_len_ - num_prompt_tokens);
     sequence.queue = queue;
     sequence.mask_queue = mask_queue;
-    // Other threads read the prompt while tokens are appended: the memory must not move.
+    // Other threads read the prompt while tokens are appended, so the memory must not move.
     sequence.token_ids.reserve(static_cast<size_t>(num_prompt_tokens + sequence.max_tokens));
     sequence.token_ids.assign(prompt_token_ids.begin(), prompt_token_ids.end());
     sequence.arrival = Clock::now();
@@ -221,7 +222,7 @@ void Engine::run() {
   std::string failure;
   try {
     role_->run();
-  } catch (const std::exception& error) {  // a bug of ours, or another rank: no request may wait for ever
+  } catch (const std::exception& error) {  // A bug, or a failure of another rank. No request may wait for ever.
     failure = error.what();
     abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", failure));
     const std::lock_guard lock(status_.mutex);
@@ -233,12 +234,12 @@ void Engine::run() {
 void Engine::abort_ranks(const std::string& reason) noexcept {
   {
     const std::lock_guard lock(status_.mutex);
-    // First: what a device holds when its all-reduce was given up is no result.
+    // Set this first: after an all-reduce was given up, the values on the device are no results.
     if (status_.lost_rank.empty()) status_.lost_rank = reason;
   }
   loaded_.lockstep.abort(reason);
   loaded_.model->abort_ranks(reason);
-  if (role_) role_->wake();  // rank 0 may be waiting for requests, and for no other rank
+  if (role_) role_->wake();  // rank 0 may be waiting for requests and not for a rank
 }
 
 void Engine::join() {

@@ -11,7 +11,7 @@ namespace {
 
 using Kind = Lockstep::Message::Kind;
 
-constexpr int64_t kFirstBytes = 4096;  // broadcast together with the size: enough for most steps
+constexpr int64_t kFirstBytes = 4096;  // [bytes] broadcast together with the size: enough for most steps
 
 // Writes fields one after the other, as they lie in memory: all ranks run the same program.
 class Writer {
@@ -64,7 +64,7 @@ class Reader {
   std::span<const std::byte> bytes_;
 };
 
-// The fields of each part of a plan, for both directions.
+// The fields of each part of a plan. The writer and the reader both use these lists.
 template <class Archive, class Sequence>
 void transfer_sequence(Archive& a, Sequence& s) {
   a(s.num_prompt_tokens);

@@ -29,15 +29,15 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
   std::vector<int32_t> rows(static_cast<size_t>(limits.max_draws));
   std::iota(rows.begin(), rows.end(), 0);
   device_.copy_from_host(all_rows_.data(), rows.data(), all_rows_.bytes());
-  if (limits.num_drafts > 0)  // a sequence with draft tokens takes one of the draws beyond max_num_seqs
+  if (limits.num_drafts > 0)  // each sequence with draft tokens uses one of the draws beyond max_num_seqs
     drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
                                          std::min(limits.max_num_seqs, limits.max_draws - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
   if (device_.warms_recordings()) warm_up();
 }
 
-// Records the graphs of short contexts before the first request: the first launch of a kernel and the instantiation of
-// a graph take 10 to 20 ms. All rows are padding, which writes to the null block.
+// Records the graphs of short contexts before the first request, because the first launch of a kernel and the
+// instantiation of a graph take 10 to 20 ms. All rows are padding, which writes to the null block.
 void ModelRunner::warm_up() {
   const int64_t most = std::min(limits_.max_draws, limits_.max_num_batched_tokens);
   for (int64_t rows = 1; rows <= most;) {
@@ -57,7 +57,7 @@ void ModelRunner::warm_up() {
 ModelRunner::~ModelRunner() {
   try {
     device_.wait(device_.submit([] {}));
-  } catch (const std::exception&) {  // the thread that waited for the step has it
+  } catch (const std::exception&) {  // the thread that waited for the step has the error
   }
 }
 
@@ -78,7 +78,7 @@ std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
                       .blocks = chunk.blocks,
                       .generated = chunk.generated,
                       .source = chunk.source});
-  // Steps of decoding alone come again and again in the same shape: they are recorded as graphs.
+  // Steps that only decode repeat a few shapes, so they are recorded as graphs.
   const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
     return c.generated && c.is_drawn_from && c.count == 1 + c.num_draft_tokens;
   });
@@ -98,7 +98,7 @@ void ModelRunner::submit(StepInFlight& step) {
   step.ticket = device_.submit([this, &step] {
     try {
       run(step);
-    } catch (const std::exception& error) {  // other ranks wait for this one already
+    } catch (const std::exception& error) {  // the other ranks wait for this one already
       model_.abort_ranks(str_cat("[parallel] rank ", model_.shard().rank, " failed: ", error.what()));
       throw;
     }
@@ -123,8 +123,8 @@ void ModelRunner::move_blocks(const StepPlan& plan) {
     }
 }
 
-// Host memory for swapped-out blocks is pinned by slabs, which stay: pinning takes about a millisecond a call, and
-// unpinning waits for the device. The scheduler hands out the lowest host blocks first.
+// Host memory for swapped-out blocks is pinned by slabs, which stay pinned: pinning takes about a millisecond a call,
+// and unpinning waits for the device. The scheduler hands out the lowest host blocks first.
 void* ModelRunner::host_block(int32_t host_block_idx) {
   const int64_t slab = host_block_idx / host_slab_blocks_, in_slab = host_block_idx % host_slab_blocks_;
   if (slab >= static_cast<int64_t>(host_slabs_.size())) host_slabs_.resize(static_cast<size_t>(slab) + 1);
@@ -133,7 +133,7 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
   return static_cast<char*>(memory.data()) + in_slab * limits_.block_bytes;
 }
 
-// The work of a recorded graph: all that has the same shape in every step with this number of rows.
+// The work of a recorded graph: everything that has the same shape in all steps with this number of rows.
 Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_draws}),
                         batch_buffers_.sources());
@@ -156,8 +156,8 @@ void ModelRunner::run(StepInFlight& step) {
   if (plan.chunks.empty()) return;
   const ForwardBatch batch = batch_buffers_.upload(step.slot);
   std::vector<int32_t> logit_rows;                      // rows whose logits are computed
-  std::vector<int32_t> logits_row(plan.chunks.size());  // row of a chunk's first logits among them
-  Range own;                                            // logit_rows of this rank
+  std::vector<int32_t> logits_row(plan.chunks.size());  // for each chunk, the row of its first logits among `rows`
+  Range own;                                            // the part of logit_rows that this rank owns
   Tensor hidden;
   int64_t first_row = 0;
   if (recorded_rows > 0) {
@@ -196,7 +196,8 @@ Range ModelRunner::compute_logits(Tensor hidden, const std::vector<int32_t>& row
   return own;
 }
 
-// Log-probabilities of token_ids. This rank has the logits of `own`; an all-reduce with zeros brings the others.
+// Returns the log-probabilities of token_ids. This rank has the logits of `own`. Each rank contributes zeros for the
+// other rows to an all-reduce, so that all ranks get all of them.
 std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                                          int64_t top) {
   const int64_t count = static_cast<int64_t>(token_ids.size()), width = 1 + top;
@@ -224,7 +225,8 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
   return result;
 }
 
-// Log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the batch.
+// Returns the log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the
+// batch.
 void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidden, int64_t first_row) try {
   const PlannedChunk& chunk = step.plan.chunks[chunk_idx];
   for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_draws) {
@@ -245,17 +247,18 @@ void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidd
   }
 } catch (const DeviceFailure&) {
   throw;
-} catch (const std::exception& error) {  // ends this request alone
-  if (has_peers()) throw;                // they did not see the error
+} catch (const std::exception& error) {  // the error ends this request alone
+  if (has_peers()) throw;                // the other ranks did not see the error
   step.chunk_errors[chunk_idx] = error.what();
 }
 
-// Each rank draws from the rows of logits that it owns; an all-reduce with zeros brings the other draws.
+// Each rank draws from the rows of logits that it owns. An all-reduce, with zeros for the other rows, gives every rank
+// all draws.
 void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows,
                          Range own) {
   const StepPlan& plan = step.plan;
   std::vector<SamplingRow> rows;
-  Range mine;  // draws of this rank, in the order of the rows
+  Range mine;  // the draws of this rank, in the order of their rows
   for (size_t i = 0; i < plan.draws.size(); ++i) {
     const PlannedDraw& planned = plan.draws[i];
     const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.num_drafts);
@@ -287,7 +290,7 @@ void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::spa
                                           is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
     } catch (const DeviceFailure&) {
       throw;
-    } catch (const std::exception& error) {  // ends this request alone
+    } catch (const std::exception& error) {  // the error ends this request alone
       if (has_peers()) throw;
       step.errors[i] = error.what();
     }

@@ -7,7 +7,7 @@ namespace longcat {
 
 namespace {
 
-// Whether a mask allows stop tokens alone: its grammar is at an end.
+// Returns whether a mask allows stop tokens alone, because its grammar is at an end.
 bool allows_stops_alone(const Sequence& sequence, const std::vector<uint32_t>& mask) {
   if (!sequence.params.constrained) return false;
   std::vector<uint32_t> left = mask;
@@ -47,7 +47,8 @@ StepOutput output_of(const StepInFlight& step, size_t draw_idx) {
   } else if (token_id >= 0) {
     output.token_id = token_id;
   } else if (allows_stops_alone(*draw.sequence, step.masks[draw_idx])) {
-    output.finish_reason = FinishReason::stop;  // the text is complete; min_tokens forbids the stop token that says so
+    // The text is complete, and min_tokens forbids the stop token that would end it.
+    output.finish_reason = FinishReason::stop;
   } else {
     output.finish_reason = FinishReason::error;
     output.error = "no token can follow: its logits are not finite, or all are forbidden";

@@ -3,7 +3,7 @@
 python bench/scripts/trace.py [CHECKPOINT] [--layers 1] [--batches 1,64] [--prompt 512] [--steps 16] [--check]
 
 Without CHECKPOINT the script makes a temporary one with random weights: the widths and experts of LongCat-Flash-Lite,
-small tables, few layers (8 GB for one layer). The whole model has 14 layers, and calls each kernel as many times more.
+small tables, few layers (8 GB for one layer). The whole model has 14 layers: a step calls a layer's kernels 14 times.
 
 torch.profiler sees the kernels of this process (CUPTI), also inside graphs. A decode step is the difference of two
 runs, of 1 and of 1 + steps tokens, divided by the steps. Kernels that run in parallel add up to more than the wall

@@ -1,4 +1,4 @@
-// longcat._testing: what tests and benchmarks see of the core, and users do not. Part of no wheel.
+// longcat._testing: the parts of the core that tests and benchmarks use and users do not. No wheel contains it.
 //
 // The module holds its own copy of the runtime. Python types of the core (EngineOptions, SamplingParams, Communicator,
 // Engine, the exceptions) are those of longcat._core, which is imported first: pybind11 finds a type by its name.

@@ -1,4 +1,4 @@
-// One register function a file; module.cpp calls them.
+// The register functions of the module, one for each file. module.cpp calls them.
 #pragma once
 
 #include "bindings/bindings.h"

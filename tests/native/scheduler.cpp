@@ -1,4 +1,4 @@
-// The scheduler without a model: tests play the runner's part, and know at any time what each block holds.
+// The scheduler without a model. Tests play the part of the runner, and know the content of each block at any time.
 
 #include "engine/scheduler.h"
 
@@ -76,7 +76,7 @@ py::dict to_dict(const Sequence& sequence) {
   return d;
 }
 
-// Drives a scheduler as Engine does: plans are committed in their order, one may be under way when the next is made.
+// Drives a scheduler as Engine does: it commits plans in their order, and one may be in flight when the next is made.
 class TestScheduler {
  public:
   explicit TestScheduler(const SchedulerOptions& options) : scheduler_(options) {}
@@ -100,7 +100,7 @@ class TestScheduler {
     return ids;
   }
 
-  // A plan without chunks is not under way: its moves come with the next one.
+  // A plan without chunks does not count as in flight: its moves come with the next plan.
   py::dict schedule() {
     LC_CHECK(plans_.size() <= 1, "commit the oldest plan first");
     StepPlan plan = scheduler_.schedule(Clock::now());
@@ -109,7 +109,8 @@ class TestScheduler {
     return d;
   }
 
-  // Takes in what the oldest plan under way drew, an id a draw. Returns who ended, and why.
+  // Commits the oldest plan in flight, with one drawn id for each of its draws. Returns (request id, reason) of the
+  // sequences that ended.
   std::vector<std::pair<int64_t, std::string>> commit(const std::vector<int32_t>& token_ids) {
     const StepPlan plan = std::move(plans_.front());
     plans_.pop_front();
@@ -140,7 +141,7 @@ class TestScheduler {
     return sequence != nullptr;
   }
 
-  // The plans under way fail: those they computed end. Returns who.
+  // Fails the plans in flight: the sequences that they compute end. Returns their request ids.
   std::vector<int64_t> start_over() {
     std::vector<int64_t> ended;
     for (const StepPlan& plan : plans_)
@@ -160,7 +161,7 @@ class TestScheduler {
     return sequence != nullptr;
   }
 
-  // By request id, those that have not ended.
+  // Returns the sequences that have not ended, by request id.
   py::dict sequences() const {
     py::dict all;
     scheduler_.for_each([&](const Sequence& sequence) { all[py::int_(sequence.request_id)] = to_dict(sequence); });
@@ -183,7 +184,7 @@ class TestScheduler {
 
  private:
   Scheduler scheduler_;
-  std::deque<StepPlan> plans_;  // under way
+  std::deque<StepPlan> plans_;  // in flight
   int64_t next_request_id_ = 0;
 };
 

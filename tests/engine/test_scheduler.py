@@ -107,7 +107,7 @@ def test_the_rest_goes_on_while_one_waits_for_its_mask():
 
 
 def test_blocks_of_a_completion_are_no_prefix():
-    """They hold what decode arithmetic gives; a prompt that goes on from the completion finds the first prompt alone."""
+    """Decode arithmetic computed them, so a prompt that continues the completion shares the first prompt alone."""
     model = model_with()
     model.add(TEXTS[0][:BLOCK], 70)
     model.finish_all()

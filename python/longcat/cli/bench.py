@@ -198,7 +198,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def serve_text(result: dict[str, float]) -> str:
-    """As vLLM prints it."""
+    """Returns the figures of a run as vLLM prints them."""
     lines = [f"{' Serving Benchmark Result ':=^50}"]
     for label, name, digits in [
         ("Successful requests:", "completed", 0),
@@ -223,7 +223,7 @@ def serve_text(result: dict[str, float]) -> str:
     return "\n".join([*lines, "=" * 50])
 
 
-# Tells when it has imported, loaded, and made a token [s], counted from its own first line.
+# A program that prints the seconds until it has imported, loaded, and made a token, from its own first line.
 _START = """
 import time
 start = time.perf_counter()

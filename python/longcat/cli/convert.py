@@ -1,4 +1,4 @@
-"""`longcat convert`: a checkpoint in the formats the CPU kernels read."""
+"""`longcat convert`: writes a checkpoint in the formats that the CPU kernels read."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _token_ids(model: str, file: str, count: int) -> list[int]:
-    """The first tokens of a text file.
+    """Returns the first tokens of a text file.
 
     Raises:
         longcat.Error: there is no tokenizer, or the file is no text.
-        ValueError: the text is too short to say anything.
+        ValueError: the text is too short for a calibration.
     """
     from longcat.request.tokenizer import Tokenizer
     from longcat.support.files import read_text

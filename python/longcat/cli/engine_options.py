@@ -1,4 +1,4 @@
-"""What every command that loads a model shares: its options, and the progress bar."""
+"""The options and the progress bar that all commands with a model share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, command: str) -> None:
-    """The checkpoint folder and the engine's options, which engine_keywords reads.
+    """Adds the checkpoint folder and the engine's options, which engine_keywords reads.
 
     Args:
-        command: "serve" takes the folder also by --model or --model-path; some options are of some commands.
+        command: "serve" takes the folder also by --model or --model-path. Some options belong to some commands only.
     """
     text = options()["model"].help
     if command == "serve":
@@ -50,10 +50,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def add_option(group: argparse._ActionsContainer, name: str, default: str = "") -> None:
-    """The flags of one engine option, by all its names.
+    """Adds the flags of one engine option, by all its names.
 
     Args:
-        default: in words, where it differs from the engine's.
+        default: the default in words, where it differs from the engine's.
     """
     option, value = options()[name], getattr(EngineConfig, name)
     flags = [flag_of(alias) for alias in (name, *option.aliases)]
@@ -79,12 +79,12 @@ def add_option(group: argparse._ActionsContainer, name: str, default: str = "") 
 
 
 def flag_of(name: str) -> str:
-    """The flag of a keyword."""
+    """Returns the flag of a keyword."""
     return "--" + name.replace("_", "-")
 
 
 def _number_format(flag: str) -> Callable[[str], str]:
-    """A type of arguments: a number format, by our name or another engine's."""
+    """Returns an argument type: a number format, by our name or another engine's."""
 
     def parse(text: str) -> str:
         try:
@@ -102,7 +102,7 @@ def _json(text: str) -> object:
         raise argparse.ArgumentTypeError(f"{text}; expected JSON: {error}") from None
 
 
-# The type of an argument, by the check of its option; others are texts, which the check reads itself.
+# Argument types by the check of their option. Other options are texts, which their checks parse.
 _PARSERS: dict[Callable[[str, Any], object], Callable[[str], object]] = {
     positive: integer(1),
     share: number(0, 1, above=True),
@@ -113,7 +113,7 @@ _PARSERS: dict[Callable[[str, Any], object], Callable[[str], object]] = {
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that sampling_options reads."""
+    """Adds the options that sampling_options reads."""
     group = parser.add_argument_group("sampling")
     helps = {name: parameter.help for name, parameter in parameters().items()}
     group.add_argument(
@@ -134,19 +134,19 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for SamplingParams."""
+    """Returns the keywords for SamplingParams."""
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
     return {name: getattr(args, name) for name in names}
 
 
 def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for Engine, but for the model."""
+    """Returns the keywords for Engine, without the model."""
     return {name: getattr(args, name) for name in args.engine_options}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process in its job: which replica of the model it belongs to, and which rank of that it is."""
+    """The place of this process in its job: the index of its replica of the model, and its rank in the replica."""
 
     replica: int = 0
     rank: int = 0
@@ -175,7 +175,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
     assert job is not None
     job.watch()
     replica, rank = divmod(job.launch.rank, max(tp, ep))
-    # Rank 0 says when it is over. A launcher that gets SIGTERM kills its ranks at once, but hands SIGUSR1 on to them.
+    # Rank 0 decides when the job ends. A launcher that gets SIGTERM kills its ranks at once, but it forwards SIGUSR1.
     if rank > 0:
         for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(ignored, signal.SIG_IGN)
@@ -185,7 +185,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
 
 
 def open_engine(args: argparse.Namespace, **more: object) -> Engine:
-    """The engine that the options and `more` describe, with a progress bar while it loads. After join_ranks."""
+    """Opens the engine of the options and `more`, with a progress bar. Call join_ranks before."""
     from longcat.engine.engine import Engine
     from longcat.parallel.job import current_job
 
@@ -201,6 +201,6 @@ def open_engine(args: argparse.Namespace, **more: object) -> Engine:
 
 
 def follow(engine: Engine) -> int:
-    """What every command does on another rank than 0."""
+    """Computes the steps of rank 0, as every command does on the other ranks. Returns the exit code."""
     engine.follow()
     return 0

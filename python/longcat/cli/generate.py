@@ -1,4 +1,4 @@
-"""`longcat generate`: continue a prompt, as it is generated."""
+"""`longcat generate`: continues a prompt, and prints the text as it is generated."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             for completion in output.outputs:
                 print(f"[{completion.index + 1}] {completion.text}")
         else:
-            # A document of a schema is whole without the prompt.
+            # With a schema the completion is a whole document, so the prompt is not printed before it.
             streamed = _stream(engine, prompt, sampling, shown="" if args.json_schema is not None else prompt)
             if streamed is None:
                 return 130
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prompt(given: str | None) -> str:
-    """The prompt of the command line, or standard input without the line end that `echo` adds.
+    """Returns the prompt of the command line, or standard input without the line end that `echo` adds.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is no prompt, and standard input is a terminal.
     """
     if given not in (None, "-"):
         return given or ""
@@ -81,10 +81,10 @@ def _prompt(given: str | None) -> str:
 
 
 def _schema(given: str) -> JsonObject:
-    """A JSON schema, or that of a file.
+    """Returns a JSON schema that is given as JSON or as a file.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither JSON nor a file.
     """
     try:
         if os.path.isfile(given):
@@ -101,7 +101,7 @@ def _schema(given: str) -> JsonObject:
 
 
 def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -> RequestOutput | None:
-    """Prints the completion as it is generated; None when it is interrupted."""
+    """Prints the completion as it is generated. Returns None when the user interrupts it."""
     stream = engine.generate(prompt, stream=True, **sampling)
     print(shown, end="", flush=True)
     output = None
@@ -138,7 +138,7 @@ def _as_json(output: RequestOutput) -> JsonObject:
 
 
 def _tell(output: RequestOutput) -> None:
-    """Counts and times, on standard error."""
+    """Prints counts and times on standard error."""
     metrics, reasons = output.metrics, dict.fromkeys(str(completion.finish_reason) for completion in output.outputs)
     num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
     first = f"first token after {1000 * metrics.first_token_s:.0f} ms; " if metrics.first_token_s is not None else ""

@@ -194,9 +194,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model_folder(args: argparse.Namespace) -> str:
-    """The checkpoint folder, given once.
+    """Returns the checkpoint folder, and raises UsageError unless it is given once.
 
-    argparse hands the folder to a flag with several values that stands before it: `--served-model-name a b FOLDER`.
+    In `--served-model-name a b FOLDER` argparse takes the folder for a value of the flag, so it is looked for there,
+    too.
     """
     if args.model is None and args.model_path is None:
         for values in (args.served_model_name, args.api_key, args.cors_origin):

@@ -20,7 +20,7 @@ from longcat.support.values import parse_bytes, positive, share
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option beside its name, type and default.
+    """The facts about an option beside its name, type and default.
 
     Args:
         help: one line without its default, which the command line and the reference add.
@@ -28,11 +28,11 @@ class Option:
         core: name of the core's option; "": the core has none.
         details: further sentences for the reference.
         default: the default in words, where the value says too little.
-        unit: of the value.
+        unit: unit of the value; "": it has none.
         aliases: names of other engines, as keywords and as flags.
         metavar: stands for the value in the command line's help; "": there is no flag.
         choices: all values of the flag.
-        commands: those that have the flag; empty: all that make an engine.
+        commands: the commands that have the flag; empty: all commands that make an engine.
         off_flags: further flags that turn a switch off.
     """
 
@@ -50,7 +50,7 @@ class Option:
 
 
 def option(value: Any, help: str, check: Callable[[str, Any], Any] = checks.anything, **facts: Any) -> Any:
-    """A field: its default, and the facts that Option names."""
+    """Makes a field of its default and the facts that Option names."""
     return dataclasses.field(default=value, metadata={"option": Option(help, check, **facts)})
 
 
@@ -295,10 +295,10 @@ class EngineConfig:
 
     @classmethod
     def of(cls, model: str | os.PathLike[str] | EngineConfig | None, keywords: Mapping[str, object]) -> EngineConfig:
-        """The options that Engine is given: a folder or a config, and keywords by any of their names.
+        """Makes the options from the arguments of Engine: a folder or a config, and keywords by any of their names.
 
         Raises:
-            TypeError: an unknown keyword; the message has the nearest one; or two for one option.
+            TypeError: a keyword is unknown (the message has the nearest one), or two keywords set one option.
             ValueError: a value is wrong.
         """
         names = {alias: name for name, option in options().items() for alias in (name, *option.aliases)}
@@ -314,7 +314,7 @@ class EngineConfig:
         return dataclasses.replace(model, **given) if isinstance(model, EngineConfig) else cls(**given)
 
     def core_options(self) -> _core.EngineOptions:
-        """The options as the core takes them.
+        """Returns the options for the core.
 
         Raises:
             ValueError, TypeError: a value is wrong.
@@ -323,7 +323,7 @@ class EngineConfig:
         for name, option in options().items():
             given = getattr(self, name)
             if given is None and getattr(EngineConfig, name) is None:
-                continue  # the core's own default
+                continue  # leave the core's own default
             value = option.check(name, given)
             if option.core:
                 setattr(core, option.core, value)
@@ -333,11 +333,11 @@ class EngineConfig:
 
 
 def options() -> dict[str, Option]:
-    """What is known of each option, by name."""
+    """Returns the facts about each option, by name."""
     return {field.name: field.metadata["option"] for field in dataclasses.fields(EngineConfig)}
 
 
 def default_step_tokens(device: str, max_num_seqs: int) -> int:
-    """Most tokens of a step: a GPU reads all experts for each chunk of a prompt, so it needs thousands."""
+    """Returns the default of max_num_batched_tokens: thousands on a GPU, where each chunk reads all experts."""
     is_gpu = device == "cuda" or device.startswith("cuda:")
     return max(8192 if is_gpu else 512, max_num_seqs)

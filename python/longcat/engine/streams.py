@@ -1,4 +1,4 @@
-"""Chunks of requests as they arrive from the core's thread: for a loop, and for an event loop."""
+"""Streams of chunks from the core's thread to callers: iterators, and async iterators on event loops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Chunk = TypeVar("Chunk", StreamChunk, ChatChunk)
 AnyChunk = TypeVar("AnyChunk")
 Output = TypeVar("Output", bound=RequestOutput)
 
-_RETRY_S = 0.01  # when other callers fill the queue
+_RETRY_S = 0.01  # [s] until the next try to queue a request, while the queue is full
 
 
 class OpenCompletions:
@@ -52,7 +52,7 @@ class OpenCompletions:
         return list(completions)
 
     def take(self, step: _core.StepOutput) -> StreamChunk | None:
-        """The chunk of a token; None when its stream has ended."""
+        """Returns the chunk for a step's output; None when its completion has ended."""
         completion = self._completions.get(step.request_id)
         if completion is None:
             return None
@@ -62,14 +62,14 @@ class OpenCompletions:
         chunk = completion.take(step, self._table.eos_token_id)
         if chunk.finish_reason is not None:
             self._completions.pop(step.request_id, None)
-            if step.finish_reason is None:  # a stop string: the core does not know
+            if step.finish_reason is None:  # ended by a stop string, which the core does not see
                 self._table.abort_completion(step.request_id)
             if completion.request.is_done():
                 self._table.forget(completion.request.output.request_id)
         return chunk
 
     def abort(self) -> None:
-        """Ends what is left."""
+        """Ends all open completions."""
         for core_id, completion in list(self._completions.items()):
             if completion.output.finish_reason is None:
                 completion.output.text += completion.finish("abort")
@@ -79,7 +79,7 @@ class OpenCompletions:
 
 
 class Stream(Uncopied, Iterator[Chunk]):
-    """Chunks as they arrive. Closing it, as `with` does, ends the requests that are left."""
+    """An iterator over chunks as they arrive. Closing it, as `with` does, ends the requests that still run."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -92,9 +92,9 @@ class Stream(Uncopied, Iterator[Chunk]):
 
 
 class TokenStream(Stream[StreamChunk]):
-    """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left.
+    """The chunks of some requests as they arrive. Closing or dropping it ends the requests that still run.
 
-    Requests that the core's queue has no room for wait here for their turn.
+    Requests wait here while the core's queue has no room for them.
     """
 
     def __init__(self, table: RequestTable, requests: Sequence[Request]):
@@ -148,7 +148,7 @@ class TokenStream(Stream[StreamChunk]):
 
 
 class ChatStream(Stream[ChatChunk]):
-    """Chunks of chat completions as they arrive. Closing it ends what is left."""
+    """The chunks of chat completions as they arrive. Closing it ends the requests that still run."""
 
     def __init__(self, tokens: TokenStream, reader: ChatReader):
         self._tokens = tokens
@@ -165,8 +165,8 @@ class AsyncChunks(Uncopied, AsyncIterator[AnyChunk], Generic[AnyChunk, Output]):
     """Chunks of one request: `async for` yields them, `await` returns the whole output. Closing it ends the request.
 
     Args:
-        chunks: where they come from.
-        output_of: the output that a chunk carries; the last one does.
+        chunks: the source of the chunks.
+        output_of: returns the output that a chunk carries; only the last chunk carries one.
     """
 
     def __init__(self, chunks: AsyncGenerator[AnyChunk, None], output_of: Callable[[AnyChunk], Output | None]):
@@ -198,7 +198,7 @@ class AsyncChunks(Uncopied, AsyncIterator[AnyChunk], Generic[AnyChunk, Output]):
 
 
 class LoopOutputs:
-    """All requests of one event loop: a queue that the loop watches, and the streams that wait."""
+    """The outputs for all requests of one event loop: a queue that the loop watches, and the waiting streams."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.queue = _core.OutputQueue()
@@ -221,7 +221,7 @@ class LoopOutputs:
                 news.set()
 
     async def stream(self, table: RequestTable, request: Request) -> AsyncGenerator[StreamChunk, None]:
-        """Submits a request and yields its chunks; ends it when the caller stops reading."""
+        """Submits a request and yields its chunks. Ends the request when the caller stops reading."""
         import asyncio
 
         completions = OpenCompletions(table)
@@ -249,7 +249,7 @@ class LoopOutputs:
 
 
 class EventLoops:
-    """The outputs of each event loop that has asked, until it is gone."""
+    """The outputs of each event loop that makes requests, as long as the loop exists."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -259,7 +259,7 @@ class EventLoops:
         return len(self._loops)
 
     def running(self) -> LoopOutputs:
-        """Those of the loop that runs this."""
+        """Returns the outputs of the running loop."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -276,10 +276,10 @@ class EventLoops:
 
 
 def read_all(chunks: Stream[Chunk], num_requests: int, use_tqdm: bool) -> list[Chunk]:
-    """The last chunk of each request, which carries its output; an interrupt ends all of them.
+    """Reads a stream to its end. Returns the last chunk of each request, which carries its output.
 
     Args:
-        use_tqdm: in a terminal, show how many of several are done.
+        use_tqdm: in a terminal, show a progress bar over several requests.
     """
     bar = contextlib.nullcontext()
     if use_tqdm and num_requests > 1 and sys.stderr.isatty():

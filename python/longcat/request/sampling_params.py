@@ -27,13 +27,13 @@ MAX_N = 128  # completions of one prompt
 
 @dataclass(frozen=True)
 class Parameter:
-    """What is known of a sampling parameter beside its name, type and default.
+    """The facts about a sampling parameter beside its name, type and default.
 
     Args:
         help: one line without its default, which the command line and the reference add.
         details: further sentences for the reference.
         default: the default in words, where the value says too little.
-        unit: of the value.
+        unit: unit of the value; "": it has none.
     """
 
     help: str
@@ -43,7 +43,7 @@ class Parameter:
 
 
 def _parameter(value: Any, help: str, **facts: str) -> Any:
-    """A field: its default, and the facts that Parameter names."""
+    """Makes a field of its default and the facts that Parameter names."""
     return dataclasses.field(default=value, metadata={"parameter": Parameter(help, **facts)})
 
 
@@ -151,10 +151,10 @@ class SamplingParams:
     def of(
         cls, params: SamplingParams | Mapping[str, object] | None, overrides: Mapping[str, object]
     ) -> SamplingParams:
-        """An object, a dict or nothing, with keywords on top.
+        """Makes parameters from an object, a dict or None; `overrides` replace single fields.
 
         Raises:
-            TypeError: an unknown name; the message has the nearest one, or params of another type.
+            TypeError: a name is unknown (the message has the nearest one), or `params` has another type.
             ValueError: `n` or a stop string is wrong.
         """
         if params is None:
@@ -194,14 +194,14 @@ class SamplingParams:
         return result
 
     def stop_strings(self) -> list[str]:
-        """`stop` as a list."""
+        """Returns `stop` as a list."""
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
 
 def parameters() -> dict[str, Parameter]:
-    """What is known of each sampling parameter, by name."""
+    """Returns the facts about each sampling parameter, by name."""
     return {field.name: field.metadata["parameter"] for field in dataclasses.fields(SamplingParams)}
 
 
@@ -219,13 +219,13 @@ def core_params(
     seed: int,
     tokenizer: Callable[[], Tokenizer],
 ) -> _core.SamplingParams:
-    """`params` for the native engine, the model's defaults filled in.
+    """Returns `params` for the core, with the model's defaults filled in.
 
     Args:
-        defaults: generation_config.json.
-        eos_token_ids: end tokens of the model.
-        seed: used when the request brings none.
-        tokenizer: called when bad words have to be encoded.
+        defaults: the fields of generation_config.json.
+        eos_token_ids: the model's end tokens.
+        seed: the seed when the request brings none.
+        tokenizer: returns the tokenizer; called when there are bad words.
     """
     greedy = defaults.get("do_sample") is False
 
@@ -248,7 +248,7 @@ def core_params(
     core.frequency_penalty = _number("frequency_penalty", params.frequency_penalty)
     core.seed = seed if params.seed is None else _index("seed", params.seed) % 2**64
     stops = _token_ids("stop_token_ids", params.stop_token_ids or ())
-    # A grammar ends by an end token: after it nothing may follow, so that `ignore_eos` cannot mean to go on.
+    # A grammar ends with an end token, behind which no token may follow. So `ignore_eos` has no effect with a grammar.
     ends_ignored = params.ignore_eos and params.structured_outputs is None
     core.stop_token_ids = [*stops, *([] if ends_ignored else eos_token_ids)]
     if params.logit_bias:
@@ -267,7 +267,7 @@ def core_params(
 
 
 def _index(name: str, value: object) -> int:
-    """An integer, NumPy's too."""
+    """Checks an integer, which may be NumPy's."""
     if not isinstance(value, bool) and hasattr(value, "__index__"):
         return operator.index(value)
     raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
@@ -281,7 +281,7 @@ def _integer(name: str, value: object) -> int:
 
 
 def _number(name: str, value: object) -> float:
-    """A number, NumPy's too."""
+    """Checks a number, which may be NumPy's."""
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected a number")
     return float(value)
@@ -295,7 +295,7 @@ def _token_id(name: str, value: object) -> int:
 
 
 def _logit_bias(bias: object) -> dict[int, float]:
-    """Ids may be text, as in JSON."""
+    """Checks a logit bias. Its ids may be texts, as in JSON."""
     if not hasattr(bias, "items"):
         raise TypeError(f"logit_bias={bias!r} is a {type(bias).__name__}: expected a mapping from token ids to numbers")
     try:
@@ -311,6 +311,6 @@ def _token_ids(name: str, values: object) -> list[int]:
 
 
 def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
-    """Token ids of a word at the start of a text and after a space."""
+    """Returns the token ids of a word at the start of a text, and those after a space."""
     spellings = [tokenizer.encode(word), tokenizer.encode(" " + word.lstrip())]
     return [ids for i, ids in enumerate(spellings) if ids and ids not in spellings[:i]]

@@ -51,8 +51,8 @@ _SAMPLING_HEAD = """\
 `longcat generate MODEL PROMPT --temperature 0.7` are the same parameters. The names are vLLM's, also in the bodies of
 the server's requests. A keyword that is unknown is refused with the nearest name.
 
-The order is that of transformers' `generate`: logit bias, repetition penalty, presence and frequency penalties,
-removals (bad words, allowed ids, mask), temperature, top-k, top-p, min-p, one draw.
+They apply in the order of transformers' `generate`. First come logit bias, repetition penalty, presence and frequency
+penalties, and removals (bad words, allowed ids, mask). Then come temperature, top-k, top-p, min-p and one draw.
 
 """
 

@@ -17,8 +17,8 @@ bool check_bits(Bench& bench);
 // Times each op by itself, cold, beside its bound.
 void bench_ops(Bench& bench, Report& report);
 
-// Measures the whole model with random weights, with its tables at each of `placements` in turn: decode, prefill, and
-// whether a replayed step has the bits of the eager one.
+// Measures decode and prefill of the whole model with random weights. Checks that a replayed step has the bits of the
+// eager one. Does both with the tables at each of `placements` in turn.
 void bench_model(Bench& bench, Report& report, const std::vector<Placement>& placements);
 
 // Times the gather of N-gram rows from device memory, and from pinned host memory of both page sizes.

@@ -5,8 +5,8 @@
 //             [--rounds 15] [--memory 1024]
 //
 // Each call takes the next of many copies of the weight, `memory` MiB in all, so that no cache holds it.
-// "bound" is the larger of two times: reading the weights, and computing the useful operations at the f32 peak, or at
-// the exact int8 peak for the integer formats. Limits and times are the best of many, because other users of the
+// "bound" is the larger of two times: reading the weights, and computing the useful operations. The peak is that of
+// f32, or of exact int8 for the integer formats. Limits and times are the best of many, because other users of the
 // machine can only add time.
 #include <algorithm>
 #include <cstdio>

@@ -2,9 +2,9 @@
 
     python bench/scripts/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
 
-Ranks have one thread each. All ranks measure the rates at the same time, before and after the steps: multiplying rows
-with bf16 weights that no cache holds, a small operation, and an all-reduce by the model's own communicator. All times
-are the least of many, which is the time without other work on the machine.
+Ranks have one thread each. All ranks measure three rates at the same time, before and after the steps. These are
+multiplying rows with bf16 weights that no cache holds, a small operation, and an all-reduce by the model's
+communicator. All times are the least of many, which is the time without other work on the machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 // The blocks of the KV cache: references to each block, and the prefix cache.
 //
-// A block is free, or sequences hold references to it. A sequence may write to a block while it holds the only
-// reference and the block is not cached, that is, not in the prefix cache. A cached block is full of prompt tokens. It
-// is found by its own token ids and those of the blocks before it. A cached block without references stays until its
+// A block is free, or sequences hold references to it. A block in the prefix cache is called cached. A sequence may
+// write to a block that is not cached while it holds the only reference. A cached block is full of prompt tokens. It is
+// found by its own token ids and those of the blocks before it. A cached block without references stays until its
 // memory is needed; the least recently used one goes first.
 #pragma once
 

@@ -36,8 +36,8 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
   if (device_.warms_recordings()) warm_up();
 }
 
-// Records the graphs of short contexts before the first request, because the first launch of a kernel and the
-// instantiation of a graph take 10 to 20 ms. All rows are padding, which writes to the null block.
+// Records the graphs of short contexts before the first request: the first launch of a kernel, and making a graph, take
+// 10 to 20 ms. All rows are padding, which writes to the null block.
 void ModelRunner::warm_up() {
   const int64_t most = std::min(limits_.max_draws, limits_.max_num_batched_tokens);
   for (int64_t rows = 1; rows <= most;) {

@@ -180,9 +180,9 @@ Tensor Model::ffn_beside_branch(const FfnWeights& w) {
   return {};
 }
 
-// x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens do it absorbed:
-// queries are taken into the latent space, the cache is attended as one head of kv_lora_rank + rope values, and the
-// result is taken out by each head's W_uv.
+// x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens attend absorbed:
+// queries go into the latent space and attend to the cache as one head of kv_lora_rank + rope values. Each head's W_uv
+// takes the result out.
 void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBatch& batch) {
   const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim(), num_heads = shard().heads.size();
   const int64_t num_tokens = batch.num_tokens(), attn_width = num_heads * config_.v_head_dim;

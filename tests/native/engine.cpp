@@ -114,8 +114,8 @@ class TestEngine {
     return outputs;
   }
 
-  // Waits for the step in flight, then writes NaN to the latents of every block that no sequence holds and the prefix
-  // cache does not keep. Returns the number of these blocks.
+  // Waits for the step in flight. Then writes NaN to the latents of every block that neither a sequence nor the prefix
+  // cache holds. Returns the number of these blocks.
   int64_t poison_free_blocks() {
     std::vector<int64_t> unused;
     for (int64_t block = 1; block <= engine_.num_kv_blocks(); ++block)

@@ -1,7 +1,7 @@
 // longcat._testing: the parts of the core that tests and benchmarks use and users do not. No wheel contains it.
 //
 // The module holds its own copy of the runtime. Python types of the core (EngineOptions, SamplingParams, Communicator,
-// Engine, the exceptions) are those of longcat._core, which is imported first: pybind11 finds a type by its name.
+// Engine, the exceptions) are those of longcat._core. That is imported first: pybind11 finds a type by its name.
 #include "tests/native/native.h"
 
 PYBIND11_MODULE(_testing, module) {

@@ -147,8 +147,8 @@ class EngineConfig:
         'size of the latent cache, as "4GiB"',
         parse_bytes,
         core="kv_cache_memory",
-        details="auto is the lesser of a quarter of the free memory (on a GPU all that is left) and what max_num_seqs "
-        "sequences of max_model_len can use.",
+        details="auto is a quarter of the free memory, on a GPU all that is left, and less where max_num_seqs "
+        "sequences of max_model_len cannot use so much.",
         unit="bytes",
         aliases=("kv_cache_memory_bytes",),
         metavar="SIZE",
@@ -177,8 +177,8 @@ class EngineConfig:
         'draft next tokens by {"method": "mtp"} or {"method": "ngram"}',
         checks.speculation,
         core="speculation",
-        details="Draft tokens are checked in one step, so that texts are the same in fewer steps. "
-        "num_speculative_tokens (3) is the most of one draft. mtp drafts by the checkpoint's multi-token-prediction "
+        details="A step verifies all draft tokens of a sequence, so texts are the same in fewer steps. "
+        "num_speculative_tokens (3) is the most draft tokens at a time. mtp drafts by the checkpoint's MTP "
         "layer (model.mtp.*, in model-auxiliary.safetensors). ngram drafts what followed the last prompt_lookup_min "
         "(2) to prompt_lookup_max (4) tokens where they occurred before: it needs no weights.",
         default="none",
@@ -190,12 +190,12 @@ class EngineConfig:
         'host memory for preempted requests, as "4GiB"',
         checks.swap_bytes,
         core="swap_memory",
-        details="auto is as much as the cache. What has no room there is computed again.",
+        details="auto is as much as the cache. Requests that do not fit there are computed again.",
         unit="bytes",
     )
     enable_prefix_caching: bool = option(
         True,
-        "share what requests that begin alike have in common",
+        "compute the common beginning of prompts once",
         checks.switch,
         core="enable_prefix_caching",
         metavar="BOOL",
@@ -214,7 +214,7 @@ class EngineConfig:
     )
     max_num_queued: int = option(
         4096,
-        "requests that wait; more get QueueFullError, of a server status 429",
+        "most requests that wait; further ones get QueueFullError, from a server status 429",
         positive,
         core="max_num_queued",
         details="`Engine.generate` waits for room in place of the error.",

@@ -204,7 +204,7 @@ class SchemaReader:
         return ANYTHING if branch.is_open else branch.others
 
     def _read(self, node: Node, settled: frozenset[tuple[int, ...]] = frozenset()) -> list[Branch]:
-        """Returns the branches of all combinations of alternatives. `node` has one of each group in `settled` already."""
+        """Returns the branches of all combinations of alternatives. `node` has one of each group in `settled`."""
         found: list[Branch] = []
         waiting = [(node, settled)]
         while waiting:

@@ -54,8 +54,9 @@ _MODELS = "the model's generation_config.json, else "
 class SamplingParams:
     """Sampling parameters of a request; None means the model's own default (generation_config.json).
 
-    The order is that of transformers' `generate`: logit bias, repetition penalty, presence and frequency penalties,
-    removals (bad words, allowed ids, mask), temperature, top-k, top-p, min-p, one draw.
+    They apply in the order of transformers' `generate`. First come logit bias, repetition penalty, presence and
+    frequency penalties, and removals (bad words, allowed ids, mask). Then come temperature, top-k, top-p, min-p and one
+    draw.
     """
 
     n: int = _parameter(1, "completions of each prompt", details=f"At most {MAX_N}.", unit="completions")

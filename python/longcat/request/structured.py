@@ -264,7 +264,7 @@ def compile_source(source: str, vocabulary: LLTokenizer) -> LLMatcher:
 
 
 def _compile_error(source: str, reason: str) -> str:
-    """Rewords a compiler's message for the caller, who has not seen the grammar that the compiler read."""
+    """Rewords a compiler's message for the caller: the grammar that the compiler read is not the caller's."""
     form = json.loads(source)["grammars"][0] if source.startswith("{") else {}
     reason = reason.partition("\n")[0]  # the lines after it are the grammar's
     if any(word in _QUOTED.sub("", reason) for word in _TOO_LARGE):

@@ -34,7 +34,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 
 async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
-    """Renders, compiles and queues.
+    """Renders the prompt, compiles the grammar, and queues the request.
 
     Raises:
         ApiError: the request is wrong, or the server is full.
@@ -72,7 +72,7 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
 
 
 def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:
-    """The tools that the model gets to see, and the choice among them, where `choice` lists the allowed ones.
+    """Returns the tools to show to the model and the choice among them, after `choice` with its list of allowed tools.
 
     Raises:
         ValueError: an allowed tool is not declared, or the list is none.
@@ -106,7 +106,7 @@ def _tool_name(tool: Any) -> str | None:
 
 @dataclass
 class ChatAnswer:
-    """An answer on its way, in OpenAI's shapes."""
+    """A response that is being made, in OpenAI's shapes."""
 
     service: Service
     body: ChatRequest
@@ -176,7 +176,7 @@ class ChatAnswer:
                 yield self._frame("chat.completion.chunk", []) | {"usage": usage([output])}
 
     def _usage_so_far(self, num_tokens: int) -> JsonObject:
-        """To be added to a chunk, if the client wants it in each."""
+        """Returns the `usage` of a chunk, if the client wants it in each chunk."""
         if self.body.stream_options is None or not self.body.stream_options.continuous_usage_stats:
             return {}
         counts = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens}
@@ -236,7 +236,7 @@ def _deltas(chunk: ChatChunk) -> list[JsonObject]:
 
 
 def _message(message: Mapping[str, Any]) -> JsonObject:
-    """A message with its calls in OpenAI's shape: ids, and arguments as text."""
+    """Returns a message with its calls in OpenAI's shape: with ids, and with arguments as text."""
     calls = [
         {
             "id": _call_id(),
@@ -251,7 +251,7 @@ def _message(message: Mapping[str, Any]) -> JsonObject:
 
 
 def _arguments(arguments: dict[str, object] | str) -> str:
-    """As JSON; those of an unfinished call are its beginning already."""
+    """Returns arguments as JSON. Those of an unfinished call are the beginning of JSON already."""
     return arguments if isinstance(arguments, str) else json_text(arguments)
 
 

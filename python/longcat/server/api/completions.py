@@ -1,4 +1,4 @@
-"""POST /v1/completions. The prompt is taken as it is: tags written out in it are tags."""
+"""POST /v1/completions. Special tokens written in the prompt's text are read as special tokens."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class TextOffsets:
         self._offset = start
 
     def take(self, token_ids: Sequence[int]) -> list[int]:
-        """The offsets of the next tokens."""
+        """Returns the offsets of the next tokens."""
         offsets = []
         for token_id in token_ids:
             offsets.append(self._offset)
@@ -235,7 +235,7 @@ def _by_text(entry: dict[int, Logprob]) -> dict[str, float]:
 
 
 async def merged(streams: Sequence[Any]) -> AsyncGenerator[tuple[int, Any], None]:
-    """(which stream, its next item) as they come. Closing it closes all of them."""
+    """Yields (index of the stream, its next item) as items arrive. Closing it closes all streams."""
     queue: asyncio.Queue[tuple[int, Any, Exception | None]] = asyncio.Queue(maxsize=len(streams))
 
     async def feed(position: int, stream: Any) -> None:

@@ -97,7 +97,7 @@ def _is(*values: object) -> Callable[[Json], bool]:
     return lambda value: value in values
 
 
-# Fields that change an answer elsewhere and that nothing here can honour: which values are harmless, and the remedy.
+# Fields of other servers that change a completion and that this one lacks: their harmless values, and the remedy.
 _REFUSED: dict[str, tuple[Callable[[Json], bool], str]] = {
     "functions": (_is([]), "the field tools"),
     "function_call": (_is("auto", "none"), "the field tool_choice"),
@@ -121,7 +121,7 @@ class StreamOptions(Body):
 
 
 class GenerationBody(Body):
-    """What chat and completions share."""
+    """The fields that chat and completions share."""
 
     refused = _REFUSED
 
@@ -172,7 +172,7 @@ class GenerationBody(Body):
         return super().refusal()
 
     def ignored(self) -> list[str]:
-        """The first names of fields that nothing here reads, without those that `refusal` reads."""
+        """Returns the names of the first unknown fields, without those that `refusal` reads."""
         extra = self.model_extra or {}
         names = (name for name in extra if name not in self.refused and name != "best_of")
         return [name[:MAX_SHOWN_CHARS] for name in islice(names, MAX_SHOWN_FIELDS)]

@@ -123,7 +123,7 @@ class Guard:
         await self._app(scope, receive_at_most, send)
 
     def _check_host(self, value: bytes | None) -> None:
-        """Refuses a name that an attacker's DNS may have bound to this address. Programs may leave the header out."""
+        """Refuses a Host that an attacker's DNS may have bound to this address. Programs may leave the header out."""
         if value is None or not self._hosts or "*" in self._hosts:
             return
         host = re.sub(r":\d*$", "", value.decode("latin-1").strip().lower()).rstrip(".")

@@ -40,7 +40,7 @@ class Library {
   void* handle_;
 };
 
-// The calls that ranks need.
+// The MPI functions that ranks need.
 template <class Handle>
 struct Mpi {
   Mpi(const Library& library, const MpiConstants<Handle>& its) : constants(its) {

@@ -41,7 +41,7 @@ std::string to_string(const Address& address);
 Descriptor listen_on(bool loopback, int port);
 int port_of(const Descriptor& listener);
 
-// The next connection that waits; none when there is none, or when it is gone already.
+// Returns the next connection that waits; none when no connection waits, or it has closed already.
 Descriptor accept_from(const Descriptor& listener);
 
 // A connection by `deadline`; none, and why in `error`, when there is none. Looking up a name may take longer.

@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::chrono::seconds kLastWords{2};  // for who watches over the ranks to say why one is gone
 
-// What all communicators of this process share.
+// The state that all communicators of this process share.
 struct Job {
   Job(const TcpRendezvous& m, const JobToken& job_token, int port)
       : rendezvous(m), token(job_token), acceptor(job_token, m.one_machine, port) {}
@@ -234,7 +234,7 @@ class TcpCommunicator final : public Communicator {
   int rank_ = 0;
 };
 
-// Where a rank listens, as rank 0 tells the others. No host: where they have found rank 0.
+// The address of a listening rank, as rank 0 tells the others. No host: the host by which they reached rank 0.
 struct Place {
   char host[64];
   int32_t port;

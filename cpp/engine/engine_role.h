@@ -1,4 +1,5 @@
-// What a rank does for its engine: rank 0 plans and computes steps (StepLoop), the other ranks repeat them (Follower).
+// The part of a rank in the work of its engine: rank 0 plans and computes steps (StepLoop), the other ranks repeat them
+// (Follower).
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ namespace longcat {
 // GPU after an illegal address. A negative number makes them work again.
 void fail_emulated_kernels(int64_t num_kernels);
 
-// For tests: what all emulated devices of this process were asked for so far.
+// For tests: counts calls on all emulated devices of this process so far.
 struct EmulatedCalls {
   int64_t uploads, host_allocations;
 };

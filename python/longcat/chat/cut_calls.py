@@ -98,7 +98,7 @@ def _read_cut(text: str) -> tuple[list[tuple[str, Json]], tuple[str, str] | None
 
 
 def _cut_text(text: str) -> str:
-    """What a JSON text without its end says; of other values the text itself."""
+    """Returns the text that an unfinished JSON text stands for; other values unchanged."""
     if not text.startswith('"'):
         return text
     for cut in range(_LONGEST_ESCAPE):

@@ -319,7 +319,7 @@ def _cut_at_mark(text: str, mark: str) -> str:
 
 
 def _named_templates(path: str, found: object) -> tuple[str, str | None]:
-    """The default template and the one for tools, from a text or a list of {"name", "template"}."""
+    """Returns (default template, template for tools) from a text or a list of {"name", "template"}."""
     if isinstance(found, str):
         return found, None
     named: dict[str, str] = {}

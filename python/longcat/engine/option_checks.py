@@ -8,7 +8,7 @@ from longcat.support.names import unknown_name
 from longcat.support.other_engines import format_name
 from longcat.support.values import parse_bytes, positive
 
-# What goes with each method of speculative decoding.
+# The further options of each method of speculative decoding, with their defaults.
 _SPECULATIVE_DEFAULTS = {
     "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
     "mtp": {"num_speculative_tokens": 3},

@@ -58,7 +58,7 @@ def require_alone(what: str) -> None:
     """Raises ValueError when a launcher started several processes: they would all do the same work.
 
     Args:
-        what: the user asked for.
+        what: the command of the user, for the message.
     """
     launch = find_launch()
     if launch is not None and launch.size > 1:

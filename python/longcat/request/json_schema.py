@@ -740,7 +740,7 @@ class SchemaReader:
         return self._number(found, f"{reference.removeprefix('#')}")
 
     def _node(self, schemas: Sequence[tuple[object, str]]) -> Node | None:
-        """The node of schemas with their paths; None if one is false."""
+        """Makes a node of schemas, given with their paths; None if one schema is false."""
         numbers = []
         for schema, path in schemas:
             if schema is False:

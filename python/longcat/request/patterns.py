@@ -250,7 +250,7 @@ def without(words: list[str]) -> str:
     """Returns an expression for all texts without any of `words`. A word is "<" and characters other than "<"."""
 
     def after(tails: list[str]) -> str:
-        """What may follow when these are left of the words."""
+        """Returns an expression for the text behind "<". `tails` are the ends of words, which may not follow."""
         following = sorted({tail[0] for tail in tails})
         parts = [f"[^<{''.join(map(_literal, following))}][^<]*"]
         for char in following:

@@ -29,7 +29,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Whole, or with `stream` as server-sent events."""
+    """Completes a conversation: as one response, or with `stream` as server-sent events."""
     return await respond(request, body, start_chat)
 
 
@@ -150,7 +150,7 @@ class ChatAnswer:
         options = self.body.stream_options
         output: RequestOutput | None = None
         num_tokens = 0
-        # As OpenAI: null before what may be a call. Of an empty text some clients make a part of the message.
+        # As OpenAI does: null where a call may follow, because some clients turn an empty text into a message part.
         content = None if self.reader.may_call else ""
         for index in range(self.body.n):
             yield self._event(index, {"role": "assistant", "content": content, "refusal": None}) | self._usage_so_far(0)
@@ -220,7 +220,7 @@ def _call_delta(call: ToolCallDelta) -> JsonObject:
 
 
 def _deltas(chunk: ChatChunk) -> list[JsonObject]:
-    """What a chunk adds to the message, nothing empty. As OpenAI, one call in each: clients read no more."""
+    """Returns the parts that a chunk adds to the message, with at most one call each: clients read no more."""
     deltas: list[JsonObject] = []
     if chunk.reasoning_delta:
         deltas.append({"reasoning_content": chunk.reasoning_delta})

@@ -29,7 +29,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/completions", summary="Continue a text")
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Whole, or with `stream` as server-sent events. `echo` with `logprobs` scores the prompt."""
+    """Completes prompts: as one response, or with `stream` as events. `echo` with `logprobs` scores the prompt."""
     return await respond(request, body, start_completion)
 
 
@@ -210,7 +210,7 @@ class CompletionAnswer:
 
 
 class TextOffsets:
-    """Where tokens begin in their text [characters]; a character of several tokens counts with the last of them."""
+    """Computes where tokens begin in their text [characters]. A character of several tokens belongs to the last one."""
 
     def __init__(self, decoder: StreamDecoder, start: int = 0):
         self._decoder = decoder

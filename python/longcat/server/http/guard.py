@@ -1,4 +1,4 @@
-"""Around all endpoints, as plain ASGI: request ids, a line of log for each request, keys, and the size of bodies."""
+"""ASGI layers around all endpoints: request ids, a line of log for each request, keys, and limits on bodies."""
 
 from __future__ import annotations
 

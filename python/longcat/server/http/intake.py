@@ -1,4 +1,4 @@
-"""From the bytes of a request's body to its checked fields, with a bound on the bytes of all bodies at one time."""
+"""Receives, parses and checks the bodies of requests, with a bound on the bytes of all bodies at one time."""
 
 from __future__ import annotations
 

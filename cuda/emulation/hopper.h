@@ -5,9 +5,9 @@
 
 namespace longcat {
 
-// c + the dot product of 16 pairs, as one mma.sync m16n8k16 or wgmma k16 computes an element: products and c are
-// aligned to the largest exponent among them, keep 25 fractional bits, are truncated towards zero, added exactly, and
-// the sum is truncated to f32. Model: "MMA-Sim: Bit-Accurate Reference Model of Tensor Cores and Matrix Cores", arXiv
+// c + the dot product of 16 pairs, as one mma.sync m16n8k16 or wgmma k16 computes an element. Products and c are
+// aligned to the largest exponent among them, keep 25 fractional bits, are truncated towards zero and added exactly.
+// The sum is truncated to f32. Model: "MMA-Sim: Bit-Accurate Reference Model of Tensor Cores and Matrix Cores", arXiv
 // 2511.10909. Finite inputs whose sum is below 2^127.
 float hopper_dot(const bf16* a, const bf16* b, float c);
 

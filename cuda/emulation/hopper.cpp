@@ -1,4 +1,4 @@
-#include "hopper.h"
+#include "cuda/emulation/hopper.h"
 
 #include <algorithm>
 #include <bit>

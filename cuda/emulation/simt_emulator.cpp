@@ -97,11 +97,14 @@ SimtEmulator::Buffer* SimtEmulator::buffer_at(const void* at, int64_t bytes, int
   }
   if (last_buffer_ == buffers_.size()) {
     std::string nearest = "far from any buffer";
+    int64_t least = kGap;  // distance [bytes]
     for (size_t i = 0; i < buffers_.size(); ++i) {
       const int64_t offset = static_cast<int64_t>(address) - static_cast<int64_t>(buffers_[i]->begin);
-      if (offset >= -kGap && offset < buffers_[i]->bytes + kGap)
-        nearest = "at byte " + std::to_string(offset) + " of buffer " + std::to_string(i) + ", which has " +
-                  std::to_string(buffers_[i]->bytes);
+      const int64_t distance = std::max(-offset, offset + bytes - buffers_[i]->bytes);
+      if (distance >= least) continue;
+      least = distance;
+      nearest = "at byte " + std::to_string(offset) + " of buffer " + std::to_string(i) + ", which has " +
+                std::to_string(buffers_[i]->bytes);
     }
     findings_.add(Finding::out_of_bounds, place, {},
                   "accesses " + std::to_string(bytes) + " bytes of global memory " + nearest);

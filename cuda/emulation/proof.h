@@ -25,6 +25,7 @@ struct Case {
   // its own.
   std::string group = {};
   int64_t most_conflicts = 0;  // bank conflicts [cycles]
+  int resident_blocks = 0;     // at one time; 0: 1 to 4, by seed. Blocks that wait for each other must all be
 };
 
 // main() of a proof program. --seeds N (default 20); --first: end at the first failure. Prints a line a case, and for

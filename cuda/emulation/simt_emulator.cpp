@@ -306,18 +306,18 @@ int SimtEmulator::next_thread() {
     const int first = options_.checks ? static_cast<int>(random_() % static_cast<uint64_t>(count)) : 0;
     for (int64_t priority = 1; priority >= 0 && current_warp_ < 0; --priority)
       for (int i = 0; i < count && current_warp_ < 0; ++i) {
-        const int at = (first + i) % count;
+        const int at = options_.backwards ? count - 1 - i : (first + i) % count;
         const Warp& warp = warps_[static_cast<size_t>(at)];
         if (warp.ready != 0 && warp.priority >= priority) current_warp_ = at;
       }
     if (current_warp_ < 0) return -1;
   }
-  uint32_t lanes = warps_[static_cast<size_t>(current_warp_)].ready;
+  const uint32_t lanes = warps_[static_cast<size_t>(current_warp_)].ready;
   if (options_.checks) {
     const int turn = static_cast<int>(random_() % 32);
     return current_warp_ * 32 + (std::countr_zero(std::rotr(lanes, turn)) + turn) % 32;
   }
-  return current_warp_ * 32 + std::countr_zero(lanes);
+  return current_warp_ * 32 + (options_.backwards ? 31 - std::countl_zero(lanes) : std::countr_zero(lanes));
 }
 
 void SimtEmulator::report_deadlock() {
@@ -386,6 +386,7 @@ void SimtEmulator::run(int64_t blocks, int threads, int64_t shared_bytes, Entry 
 
   std::vector<int64_t> order(static_cast<size_t>(blocks));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
+  if (options_.backwards) std::reverse(order.begin(), order.end());
   if (options_.checks) std::shuffle(order.begin(), order.end(), random_);
   size_t begun = 0;
   simt::Machine* const outer = simt::machine;

@@ -1,6 +1,6 @@
 // A GPU for kernels over simt.h, on the CPU. Each thread is a fiber. A seed decides the order in which blocks, warps
-// and lanes run. With `checks`, asynchronous copies arrive as late as they may, and every access is held against bounds,
-// alignment and the barriers before it. Without, one order and no shadow of memory: for whole models.
+// and lanes run. With `checks`, asynchronous copies arrive as late as they may, and every access is held against
+// bounds, alignment and the barriers before it. Without, one order and no shadow of memory: for whole models.
 //
 // It does not know partial masks of warps, clusters, sizes of register files and caches, and time. Nor does it know the
 // proxies of 9.0: generic stores to the bytes of a later bulk copy.
@@ -27,6 +27,7 @@ struct EmulatorOptions {
   bool checks = true;
   Arithmetic arithmetic = Arithmetic::hopper;
   int resident_blocks = 4;
+  bool backwards = false;  // without checks: the order of blocks, warps and lanes
 };
 
 class SimtEmulator final : public simt::Machine {
@@ -66,7 +67,13 @@ class SimtEmulator final : public simt::Machine {
   template <class Kernel>
   void launch(int64_t blocks, const Kernel& kernel, bool overlaps_prior = false);
 
+  // The same of a kernel whose type is not known here: entry(kernel, address of the shared memory) in each thread.
+  using Entry = void (*)(const void* kernel, uint32_t shared);
+  void run(int64_t blocks, int threads, int64_t shared_bytes, Entry entry, const void* kernel,
+           bool overlaps_prior = false);
+
   const Findings& findings() const { return findings_; }
+  void forget_findings() { findings_ = Findings(); }
   const BankConflicts& bank_conflicts() const { return conflicts_; }
 
   // --- simt::Machine
@@ -93,9 +100,6 @@ class SimtEmulator final : public simt::Machine {
   static constexpr uint32_t kSharedBase = 1024;  // address of a block's memory: not 0, as on a GPU
 
  private:
-  using Entry = void (*)(const void* kernel, uint32_t shared);
-  void run(int64_t blocks, int threads, int64_t shared_bytes, Entry entry, const void* kernel, bool overlaps_prior);
-
   // --- shadow of memory: who last touched each pair of bytes
   struct Mark {
     int32_t who = -1;  // 0: the grids before; then the threads of the blocks, and each block's copy engine

@@ -1,6 +1,7 @@
 // The emulator of tensor-core kernels: small kernels, sound and broken.
-#include "cuda/emulation/hopper.h"
+#include "cuda/emulation/emulated_device.h"
 #include "cuda/emulation/simt_emulator.h"
+#include "cuda/kernels/simt_launch.h"
 #include "emulator_kernels.h"
 #include "native.h"
 
@@ -77,6 +78,26 @@ const std::map<std::string, Emulate> kKernels = {
     {"warp barrier", emulate<WarpBarrier>},
 };
 
+// A kernel on the emulated device, as the product launches it: y of 3 blocks for x = 0, 1, ...
+std::vector<uint32_t> launch_on_device(bool reversed, bool broken) {
+  constexpr int64_t kCount = kBlocks * BulkRead::kThreads, kBytes = kCount * 4;
+  EmulatedDevice device(1 << 20, false, reversed);
+  std::vector<uint32_t> values(kCount);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint32_t>(i);
+  void* const x = device.allocate(kBytes);
+  void* const y = device.allocate(kBytes);
+  device.copy_from_host(x, values.data(), kBytes);
+  BulkBytes kernel;
+  kernel.x = static_cast<const uint32_t*>(x);
+  kernel.y = static_cast<uint32_t*>(y);
+  kernel.broken = broken;
+  simt::launch(device, kBlocks, kernel);
+  device.copy_to_host(values.data(), y, kBytes);
+  device.free(x, kBytes);
+  device.free(y, kBytes);
+  return values;
+}
+
 // a [16, 16], b [8, 16], c [16, 8]; bf16 as their bits.
 py::array_t<float> product(py::array_t<uint16_t> a, py::array_t<uint16_t> b, py::array_t<float> c, bool hopper) {
   const auto bf16s = [](py::array_t<uint16_t> bits) {
@@ -107,6 +128,7 @@ void register_gpu_emulator(py::module_& testing) {
         return kKernels.at(name)(broken, seed, checks);
       },
       py::arg("name"), py::arg("broken"), py::arg("seed") = 1, py::arg("checks") = true);
+  testing.def("launch_on_emulated_device", launch_on_device, py::arg("reversed"), py::arg("broken") = false);
   testing.def("emulated_product", product, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("hopper"));
 }
 

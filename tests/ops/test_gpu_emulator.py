@@ -81,6 +81,16 @@ def test_bank_conflicts_are_counted():
     assert testing.emulate("bank conflict", broken=True)["conflicts"] == 31 * 2 * 4 * 3
 
 
+def test_kernels_run_on_the_emulated_device():
+    for backwards in (False, True):
+        assert testing.launch_on_emulated_device(reversed=backwards) == list(range(1, 385))
+
+
+def test_a_deadlock_on_the_emulated_device_is_an_error():
+    with pytest.raises(RuntimeError, match="deadlock"):
+        testing.launch_on_emulated_device(reversed=False, broken=True)
+
+
 # --- tensor cores ---------------------------------------------------------------------------------------------------
 
 

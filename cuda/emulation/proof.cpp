@@ -1,5 +1,7 @@
 #include "cuda/emulation/proof.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -10,6 +12,8 @@
 namespace longcat::emulation {
 
 namespace {
+
+constexpr rlim_t kCpuSeconds = 120;
 
 // What a failure is found by.
 const char* way_of(const std::string& finding) {
@@ -29,6 +33,8 @@ struct Failures {
 }  // namespace
 
 int prove(int argc, char** argv, const std::vector<Case>& cases) {
+  const rlimit limit{kCpuSeconds, kCpuSeconds + 1};  // a broken kernel may never end
+  ::setrlimit(RLIMIT_CPU, &limit);
   int seeds = 20;
   bool only_first = false;
   for (int i = 1; i < argc; ++i) {

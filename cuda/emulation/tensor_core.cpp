@@ -58,13 +58,19 @@ void mma_m16n8k16(float* const (&d)[32], const uint32_t* const (&a)[32], const u
       }
   } else {
     bool finite_col[kCols];
-    for (int col = 0; col < kCols; ++col) finite_col[col] = all_finite(all.b[col]);
+    HopperFactor cols[kCols][kDepth];
+    for (int col = 0; col < kCols; ++col) {
+      finite_col[col] = all_finite(all.b[col]);
+      for (int k = 0; k < kDepth; ++k) cols[col][k] = hopper_factor(all.b[col][k]);
+    }
     for (int row = 0; row < kRows; ++row) {
+      HopperFactor factors[kDepth];
+      for (int k = 0; k < kDepth; ++k) factors[k] = hopper_factor(all.a[row][k]);
       const bool finite_row = all_finite(all.a[row]);
       for (int col = 0; col < kCols; ++col) {
         float& sum = sums[row][col];
         if (finite_row && finite_col[col] && std::isfinite(sum)) {
-          sum = hopper_dot(all.a[row], all.b[col], sum);
+          sum = hopper_dot(factors, cols[col], sum);
         } else {  // the model has no infinities and NaN
           for (int k = 0; k < kDepth; ++k) sum += to_float(all.a[row][k]) * to_float(all.b[col][k]);
         }

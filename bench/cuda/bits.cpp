@@ -12,7 +12,7 @@
 #include <cstring>
 #include <random>
 
-#include "hopper.h"
+#include "cuda/emulation/hopper.h"
 #include "probes.h"
 #include "suites.h"
 

@@ -11,6 +11,15 @@ namespace longcat {
 // finite, and the sum below 2^127.
 float hopper_dot(const bf16* a, const bf16* b, float c);
 
+// The same for factors that serve several products. value = significand * 2^(exponent - 7); subnormals and zero keep
+// the lowest exponent.
+struct HopperFactor {
+  int32_t significand;
+  int exponent;
+};
+HopperFactor hopper_factor(bf16 value);
+float hopper_dot(const HopperFactor* a, const HopperFactor* b, float c);
+
 // Returns the dot product of `count` values, a multiple of 16, in ascending order with one accumulator.
 float hopper_chain(const bf16* a, const bf16* b, int64_t count);
 

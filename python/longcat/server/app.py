@@ -12,6 +12,8 @@ from starlette.types import ASGIApp
 from longcat._core import __version__
 from longcat.server.api import chat, completions, pages, service_routes
 from longcat.server.api.messages import routes as messages
+from longcat.server.api.responses import routes as responses
+from longcat.server.api.responses.store import ResponseStore
 from longcat.server.generation import Service
 from longcat.server.http.errors import add_error_handlers
 from longcat.server.http.guard import Guard, RequestLog
@@ -52,7 +54,8 @@ class Application:
         self.api.state.service = Service(engine, settings, self.lifecycle, metrics)
         self.api.state.started = int(time.time())
         add_error_handlers(self.api)
-        for module in (chat, completions, messages, service_routes, pages):
+        self.api.state.responses = ResponseStore(settings.max_stored_bytes)
+        for module in (chat, completions, responses, messages, service_routes, pages):
             self.api.include_router(module.router)
         app: ASGIApp = Guard(self.api, settings)
         if settings.cors_origins:

@@ -1,13 +1,18 @@
 """/v1/messages: what a body says in the words of chat, the events of a stream, and Anthropic's shape of errors."""
 
+import asyncio
 import json
 
 import httpx
 import pytest
-from longcat.chat.reader import ChatChunk
+from longcat.chat.reader import ChatChunk, ChatOutput
 from longcat.chat.tool_stream import ToolCallDelta
+from longcat.request.outputs import CompletionOutput, RequestMetrics
+from longcat.server.api.messages.answer import MessagesAnswer
 from longcat.server.api.messages.body import MessagesRequest
 from longcat.server.api.parts import Parts
+from longcat.server.api.protocol import ChatRequest
+from longcat.server.http.errors import ApiError
 
 USER = {"role": "user", "content": "Hi"}
 STORY = [{"role": "user", "content": "Tell me a story about a dog."}]
@@ -263,11 +268,6 @@ def test_how_a_message_ends(server, case, reason, kinds):
         assert isinstance(call["input"]["city"], str) and call["id"].startswith("toolu_")
 
 
-def test_the_context_ends_a_message(server):
-    message = post(server, max_tokens=5000, messages=[{"role": "user", "content": "a " * 2030}]).json()
-    assert message["stop_reason"] in ("model_context_window_exceeded", "end_turn")
-
-
 def test_a_loop_of_five_calls(server):
     messages, num_calls = list(PARIS), 0
     for _ in range(5):
@@ -360,3 +360,79 @@ def test_what_changes_nothing_is_named(server):
 @pytest.mark.parametrize("path", ["/v1/messages/", "/v1/messages/count_tokens//", "/v1/messages?beta=true"])
 def test_a_slash_or_a_query_behind_the_path_says_nothing(server, path):
     assert post(server, path).status_code == 200
+
+
+# --- what the small model does not do ------------------------------------------------------------------------------
+
+
+class Chunks:
+    """In place of the chunks of a queued request."""
+
+    model, num_prompt_tokens = "m", 3
+
+    def __init__(self, *chunks, reason="stop", error=None, body=None):
+        answer = CompletionOutput(0, token_ids=[1, 2], finish_reason=reason, error=error)
+        output = ChatOutput(-1, None, [1, 2, 3], [answer], RequestMetrics(), num_cached_tokens=2)
+        self.chunks = [*chunks, ChatChunk(finish_reason=reason, error=error, output=output)]
+        self.body = ChatRequest(messages=[USER], max_tokens=9) if body is None else body
+
+    async def __aiter__(self):
+        for chunk in self.chunks:
+            yield chunk
+
+
+def told(make):
+    """A whole answer and the events of another one."""
+
+    async def run():
+        return await make().whole(), [event async for event in make().events()]
+
+    return asyncio.run(run())
+
+
+def test_reasoning_is_a_block_with_a_signature():
+    def make():
+        thought = ChatChunk(reasoning_delta="I think", token_ids=[1])
+        return MessagesAnswer(Chunks(thought, ChatChunk(delta="Hi", token_ids=[2])), "msg_1")
+
+    whole, events = told(make)
+    assert whole["content"] == [
+        {"type": "thinking", "thinking": "I think", "signature": "unsigned"}, {"type": "text", "text": "Hi"}
+    ]  # fmt: skip
+    assert fold(events)["content"] == whole["content"]
+    assert whole["usage"] == {
+        "input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2, "output_tokens": 2,
+        "output_tokens_details": {"thinking_tokens": 1},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "kind"), [("error", 500, "api_error"), ("abort", 503, "overloaded_error")]
+)
+def test_a_completion_that_fails_is_an_error(reason, status, kind):
+    def make():
+        return MessagesAnswer(Chunks(ChatChunk(delta="Hi"), reason=reason, error="it broke"), "msg_1")
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(make().whole())
+    assert caught.value.status_code == status
+
+    async def run():
+        return [event async for event in make().events()]
+
+    events = asyncio.run(run())
+    assert [event["type"] for event in events[-2:]] == ["content_block_stop", "error"]
+    assert events[-1]["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("reason", "limit", "stop_reason", "expected"),
+    [("stop", 9, None, "end_turn"), ("stop", 9, "dog", "stop_sequence"), ("stop", 9, 7, "end_turn"),
+     ("length", 2, None, "max_tokens"), ("length", 9, None, "model_context_window_exceeded"),
+     ("tool_calls", 9, None, "tool_use")],
+)  # fmt: skip
+def test_reasons_to_stop(reason, limit, stop_reason, expected):
+    chunks = Chunks(reason=reason, body=ChatRequest(messages=[USER], max_tokens=limit))
+    chunks.chunks[-1].stop_reason = stop_reason
+    whole = asyncio.run(MessagesAnswer(chunks, "msg_1").whole())
+    assert whole["stop_reason"] == expected and whole["content"] == []

@@ -1,9 +1,13 @@
 """/v1/responses: what a body says in the words of chat, the events of a stream, and the responses that are kept."""
 
+import asyncio
 import json
 
 import httpx
 import pytest
+from longcat.chat.reader import ChatChunk, ChatOutput
+from longcat.request.outputs import CompletionOutput, RequestMetrics
+from longcat.server.api.responses.answer import ResponsesAnswer
 from longcat.server.api.responses.body import ResponsesRequest, decoded, encoded
 from longcat.server.api.responses.store import ResponseStore
 from longcat.server.http.errors import ApiError
@@ -355,3 +359,67 @@ def test_errors_are_one_line(server, change, status, code, words):
 def test_tools_that_cannot_run_here_are_named(server):
     answer = post(server, tools=[WEATHER, {"type": "web_search"}, {"type": "mcp"}], user="u")
     assert answer.status_code == 200 and answer.headers["x-ignored-fields"] == "tools.web_search, tools.mcp, user"
+
+
+# --- what the small model does not do ------------------------------------------------------------------------------
+
+
+class Chunks:
+    """In place of the chunks of a queued request."""
+
+    model, num_prompt_tokens = "m", 3
+
+    def __init__(self, *chunks, reason="stop", error=None):
+        answer = CompletionOutput(0, token_ids=[1, 2], finish_reason=reason, error=error)
+        output = ChatOutput(-1, None, [1, 2, 3], [answer], RequestMetrics(), num_cached_tokens=2)
+        self.chunks = [*chunks, ChatChunk(finish_reason=reason, error=error, output=output)]
+
+    async def __aiter__(self):
+        for chunk in self.chunks:
+            yield chunk
+
+
+def told(*chunks, store=True, reason="stop", error=None, **body):
+    """A whole response, the events of another one, and what was kept of both."""
+    kept = []
+    request = ResponsesRequest(input="Hi", store=store, **body)
+
+    async def run():
+        whole, streamed = (
+            ResponsesAnswer(Chunks(*chunks, reason=reason, error=error), request, "resp_1", kept.append)
+            for _ in range(2)
+        )
+        return await whole.whole(), [event async for event in streamed.events()]
+
+    return *asyncio.run(run()), kept
+
+
+def test_reasoning_is_an_item():
+    thought, text = ChatChunk(reasoning_delta="I think", token_ids=[1]), ChatChunk(delta="Hi", token_ids=[2])
+    whole, events, _ = told(thought, text, include=["reasoning.encrypted_content"])
+    reasoning, message = whole["output"]
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "I think"}] and reasoning["id"][:3] == "rs_"
+    assert decoded(reasoning["encrypted_content"]) == "I think" and message["content"][0]["text"] == "Hi"
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 1}
+    assert whole["usage"]["input_tokens_details"] == {"cached_tokens": 2}
+    assert [item["content"] for item in fold(events)["output"]] == [item["content"] for item in whole["output"]]
+    assert "response.reasoning_text.delta" in [event["type"] for event in events]
+    assert told(thought, text)[0]["output"][0]["encrypted_content"] is None
+
+
+def test_an_answer_without_a_token_is_an_empty_message():
+    whole, events, _ = told()
+    [item] = whole["output"]
+    assert item["content"][0]["text"] == "" and fold(events)["output"][0]["content"] == item["content"]
+
+
+@pytest.mark.parametrize("reason", ["error", "abort"])
+def test_a_completion_that_fails_is_a_failed_response(reason):
+    whole, events, kept = told(ChatChunk(delta="Hi"), reason=reason, error="it broke")
+    assert whole["status"] == "failed" and whole["error"]["code"] == "server_error"
+    assert "it broke" in whole["error"]["message"] and events[-1]["type"] == "response.failed" and len(kept) == 2
+    assert fold(events)["output"][0]["status"] == "incomplete"
+
+
+def test_nothing_is_kept_unless_it_is_to_be_stored():
+    assert told(store=False)[2] == [] and [response["id"] for response in told()[2]] == ["resp_1", "resp_1"]

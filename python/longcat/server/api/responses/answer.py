@@ -18,6 +18,11 @@ from longcat.server.generation import FEW_TOKENS
 from longcat.server.http.errors import ApiError
 from longcat.support.json_types import JsonObject
 
+_ADDED = {
+    REASONING: "response.reasoning_text.delta",
+    TEXT: "response.output_text.delta",
+    CALL: "response.function_call_arguments.delta",
+}
 _PREFIX = {REASONING: "rs", TEXT: "msg", CALL: "fc"}
 _FAILED = {"error": "the completion failed", "abort": "the server had to end the completion"}
 
@@ -45,6 +50,7 @@ class ResponsesAnswer:
         self._waiting_logprobs: list[JsonObject] = []  # of tokens whose text has not come yet
         self._new_logprobs: list[JsonObject] = []  # of the text that came last
         self._num_events = 0
+        self._place: JsonObject = {}  # of the part that is open, in its events
 
     async def aclose(self) -> None:
         await self.chunks.aclose()
@@ -79,16 +85,20 @@ class ResponsesAnswer:
         """What a chunk adds. An answer without anything is an empty text."""
         news = self._parts.take(chunk)
         if chunk.logprobs is not None:
-            self._waiting_logprobs += self.chunks.logprobs(chunk.logprobs)
-        text = next((part for step, part, _ in news if step == ADD and part.kind == TEXT), None)
-        if text is not None:
-            self._new_logprobs, self._waiting_logprobs = self._waiting_logprobs, []
-            self._logprobs.setdefault(text.index, []).extend(self._new_logprobs)
+            self._take_logprobs(self.chunks.logprobs(chunk.logprobs), news)
         if chunk.finish_reason is not None and not self._parts:
             part = Part(0, TEXT)
             self._parts.append(part)
             news = [(BEGIN, part, ""), (END, part, "")]
         return news
+
+    def _take_logprobs(self, entries: list[JsonObject], news: list[tuple[str, Part, str]]) -> None:
+        """Gives entries to the text that comes with their tokens, or after them."""
+        self._waiting_logprobs += entries
+        for step, part, _ in news:
+            if step == ADD and part.kind == TEXT:
+                self._new_logprobs, self._waiting_logprobs = self._waiting_logprobs, []
+                self._logprobs.setdefault(part.index, []).extend(self._new_logprobs)
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -97,27 +107,31 @@ class ResponsesAnswer:
         return {"type": kind, "sequence_number": self._num_events - 1, **fields}
 
     def _events(self, step: str, part: Part, text: str) -> list[JsonObject]:
-        item_id = self._item_id(part)
-        place = {"item_id": item_id, "output_index": part.index}
-        inner = place if part.kind == CALL else place | {"content_index": 0}
+        if step == ADD:
+            return self._added(part, text)
+        inner = {"item_id": self._item_id(part), "output_index": part.index}
+        inner |= {} if part.kind == CALL else {"content_index": 0}
         if step == BEGIN:
+            self._place = inner
             item = self._item(part, "in_progress")
             added = self._event("response.output_item.added", output_index=part.index, item=item)
             if part.kind == CALL:
                 return [added]
             return [added, self._event("response.content_part.added", **inner, part=_content(part, "", []))]
-        if step == ADD:
-            if part.kind == TEXT:
-                new = self._new_logprobs
-                return [self._event("response.output_text.delta", **inner, delta=text, logprobs=new)]
-            if part.kind == REASONING:
-                return [self._event("response.reasoning_text.delta", **inner, delta=text)]
-            if part.name in self._custom:
-                return []  # a JSON text is read when it is whole
-            return [self._event("response.function_call_arguments.delta", **inner, delta=text)]
         ends = self._ends(part, inner)
         item = self._item(part, _status(part))
         return [*ends, self._event("response.output_item.done", output_index=part.index, item=item)]
+
+    def _added(self, part: Part, text: str) -> list[JsonObject]:
+        """The event of most tokens."""
+        if part.kind == CALL and part.name in self._custom:
+            return []  # a JSON text is read when it is whole
+        number = self._num_events
+        self._num_events += 1
+        event = {"type": _ADDED[part.kind], "sequence_number": number, **self._place, "delta": text}
+        if part.kind == TEXT:
+            event["logprobs"] = self._new_logprobs
+        return [event]
 
     def _ends(self, part: Part, place: JsonObject) -> list[JsonObject]:
         text = part.text

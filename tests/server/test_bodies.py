@@ -114,7 +114,7 @@ def test_no_field_answers_in_a_librarys_words(model, value):
 @pytest.mark.parametrize(
     ("given", "name"),
     [({"functions": [{}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"),
-     ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 3}, "best_of"), ({"prompt_logprobs": 0}, "prompt_logprobs"),
+     ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 3}, "best_of"),
      ({"reasoning_effort": "low"}, "reasoning_effort"), ({"use_beam_search": True}, "use_beam_search"),
      ({"modalities": ["text", "audio"]}, "modalities"), ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
      ({"functions": []}, None), ({"n": 2, "best_of": 2}, None), ({"best_of": 1}, None),
@@ -305,6 +305,7 @@ def test_the_texts_of_clients_that_left_are_not_tokenized():
 def test_a_stream_without_events_sends_comments():
     class Answer:
         log: dict = {}
+        named_events = False
         closed = 0
 
         def __init__(self):

@@ -34,8 +34,13 @@ def error_of(response, status=400):
 @pytest.mark.parametrize(
     ("method", "path", "status", "expected"),
     [
-        ("POST", "/v1/responses", 404, "Set the client to chat completions."),
-        ("POST", "/v1/embeddings", 404, "expected POST /v1/chat/completions, POST /v1/completions, GET /v1/models"),
+        ("POST", "/v1/v1/messages", 404, "expected /v1/messages. Let the client's base URL end before /v1."),
+        (
+            "POST",
+            "/v1/embeddings",
+            404,
+            "expected POST /v1/chat/completions, POST /v1/completions, POST /v1/responses, POST",
+        ),
         ("POST", "/chat/completions", 404, "expected /v1/chat/completions. Let the client's base URL end in /v1."),
         ("GET", "/models", 404, "expected /v1/models. Let the client's base URL end in /v1."),
         ("GET", "/v1/chat/completions", 405, "expected POST."),

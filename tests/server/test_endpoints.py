@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import httpx
+import longcat
 import pytest
 from longcat.cli import main
 
@@ -194,11 +195,58 @@ def test_pages_are_offline(server):
     assert "ChatRequest" in description["components"]["schemas"]
 
 
+def test_timings_of_an_answer_and_of_its_stream(server):
+    chat = {**HELLO, "temperature": 0}
+    text = {"prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
+    for path, body in (("/v1/chat/completions", chat), ("/v1/completions", text)):
+        whole = post(server, path, body).json()
+        lines = post(server, path, body | {"stream": True}).text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        told = [event["timings"] for event in events if "timings" in event]
+        assert len(told) == 1 and "finish_reason" in events[-1]["choices"][0]
+        for timings in (whole["timings"], told[0]):
+            assert timings["predicted_n"] == 4 and timings["predicted_ms"] > 0
+            assert timings["prompt_n"] + timings["cache_n"] == whole["usage"]["prompt_tokens"]
+
+
+def test_log_probabilities_of_a_prompt(server):
+    text = {"prompt": "Once upon a time", "max_tokens": 1, "prompt_logprobs": 2}
+    [choice] = post(server, "/v1/completions", text).json()["choices"]
+    ids = post(server, "/tokenize", {"prompt": text["prompt"]}).json()["tokens"]
+    entries = choice["prompt_logprobs"]
+    assert entries[0] is None and [str(id) in entry for id, entry in zip(ids[1:], entries[1:], strict=True)] == [
+        True
+    ] * (len(ids) - 1)
+    assert all(len(entry) in (2, 3) and {"logprob", "rank", "decoded_token"} == set(one) for entry in entries[1:]
+               for one in entry.values())  # fmt: skip
+    chat = post(server, "/v1/chat/completions", HELLO | {"prompt_logprobs": 0}).json()
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    echoed = post(server, "/v1/completions", text | {"echo": True, "logprobs": 2}).json()["choices"][0]
+    assert echoed["prompt_logprobs"] == entries
+    for path, body, words in (
+        ("/v1/completions", text | {"stream": True}, "prompt_logprobs is given with stream"),
+        ("/v1/chat/completions", HELLO | {"prompt_logprobs": 21}, "at most 20"),
+        ("/v1/completions", text | {"echo": True, "logprobs": 1}, "expected the same number"),
+    ):
+        refused = post(server, path, body)
+        assert refused.status_code == 400 and words in refused.json()["error"]["message"]
+
+
+def test_what_is_served_and_by_what(server):
+    [model, *_] = httpx.get(server.url + "/v1/models").json()["data"]
+    assert httpx.get(f"{server.url}/v1/models/{model['id']}").json() == model
+    assert model["max_model_len"] == model["context_length"] == 2048 and model["object"] == model["type"] == "model"
+    assert httpx.get(server.url + "/version").json() == {"version": longcat.__version__}
+    props = httpx.get(server.url + "/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == 2048 and "messages" in props["chat_template"]
+
+
 def test_unknown_paths_and_methods(server):
     assert httpx.get(server.url + "/nowhere").json()["error"]["type"] == "not_found_error"
     assert httpx.get(server.url + "/v1/completions").status_code == 405
-    assert httpx.get(server.url + "/health/").status_code == 404  # a redirect would repeat the Host header
-    for path in ("/health", "/ready"):
+    for path in ("/health/", "/v1/models//"):  # no redirect, which would repeat the Host header
+        assert httpx.get(server.url + path).status_code == 200
+    for path in ("/health", "/ready", "/"):
         head = httpx.head(server.url + path)
         assert head.status_code == 200 and not head.content
     text = httpx.post(
@@ -221,7 +269,13 @@ def test_keys_cors_and_template(tiny, tmp_path):
         for key in ("secret", "other", "third"):
             headers = {"Authorization": f"Bearer {key}"}
             assert httpx.get(server.url + "/v1/models", headers=headers).status_code == 200
+            assert httpx.get(server.url + "/v1/models", headers={"x-api-key": key}).status_code == 200
         assert httpx.get(server.url + "/v1/models", headers={"Authorization": "Basic secret"}).status_code == 401
+        refused = post(server, "/v1/messages", {}, headers={"x-api-key": "x"})
+        assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
+        both = {"x-api-key": "secret", "Authorization": "Bearer x"}
+        assert httpx.get(server.url + "/v1/models", headers=both).status_code == 200
+        responses_are_kept_apart(server)
 
         asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST",
                  "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
@@ -235,6 +289,14 @@ def test_keys_cors_and_template(tiny, tmp_path):
         assert hostile.status_code == 400 and "longer than 1 s" in hostile.json()["error"]["message"]
         text = {"prompt": "Once", "max_tokens": 2}
         assert post(server, "/v1/completions", text, headers=headers).status_code == 200
+
+
+def responses_are_kept_apart(server):
+    """With a template that fails no response ends, so the store is asked for what another key may not see."""
+    for key in ("secret", "other"):
+        missing = httpx.get(server.url + "/v1/responses/resp_1", headers={"x-api-key": key})
+        assert missing.status_code == 404 and missing.json()["error"]["code"] == "response_not_found"
+    assert httpx.get(server.url + "/v1/responses/resp_1").status_code == 401
 
 
 def test_empty_keys_are_refused(tiny, capsys):

@@ -40,7 +40,7 @@ def test_requests_by_the_description(small):
     schema = schemathesis.openapi.from_dict(description)
     operations = [result.ok() for result in schema.get_all_operations()]
     posts = [operation for operation in operations if operation.method.upper() == "POST"]
-    assert len(posts) == 4
+    assert len(posts) == 7
     statuses: Counter[int] = Counter()
     start = time.perf_counter()
     with httpx.Client(base_url=small.url, timeout=60) as client:
@@ -91,6 +91,39 @@ GOOD = [
         "prompt": ["a", "b"], "max_tokens": 2, "echo": True, "logprobs": 1, "temperature": 0, "n": 2, "min_tokens": 1,
         "bad_words": ["x"], "allowed_token_ids": [50, 51, 52], "stop_token_ids": [60], "repetition_penalty": 1.1,
         "structured_outputs": {"regex": "[ab]+"}}),
+    ("/v1/messages", {
+        "system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                     {"role": "assistant", "content": [
+                         {"type": "thinking", "thinking": "t", "signature": "s"}, {"type": "text", "text": "a"},
+                         {"type": "tool_use", "id": "1", "name": "f", "input": {"a": "b"}}]},
+                     {"role": "user", "content": [
+                         {"type": "tool_result", "tool_use_id": "1", "is_error": True,
+                          "content": [{"type": "text", "text": "ok"}]}]}],
+        "tools": [{"name": "f", "description": "d", "input_schema": TOOL["function"]["parameters"]}],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}, "thinking": {"type": "adaptive"},
+        "max_tokens": 3, "stop_sequences": ["a"], "temperature": 0.5, "top_p": 0.9, "top_k": 4, "stream": True,
+        "metadata": {"user_id": "u"}}),
+    ("/v1/messages", {
+        "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "system": "x",
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}, "effort": "low"}}),
+    ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "hi"}], "system": "x"}),
+    ("/v1/responses", {
+        "input": [{"role": "developer", "content": "x"},
+                  {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                  {"type": "reasoning", "summary": [], "encrypted_content": "base64:YQ=="},
+                  {"type": "function_call", "id": "fc_1", "call_id": "1", "name": "f", "arguments": "{\"a\": \"b\"}"},
+                  {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "ok"}]},
+                  {"type": "custom_tool_call", "call_id": "2", "name": "say", "input": "x"},
+                  {"type": "custom_tool_call_output", "call_id": "2", "output": "ok"}],
+        "tools": [TOOL["function"] | {"type": "function", "strict": True}, {"type": "custom", "name": "say"},
+                  {"type": "web_search"}],
+        "tool_choice": "auto", "parallel_tool_calls": True, "max_output_tokens": 3, "stream": True,
+        "reasoning": {"effort": "low", "summary": "auto"}, "store": True, "instructions": "x",
+        "include": ["message.output_text.logprobs", "reasoning.encrypted_content"], "top_logprobs": 1}),
+    ("/v1/responses", {
+        "input": "hi", "max_output_tokens": 3, "store": False, "metadata": {"a": "b"}, "temperature": 0.5,
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}, "verbosity": "low"}}),
     ("/tokenize", {"messages": [{"role": "user", "content": "hi"}], "return_token_strs": True}),
     ("/detokenize", {"tokens": [1, 2, 3]}),
 ]  # fmt: skip

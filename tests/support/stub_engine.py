@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from longcat.chat.template import ChatTemplate
 from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
@@ -41,6 +42,10 @@ class StubEngine:
     @property
     def tokenizer(self) -> Tokenizer:
         raise AttributeError("a stub has no tokenizer")
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        raise AttributeError("a stub has no template")
 
     def encode(self, text: str) -> list[int]:
         return [1]

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from json.decoder import JSONDecoder
 
-from longcat.chat.tool_text import CALL, CALL_END, KEY, KEY_END, VALUE, VALUE_END
-from longcat.support.json_types import Json
+from longcat.chat.tool_text import CALL, CALL_END, KEY, KEY_END, VALUE, VALUE_END, json_value
+from longcat.support.json_types import Json, JsonObject
 
 _DECODER = JSONDecoder()
 _LONGEST_ESCAPE = 6  # characters of \uXXXX
@@ -55,6 +55,15 @@ def with_calls(content: str, calls: Sequence[Mapping[str, Json]]) -> TaggedText:
                 key, value = read[1]
                 parts += [(KEY, True), (key, False), (f"{KEY_END}\n{VALUE}", True), (value, False)]
     return TaggedText(parts)
+
+
+def whole_arguments(text: str) -> JsonObject:
+    """The arguments that are complete in a JSON object, which may lack its end."""
+    value = json_value(text)
+    if isinstance(value, dict):
+        return value
+    pairs, _ = _read_cut(text) or ((), None)
+    return dict(pairs)
 
 
 def _pairs(pairs: Iterable[tuple[str, object]]) -> Iterable[tuple[str, bool]]:

@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest headers of a request (default 16 KiB)",
     )
     server.add_argument(
+        "--max-stored-size",
+        type=integer(0),
+        default=64 << 20,
+        metavar="BYTES",
+        help="memory for responses that later ones go on from (default 64 MiB)",
+    )
+    server.add_argument(
         "--max-logprobs", type=integer(0), default=20, metavar="TOKENS", help="most logprobs of a request (default 20)"
     )
     server.add_argument(
@@ -151,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
         origins(args.cors_origin),
         max_body_bytes=args.max_body_size,
         max_header_bytes=args.max_header_size,
+        max_stored_bytes=args.max_stored_size,
         max_logprobs=args.max_logprobs,
         max_stop_strings=args.max_stop_strings,
         grammar_timeout=args.grammar_timeout,

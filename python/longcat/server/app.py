@@ -11,6 +11,9 @@ from starlette.types import ASGIApp
 
 from longcat._core import __version__
 from longcat.server.api import chat, completions, pages, service_routes
+from longcat.server.api.messages import routes as messages
+from longcat.server.api.responses import routes as responses
+from longcat.server.api.responses.store import ResponseStore
 from longcat.server.generation import Service
 from longcat.server.http.errors import add_error_handlers
 from longcat.server.http.guard import Guard, RequestLog
@@ -43,7 +46,7 @@ class Application:
         self.api = FastAPI(
             title="longcat",
             version=__version__,
-            description="OpenAI's API over one LongCat model.",
+            description="OpenAI's and Anthropic's APIs over one LongCat model.",
             docs_url=None,
             redoc_url=None,
             redirect_slashes=False,
@@ -51,14 +54,15 @@ class Application:
         self.api.state.service = Service(engine, settings, self.lifecycle, metrics)
         self.api.state.started = int(time.time())
         add_error_handlers(self.api)
-        for module in (chat, completions, service_routes, pages):
+        self.api.state.responses = ResponseStore(settings.max_stored_bytes)
+        for module in (chat, completions, responses, messages, service_routes, pages):
             self.api.include_router(module.router)
         app: ASGIApp = Guard(self.api, settings)
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Retry-After", "X-Ignored-Fields"],
             )

@@ -17,9 +17,9 @@ from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
-from longcat.server.api.protocol import ChatRequest, GenerationBody, TokenizeRequest
+from longcat.server.api.protocol import ChatRequest, GenerationBody, SamplingBody, TokenizeRequest
 from longcat.server.grammar_check import GrammarChecker
-from longcat.server.http.errors import ApiError, json_response
+from longcat.server.http.errors import CONTEXT_EXCEEDED, ApiError, json_response
 from longcat.server.http.intake import Intake
 from longcat.server.http.streaming import Answer, EventStream, unless_client_leaves
 from longcat.server.lifecycle import Lifecycle
@@ -29,7 +29,7 @@ from longcat.server.settings import ServerSettings
 from longcat.support.json_types import JsonObject
 
 T = TypeVar("T")
-B = TypeVar("B", bound=GenerationBody)
+B = TypeVar("B", bound=SamplingBody)
 
 # Fields that SamplingParams has under the same name.
 _SAMPLING = (
@@ -146,7 +146,7 @@ class Service:
             f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
             f"{self.max_model_len} tokens (max_model_len={self.max_model_len}); expected {expected}. Shorten it.",
             param=field,
-            code="context_length_exceeded",
+            code=CONTEXT_EXCEEDED,
         )
 
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from longcat.request.sampling_params import SamplingParams
 from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
+    from longcat.chat.template import ChatTemplate
     from longcat.request.structured import Grammar, StructuredOutputs
     from longcat.request.tokenizer import Tokenizer
 
@@ -42,6 +43,8 @@ class ServedEngine(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+    @property
+    def chat_template(self) -> ChatTemplate: ...
     def encode(self, text: str) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token_text(self, token_id: int) -> str | None: ...

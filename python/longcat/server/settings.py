@@ -34,6 +34,7 @@ class ServerSettings:
         max_connections: open at once; a new one displaces the one that has waited longest for its request.
         header_timeout: for the headers of a request, counted from the connection's first moment [s].
         body_timeout, body_rate: a body takes at most body_timeout [s] and 1 s for each body_rate bytes of it.
+        max_stored_bytes: of all responses that are kept for previous_response_id.
         max_waiting_bytes: of all bodies that are received, parsed, rendered or tokenized at one time.
         keepalive_interval: a stream without an event for so long gets a comment [s].
     """
@@ -58,6 +59,7 @@ class ServerSettings:
     body_timeout: float = 60.0
     body_rate: int = 64 << 10
     max_waiting_bytes: int = 128 << 20
+    max_stored_bytes: int = 64 << 20
     keepalive_interval: float = 5.0
 
     def __post_init__(self) -> None:

@@ -15,16 +15,19 @@ from starlette.responses import Response
 
 from longcat.chat.reader import ChatChunk, ChatReader, force_calls
 from longcat.chat.tool_stream import ToolCallDelta
-from longcat.chat.tool_text import json_text
+from longcat.chat.tool_text import CALL, json_text
 from longcat.request.outputs import Logprob, RequestOutput
 from longcat.request.structured import StructuredOutputs
+from longcat.server.api.chat_chunks import ChatChunks, log_facts, prompt_entries, prompt_logprobs, timings
 from longcat.server.api.protocol import ChatRequest
-from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, template_variables, usage
+from longcat.server.generation import FEW_TOKENS, Service, answer_form, respond, template_variables, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
 from longcat.support.json_types import JsonObject
 
 router = APIRouter(route_class=JsonRoute)
+
+_NEVER = -100.0  # a bias of a token that no text may hold
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
@@ -34,8 +37,21 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 
 async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
+    """Queues a chat for an answer in OpenAI's shapes.
+
+    Raises:
+        ApiError: the request is wrong, or the server is full.
+    """
+    id = f"chatcmpl-{uuid.uuid4().hex}"
+    return ChatAnswer(await queue_chat(service, body, id), id)
+
+
+async def queue_chat(service: Service, body: ChatRequest, id: str, field: str = "messages") -> ChatChunks:
     """Renders the prompt, compiles the grammar, and queues the request.
 
+    Args:
+        id: a name of the request, for the engine.
+        field: of the client's request, that the messages came in.
     Raises:
         ApiError: the request is wrong, or the server is full.
     """
@@ -43,14 +59,39 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     if body.chat_template is not None:
         raise ApiError(400, "chat_template: templates of requests are off; use the server's", param="chat_template")
     logprobs = service.logprobs(body.top_logprobs or 0) if body.logprobs else None
-    params = service.sampling_params(body, logprobs=logprobs)
+    params = service.sampling_params(body, logprobs=logprobs, prompt_logprobs=prompt_logprobs(service, body))
     form = answer_form(body)
     with service.refusals():
         tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
         params.structured_outputs = None if form is None else StructuredOutputs.of(form)
         is_forced = tool_choice not in (None, "auto", "none")
         params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
+    if tools and tool_choice == "none":
+        params.logit_bias = {**(params.logit_bias or {}), **_no_calls(service)}
     params.structured_outputs = await service.compiled(params.structured_outputs)
+    token_ids = await _prompt(service, body, tools, tool_choice)
+    service.check_room(token_ids, field)
+    limit = body.max_completion_tokens or body.max_tokens
+    params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
+    generation = await service.submit(id, token_ids, params)
+    reader = ChatReader(tools, tool_choice, is_forced)
+    return ChatChunks(service, body, model, len(token_ids), generation, reader)
+
+
+async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
+    """The prompt of a request that is not queued.
+
+    Raises:
+        ApiError: the request is wrong.
+    """
+    with service.refusals():
+        tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
+    return await _prompt(service, body, tools, tool_choice if tool_choice in (None, "none") else "auto")
+
+
+async def _prompt(
+    service: Service, body: ChatRequest, tools: list[dict[str, Any]] | None, tool_choice: str | None
+) -> list[int]:
     variables = template_variables(body)
     _, token_ids = await service.in_thread_for(
         body._num_bytes,
@@ -63,12 +104,13 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
             **variables,
         ),
     )
-    service.check_room(token_ids, "messages")
-    limit = body.max_completion_tokens or body.max_tokens
-    params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
-    id = f"chatcmpl-{uuid.uuid4().hex}"
-    chunks = await service.submit(id, token_ids, params)
-    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(tools, tool_choice, is_forced))
+    return token_ids
+
+
+def _no_calls(service: Service) -> dict[int, float]:
+    """A bias that keeps the tag of calls out of a text: none where the tag is no single token."""
+    token_ids = service.engine.encode(CALL)
+    return {token_ids[0]: _NEVER} if len(token_ids) == 1 else {}
 
 
 def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:
@@ -108,15 +150,15 @@ def _tool_name(tool: Any) -> str | None:
 class ChatAnswer:
     """A response that is being made, in OpenAI's shapes."""
 
-    service: Service
-    body: ChatRequest
+    chunks: ChatChunks
     id: str
-    model: str
-    num_prompt_tokens: int
-    chunks: Generation
-    reader: ChatReader
     created: int = field(default_factory=lambda: int(time.time()))
     log: JsonObject = field(default_factory=dict)
+    named_events = False
+
+    @property
+    def body(self) -> ChatRequest:
+        return self.chunks.body
 
     async def aclose(self) -> None:
         await self.chunks.aclose()
@@ -124,10 +166,11 @@ class ChatAnswer:
     async def whole(self) -> JsonObject:
         output: Any = None
         async for chunk in self.chunks:
-            output = self.reader.read(chunk).output
-        self._log_end(output)
-        num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
-        if self.body.logprobs and num_tokens > FEW_TOKENS:
+            output = chunk.output
+        self.log.update(log_facts([output]))
+        num_entries = sum(len(answer.token_ids) for answer in output.outputs) if self.body.logprobs else 0
+        num_entries += len(output.prompt_logprobs or ())
+        if num_entries > FEW_TOKENS:
             return await asyncio.to_thread(self._whole, output)
         return self._whole(output)
 
@@ -143,7 +186,8 @@ class ChatAnswer:
             }
             for answer, message in zip(output.outputs, output.messages, strict=True)
         ]
-        return self._frame("chat.completion", choices) | {"usage": usage([output])}
+        frame = self._frame("chat.completion", choices) | {"usage": usage([output]), "timings": timings(output)}
+        return frame | ({} if self.body.prompt_logprobs is None else {"prompt_logprobs": prompt_entries(output)})
 
     async def events(self) -> AsyncGenerator[JsonObject, None]:
         """The chunks of the stream."""
@@ -151,11 +195,10 @@ class ChatAnswer:
         output: RequestOutput | None = None
         num_tokens = 0
         # As OpenAI does: null where a call may follow, because some clients turn an empty text into a message part.
-        content = None if self.reader.may_call else ""
+        content = None if self.chunks.reader.may_call else ""
         for index in range(self.body.n):
             yield self._event(index, {"role": "assistant", "content": content, "refusal": None}) | self._usage_so_far(0)
-        async for raw in self.chunks:
-            chunk = self.reader.read(raw)
+        async for chunk in self.chunks:
             num_tokens += len(chunk.token_ids)
             output = chunk.output
             deltas = _deltas(chunk)
@@ -169,9 +212,11 @@ class ChatAnswer:
                 if last and chunk.finish_reason is not None:
                     end = {"finish_reason": chunk.finish_reason, "stop_reason": chunk.stop_reason}
                     event["choices"][0].update(end | ({"error": chunk.error} if chunk.error else {}))
+                    if output is not None:
+                        event["timings"] = timings(output)
                 yield event | self._usage_so_far(num_tokens)
         if output is not None:
-            self._log_end(output)
+            self.log.update(log_facts([output]))
             if options is not None and options.include_usage:
                 yield self._frame("chat.completion.chunk", []) | {"usage": usage([output])}
 
@@ -179,7 +224,7 @@ class ChatAnswer:
         """Returns the `usage` of a chunk, if the client wants it in each chunk."""
         if self.body.stream_options is None or not self.body.stream_options.continuous_usage_stats:
             return {}
-        counts = {"prompt_tokens": self.num_prompt_tokens, "completion_tokens": num_tokens}
+        counts = {"prompt_tokens": self.chunks.num_prompt_tokens, "completion_tokens": num_tokens}
         return {"usage": {**counts, "total_tokens": sum(counts.values())}}
 
     def _event(self, index: int, delta: dict[str, object], logprobs: object = None) -> JsonObject:
@@ -187,29 +232,10 @@ class ChatAnswer:
         return self._frame("chat.completion.chunk", [choice])
 
     def _frame(self, kind: str, choices: list[dict[str, object]]) -> JsonObject:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.chunks.model, "choices": choices}
 
     def _logprobs(self, entries: list[dict[int, Logprob]] | None) -> JsonObject | None:
-        if entries is None:
-            return None
-        count = self.body.top_logprobs or 0
-        content = []
-        for entry in entries:
-            [chosen, *_] = entry
-            top = sorted(entry.items(), key=lambda item: item[1].rank)
-            top = [(id, one) for id, one in top if one.rank <= count][:count]
-            listed = [self._logprob(id, one) for id, one in top]
-            content.append({**self._logprob(chosen, entry[chosen]), "top_logprobs": listed})
-        return {"content": content, "refusal": None}
-
-    def _logprob(self, token_id: int, one: Logprob) -> JsonObject:
-        raw = self.service.engine.tokenizer.token_bytes(token_id)
-        return {"token": one.decoded_token or "", "logprob": max(one.logprob, -9999.0), "bytes": list(raw)}
-
-    def _log_end(self, output: RequestOutput) -> None:
-        self.log["prompt_tokens"] = len(output.prompt_token_ids)
-        self.log["completion_tokens"] = sum(len(answer.token_ids) for answer in output.outputs)
-        self.log["finish_reason"] = [answer.finish_reason for answer in output.outputs]
+        return None if entries is None else {"content": self.chunks.logprobs(entries), "refusal": None}
 
 
 def _call_delta(call: ToolCallDelta) -> JsonObject:

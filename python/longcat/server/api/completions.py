@@ -16,6 +16,7 @@ from starlette.responses import Response
 from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.request.tokenizer import StreamDecoder
+from longcat.server.api.chat_chunks import log_facts, prompt_entries, prompt_logprobs, timings
 from longcat.server.api.protocol import CompletionRequest
 from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, usage
 from longcat.server.http.errors import ApiError
@@ -47,10 +48,16 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
     if body.echo and body.stream:
         raise ApiError(400, "echo does not go together with stream: expected one of them", param="echo")
     texts, prompts = await _prompts(service, body)
-    logprobs = service.logprobs(body.logprobs)
-    params = service.sampling_params(
-        body, max_tokens=body.max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.echo else None
-    )
+    logprobs, of_prompt = service.logprobs(body.logprobs), prompt_logprobs(service, body)
+    if body.echo and logprobs is not None and of_prompt not in (None, logprobs):
+        raise ApiError(
+            400,
+            f"[request] prompt_logprobs is {of_prompt} beside echo with logprobs {logprobs}; expected the same number.",
+            param="prompt_logprobs",
+        )
+    if body.echo and of_prompt is None:
+        of_prompt = logprobs
+    params = service.sampling_params(body, max_tokens=body.max_tokens, logprobs=logprobs, prompt_logprobs=of_prompt)
     params.structured_outputs = await service.compiled(answer_form(body))
     id = f"cmpl-{uuid.uuid4().hex}"
     answer = CompletionAnswer(service, body, id, model, texts)
@@ -100,6 +107,7 @@ class CompletionAnswer:
     streams: list[Generation] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     log: JsonObject = field(default_factory=dict)
+    named_events = False
 
     async def aclose(self) -> None:
         async with contextlib.AsyncExitStack() as closing:
@@ -113,8 +121,9 @@ class CompletionAnswer:
                 if chunk.output is not None:
                     ended[position] = chunk.output
         outputs = [ended[position] for position in range(len(self.streams))]
-        self._log_end(outputs)
+        self.log.update(log_facts(outputs))
         num_tokens = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
+        num_tokens += sum(len(output.prompt_logprobs or ()) for output in outputs)
         if len(outputs) <= _AT_ONCE and num_tokens <= FEW_TOKENS:
             return self._whole(outputs)
         return await asyncio.to_thread(self._whole, outputs)
@@ -125,7 +134,7 @@ class CompletionAnswer:
             for position, output in enumerate(outputs)
             for answer in output.outputs
         ]
-        return self._frame(choices) | {"usage": usage(outputs)}
+        return self._frame(choices) | {"usage": usage(outputs)} | self._timings(outputs)
 
     def _choice(self, base: int, answer: CompletionOutput, output: RequestOutput, prompt: str | None) -> JsonObject:
         text, tokens = answer.text, list(answer.token_ids)
@@ -147,6 +156,8 @@ class CompletionAnswer:
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
         }
+        if self.body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_entries(output)
         return choice | ({"error": answer.error} if answer.error else {})
 
     async def events(self) -> AsyncGenerator[JsonObject, None]:
@@ -168,9 +179,10 @@ class CompletionAnswer:
                 if chunk.finish_reason is not None:
                     choice |= {"finish_reason": chunk.finish_reason, "stop_reason": chunk.stop_reason}
                     choice |= {"error": chunk.error} if chunk.error else {}
-                yield self._frame([choice])
+                last = len(self.streams) == 1 and chunk.output is not None
+                yield self._frame([choice]) | (self._timings([outputs[position]]) if last else {})
         ended = [outputs[position] for position in sorted(outputs)]
-        self._log_end(ended)
+        self.log.update(log_facts(ended))
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
             yield self._frame([]) | {"usage": usage(ended)}
 
@@ -182,6 +194,11 @@ class CompletionAnswer:
             "model": self.model,
             "choices": choices,
         }
+
+    @staticmethod
+    def _timings(outputs: Sequence[RequestOutput]) -> JsonObject:
+        """Of a request with one prompt."""
+        return {"timings": timings(outputs[0])} if len(outputs) == 1 else {}
 
     def _logprobs(
         self, token_ids: list[int], entries: Sequence[dict[int, Logprob] | None], offsets: list[int]
@@ -201,12 +218,6 @@ class CompletionAnswer:
 
     def _text(self, token_ids: list[int]) -> str:
         return self.service.engine.decode(token_ids, skip_special_tokens=False)
-
-    def _log_end(self, outputs: list[RequestOutput]) -> None:
-        answers = [answer for output in outputs for answer in output.outputs]
-        self.log["prompt_tokens"] = sum(len(output.prompt_token_ids) for output in outputs)
-        self.log["completion_tokens"] = sum(len(answer.token_ids) for answer in answers)
-        self.log["finish_reason"] = [answer.finish_reason for answer in answers][:8]
 
 
 class TextOffsets:

@@ -28,6 +28,7 @@ def playground() -> str:
     return resources.files("longcat.server.api").joinpath("playground.html").read_text(encoding="utf-8")
 
 
+@router.head("/")  # Claude Code asks whether there is a server
 @router.get("/")
 async def root() -> Response:
     return HTMLResponse(playground(), headers=_HEADERS)

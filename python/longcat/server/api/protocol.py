@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 from longcat.request.sampling_params import MAX_N
 from longcat.server.http.body import MAX_SHOWN_CHARS, MAX_SHOWN_FIELDS, Body
@@ -78,6 +79,7 @@ Biases = Annotated[
     Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
 ]
 BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS)]
+Objects = Annotated[list[JsonObject], Field(fail_fast=True)]
 StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
 Ids = Annotated[list[int], PlainValidator(partial(_list_of, int)), WithJsonSchema(_IDS)]
 AllowedIds = Annotated[
@@ -101,7 +103,6 @@ def _is(*values: object) -> Callable[[Json], bool]:
 _REFUSED: dict[str, tuple[Callable[[Json], bool], str]] = {
     "functions": (_is([]), "the field tools"),
     "function_call": (_is("auto", "none"), "the field tool_choice"),
-    "prompt_logprobs": (_is(), "echo with logprobs in /v1/completions"),
     "reasoning_effort": (_is("none"), "no such field: the model has no levels of effort; see chat_template_kwargs"),
     "use_beam_search": (_is(False), "false"),
     "length_penalty": (_is(1), "1: there is no beam search"),
@@ -120,15 +121,11 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = False
 
 
-class GenerationBody(Body):
-    """The fields that chat and completions share."""
-
-    refused = _REFUSED
+class SamplingBody(Body):
+    """What every request for a completion has, in whichever API."""
 
     model: str | None = None
-    n: int = Field(1, ge=1, le=MAX_N)
     stream: bool = False
-    stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, description="0 is greedy; default: the model's own")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
@@ -137,8 +134,6 @@ class GenerationBody(Body):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="-1: any")
-    stop: StopText | StopTexts | None = None
-    include_stop_str_in_output: bool = False
     stop_token_ids: StopIds | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     ignore_eos: bool = False
@@ -146,6 +141,29 @@ class GenerationBody(Body):
     logit_bias: Biases | None = Field(None, description="addend of the logit by token id")
     bad_words: list[BadWord] | None = Field(None, max_length=MAX_BAD_WORDS, fail_fast=True)
     allowed_token_ids: AllowedIds | None = None
+
+    @model_validator(mode="after")
+    def _any_seed(self) -> Self:
+        if self.seed == -1:
+            self.seed = None
+        return self
+
+
+def sampling_fields(body: SamplingBody) -> dict[str, Json]:
+    """The fields above, for a body of another API."""
+    return {name: getattr(body, name) for name in SamplingBody.model_fields}
+
+
+class GenerationBody(SamplingBody):
+    """What chat and completions share."""
+
+    refused = _REFUSED
+
+    n: int = Field(1, ge=1, le=MAX_N)
+    stream_options: StreamOptions | None = None
+    stop: StopText | StopTexts | None = None
+    include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, description="of that many tokens at each place; not in a stream")
     response_format: JsonObject | None = Field(
         None, description='{"type": "text" | "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}'
     )
@@ -158,12 +176,6 @@ class GenerationBody(Body):
         None, max_length=MAX_CHOICES, fail_fast=True, description="older name of structured_outputs.choice"
     )
     guided_grammar: str | None = Field(None, description="older name of structured_outputs.grammar")
-
-    @model_validator(mode="after")
-    def _any_seed(self) -> GenerationBody:
-        if self.seed == -1:
-            self.seed = None
-        return self
 
     def refusal(self) -> tuple[str, str] | None:
         best_of = (self.model_extra or {}).get("best_of", self.n)

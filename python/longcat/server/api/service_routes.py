@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from longcat._core import __version__
 from longcat.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from longcat.server.generation import Service, template_variables
 from longcat.server.http.errors import ApiError, json_response
@@ -22,7 +25,9 @@ router = APIRouter(route_class=JsonRoute)
 async def models(request: Request) -> Response:
     service: Service = request.app.state.service
     names = service.settings.model_names
-    return json_response({"object": "list", "data": [_model(service, request, name) for name in names]})
+    found = [_model(service, request, name) for name in names]
+    ends = {"has_more": False, "first_id": names[0], "last_id": names[-1]}  # as Anthropic's
+    return json_response({"object": "list", "data": found, **ends})
 
 
 @router.get("/v1/models/{name:path}", summary="One of the names")
@@ -32,13 +37,41 @@ async def model(name: str, request: Request) -> Response:
 
 
 def _model(service: Service, request: Request, name: str) -> JsonObject:
+    """The fields of OpenAI's API, vLLM's context length, and the fields of Anthropic's API."""
+    started, most = request.app.state.started, service.max_model_len
     return {
         "id": name,
         "object": "model",
-        "created": request.app.state.started,
+        "created": started,
         "owned_by": "longcat",
-        "max_model_len": service.max_model_len,
+        "max_model_len": most,
+        "context_length": most,
+        "type": "model",
+        "display_name": name,
+        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "max_input_tokens": most - 1,
+        "max_tokens": most - 1,
     }
+
+
+@router.get("/version", summary="Of this package")
+async def version() -> Response:
+    return json_response({"version": __version__})
+
+
+@router.get("/props", summary="What llama.cpp's clients ask of a server")
+async def props(request: Request) -> Response:
+    service: Service = request.app.state.service
+    template = await service.in_text_thread(lambda: service.engine.chat_template.source)
+    return json_response(
+        {
+            "default_generation_settings": {"n_ctx": service.max_model_len},
+            "model_alias": service.settings.model_names[0],
+            "chat_template": template,
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"longcat {__version__}",
+        }
+    )
 
 
 @router.post("/tokenize", summary="Token ids of a prompt or of messages")

@@ -1,8 +1,13 @@
-"""Errors as OpenAI's clients read them: {"error": {"message", "type", "param", "code"}}."""
+"""Errors as clients read them.
+
+OpenAI's: {"error": {"message", "type", "param", "code"}}. Anthropic's, for paths below /v1/messages: {"type": "error",
+"error": {"type", "message"}}.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
@@ -15,7 +20,16 @@ from longcat.support.json_types import Json, JsonObject
 from longcat.support.text import printable
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_MESSAGES_TYPES = _TYPES | {
+    403: "permission_error",
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+}
+CONTEXT_EXCEEDED = "context_length_exceeded"
+MESSAGES_PATH = "/v1/messages"
 CLIENT_LEFT = 499  # nginx's number
+_OWN = re.compile(r"/v1/[^{]+")
 _MAX_SHOWN = 4  # of the mistakes in one request
 _MAX_SHOWN_CHARS = 64  # of a name or value of the client's
 
@@ -46,12 +60,23 @@ class ApiError(HTTPException):  # so that FastAPI lets it through while it reads
         self.param = param
         self.code = code
 
-    def body(self) -> JsonObject:
+    def body(self, path: str = "") -> JsonObject:
+        """The error as an object, for the clients of a path."""
+        if is_messages(path):
+            kind = _MESSAGES_TYPES.get(self.status_code, "invalid_request_error")
+            # Agents shorten their history when they read these words.
+            start = "prompt is too long: " if self.code == CONTEXT_EXCEEDED else ""
+            return {"type": "error", "error": {"type": kind, "message": f"{start}{self.detail}"}}
         kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        return json_response(self.body(), self.status_code, self.headers)
+    def response(self, path: str = "") -> Response:
+        return json_response(self.body(path), self.status_code, self.headers)
+
+
+def is_messages(path: str) -> bool:
+    """Whether a path is of Anthropic's API alone."""
+    return path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
 
 
 class ClientLeft(Exception):
@@ -83,7 +108,7 @@ def add_error_handlers(api: FastAPI) -> None:
 
     async def own(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return error.response()
+        return error.response(request.url.path)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)  # for the log alone
@@ -93,10 +118,10 @@ def add_error_handlers(api: FastAPI) -> None:
         found = f"{error.detail}: {request.method} {request.url.path}" if error.status_code < 500 else error.detail
         if error.status_code in (404, 405):
             found = f"[request] found {request.method} {request.url.path[:_MAX_SHOWN_CHARS]}; {_served(request)}"
-        return ApiError(error.status_code, str(found), headers=error.headers).response()
+        return ApiError(error.status_code, str(found), headers=error.headers).response(request.url.path)
 
     async def bug(request: Request, error: Exception) -> Response:
-        return ApiError(500, "the server made a mistake; its log has more").response()
+        return ApiError(500, "the server made a mistake; its log has more").response(request.url.path)
 
     api.add_exception_handler(ApiError, own)
     api.add_exception_handler(ClientLeft, gone)
@@ -112,9 +137,10 @@ def _served(request: Request) -> str:
         return f"expected {paths[path]}."
     if f"/v1{path}" in paths:
         return f"expected /v1{path}. Let the client's base URL end in /v1."
-    served = ", ".join(f"{methods} {name}" for name, methods in paths.items() if name.startswith("/v1/"))
-    remedy = " Set the client to chat completions." if path.endswith("/responses") else ""
-    return f"expected {served}, or another path of /docs.{remedy}"
+    if path.startswith("/v1/v1/") and path.removeprefix("/v1") in paths:
+        return f"expected {path.removeprefix('/v1')}. Let the client's base URL end before /v1."
+    served = ", ".join(f"{methods} {name}" for name, methods in paths.items() if _OWN.fullmatch(name))
+    return f"expected {served}, or another path of /docs."
 
 
 # --- mistakes in the fields of a body ------------------------------------------------------------------------------
@@ -161,7 +187,7 @@ def _line(place: Sequence[Json], model: type[BaseModel], value: Json) -> str:
         value = value[step] if isinstance(value, list) or (isinstance(value, dict) and step in value) else _MISSING
     path = _path(place)
     subject = "" if path == field else f"{field} to be "
-    return f"{path} is {_found(value)}; expected {subject}{in_words(schema, parts)}."
+    return f"{path} is {shown(value)}; expected {subject}{in_words(schema, parts)}."
 
 
 _MISSING = object()
@@ -206,7 +232,8 @@ def _path(place: Sequence[object]) -> str:
     return text.removeprefix(".")
 
 
-def _found(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of the client's in a message: its JSON, or how much of it there is."""
     if value is _MISSING:
         return "missing"
     if isinstance(value, dict):

@@ -8,11 +8,11 @@ import re
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longcat.server.http.errors import CLIENT_LEFT, ApiError
+from longcat.server.http.errors import CLIENT_LEFT, ApiError, is_messages
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.logs import PROBES
 from longcat.server.metrics import ServerMetrics
@@ -27,7 +27,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 class RequestLog:
     """Gives each request an id (the client's X-Request-Id, or a new one), returns it, and logs what became of it.
 
-    Endpoints add to the line through `scope["state"]["log"]`.
+    Endpoints add to the line through `scope["state"]["log"]`. A slash at a path's end says nothing here.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["path"].endswith("/") and scope["path"] != "/":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         line: JsonObject = {}
@@ -59,6 +61,8 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if is_messages(scope["path"]):
+                    headers.append((b"request-id", request_id.encode()))
                 if ignored := line.get("ignored"):
                     headers.append((b"x-ignored-fields", ", ".join(map(urllib.parse.quote, ignored)).encode()))
                 message = {**message, "headers": headers}
@@ -100,14 +104,16 @@ class Guard:
         too_long = ApiError(413, f"the body is longer than the limit of {self._max_body_bytes} bytes", code="too_long")
         try:
             self._check_host(headers.get(b"host"))
+            given = _given_keys(headers)
             if self._keys and scope["path"] not in OPEN_PATHS:
-                self._check_key(headers.get(b"authorization", b""))
+                given = [self._known_key(given)]
+            scope.setdefault("state", {})["caller"] = given[0]
             length = headers.get(b"content-length", b"")
             if length.isdigit() and int(length) > self._max_body_bytes:
                 raise too_long
         except ApiError as error:
             # The rest of the body is not read: the connection ends with the answer.
-            response = error.response()
+            response = error.response(scope["path"])
             response.headers["Connection"] = "close"
             return await response(scope, receive, send)
         received = 0
@@ -135,18 +141,24 @@ class Guard:
                 code="host_not_allowed",
             )
 
-    def _check_key(self, authorization: bytes) -> None:
-        """Compares digests, all of them, so that the time tells nothing about the keys."""
-        scheme, _, key = authorization.partition(b" ")
-        digest = _digest(key.strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._keys]
-        if not any(matches) or scheme.lower() != b"bearer":
+    def _known_key(self, given: Sequence[bytes]) -> bytes:
+        """Compares digests, all of them, so that the time tells nothing about the keys; returns the one that fits."""
+        matches = [key for key in given for known in self._keys if hmac.compare_digest(key, known)]
+        if not matches:
             raise ApiError(
                 401,
-                'the API key is missing or wrong: expected the header "Authorization: Bearer KEY"',
+                'the API key is missing or wrong: expected the header "Authorization: Bearer KEY" or "x-api-key: KEY"',
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return matches[0]
+
+
+def _given_keys(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """Digests of the keys that a client gives, as OpenAI's clients do and as Anthropic's; of "" where it gives none."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    keys = [key if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b"")]
+    return [_digest(key) for key in filter(None, map(bytes.strip, keys))] or [_digest(b"")]
 
 
 def _digest(key: bytes) -> bytes:

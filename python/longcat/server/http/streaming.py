@@ -48,10 +48,12 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 class Answer(Protocol):
     """What the engine was asked for, in the shapes of an endpoint: read once, by `whole` or `events`, and then closed.
 
-    Closing it ends its requests, whether anything was read or not.
+    Closing it ends its requests, whether anything was read or not. `named_events`: each event goes out under the name
+    in its `type`, and the last one ends the stream; else [DONE] does.
     """
 
     log: JsonObject
+    named_events: bool
 
     async def whole(self) -> JsonObject: ...
     def events(self) -> AsyncGenerator[JsonObject, None]: ...
@@ -59,7 +61,7 @@ class Answer(Protocol):
 
 
 class EventStream(Response):
-    """Server-sent events, as they come, then [DONE]. A client that leaves, or takes nothing for a while, ends `answer`.
+    """Server-sent events, as they come. A client that leaves, or takes nothing for a while, ends `answer`.
 
     Proxies and clients end a connection that is silent, so a comment goes out when there is no event for a while.
 
@@ -113,9 +115,14 @@ class EventStream(Response):
         ):
             await deliver({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in told:
-                body = b": waiting\n\n" if event is None else b"data: " + to_json(event) + b"\n\n"
+                body = b": waiting\n\n" if event is None else self._text(event)
                 await deliver({"type": "http.response.body", "body": body, "more_body": True})
-            await deliver({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+            end = b"" if self._answer.named_events else b"data: [DONE]\n\n"
+            await deliver({"type": "http.response.body", "body": end, "more_body": False})
+
+    def _text(self, event: JsonObject) -> bytes:
+        name = b"event: " + event["type"].encode() + b"\n" if self._answer.named_events else b""
+        return name + b"data: " + to_json(event) + b"\n\n"
 
     async def _or_none(self, events: AsyncGenerator[JsonObject, None]) -> AsyncGenerator[JsonObject | None, None]:
         """Yields the events, and None whenever there is no event for `keepalive_interval`."""

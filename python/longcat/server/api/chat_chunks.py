@@ -1,0 +1,112 @@
+"""A chat completion on its way, in no API's shapes: what /v1/chat/completions, /v1/messages and /v1/responses share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longcat.chat.reader import ChatChunk, ChatOutput, ChatReader
+from longcat.request.outputs import Logprob, RequestOutput
+from longcat.server.api.protocol import ChatRequest, GenerationBody
+from longcat.server.generation import Generation, Service
+from longcat.server.http.errors import ApiError
+from longcat.support.json_types import JsonObject
+
+
+@dataclass
+class ChatChunks:
+    """The chunks of one queued request. Closing them ends the request.
+
+    Args:
+        body: the request, as chat states it.
+        model: the name to answer with.
+        generation: the engine's chunks.
+        reader: parses reasoning and calls.
+    """
+
+    service: Service
+    body: ChatRequest
+    model: str
+    num_prompt_tokens: int
+    generation: Generation
+    reader: ChatReader
+
+    def __aiter__(self) -> ChatChunks:
+        return self
+
+    async def __anext__(self) -> ChatChunk:
+        return self.reader.read(await anext(self.generation))
+
+    async def aclose(self) -> None:
+        await self.generation.aclose()
+
+    def logprobs(self, entries: Sequence[dict[int, Logprob]]) -> list[JsonObject]:
+        """OpenAI's form of the log-probabilities of tokens, with as many likely tokens as the request asks for."""
+        return [self._with_likely_ones(entry) for entry in entries]
+
+    def _with_likely_ones(self, entry: dict[int, Logprob]) -> JsonObject:
+        count = self.body.top_logprobs or 0
+        [chosen, *_] = entry
+        top = sorted(entry.items(), key=lambda item: item[1].rank)
+        listed = [self._logprob(id, one) for id, one in top if one.rank <= count][:count]
+        return {**self._logprob(chosen, entry[chosen]), "top_logprobs": listed}
+
+    def _logprob(self, token_id: int, one: Logprob) -> JsonObject:
+        raw = self.service.engine.tokenizer.token_bytes(token_id)
+        return {"token": one.decoded_token or "", **_at_least(one), "bytes": list(raw)}
+
+
+def prompt_logprobs(service: Service, body: GenerationBody) -> int | None:
+    """How many likely tokens to tell of each place of the prompt.
+
+    Raises:
+        ApiError: 400, more than the server allows, or in a stream.
+    """
+    if body.prompt_logprobs is not None and body.stream:
+        raise ApiError(
+            400, "[request] prompt_logprobs is given with stream; expected one of them.", param="prompt_logprobs"
+        )
+    return service.logprobs(body.prompt_logprobs)
+
+
+def prompt_entries(output: RequestOutput) -> list[dict[int, JsonObject] | None]:
+    """vLLM's form of a prompt's log-probabilities: by token id at each place, None at the first."""
+    return [
+        None if entry is None else {id: dataclasses.asdict(one) | _at_least(one) for id, one in entry.items()}
+        for entry in output.prompt_logprobs or ()
+    ]
+
+
+def _at_least(one: Logprob) -> dict[str, float]:
+    """JSON knows no infinity."""
+    return {"logprob": max(one.logprob, -9999.0)}
+
+
+def log_facts(outputs: Sequence[RequestOutput]) -> JsonObject:
+    """What the access log tells of completions that have ended."""
+    answers = [answer for output in outputs for answer in output.outputs]
+    return {
+        "prompt_tokens": sum(len(output.prompt_token_ids) for output in outputs),
+        "completion_tokens": sum(len(answer.token_ids) for answer in answers),
+        "finish_reason": [answer.finish_reason for answer in answers][:8],
+    }
+
+
+def timings(output: RequestOutput | ChatOutput) -> JsonObject:
+    """llama.cpp's figures of one request: tokens, milliseconds and rates of its prompt and of what was generated."""
+    num_cached = output.num_cached_tokens
+    num_prompt = len(output.prompt_token_ids) - num_cached
+    num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+    prompt_ms, predicted_ms = output.metrics.prefill_ms, output.metrics.decode_ms
+    return {
+        "cache_n": num_cached,
+        "prompt_n": num_prompt,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": prompt_ms / max(num_prompt, 1),
+        "prompt_per_second": 1000 * num_prompt / prompt_ms if prompt_ms > 0 else 0.0,
+        "predicted_n": num_tokens,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": predicted_ms / max(num_tokens, 1),
+        "predicted_per_second": 1000 * num_tokens / predicted_ms if predicted_ms > 0 else 0.0,
+    }

@@ -1,0 +1,100 @@
+"""POST /v1/responses, and the responses that are kept."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import Sequence
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from longcat.server.api.chat import queue_chat
+from longcat.server.api.protocol import ChatRequest
+from longcat.server.api.responses.answer import ResponsesAnswer
+from longcat.server.api.responses.body import ResponsesRequest
+from longcat.server.api.responses.store import ResponseStore
+from longcat.server.generation import Service, respond
+from longcat.server.http.errors import CONTEXT_EXCEEDED, ApiError, json_response
+from longcat.server.http.intake import JsonRoute
+from longcat.support.json_types import JsonObject
+
+_MOST_BYTES = 32 << 20  # of a conversation's items as JSON; a chat that fits has less
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/responses", summary="Answer a conversation, in the shapes of OpenAI's Responses API")
+async def responses(body: ResponsesRequest, request: Request) -> Response:
+    """Whole, or with `stream` as server-sent events."""
+    store: ResponseStore = request.app.state.responses
+    start = functools.partial(start_response, store=store, caller=request.state.caller)
+    return await respond(request, body, start)
+
+
+async def start_response(
+    service: Service, body: ResponsesRequest, store: ResponseStore, caller: bytes
+) -> ResponsesAnswer:
+    """Queues a chat for an answer in the shapes of Responses.
+
+    Args:
+        caller: the digest of the client's API key.
+    Raises:
+        ApiError: the request is wrong, it goes on from what is not kept, or the server is full.
+    """
+    given = [_item(item, store, caller) for item in body.items()]
+    earlier = store.conversation(caller, body.previous_response_id)
+    num_bytes = body._num_bytes + sum(map(len, earlier))
+    if num_bytes > _MOST_BYTES:
+        raise ApiError(
+            400,
+            f"[request] previous_response_id begins a conversation of {num_bytes} bytes; expected at most "
+            f"{_MOST_BYTES}. Begin a new one.",
+            param="previous_response_id",
+            code=CONTEXT_EXCEEDED,
+        )
+    chat = await service.in_thread_for(num_bytes, functools.partial(_as_chat, body, earlier, given))
+    chat._num_bytes = num_bytes
+    id = f"resp_{uuid.uuid4().hex}"
+    chunks = await queue_chat(service, chat, id, "input")
+    return ResponsesAnswer(chunks, body, id, functools.partial(store.add, caller, given))
+
+
+def _item(item: JsonObject, store: ResponseStore, caller: bytes) -> JsonObject:
+    """An item of the input; the one that is kept, where this one only refers to it."""
+    if item.get("type") != "item_reference":
+        return item
+    id = item.get("id")
+    if not isinstance(id, str):
+        raise ApiError(
+            400, "[request] input has an item_reference without id; expected the id of an item.", param="input"
+        )
+    return store.item(caller, id)
+
+
+def _as_chat(body: ResponsesRequest, earlier: Sequence[bytes], given: list[JsonObject]) -> ChatRequest:
+    return body.as_chat([item for text in earlier for item in orjson.loads(text)] + given)
+
+
+@router.get("/v1/responses/{id}", summary="A response that is kept")
+async def response(id: str, request: Request) -> Response:
+    store: ResponseStore = request.app.state.responses
+    return Response(store.response(request.state.caller, id), media_type="application/json")
+
+
+@router.delete("/v1/responses/{id}", summary="Forget a response")
+async def delete(id: str, request: Request) -> Response:
+    store: ResponseStore = request.app.state.responses
+    store.delete(request.state.caller, id)
+    return json_response({"id": id, "object": "response", "deleted": True})
+
+
+@router.get("/v1/responses/{id}/input_items", summary="The input of a response that is kept")
+async def input_items(id: str, request: Request) -> Response:
+    store: ResponseStore = request.app.state.responses
+    items: list[JsonObject] = orjson.loads(store.given(request.state.caller, id))
+    items = [{"id": f"{id}_in_{at}", **item} for at, item in enumerate(items)]
+    ids = [item["id"] for item in items]
+    ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
+    return json_response({"object": "list", "data": items, "has_more": False, **ends})

@@ -1,4 +1,4 @@
-"""`longcat bench`: measures the speed of an engine or a server, and the start of an engine."""
+"""`longcat bench`: measures the speed of an engine or a server, the start of an engine, and llama.cpp beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longcat.parallel.launch import require_alone
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
-        dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve or startup"
+        dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve, startup or peers"
     )
     latency = kinds.add_parser(
         "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
@@ -92,6 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_arguments(startup, "bench")
     startup.add_argument("--num-iters", type=integer(1), default=5, metavar="STARTS", help="starts to time (default 5)")
+    peers = kinds.add_parser(
+        "peers",
+        help="compare with llama.cpp",
+        description="Run an engine and llama.cpp's llama-bench in turn, and print both and their ratio.",
+    )
+    add_engine_arguments(peers, "bench")
+    peers.add_argument("--llama-bench", required=True, metavar="PATH", help="the program llama-bench")
+    peers.add_argument("--gguf", required=True, metavar="FILE", help="the model in llama.cpp's format")
+    _add_lengths(peers, input_len=512, output_len=128)
+    peers.add_argument(
+        "--rounds", type=integer(1), default=5, metavar="ROUNDS", help="runs of each program, in turn (default 5)"
+    )
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
@@ -115,9 +127,10 @@ def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.kind in ("serve", "startup"):
+    if args.kind in ("serve", "startup", "peers"):
         require_alone(f"bench {args.kind}")
-    return {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup}[args.kind](args)
+    kinds = {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup, "peers": _peers}
+    return kinds[args.kind](args)
 
 
 def _latency(args: argparse.Namespace) -> int:
@@ -258,6 +271,39 @@ def _startup(args: argparse.Namespace) -> int:
     print(f"{args.num_iters} starts [s]      mean    median       p99")
     for name, figures in result.items():
         print(f"{name:<14} {figures['mean']:9.3f} {figures['median']:9.3f} {figures['p99']:9.3f}")
+    return 0
+
+
+def _peers(args: argparse.Namespace) -> int:
+    import os
+
+    from tqdm import tqdm
+
+    import longcat._core as _core
+    from longcat.bench.peers import compare, summary, table
+    from longcat.support.text import count
+
+    options = engine_keywords(args)
+    num_threads = options.pop("num_threads", None) or _core.available_threads()
+    with tqdm(total=2 * args.rounds, unit="run", delay=0.5, leave=False, disable=None) as bar:
+        ours, theirs = compare(
+            os.path.expanduser(args.model),
+            options,
+            os.path.expanduser(args.llama_bench),
+            os.path.expanduser(args.gguf),
+            num_threads=num_threads,
+            input_len=args.input_len,
+            output_len=args.output_len,
+            rounds=args.rounds,
+            seed=args.seed,
+            progress=bar.update,
+        )
+    rows = summary(ours, theirs, args.input_len, args.output_len)
+    if args.json:
+        print(json.dumps({"num_threads": num_threads, "peer": theirs.about, "tests": rows}, indent=2))
+        return 0
+    print(f"{args.model}, {count(num_threads, 'thread')}; {theirs.about}\n")
+    print(table(rows, args.rounds))
     return 0
 
 

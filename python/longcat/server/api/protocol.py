@@ -122,7 +122,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body):
-    """What every request for a completion has, in whichever API."""
+    """The fields of every request for a completion, in each API."""
 
     model: str | None = None
     stream: bool = False
@@ -155,7 +155,7 @@ def sampling_fields(body: SamplingBody) -> dict[str, Json]:
 
 
 class GenerationBody(SamplingBody):
-    """What chat and completions share."""
+    """The fields that chat and completions share."""
 
     refused = _REFUSED
 

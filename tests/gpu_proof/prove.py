@@ -113,12 +113,17 @@ def compile_file(source: Path, to: Path, *flags: str) -> str:
     depends = to.with_suffix(".d")
     if to.exists() and depends.exists():
         files = depends.read_text().replace("\\\n", " ").split(":", 1)[1].split()
-        if all(Path(f).exists() and Path(f).stat().st_mtime < to.stat().st_mtime for f in files):
+        if all(Path(f).exists() and Path(f).stat().st_mtime <= to.stat().st_mtime for f in files):
             return ""
     to.parent.mkdir(parents=True, exist_ok=True)
     to.unlink(missing_ok=True)
     command = [*CXX, *flags, *FLAGS, "-MMD", "-c", str(source), "-o", str(to)]
-    return subprocess.run(command, capture_output=True, text=True).stderr if not to.exists() else ""
+    began = time.time()
+    errors = subprocess.run(command, capture_output=True, text=True).stderr
+    if to.exists():
+        os.utime(to, (began, began))  # a source that changes meanwhile is newer
+        return ""
+    return errors
 
 
 def kernel_unit(kernel: Registration, folder: Path) -> Path:

@@ -215,7 +215,7 @@ MpiJob join(const Mpi<Handle>& mpi) {
   job->where = str_cat("rank ", rank);
   std::string library(kMpiMaxText, '\0');
   job->check(mpi.get_library_version(library.data(), &length));
-  // Some libraries go on with how they were built.
+  // Keep the name and version only: some libraries append how they were built.
   library.resize(std::min(library.find_first_of(",\n"), static_cast<size_t>(length)));
 
   Handle comm;

@@ -165,7 +165,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return known and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
-        """A private name is an error at once; a method that changes things only when it is used, as in jinja2."""
+        """Raises for a private name. For a method that changes its object, jinja2 raises when the template calls it."""
         if attribute.startswith("_"):
             raise SecurityError(f"access to {attribute} of {_kind(obj)}")
         return super().unsafe_undefined(obj, attribute)
@@ -243,7 +243,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             self.meter.room(len(text) + text.count(old) * len(new))
 
     def _percent(self, text: str, values: object) -> str:
-        """`text % values` with narrow fields."""
+        """Computes `text % values`, and refuses wide or computed fields."""
         matches = list(_PERCENT.finditer(text))
         if any(match["other"] for match in matches):
             raise SecurityError("a % format with a wide or computed field, or none of Python's")
@@ -368,7 +368,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             raise LimitError(f"tojson with indentation or separators of more than {_MAX_INDENT} characters")
         encoder = json.JSONEncoder(ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
         text = self._concat(encoder.iterencode(value)) if width else encoder.encode(value)
-        # Characters of the last plane stand in for others (`chat_template.py`): they are not to be escaped.
+        # template.py replaces some characters by private-use ones of the last plane, which must not be escaped.
         return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 

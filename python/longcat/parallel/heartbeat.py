@@ -44,9 +44,11 @@ class Heartbeat:
 
     Args:
         communicator: of the whole job; every rank makes its Heartbeat at the same time.
-        on_failure: called once, on that thread, with the rank that is lost, a line that names it, and whether that rank
-            has said so itself.
-        hosts: at one of which the others reach rank 0, as that one knows; none: all ranks are on this machine.
+        on_failure: called once, on that thread, with the lost rank, a line that names it, and whether that rank sent
+        the
+            line itself.
+        hosts: the hosts of rank 0, of which the others reach one. Only rank 0 knows them. Empty: all ranks are on this
+        machine.
     Raises:
         longcat.Error: the ranks cannot reach each other.
     """

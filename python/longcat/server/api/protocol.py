@@ -34,7 +34,7 @@ _STEP = 4096
 
 
 def _list_of(kind: type, value: object, most: int | None = None, place: tuple[int, ...] = ()) -> list[Json]:
-    """A list of one type; of integers, those that can be token ids. place: of the list in the field's value."""
+    """Checks a list whose items have one type; integers must be token ids. place: path to the list, for messages."""
     if type(value) is not list or (most is not None and len(value) > most):
         raise (
             PydanticCustomError("item", "an item", {"path": place}) if place else PydanticCustomError("list", "a list")

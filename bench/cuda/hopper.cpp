@@ -21,7 +21,7 @@ Parts parts_of(float value) {
   return {bits >> 31 ? -magnitude : magnitude, std::max(field, 1) - 127};
 }
 
-// Rounds towards zero.
+// Towards zero.
 int64_t shifted(int64_t value, int right) { return right > 62 ? 0 : value / (int64_t{1} << right); }
 
 float truncated(double value) {
@@ -33,7 +33,7 @@ float truncated(double value) {
 
 float hopper_dot(const bf16* a, const bf16* b, float c) {
   constexpr int kTerms = 17, kFractionalBits = 25;
-  Parts terms[kTerms];  // exponent of a product, whose value is its significand * 2^(exponent - 46)
+  Parts terms[kTerms];  // of products: * 2^(exponent - 46)
   int largest = -126;
   for (int k = 0; k < 16; ++k) {
     const Parts x = parts_of(to_float(a[k])), y = parts_of(to_float(b[k]));

@@ -96,7 +96,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         }
         known = {name: self.filters[name] for name in _FILTERS} | own
         self.filters = {name: self._metered_filter(filter) for name, filter in known.items()}
-        # For the rewritten tree. No template can write `|@each`. It can write map("@each"), which gains it nothing.
+        # For the rewritten tree. No template can write `|@each`; by map("@each") it can, and has nothing from it.
         self.filters |= {"@each": self._each, "@made": self._made, "@slice": self._slice, "@concat": self._concat_any}
         self.tests = {name: self._metered_test(self.tests[name]) for name in _TESTS}  # type: ignore[arg-type]
         self.globals = {
@@ -165,7 +165,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return known and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
-        """Raises for a private name. For a method that changes its object, jinja2 raises when the template calls it."""
+        """A private name is an error at once; a method that changes things only when it is used, as in jinja2."""
         if attribute.startswith("_"):
             raise SecurityError(f"access to {attribute} of {_kind(obj)}")
         return super().unsafe_undefined(obj, attribute)
@@ -243,7 +243,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             self.meter.room(len(text) + text.count(old) * len(new))
 
     def _percent(self, text: str, values: object) -> str:
-        """Computes `text % values`, and refuses wide or computed fields."""
+        """`text % values` with narrow fields."""
         matches = list(_PERCENT.finditer(text))
         if any(match["other"] for match in matches):
             raise SecurityError("a % format with a wide or computed field, or none of Python's")
@@ -288,7 +288,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _each(self, iterable: Any) -> Any:
-        """The values of a `for` loop."""
+        """What a `for` loop goes through."""
         return _Each(self, iterable) if hasattr(iterable, "__len__") else self._ticking(iterable)
 
     def _ticking(self, iterable: Iterable[object]) -> Iterator[Any]:
@@ -297,7 +297,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             yield item
 
     def _printable(self, value: object) -> Any:
-        """jinja2's `finalize`: checks a value before it becomes text."""
+        """`finalize` of jinja2: what is about to become text."""
         self.meter.tick()
         self.meter.size(value)
         return value
@@ -306,7 +306,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return str(self._printable(value))
 
     def _concat(self, pieces: Iterable[str]) -> str:
-        """jinja2's hook for the output of a macro or block."""
+        """Of jinja2: the output of a macro or block."""
         texts: list[str] = []
         length = 0
         for piece in pieces:
@@ -362,13 +362,13 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        """`tojson` as Hugging Face has it: without HTML escapes, and without escapes of characters."""
+        """As Hugging Face has it: no HTML escapes, and characters as they are."""
         width = len(indent) if isinstance(indent, str) else indent or 0
         if width > _MAX_INDENT or any(len(text) > _MAX_INDENT for text in separators or ()):
             raise LimitError(f"tojson with indentation or separators of more than {_MAX_INDENT} characters")
         encoder = json.JSONEncoder(ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
         text = self._concat(encoder.iterencode(value)) if width else encoder.encode(value)
-        # template.py replaces some characters by private-use ones of the last plane, which must not be escaped.
+        # Characters of the last plane stand in for others (`chat_template.py`): they are not to be escaped.
         return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 

@@ -1,6 +1,6 @@
 """Renders messages to a prompt by the checkpoint's own chat template.
 
-A template is a program that comes with a checkpoint, so it runs in a sandbox (`sandbox.py`). What users write
+A template is a program that comes with a checkpoint, so it runs in a sandbox (`template_sandbox.py`). What users write
 is data, so none of it may act as a tag: `render_segments` keeps the template's tags apart from text that looks the
 same, and `encode_segments` turns the former into their ids and the latter into ordinary text.
 """

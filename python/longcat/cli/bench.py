@@ -1,4 +1,4 @@
-"""`longcat bench`: measures the speed of an engine or a server, and the start of an engine."""
+"""`longcat bench`: how fast an engine or a server answers, and how fast an engine starts."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 
 async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
-    """Renders the prompt, compiles the grammar, and queues the request.
+    """Renders, compiles and queues.
 
     Raises:
         ApiError: the request is wrong, or the server is full.
@@ -150,7 +150,7 @@ class ChatAnswer:
         options = self.body.stream_options
         output: RequestOutput | None = None
         num_tokens = 0
-        # As OpenAI does: null where a call may follow, because some clients turn an empty text into a message part.
+        # As OpenAI: null before what may be a call. Of an empty text some clients make a part of the message.
         content = None if self.reader.may_call else ""
         for index in range(self.body.n):
             yield self._event(index, {"role": "assistant", "content": content, "refusal": None}) | self._usage_so_far(0)

@@ -121,7 +121,7 @@ class StreamOptions(Body):
 
 
 class GenerationBody(Body):
-    """The fields that chat and completions share."""
+    """What chat and completions share."""
 
     refused = _REFUSED
 

@@ -17,7 +17,7 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Ranks that name the same colour, in their order here, as a communicator of their own.
+  // Returns a communicator of the ranks that call this with the same colour, in their order.
   virtual std::unique_ptr<Communicator> split(int color) = 0;
 
   // Tensors are contiguous. Blocks are equal parts of a tensor, one a rank.

@@ -50,7 +50,7 @@ class Failure {
 
 class Acceptor {
  public:
-  // Throws Error when it cannot listen there. port 0: any.
+  // Listens at the loopback address, or at all. port 0: any free port. Throws Error when the address cannot be used.
   Acceptor(const JobToken& token, bool loopback, int port);
   ~Acceptor();
 

@@ -44,7 +44,7 @@ class BatchBuffers {
     return upload(0);
   }
 
-  // [num_tokens] of the batch last uploaded: see Ops::select_token_ids.
+  // Returns, for each token of the last uploaded batch, its `sources` entry of Ops::select_token_ids: [num_tokens] i32.
   Tensor sources() const { return sources_; }
 
  private:

@@ -10,7 +10,7 @@
 
 namespace longcat {
 
-// A list in the packed range.
+// The place of a list in the packed sampling parameters of a step.
 struct PackedList {
   int64_t offset = 0;  // [bytes] from the start of the range, a multiple of 16
   int64_t count = 0;   // number of elements

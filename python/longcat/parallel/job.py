@@ -112,7 +112,7 @@ class Job:
                 self._heartbeat.close()
 
     def _lost(self, rank: int, reason: str, said: bool) -> None:
-        """Runs on the heartbeat's thread. Ends all waits for other ranks with an error, and then the process."""
+        """On the heartbeat's thread: all that waits for other ranks throws, and the process ends soon at the latest."""
         if not reason.startswith("["):
             reason = f"[parallel] {reason}"
         if self._is_news(reason, speaker=1 if rank == 0 and not said else 0):

@@ -56,7 +56,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Number:
-    """Numbers within bounds, each (value, whether the bound itself is excluded)."""
+    """Numbers within bounds. A bound is (value, whether the value itself is excluded)."""
 
     is_integer: bool = False
     low: tuple[float, bool] | None = None

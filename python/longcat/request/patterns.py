@@ -39,7 +39,7 @@ _EMAIL = rf"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@{_HOST}"
 _TIMES = "T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S)"
 _DATES = "(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)"
 _POINTER = "(?:\x5cx2f(?:[^\x5cx00-\x5cx20~\x5cx2f]|~[01])*)*"
-# Each allows nothing that the format's standard forbids; of the wider formats a part.
+# Each pattern allows only texts that the format's standard allows. The patterns of wide formats allow a part of them.
 FORMATS = {
     "date": _DATE,
     "time": _TIME,

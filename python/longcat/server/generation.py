@@ -108,9 +108,9 @@ class Service:
         return asked or names[0]
 
     async def in_text_thread(self, work: Callable[[], T]) -> T:
-        """`work`, which renders or tokenizes, away from the event loop; what it refuses is the client's mistake.
+        """Runs `work`, which renders or tokenizes, on another thread. Its exceptions become error responses.
 
-        Work that has not begun is dropped when the caller is cancelled, as it is when its client leaves.
+        Work that has not begun is dropped when the caller is cancelled, which happens when the client leaves.
         """
         with self.refusals():
             return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
@@ -280,11 +280,11 @@ class Service:
 
 
 class Generation:
-    """The chunks of one request of the engine. Closing it ends the request, taken up or not, and counts it.
+    """The chunks of one request of the engine. Closing it ends the request, begun or not, and counts it.
 
     Args:
         chunks: of Engine.agenerate, not begun.
-        max_tokens: that were asked for.
+        max_tokens: the most tokens of each completion.
     """
 
     def __init__(self, service: Service, name: str, chunks: Chunks, max_tokens: int):

@@ -72,7 +72,7 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str | None], list[list[int]]]:
-    """Texts (None where ids were given) and token ids."""
+    """Returns the prompts' texts (None where ids were given) and token ids."""
     prompt: Any = body.prompt
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
@@ -97,7 +97,7 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str 
 
 @dataclass
 class CompletionAnswer:
-    """The answers on their way, in OpenAI's shapes. Answer i to prompt p has the index p * n + i."""
+    """The responses that are being made, in OpenAI's shapes. Completion i of prompt p has the index p * n + i."""
 
     service: Service
     body: CompletionRequest
@@ -237,7 +237,7 @@ class TextOffsets:
 
 
 def _by_text(entry: dict[int, Logprob]) -> dict[str, float]:
-    """Log-probabilities by the token's text; of two with the same text the likelier."""
+    """Returns log-probabilities by the token's text. Of tokens with the same text the likelier one counts."""
     texts: dict[str, float] = {}
     for one in entry.values():
         text = one.decoded_token or ""

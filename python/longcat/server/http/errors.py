@@ -161,7 +161,7 @@ def validation_error(error: ValidationError, model: type[BaseModel], value: dict
 
 
 def _place(one: Mapping[str, Json], value: Json) -> list[Json]:
-    """Keys and positions of a mistake; pydantic's names for the parts of a union are neither."""
+    """Returns the path of keys and positions to a mistake, without pydantic's names for the parts of a union."""
     place: list[Json] = []
     steps = [*one["loc"], *(one["ctx"]["path"] if one["type"] == "item" else ())]
     for step in steps:

@@ -86,7 +86,7 @@ $(SANITIZED)/.built: $(VENV)/.installed-test
 bench: $(VENV)/.installed-build
 	$(IN_VENV) cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
 	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
-	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat-bench ops_bench
+	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat_bench ops_bench
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check python tests examples bench docs/make_reference.py

@@ -184,7 +184,7 @@ def test_every_instruction_set_gives_the_same_bits():
 
 
 def test_an_unknown_instruction_set_is_refused():
-    assert b"[cpu] LONGCAT_ISA=mmx is unknown: expected portable, avx2, avx512 or avx512_vnni" in run_on("mmx").stderr
+    assert b"[cpu] LONGCAT_ISA=mmx is unknown: expected one of portable" in run_on("mmx").stderr
 
 
 def test_wrong_arguments():

@@ -164,9 +164,14 @@ template <WeightFormat format>
 constexpr Tiles kInts{.several = tile_set<format, 2, 1, 2, 3, 4>(),
                       .single = tile_set<format, 2, 1>(),
                       .last = tile_set<format, 1, 1, 2, 3, 4>()};
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
+#if defined(__AVX2__)
+constexpr int kSingleBf16 = 8;
+#else
+constexpr int kSingleBf16 = 4;
+#endif
 constexpr Tiles kBf16{.several = tile_set<WeightFormat::bf16_x8, 2, 1, 2, 3, 4, 5>(),
-                      .single = tile_set<WeightFormat::bf16_x8, 8, 1>(),
+                      .single = tile_set<WeightFormat::bf16_x8, kSingleBf16, 1>(),
                       .last = tile_set<WeightFormat::bf16_x8, 1, 1, 2, 3, 4, 5>()};
 template <WeightFormat format>
 constexpr Tiles kInts{.several = tile_set<format, 1, 1, 2, 3, 4>(),

@@ -100,7 +100,7 @@ void multiply(const Product& product) {
 #if defined(__AVX512VNNI__)
   constexpr auto kRows = std::make_integer_sequence<int, 8>();
   walk<1>(product, walk<2>(product, 0, kRows), kRows);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
   walk<2>(product, 0, std::make_integer_sequence<int, 6>());
 #else
   walk<1>(product, 0, std::make_integer_sequence<int, 2>());

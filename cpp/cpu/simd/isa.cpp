@@ -6,6 +6,11 @@
 
 #include "base/error.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace longcat {
 
 namespace {
@@ -25,6 +30,12 @@ Isa best_of_this_machine() {
   return avx2 ? Isa::avx2 : Isa::portable;
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+constexpr Isa kSets[] = {Isa::portable, Isa::neon_dotprod};
+
+Isa best_of_this_machine() { return ::getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? Isa::neon_dotprod : Isa::portable; }
+
 #else
 
 constexpr Isa kSets[] = {Isa::portable};
@@ -33,7 +44,7 @@ Isa best_of_this_machine() { return Isa::portable; }
 
 #endif
 
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
+constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::neon_dotprod};
 
 Isa chosen() {
   const std::span<const Isa> here = isas_of_this_machine();
@@ -76,6 +87,8 @@ const char* name_of(Isa isa) {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::neon_dotprod:
+      return "neon_dotprod";
   }
   return "?";
 }

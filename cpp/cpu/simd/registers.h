@@ -13,6 +13,11 @@ using Register = Avx512;
 namespace longcat::vec {
 using Register = Avx2;
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "cpu/simd/neon.h"
+namespace longcat::vec {
+using Register = Neon;
+}
 #else
 #include "cpu/simd/portable.h"
 namespace longcat::vec {

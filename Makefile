@@ -22,7 +22,7 @@ IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: demo test thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel clean
+.PHONY: demo test test-arm thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -86,7 +86,18 @@ $(SANITIZED)/.built: $(VENV)/.installed-test
 bench: $(VENV)/.installed-build
 	$(IN_VENV) cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
 	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
-	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat-bench ops_bench
+	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat_bench ops_bench
+
+# The kernels of Arm: compiled by Debian's g++-aarch64-linux-gnu, run by its qemu-user, and compared bit for bit.
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_RUN ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+test-arm: $(VENV)/.installed-build
+	@if ! command -v $(ARM_CXX) > /dev/null || ! command -v $(firstword $(ARM_RUN)) > /dev/null; then \
+	  echo "test-arm: skipped, needs $(ARM_CXX) and $(firstword $(ARM_RUN)) (apt-get install g++-aarch64-linux-gnu qemu-user)"; \
+	else set -e; export $(IN_VENV); \
+	  cmake -S tests/native/arm -B build/arm -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX); \
+	  cmake --build build/arm; $(ARM_RUN) build/arm/kernel_bits; \
+	fi
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check python tests examples bench docs/make_reference.py

@@ -4,23 +4,17 @@
 #include <cstring>
 
 #include "cpu/cpu_ops.h"
+#include "cpu/row_kernels.h"
 #include "cpu/rows.h"
-#include "cpu/simd/vec.h"
 
 namespace longcat {
 
 namespace cpu {
 
-namespace {
-
-LC_CLONES float sum_of_squares(const float* x, int64_t dim) { return vec::dot(x, x, dim); }
-
-}  // namespace
-
-LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
+void add_scaled(float* y, float a, const float* x, int64_t n) { kernels<RowKernels>().add_scaled(y, a, x, n); }
 
 void norm_row(float* out, const float* x, const float* weight, int64_t dim, float eps) {
-  const float scale = 1.0f / std::sqrt(sum_of_squares(x, dim) / static_cast<float>(dim) + eps);
+  const float scale = 1.0f / std::sqrt(kernels<RowKernels>().sum_of_squares(x, dim) / static_cast<float>(dim) + eps);
   for (int64_t k = 0; k < dim; ++k) out[k] = x[k] * scale * weight[k];
 }
 

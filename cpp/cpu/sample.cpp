@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/cpu_ops.h"
-#include "cpu/simd/vec.h"
+#include "cpu/row_kernels.h"
 #include "ops/philox.h"
 
 namespace longcat {
@@ -108,34 +108,9 @@ void keep_min_p(float* logits, int64_t vocab, double min_p) {
     if (std::exp(logits[id] - max) / total < limit && logits[id] != max) logits[id] = kRemoved;
 }
 
-// The largest value; NaN when a value is NaN or +infinity. n > 0.
-LC_CLONES float largest(const float* x, int64_t n) {
-  vec::f32x8 max = vec::f32x8{} + kRemoved;
-  vec::f32x8 sound = {};  // sum of 0 * x: NaN when an x is NaN or infinite; kRemoved counts as 0
-  int64_t i = 0;
-  for (; i + vec::kLanes <= n; i += vec::kLanes) {
-    const vec::f32x8 v = vec::load(x + i);
-    max = v > max ? v : max;
-    sound += v == kRemoved ? vec::f32x8{} : v * 0.0f;
-  }
-  float lanes[vec::kLanes], flags[vec::kLanes];
-  vec::store(lanes, max);
-  vec::store(flags, sound);
-  float best = kRemoved, flag = 0;
-  for (int lane = 0; lane < vec::kLanes; ++lane) {
-    best = std::max(best, lanes[lane]);
-    flag += flags[lane];
-  }
-  for (; i < n; ++i) {
-    best = std::max(best, x[i]);
-    if (x[i] != kRemoved) flag += x[i] * 0.0f;
-  }
-  return best + flag;
-}
-
 // The lowest id of the largest logit; -1 when a logit is NaN or +infinity, or all are removed.
 int32_t argmax(const float* logits, int64_t vocab) {
-  const float max = largest(logits, vocab);
+  const float max = cpu::kernels<cpu::RowKernels>().largest(logits, vocab);
   if (std::isnan(max) || max == kRemoved) return -1;
   return static_cast<int32_t>(std::find(logits, logits + vocab, max) - logits);
 }

@@ -7,6 +7,7 @@
 #include "cpu/gemm/pack.h"
 #include "model/weight_slice.h"
 #include "tests/native/arrays.h"
+#include "tests/native/kernel_bits.h"
 #include "tests/native/native.h"
 
 namespace py = pybind11;
@@ -14,6 +15,13 @@ namespace py = pybind11;
 namespace longcat {
 
 void register_packed_formats(py::module_& testing) {
+  // (set, reference, kernel, values, differences) per row.
+  testing.def("compare_instruction_sets", [] {
+    std::vector<std::tuple<std::string, std::string, std::string, int64_t, int64_t>> rows;
+    for (const KernelBits& row : compare_instruction_sets())
+      rows.emplace_back(row.set, row.reference, row.kernel, row.values, row.differences);
+    return rows;
+  });
   testing.def(
       "pack_matrix",
       [](const Array<float>& matrix, const std::string& format) {

@@ -1,6 +1,7 @@
 """Packed weights: what is stored, and products with it on every instruction set this machine has."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -172,7 +173,7 @@ def run_on(isa):
 
 def test_every_instruction_set_gives_the_same_bits():
     results = {}
-    for isa in ["portable", "avx2", "avx512", "avx512_vnni"]:
+    for isa in ["portable", "avx2", "avx512", "avx512_vnni", "neon_dotprod"]:
         done = run_on(isa)
         if b"this machine has" in done.stderr:
             continue
@@ -184,7 +185,9 @@ def test_every_instruction_set_gives_the_same_bits():
 
 
 def test_an_unknown_instruction_set_is_refused():
-    assert b"[cpu] LONGCAT_ISA=mmx is unknown: expected portable, avx2, avx512 or avx512_vnni" in run_on("mmx").stderr
+    assert b"[cpu] LONGCAT_ISA=mmx is unknown: expected one of portable" in run_on("mmx").stderr
+    other = "neon_dotprod" if platform.machine() == "x86_64" else "avx2"
+    assert f"[cpu] LONGCAT_ISA={other}: this machine has portable".encode() in run_on(other).stderr
 
 
 def test_wrong_arguments():

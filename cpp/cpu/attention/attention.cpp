@@ -11,11 +11,10 @@
 
 #include "cpu/attention/latents.h"
 #include "cpu/attention/rope.h"
-#include "cpu/attention/softmax.h"
+#include "cpu/attention/softmax_kernels.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/rows.h"
-#include "cpu/simd/vec.h"
 
 namespace longcat {
 
@@ -37,6 +36,7 @@ int64_t partial_size(const LatentShape& shape) { return shape.num_heads * shape.
 template <class Tile>
 void attend_piece(const Piece& piece, const float* queries, Tensor latents, const int32_t* block_table,
                   const LatentShape& shape) {
+  const cpu::SoftmaxKernels& softmax = cpu::kernels<cpu::SoftmaxKernels>();
   thread_local Tile tile;  // these vectors grow once
   thread_local std::vector<float> scores, keep;
   scores.resize(static_cast<size_t>(kBlockSize * shape.lanes()));
@@ -58,14 +58,11 @@ void attend_piece(const Piece& piece, const float* queries, Tensor latents, cons
       next.lines_at_once = static_cast<int>(1 + (next.end - next.next) / (64 * kPrefetches));
     }
     tile.score(scores.data(), queries, shape, next);
-    cpu::add_scores(scores.data(), end - begin, shape.lanes(), max, sum, keep.data());
-    cpu::keep_rows(acc, shape.num_heads, shape.acc_columns(), keep.data());
+    softmax.add_scores(scores.data(), end - begin, shape.lanes(), max, sum, keep.data());
+    softmax.keep_rows(acc, shape.num_heads, shape.acc_columns(), keep.data());
     tile.accumulate(acc, scores.data(), shape, next);
   }
 }
-
-// y[k] += a * x[k].
-LC_CLONES void add_scaled(float* y, float a, const float* x, int64_t n) { vec::axpy(y, a, x, n); }
 
 // out [kv_lora] = the combined pieces of one head, in ascending order. NaN stays NaN.
 void combine(float* out, std::span<const Piece> pieces, int64_t head, const LatentShape& shape) {
@@ -78,8 +75,8 @@ void combine(float* out, std::span<const Piece> pieces, int64_t head, const Late
   for (const Piece& piece : pieces) sum += sum_of(piece) * std::exp(max_of(piece) - max);
   std::fill_n(out, shape.kv_lora_rank, 0.0f);
   for (const Piece& piece : pieces)
-    add_scaled(out, std::exp(max_of(piece) - max) / sum, piece.partial + head * shape.acc_columns(),
-               shape.kv_lora_rank);
+    cpu::add_scaled(out, std::exp(max_of(piece) - max) / sum, piece.partial + head * shape.acc_columns(),
+                    shape.kv_lora_rank);
 }
 
 }  // namespace

@@ -4,10 +4,10 @@
 #include <vector>
 
 #include "cpu/attention/latents.h"
-#include "cpu/attention/softmax.h"
+#include "cpu/attention/softmax_kernels.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm/matmul.h"
-#include "cpu/gemm/tile_product.h"
+#include "cpu/gemm/product_kernels.h"
 
 namespace longcat {
 
@@ -119,6 +119,7 @@ class PrefillHead {
   // Adds the tile to the rows [first, first + num_rows). Row first + i attends to the first `visible` + i keys of the
   // tile.
   void attend_tile(int64_t first, int64_t num_rows, int64_t visible, int64_t num_keys) {
+    const cpu::SoftmaxKernels& softmax = cpu::kernels<cpu::SoftmaxKernels>();
     const int64_t lanes = padded_columns(num_rows);
     const float* queries = s_.queries.data() + first * head_dim();
     float* scores = s_.scores.data();
@@ -141,8 +142,8 @@ class PrefillHead {
     cpu::multiply_add(product);
     for (int64_t s = std::max<int64_t>(visible, 0); s < num_keys; ++s)
       std::fill_n(scores + s * lanes, std::min(s - visible + 1, num_rows), cpu::kNothing);
-    cpu::add_scores(scores, num_keys, lanes, s_.max.data() + first, s_.sum.data() + first, s_.keep.data());
-    cpu::keep_rows(s_.acc.data() + first * v_columns_, num_rows, v_columns_, s_.keep.data());
+    softmax.add_scores(scores, num_keys, lanes, s_.max.data() + first, s_.sum.data() + first, s_.keep.data());
+    softmax.keep_rows(s_.acc.data() + first * v_columns_, num_rows, v_columns_, s_.keep.data());
     // Keys that a row does not attend to are skipped, not multiplied by 0, because they may be NaN. Rows that attend to
     // a part of the tile go in groups of four: first the keys that all four have, then the other keys row by row.
     constexpr int64_t kTogether = 4;

@@ -4,9 +4,9 @@
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
-#include "cpu/simd/vec.h"
+#include "cpu/attention/latent_kernels.h"
+#include "cpu/row_kernels.h"
 #include "ops/weight.h"
 
 namespace longcat::cpu {
@@ -47,127 +47,6 @@ void unpack_fp8(float* values, const uint8_t* row, Fp8Latent layout) {
   }
 }
 
-constexpr float kTiny = 1e-30f;  // smaller magnitudes are rounded to 0, because their inverse might overflow
-
-// values[k] = scale * integers[k], with integers of magnitude `levels` or less. Returns the scale, NaN when a value is
-// not finite.
-template <class Integer>
-LC_INLINE float round_to_levels(Integer* integers, const float* values, int64_t n, float levels) {
-  typedef Integer Integers __attribute__((vector_size(vec::kLanes * sizeof(Integer))));
-  constexpr float kMagic = 0x1.8p23f;  // adding and subtracting it rounds a small number
-  const auto tail = [&](int64_t k) {   // fewer values than lanes, filled with zeros
-    float filled[vec::kLanes] = {};
-    std::copy_n(values + k, n - k, filled);
-    return vec::load(filled);
-  };
-  const auto lanes = [&](int64_t k) { return k + vec::kLanes <= n ? vec::load(values + k) : tail(k); };
-  vec::f32x8 largest_lanes{};
-  vec::i32x8 finite_lanes = vec::i32x8{} - 1;
-  for (int64_t k = 0; k < n; k += vec::kLanes) {
-    const vec::f32x8 magnitude = vec::abs(lanes(k));
-    largest_lanes = vec::max(magnitude, largest_lanes);
-    finite_lanes &= magnitude <= std::numeric_limits<float>::max();
-  }
-  float largest = 0;
-  bool finite = true;
-  for (int lane = 0; lane < vec::kLanes; ++lane) {
-    largest = std::max(largest, largest_lanes[lane]);
-    finite = finite && finite_lanes[lane];
-  }
-  const float inverse = finite && largest > kTiny ? levels / largest : 0;
-  for (int64_t k = 0; k < n; k += vec::kLanes) {
-    const vec::f32x8 scaled = inverse > 0 ? lanes(k) * inverse : vec::f32x8{};
-    const Integers rounded =
-        __builtin_convertvector(__builtin_convertvector((scaled + kMagic) - kMagic, vec::i32x8), Integers);
-    std::memcpy(integers + k, &rounded, static_cast<size_t>(std::min<int64_t>(vec::kLanes, n - k)) * sizeof(Integer));
-  }
-  return finite ? largest / levels : std::numeric_limits<float>::quiet_NaN();
-}
-
-// Calls body(group, first value, number of values) for each group of 128.
-template <class Body>
-LC_INLINE void for_groups(int64_t n, Body&& body) {
-  for (int64_t k = 0; k < n; k += Int8Latent::kGroup)
-    body(k / Int8Latent::kGroup, k, std::min(Int8Latent::kGroup, n - k));
-}
-
-LC_CLONES void pack_int8(uint8_t* row, const float* values, Int8Latent layout) {
-  float* scales = reinterpret_cast<float*>(row);
-  int8_t* latent = reinterpret_cast<int8_t*>(row + layout.values_offset());
-  int16_t* rope = reinterpret_cast<int16_t*>(row + layout.rope_offset());
-  for_groups(layout.kv_lora_rank, [&](int64_t g, int64_t k, int64_t n) {
-    scales[g] = round_to_levels(latent + k, values + k, n, Int8Latent::kLevels);
-  });
-  for_groups(layout.rope_dim, [&](int64_t g, int64_t k, int64_t n) {
-    scales[Int8Latent::groups_of(layout.kv_lora_rank) + g] =
-        round_to_levels(rope + k, values + layout.kv_lora_rank + k, n, Int8Latent::kRopeLevels);
-  });
-}
-
-LC_CLONES void unpack_int8(float* values, const uint8_t* row, Int8Latent layout) {
-  const float* scales = reinterpret_cast<const float*>(row);
-  const int8_t* latent = reinterpret_cast<const int8_t*>(row + layout.values_offset());
-  const int16_t* rope = reinterpret_cast<const int16_t*>(row + layout.rope_offset());
-  for_groups(layout.kv_lora_rank, [&](int64_t g, int64_t first, int64_t n) {
-    for (int64_t k = first; k < first + n; ++k) values[k] = static_cast<float>(latent[k]) * scales[g];
-  });
-  for_groups(layout.rope_dim, [&](int64_t g, int64_t first, int64_t n) {
-    for (int64_t k = first; k < first + n; ++k)
-      values[layout.kv_lora_rank + k] =
-          static_cast<float>(rope[k]) * scales[Int8Latent::groups_of(layout.kv_lora_rank) + g];
-  });
-}
-
-// The row as pairs of adjacent values that are multiplied together. A latent of odd length is padded with a zero.
-LC_CLONES void widen_int8(Int16Pair* pairs, const uint8_t* row, Int8Latent layout) {
-  const int8_t* latent = reinterpret_cast<const int8_t*>(row + layout.values_offset());
-  int16_t* wide = &pairs->first;
-  for (int64_t k = 0; k < layout.kv_lora_rank; ++k) wide[k] = latent[k];
-  if (layout.kv_lora_rank % 2) wide[layout.kv_lora_rank] = 0;
-  std::memcpy(wide + (layout.kv_lora_rank + 1) / 2 * 2, row + layout.rope_offset(),
-              static_cast<size_t>(2 * layout.rope_dim));
-}
-
-// Pairs the latents of two rows, column by column. Without `second`, the other half is zero.
-LC_CLONES void interleave_int8(Int16Pair* pairs, const int8_t* first, const int8_t* second, int64_t n) {
-  typedef uint32_t __attribute__((may_alias)) PairBits;
-  PairBits* out = reinterpret_cast<PairBits*>(pairs);
-  if (!second) {
-    for (int64_t k = 0; k < n; ++k) out[k] = static_cast<uint32_t>(static_cast<int32_t>(first[k])) & 0xffff;
-    return;
-  }
-  for (int64_t k = 0; k < n; ++k)
-    out[k] = (static_cast<uint32_t>(static_cast<int32_t>(first[k])) & 0xffff) |
-             static_cast<uint32_t>(static_cast<int32_t>(second[k])) << 16;
-}
-
-// out [ceil(n / 2), lanes] = weights [n, lanes] * row_scales[row * stride], as integers of at most 32767 with one scale
-// per lane. A pair holds two consecutive rows.
-LC_CLONES void round_weights(Int16Pair* out, float* lane_scales, const float* weights, const float* row_scales,
-                             int64_t stride, int64_t n, int64_t lanes) {
-  for (int64_t lane = 0; lane < lanes; lane += vec::kLanes) {
-    const auto scaled = [&](int64_t s) { return vec::load(weights + s * lanes + lane) * row_scales[s * stride]; };
-    vec::f32x8 largest{};
-    for (int64_t s = 0; s < n; ++s) largest = vec::max(scaled(s), largest);
-    vec::store(lane_scales + lane, largest * (1.0f / 32767));
-    const vec::f32x8 inverse = largest > kTiny ? 32767.0f / largest : vec::f32x8{};
-    for (int64_t s = 0; s < n; s += 2) {
-      vec::i32x8 pairs = __builtin_convertvector(scaled(s) * inverse + 0.5f, vec::i32x8) & 0xffff;
-      if (s + 1 < n) pairs |= __builtin_convertvector(scaled(s + 1) * inverse + 0.5f, vec::i32x8) << 16;
-      std::memcpy(out + s / 2 * lanes + lane, &pairs, sizeof(pairs));
-    }
-  }
-}
-
-LC_CLONES void scale_lanes(float* scores, const float* scales, int64_t n, int64_t lanes) {
-  for (int64_t s = 0; s < n; ++s)
-    for (int64_t lane = 0; lane < lanes; ++lane) scores[s * lanes + lane] *= scales[lane];
-}
-
-LC_CLONES void widen_bf16(float* out, const bf16* x, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) out[k] = to_float(x[k]);
-}
-
 }  // namespace
 
 void store_latent(Tensor latents, const int32_t* block_table, int64_t position, const float* values,
@@ -176,7 +55,8 @@ void store_latent(Tensor latents, const int32_t* block_table, int64_t position, 
     case DType::f8_e4m3:
       return pack_fp8(latent_row<uint8_t>(latents, block_table, position), values, {kv_lora_rank, rope_dim});
     case DType::i8:
-      return pack_int8(latent_row<uint8_t>(latents, block_table, position), values, {kv_lora_rank, rope_dim});
+      return kernels<LatentKernels>().pack_int8(latent_row<uint8_t>(latents, block_table, position), values,
+                                                {kv_lora_rank, rope_dim});
     case DType::bf16: {
       bf16* row = latent_row<bf16>(latents, block_table, position);
       for (int64_t k = 0; k < kv_lora_rank + rope_dim; ++k) row[k] = to_bf16(values[k]);
@@ -197,11 +77,11 @@ const float* read_latents(float* scratch, Tensor latents, const int32_t* block_t
       return scratch;
     case DType::i8:
       for (int64_t s = begin; s < end; ++s)
-        unpack_int8(scratch + (s - begin) * dim, latent_row<uint8_t>(latents, block_table, s),
-                    {kv_lora_rank, rope_dim});
+        kernels<LatentKernels>().unpack_int8(scratch + (s - begin) * dim, latent_row<uint8_t>(latents, block_table, s),
+                                             {kv_lora_rank, rope_dim});
       return scratch;
     case DType::bf16:
-      widen_bf16(scratch, latent_row<bf16>(latents, block_table, begin), (end - begin) * dim);
+      kernels<RowKernels>().widen_bf16(scratch, latent_row<bf16>(latents, block_table, begin), (end - begin) * dim);
       return scratch;
     default:
       return latent_row<float>(latents, block_table, begin);
@@ -265,30 +145,13 @@ void FloatTile::accumulate(float* acc, const float* weights, const LatentShape& 
 
 // --- integers --------------------------------------------------------------------------------------------------------
 
-// Queries of magnitude 8191 or less, so that a group's sum fits in 32 bits: 8191 * 2047 * 128 < 2^31.
-LC_CLONES static void round_queries(Int16Pair* out, float* scales, const LatentQueries& queries,
-                                    const LatentShape& shape, float scale, int64_t pairs, float* row) {
-  constexpr float kQueryLevels = 8191;
-  constexpr int64_t kAtOnce = 16;  // lines of `out` that stay in the cache during the loop over heads
-  const int64_t lanes = shape.lanes(), padded_latent = (shape.kv_lora_rank + 1) / 2 * 2;
-  Int16Pair* rounded = reinterpret_cast<Int16Pair*>(row + 2 * pairs);
-  for (int64_t h = 0; h < shape.num_heads; ++h) {
-    std::copy_n(queries.latent + h * queries.latent_stride, shape.kv_lora_rank, row);
-    std::copy_n(queries.rope + h * queries.rope_stride, shape.rope_dim, row + padded_latent);
-    scales[h] = scale * round_to_levels(&rounded[h * pairs].first, row, 2 * pairs, kQueryLevels);
-  }
-  for (int64_t begin = 0; begin < pairs; begin += kAtOnce)
-    for (int64_t h = 0; h < shape.num_heads; ++h)
-      for (int64_t p = begin; p < std::min(begin + kAtOnce, pairs); ++p) out[p * lanes + h] = rounded[h * pairs + p];
-}
-
 void Int8Tile::prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale) {
   const int64_t pairs = num_pairs(shape);
   thread_local std::vector<float> scratch;  // grows once: a row of floats, then the integers of all heads
   scratch.assign(static_cast<size_t>((2 + shape.num_heads) * pairs), 0.0f);
   std::fill_n(prepared, queries_size(shape), 0.0f);
-  round_queries(reinterpret_cast<Int16Pair*>(prepared), prepared + pairs * shape.lanes(), queries, shape, scale, pairs,
-                scratch.data());
+  kernels<LatentKernels>().round_queries(reinterpret_cast<Int16Pair*>(prepared), prepared + pairs * shape.lanes(),
+                                         queries, shape, scale, pairs, scratch.data());
 }
 
 void Int8Tile::load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape) {
@@ -303,11 +166,11 @@ void Int8Tile::load(Tensor latents, const int32_t* block_table, int64_t begin, i
   const auto values = [&](int64_t s) { return reinterpret_cast<const int8_t*>(row(s) + layout.values_offset()); };
   for (int64_t s = 0; s < num_rows_; ++s) {
     std::memcpy(scales_.data() + s * groups, row(s), static_cast<size_t>(4 * groups));
-    widen_int8(keys_.data() + s * pairs, row(s), layout);
+    kernels<LatentKernels>().widen_int8(keys_.data() + s * pairs, row(s), layout);
   }
   for (int64_t s = 0; s < num_rows_; s += 2)
-    interleave_int8(values_.data() + s / 2 * columns, values(s), s + 1 < num_rows_ ? values(s + 1) : nullptr,
-                    shape.kv_lora_rank);
+    kernels<LatentKernels>().interleave_int8(values_.data() + s / 2 * columns, values(s),
+                                             s + 1 < num_rows_ ? values(s + 1) : nullptr, shape.kv_lora_rank);
 }
 
 void Int8Tile::score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const {
@@ -334,7 +197,7 @@ void Int8Tile::score(float* scores, const float* prepared, const LatentShape& sh
   for_groups(shape.rope_dim, [&](int64_t g, int64_t k, int64_t n) {
     add_group(latent_groups + g, (shape.kv_lora_rank + 1) / 2 + k / 2, n / 2);
   });
-  scale_lanes(scores, prepared + pairs * lanes, num_rows_, lanes);
+  kernels<LatentKernels>().scale_lanes(scores, prepared + pairs * lanes, num_rows_, lanes);
 }
 
 void Int8Tile::accumulate(float* acc, const float* weights, const LatentShape& shape, Prefetch& next) {
@@ -343,7 +206,8 @@ void Int8Tile::accumulate(float* acc, const float* weights, const LatentShape& s
   weights_.resize(static_cast<size_t>(kBlockSize / 2 * lanes));
   head_scales_.resize(static_cast<size_t>(lanes));
   for_groups(shape.kv_lora_rank, [&](int64_t g, int64_t k, int64_t n) {
-    round_weights(weights_.data(), head_scales_.data(), weights, scales_.data() + g, groups, num_rows_, lanes);
+    kernels<LatentKernels>().round_weights(weights_.data(), head_scales_.data(), weights, scales_.data() + g, groups,
+                                           num_rows_, lanes);
     multiply_add({.c = acc + k,
                   .c_row = columns,
                   .a = weights_.data(),

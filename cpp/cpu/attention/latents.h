@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "cpu/gemm/tile_product.h"
+#include "cpu/gemm/product_kernels.h"
 #include "ops/batch.h"
 
 namespace longcat::cpu {
@@ -17,7 +17,7 @@ void store_latent(Tensor latents, const int32_t* block_table, int64_t position, 
 const float* read_latents(float* scratch, Tensor latents, const int32_t* block_table, int64_t begin, int64_t end,
                           int64_t kv_lora_rank, int64_t rope_dim);
 
-// The extents of absorbed attention. Lanes are heads, padded for tile_product.h.
+// The extents of absorbed attention. Lanes are heads, padded for product_kernels.h.
 struct LatentShape {
   int64_t num_heads, kv_lora_rank, rope_dim;
 

@@ -3,71 +3,21 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
-#include "cpu/simd/vec.h"
+#include "cpu/gemm/scale_kernels.h"
 #include "ops/packed.h"
 
 namespace longcat::cpu {
 
 namespace {
 
-// Adding 1.5 x 2^23 rounds to the nearest integer, ties to even.
-constexpr float kRound = 12582912.0f;
-
-// The bf16 scale whose rounded multiples in [-8, 7] come closest to x. The search starts from scales that put the
-// extreme value near -8 and refines each by least squares.
-LC_CLONES bf16 search_int4_scale(const float* x) {
-  constexpr int kParts = kQuantBlock / vec::kLanes;
-  vec::f32x8 parts[kParts];
-  for (int i = 0; i < kParts; ++i) parts[i] = vec::load(x + i * vec::kLanes);
-  const auto sum = [](vec::f32x8 v) {
-    float lanes[vec::kLanes], total = 0;
-    vec::store(lanes, v);
-    for (const float lane : lanes) total += lane;
-    return total;
-  };
-  float extreme = 0;
-  for (int64_t k = 0; k < kQuantBlock; ++k)
-    if (std::abs(x[k]) > std::abs(extreme)) extreme = x[k];
-  bf16 best{0};
-  float least = std::numeric_limits<float>::infinity();
-  for (int step = -10; step <= 8 && extreme != 0; ++step) {
-    float scale = extreme / (-8.0f + 0.15f * static_cast<float>(step));  // the scale's sign puts the extreme at -8
-    for (int refined = 0; refined < 2; ++refined) {
-      const bf16 rounded = to_bf16(scale);
-      const float s = to_float(rounded);
-      if (s == 0 || !std::isfinite(1 / s)) break;
-      vec::f32x8 errors{}, squares{}, products{};
-      LC_UNROLL for (int i = 0; i < kParts; ++i) {
-        vec::f32x8 q = parts[i] * (1 / s) + kRound - kRound;
-        q = q < -8.0f ? vec::f32x8{} - 8.0f : q;
-        q = q > 7.0f ? vec::f32x8{} + 7.0f : q;
-        const vec::f32x8 e = parts[i] - q * s;
-        errors += e * e;
-        squares += q * q;
-        products += parts[i] * q;
-      }
-      const float error = sum(errors);
-      if (error < least) {
-        least = error;
-        best = rounded;
-      }
-      const float square = sum(squares);
-      if (square == 0) break;
-      scale = sum(products) / square;
-    }
-  }
-  return best;
-}
-
 // Quantises one row of a block of 32 to integers and a scale.
 void quantize_block(int8_t* q, bf16& scale, WeightFormat format, const float* x) {
   if (format == WeightFormat::int4_x8) {
-    scale = search_int4_scale(x);
+    scale = kernels<ScaleKernels>().int4_block(x);
     const float s = to_float(scale);
     for (int64_t k = 0; k < kQuantBlock; ++k)
       q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), -8.0f, 7.0f));
@@ -111,30 +61,12 @@ void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const 
     }
 }
 
-// The scale of a row whose multiples in [-7, 7] come closest to it. Larger magnitudes may be clipped.
-LC_CLONES float search_row_scale(const float* x, int64_t n, float largest) {
-  float best = largest / 7, least = std::numeric_limits<float>::infinity();
-  for (int step = -10; step <= 20 && largest > 0; ++step) {
-    const float scale = largest / (7.0f + 0.1f * static_cast<float>(step)), inverse = 1 / scale;
-    if (!std::isfinite(inverse)) break;
-    float error = 0;
-    for (int64_t k = 0; k < n; ++k) {
-      const float q = std::min(std::max(x[k] * inverse + kRound - kRound, -7.0f), 7.0f), e = x[k] - q * scale;
-      error += e * e;
-    }
-    if (error < least) {
-      least = error;
-      best = scale;
-    }
-  }
-  return best;
-}
-
 void pack_table_row(uint8_t* out, WeightFormat format, int64_t in_features, const float* x) {
   const float most = format == WeightFormat::int8_row ? 127.0f : 7.0f;
   float largest = 0;
   for (int64_t k = 0; k < in_features; ++k) largest = std::max(largest, std::abs(x[k]));
-  const float scale = format == WeightFormat::int4_row ? search_row_scale(x, in_features, largest) : largest / most;
+  const float scale =
+      format == WeightFormat::int4_row ? kernels<ScaleKernels>().int4_row(x, in_features, largest) : largest / most;
   const auto value = [&](int64_t k) {
     return scale == 0 ? 0 : static_cast<int>(std::clamp(std::nearbyint(x[k] / scale), -most, most));
   };
@@ -182,9 +114,10 @@ void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_f
 }
 
 void search_int4_scales(float* scales, const float* values, int64_t num_blocks) {
+  const ScaleKernels& search = kernels<ScaleKernels>();
   ThreadPool pool(available_threads());
   pool.parallel_for(num_blocks, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) scales[b] = to_float(search_int4_scale(values + b * kQuantBlock));
+    for (int64_t b = begin; b < end; ++b) scales[b] = to_float(search.int4_block(values + b * kQuantBlock));
   });
 }
 

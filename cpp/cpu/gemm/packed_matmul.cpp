@@ -1,75 +1,15 @@
-// Products with packed weights: the loop over register tiles, portable tiles, and 8-bit inputs.
+// Products with packed weights: the loop over register tiles, and 8-bit inputs.
 #include "cpu/gemm/packed_matmul.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
-#include "cpu/gemm/packed_tiles.h"
-#include "cpu/simd/isa.h"
-#include "cpu/simd/vec.h"
 #include "ops/packed.h"
 
 namespace longcat::cpu {
 
 namespace {
-
-float scale_at(const uint8_t* scales) {
-  bf16 scale;
-  std::memcpy(&scale, scales, 2);
-  return to_float(scale);
-}
-
-// --- portable --------------------------------------------------------------------------------------------------------
-
-template <WeightFormat format, int T>
-void tile_portable(const Tile& tile) {
-  for (int t = 0; t < T; ++t) {
-    float acc[kPackedRows] = {};
-    if (tile.begin_block > 0) std::memcpy(acc, tile.out[t], sizeof(acc));
-    if constexpr (format == WeightFormat::bf16_x8) {
-      for (int64_t k = tile.begin_block * kQuantBlock; k < std::min(tile.end_block * kQuantBlock, tile.in_features);
-           ++k)
-        for (int r = 0; r < kPackedRows; ++r) {
-          bf16 w;
-          std::memcpy(&w, tile.group[0] + (k / 2 * 16 + r * 2 + k % 2) * 2, 2);
-          acc[r] = std::fma(to_float(w), tile.x[t][k], acc[r]);
-        }
-    } else {
-      for (int64_t b = tile.begin_block; b < tile.end_block; ++b) {
-        const uint8_t* values = tile.group[0] + b * block_value_bytes(format);
-        const int8_t* q = tile.q[t] + b * kQuantBlock;
-        for (int r = 0; r < kPackedRows; ++r) {
-          int32_t sum = 0;
-          for (int k = 0; k < kQuantBlock; ++k) {
-            const int quad = k / 4;
-            if constexpr (format == WeightFormat::int8_x8) {
-              sum += static_cast<int8_t>(values[quad * 32 + r * 4 + k % 4]) * q[k];
-            } else {
-              sum += ((values[quad % 4 * 32 + r * 4 + k % 4] >> (quad < 4 ? 0 : 4) & 15) - kInt4Offset) * q[k];
-            }
-          }
-          const float scale = scale_at(tile.group[0] + tile.scales_offset + (b * kPackedRows + r) * 2);
-          acc[r] = std::fma(static_cast<float>(sum), scale * tile.input_blocks[t][b].scale, acc[r]);
-        }
-      }
-    }
-    std::memcpy(tile.out[t], acc, sizeof(acc));
-  }
-}
-
-template <WeightFormat format>
-constexpr TileSet kPortable{1, {nullptr, tile_portable<format, 1>, nullptr, nullptr, tile_portable<format, 4>}};
-
-// --- the loop over tiles ---------------------------------------------------------------------------------------------
-
-Tiles tiles_of_this_machine(WeightFormat format) {
-  if (cpu_isa() == Isa::avx512_vnni) return tiles_avx512(format);
-  if (cpu_isa() >= Isa::avx2) return tiles_avx2(format);
-  return tiles_portable(format);
-}
 
 // Number of inputs of the next tile: the most even split of the remaining inputs that the set has tiles for.
 int inputs_of_tile(const TileSet& set, int64_t left) {
@@ -87,8 +27,9 @@ int inputs_of_tile(const TileSet& set, int64_t left) {
 template <WeightFormat format>
 class Walk {
  public:
-  Walk(const Weight& weight, const MatmulBlock& block)
+  Walk(const Weight& weight, const MatmulBlock& block, const Tiles& tiles)
       : b_(block),
+        tiles_(tiles),
         stride_(packed_stride(format, weight.in_features)),
         data_(static_cast<const uint8_t*>(weight.data) + block.first_row / kPackedRows * stride_),
         num_groups_(num_packed_groups(block.num_rows)) {
@@ -98,12 +39,11 @@ class Walk {
   }
 
   void run() {
-    static const Tiles tiles = tiles_of_this_machine(format);
-    const TileSet& wide = b_.num_inputs == 1 ? tiles.single : tiles.several;
+    const TileSet& wide = b_.num_inputs == 1 ? tiles_.single : tiles_.several;
     for (int64_t begin = 0; begin < b_.num_inputs; begin += kInputsAtOnce) {
       const int64_t end = std::min(begin + kInputsAtOnce, b_.num_inputs);
       for (int64_t group = 0; group < num_groups_;) {
-        const TileSet& set = num_groups_ - group >= wide.groups ? wide : tiles.last;
+        const TileSet& set = num_groups_ - group >= wide.groups ? wide : tiles_.last;
         multiply_groups(set, group, begin, end);
         group += set.groups;
       }
@@ -164,63 +104,17 @@ class Walk {
   }
 
   const MatmulBlock& b_;
+  const Tiles& tiles_;
   int64_t stride_;
   const uint8_t* data_;
   int64_t num_groups_;
   Tile tile_{};
 };
 
-// Quantises one row of inputs to 8 bits.
-LC_CLONES void quantize_row(int8_t* values, InputBlock* blocks, const float* x, int64_t n) {
-  for (int64_t begin = 0; begin < n; begin += kQuantBlock, values += kQuantBlock, ++blocks) {
-    float padded[kQuantBlock] = {};
-    const float* in = x + begin;
-    if (n - begin < kQuantBlock) {
-      std::memcpy(padded, in, static_cast<size_t>(n - begin) * 4);
-      in = padded;
-    }
-    constexpr int kParts = kQuantBlock / vec::kLanes;
-    vec::f32x8 most_lanes{}, unsound_lanes{};  // NaN where a value is NaN or infinite
-    LC_UNROLL for (int i = 0; i < kParts; ++i) {
-      const vec::f32x8 v = vec::load(in + i * vec::kLanes);
-      most_lanes = vec::max(vec::abs(v), most_lanes);
-      unsound_lanes += v * 0.0f;
-    }
-    float largest[vec::kLanes], unsound[vec::kLanes];
-    vec::store(largest, most_lanes);
-    vec::store(unsound, unsound_lanes);
-    float most = 0, nan = 0;
-    for (int i = 0; i < vec::kLanes; ++i) {
-      most = std::max(most, largest[i]);
-      nan += unsound[i];
-    }
-    const float scale = most / 127 + nan, inverse = most > 0 ? 127 / most : 0.0f;
-    // Adding 1.5 x 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits.
-    constexpr float kRound = 12582912.0f;
-    float rounded[kQuantBlock];
-    LC_UNROLL for (int i = 0; i < kParts; ++i)
-        vec::store(rounded + i * vec::kLanes, vec::load(in + i * vec::kLanes) * inverse + kRound);
-    int32_t sum = 0;
-    for (int i = 0; i < kQuantBlock; ++i) {
-      const int32_t q = std::bit_cast<int32_t>(rounded[i]) - std::bit_cast<int32_t>(kRound);
-      values[i] = static_cast<int8_t>(q);
-      sum += values[i];
-    }
-    *blocks = {scale, 8 * sum};
-  }
-}
-
 }  // namespace
 
-Tiles tiles_portable(WeightFormat format) {
-  const TileSet set = format == WeightFormat::bf16_x8   ? kPortable<WeightFormat::bf16_x8>
-                      : format == WeightFormat::int8_x8 ? kPortable<WeightFormat::int8_x8>
-                                                        : kPortable<WeightFormat::int4_x8>;
-  return {.several = set, .single = set, .last = set};
-}
-
 void QuantizedInputs::quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows,
-                               int64_t in_features) {
+                               int64_t in_features, const PackedKernels& kernels) {
   num_blocks_ = num_quant_blocks(in_features);
   const size_t blocks = static_cast<size_t>(num_rows * num_blocks_);
   if (blocks_.size() < blocks) {
@@ -229,20 +123,20 @@ void QuantizedInputs::quantize(ThreadPool& pool, const float* x, int64_t x_strid
   }
   pool.parallel_for(num_rows, grain_for(2 * in_features), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      quantize_row(values_.data() + row * num_blocks_ * kQuantBlock, blocks_.data() + row * num_blocks_,
-                   x + row * x_stride, in_features);
+      kernels.quantize_row(values_.data() + row * num_blocks_ * kQuantBlock, blocks_.data() + row * num_blocks_,
+                           x + row * x_stride, in_features);
   });
 }
 
-void packed_matmul_block(const Weight& weight, const MatmulBlock& block) {
+void packed_matmul_block(const Weight& weight, const MatmulBlock& block, const PackedKernels& kernels) {
   LC_CHECK(block.first_row % kPackedRows == 0 && (block.quantized || !want_quantized_inputs(weight.format)));
   switch (weight.format) {
     case WeightFormat::bf16_x8:
-      return Walk<WeightFormat::bf16_x8>(weight, block).run();
+      return Walk<WeightFormat::bf16_x8>(weight, block, kernels.bf16).run();
     case WeightFormat::int8_x8:
-      return Walk<WeightFormat::int8_x8>(weight, block).run();
+      return Walk<WeightFormat::int8_x8>(weight, block, kernels.int8).run();
     case WeightFormat::int4_x8:
-      return Walk<WeightFormat::int4_x8>(weight, block).run();
+      return Walk<WeightFormat::int4_x8>(weight, block, kernels.int4).run();
     default:
       throw Error(str_cat("[cpu] a ", name_of(weight.format), " weight cannot be multiplied"));
   }

@@ -6,21 +6,16 @@
 
 #include "base/thread_pool.h"
 #include "cpu/gemm/matmul.h"
+#include "cpu/gemm/packed_kernels.h"
 
 namespace longcat::cpu {
-
-// Data shared by 32 columns of an input: x = scale * q. The products need one unsigned factor, so int4 and int8 weights
-// get an offset (8 and 128). The sum of q corrects for it.
-struct InputBlock {
-  float scale;
-  int32_t sum_by_8;  // 8 times the sum of the block's q
-};
 
 // Rows of inputs in 8 bits with one scale per 32 columns, padded with zeros. The memory grows and never shrinks.
 class QuantizedInputs {
  public:
   // x: num_rows rows of in_features floats. A NaN or an infinity makes the scale of its block NaN.
-  void quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows, int64_t in_features);
+  void quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows, int64_t in_features,
+                const PackedKernels& kernels = cpu::kernels<PackedKernels>());
 
   const int8_t* values(int64_t row) const { return values_.data() + row * num_blocks_ * 32; }
   const InputBlock* blocks(int64_t row) const { return blocks_.data() + row * num_blocks_; }
@@ -32,6 +27,7 @@ class QuantizedInputs {
 };
 
 // Like matmul_block; first_row must be a multiple of 8. int8_x8 and int4_x8 read block.quantized instead of block.x.
-void packed_matmul_block(const Weight& weight, const MatmulBlock& block);
+void packed_matmul_block(const Weight& weight, const MatmulBlock& block,
+                         const PackedKernels& kernels = cpu::kernels<PackedKernels>());
 
 }  // namespace longcat::cpu

@@ -2,42 +2,75 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "base/error.h"
-#include "cpu/simd/vec.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace longcat {
 
 namespace {
 
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
+#if defined(__x86_64__)
 
+constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
+
+// What cpp/cpu/kernels.cmake compiles a set for has to be here.
 Isa best_of_this_machine() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   if (avx512 && __builtin_cpu_supports("avx512vnni")) return Isa::avx512_vnni;
   if (avx512) return Isa::avx512;
-  if (avx2) return Isa::avx2;
-#endif
-  return Isa::portable;
+  return avx2 ? Isa::avx2 : Isa::portable;
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+constexpr Isa kSets[] = {Isa::portable, Isa::neon_dotprod};
+
+Isa best_of_this_machine() { return ::getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? Isa::neon_dotprod : Isa::portable; }
+
+#else
+
+constexpr Isa kSets[] = {Isa::portable};
+
+Isa best_of_this_machine() { return Isa::portable; }
+
+#endif
+
+constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::neon_dotprod};
+
 Isa chosen() {
-  const Isa best = best_of_this_machine();
+  const std::span<const Isa> here = isas_of_this_machine();
   const char* wanted = std::getenv("LONGCAT_ISA");
-  if (!wanted || !*wanted) return best;
+  if (!wanted || !*wanted) return here.back();
+  std::string sets;
+  for (const Isa isa : here) {
+    if (std::strcmp(wanted, name_of(isa)) == 0) return isa;
+    sets += str_cat(sets.empty() ? "" : ", ", name_of(isa));
+  }
   for (const Isa isa : kAll)
-    if (std::strcmp(wanted, name_of(isa)) == 0) {
-      if (isa > best)
-        throw Error(str_cat("[cpu] LONGCAT_ISA=", wanted, ": this machine has ", name_of(best), " at most"));
-      return isa;
-    }
-  throw Error(str_cat("[cpu] LONGCAT_ISA=", wanted, " is unknown: expected portable, avx2, avx512 or avx512_vnni"));
+    if (std::strcmp(wanted, name_of(isa)) == 0)
+      throw Error(str_cat("[cpu] LONGCAT_ISA=", wanted, ": this machine has ", sets));
+  throw Error(str_cat("[cpu] LONGCAT_ISA=", wanted, " is unknown: expected one of ", sets));
 }
 
 }  // namespace
+
+std::span<const Isa> isas_of_this_machine() {
+  static const size_t count = [] {
+    size_t n = 1;
+    while (kSets[n - 1] != best_of_this_machine()) ++n;
+    return n;
+  }();
+  return {kSets, count};
+}
 
 Isa cpu_isa() {
   static const Isa isa = chosen();
@@ -54,6 +87,8 @@ const char* name_of(Isa isa) {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::neon_dotprod:
+      return "neon_dotprod";
   }
   return "?";
 }

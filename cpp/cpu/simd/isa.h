@@ -1,19 +1,23 @@
 // The instruction sets of the CPU kernels.
 #pragma once
 
+#include <span>
+
 namespace longcat {
 
-// Each set includes those before it.
 enum class Isa {
-  portable,
-  avx2,         // and FMA
-  avx512,       // F, BW, DQ, VL
-  avx512_vnni,  // 8-bit products summed in 32 bits
+  portable,      // what every processor of the architecture has: SSE2 on x86-64, NEON on Arm
+  avx2,          // and FMA, BMI 1 and 2
+  avx512,        // F, BW, DQ, VL
+  avx512_vnni,   // 8-bit products summed in 32 bits
+  neon_dotprod,  // Arm v8.2: 8-bit products summed in 32 bits
 };
 
-// The set that matrix products use: the machine's best, or a lower one named by the environment variable LONGCAT_ISA.
-// Norms, softmax and sampling are compiled for every level (LC_CLONES) and always use the machine's best. Throws Error
-// when LONGCAT_ISA is unknown or not available on this machine.
+// The sets of this machine, from `portable` up. Each includes those before it.
+std::span<const Isa> isas_of_this_machine();
+
+// The set of all kernels: the machine's best, or a lower one named by the environment variable LONGCAT_ISA. Throws
+// Error when LONGCAT_ISA is unknown or not available on this machine.
 Isa cpu_isa();
 
 const char* name_of(Isa isa);

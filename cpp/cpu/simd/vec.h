@@ -1,8 +1,9 @@
-// Vector types of the CPU backend, and its inner loops: dot product and scaled addition over f32 or bf16 rows.
+// Vector types of the CPU kernels, and their inner loops: dot product and scaled addition over f32 or bf16 rows. The
+// same source for each instruction set: the compiler maps these types to its registers (simd/dispatch.h).
 //
 // All callers share one accumulation order (invariance contract, ops.h): 64 partial sums with k ascending in steps of
-// 64, then a fixed tree. The compiler makes one clone per instruction set, and the loader picks one when the library is
-// loaded. The bits therefore depend on the machine, never on the batch.
+// 64, then a fixed tree. Sets with fused multiply-adds give the same bits; `portable` has none and rounds more often.
+// So the bits depend on the machine, never on the batch.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +11,6 @@
 
 #include "base/dtype.h"
 
-// Levels, not processors: "arch=skylake-avx512" would match that processor only, and later ones would run the default.
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define LC_HAS_CLONES 1
-#define LC_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define LC_CLONES
-#endif
 #define LC_INLINE inline __attribute__((always_inline))
 #define LC_UNROLL \
   _Pragma("GCC unroll 8")  // sums in an array stay in registers only when all loops over it are unrolled
@@ -30,6 +23,31 @@ constexpr int kLanes = 8;
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
+
+// Two adjacent values along k, whose products one instruction adds.
+struct Int16Pair {
+  int16_t first, second;
+};
+
+// As std::min, std::max and to_float, but never a function of its own (simd/dispatch.h).
+template <class T>
+LC_INLINE T least(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+LC_INLINE T most(T a, T b) {
+  return a < b ? b : a;
+}
+
+LC_INLINE float widen(float x) { return x; }
+
+LC_INLINE float widen(bf16 x) {
+  const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &wide, sizeof(out));
+  return out;
+}
 
 LC_INLINE f32x8 load(const float* p) {
   f32x8 v;
@@ -85,7 +103,7 @@ LC_INLINE float dot(const float* a, const T* b, int64_t n) {
   float sums[16];
   store(sums, (acc[0] + acc[2]) + (acc[4] + acc[6]));
   store(sums + 8, (acc[1] + acc[3]) + (acc[5] + acc[7]));
-  for (int lane = 0; k < n; ++k, ++lane) sums[lane] += a[k] * to_float(b[k]);
+  for (int lane = 0; k < n; ++k, ++lane) sums[lane] += a[k] * widen(b[k]);
   for (int width = 8; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
   return sums[0];
@@ -96,7 +114,7 @@ template <class T>
 LC_INLINE void axpy(float* y, float a, const T* x, int64_t n) {
   int64_t k = 0;
   for (; k + kLanes <= n; k += kLanes) store(y + k, load(y + k) + a * load(x + k));
-  for (; k < n; ++k) y[k] += a * to_float(x[k]);
+  for (; k < n; ++k) y[k] += a * widen(x[k]);
 }
 
 }  // namespace longcat::vec

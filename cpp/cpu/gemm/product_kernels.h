@@ -5,23 +5,23 @@
 
 #include <cstdint>
 
+#include "cpu/simd/dispatch.h"
+#include "cpu/simd/vec.h"
+
 namespace longcat::cpu {
 
 // B and C have a multiple of this number of columns.
 constexpr int64_t kTileColumns = 16;
 constexpr int64_t padded_columns(int64_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
 
-// Two adjacent values along k, whose products one instruction adds.
-struct Int16Pair {
-  int16_t first, second;
-};
+using vec::Int16Pair;
 
 // Memory that is needed soon. A product prefetches a few lines of it now and then.
 struct Prefetch {
   const char *next = nullptr, *end = nullptr;
   int lines_at_once = 0;
 
-  void some_lines() {
+  LC_INLINE void some_lines() {
     for (int line = 0; line < lines_at_once && next < end; ++line, next += 64) __builtin_prefetch(next, 0, 2);
   }
 };
@@ -53,8 +53,12 @@ struct Int16Product {
   Prefetch* beside = nullptr;  // memory to prefetch during the product, if any
 };
 
-// These use the best instruction set of cpu_isa().
-void multiply_add(const FloatProduct& product);
-void multiply_add(const Int16Product& product);
+struct ProductKernels {
+  void (*floats)(const FloatProduct& product);
+  void (*int16s)(const Int16Product& product);
+};
+
+inline void multiply_add(const FloatProduct& product) { kernels<ProductKernels>().floats(product); }
+inline void multiply_add(const Int16Product& product) { kernels<ProductKernels>().int16s(product); }
 
 }  // namespace longcat::cpu

@@ -1,21 +1,27 @@
-// Register tiles of the packed formats: R groups of 8 outputs times T inputs, one function per shape and instruction
-// set. An output is the same sum for every R and T: over blocks of 32 columns (bf16: single columns) in ascending
-// order, one fused multiply-add each. The integer sum in a block is exact. So the bits depend neither on the number of
-// inputs nor on the register width.
+// Kernels of the packed formats (ops/packed.h): register tiles of R registers of outputs times T inputs, one function
+// per shape, and 8-bit inputs. An output is the same sum for every R and T and on every instruction set. It adds blocks
+// of 32 columns (bf16: single columns) in ascending order, with one fused multiply-add each. The integer sum in a block
+// is exact. So the bits depend neither on the number of inputs nor on the machine.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/gemm/packed_matmul.h"
-#include "ops/packed.h"
+#include "cpu/simd/dispatch.h"
 
 namespace longcat::cpu {
+
+// Data shared by 32 columns of an input: x = scale * q. Products that need one unsigned factor give int4 and int8
+// weights an offset (8 and 128). The sum of q corrects for it.
+struct InputBlock {
+  float scale;
+  int32_t sum_by_8;  // 8 times the sum of the block's q
+};
 
 constexpr int kMaxTileInputs = 8, kMaxTileGroups = 8;
 
 // The arguments of one tile: pointers to groups and inputs, and the range of columns to add to the outputs.
 struct Tile {
-  const uint8_t* group[kMaxTileGroups];  // R groups of the weight, each 8 rows
+  const uint8_t* group[kMaxTileGroups];  // groups of the weight, each 8 rows
   int64_t scales_offset;                 // [bytes] from the beginning of a group
   int64_t num_blocks;                    // number of blocks of 32 columns in a row
   int64_t begin_block, end_block;        // the range of this tile; with begin_block > 0, `out` holds the sums so far
@@ -40,17 +46,19 @@ struct TileSet {
   TileFunction of_inputs[kMaxTileInputs + 1];
 };
 
-// The tiles of one instruction set for one format.
+// The tiles of one format.
 struct Tiles {
   TileSet several;  // for two inputs or more
   TileSet single;   // for one input
   TileSet last;     // for remaining groups: as few groups as fill a register
 };
 
-Tiles tiles_portable(WeightFormat format);
-Tiles tiles_avx2(WeightFormat format);
-Tiles tiles_avx512(WeightFormat format);
+struct PackedKernels {
+  Tiles bf16, int8, int4;  // bf16_x8, int8_x8, int4_x8
 
-constexpr int32_t kInt4Offset = 8, kInt8Offset = 128;
+  // Quantises one row x [n] to 8 bits, padded with zeros to whole blocks. A NaN or an infinity makes the scale of its
+  // block NaN.
+  void (*quantize_row)(int8_t* values, InputBlock* blocks, const float* x, int64_t n);
+};
 
 }  // namespace longcat::cpu

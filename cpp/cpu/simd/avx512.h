@@ -1,0 +1,72 @@
+// AVX-512 with VNNI as a Register (simd/registers.h): 16 lanes, two groups.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/simd/intrinsics.h"
+#include "cpu/simd/vec.h"
+
+namespace longcat::vec {
+
+struct Avx512 {
+  using Floats = __m512;
+  using Ints = __m512i;
+  static constexpr int kLanes = 16, kGroups = 2;
+  static constexpr bool kFewRegisters = false;
+
+  static LC_INLINE Floats zero() { return _mm512_setzero_ps(); }
+  static LC_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
+  static LC_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+  static LC_INLINE Floats broadcast(const float& x) { return _mm512_set1_ps(x); }
+  static LC_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static LC_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static LC_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return fma(a, b, c); }
+  static LC_INLINE Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+
+  static LC_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
+  static LC_INLINE Ints load_pairs(const Int16Pair* p) { return _mm512_loadu_si512(p); }
+  static LC_INLINE Ints broadcast_pair(const Int16Pair& pair) { return broadcast_bytes(&pair); }
+  static LC_INLINE void dot_pairs(Ints& sum, Ints a, Ints b) { sum = _mm512_dpwssd_epi32(sum, a, b); }
+
+  using Bytes = __m512i;
+  static LC_INLINE Bytes load_bytes(const uint8_t* const* group, int64_t at) {
+    return _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group[0] + at))),
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group[1] + at)), 1);
+  }
+  static LC_INLINE Bytes reload_bytes(const uint8_t* const* group, int64_t at) { return load_bytes(group, at); }
+  static LC_INLINE Floats low_bf16(Bytes v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
+  static LC_INLINE Floats high_bf16(Bytes v) {
+    return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static LC_INLINE Floats scales(const uint8_t* const* group, int64_t at) {
+    const __m256i two = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(group[0] + at))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(group[1] + at)), 1);
+    return low_bf16(_mm512_cvtepu16_epi32(two));
+  }
+  static LC_INLINE Bytes broadcast4(const int8_t* p) { return broadcast_bytes(p); }
+
+  // dpbusd takes one unsigned factor: the weight plus 128, or an int4 weight plus 8 as it is stored.
+  static LC_INLINE Ints begin_int8(int32_t sum_by_8) { return _mm512_set1_epi32(-128 / 8 * sum_by_8); }
+  static LC_INLINE Bytes int8_weights(Bytes w) {
+    return _mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)));
+  }
+  static LC_INLINE void dot_int8(Ints& sum, Bytes w, Bytes x) { sum = _mm512_dpbusd_epi32(sum, w, x); }
+
+  static LC_INLINE Ints begin_int4(int32_t sum_by_8) { return _mm512_set1_epi32(-sum_by_8); }
+  static LC_INLINE Bytes low_int4(Bytes w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
+  static LC_INLINE Bytes high_int4(Bytes w) { return low_int4(_mm512_srli_epi16(w, 4)); }
+  static LC_INLINE void dot_int4(Ints& sum, Bytes w, Bytes x) { sum = _mm512_dpbusd_epi32(sum, w, x); }
+  static LC_INLINE Ints end_int4(Ints sum, int32_t) { return sum; }
+
+ private:
+  static LC_INLINE __m512i broadcast_bytes(const void* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+};
+
+}  // namespace longcat::vec

@@ -22,7 +22,7 @@ IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: demo test thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-kit gpu-rehearsal third_party lint format wheel test-wheel clean
+.PHONY: demo test thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -99,6 +99,10 @@ format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check --fix python tests examples bench docs/make_reference.py
 	$(VENV)/bin/ruff format python tests examples bench docs/make_reference.py
 	git ls-files 'cpp/*' 'cuda/*' 'tests/*' 'bench/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(VENV)/bin/clang-format -i
+
+# The tensor-core kernels on the CPU, and every way to break them: needs g++ and Python alone. SHORT=1: less than a minute.
+gpu-proof:
+	$(PYTHON) tests/gpu_proof/prove.py $(if $(SHORT),--short)
 
 # What builds with CUDA, of a Python of its own: see below.
 CUDA_VENV = .venv-cuda

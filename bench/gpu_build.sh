@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Program and modules from the sources of a kit (gpu_kit.sh), on the machine that has to run them: needs nvcc, CMake, Ninja.
+# Builds the program and the modules from the sources of a kit (gpu_kit.sh), on the machine that will run them. It needs
+# nvcc, CMake and Ninja.
 #   bench/gpu_build.sh KIT FOLDER [-n]
-# FOLDER gets cuda_bench and python/. With -n: says what would be compiled.
+# FOLDER gets cuda_bench and python/. With -n: prints what would be compiled.
 set -euo pipefail
 kit=$1 folder=$2 python=${PYTHON:-python3} jobs=$(nproc)
 mkdir -p "$folder"

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Proof on a machine with one GPU, in at most 420 seconds, most proof first:
+# Proves the CUDA backend on a machine with one GPU, in at most 420 seconds, the most important checks first:
 #   bench/gpu_gate.sh [--only NAME[,NAME]] [--seconds N] [--check]
-# `make gpu-kit` makes the folder that it needs, with this script inside; the machine needs no registry.
-# Checks: ceilings, bits, parity, tests, gather, model, trace, ops, memcheck, racecheck (docs/cuda.md says what each proves).
-# --only: some of them. --seconds: what the chosen ones share. --check: on the emulated device, which shows only that the
-# script works. PYTHON (python3) names the interpreter.
+# The script runs in the folder that `make gpu-kit` makes. The machine needs no package registry.
+# Checks: ceilings, bits, parity, tests, gather, model, trace, ops, memcheck, racecheck (docs/cuda.md says what each
+# proves).
+# --only: the checks to run. --seconds: the time that they share. --check: run on the emulated device, which shows only
+# that the script works. The variable PYTHON names the interpreter (python3).
 #
-# Each result is added at once to <device>-<date>.md in $OUT, or else in bench/results, and all output to the .log beside it.
-# Ends with the number of checks that failed.
+# Each result is added at once to <device>-<date>.md in $OUT, or in bench/results, and all output to the .log file
+# beside it. The exit code is the number of checks that failed.
 set -euo pipefail
 usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-# Seconds of each check. A hang costs a check its own and no other's.
+# The seconds of each check. A check that hangs loses its own time and no other's.
 declare -A seconds=([ceilings]=25 [bits]=15 [parity]=30 [tests]=75 [gather]=25 [model]=105 [trace]=50 [ops]=35 [memcheck]=30
   [racecheck]=30 [build]=200)
 all=(ceilings bits parity tests gather model trace ops memcheck racecheck)
@@ -27,7 +28,7 @@ while (($#)); do
   esac
   shift || usage
 done
-# In a rehearsal also whether the sources of the kit make a build.
+# A rehearsal also tests whether the sources of the kit make a build.
 ((${#chosen[@]})) || chosen=("${all[@]}" ${emulated:+build})
 shared=0
 for name in "${chosen[@]}"; do
@@ -36,7 +37,7 @@ for name in "${chosen[@]}"; do
 done
 ((total)) || total=$shared
 
-# In the kit itself, or in a checkout that has made one.
+# The script is in the kit itself, or in a checkout that has made one.
 root=$(cd "$(dirname "$0")/.." && pwd) kit=
 for kit in "$root" "$root/build/gpu-kit" ""; do test ! -e "$kit/kit.txt" || break; done
 test -n "$kit" || { echo "gpu_gate: $root has no kit.txt; run \`make gpu-kit\` first" >&2; exit 2; }
@@ -60,8 +61,8 @@ figures=$(mktemp)
 trap 'rm -f "$figures"; test -z "$running" || kill "$running" 2> /dev/null' EXIT
 trap 'exit 130' INT TERM
 
-# limited SECONDS COMMAND...: its exit code; its output goes to the log. What the driver holds so fast that it cannot be
-# killed is left behind: `wait` alone would never come back.
+# limited SECONDS COMMAND...: runs the command and returns its exit code; its output goes to the log. A process that the
+# driver holds cannot be killed. It is left behind, because `wait` would never return.
 limited() {
   local code=0
   timeout -k 5 "$@" >> "$log" 2>&1 &
@@ -100,7 +101,8 @@ compare() {
     }'
 }
 
-# check NAME COMMAND...: runs it where it was chosen. BUDGET in it stands for a little less than its seconds, or for few.
+# check NAME COMMAND...: runs the command if the check was chosen. BUDGET in the command stands for a little less than
+# the seconds of the check.
 check() {
   local name=$1 begin=$SECONDS limit budget from code=0 result=ok words
   shift
@@ -135,7 +137,7 @@ check() {
   tail -c +"$from" "$log" | compare "$name" >> "$figures"
 }
 
-# A program that loads ends with 2 and its usage.
+# Without arguments a program that loads prints its usage and exits with 2.
 loads() {
   local code=0
   timeout -k 5 20 "$bench" >> "$log" 2>&1 || code=$?

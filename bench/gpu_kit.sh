@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Fills FOLDER with all that bench/gpu_gate.sh needs on a machine that has one GPU, nvcc and a Python with numpy, pytest,
-# pytest-xdist, pytest-timeout, hypothesis, tokenizers and jinja2, but no registry:
+# Fills FOLDER with everything that bench/gpu_gate.sh needs on a machine without a package registry. The machine has one
+# GPU, nvcc, and a Python with numpy, pytest, pytest-xdist, pytest-timeout, hypothesis, tokenizers and jinja2.
 #   bench/gpu_kit.sh PYTHON FOLDER
-# PYTHON: of the environment that built build/cuda (`make gpu-kit`). Prints what the binaries need and the size, and fails
-# above KIT_MIB, since what travels to such machines is limited.
+# PYTHON: the interpreter of the environment that built build/cuda (`make gpu-kit`). Prints the libraries that the
+# binaries need, and the size. Fails above KIT_MIB, because little can be carried to such machines.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 kit=$2
@@ -28,7 +28,7 @@ tests=(tests/ops/test_devices.py tests/model/test_device_model.py tests/model/te
 cp --parents "${tests[@]}" tests/conftest.py tests/data/mtp_*.npz pyproject.toml "$kit"
 find tests/support tests/reference -name '*.py' -not -name 'test_*' -exec cp --parents -t "$kit" {} +
 
-# For the case that the binaries do not load there: sources and headers.
+# Sources and headers, in case the binaries do not load on that machine.
 source=$(mktemp -d)
 trap 'rm -rf "$source"' EXIT
 find CMakeLists.txt cpp cuda bench/cuda bench/native tests/native -type f -exec cp --parents -t "$source" {} +

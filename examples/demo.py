@@ -28,12 +28,12 @@ TOOLS = [
 
 
 def show(chunks):
-    """Prints an answer as it arrives, then its speed; returns the whole output."""
+    """Prints a completion as it arrives, then its speed; returns the whole output."""
     for chunk in chunks:
         print(chunk.delta, end="", flush=True)
-    answer, metrics = chunk.output.outputs[0], chunk.output.metrics
-    rate = metrics.tokens_per_second(len(answer.token_ids))
-    print(f"\n[{len(answer.token_ids)} tokens, {rate:.0f} tok/s]\n")
+    completion, metrics = chunk.output.outputs[0], chunk.output.metrics
+    rate = metrics.tokens_per_second(len(completion.token_ids))
+    print(f"\n[{len(completion.token_ids)} tokens, {rate:.0f} tok/s]\n")
     return chunk.output
 
 
@@ -50,8 +50,8 @@ def main() -> None:
         for call in reply.get("tool_calls", []):
             result = json.dumps({"weather": "sunny", "temperature": 21})
             print(f"calls {call['function']['name']}({call['function']['arguments']}) -> {result}")
-            answer = [*WEATHER, reply, {"role": "tool", "content": result}]
-            show(engine.chat(answer, tools=TOOLS, stream=True, temperature=0, repetition_penalty=1))
+            conversation = [*WEATHER, reply, {"role": "tool", "content": result}]
+            show(engine.chat(conversation, tools=TOOLS, stream=True, temperature=0, repetition_penalty=1))
         print("(The model is a toy of 8 M parameters: it tells simple stories and knows a dozen kinds of requests.)")
 
 

@@ -1,4 +1,4 @@
-"""The text of an answer -> a message, for answers that come from elsewhere; whole, and as it arrives."""
+"""The text of a completion -> a message, for completions that come from elsewhere; whole, and as it arrives."""
 
 import longcat
 

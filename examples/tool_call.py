@@ -25,7 +25,7 @@ TOOLS = [
 
 
 def run(function: dict) -> dict:
-    """Models make mistakes: a call to another tool or with other arguments is answered with an error."""
+    """Models make mistakes: a call to another tool or with other arguments gets an error as its result."""
     match function:
         case {"name": "func_add", "arguments": {"x1": int() | float() as x1, "x2": int() | float() as x2}}:
             return {"ans": x1 + x2}
@@ -33,6 +33,8 @@ def run(function: dict) -> dict:
 
 
 def main() -> None:
+    # The conversation of the model card. It writes the sum as $$125679 + 234519$$, which the small checkpoint does not
+    # know.
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": "Please tell me what is 125679 + 234519?"},

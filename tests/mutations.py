@@ -74,29 +74,29 @@ MUTATIONS = {
         "builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size})",
         ["tests/model/test_mtp.py::test_logits_equal_the_reference"],
     ),
-    "go on from a guess that fell": (
+    "go on from a rejected draft token": (
         "cpp/engine/drafter.cpp",
-        ".row = static_cast<int32_t>(end_row - 1 - num_wrong)",
+        ".row = static_cast<int32_t>(end_row - 1 - num_rejected)",
         ".row = static_cast<int32_t>(end_row - 1)",
-        ["tests/engine/test_mtp.py::test_guesses_are_those_of_the_layer"],
+        ["tests/engine/test_mtp.py::test_draft_tokens_are_those_of_the_layer"],
     ),
-    "read a guess one slot too far": (
+    "read a draft token one slot too far": (
         "cpp/engine/drafter.cpp",
         ".start = draft.next_position + depth - 1,",
         ".start = draft.next_position + depth,",
-        ["tests/engine/test_mtp.py::test_guesses_are_those_of_the_layer"],
+        ["tests/engine/test_mtp.py::test_draft_tokens_are_those_of_the_layer"],
     ),
-    "draw guesses with other numbers than their tokens": (
+    "draft with other random numbers than the draws": (
         "cpp/engine/drafter.cpp",
         "row.logits_row = static_cast<int32_t>(i - own.begin);",
         "row.logits_row = static_cast<int32_t>(i - own.begin);\n    row.seed += 1;",
         ["tests/engine/test_mtp.py::test_fewer_steps"],
     ),
-    "keep guesses that fell": (
-        "cpp/engine/engine.cpp",
-        "return std::equal(guesses, guesses + sample.guess, drawn);",
-        "return guesses != drawn;",
-        ["tests/engine/test_mtp.py::test_answers_are_the_same"],
+    "accept rejected draft tokens": (
+        "cpp/engine/step_results.cpp",
+        "return std::equal(drafts, drafts + draw.num_drafts, drawn);",
+        "return drafts != drawn;",
+        ["tests/engine/test_mtp.py::test_completions_are_the_same"],
     ),
 }
 

@@ -1,9 +1,10 @@
-// What must be equal bit for bit on a GPU of 9.0. The contract of invariance (ops.h) rests on it, and so does every
-// kernel that is proven on the CPU by a model of the tensor cores.
-//   1. bf16 products by mma.sync, by the product's wgmma kernels, and by the model of their arithmetic.
-//   2. Rows of a layer do not depend on how many there are, nor those of an expert on how many the others have.
+// Checks what must be equal bit for bit on a GPU of compute capability 9.0. The invariance contract (ops.h) rests on
+// it, and so does every kernel that the CPU proves by a model of the tensor cores:
+//   1. bf16 products by mma.sync, by the product's wgmma kernels, and by the model of their arithmetic are equal.
+//   2. Rows of a layer do not depend on the number of rows, nor rows of an expert on the rows of other experts.
 //   3. cp.async and ldmatrix bring every value to the place that the PTX ISA names.
-// Without a GPU the model is held to exact sums and to cases worked out by hand, and the rows to the emulated device.
+// Without a GPU, the model is compared with exact sums and with cases worked out by hand, and the rows come from the
+// emulated device.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -11,7 +12,7 @@
 #include <cstring>
 #include <random>
 
-#include "hopper.h"
+#include "cuda/emulation/hopper.h"
 #include "probes.h"
 #include "suites.h"
 
@@ -30,8 +31,8 @@ struct Range {
 struct Inputs {
   const char* name;
   Range x, w;
-  double zeros;  // share
-  bool pairs;    // every second product of K takes back the one before it, nearly
+  double zeros;  // share of values that are zero
+  bool pairs;    // every second product along K nearly cancels the one before it
 };
 constexpr Inputs kInputs[] = {
     {"exponents -2 to 2", {-2, 2}, {-2, 2}, 0, false},
@@ -50,7 +51,7 @@ bf16 random_value(std::mt19937& random, Range range, double zeros) {
   return {static_cast<uint16_t>(sign | (uniform(range.low, range.high) + 127) << 7 | uniform(0, 127))};
 }
 
-// Of pairs the second value is the first, perhaps of another last bit.
+// In each pair the second value equals the first, or differs in the last bit.
 std::vector<bf16> random_matrix(std::mt19937& random, const Inputs& inputs, Range range, int64_t rows, int64_t cols) {
   std::vector<bf16> values(static_cast<size_t>(rows * cols));
   for (size_t i = 0; i < values.size(); ++i) {
@@ -64,7 +65,7 @@ std::vector<bf16> random_x(std::mt19937& random, const Inputs& inputs, int64_t r
   return random_matrix(random, inputs, inputs.x, rows, cols);
 }
 
-// Of pairs the second value has the other sign, so that the products nearly cancel.
+// In each pair the second value has the opposite sign, so that the two products nearly cancel.
 std::vector<bf16> random_w(std::mt19937& random, const Inputs& inputs, int64_t rows, int64_t cols) {
   std::vector<bf16> values = random_matrix(random, inputs, inputs.w, rows, cols);
   for (size_t i = 1; inputs.pairs && i < values.size(); i += 2) values[i].bits ^= 0x8000;
@@ -95,7 +96,8 @@ class BitsBench {
   }
 
  private:
-  // K of the layers: those of o_proj's and the FFN's products, or what the emulated device walks in seconds.
+  // The K of the products to check: those of o_proj and the FFN, or on the emulated device sizes that it walks in
+  // seconds.
   std::vector<int64_t> widths() const {
     return b_.check() ? std::vector<int64_t>{128} : std::vector<int64_t>{6144, 3072};
   }
@@ -155,14 +157,14 @@ class BitsBench {
   void model_by_hand() {
     struct Case {
       float c;
-      std::vector<float> products;  // of 1 and these
+      std::vector<float> products;  // each product is 1 times such a value
       float expected;
     };
     const std::vector<Case> cases = {
         {0, {1, 2, 3}, 6},
-        {1, {0x1p-25f}, 1},                                           // kept, then cut off with the sum
-        {1, {0x1p-25f, 0x1p-25f, 0x1p-25f, 0x1p-25f}, 1 + 0x1p-23f},  // four of them reach the last bit
-        {1, std::vector<float>(16, 0x1p-26f), 1},                     // each is cut off
+        {1, {0x1p-25f}, 1},  // the product keeps this bit, and the f32 sum cuts it off
+        {1, {0x1p-25f, 0x1p-25f, 0x1p-25f, 0x1p-25f}, 1 + 0x1p-23f},  // four of them together reach the last bit
+        {1, std::vector<float>(16, 0x1p-26f), 1},                     // each alone is cut off
         {1, std::vector<float>(16, -0x1p-26f), 1},                    // towards zero
         {1, {0x1p-24f, 0x1p-25f}, 1},                                 // rounding would go up
         {-1, {-0x1p-24f, -0x1p-25f}, -1},
@@ -183,7 +185,7 @@ class BitsBench {
     compare("model of the arithmetic: by hand", found, expected, 1);
   }
 
-  // Each of 17 terms loses less than a 25th bit of the largest, and the sum less than its last bit.
+  // Each of 17 terms loses less than a 25th bit of the largest, and the sum loses less than its last bit.
   void model_beside_exact_sums() {
     std::mt19937 random(1);
     int64_t differ = 0, values = 0;
@@ -192,7 +194,7 @@ class BitsBench {
       for (int i = 0; i < 2000; ++i, ++values) {
         const std::vector<bf16> a = random_x(random, inputs, 1, 16), b = random_w(random, inputs, 1, 16);
         const float c = to_float(a[0]) * to_float(b[1]);
-        // Subnormal numbers are aligned as if they were the least normal one.
+        // Subnormal numbers have the exponent of the smallest normal one.
         const auto aligned = [](bf16 x) { return std::max<long double>(std::fabs(to_float(x)), 0x1p-126L); };
         long double exact = c, largest = std::max(std::fabs(c), 0x1p-126f);
         for (size_t k = 0; k < 16; ++k) {
@@ -236,7 +238,7 @@ class BitsBench {
       const Weight weight{
           .format = WeightFormat::bf16, .out_features = kOut, .in_features = kIn, .data = w_buffer.data()};
       std::vector<float> found, expected;
-      for (const int64_t tokens : kTokenCounts) {  // all widths of a tile
+      for (const int64_t tokens : kTokenCounts) {  // one for each width of a tile
         b_.run([&] {
           b_.ops().linear(out.tensor(DType::f32, {tokens, kOut}), x_buffer.tensor(DType::bf16, {tokens, kIn}), weight);
         });
@@ -250,7 +252,7 @@ class BitsBench {
 
   // --- 2: rows -------------------------------------------------------------------------------------
 
-  // Rows of fewer tokens beside those of the most.
+  // Compares the rows of fewer tokens with the same rows of the most tokens.
   template <class T>
   void compare_rows(const std::string& what, const Weight& weight, int64_t width) {
     constexpr DType kDType = sizeof(T) == 4 ? DType::f32 : DType::bf16;
@@ -292,8 +294,8 @@ class BitsBench {
     compare_rows<bf16>("fp8 layer", fp8_matrix(storage, 256, width), width);
   }
 
-  // Experts of 0 to 129 rows, all of the same tokens, in as many others as lead to each width of a tile: each row
-  // beside that of the same expert where it has 129 and the others none.
+  // Experts get 0 to 129 rows, always of the same tokens, among enough other experts to select each width of a tile.
+  // Each row is compared with the same row when its expert has 129 rows and all others none.
   void grouped(int64_t width, bool fp8) {
     const std::vector<int64_t> counts = {0, 1, 16, 17, 64, 65, 127, 128, 129};
     const int64_t used = static_cast<int64_t>(counts.size()), ffn = b_.check() ? 128 : 256;
@@ -311,7 +313,7 @@ class BitsBench {
       only[static_cast<size_t>(e)] = kMostTokens;
       alone.push_back(expert_rows(experts, only, 1));
     }
-    // 129 x 9 rows in the buffers, spread over 9, 36 or 99 experts: tiles of 128, 64 and 16.
+    // 129 x 9 rows in the buffers, spread over 9, 36 or 99 experts: this selects tiles of 128, 64 and 16
     for (const int64_t spacing : {1, 4, 11}) {
       const std::vector<bf16> found = expert_rows(experts, counts, spacing);
       std::vector<bf16> expected;
@@ -328,8 +330,8 @@ class BitsBench {
     std::vector<Weight> matrices[3] = {};  // gate, up, down
   };
 
-  // What the experts give for the first counts[e] tokens each, before it is added up. Expert e of `counts` is number
-  // e * spacing; those between have no rows.
+  // Returns the experts' outputs before they are summed. Expert number e * spacing gets the first counts[e] tokens; the
+  // experts between get none.
   std::vector<bf16> expert_rows(const Experts& experts, const std::vector<int64_t>& counts, int64_t spacing) {
     const int64_t picks = static_cast<int64_t>(counts.size()), num_experts = picks * spacing,
                   rows = kMostTokens * picks;
@@ -342,7 +344,7 @@ class BitsBench {
       offsets[static_cast<size_t>(e) + 1] = offsets[static_cast<size_t>(e)] + static_cast<int32_t>(count);
       for (int which = 0; which < 3; ++which) spread[which].push_back(experts.matrices[which][own]);
     }
-    // No pick: nothing is added up.
+    // No token picks an expert, so that nothing is summed.
     const std::vector<int32_t> none(static_cast<size_t>(rows), -1);
     const Buffer offset_buffer = on_device(offsets), token_buffer = on_device(tokens), none_buffer = on_device(none);
     const Buffer weights(b_.device(), rows * 4), identity(b_.device(), kMostTokens * 4);
@@ -375,7 +377,7 @@ class BitsBench {
     }
     constexpr int64_t kCount = kProbeRows * kProbeCols;
     std::vector<bf16> values;
-    for (int64_t i = 0; i < kCount; ++i) values.push_back({static_cast<uint16_t>(i)});  // all of them different
+    for (int64_t i = 0; i < kCount; ++i) values.push_back({static_cast<uint16_t>(i)});  // all values differ
     const Buffer from = on_device(values), plain(b_.device(), kCount * 2), transposed(b_.device(), kCount * 2);
     b_.run([&] {
       read_tile(b_.device(), static_cast<bf16*>(plain.data()), static_cast<bf16*>(transposed.data()),

@@ -7,11 +7,11 @@ namespace {
 
 using gpu::Block;
 
-// Value i is the sum of four bytes of a hash of (seed, i / 2), which is near enough to normal.
+// Value i is the sum of four bytes of a hash of (seed, i / 2), which is nearly normally distributed.
 template <class T>
 struct FillNormal {
   static constexpr int kThreads = 256;
-  static constexpr int64_t kTile = int64_t{1} << 16;  // values of a block
+  static constexpr int64_t kTile = int64_t{1} << 16;  // values that one block writes
   T* data;
   int64_t count;
   uint64_t seed;
@@ -67,7 +67,7 @@ void fill(GpuDevice& device, void* data, int64_t count, float scale, uint64_t se
 
 void fill_normal(GpuDevice& device, void* data, DType dtype, int64_t count, float deviation, uint64_t seed) {
   LC_CHECK(reinterpret_cast<uintptr_t>(data) % 16 == 0 && (dtype == DType::bf16 || dtype == DType::f32));
-  constexpr float kDeviation = 147.8f;  // of the sum of four bytes
+  constexpr float kDeviation = 147.8f;  // standard deviation of the sum of four bytes
   if (dtype == DType::bf16) return fill<bf16>(device, data, count, deviation / kDeviation, seed << 40);
   fill<float>(device, data, count, deviation / kDeviation, seed << 40);
 }

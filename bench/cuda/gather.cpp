@@ -1,5 +1,5 @@
-// N-gram rows by where their tables lie: device memory, or host memory that the kernel reads over the bus, on pages of
-// 2 MiB and of 4 KiB. A row is 512 bytes, a token takes 12.
+// Times the gather of N-gram rows by the place of their tables: device memory, or host memory that the kernel reads
+// over the bus, on pages of 2 MiB and of 4 KiB. A row has 512 bytes, and a token takes 12 rows.
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 
@@ -13,7 +13,7 @@ namespace longcat {
 
 namespace {
 
-// Pinned host memory on small pages, which no allocation of the backend gives.
+// Pinned host memory on small pages. The backend itself uses huge pages.
 class SmallPages {
  public:
   explicit SmallPages(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
@@ -36,7 +36,7 @@ class SmallPages {
   void* data_;
 };
 
-// GB/s of copies from pinned host memory: what the bus gives [bytes/us]. 1 on the emulated device.
+// Returns the bandwidth of the bus [bytes/us], measured by copies from pinned host memory; 1 on the emulated device.
 double bus_rate(Bench& b, const Buffer& device, const HostBuffer& host) {
   if (b.check()) return 1;
   const int64_t bytes = std::min<int64_t>(device.bytes(), int64_t{1} << 30);
@@ -49,7 +49,7 @@ double bus_rate(Bench& b, const Buffer& device, const HostBuffer& host) {
   return static_cast<double>(bytes) / us;
 }
 
-// rate: of what the rows come through [bytes/us].
+// rate: bandwidth of the memory that holds the rows [bytes/us].
 void measure(Bench& b, Report& report, const std::string& where, const char* memory, double rate) {
   const ModelConfig& c = b.config();
   const NgramConfig& n = *c.ngram;

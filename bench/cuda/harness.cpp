@@ -16,10 +16,10 @@ namespace longcat {
 
 namespace {
 
-// Spread of freshly initialised weights (initializer_range of config.json).
+// Standard deviation of freshly initialised weights (initializer_range of config.json).
 constexpr float kDeviation = 0.02f;
 
-// A device whose branches can be taken away, so that what they hide is seen.
+// A device that can run branches in place, which shows the time that a branch hides.
 template <class Base>
 class BenchDevice final : public Base {
  public:
@@ -43,7 +43,7 @@ int attribute(cudaDeviceAttr which) {
   return value;
 }
 
-// Dense bf16 operations a multiprocessor does in a cycle.
+// Dense bf16 operations of a multiprocessor in one cycle.
 double flops_per_cycle(int compute_capability) {
   if (compute_capability >= 100 && compute_capability < 120) return 8192;
   return compute_capability >= 90 && compute_capability < 100 ? 4096 : compute_capability == 80 ? 2048 : 1024;
@@ -112,7 +112,7 @@ double Bench::time_once(const std::function<void()>& work, bool cold) {
   CUDA_CHECK(cudaEventCreate(&begin));
   CUDA_CHECK(cudaEventCreate(&end));
   run([&] {
-    // The host prepares the launches while this runs, so that they are not part of the time.
+    // The host prepares the launches while this kernel runs, so that the time does not include the preparation.
     if (cold) CUDA_CHECK(cudaMemsetAsync(flush_.data(), 0, static_cast<size_t>(flush_.bytes()), stream));
     CUDA_CHECK(cudaEventRecord(begin, stream));
     work();

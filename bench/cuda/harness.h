@@ -1,4 +1,4 @@
-// What the CUDA benchmarks share: the device, the shapes, memory full of random numbers, and a clock.
+// The parts that the CUDA benchmarks share: the device, the shapes, memory full of random numbers, and a clock.
 #pragma once
 
 #include <functional>
@@ -17,8 +17,8 @@ class Arena;
 
 class Bench {
  public:
-  // check: on the emulated device, to see that the program works; its times mean nothing. fp8: such a device multiplies
-  // fp8.
+  // check: run on the emulated device, to see that the program works; its times mean nothing. fp8: the emulated device
+  // multiplies fp8.
   Bench(const ModelConfig& config, bool check, bool fp8 = false);
   ~Bench();
 
@@ -28,26 +28,26 @@ class Bench {
   GpuDevice& device() { return ops_->device(); }
   const Arena& arena() const { return *arena_; }
 
-  // Whether branches run beside the main stream; else they run in place.
+  // Whether branches run beside the main stream, or in place.
   void set_parallel(bool parallel) { *parallel_ = parallel; }
 
-  // Peaks of the device at its highest clocks [bytes/us, FLOP/us], 1 where they are not known.
+  // Peaks of the device at its highest clocks [bytes/us, FLOP/us]; 1 where they are unknown.
   double peak_bytes() const { return peak_bytes_; }
   double peak_flops() const { return peak_flops_; }
 
-  // Values of a normal distribution, as wide as freshly initialised weights: of each call others, but on every device
-  // the same. data: device memory, or host memory that the device reaches.
+  // Fills `data` with values of a normal distribution, as wide as freshly initialised weights. Each call makes other
+  // values, and every device the same ones. data: device memory, or host memory that the device reaches.
   void randomise(void* data, int64_t bytes, DType dtype = DType::bf16);
   Buffer random(int64_t bytes);
   Weight matrix(Buffer& storage, int64_t out_features, int64_t in_features, WeightFormat format = WeightFormat::bf16);
 
-  // Median time of `work` on the device [us], after a call that is not counted: of up to 15 calls, fewer where they
-  // would take longer than `most_seconds`. `cold`: with nothing of it in the L2 cache.
+  // Returns the median time of `work` on the device [us], after one call that does not count. It makes up to 15 calls,
+  // and fewer when they would take longer than `most_seconds`. cold: the L2 cache holds none of the data.
   double time(const std::function<void()>& work, bool cold, double most_seconds = 0.5);
-  // Time of one call [us].
+  // Returns the time of one call [us].
   double time_once(const std::function<void()>& work, bool cold = false);
 
-  // Runs `work` to its end; wall time [us].
+  // Runs `work` to its end, and returns the wall time [us].
   double run(const std::function<void()>& work);
 
  private:
@@ -59,20 +59,20 @@ class Bench {
   ModelConfig config_;
   std::unique_ptr<CudaOps> ops_;
   const Arena* arena_ = nullptr;
-  bool* parallel_ = nullptr;  // of the device
+  bool* parallel_ = nullptr;  // the device's switch of its branches
   double peak_bytes_ = 1, peak_flops_ = 1;
   int64_t flush_bytes_ = 0;
   uint64_t next_seed_ = 1;
-  Buffer flush_;  // more than L2 holds
+  Buffer flush_;  // memory larger than the L2 cache
 };
 
-// A batch of one token a sequence, whose context has `context` tokens with it, or of one prompt of `num_tokens`.
-// Blocks are taken in turn and never shared.
+// Makes a batch of one token for each sequence, whose context has `context` tokens with it, or a batch of one prompt of
+// `num_tokens` tokens. Sequences take blocks in turn and share none.
 class BatchMaker {
  public:
   BatchMaker(Bench& bench, int64_t max_tokens, int64_t max_sequences, int64_t max_context);
 
-  // Blocks that such batches take, the null block among them.
+  // Returns the number of blocks that such batches take, with the null block.
   static int64_t num_blocks(int64_t max_sequences, int64_t max_context) {
     return 1 + max_sequences * ((max_context + kBlockSize - 1) / kBlockSize);
   }

@@ -3,11 +3,12 @@
 //   cuda_bench parity | bits | ops | model | gather [--check] [--budget SECONDS] [--tables host|device|both]
 //              [--table-rows N]
 //
-// parity: a small model on the GPU against the emulated device, where there is no Python for the tests. bits: what must
-// be equal bit for bit. --check: tiny shapes on the emulated device, which needs no GPU and shows only that the program
-// works. --budget: ops, model and gather stop measuring in time, and say what they left out. --tables: where those of
-// `model` lie, in turn for "both" (default host). --table-rows: of each of the 12 N-gram tables, where there is no room
-// for 58.5 GiB of them.
+// parity: compares a small model on the GPU with the emulated device, where there is no Python for the tests.
+// bits: checks what must be equal bit for bit.
+// --check: tiny shapes on the emulated device. It needs no GPU and shows only that the program works.
+// --budget: ops, model and gather stop measuring in time, and print what they left out.
+// --tables: the place of the tables of `model`; "both" measures one after the other (default host).
+// --table-rows: rows of each of the 12 N-gram tables, where there is no room for 58.5 GiB of them.
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -20,7 +21,7 @@ namespace longcat {
 
 namespace {
 
-constexpr int64_t kGatherRows = 1'400'000;  // of a table: 12 of 0.7 GB, far more than caches and TLBs hold
+constexpr int64_t kGatherRows = 1'400'000;  // rows of a table: 12 tables of 0.7 GB, far more than caches and TLBs hold
 
 struct Options {
   std::string suite;
@@ -30,7 +31,7 @@ struct Options {
   std::vector<Placement> placements;
 };
 
-// Throws std::invalid_argument.
+// Throws std::invalid_argument when an option is unknown or its value is wrong.
 Options read_options(int argc, char** argv) {
   bench::CommandLine line(argc, argv, {"--check"});
   Options options;
@@ -52,7 +53,7 @@ Options read_options(int argc, char** argv) {
   throw std::invalid_argument(options.suite.empty() ? "no suite is named" : str_cat("no suite ", options.suite));
 }
 
-// Whether all held that was checked.
+// Runs the suite; returns whether all its checks passed.
 bool run(const Options& options) {
   if (options.check) std::printf("on the emulated device: no time and no share says anything about a GPU\n");
   if (options.suite == "parity") {

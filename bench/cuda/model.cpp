@@ -1,4 +1,4 @@
-// The whole model with random weights: what it takes of the memory, and what steps of it cost.
+// Measures the whole model with random weights: its memory, and the time of its steps.
 #include "model/model.h"
 
 #include <algorithm>
@@ -22,16 +22,17 @@ struct DecodeCase {
   int64_t sequences, context;
   std::string name() const { return str_cat("decode ", sequences, " x ", context / 1024, "k"); }
 };
-// What is measured first is worth most.
+// The budget may end the suite, so the most important measurements come first.
 constexpr DecodeCase kDecodes[] = {{1, 1024}, {64, 1024}, {8, 1024}, {256, 1024}, {1, 32768}, {8, 32768}};
 constexpr int64_t kPrompts[] = {512, 2048, 8192};
-constexpr double kDecodeSeconds = 2, kFirstPromptSeconds = 3;  // about what each takes
+constexpr double kDecodeSeconds = 2, kFirstPromptSeconds = 3;  // [s] estimated time of each case
 constexpr int64_t kMaxSequences = 256;
-constexpr double kOtherPlacementSeconds = 25;  // to make the tables again, and to compare
+constexpr double kOtherPlacementSeconds = 25;  // [s] to make the tables again and to compare the logits
 
 double gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
-// Bytes of weights that a step of `tokens` decodes reads: all but the words and the experts that no token picked.
+// Bytes of weights that a step of `tokens` decoding tokens reads: all but the embedding and the experts that no token
+// picked.
 double weight_bytes(const ModelConfig& c, double device_bytes, int64_t tokens) {
   const double experts = 6.0 * static_cast<double>(c.num_layers * c.n_routed_experts) *
                          static_cast<double>(c.hidden_size * c.expert_ffn_hidden_size);
@@ -40,7 +41,7 @@ double weight_bytes(const ModelConfig& c, double device_bytes, int64_t tokens) {
   return device_bytes - 2.0 * static_cast<double>(c.vocab_size * c.hidden_size) - experts * (1 - hit);
 }
 
-// Multiply-adds, counted twice, of a prompt from position 0 on.
+// FLOP of a prompt that begins at position 0; a multiply-add counts as 2.
 double prefill_flops(const ModelConfig& c, int64_t tokens) {
   const auto product = [](int64_t a, int64_t b) { return static_cast<double>(a) * static_cast<double>(b); };
   const int64_t heads = c.num_attention_heads, hidden = c.hidden_size;
@@ -58,7 +59,7 @@ double prefill_flops(const ModelConfig& c, int64_t tokens) {
 
 class ModelBench {
  public:
-  // note: of all rows.
+  // note: printed with every row.
   ModelBench(Bench& bench, Report& report, ModelWeights weights, double device_weight_bytes, int64_t max_tokens,
              int64_t num_blocks, std::string note)
       : b_(bench),
@@ -75,8 +76,8 @@ class ModelBench {
     std::vector<int32_t> rows(static_cast<size_t>(kMaxSequences));
     std::iota(rows.begin(), rows.end(), 0);
     b_.device().copy_from_host(rows_.data(), rows.data(), rows_.bytes());
-    // A history: random latents, and ids whose N-gram rows lie all over the tables.
-    const Tensor latents = cache_.latents(0), lane = cache_.lane();
+    // Makes a history: random latents, and ids whose N-gram rows lie all over the tables.
+    const Tensor latents = cache_.latents(0), lane = cache_.token_lane();
     b_.randomise(latents.raw(), num_blocks * latents.stride(0) * 2);
     std::mt19937 random(5);
     std::vector<int32_t> ids(static_cast<size_t>(lane.numel()));
@@ -84,15 +85,15 @@ class ModelBench {
     b_.device().copy_from_host(lane.raw(), ids.data(), lane.num_bytes());
   }
 
-  // compare_only: of the steps of decodes only their graphs, and the shortest prompt. reserve: what the time after this
-  // is for [s].
+  // compare_only: measures only the graphs of decode steps and the shortest prompt. reserve: time to leave for later
+  // work [s].
   void run(bool compare_only, double reserve) {
     report_.header(compare_only ? "the same" : "step");
     for (const DecodeCase& c : kDecodes) decode(c, compare_only);
-    double seconds = 0;  // of the prompt before, of `before` tokens
+    double seconds = 0;  // the time of the prompt before, which had `before` tokens
     int64_t before = 0;
     for (const int64_t tokens : kPrompts) {
-      // Attention to the whole prompt grows with its square, the rest less.
+      // The time of attention grows with the square of the prompt, all other time less.
       const double ratio = before > 0 ? static_cast<double>(tokens) / static_cast<double>(before) : 0;
       const double found = prefill(tokens, before > 0 ? seconds * ratio * ratio + reserve : kFirstPromptSeconds);
       if (found > 0) seconds = found, before = tokens;
@@ -120,7 +121,7 @@ class ModelBench {
     return recording;
   }
 
-  // Whether there is time and room for it.
+  // Whether there is time and memory for a case.
   bool is_possible(const DecodeCase& c) {
     const int64_t blocks = BatchMaker::num_blocks(c.sequences, c.context);
     if (blocks <= cache_.num_blocks()) return report_.has_time(c.name(), kDecodeSeconds, note_);
@@ -162,7 +163,7 @@ class ModelBench {
     b_.set_parallel(true);
   }
 
-  // As the engine does it: sampled, and the ids awaited by the host. Wall time [us].
+  // Runs steps as the engine does: they sample, and the host waits for the ids. Wall time [us].
   double step_time(const ForwardBatch& batch, Recording& recording) {
     const int64_t tokens = batch.num_tokens();
     std::vector<SamplingRow> rows;
@@ -175,13 +176,13 @@ class ModelBench {
     while (steps.empty() || (!b_.check() && steps.size() < 15 && bench::seconds_since(begin) < 0.5))
       steps.push_back(b_.run([&] {
         recording.launch();
-        b_.ops().sample(ids, logits(tokens), rows, cache_.lane(), batch.block_tables);
+        b_.ops().sample(ids, logits(tokens), rows, cache_.token_lane(), batch.block_tables);
         b_.device().download(host_ids.data(), ids.raw(), ids.num_bytes());
       }));
     return bench::median(steps);
   }
 
-  // Once, after a prompt of one tile that loads the kernels, if the budget allows it. Time [s]; 0: left out.
+  // Times one run, after a prompt of one tile that loads the kernels, if the budget allows it [s]; 0: it was left out.
   double prefill(int64_t tokens, double seconds) {
     const std::string name = str_cat("prefill ", tokens);
     if (tokens > max_tokens_) {
@@ -210,7 +211,7 @@ class ModelBench {
   Buffer logits_, rows_, sampled_;
 };
 
-// Bytes of the activations of a token, as the arena counts them.
+// Bytes of the activations of one token, as the arena counts them.
 double activation_bytes(Bench& b) {
   constexpr int64_t kTokens = 64;
   const int64_t before = b.arena().used_bytes();
@@ -222,9 +223,9 @@ struct Room {
   int64_t max_tokens, num_blocks;
 };
 
-// The largest step, and as many latent blocks as the cases take, or what is left of them.
+// The largest step, and as many latent blocks as the cases need, or as the memory holds.
 Room room(Bench& b) {
-  constexpr int64_t kReserve = int64_t{512} << 20;  // logits, sampling, batches
+  constexpr int64_t kReserve = int64_t{512} << 20;  // for logits, sampling and batches
   const double per_token = activation_bytes(b);
   const int64_t block_bytes = KvCache::block_bytes(b.config(), DType::bf16);
   int64_t wanted = 0;
@@ -234,7 +235,7 @@ Room room(Bench& b) {
     const int64_t left =
         b.arena().largest_free() - kReserve - static_cast<int64_t>(per_token * static_cast<double>(tokens));
     const int64_t blocks = std::min(left / block_bytes, wanted);
-    if (best.max_tokens > 0 && blocks < wanted) break;  // latents come before long prompts
+    if (best.max_tokens > 0 && blocks < wanted) break;  // where memory is short, latents matter more than long prompts
     best = {tokens, blocks};
   }
   if (best.num_blocks < BatchMaker::num_blocks(1, 1024))
@@ -270,7 +271,7 @@ void bench_model(Bench& bench, Report& report, const std::vector<Placement>& pla
                  placement == Placement::host ? "" : "tables on the device")
           .run(measured, reserve);
       measured = true;
-    } catch (const OutOfMemory& error) {  // the other placement may have room
+    } catch (const OutOfMemory& error) {  // the other place of the tables may have room
       if (placement == placements.back() && !measured) throw;
       report.leave_out(str_cat("tables in ", name_of(placement), " memory"), error.what());
     }

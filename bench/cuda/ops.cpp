@@ -1,5 +1,5 @@
-// Each op by itself, cold: how near its time is to what the device's bandwidth or its tensor cores allow. Those that a
-// step waits for longest come first.
+// Times each op by itself, cold, beside the time that the device's bandwidth or tensor cores allow. The ops that a step
+// waits for longest come first.
 #include <algorithm>
 #include <random>
 
@@ -62,7 +62,7 @@ class OpsBench {
     return c;
   }
 
-  // bytes: what must be read and written at least; flops: 2 a multiply-add.
+  // bytes: to read and write at least. flops: a multiply-add counts as 2.
   void row(const std::string& what, double bytes, double flops, const std::function<void()>& work) {
     if (!report_.has_time(what, 0.1)) return;
     const double us = b_.time(work, true, std::min(0.3, report_.seconds_left()));
@@ -95,7 +95,7 @@ class OpsBench {
     linear("o_proj", a_.x, a_.attn_out.reshape({tokens, heads * c_.v_head_dim}), c_.hidden_size);
     linear("ffn gate", a_.gate, a_.h, c_.ffn_hidden_size);
     linear("ffn down", a_.x, a_.gate, c_.hidden_size);
-    if (tokens > kMaxSequences) return;  // what only decodes do
+    if (tokens > kMaxSequences) return;  // ops that only decode steps have
     per_head("k_up", a_.q_latent, a_.q.slice(2, 0, c_.qk_nope_head_dim));
     per_head("v_up", a_.attn_out, a_.latent_out);
     const Buffer logits(b_.device(), tokens * c_.vocab_size * 4);
@@ -117,7 +117,7 @@ class OpsBench {
         [&] { b_.ops().embed(a_.residual, batch.token_ids, word, 0, a_.ngram_rows, projection, 1.0f / 13); });
   }
 
-  // By random scores.
+  // A routing by random scores.
   void route(const ForwardBatch& batch, const Weight& classifier, const Buffer& bias) {
     b_.ops().moe_route(a_.routing, a_.router_scores, a_.moe_in, classifier,
                        bias.tensor(DType::f32, {c_.num_router_outputs()}), batch.num_real_tokens, c_.n_routed_experts,
@@ -135,7 +135,7 @@ class OpsBench {
         [&] { route(batch, classifier, bias); });
   }
 
-  // Matrices of all experts, one behind the other.
+  // The matrices of all experts, one behind the other.
   std::vector<Weight> expert_matrices(Buffer& storage, int64_t out_features, int64_t in_features) {
     const Weight all = b_.matrix(storage, c_.n_routed_experts * out_features, in_features);
     std::vector<Weight> experts;
@@ -183,7 +183,7 @@ class OpsBench {
         });
   }
 
-  // What only prompts do.
+  // The ops that only prompts have.
   void prompt() {
     const int64_t heads = c_.num_attention_heads, latent = c_.latent_dim(), tokens = 512;
     const Tensor latents = cache_.latents(0);
@@ -222,9 +222,10 @@ class OpsBench {
         like.position = 10;
         rows.push_back(like);
       }
-      row(op + shape, bytes, 0, [&] { b_.ops().sample(token_ids, all, rows, cache_.lane(), batch.block_tables); });
+      row(op + shape, bytes, 0,
+          [&] { b_.ops().sample(token_ids, all, rows, cache_.token_lane(), batch.block_tables); });
     };
-    // The temperature spreads the logits, of deviation 0.02, as wide as a model's.
+    // The logits have a deviation of 0.02. The temperature spreads them as wide as a model's.
     sample("sample top-k top-p", {.temperature = 0.005, .top_k = 40, .top_p = 0.95, .repetition_penalty = 1.06});
     sample("sample greedy", {.temperature = 0});
     sample("sample", {.temperature = 0.005});
@@ -242,7 +243,7 @@ class OpsBench {
   KvCache cache_;
   Buffer ones_storage_;
   Tensor ones_;
-  Activations a_;  // of the step in turn
+  Activations a_;  // buffers of the current step
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The same small model, with the same weights, on the GPU and on the emulated device: all kernels at once, without
-// Python. The widths are those that the tensor cores take.
+// Compares a small model on the GPU with the same model on the emulated device: all kernels at once, without Python.
+// Its widths are multiples of the tensor cores' tiles.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -15,15 +15,15 @@ namespace longcat {
 
 namespace {
 
-// Logits of bf16 activations differ by a few roundings of 2^-9; a token whose router scores nearly tie may go to
-// another expert, so most rows must agree, not each.
+// Logits from bf16 activations differ by a few roundings of 2^-9. A token whose router scores nearly tie may go to
+// another expert. So most rows must agree, and not all.
 constexpr float kTolerance = 4e-2f;
 
-constexpr int64_t kPrompt = 70, kRows = 3;  // prompt tokens, and sequences that are decoded
+constexpr int64_t kPrompt = 70, kRows = 3;  // prompt tokens, and sequences that decode
 
 struct Run {
   std::vector<float> prompt, eager, replayed, in_place;  // logits: [kPrompt, vocab], [kRows, vocab]
-  std::vector<int32_t> ngram_ids;                        // of the prompt
+  std::vector<int32_t> ngram_ids;                        // tokens of the prompt
 };
 
 Run run(Bench& b, bool fp8_experts) {
@@ -69,7 +69,7 @@ Run run(Bench& b, bool fp8_experts) {
   return result;
 }
 
-// Prints a row; whether most rows are near.
+// Prints a row, and returns whether most rows of logits agree.
 bool compare(const char* what, const std::vector<float>& found, const std::vector<float>& expected, int64_t vocab) {
   std::vector<float> errors;
   for (size_t row = 0; row < found.size(); row += static_cast<size_t>(vocab)) {

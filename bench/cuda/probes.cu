@@ -9,13 +9,14 @@ namespace longcat {
 namespace {
 
 constexpr int kTileRows = kProbeRows, kTileCols = kProbeCols;
-constexpr int kStride = kTileCols + 8;  // values of a row in shared memory: rows begin in different banks
+constexpr int kStride = kTileCols + 8;  // values between rows in shared memory, so that rows begin in different banks
 constexpr int kTileThreads = 256;
 
 __device__ uint32_t two_values(const bf16* from) { return *reinterpret_cast<const uint32_t*>(from); }
 
-// A warp has 16 rows of w and 8 tokens. Fragments as the PTX ISA lays them out for mma.m16n8k16: lane l has rows l / 4
-// and l / 4 + 8 of A, column l / 4 of B, and of both the values 2 (l % 4) and 2 (l % 4) + 8 of K and their neighbours.
+// A warp computes 16 rows of w and 8 tokens. The PTX ISA gives the fragments of mma.m16n8k16: lane l has rows l / 4 and
+// l / 4 + 8 of A and column l / 4 of B. Of each it has the values 2 (l % 4) and 2 (l % 4) + 8 along K, and their right
+// neighbours.
 __global__ void mma_sync_kernel(float* out, const bf16* x, const bf16* w, int64_t tokens, int64_t out_features,
                                 int64_t in_features) {
   const int lane = static_cast<int>(threadIdx.x), group = lane / 4, pair = 2 * (lane % 4);
@@ -38,7 +39,7 @@ __global__ void mma_sync_kernel(float* out, const bf16* x, const bf16* w, int64_
 }
 
 __device__ void copy_columns(bf16* to, const bf16* tile, int begin, int end) {
-  const int pieces = (end - begin) / 8;  // of a row
+  const int pieces = (end - begin) / 8;  // bytes of a row
   for (int i = static_cast<int>(threadIdx.x); i < kTileRows * pieces; i += kTileThreads) {
     const int row = i / pieces, col = begin + i % pieces * 8;
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to + row * kStride + col));
@@ -48,13 +49,14 @@ __device__ void copy_columns(bf16* to, const bf16* tile, int begin, int end) {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// The sub-tiles of 16 x 16 of the columns [begin, end), a warp each in turn.
+// Reads the sub-tiles of 16 x 16 in the columns [begin, end); the warps take them in turn.
 __device__ void read_columns(bf16* plain, bf16* transposed, const bf16* shared, int begin, int end) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int count = kTileRows / 16 * ((end - begin) / 16);
   for (int i = warp; i < count; i += kTileThreads / 32) {
     const int row = i % (kTileRows / 16) * 16, col = begin + i / (kTileRows / 16) * 16;
-    // Lanes 0-7 name the rows of the upper left 8 x 8, then lower left, upper right, lower right.
+    // Lanes 0-7 give the addresses of the rows of the upper left 8 x 8, the next lanes those of lower left, upper right
+    // and lower right.
     const bf16* const from = shared + (row + lane % 16) * kStride + col + lane / 16 * 8;
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from));
     uint32_t r[4], t[4];
@@ -75,7 +77,7 @@ __device__ void read_columns(bf16* plain, bf16* transposed, const bf16* shared, 
   }
 }
 
-// Two groups of copies under way: the first half is read while the second may still arrive.
+// Two groups of copies are in flight: the first half is read while the second may still arrive.
 __global__ void __launch_bounds__(kTileThreads) read_tile_kernel(bf16* plain, bf16* transposed, const bf16* tile) {
   extern __shared__ __align__(16) bf16 shared[];
   constexpr int kHalf = kTileCols / 2;

@@ -77,7 +77,7 @@ class RandomWeights {
   ModelWeights weights_;
 };
 
-// Throws where the host has no room: the system would kill the process, not refuse.
+// Throws OutOfMemory where the host has no room. The system would not refuse the memory but kill the process.
 void check_host_memory(const ModelConfig& config) {
   constexpr double kGiB = 1 << 30;
   constexpr int64_t kReserve = int64_t{2} << 30;

@@ -5,16 +5,16 @@
 
 namespace longcat {
 
-// Weights of the config's shapes, made on the device: bf16 (experts in fp8 on request), norms of 1, and no tables yet.
-// The same for every device.
+// Makes weights of the config's shapes on the device: bf16 (experts in fp8 on request), norms of 1, and no tables yet.
+// Every device makes the same ones.
 ModelWeights random_weights(Bench& bench, bool fp8_experts = false);
 
-// The N-gram tables as `placement` has them, in place of those that `weights` names; their memory goes to its storage.
-// Throws OutOfMemory.
+// Makes the N-gram tables at `placement`, in place of those of `weights`. Their memory goes to the storage of
+// `weights`. Throws OutOfMemory.
 void make_tables(Bench& bench, ModelWeights& weights, Placement placement);
 int64_t table_bytes(const ModelConfig& config);
 
-// What `weights` names, without its memory.
+// Returns a copy of the views in `weights`, without their memory.
 ModelWeights views_of(const ModelWeights& weights);
 
 }  // namespace longcat

@@ -10,7 +10,7 @@ namespace longcat {
 
 namespace {
 
-// Three digits, thousands whole.
+// Formats a number with three digits, and with more only left of the point.
 std::string number(double value) {
   char text[32];
   const double size = std::fabs(value);

@@ -1,4 +1,4 @@
-// The table of a suite: what was found beside what was expected, each row printed at once, within a budget of time.
+// Prints the table of a suite: the found figure beside the expected one, each row at once, within a budget of time.
 #pragma once
 
 #include <chrono>
@@ -9,15 +9,15 @@
 
 namespace longcat {
 
-// What a row of a suite should find. All of them stand in expectations.cpp, with their sources.
+// The expected figure of one row of a suite. All of them stand in expectations.cpp, with their sources.
 struct Expectation {
   const char* suite;
-  const char* what;  // as the row is named, without its note
+  const char* what;  // the name of the row, without its note
   double value;
   const char* unit;
 };
 
-// Null: the table has no value for that row.
+// Returns the expectation of a row; null: there is none.
 const Expectation* find_expectation(const std::string& suite, const std::string& what);
 std::vector<Expectation> expectations_of(const std::string& suite);
 
@@ -25,25 +25,26 @@ class Report {
  public:
   static constexpr double kNoShare = -1;
 
-  // budget_seconds: from now on, for the whole suite.
+  // budget_seconds: time for the whole suite, from this call on.
   Report(std::string suite, double budget_seconds);
 
-  // A table begins.
+  // Begins a table.
   void header(const std::string& title) const;
 
-  // found: in `unit`. share: of what the device allows, 1 at the bound. note: stands behind the name of the row.
+  // Prints a row. found: in `unit`. share: part of what the device allows; 1 is the bound. note: printed behind the
+  // name of the row.
   void row(const std::string& what, double found, const char* unit, double share = kNoShare,
            const std::string& note = "");
-  // A fact that must hold; holds() is false from then on where one did not.
+  // Prints a fact that must hold. When one does not, holds() is false from then on.
   void fact(const std::string& what, bool holds);
 
-  // Whether work of about `seconds` still fits into the budget. If not, `what` is left out: the row of that name,
-  // or all whose names begin with it and a comma.
+  // Returns whether work of about `seconds` still fits into the budget. If not, `what` counts as left out: the row of
+  // that name, or all rows whose names begin with it and a comma.
   bool has_time(const std::string& what, double seconds, const std::string& note = "");
   void leave_out(const std::string& what, const std::string& why, const std::string& note = "");
   double seconds_left() const;
 
-  // Prints what was left out. Throws Error where an expectation of the suite met no row: its name is wrong.
+  // Prints what was left out. Throws Error when an expectation of the suite matched no row, because its name is wrong.
   void finish() const;
 
   bool holds() const { return holds_; }
@@ -51,8 +52,8 @@ class Report {
  private:
   std::string suite_;
   std::chrono::steady_clock::time_point end_;
-  std::set<std::string> met_;                                  // rows that were printed
-  std::vector<std::pair<std::string, std::string>> left_out_;  // what; note and why
+  std::set<std::string> met_;                                  // names of the rows that were printed
+  std::vector<std::pair<std::string, std::string>> left_out_;  // row; note and reason
   bool holds_ = true;
 };
 

@@ -1,4 +1,4 @@
-// What cuda_bench runs, one file a suite.
+// The suites of cuda_bench, one file each.
 #pragma once
 
 #include <vector>
@@ -8,20 +8,20 @@
 
 namespace longcat {
 
-// All kernels at once: a small model on the GPU against the emulated device. Returns whether they agree.
+// Compares a small model on the GPU with the emulated device, all kernels at once. Returns whether they agree.
 bool check_parity(Bench& gpu, Bench& emulated);
 
-// What must be equal bit for bit on a GPU of 9.0. Returns whether all of it is that could be run here.
+// Checks what must be equal bit for bit on a GPU of 9.0. Returns whether every check that could run here passed.
 bool check_bits(Bench& bench);
 
-// Each op by itself, cold, beside its bound.
+// Times each op by itself, cold, beside its bound.
 void bench_ops(Bench& bench, Report& report);
 
-// The whole model with random weights, its tables in turn at each of `placements`: decode and prefill, and whether a
-// replayed step has the bits of the eager one.
+// Measures decode and prefill of the whole model with random weights. Checks that a replayed step has the bits of the
+// eager one. Does both with the tables at each of `placements` in turn.
 void bench_model(Bench& bench, Report& report, const std::vector<Placement>& placements);
 
-// N-gram rows from device memory and from pinned host memory of both page sizes.
+// Times the gather of N-gram rows from device memory, and from pinned host memory of both page sizes.
 void bench_gather(Bench& bench, Report& report);
 
 }  // namespace longcat

@@ -1,14 +1,15 @@
-// Attention of one sub-layer at the real shape, beside what the machine can do at most.
+// Times attention of one sub-layer at the real shape, beside the time that the machine's limits allow.
 //
 //   attention_bench [CHECKPOINT] [--depth 4096,32768] [--latents f32,bf16,fp8,int8] [--chunk 512] [--threads N]
 //                   [--rounds 9]
 //
-// decode: one generated token after `depth` tokens; the bound is the larger of the time its multiply-adds take at the
-// machine's peak (exact int8 for int8 latents, else f32) and the time its latents take to be read. prefill: a chunk of
-// prompt tokens that ends at `depth`; the multiply-adds of its keys, values, scores and sums at the f32 peak. The
-// latents are random: their values do not change the time. With a checkpoint also whole decode steps of its model
-// (step): the history is filled with such latents in place of computing a prompt for minutes; the bound is what its
-// attention alone would take.
+// decode: one generated token after `depth` tokens. The bound is the larger of two times: its multiply-adds at the
+// machine's peak (exact int8 for int8 latents, else f32), and reading its latents.
+// prefill: a chunk of prompt tokens that ends at `depth`. The bound is the multiply-adds of its keys, values, scores
+// and weighted sums at the f32 peak.
+// step (with a checkpoint): whole decode steps of its model. The bound is that of the attention alone.
+// The latents are random, because their values do not change the time. The history of a step is filled with them,
+// because computing a prompt would take minutes.
 
 #include <algorithm>
 #include <cstdio>
@@ -41,7 +42,7 @@ std::vector<float> random_values(int64_t n) {
   return values;
 }
 
-// A cache of one sequence of `depth` tokens, and batches at its end.
+// A cache of one sequence with `depth` tokens, and batches at its end.
 class Attention {
  public:
   Attention(Ops& ops, DType dtype, int64_t depth)
@@ -62,14 +63,14 @@ class Attention {
                   view(ones, depth, kRope / 2), view(ones, depth, kRope / 2), batch(0, depth, false));
   }
 
-  // The first block of latents to where another one lies.
+  // Copies the latents of the first block to another block.
   void copy_block(Tensor to) const {
     std::memcpy(to.raw(), latents_.index(0, 1).raw(), static_cast<size_t>(to.num_bytes()));
   }
 
   int64_t latent_bytes() const { return depth_ * row_ * size_of(latents_.dtype()); }
 
-  // Calls time(function) with what computes one generated token's attention.
+  // Calls time(function) with a function that computes the attention of one generated token.
   template <class Time>
   void decode(Time&& time) {
     std::vector<float> q = random_values(kHeads * (kLatent + kRope)), out(static_cast<size_t>(kHeads * kLatent));
@@ -81,7 +82,7 @@ class Attention {
     });
   }
 
-  // The same for a chunk of prompt tokens.
+  // Calls time(function) with a function that computes the attention of a chunk of prompt tokens.
   template <class Time>
   void prefill(int64_t chunk, Time&& time) {
     std::vector<float> q = random_values(chunk * kHeads * (kNope + kRope)),
@@ -112,7 +113,7 @@ class Attention {
   std::vector<int32_t> blocks_;
 };
 
-// A model after `depth` tokens, of which only the latents are there.
+// A model whose cache holds random latents of `depth` tokens.
 class DeepModel {
  public:
   DeepModel(const std::string& folder, const std::string& latents, int threads, int64_t depth)
@@ -165,7 +166,7 @@ int main(int argc, char** argv) try {
   std::printf("%s, %d threads\n\n| op | latents | depth | ms | bound [ms] | times the bound | of |\n",
               name_of(cpu_isa()), threads);
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
-  // The medians of rounds that measure the limits and then the work: the machine may be shared.
+  // The machine may be shared, so each round measures the limits and then the work. Prints the medians of the rounds.
   const auto measure = [&](const char* op, const char* latents, int64_t depth, int64_t times, double operations,
                            double bytes, bool int8, auto&& work) {
     std::vector<double> seconds, bounds, shares;

@@ -1,4 +1,5 @@
-// The command line of a benchmark: one word, a checkpoint in most, and options with a value each, or without one.
+// The command line of a benchmark: at most one word, which is a checkpoint in most, and options with or without a
+// value.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +15,8 @@ namespace longcat::bench {
 
 class CommandLine {
  public:
-  // flags: options that have no value. Throws std::invalid_argument for another one without a value, or a second word.
+  // flags: the options that have no value. Throws std::invalid_argument when another option lacks its value, or there
+  // is a second word.
   CommandLine(int argc, char** argv, const std::set<std::string>& flags = {}) {
     for (int i = 1; i < argc; ++i) {
       const std::string name = argv[i];
@@ -40,7 +42,7 @@ class CommandLine {
 
   bool flag(const std::string& name) const { return flags_.contains(name); }
 
-  // The value of an option, which counts as known from then on.
+  // Returns the value of an option, or `fallback`. The option counts as known from then on.
   std::string text(const std::string& name, const std::string& fallback) {
     const auto option = options_.extract(name);
     return option ? option.mapped() : fallback;
@@ -49,7 +51,8 @@ class CommandLine {
     const std::string value = text(name, "");
     return value.empty() ? fallback : to_number(name, value);
   }
-  std::vector<std::string> words(const std::string& name, std::vector<std::string> fallback) {  // "int8_x8,int4_x8"
+  // A list such as "int8_x8,int4_x8".
+  std::vector<std::string> words(const std::string& name, std::vector<std::string> fallback) {
     const std::string value = text(name, "");
     if (value.empty()) return fallback;
     std::vector<std::string> list;
@@ -60,7 +63,8 @@ class CommandLine {
     }
     return list;
   }
-  std::vector<int64_t> numbers(const std::string& name, std::vector<int64_t> fallback) {  // "1,8,64"
+  // A list such as "1,8,64".
+  std::vector<int64_t> numbers(const std::string& name, std::vector<int64_t> fallback) {
     const std::vector<std::string> list = words(name, {});
     if (list.empty()) return fallback;
     std::vector<int64_t> numbers;
@@ -68,7 +72,7 @@ class CommandLine {
     return numbers;
   }
 
-  // Throws std::invalid_argument for an unknown option.
+  // Throws std::invalid_argument when an option was given that no call above asked for.
   void finish() const {
     if (!options_.empty()) throw std::invalid_argument(str_cat("unknown option ", options_.begin()->first));
   }
@@ -89,7 +93,7 @@ class CommandLine {
 
   std::string checkpoint_;
   std::set<std::string> flags_;
-  std::map<std::string, std::string> options_;  // not yet asked for
+  std::map<std::string, std::string> options_;  // options that were given and that no call has asked for
 };
 
 }  // namespace longcat::bench

@@ -1,10 +1,11 @@
-// What the engine adds to a bare forward pass: a decode step of Engine::step beside Model::forward and Model::logits on
-// the same tokens, at the same positions, in the same cache.
+// Measures the time that the engine adds to a bare forward pass. A decode step of Engine::step runs beside
+// Model::forward and Model::logits on the same tokens, at the same positions, in the same cache.
 //
 //   engine_bench CHECKPOINT [--batch 1,8,64] [--context 100] [--steps 10] [--rounds 25] [--threads N]
 //
-// Rounds of engine steps and of bare passes take turns, so that both meet the same machine. Times are medians over the
-// rounds of a round's median; "over" and "ratio" are medians of each round's own difference and ratio.
+// Rounds of engine steps and of bare passes take turns, so that a slower machine slows both. Each round has its median
+// time, and the table shows the medians over the rounds. "over" and "ratio" are the medians of each round's difference
+// and ratio.
 
 #include <algorithm>
 #include <cstdio>
@@ -45,7 +46,8 @@ Arguments parse(int argc, char** argv) {
   return arguments;
 }
 
-// The newest computed token of every running sequence again: same work as the step that computed it, same bits.
+// Computes the newest computed token of every running sequence again: the same work as the engine's step, with the same
+// bits.
 class BarePass {
  public:
   BarePass(Engine& engine, int64_t batch)
@@ -76,7 +78,7 @@ class BarePass {
                            rows_.tensor(DType::i32, {batch_}));
   }
 
-  // Greedy, without penalties: what the engine's requests ask for.
+  // Samples greedily and without penalties, as the engine's requests do.
   void sample() {
     const std::vector<SamplingRow> rows = [&] {
       std::vector<SamplingRow> all;
@@ -86,7 +88,7 @@ class BarePass {
     std::vector<int32_t> ids(static_cast<size_t>(batch_));
     engine_.ops().sample(Tensor(ids.data(), DType::i32, {batch_}),
                          logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}), rows,
-                         engine_.cache().lane(), buffers_.upload(0).block_tables);
+                         engine_.cache().token_lane(), buffers_.upload(0).block_tables);
   }
 
  private:
@@ -135,7 +137,7 @@ void measure(const Arguments& arguments, int64_t batch, bool overlap) {
   timed_steps(arguments.steps, warm_up);
   for (int64_t round = 0; round < arguments.rounds; ++round) {
     std::vector<double> first, steps, forwards, samples;
-    timed_steps(1, first);  // fills the pipe: no full step
+    timed_steps(1, first);  // not timed: it fills the pipeline of two steps
     timed_steps(arguments.steps - 1, steps);
     engine.between_steps([&] {
       bare.stage();

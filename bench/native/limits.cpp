@@ -1,4 +1,4 @@
-// What this machine can do at most: limits [--threads N].
+// Prints the limits of this machine: limits [--threads N].
 #include "limits.h"
 
 #include <cstdio>

@@ -1,5 +1,5 @@
-// What this machine can do at most: bytes read, multiply-adds of f32, exact 8-bit multiply-adds. Other benches print
-// their shares of these, measured in the same run.
+// Measures the limits of this machine: bytes read, multiply-adds of f32, and exact 8-bit multiply-adds, a second. Other
+// benchmarks print their shares of these limits, measured in the same run.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own avx512fintrin.h (GCC bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns in its own avx512fintrin.h (GCC bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
@@ -21,10 +21,11 @@
 namespace longcat::bench {
 
 struct Limits {
-  double read_bytes_per_s = 0;  // of memory, far more than the caches hold
-  double f32_flop_per_s = 0;    // 2 a multiply-add
-  // 2 an exact 8-bit multiply-add, summed in 32 bits; 0: no kernel for this machine. Of two signed factors, and of one
-  // unsigned factor so small that two products fit 16 bits, such as a weight of 4 bits.
+  double read_bytes_per_s = 0;  // [bytes/s] read from memory that is far larger than the caches
+  double f32_flop_per_s = 0;    // [operations/s] a multiply-add counts as 2
+  // [operations/s] of exact 8-bit multiply-adds, summed in 32 bits; each counts as 2. 0: this machine has no such
+  // kernel. int8: both factors are signed. int4: one factor is unsigned and so small that two products fit 16 bits, as
+  // a weight of 4 bits is.
   double int8_op_per_s = 0;
   double int4_op_per_s = 0;
 };
@@ -65,7 +66,8 @@ __attribute__((target("avx512f"))) inline float fma_avx512(int64_t count) {
   for (const auto& a : acc) total += _mm512_cvtss_f32(a);
   return total;
 }
-// 4 registers of inputs against a weight from the first-level cache. Two signed factors of 8 bits need the sign trick.
+// Multiplies 4 registers of inputs with a weight from the first-level cache. For two signed factors of 8 bits, the sign
+// of one moves to the other.
 template <bool both_signed>
 __attribute__((target("avx2"))) inline int32_t int8_avx2(const int8_t* w, int64_t count) {
   __m256i sum[4], x[4];
@@ -101,12 +103,12 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) inline int32_t int8_vnni(
 
 }  // namespace detail
 
-// Measures again and again: a machine that others use too is not the same from one second to the next.
+// Measures repeatedly, because the speed of a machine with other users changes from second to second.
 class LimitsMeter {
  public:
   explicit LimitsMeter(ThreadPool& pool) : pool_(pool), memory_(static_cast<size_t>(kMemoryFloats), 1.0f) {}
 
-  // About 10 ms.
+  // One measurement, which takes about 10 ms.
   Limits measure() {
     Limits limits;
     limits.read_bytes_per_s = measure_read();
@@ -132,7 +134,7 @@ class LimitsMeter {
     return limits;
   }
 
-  // The best of all measurements so far, and of some more.
+  // Takes some more measurements, and returns the best of all so far.
   const Limits& best(int more = 40) {
     for (int i = 0; i < more; ++i) measure();
     return best_;
@@ -152,7 +154,7 @@ class LimitsMeter {
     return static_cast<double>(kReadFloats) * 4 / seconds_since(start);
   }
 
-  // Operations a second of work(count) on every thread at once, `each` a count.
+  // Operations a second of work(count), which runs on every thread at once. `each`: operations of one count.
   template <class Work>
   double rate(int64_t count, double each, Work&& work) {
     const int64_t times = pool_.num_threads() * 16;

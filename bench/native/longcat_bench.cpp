@@ -1,14 +1,17 @@
-// Tokens a second of a checkpoint, in llama-bench's terms, beside what this machine can do at most.
+// Tokens a second of a checkpoint, in llama-bench's terms, beside the limits of this machine.
 //
 //   longcat-bench CHECKPOINT [--prompt 512] [--generate 128] [--depth 0,4096] [--batch 1] [--threads N] [--rounds 5]
 //                            [--kv-cache-dtype auto]
 //
-// ppN: N prompt tokens in one step, without sampling. tgN: N tokens generated one after another, `batch` sequences at
-// once, after `depth` tokens of history. "weights" are the bytes of the matrices a step reads: all but the experts, and
-// of those as many as tokens are expected to meet when every pick is as likely. "share": for tg of the read bandwidth,
-// for pp of the f32 peak, or where the experts are int8 or int4 of that of exact integer products, as measured around
-// each round; the median of the rounds. Beside it the best round, and its share of the best that was measured: where
-// others use the machine too, what it is when they do not.
+// ppN: N prompt tokens in one step, without sampling.
+// tgN: N tokens generated one after another, `batch` sequences at once, after `depth` tokens of history.
+// "weights": the bytes of the matrices that a step reads. Of the experts it counts as many as the step's tokens pick on
+// average when all picks are equally likely.
+// "share": the part of a limit that the round reached, as measured around the round; the median of the rounds. The
+// limit is the read bandwidth for tg. For pp it is the f32 peak, or the peak of exact integer products where the
+// experts are int8 or int4.
+// The last columns show the best round, and its share of the best limit of all rounds: the figure without other users
+// of the machine.
 
 #include <algorithm>
 #include <cmath>
@@ -52,10 +55,10 @@ Arguments parse(int argc, char** argv) {
   return arguments;
 }
 
-// What the matrices of a step take and cost.
+// The bytes and operations of a step's matrices.
 struct Work {
-  double bytes = 0;          // read by a step of `tokens` tokens
-  double multiply_adds = 0;  // of one token
+  double bytes = 0;          // [bytes] read by a step of `tokens` tokens
+  double multiply_adds = 0;  // operations of one token
   double bench::Limits::* peak = &bench::Limits::f32_flop_per_s;
 };
 
@@ -86,7 +89,7 @@ Work work_of(const ModelWeights& weights, const ModelConfig& config, double toke
   return work;
 }
 
-// A round, and what the machine could do in the moments around it: the mean of three measurements on either side.
+// One round, and the limits of the machine around it: the mean of three measurements before and three after.
 class Stopwatch {
  public:
   explicit Stopwatch(bench::LimitsMeter& meter) : meter_(meter) {

@@ -1,11 +1,13 @@
-// The matrix products of a step, one by one, at the shapes of LongCat-Flash-Lite: op x format x rows, cold weights.
+// Times the matrix products of a step, one by one, at the shapes of LongCat-Flash-Lite: op x format x rows, with cold
+// weights.
 //
 //   ops_bench [--rows 1,2,4,8,16,64,512] [--formats bf16,bf16_x8,int8_x8,int4_x8] [--ops q_b,experts] [--threads N]
 //             [--rounds 15] [--memory 1024]
 //
-// Each call takes the next of many copies of the weight, `memory` MiB in all, so that no cache holds it. "bound" is the
-// larger of the weights' bytes over the read bandwidth and the useful operations over the f32 peak, or the exact int8
-// peak for the integer formats. Limits and times are the best of many: what others do on the machine can only add.
+// Each call takes the next of many copies of the weight, `memory` MiB in all, so that no cache holds it.
+// "bound" is the larger of two times: reading the weights, and computing the useful operations. The peak is that of
+// f32, or of exact int8 for the integer formats. Limits and times are the best of many, because other users of the
+// machine can only add time.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -36,7 +38,7 @@ enum class Kind { linear, per_head, silu_mul, experts };
 struct Op {
   const char* name;
   Kind kind;
-  int64_t out_features, in_features;  // of one matrix
+  int64_t out_features, in_features;  // bytes of one matrix
 };
 
 constexpr Op kOps[] = {
@@ -53,7 +55,8 @@ constexpr Op kOps[] = {
     {"lm_head", Kind::linear, 131072, 3072},
 };
 
-// Memory full of one matrix after another, all of one shape: a few groups of 64 rows, packed once and repeated.
+// Memory full of matrices of one shape, one after another. Their content is a few groups of 64 rows, packed once and
+// repeated.
 class Matrices {
  public:
   explicit Matrices(int64_t bytes) : memory_(static_cast<size_t>(bytes)) {}
@@ -112,7 +115,8 @@ class Bench {
   const bench::Limits& limits() const { return limits_; }
 
   void run(const Op& op, WeightFormat format, const std::vector<int64_t>& rows) {
-    if (op.kind == Kind::per_head && cpu::want_quantized_inputs(format)) return;  // as split from kv_b_proj: never so
+    // The weights of a head are cut from kv_b_proj, which is never stored in an integer format.
+    if (op.kind == Kind::per_head && cpu::want_quantized_inputs(format)) return;
     matrices_.fill(format, op.out_features, op.in_features);
     for (const int64_t n : rows) measure(op, format, n);
   }
@@ -158,7 +162,7 @@ class Bench {
     std::fflush(stdout);
   }
 
-  // Makes the next call, on cold weights.
+  // Makes one call, on the next copy of the weights.
   std::function<Work()> preparation(const Op& op, int64_t n) {
     const int64_t out = op.out_features, in = op.in_features;
     const auto linear_work = [n](const Weight& w, std::function<void()> call) {
@@ -196,8 +200,8 @@ class Bench {
     return {};
   }
 
-  // Each token picks 12 of 384 at random, of which 256 are computed. Gate, up and down are of one size here: the down
-  // projection is the transposed shape.
+  // Each token picks 12 of 384 experts at random, and 256 of the 384 are computed. All three matrices have one size
+  // here: the down projection has the transposed shape.
   std::function<Work()> experts(int64_t ffn, int64_t hidden, int64_t n) {
     Routing routing{.expert_idx = ints({n, kTopK}),
                     .expert_weights = floats({n, kTopK}),

@@ -1,4 +1,4 @@
-// A clock, and the middle of what it measured.
+// A clock, and the median of its times.
 #pragma once
 
 #include <algorithm>

@@ -1,9 +1,9 @@
-"""What a machine's GPU allows: driver and attributes, whether the package opens it, and what copies and products reach.
+"""Prints the limits of a machine's GPU: driver, attributes, and the speeds of copies and products.
 
     python bench/scripts/ceilings.py [--check]
 
-Bounds of other figures are shares of these. PyTorch, where it is there, measures copies and products, so that no kernel
-of ours is judged by itself. --check: without a GPU, to see that the script works.
+Other benchmarks print shares of these limits. PyTorch, if installed, measures copies and products, so that our kernels
+are not compared with themselves. --check: runs without a GPU, to see that the script works.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-# CUdevice_attribute of cuda.h: number, unit, and what the backend counts on.
+# CUdevice_attribute of cuda.h: its number, its unit, and the value that the backend relies on.
 ATTRIBUTES = {
     "compute capability, major": (75, "", 9),
     "compute capability, minor": (76, "", 0),
@@ -29,8 +29,8 @@ ATTRIBUTES = {
     "kernels read pageable memory": (88, "", "-"),
     "kernels follow the host's page tables": (100, "", "-"),
 }
-FLOPS_A_CYCLE = 4096  # of a multiprocessor of 9.0, dense bf16
-# Shares of the nominal peaks that a good copy and a good product reach.
+FLOPS_A_CYCLE = 4096  # FLOP of a multiprocessor of 9.0 in a cycle, dense bf16
+# The shares of the nominal peaks that a good copy and a good product reach.
 COPY_SHARE, PRODUCT_SHARE = 0.85, 0.78
 
 
@@ -45,7 +45,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def read_attributes() -> dict[str, int]:
-    """Prints what the driver says of device 0, and returns its attributes by name."""
+    """Prints the driver's attributes of device 0; returns them by name."""
     driver = ctypes.CDLL("libcuda.so.1")
 
     def call(name: str, *arguments: object) -> None:
@@ -75,7 +75,7 @@ def open_package(device: str) -> None:
 
 
 def measure(attributes: dict[str, int]) -> None:
-    """Copies and a product of random bf16 values by PyTorch, beside what the clocks promise."""
+    """Measures copies and a product of random bf16 values by PyTorch, beside the nominal peaks."""
     try:
         import torch
     except (ImportError, OSError):

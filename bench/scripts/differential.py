@@ -1,10 +1,10 @@
-"""Random requests at random engines, each compared bit for bit with a run alone, for as long as one likes.
+"""Runs random requests on random engines, and compares each bit for bit with the same request run alone.
 
-python bench/scripts/differential.py --seconds 1800          seeds 0, 1, 2, ...
-python bench/scripts/differential.py --replay 4711           one engine again; with a difference, made smaller
+python bench/scripts/differential.py --seconds 1800          engines of the seeds 0, 1, 2, ...
+python bench/scripts/differential.py --replay 4711           repeats one engine, and shrinks a case that differs
 
-Processes of some engines each run one after another. One that makes no progress for --limit seconds is ended, with the
-stacks of its threads, and counts as a finding; so does one that crashes, and one whose memory grows.
+Processes run one after another, each with some engines. A process counts as a finding when it crashes, when its memory
+grows, or when it makes no progress for --limit seconds. In the last case its threads' stacks are printed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from support.differential import Differential  # noqa: E402
 from support.random_engines import Plan, random_plan  # noqa: E402
 from support.workload import rss_anon_kib  # noqa: E402
 
-WARM_UP = 0.5  # share of a process's engines after which its memory is to stay
-GROWTH = 1.08  # of the private memory, after that
+WARM_UP = 0.5  # share of a process's engines after which its memory must stay
+GROWTH = 1.08  # largest growth of the private memory after that, as a factor
 SHRINK_SECONDS = 120.0
 TELL_EVERY_S = 30.0
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def work(args: argparse.Namespace) -> int:
-    """Runs engines, and says of each on one line of JSON what it met."""
+    """Runs engines, and prints the result of each as one line of JSON."""
     differential = Differential(args.worker, lambda: faulthandler.dump_traceback_later(args.limit, exit=True))
     trim = ctypes.CDLL(None).malloc_trim
     ends = time.monotonic() + args.seconds
@@ -83,13 +83,13 @@ def say(line: dict) -> None:
 
 
 class Run:
-    """What all processes have reported."""
+    """The results of all processes so far."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.events: Counter[str] = Counter()
         self.num_findings = 0
-        self.begun = -1  # the engine that is running
+        self.begun = -1  # seed of the engine that is running
         self.rss_kib: list[int] = []  # of the process that is running
         self.told = self.start
 
@@ -121,7 +121,7 @@ class Run:
         )
 
     def check_memory(self) -> None:
-        """After a process: its memory must not have grown in its second half."""
+        """Checks, after a process, that its memory did not grow in its second half."""
         warm = self.rss_kib[int(len(self.rss_kib) * WARM_UP) :]
         if len(warm) < 10:
             return
@@ -137,7 +137,7 @@ def drive(args: argparse.Namespace, folder: Path) -> int:
         run.begun, run.rss_kib = seed - 1, []
         command = [sys.executable, __file__, "--worker", str(folder), "--seed", str(seed), "--seconds", str(left)]
         command += ["--engines", str(args.engines), "--limit", str(args.limit)]
-        # One arena: free memory in those of threads that have ended would count as growth.
+        # One arena for malloc: free memory in the arenas of threads that have ended would count as growth.
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
@@ -149,7 +149,7 @@ def drive(args: argparse.Namespace, folder: Path) -> int:
             run.finding(run.begun, f"its process ended with {process.returncode}: crashed, or hung {args.limit:.0f} s")
         run.check_memory()
         if run.begun < seed:
-            break  # it did not come to its first engine
+            break  # the process did not reach its first engine
         seed = run.begun + 1
         run.tell()
     print(f"\n{run.elapsed():.0f} s, engines {args.seed} to {seed - 1}, {run.num_findings} findings")

@@ -2,8 +2,8 @@
 
 python bench/scripts/large_bodies.py examples/longcat-tiny --seconds 60
 
-Prints how long /health takes meanwhile, the answers by status, how soon the work of clients that left ends, and the
-server's memory before, at its highest and after. The clients run in a process of their own, on the server's machine.
+Prints the times of /health meanwhile and the responses by status. Also prints how soon work for clients that left ends,
+and the server's memory before, at its highest and after. The clients run in a process of their own, on this machine.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from support.live import LiveServer  # noqa: E402
 
-LIMIT = 32 << 20  # [bytes] of a body
+LIMIT = 32 << 20  # [bytes] largest body
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def bodies() -> dict[str, tuple[str, bytes]]:
-    """Bodies by name, each with its path. Most are as large as their kind may be, some larger."""
+    """Bodies by name, each with the path to send it to. Most are as large as the server accepts, some larger."""
     text = "Once upon a time there was a small cat. " * 50_000  # 2 MB
     message = {"role": "user", "content": text[:600_000]}
     given: dict[str, tuple[str, object]] = {
@@ -63,7 +63,7 @@ def bodies() -> dict[str, tuple[str, bytes]]:
 
 
 class Clients:
-    """Threads that send the bodies over and over until the time is up."""
+    """Starts threads that send the bodies repeatedly until the time is up."""
 
     def __init__(self, url: str, count: int, seconds: float):
         place = urlsplit(url)
@@ -104,12 +104,12 @@ class Clients:
 
 
 def run_clients(url: str, count: int, seconds: float, statuses: multiprocessing.Queue[dict[str, int]]) -> None:
-    """The body of the clients' process."""
+    """The main function of the clients' process."""
     statuses.put(dict(Clients(url, count, seconds).statuses))
 
 
 def memory_kib(pid: int) -> int:
-    """Anonymous memory of a process [KiB]."""
+    """The anonymous memory of a process [KiB]."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.split("RssAnon:")[1].split()[0])
 
@@ -134,7 +134,7 @@ def main() -> None:
     with LiveServer(args.model, "--disable-access-log").wait_ready() as server:
         pid = server.process.pid
         statuses: multiprocessing.Queue[dict[str, int]] = multiprocessing.Queue()
-        run_clients(server.url, args.clients, args.seconds / 2, statuses)  # fills caches, which are bounded
+        run_clients(server.url, args.clients, args.seconds / 2, statuses)  # fills the caches, which are bounded
         statuses.get()
         time.sleep(3)
         before = memory_kib(pid)

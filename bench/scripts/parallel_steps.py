@@ -1,10 +1,10 @@
-"""Decode steps on one rank and on several, beside what longcat.planning.cost predicts from rates of the same run.
+"""Times decode steps on one rank and on several, beside the prediction of longcat.planning.cost for the same rates.
 
     python bench/scripts/parallel_steps.py CHECKPOINT --layouts 1x1 2x1 1x2 2x2 --batch 1 8
 
-Ranks have one thread each. Measured by the ranks themselves, all at once, before and after the steps: multiplying rows
-with bf16 weights that no cache holds; a small operation; and a sum over the ranks by what carries the model's own.
-All times are the least of many: those of a machine without other work.
+Ranks have one thread each. All ranks measure three rates at the same time, before and after the steps. These are
+multiplying rows with bf16 weights that no cache holds, a small operation, and an all-reduce by the model's
+communicator. All times are the least of many, which is the time without other work on the machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MPI_ENVIRONMENT = {
 
 
 def slowest(seconds: float, communicator: _core.Communicator | None) -> float:
-    """Of all ranks."""
+    """The largest `seconds` of all ranks."""
     if communicator is None:
         return seconds
     all_seconds = np.zeros(communicator.size, np.float32)
@@ -42,7 +42,7 @@ def slowest(seconds: float, communicator: _core.Communicator | None) -> float:
 
 
 def measured_rates(communicator: _core.Communicator | None) -> tuple[list[tuple[int, float]], float]:
-    """Seconds a weight by rows, while all ranks are at it, and seconds of a small operation."""
+    """Seconds for each weight, by number of rows, while all ranks compute; and seconds of a small operation."""
     height, width = 768, 1536
     weights = [np.full((height, width), 0x3C00 + i, np.uint16) for i in range(48)]  # 113 MB of bf16
     ops = testing.Ops(1)
@@ -78,7 +78,7 @@ def sum_seconds(communicator: _core.Communicator, hidden: int) -> float:
 
 
 def step_seconds(folder: str, tp: int, ep: int, batch: int, communicator: _core.Communicator | None) -> float | None:
-    """The least of decode steps of `batch` requests; None on follower ranks."""
+    """The least time of a decode step of `batch` requests [s]; None on follower ranks."""
     options = _core.EngineOptions()
     options.num_threads, options.max_num_seqs, options.kv_cache_memory = 1, batch, 64 << 20
     options.tensor_parallel_size, options.expert_parallel_size = tp, ep
@@ -106,7 +106,7 @@ def step_seconds(folder: str, tp: int, ep: int, batch: int, communicator: _core.
 
 
 def measure(folder: str, tp: int, ep: int, batches: list[int]) -> dict[str, Any]:
-    """On every rank of a job; rank 0 has the result."""
+    """Runs on every rank of a job; rank 0 returns the result."""
     job = join_job(tp, ep)
     communicator = job.communicator if job is not None else None
     before, op = measured_rates(communicator)

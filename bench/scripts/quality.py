@@ -1,4 +1,4 @@
-"""What a format costs in quality: perplexity on held-out texts, tool calls made exactly, agreement with the original.
+"""Measures the quality that a format costs: perplexity, exact tool calls, and agreement with the original weights.
 
 python bench/scripts/quality.py examples/longcat-tiny heldout.json tool_calls.json [--formats bf16 int8 int4 ...]
 """
@@ -16,9 +16,9 @@ import longcat
 import numpy as np
 from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 
-# Presets, and each component alone in few bits: what it is that costs.
+# The presets, and each component alone in few bits, to see which one costs quality.
 ALONE = {f"{c} {q}": {c: q} for q in ("int8", "int4") for c in COMPONENTS}
-# The checkpoint as it is, the latent cache in fewer bits.
+# The checkpoint as it is, with the latent cache in fewer bits.
 LATENTS = {f"latents {dtype}": dtype for dtype in ("f32", "bf16", "fp8", "int8")}
 
 
@@ -26,7 +26,7 @@ def measure(
     model: Path, texts: list[list[int]], tools: list[dict[str, Any]], original: list[np.ndarray] | None,
     kv_cache_dtype: str = "auto",
 ):  # fmt: skip
-    """(nats a token, calls exact, share of greedy tokens as `original`, greedy tokens of each text)."""
+    """Returns (nats a token, exact tool calls, share of greedy tokens as in `original`, greedy tokens of each text)."""
     nats = count = exact = 0
     best = []
     with longcat.Engine(model, enable_prefix_caching=False, kv_cache_dtype=kv_cache_dtype) as engine:
@@ -39,11 +39,11 @@ def measure(
             count += len(ids) - 1
             best.append(logits.argmax(axis=1))
         prompts = [engine.encode(case["prompt"]) for case in tools]
-        answers = engine.generate(
+        completions = engine.generate(
             prompt_token_ids=prompts, max_tokens=200, temperature=0, repetition_penalty=1, skip_special_tokens=False
         )
-        for case, answer in zip(tools, answers, strict=True):
-            exact += answer.text.split("</longcat_s>")[0] == case["expected_text"].split("</longcat_s>")[0]
+        for case, completion in zip(tools, completions, strict=True):
+            exact += completion.text.split("</longcat_s>")[0] == case["expected_text"].split("</longcat_s>")[0]
     same = np.mean(np.concatenate(best) == np.concatenate(original)) if original else 1.0
     return nats / count, exact, same, best
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
-    """The one list in a JSON file."""
+    """The only list in a JSON file."""
     return next(value for value in json.loads(path.read_text()).values() if isinstance(value, list))
 
 

@@ -1,4 +1,4 @@
-"""Thousands of random requests against one engine: all end, none is lost or comes twice, memory goes back.
+"""Sends thousands of random requests to one engine: each must end exactly once, and memory must return.
 
 python bench/scripts/soak.py examples/longcat-tiny --requests 10000
 """
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
 
     with longcat.Engine(args.model, max_num_seqs=args.max_num_seqs, kv_cache_memory=args.kv_cache_memory) as engine:
-        warm_up = 4000  # touches what will be touched: the rarest batch, the most that was ever swapped out
+        warm_up = 4000  # reaches the peak of memory: the rarest batch, and the most swapped-out blocks
         asyncio.run(run_jobs(engine, warm_up, args.concurrency, seed=0))
         gc.collect()
         base, start = rss_anon_kib(), time.perf_counter()

@@ -1,10 +1,10 @@
-"""Costs and gains of draft tokens: steps of one request with each method, beside steps without.
+"""Measures costs and gains of draft tokens: the steps of one request with each method, beside steps without.
 
 python bench/scripts/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
 
-Prompts are the beginnings of tests/data/stories.txt. With random weights no draft token is accepted, and a step has
-one: its time is then the whole of what that costs. "faster" is the ratio of tokens a second, of the best of all rounds,
-which take turns.
+Prompts are the beginnings of tests/data/stories.txt. With random weights no draft token is accepted and each step has
+one, so the difference in time is the cost of a draft token. "faster" is the ratio of tokens a second between the best
+rounds. Rounds of all methods take turns.
 """
 
 import argparse
@@ -19,7 +19,7 @@ METHODS = [None, ("ngram", 3), ("mtp", 1), ("mtp", 2), ("mtp", 3), ("mtp", 4)]
 
 
 def run(engine: longcat.Engine, prompts: list, args: argparse.Namespace) -> tuple[float, int, int, int, int]:
-    """Seconds, tokens, steps, draft tokens and accepted ones, of one request after the other."""
+    """Runs requests one after another. Returns seconds, tokens, steps, draft tokens and accepted draft tokens."""
     before, start = engine.metrics(), time.perf_counter()
     num_tokens = 0
     for prompt in prompts:

@@ -1,10 +1,10 @@
-"""N-gram tables on disk: prompts whose rows are in the page cache, and prompts whose rows are not.
+"""Times prompts with N-gram tables on disk: rows in the page cache, and rows that are not.
 
 python bench/scripts/tables.py CHECKPOINT [--prompt 512] [--rounds 5]
 
-A round is a process of its own. It drops the tables' pages from the page cache (no right needed; pages that other
-processes use stay), computes a prompt of random tokens so that the other weights are there, then another one, cold and
-again. "read" is what the cold one brought into the page cache of the tables.
+A round is a process of its own. It drops the tables' pages from the page cache, which needs no privilege; pages that
+other processes use stay. It computes one prompt of random tokens to load the other weights. Then it computes a second
+prompt, cold and once more. "read" is the part of the tables that the cold pass read into the page cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def drop_tables(model: str) -> int:
-    """Takes the N-gram tables out of the page cache. Returns their bytes."""
+    """Drops the N-gram tables from the page cache. Returns the tables' size [bytes]."""
     from longcat import _core
 
     checkpoint = _core.Checkpoint(model)
@@ -30,7 +30,7 @@ def drop_tables(model: str) -> int:
             continue
         with shards[shard].open("rb") as file:
             data = 8 + int.from_bytes(file.read(8), "little")
-            os.fsync(file.fileno())  # pages that are not on the disk yet would stay
+            os.fsync(file.fileno())  # the system would keep pages that are not on the disk yet
             os.posix_fadvise(file.fileno(), data + begin, end - begin, os.POSIX_FADV_DONTNEED)
         size += end - begin
     return size
@@ -56,7 +56,7 @@ def one_round(model: str, length: int) -> dict[str, float]:
         engine.generate(prompt_token_ids=prompt, max_tokens=1, ignore_eos=True)
         return time.perf_counter() - start
 
-    seconds(prompts[0])  # the other weights
+    seconds(prompts[0])  # loads the weights other than the tables
     before = testing.cached_table_bytes(model) / 2**20
     cold = seconds(prompts[1])
     read = testing.cached_table_bytes(model) / 2**20 - before

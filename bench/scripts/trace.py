@@ -1,14 +1,14 @@
-"""Time per kernel on a GPU: of a decode step of 1 and of 64 requests, and of a prompt of 512 tokens.
+"""Prints the time of each kernel on a GPU, for decode steps of 1 and of 64 requests and for a prompt of 512 tokens.
 
 python bench/scripts/trace.py [CHECKPOINT] [--layers 1] [--batches 1,64] [--prompt 512] [--steps 16] [--check]
 
-Without CHECKPOINT one of random weights is made for the time of the run: the widths and experts of LongCat-Flash-Lite,
-small tables, few layers (8 GB for one). A kernel that a layer calls n times takes 14 n in the whole model.
+Without CHECKPOINT the script makes a temporary one with random weights: the widths and experts of LongCat-Flash-Lite,
+small tables, few layers (8 GB for one layer). The whole model has 14 layers: a step calls a layer's kernels 14 times.
 
-torch.profiler sees the kernels of this process (CUPTI), those inside graphs too. A row of decodes is the difference of
-two runs, of one token and of 1 + steps, by the steps between. Kernels beside each other add up to more than the wall
-time, which is measured without the profiler. --check: a tiny checkpoint on the emulated device and no profiler: only
-the frame of the tables.
+torch.profiler sees the kernels of this process (CUPTI), also inside graphs. A decode step is the difference of two
+runs, of 1 and of 1 + steps tokens, divided by the steps. Kernels that run in parallel add up to more than the wall
+time, which is measured without the profiler. --check: runs a tiny checkpoint on the emulated device without profiler,
+and prints empty tables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EVENT_KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def short_name(name: str) -> str:
-    """A kernel as a person names it: ours by its struct, CUTLASS's by kind and instruction or tile.
+    """A short name of a kernel: ours by its struct, CUTLASS's by kind and instruction or tile.
 
     CUTLASS's names may come mangled: some are too much for the demanglers.
     """
@@ -58,7 +58,7 @@ def short_name(name: str) -> str:
 
 
 def read_events(trace: dict) -> Events:
-    """Kernels and copies of a Chrome trace, as torch.profiler exports it.
+    """The kernels and copies of a Chrome trace that torch.profiler exported.
 
     The blocks of a CUTLASS kernel tell which layer it is.
     """
@@ -74,7 +74,7 @@ def read_events(trace: dict) -> Events:
 
 
 def per_step(long: Events, short: Events, steps: int) -> list[tuple[str, float, float]]:
-    """(kernel, calls, us) of a step, the longest first: what `long` has more than `short`, by the steps between."""
+    """(kernel, calls, us) of a step, the longest first: the difference of two traces, divided by the steps between."""
     calls: Counter[str] = Counter()
     times: Counter[str] = Counter()
     for events, sign in ((long, 1), (short, -1)):
@@ -86,7 +86,7 @@ def per_step(long: Events, short: Events, steps: int) -> list[tuple[str, float, 
 
 
 def table(title: str, rows: list[tuple[str, float, float]], wall_us: float) -> str:
-    """The rows under a title, their sum, and the time by the clock."""
+    """Prints the rows under a title, their sum, and the wall time."""
     total = sum(us for _, _, us in rows)
     lines = [f"\n{title}\n", "| kernel | calls | us | share |", "| --- | --- | --- | --- |"]
     lines += [f"| {name} | {calls:g} | {us:.1f} | {us / total:.1%} |" for name, calls, us in rows if total > 0]
@@ -134,7 +134,7 @@ class Tracer:
         return [self._random.randrange(4, self._vocab_size) for _ in range(length)]
 
     def _generate(self, prompt: list[int], max_tokens: int, n: int = 1) -> tuple[float, int]:
-        """Seconds and steps."""
+        """Returns (seconds, steps)."""
         steps, start = self._engine.metrics()["num_steps"], time.perf_counter()
         self._engine.generate(
             prompt_token_ids=prompt, max_tokens=max_tokens, ignore_eos=True, n=n, temperature=0.7, top_p=0.95, seed=1
@@ -143,7 +143,7 @@ class Tracer:
 
     def decode(self, batch: int, context: int, steps: int) -> str:
         prompt = self._prompt(context)
-        self._generate(prompt, 1 + steps, batch)  # graphs, and the prefix that the others find
+        self._generate(prompt, 1 + steps, batch)  # makes the graphs, and the prefix that later requests find
         (short_seconds, short_steps), (long_seconds, long_steps) = (
             self._generate(prompt, tokens, batch) for tokens in (1, 1 + steps)
         )
@@ -187,7 +187,7 @@ def check_torch() -> None:
         sys.exit("trace: torch is not installed here, and its profiler is what sees the kernels: pip install torch")
     if not torch.cuda.is_available():
         sys.exit("trace: torch finds no GPU here: give --check to see that the script works")
-    # Once before the engine makes its graphs, so that the profiler is there when it does.
+    # Once before the engine makes its graphs, so that the profiler sees them.
     profile_by_torch(lambda: torch.zeros(1000, device="cuda").add_(1))
 
 

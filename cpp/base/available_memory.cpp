@@ -16,7 +16,7 @@ using Path = std::filesystem::path;
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 constexpr int64_t kUntold = int64_t{4} << 30;
 
-// File names in a control group, and the lines of its memory.stat that include its child groups.
+// The file names of a control group's memory controller, and the lines of its memory.stat that count child groups, too.
 struct GroupNames {
   const char* limit;
   const char* used;
@@ -55,8 +55,8 @@ int64_t left_in_group(const Path& group, const GroupNames& names) {
   return std::max<int64_t>(0, *limit - std::max<int64_t>(0, *used - cached));
 }
 
-// The smallest room of the group and its parents, up to the mount point. In a container only the mount point is
-// visible.
+// Returns the smallest room left in the group and its parents, up to the mount point. A container sees nothing above
+// its mount point.
 int64_t left_in_groups(const Path& mount, Path group, const GroupNames& names) {
   int64_t left = left_in_group(mount, names);
   for (; !group.empty(); group = group.parent_path()) left = std::min(left, left_in_group(mount / group, names));

@@ -1,4 +1,4 @@
-// Memory owned by one object on one device.
+// Memory on one device. The object owns it and frees it.
 #pragma once
 
 #include <initializer_list>

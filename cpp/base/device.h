@@ -27,11 +27,11 @@ class Device {
   // "cpu", "cuda:0".
   virtual std::string name() const = 0;
 
-  // The default size of the latent cache [bytes], to be asked for after the weights are loaded. ranks_here: number of
+  // Returns the default size of the latent cache [bytes]. Call it after the weights are loaded. ranks_here: number of
   // ranks on this machine; the CPU backend divides host memory by it, the CUDA backend ignores it.
   virtual int64_t default_cache_bytes(int64_t ranks_here) const = 0;
 
-  // 64-byte aligned and zeroed. Throws OutOfMemory.
+  // The memory is 64-byte aligned and zeroed. Throws OutOfMemory.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void free(void* data, int64_t bytes) noexcept = 0;
 
@@ -39,7 +39,7 @@ class Device {
   virtual void* allocate_host(int64_t bytes) = 0;
   virtual void free_host(void* data, int64_t bytes) noexcept = 0;
 
-  // These two return when the data is copied.
+  // These two return after the data is copied.
   virtual void copy_from_host(void* device_data, const void* host_data, int64_t bytes) = 0;
   virtual void copy_to_host(void* host_data, const void* device_data, int64_t bytes) = 0;
 
@@ -58,7 +58,7 @@ class Device {
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;  // within the device
   virtual std::unique_ptr<Recording> record(std::function<void()> work) = 0;
 
-  // Whether recording is slow enough that the engine records all sizes before the first request.
+  // Whether the engine should record all step sizes before the first request, because recording is slow.
   virtual bool warms_recordings() const { return false; }
 
   // Whether the host can work while the device computes, without slowing it down. False where the device's threads

@@ -31,7 +31,7 @@ struct MappedFile::Mapping {
   Mapping* next = nullptr;
 
   static std::atomic<Mapping*> list;
-  static struct sigaction others;  // the SIGBUS action before ours
+  static struct sigaction others;  // the SIGBUS action that was set before ours
 
   static Mapping* add(uintptr_t begin, uintptr_t end);
   static void on_bus_error(int signal, siginfo_t* info, void* context);
@@ -40,7 +40,7 @@ struct MappedFile::Mapping {
 std::atomic<MappedFile::Mapping*> MappedFile::Mapping::list = nullptr;
 struct sigaction MappedFile::Mapping::others{};
 
-// Uses only what a signal handler may use: lock-free atomics and system calls.
+// The handler of SIGBUS. It uses only what a signal handler may use: lock-free atomics and system calls.
 void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*context*/) {
   static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
   const int saved_errno = errno;
@@ -151,7 +151,7 @@ void MappedFile::forget(std::span<const std::byte> bytes) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (mapping_) mapping_->end = 0;  // before munmap: another mapping may get the addresses
+  if (mapping_) mapping_->end = 0;  // before munmap, because another mapping may get the same addresses
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 

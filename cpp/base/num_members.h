@@ -1,4 +1,4 @@
-// The number of members of an aggregate, for checks that a list of them is whole.
+// Counts the members of an aggregate. With it a static_assert shows that a list of the members is complete.
 #pragma once
 
 #include <cstddef>

@@ -73,7 +73,7 @@ void ThreadPool::take_ranges(uint32_t generation) {
     const int64_t begin = range * grain;
     try {
       function(context, begin, std::min(begin + grain, count));
-    } catch (...) {  // rethrown by run()
+    } catch (...) {  // run() rethrows it
       if (!failed_.exchange(true)) exception_ = std::current_exception();
     }
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_ranges_.load()) done_.notify_one();

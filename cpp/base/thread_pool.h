@@ -65,7 +65,7 @@ class ThreadPool {
   std::atomic<uint32_t> generation_{0};  // idle workers wait for it to change
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
-  std::exception_ptr exception_;  // of the first body that threw; written by the thread that set failed_
+  std::exception_ptr exception_;  // exception of the first body that threw; written by the thread that set failed_
 };
 
 }  // namespace longcat

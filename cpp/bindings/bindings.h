@@ -1,4 +1,4 @@
-// One register function a file; module.cpp calls them.
+// The register functions of the native module, one for each file. module.cpp calls them.
 #pragma once
 
 #include <cxxabi.h>
@@ -32,14 +32,14 @@ class GilRelease {
   PyThreadState* state_;
 };
 
-// A communicator, held by Python. Engines take a split of it.
+// A communicator that Python holds. Engines take a split of it.
 struct PyCommunicator {
   std::shared_ptr<Communicator> ranks;
 };
 
 void register_calibration(pybind11::module_& module);
 void register_checkpoint(pybind11::module_& module);
-void register_communicator(pybind11::module_& module);  // before register_engine
+void register_communicator(pybind11::module_& module);  // call it before register_engine
 void register_engine(pybind11::module_& module);
 void register_packed(pybind11::module_& module);
 

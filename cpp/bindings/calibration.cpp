@@ -1,4 +1,4 @@
-// The inputs of the matrices while the model reads a text, for `longcat convert --calibrate`.
+// Reports the inputs of the model's matrices while it reads a text, for `longcat convert --calibrate`.
 #include <functional>
 #include <map>
 
@@ -25,11 +25,11 @@ class ObservingOps final : public CpuOps {
   }
 
   void linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) override {
-    Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);  // two linear()
+    Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);  // as two linear(), which report their inputs
   }
 };
 
-// The weights of the layers that are multiplied with whole steps, by their names in the checkpoint.
+// The weights that multiply the activations of a whole step, by their names in the checkpoint.
 std::map<std::string, const Weight*> linear_weights(const ModelWeights& weights) {
   std::map<std::string, const Weight*> named;
   for (size_t l = 0; l < weights.layers.size(); ++l)
@@ -70,15 +70,15 @@ class InputObserver {
     return all;
   }
 
-  // Reads the sequences from their starts, together max_tokens at most, and calls observe(name, x [tokens,
-  // in_features]) at each of the named weights. x is valid during the call.
+  // Reads the beginnings of the sequences, together max_tokens tokens at most. Calls observe(name, x [tokens,
+  // in_features]) for each of the named weights. x is valid during the call.
   void read(const std::vector<std::vector<int32_t>>& sequences, const std::vector<std::string>& names,
             const py::function& observe) {
     ops_.observed.clear();
     for (const std::string& name : names) ops_.observed[weights_.at(name)] = name;
     ops_.observe = [&](const std::string& name, Tensor x) {
       const py::gil_scoped_acquire gil;
-      const py::capsule owner(x.raw(), [](void*) {});  // numpy takes the memory as it is
+      const py::capsule owner(x.raw(), [](void*) {});  // numpy uses the memory without a copy
       observe(name,
               py::array_t<float>({x.size(0), x.size(1)}, {x.stride(0) * 4, x.stride(1) * 4}, x.data<float>(), owner));
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();

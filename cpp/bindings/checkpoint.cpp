@@ -1,4 +1,4 @@
-// Binding of facts about a checkpoint that need no loading: its tensors, its shards, and damage.
+// Binding of functions that inspect a checkpoint without loading it: its tensors, its shards, and damage.
 #include "base/error.h"
 #include "bindings/bindings.h"
 #include "engine/memory_plan.h"
@@ -20,7 +20,7 @@ DType dtype_of(const std::string& name) {
   throw std::invalid_argument(str_cat("dtype \"", name, "\" is not known"));
 }
 
-// [(name, shape, is_linear)] in the order of the forward pass.
+// Returns [(name, shape, is_linear)] in the order of the forward pass.
 py::list to_list(const std::vector<ExpectedTensor>& tensors) {
   py::list list;
   for (const ExpectedTensor& tensor : tensors)
@@ -28,7 +28,7 @@ py::list to_list(const std::vector<ExpectedTensor>& tensors) {
   return list;
 }
 
-// [(file name, bytes)].
+// Returns [(file name, bytes)].
 py::list list_shards(const Checkpoint& checkpoint) {
   py::list list;
   for (const MappedFile& shard : checkpoint.shards())
@@ -36,7 +36,7 @@ py::list list_shards(const Checkpoint& checkpoint) {
   return list;
 }
 
-// [(name, dtype, shape, index of its shard, begin and end in that file [bytes])].
+// Returns [(name, dtype, shape, index of its shard, begin and end in that file [bytes])].
 py::list list_tensors(const Checkpoint& checkpoint) {
   py::list list;
   for (const auto& [name, tensor] : checkpoint.tensors()) {
@@ -47,7 +47,7 @@ py::list list_tensors(const Checkpoint& checkpoint) {
   return list;
 }
 
-// (index of the first NaN or infinity, or -1; whether it is a NaN; whether all bytes are zero).
+// Returns (index of the first NaN or infinity, or -1; whether it is a NaN; whether all bytes are zero).
 py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
   const py::buffer_info info = data.request();
   const DType dtype = dtype_of(dtype_name);
@@ -62,8 +62,8 @@ py::tuple scan_buffer(const py::buffer& data, const std::string& dtype_name) {
   return py::make_tuple(scan.first_non_finite, scan.is_nan, scan.all_zero);
 }
 
-// Ranges {"heads", "ffn", "experts", "expert_ffn", "vocab"} of one rank, "tables" {N-gram table: range of its rows} and
-// "adds_ffn".
+// Returns the ranges {"heads", "ffn", "experts", "expert_ffn", "vocab"} of one rank, "tables" {N-gram table: range of
+// its rows} and "adds_ffn".
 py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t rank) {
   const Shard s = make_shard(parse_model_config(config_text, "config.json"), tp, ep, rank);
   const auto range = [](Range r) { return py::make_tuple(r.begin, r.end); };
@@ -81,7 +81,7 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
   return dict;
 }
 
-// {"block_bytes", "activation_bytes", "step_bytes"}.
+// Returns {"block_bytes", "activation_bytes", "step_bytes"}.
 py::dict buffers(const std::string& folder, const std::string& kv_cache_dtype, int64_t max_model_len,
                  int64_t max_num_seqs, int64_t max_num_batched_tokens, int64_t tp, int64_t ep, int64_t rank) {
   const ModelConfig config = load_model_config(folder);
@@ -116,7 +116,7 @@ void register_checkpoint(py::module_& module) {
       .def(py::init<const std::string&>(), py::arg("folder"))
       .def("shards", &list_shards)
       .def("tensors", &list_tensors)
-      // Throws Error for a tensor that is missing or misshapen by the folder's config.json. Returns warnings.
+      // Throws Error when a tensor is missing, or its shape contradicts the folder's config.json. Returns warnings.
       .def("check_tensors",
            [](const Checkpoint& self) { return check_tensors(self, load_model_config(self.folder())); });
 }

@@ -9,7 +9,7 @@ namespace longcat {
 
 namespace {
 
-// A contiguous array as a tensor; bf16 travels as uint16.
+// Returns a tensor view of a contiguous array. numpy has no bf16, so bf16 values are uint16 there.
 Tensor tensor_of(const py::array& array) {
   if (!(array.flags() & py::array::c_style)) throw std::invalid_argument("expected a contiguous array");
   const char kind = array.dtype().kind();
@@ -86,7 +86,7 @@ void register_communicator(py::module_& module) {
       .def_readonly("library", &MpiJob::library)
       .def("finalize", &MpiJob::finalize, py::call_guard<py::gil_scoped_release>());
 
-  // token: 64 bytes.
+  // token: 64 bytes, by which the ranks of a job know each other.
   py::class_<TcpJob>(module, "TcpJob")
       .def(py::init([](std::string host, int port, int rank, int size, bool one_machine, const py::bytes& token,
                        double timeout_s) {

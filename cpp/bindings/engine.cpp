@@ -10,14 +10,14 @@ namespace longcat {
 
 namespace {
 
-// Appends all outputs to the deque `arrived`. This is done here because a signal may interrupt Python as soon as a call
-// returns, and a computed token must not be lost then.
+// Appends all outputs to the deque `arrived`. C++ does this, because a signal may interrupt Python as soon as a call
+// returns, and would lose a computed token.
 void take(OutputQueue& queue, const py::object& arrived) {
   const py::object append = arrived.attr("append");
   for (StepOutput& output : queue.take()) append(py::cast(std::move(output)));
 }
 
-// Waits for outputs (true) or the end of the engine (false). Throws the exception of a signal handler.
+// Waits until there are outputs (returns true) or the engine ends (false). Throws the exception of a signal handler.
 bool wait(OutputQueue& queue, const py::object& arrived) {
   constexpr double kSignalCheckMs = 50;
   while (true) {
@@ -56,7 +56,7 @@ py::dict to_dict(const EngineMetrics& m) {
   d["num_waiting"] = m.num_waiting;
   d["num_kv_blocks"] = m.num_kv_blocks;
   d["num_free_blocks"] = m.num_free_blocks;
-  d["num_cached_blocks"] = m.num_published_blocks;
+  d["num_cached_blocks"] = m.num_cached_blocks;
   return d;
 }
 
@@ -103,7 +103,7 @@ void register_engine(py::module_& module) {
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
       .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
-      .def_property(  // (method, num_tokens, max_match, min_match); the last two of prompt lookup
+      .def_property(  // (method, num_tokens, max_match, min_match); the last two are for prompt lookup
           "speculation", nullptr,
           [](EngineOptions& o, const std::tuple<std::string, int64_t, int64_t, int64_t>& values) {
             const auto& [method, num_tokens, max_match, min_match] = values;

@@ -29,7 +29,7 @@ void check_shards(const Checkpoint& checkpoint) {
   for (const MappedFile& shard : checkpoint.shards()) shard.check();
 }
 
-// {tensor: "matrix" or "table"} of the tensors that may be packed.
+// Returns {tensor: "matrix" or "table"} of the tensors that may be packed.
 py::dict packable_tensors(const std::string& config_text) {
   py::dict uses;
   const ModelConfig config = parse_model_config(config_text, "config.json");
@@ -45,7 +45,7 @@ py::dict packable_tensors(const std::string& config_text) {
 
 void register_packed(py::module_& module) {
   module.def("packable_tensors", &packable_tensors, py::arg("config_text"));
-  // Shape of the U8 tensor that holds a matrix in a packed format.
+  // Returns the shape of the U8 tensor that holds a matrix in a packed format.
   module.def(
       "packed_shape",
       [](const std::string& name, int64_t rows, int64_t cols) {
@@ -54,7 +54,7 @@ void register_packed(py::module_& module) {
         return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
-  // A matrix as f32, from any stored format.
+  // Returns a matrix as f32, whatever its stored format.
   module.def(
       "read_matrix",
       [](const Checkpoint& checkpoint, const std::string& name) {

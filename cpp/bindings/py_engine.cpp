@@ -34,8 +34,8 @@ py::array_t<float> PyEngine::forward(const std::vector<int32_t>& token_ids, int6
   });
   py::array_t<float> logits({static_cast<int64_t>(token_ids.size()), vocab});
   float* out = logits.mutable_data();
-  // Signal handlers run while the engine computes; an exception of theirs ends the call. Only the main thread runs
-  // handlers; other threads could not get the GIL while the interpreter shuts down.
+  // Runs signal handlers while the engine computes; an exception of a handler ends the call. Only the main thread runs
+  // handlers. Other threads could not get the GIL while the interpreter shuts down.
   std::exception_ptr raised;
   std::function<bool()> stops;
   const py::module_ threading = py::module_::import("threading");
@@ -61,7 +61,7 @@ std::vector<StepOutput> PyEngine::step() {
 }
 
 void PyEngine::close() {
-  if (is_forked()) return static_cast<void>(engine_.release());  // it cannot be ended here
+  if (is_forked()) return static_cast<void>(engine_.release());  // a fork cannot end the engine's thread
   const GilRelease nogil;
   // The lock prefers readers. Without the flag, calls in quick succession would keep this one out for ever.
   closing_ = true;

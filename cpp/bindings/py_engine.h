@@ -1,4 +1,4 @@
-// An Engine, held by Python. It is closed once, and usable from any thread, but not in a fork of its process.
+// An Engine that Python holds. Any thread may use it, and close() runs once. A fork of the process cannot use it.
 #pragma once
 
 #include <unistd.h>
@@ -13,7 +13,8 @@ namespace longcat {
 
 class PyEngine {
  public:
-  // progress: a callable of (bytes done, bytes in all), or None. communicator: of this rank, null with one rank.
+  // progress: a callable of (bytes done, bytes in all), or None. communicator: of this rank; null when there is one
+  // rank.
   PyEngine(const std::string& folder, const EngineOptions& options, const pybind11::object& progress,
            const PyCommunicator* communicator, Backend backend = {});
   ~PyEngine() { close(); }

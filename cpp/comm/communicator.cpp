@@ -7,7 +7,8 @@ namespace longcat {
 
 namespace {
 
-// Below, each rank sums everything; above, each sums its block, which costs a second exchange and moves less.
+// Up to this size each rank sums everything. Above it each rank sums its block, which costs a second exchange and moves
+// less.
 constexpr int64_t kSmallBytes = 32 << 10;
 
 template <class T>

@@ -1,7 +1,5 @@
-// What ranks exchange. A rank is a process, or in tests a thread; each runs the same model on its share of the weights.
-//
-// Every rank calls the same collectives in the same order with the same shapes and dtypes. Sums are taken in fp32 in
-// ascending order of the ranks, rounded once, by one rule for all sizes: every rank gets the same bits.
+// The collectives by which ranks exchange data. A rank is a process, or in tests a thread. Each rank runs the same
+// model on its share of the weights.
 #pragma once
 
 #include <functional>
@@ -28,7 +26,7 @@ class Communicator {
   virtual void broadcast(Tensor x, int root) = 0;
   virtual void barrier() = 0;
 
-  // f32, bf16 or i32. Default: made of the above, for tensors in host memory.
+  // x: f32, bf16 or i32. The default body uses the calls above, for tensors in host memory.
   virtual void all_reduce(Tensor x);                  // x = sum of all x
   virtual void reduce_scatter(Tensor out, Tensor x);  // out = this rank's block of the sum of all x
 

@@ -40,7 +40,7 @@ class Library {
   void* handle_;
 };
 
-// The calls that ranks need.
+// The MPI functions that ranks need.
 template <class Handle>
 struct Mpi {
   Mpi(const Library& library, const MpiConstants<Handle>& its) : constants(its) {
@@ -85,7 +85,7 @@ struct Mpi {
   int (*test)(Handle* request, int* done, void* status);
 };
 
-// What the communicators of this process share.
+// The state that the communicators of this process share.
 template <class Handle>
 struct Job {
   explicit Job(const Mpi<Handle>& its) : mpi(its) {}
@@ -172,8 +172,8 @@ class MpiCommunicator final : public Communicator {
     wait(request);
   }
 
-  // Until the request is done. Asks again and again at first, since a step has a hundred sums a few microseconds apart;
-  // then lets others run; then sleeps, a millisecond at most.
+  // Waits until the request is done. It polls at first, because a step has a hundred all-reduces a few microseconds
+  // apart. Then it yields its core, and then it sleeps, a millisecond at most.
   void wait(Handle request) {
     constexpr int kBusy = 2000, kYield = 20000;
     for (int round = 0;; ++round) {

@@ -29,7 +29,7 @@ class Descriptor {
   int fd_ = -1;
 };
 
-// Where a rank listens. host: a name, or an address in digits.
+// The address of a listening rank. host: a name, or an address in digits.
 struct Address {
   std::string host;
   int port = 0;
@@ -41,7 +41,7 @@ std::string to_string(const Address& address);
 Descriptor listen_on(bool loopback, int port);
 int port_of(const Descriptor& listener);
 
-// The next connection that waits; none when there is none, or when it is gone already.
+// Returns the next connection that waits; none when no connection waits, or it has closed already.
 Descriptor accept_from(const Descriptor& listener);
 
 // A connection by `deadline`; none, and why in `error`, when there is none. Looking up a name may take longer.
@@ -49,11 +49,11 @@ Descriptor connect_to(const Address& address, Deadline deadline, std::string& er
 std::string peer_host(const Descriptor& connection);  // in digits
 bool is_loopback(const std::string& host);            // an address in digits
 
-// What can be moved without waiting: bytes, 0: nothing just now, -1: the other side is gone.
+// Sends or receives without waiting. Returns the bytes moved; 0: none can be moved now; -1: the other side is gone.
 int64_t send_some(const Descriptor& connection, const void* data, int64_t bytes);
 int64_t receive_some(const Descriptor& connection, void* data, int64_t bytes);
 
-// Until something can be read, or `stop` can, or the deadline has come.
+// Waits until the connection or `stop` can be read, or the deadline has come.
 void wait_readable(const Descriptor& connection, const Descriptor& stop, Deadline deadline);
 
 int milliseconds_until(Deadline deadline);  // for poll(): rounded up, not negative

@@ -24,7 +24,7 @@ constexpr milliseconds kCheck{20};  // for a failure elsewhere
 
 Deadline in(milliseconds time) { return std::chrono::steady_clock::now() + time; }
 
-// In a time that says nothing about where they differ.
+// Compares in constant time, so that the time does not tell where the tokens differ.
 bool same(const std::array<unsigned char, JobToken::kBytes>& a, const std::array<unsigned char, JobToken::kBytes>& b) {
   unsigned char difference = 0;
   for (size_t i = 0; i < a.size(); ++i) difference = static_cast<unsigned char>(difference | (a[i] ^ b[i]));

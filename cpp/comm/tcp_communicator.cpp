@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::chrono::seconds kLastWords{2};  // for who watches over the ranks to say why one is gone
 
-// What all communicators of this process share.
+// The state that all communicators of this process share.
 struct Job {
   Job(const TcpRendezvous& m, const JobToken& job_token, int port)
       : rendezvous(m), token(job_token), acceptor(job_token, m.one_machine, port) {}
@@ -35,7 +35,7 @@ struct Job {
             .port = acceptor.port(),
             .unused = 0};
   }
-  // A number that no other rank makes.
+  // Returns a new channel number, which is unique among all ranks.
   uint64_t new_channel() {
     return static_cast<uint64_t>(rendezvous.rank) << 32 | num_channels.fetch_add(1, std::memory_order_relaxed);
   }
@@ -82,7 +82,7 @@ std::vector<Descriptor> connect_members(Job& job, uint64_t channel, const std::v
   return peers;
 }
 
-// What is to move between this rank and another.
+// The bytes to exchange between this rank and another.
 struct Traffic {
   const std::byte* send = nullptr;
   int64_t to_send = 0;  // [bytes]
@@ -161,7 +161,7 @@ class TcpCommunicator final : public Communicator {
   std::string failure() const override { return job_->failure.reason(); }
 
  private:
-  // Tries so often before it waits in poll(): what others send is a few microseconds away in most steps.
+  // Number of tries before a wait in poll(): most bytes of other ranks arrive within a few microseconds.
   static constexpr int kTries = 100;
 
   Traffic& traffic(int r) { return traffic_[static_cast<size_t>(r)]; }
@@ -234,7 +234,7 @@ class TcpCommunicator final : public Communicator {
   int rank_ = 0;
 };
 
-// Where a rank listens, as rank 0 tells the others. No host: where they have found rank 0.
+// The address of a listening rank, as rank 0 tells the others. No host: the host by which they reached rank 0.
 struct Place {
   char host[64];
   int32_t port;

@@ -39,7 +39,7 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
     if (chunk.generated) most_decode_blocks = most_blocks;  // these chunks come first
   }
   const int64_t num_chunks = static_cast<int64_t>(chunks.size());
-  const int64_t num_padding = std::max<int64_t>(num_rows - num_real_tokens, 0);  // each a sequence of one token
+  const int64_t num_padding = std::max<int64_t>(num_rows - num_real_tokens, 0);  // each is a sequence of one token
   const int64_t num_sequences = std::max(num_chunks + num_padding, num_rows), longest = max_blocks_ * kBlockSize;
   LC_CHECK(
       num_real_tokens + num_padding <= max_tokens_ && num_sequences <= max_sequences_ && most_blocks <= max_blocks_,
@@ -85,7 +85,7 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
     query_starts[++sequence] = static_cast<int32_t>(t);
     ++s.num_decode_tokens;
   }
-  while (sequence < num_sequences) query_starts[++sequence] = static_cast<int32_t>(t);  // without tokens
+  while (sequence < num_sequences) query_starts[++sequence] = static_cast<int32_t>(t);  // there are no tokens
   std::fill(tables + num_chunks * blocks_in_tables, tables + num_sequences * blocks_in_tables, 0);
   if (num_rows > 0) s.num_decode_sequences = num_rows;
 }

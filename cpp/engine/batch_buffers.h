@@ -1,4 +1,5 @@
-// Buffers that lay out chunks of sequences as one ForwardBatch on the device. They never move.
+// Buffers that lay out chunks of sequences as one ForwardBatch on the device. They keep their addresses, so that a
+// recorded graph can use them.
 #pragma once
 
 #include <span>
@@ -14,12 +15,12 @@ struct Chunk {
   std::span<const int32_t> token_ids;
   int64_t start = 0;
   std::span<const int32_t> blocks;
-  bool generated = false;  // computed by decode attention; such chunks come first
+  bool generated = false;  // decode attention computes it; such chunks come first in a batch
   int32_t source = -1;     // row of the last token among the draws of the step before, when not in token_ids
 };
 
-// One batch on the device, and pinned slots on the host, so that one is filled while the device reads another. The
-// tensors of a batch lie in one piece of memory: a step costs one copy. Their offsets depend only on the numbers of
+// One batch on the device, and pinned slots on the host: the host fills one slot while the device reads another. The
+// tensors of a batch lie in one piece of memory, so a step needs one copy. Their offsets depend only on the numbers of
 // rows and sequences and on the context bucket, so a recorded graph finds them again.
 class BatchBuffers {
  public:
@@ -30,11 +31,11 @@ class BatchBuffers {
   // have equal shapes. Without chunks all rows are padding.
   void stage(std::span<const Chunk> chunks, int slot, int64_t num_rows = 0);
 
-  // Context bucket of the decoding sequences of a staged slot. The shapes of a slot of decoding sequences alone depend
-  // on this bucket and the number of rows.
+  // The context bucket of the decoding sequences in a staged slot. When all sequences of the slot decode, its shapes
+  // depend only on this bucket and the number of rows.
   int64_t decode_context(int slot) const { return slots_[static_cast<size_t>(slot)].decode_context; }
 
-  // Inside submitted work: copies the slot to the device. The batch is valid until the next upload.
+  // Copies the slot to the device. Call it inside submitted work. The batch is valid until the next upload.
   ForwardBatch upload(int slot);
 
   // Stages and uploads a single batch.

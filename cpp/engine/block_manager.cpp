@@ -9,7 +9,7 @@ namespace longcat {
 
 namespace {
 
-// A hash of candidates: find() compares their ids.
+// Blocks with equal hashes are candidates only: find() compares their ids.
 uint64_t hash_of(uint64_t parent, std::span<const int32_t> token_ids) {
   uint64_t hash = parent * 0x9E3779B97F4A7C15u + 0x632BE59BD9B4E019u;
   for (const int32_t id : token_ids) {
@@ -35,7 +35,7 @@ int32_t BlockManager::take() {
   } else {
     block = reusable_.front();
     reusable_.pop_front();
-    unpublish(block);
+    uncache_block(block);
   }
   at(block).references = 1;
   return block;
@@ -97,7 +97,7 @@ BlockManager::Match BlockManager::match(std::span<const int32_t> token_ids) {
   return match;
 }
 
-uint64_t BlockManager::publish(int32_t block, uint64_t parent, std::span<const int32_t> token_ids) {
+uint64_t BlockManager::cache_block(int32_t block, uint64_t parent, std::span<const int32_t> token_ids) {
   if (!enabled_) return 0;
   LC_CHECK(token_ids.size() == kBlockSize && at(block).references > 0 && at(block).uid == 0, "block ", block);
   const uint64_t hash = hash_of(parent, token_ids);
@@ -111,7 +111,7 @@ uint64_t BlockManager::publish(int32_t block, uint64_t parent, std::span<const i
   return b.uid;
 }
 
-void BlockManager::unpublish(int32_t block) {
+void BlockManager::uncache_block(int32_t block) {
   Block& b = at(block);
   const auto [begin, end] = by_hash_.equal_range(b.hash);
   by_hash_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == block; }));

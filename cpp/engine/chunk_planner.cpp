@@ -24,7 +24,7 @@ std::vector<int64_t> share_budget(std::span<const int64_t> wanted, int64_t budge
     const int64_t others = static_cast<int64_t>(counts.size() - i);
     give(i, (budget + others - 1) / others);
   }
-  for (size_t i = 0; i < counts.size(); ++i) give(i, budget);  // what the others left
+  for (size_t i = 0; i < counts.size(); ++i) give(i, budget);  // the tokens that the other sequences left
   return counts;
 }
 
@@ -52,7 +52,7 @@ PlannedChunk plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count
                      .source = last_is_pending ? s.pending_row : -1,
                      .token_ids = {ids, ids + (last_is_pending ? count - 1 : count)},
                      .blocks = {s.blocks.begin(), s.blocks.begin() + num_blocks},
-                     .samples = end == s.num_tokens(),
+                     .is_drawn_from = end == s.num_tokens(),
                      .num_draft_tokens = static_cast<int64_t>(drafts.size())};
   chunk.token_ids.insert(chunk.token_ids.end(), drafts.begin(), drafts.end());
   if (s.params.prompt_logprobs >= 0) {
@@ -69,7 +69,7 @@ void plan_drafts(const Speculation& speculation, StepPlan& plan) {
   int64_t room = speculation.most_in_a_step();
   for (PlannedChunk& chunk : plan.chunks) {
     const Sequence& s = *chunk.sequence;
-    if (!chunk.samples) {
+    if (!chunk.is_drawn_from) {
       chunk.next_token_id = s.token_ids[static_cast<size_t>(chunk.start + chunk.count)];
     } else if (!s.params.constrained) {
       chunk.num_next_drafts =

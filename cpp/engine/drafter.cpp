@@ -8,10 +8,10 @@ namespace longcat {
 
 namespace {
 
-// Index of the first draw of each chunk.
-std::vector<int32_t> first_samples(const StepPlan& plan) {
+// For each chunk, the index of its first draw.
+std::vector<int32_t> first_draws(const StepPlan& plan) {
   std::vector<int32_t> first(plan.chunks.size(), -1);
-  for (size_t i = plan.samples.size(); i-- > 0;) first[plan.samples[i].chunk] = static_cast<int32_t>(i);
+  for (size_t i = plan.draws.size(); i-- > 0;) first[plan.draws[i].chunk] = static_cast<int32_t>(i);
   return first;
 }
 
@@ -56,27 +56,27 @@ void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden
     device_.copy_to_host(ids.data(), ids_of(depth, static_cast<int64_t>(ids.size())).raw(),
                          static_cast<int64_t>(ids.size()) * 4);
     for (size_t i = 0; i < drafts.size(); ++i) {
-      if (ids[i] < 0) drafts[i].num_wanted = 0;  // not finite, or all forbidden
+      if (ids[i] < 0) drafts[i].num_wanted = 0;  // the logits are not finite, or all ids are forbidden
       if (ids[i] >= 0) step.drafts[drafts[i].chunk].push_back(ids[i]);
     }
     std::erase_if(drafts, [&](const Draft& draft) { return draft.num_wanted <= depth + 1; });
   }
 }
 
-// Runs the MTP layer over all rows of the step. Beside a row's hidden state it takes the next token: the next one of
-// the chunk, or the token drawn from the row.
+// Runs the MTP layer over all rows of the step. The layer combines a row's hidden state with the token that follows the
+// row: the next token of the chunk, or the token drawn from the row.
 Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
-  const std::vector<int32_t> first_sample = first_samples(plan);
+  const std::vector<int32_t> first_draw = first_draws(plan);
   std::vector<int32_t> next_ids, sources;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const PlannedChunk& chunk = plan.chunks[c];
-    const int64_t num_drawn = chunk.samples ? chunk.num_draft_tokens + 1 : 0;
+    const int64_t num_drawn = chunk.is_drawn_from ? chunk.num_draft_tokens + 1 : 0;
     for (int64_t i = 1; i <= chunk.count; ++i) {
       const int64_t drawn = i - 1 - (chunk.count - num_drawn);
       const bool is_known = drawn < 0 && i < chunk.count;
       next_ids.push_back(is_known ? chunk.token_ids[static_cast<size_t>(i)] : chunk.next_token_id);
-      sources.push_back(drawn < 0 ? -1 : first_sample[c] + static_cast<int32_t>(drawn));
+      sources.push_back(drawn < 0 ? -1 : first_draw[c] + static_cast<int32_t>(drawn));
     }
   }
   next_ids.resize(static_cast<size_t>(batch.num_tokens()), 0);  // padding
@@ -87,25 +87,26 @@ Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, T
   return model_.forward_mtp(next, cache_, hidden);
 }
 
-// Each sequence goes on from its last accepted draft token. It gets one draft token more than were accepted: text that
-// is hard to predict stays so for a while. The layer stores the draft tokens in the block of the newest token. Where
-// the newest token begins a block, the sequence does not have that block yet, and gets one draft token.
+// Each sequence goes on from its last accepted draft token. It gets one draft token more than the step accepted,
+// because text that is hard to predict stays so for a while. The layer stores the draft tokens in the block of the
+// newest token. Where the newest token begins a block, the sequence does not have that block yet, and gets one draft
+// token only.
 std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
   std::vector<Draft> drafts;
   if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_next_drafts > 0; }))
     return drafts;
-  std::vector<int32_t> drawn(plan.samples.size());
+  std::vector<int32_t> drawn(plan.draws.size());
   device_.copy_to_host(drawn.data(), sampled_ids.raw(), static_cast<int64_t>(drawn.size()) * 4);
   std::vector<int64_t> num_accepted(plan.chunks.size(), 0);
-  const std::vector<int32_t> first_sample = first_samples(plan);
-  for (size_t i = 0; i < plan.samples.size(); ++i) {
-    const PlannedSample& sample = plan.samples[i];
-    const PlannedChunk& chunk = plan.chunks[sample.chunk];
-    if (sample.num_drafts < chunk.num_draft_tokens && sample.num_drafts == num_accepted[sample.chunk] &&
+  const std::vector<int32_t> first_draw = first_draws(plan);
+  for (size_t i = 0; i < plan.draws.size(); ++i) {
+    const PlannedDraw& draw = plan.draws[i];
+    const PlannedChunk& chunk = plan.chunks[draw.chunk];
+    if (draw.num_drafts < chunk.num_draft_tokens && draw.num_drafts == num_accepted[draw.chunk] &&
         drawn[i] ==
-            chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_draft_tokens - sample.num_drafts)])
-      ++num_accepted[sample.chunk];
+            chunk.token_ids[chunk.token_ids.size() - static_cast<size_t>(chunk.num_draft_tokens - draw.num_drafts)])
+      ++num_accepted[draw.chunk];
   }
   int64_t end_row = 0;
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
@@ -119,14 +120,14 @@ std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor samp
       drafts.push_back({.chunk = c,
                         .next_position = next_position,
                         .num_wanted = num_wanted,
-                        .newest = drawn[static_cast<size_t>(first_sample[c] + num_accepted[c])],
+                        .newest = drawn[static_cast<size_t>(first_draw[c] + num_accepted[c])],
                         .row = static_cast<int32_t>(end_row - 1 - num_rejected)});
   }
   LC_CHECK(static_cast<int64_t>(drafts.size()) <= max_num_seqs_);
   return drafts;
 }
 
-// A batch of one row a sequence: the draft token before, in the slot of the token in front of it.
+// Makes a batch of one row for each sequence: its newest draft token, at the slot of the token before it.
 ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth, Tensor& hidden) {
   std::vector<Chunk> chunks;
   std::vector<std::vector<int32_t>> token_ids;
@@ -141,21 +142,22 @@ ForwardBatch Drafter::read_drafts(const StepInFlight& step, std::vector<Draft>& 
     rows.push_back(draft.row);
     draft.row = static_cast<int32_t>(i);
   }
-  const ForwardBatch batch = batch_buffers_.upload(chunks);  // draft() has waited for the upload before
+  const ForwardBatch batch = batch_buffers_.upload(chunks);  // free: draft() has waited for its last upload
   hidden = model_.forward_mtp(batch, cache_, hidden, upload(rows_, rows));
   return batch;
 }
 
-// Writes the newest token, drawn or draft, to the token lane behind the tokens of the step. The next step overwrites it
-// with the accepted token.
+// Writes the newest token, drawn or draft, to the token lane behind the tokens of the step. The next step overwrites a
+// draft token with the accepted one.
 void Drafter::write_history(const StepInFlight& step, const Draft& draft, int64_t depth) {
   if (!has_slot(draft)) return;
   const int32_t token_id = depth == 0 ? draft.newest : step.drafts[draft.chunk].back();
   const int64_t slot = slot_of(step.plan.chunks[draft.chunk].blocks.data(), draft.next_position + depth);
-  device_.upload(cache_.lane().data<int32_t>() + slot, &token_id, 4);
+  device_.upload(cache_.token_lane().data<int32_t>() + slot, &token_id, 4);
 }
 
-// Draws the draft tokens with the parameters and random numbers of the real draw: like distributions give like tokens.
+// Draws the draft tokens with the parameters and random numbers of the real draws: equal distributions then give equal
+// tokens.
 void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, const ForwardBatch& batch, Tensor hidden,
                    int64_t depth) {
   const int64_t count = static_cast<int64_t>(drafts.size());
@@ -173,7 +175,7 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
         rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, draft.next_position + depth + 1));
     row.logits_row = static_cast<int32_t>(i - own.begin);
     row.sequence = static_cast<int32_t>(depth == 0 ? static_cast<int64_t>(draft.chunk) : i);
-    if (!has_slot(draft)) {  // its newest token is not in the lane
+    if (!has_slot(draft)) {  // its newest token is not in the token lane
       row.repetition_penalty = 1;
       row.presence_penalty = row.frequency_penalty = 0;
       row.bad_words = {};
@@ -181,7 +183,8 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
   }
   const Tensor ids = ids_of(depth, count);
   if (model_.shard().world() > 1) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
-  if (!rows.empty()) ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.lane(), batch.block_tables);
+  if (!rows.empty())
+    ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.token_lane(), batch.block_tables);
   model_.world().all_reduce(ids);
 }
 

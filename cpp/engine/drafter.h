@@ -1,4 +1,4 @@
-// Draft tokens by the checkpoint's MTP layer (multi-token prediction), behind the tokens that a step draws.
+// Makes draft tokens by the checkpoint's MTP layer (multi-token prediction), behind the tokens that a step draws.
 #pragma once
 
 #include <vector>
@@ -11,23 +11,24 @@ namespace longcat {
 
 class Drafter {
  public:
-  // max_num_tokens: tokens of a step. max_num_seqs: sequences with drafts in a step. num_tokens: draft tokens of each.
+  // max_num_tokens: tokens of a step. max_num_seqs: sequences in a step that get draft tokens. num_tokens: draft tokens
+  // of each, at most.
   Drafter(Ops& ops, Model& model, KvCache& cache, int64_t max_num_tokens, int64_t max_num_seqs,
           int64_t max_blocks_per_sequence, int64_t num_tokens);
 
-  // Fills step.drafts, inside submitted work, after the draws of the step. The MTP layer first reads all tokens of the
-  // step, so that its latents reach as far as those of the other layers. Waits for the draws: they decide which draft
-  // tokens are accepted, and so where to go on. batch: of the step; sampled_ids: [max_samples] i32.
+  // Fills step.drafts. Call it inside submitted work, after the draws of the step. It waits for the draws, which decide
+  // the accepted draft tokens. The MTP layer first reads all tokens of the step, so that its latents cover the same
+  // positions as those of the other layers. batch: of the step; sampled_ids: [max_draws] i32.
   void draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids);
 
  private:
   // A sequence that gets draft tokens.
   struct Draft {
     size_t chunk;
-    int64_t next_position;  // of the newest token
-    int64_t num_wanted;     // draft tokens
-    int32_t newest;         // token
-    int32_t row;            // of its hidden state in the last pass
+    int64_t next_position;  // position of the newest token
+    int64_t num_wanted;     // draft tokens to make
+    int32_t newest;         // id of the newest token
+    int32_t row;            // row of its hidden state in the last pass
   };
 
   // Whether the newest token has a slot in a block of the sequence.

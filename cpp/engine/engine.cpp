@@ -20,7 +20,7 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
   }
 }
 
-// Everything beside the weights.
+// The cache, the scheduler and the runner: everything beside the weights.
 void Engine::allocate() {
   const ModelConfig& c = config();
   max_model_len_ = options_.max_model_len > 0 ? options_.max_model_len : c.max_position_embeddings;
@@ -38,7 +38,7 @@ void Engine::allocate() {
   runner_ = std::make_unique<ModelRunner>(
       *loaded_.ops, *loaded_.model, *cache_,
       RunnerLimits{.max_num_seqs = options_.max_num_seqs,
-                   .max_samples = options_.max_samples(),
+                   .max_draws = options_.max_draws(),
                    .max_num_batched_tokens = options_.max_num_batched_tokens,
                    .max_blocks_per_sequence = blocks_for(max_model_len_),
                    .block_bytes = block_bytes,
@@ -56,8 +56,9 @@ void Engine::allocate() {
 }
 
 std::unique_ptr<EngineRole> Engine::make_role() {
-  const bool overlap = options_.overlap.value_or(loaded_.ops->device().leaves_host_free()) &&
-                       options_.speculation.num_tokens == 0;  // verified tokens decide what the next step holds
+  // Without overlap where tokens are drafted: the next plan depends on the accepted ones.
+  const bool overlap =
+      options_.overlap.value_or(loaded_.ops->device().leaves_host_free()) && options_.speculation.num_tokens == 0;
   if (loaded_.lockstep.leads())
     return std::make_unique<StepLoop>(loaded_, *cache_, *runner_, *scheduler_, status_, overlap,
                                       options_.mask_timeout_ms,
@@ -92,7 +93,7 @@ EngineMetrics Engine::metrics() const {
           .num_waiting = scheduler_->num_waiting(),
           .num_kv_blocks = num_kv_blocks(),
           .num_free_blocks = scheduler_->blocks().num_free(),
-          .num_published_blocks = scheduler_->blocks().num_published()};
+          .num_cached_blocks = scheduler_->blocks().num_cached()};
 }
 
 // --- requests ------------------------------------------------------------------------------------------------------
@@ -120,29 +121,29 @@ void Engine::check_request(std::span<const int32_t> prompt_token_ids, const Samp
                                         ": lower max_tokens or raise kv_cache_memory"));
 }
 
-int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples,
+int64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_sequences,
                             std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue,
                             int64_t group) {
-  if (num_samples < 1) throw std::invalid_argument(str_cat("n=", num_samples, "; expected at least 1"));
+  if (num_sequences < 1) throw std::invalid_argument(str_cat("n=", num_sequences, "; expected at least 1"));
   check_request(prompt_token_ids, params);
   const int64_t num_prompt_tokens = static_cast<int64_t>(prompt_token_ids.size());
-  std::vector<std::shared_ptr<Sequence>> samples;
-  for (int64_t i = 0; i < num_samples; ++i) {
-    Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
+  std::vector<std::shared_ptr<Sequence>> sequences;
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    Sequence& sequence = *sequences.emplace_back(std::make_shared<Sequence>());
     sequence.group = group;
     sequence.params = params;
     sequence.params.sample_idx = params.sample_idx + static_cast<int32_t>(i);
-    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sample brings them
+    if (i > 0) sequence.params.prompt_logprobs = -1;  // the first sequence reports them
     sequence.num_prompt_tokens = num_prompt_tokens;
     sequence.max_tokens = std::min(params.max_tokens, max_model_len_ - num_prompt_tokens);
     sequence.queue = queue;
     sequence.mask_queue = mask_queue;
-    // Other threads read the prompt while tokens are appended: the memory must not move.
+    // Other threads read the prompt while tokens are appended, so the memory must not move.
     sequence.token_ids.reserve(static_cast<size_t>(num_prompt_tokens + sequence.max_tokens));
     sequence.token_ids.assign(prompt_token_ids.begin(), prompt_token_ids.end());
     sequence.arrival = Clock::now();
   }
-  return role_->add(std::move(samples));
+  return role_->add(std::move(sequences));
 }
 
 bool Engine::abort(int64_t request_id) {
@@ -221,7 +222,7 @@ void Engine::run() {
   std::string failure;
   try {
     role_->run();
-  } catch (const std::exception& error) {  // a bug of ours, or another rank: no request may wait for ever
+  } catch (const std::exception& error) {  // A bug, or a failure of another rank. No request may wait for ever.
     failure = error.what();
     abort_ranks(str_cat("[parallel] rank ", rank(), " failed: ", failure));
     const std::lock_guard lock(status_.mutex);
@@ -233,12 +234,12 @@ void Engine::run() {
 void Engine::abort_ranks(const std::string& reason) noexcept {
   {
     const std::lock_guard lock(status_.mutex);
-    // First: what a device holds when its all-reduce was given up is no result.
+    // Set this first: after an all-reduce was given up, the values on the device are no results.
     if (status_.lost_rank.empty()) status_.lost_rank = reason;
   }
   loaded_.lockstep.abort(reason);
   loaded_.model->abort_ranks(reason);
-  if (role_) role_->wake();  // rank 0 may be waiting for requests, and for no other rank
+  if (role_) role_->wake();  // rank 0 may be waiting for requests and not for a rank
 }
 
 void Engine::join() {

@@ -1,11 +1,12 @@
-// An engine: the model, its cache, and what callers do with them. It checks requests, hands them to the role of its
-// rank, and runs the thread that makes steps.
+// An engine: the model, its cache, and the calls of users. It checks requests, hands them to the role of its rank, and
+// runs the thread that makes steps.
 //
-// Requests come from any thread. Steps are made by one thread: the caller of step(), or the engine's own between
+// Any thread may make requests. One thread makes steps: the caller of step(), or the engine's own thread between
 // start() and stop().
 //
-// With several ranks each rank has an engine. The engine of rank 0 plans (StepLoop); the others compute what it plans
-// (Follower) between start() and the stop of rank 0. A failure of any rank ends them all.
+// With several ranks each rank has an engine. The engine of rank 0 plans steps and computes them (StepLoop). Between
+// start() and the stop of rank 0, the engines of the other ranks compute the same plans (Follower). A failure of any
+// rank ends them all.
 #pragma once
 
 #include <atomic>
@@ -24,11 +25,11 @@
 
 namespace longcat {
 
-// Counters since the start, and the requests and blocks of this moment.
+// Counters since the start, and the numbers of requests and blocks at this moment.
 struct EngineMetrics {
   SchedulerStats counts;
   int64_t num_running = 0, num_waiting = 0;
-  int64_t num_kv_blocks = 0, num_free_blocks = 0, num_published_blocks = 0;
+  int64_t num_kv_blocks = 0, num_free_blocks = 0, num_cached_blocks = 0;
 };
 
 class Engine {
@@ -49,67 +50,70 @@ class Engine {
   std::vector<std::string> warnings() const;
   int64_t max_model_len() const { return max_model_len_; }
   int64_t num_kv_blocks() const { return cache_->num_blocks() - 1; }
-  int64_t weight_bytes() const { return loaded_.model->weights().num_bytes(); }  // of this rank
+  int64_t weight_bytes() const { return loaded_.model->weights().num_bytes(); }  // on this rank
   int64_t table_bytes() const { return loaded_.model->weights().table_bytes(); }
   int64_t rank() const { return loaded_.model->shard().rank; }
   int64_t world_size() const { return loaded_.model->shard().world(); }
   int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }
   EngineMetrics metrics() const;
-  std::string failure() const;  // why the engine can compute no more; empty: it can
+  std::string failure() const;  // why the engine can make no more steps; empty: it can
 
-  // Throws std::invalid_argument for a prompt or parameters that cannot run.
+  // Throws std::invalid_argument when the prompt or the parameters are wrong.
   void check_request(std::span<const int32_t> prompt_token_ids, const SamplingParams& params) const;
 
-  // Queues `num_samples` completions of one prompt. Their ids are consecutive; returns the first. Outputs go to
-  // `queue`, without a queue to the caller of step(). mask_queue: where a constrained request asks for masks. group:
-  // the id of the first request of the same call; -1: this is the first. The scheduler weighs groups against each
-  // other. Throws as check_request, and QueueFull.
-  int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_samples = 1,
+  // Queues `num_sequences` sequences of one prompt, one for each completion. Their ids are consecutive; returns the
+  // first.
+  // queue: gets the outputs; null: the caller of step() gets them.
+  // mask_queue: gets an output whenever a constrained sequence needs a mask.
+  // group: the id of the first request of the same call; -1: this is the first one. The scheduler weighs groups against
+  // each other.
+  // Throws as check_request does, and QueueFull.
+  int64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, int64_t num_sequences = 1,
                       std::shared_ptr<OutputQueue> queue = nullptr, std::shared_ptr<OutputQueue> mask_queue = nullptr,
                       int64_t group = -1);
 
-  // Ends a request now. Its blocks are free on return; its last output has FinishReason::abort. False: the id is not
-  // known, or no more.
+  // Ends a request now. Its blocks are free on return; its last output has FinishReason::abort. Returns false when no
+  // request with this id runs.
   bool abort(int64_t request_id);
 
-  // Sets the ids that may follow the first `num_output_tokens` tokens of a constrained request. mask:
-  // [ceil(vocab_size / 32)], a bit for each id; empty: all ids. False: the id is not known, or no more. Throws
+  // Sets the ids that may follow the first `num_output_tokens` tokens of a constrained request. mask: [ceil(vocab_size
+  // / 32)], a bit for each id; empty: all ids. Returns false when no request with this id runs. Throws
   // std::invalid_argument for another length.
   bool set_mask(int64_t request_id, int64_t num_output_tokens, std::vector<uint32_t> mask);
 
-  // Ends a request with FinishReason::error. False: the id is not known, or no more.
+  // Ends a request with FinishReason::error. Returns false when no request with this id runs.
   bool fail(int64_t request_id, const std::string& error);
 
   void reset_prefix_cache();
   bool preempt(int64_t request_id, bool may_swap);  // for tests
   bool has_work() const;
 
-  // Plans and launches a step, and takes in the results of the step before (without `overlap`: of this one). Appends
-  // outputs of requests without a queue. False: there is no work, or all of it waits for masks.
+  // Plans and launches a step, and handles the results of the step before (without `overlap`: of this one). Appends the
+  // outputs of requests without a queue. Returns false when there is no work, or all requests wait for masks.
   bool step(std::vector<StepOutput>& outputs);
 
   // Starts and ends the engine's own thread, which makes steps while there is work. On a follower rank the thread
-  // computes what rank 0 plans, and stop() waits for rank 0 to stop.
+  // computes the plans of rank 0, and stop() waits for rank 0 to stop.
   void start();
   void stop();
 
-  // Ends all waits for other ranks with an error, as when a rank has died. From any thread.
+  // Ends all waits for other ranks with an error, as the death of a rank does. Any thread may call it.
   void abort_ranks(const std::string& reason) noexcept;
 
-  // Waits until the thread ends, on a follower until rank 0 stops. No requests may be made here after it. Throws the
-  // thread's Error, if it had one.
+  // Waits until the thread ends; on a follower, until rank 0 stops. Make no requests after it. Throws the thread's
+  // Error, if it had one.
   void join();
 
-  // Throws std::invalid_argument for ids that forward() refuses.
+  // Throws std::invalid_argument when forward() would refuse these ids.
   void check_forward(std::span<const int32_t> token_ids) const;
 
-  // Logits of every position of one sequence, in passes of at most `chunk_size` tokens (0: max_num_batched_tokens), to
-  // out [num_tokens, vocab_size] on the host. Runs between two steps. `stops` is asked by the calling thread every 20
-  // ms: true, like give_up(), ends the work after the pass in hand, with an Error.
+  // Writes the logits of every position of one sequence to out [num_tokens, vocab_size] on the host, in passes of at
+  // most `chunk_size` tokens (0: max_num_batched_tokens). Runs between two steps. The calling thread calls `stops`
+  // every 20 ms. When it returns true, or after give_up(), the work ends with an Error at the end of the current pass.
   void forward(std::span<const int32_t> token_ids, float* out, int64_t chunk_size = 0,
                const std::function<bool()>& stops = {});
 
-  // Ends calls of forward() soon, with an Error: the engine is about to be destroyed. From any thread.
+  // Makes calls of forward() end soon, with an Error: the engine is about to be destroyed. Any thread may call it.
   void give_up() { given_up_ = true; }
 
   // Calls `function` between two steps, with no step in flight.
@@ -135,7 +139,7 @@ class Engine {
   int64_t max_model_len_;
   std::unique_ptr<KvCache> cache_;
   EngineStatus status_;
-  std::unique_ptr<Scheduler> scheduler_;  // empty for ever on a follower
+  std::unique_ptr<Scheduler> scheduler_;  // always empty on a follower
   std::unique_ptr<EngineRole> role_;      // owns the steps in flight, so it outlives the runner that computes them
   std::unique_ptr<ModelRunner> runner_;
   std::thread thread_;

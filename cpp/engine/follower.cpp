@@ -71,7 +71,7 @@ void Follower::close(const std::string& failure) {
   status_.thread_changed.notify_all();
 }
 
-// There is no moment between steps here before rank 0 stops.
+// A follower has no moment between steps until rank 0 stops, so the function waits for that.
 void Follower::between_steps(std::function<void()> function, const std::function<void()>&) {
   {
     std::unique_lock lock(status_.mutex);

@@ -1,5 +1,5 @@
-// The steps of a rank other than 0. It computes what rank 0 sends, until rank 0 stops. A request that is made here is
-// made on rank 0, too, under the same id: its queue gets the outputs that rank 0 sends.
+// The role of a rank other than 0: it computes the steps that rank 0 sends, until rank 0 stops. Callers make the same
+// requests on all ranks, where each gets the same id. The queue of a request gets the outputs that rank 0 sends.
 #pragma once
 
 #include <deque>
@@ -17,7 +17,7 @@ namespace longcat {
 
 class Follower final : public EngineRole {
  public:
-  // overlap: as rank 0's (StepLoop).
+  // overlap: as on rank 0 (StepLoop).
   Follower(LoadedModel& loaded, ModelRunner& runner, EngineStatus& status, bool overlap);
 
   int64_t add(std::vector<std::shared_ptr<Sequence>> sequences) override;

@@ -23,7 +23,7 @@ void require_positive(const char* option, int64_t value) {
   if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, "; expected at least 1"));
 }
 
-// The communicator, once the options are checked against it; of one rank if there is none.
+// Returns the communicator once the options are checked against it; a communicator of one rank if there is none.
 std::unique_ptr<Communicator> checked(const EngineOptions& options, std::unique_ptr<Communicator> world) {
   require_positive("max_num_seqs", options.max_num_seqs);
   require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
@@ -64,7 +64,7 @@ class Fingerprint {
   uint64_t value_ = 0xcbf29ce484222325ull;
 };
 
-// Of all options that change what a rank computes.
+// Hash of all options that change what a rank computes.
 uint64_t fingerprint_of(const EngineOptions& o) {
   Fingerprint print;
   for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
@@ -75,7 +75,7 @@ uint64_t fingerprint_of(const EngineOptions& o) {
   return print.value();
 }
 
-// Of config.json, the headers, and a few values of some tensors: quick, and enough to tell two checkpoints apart.
+// Hash of config.json, the headers, and a few values of some tensors: quick, and enough to tell two checkpoints apart.
 uint64_t fingerprint_of(const Checkpoint& checkpoint) {
   constexpr size_t kSamples = 256, kBytes = 64;
   Fingerprint print;
@@ -92,7 +92,7 @@ uint64_t fingerprint_of(const Checkpoint& checkpoint) {
   return print.value();
 }
 
-// Throws where the device cannot read latents of this dtype.
+// Throws Error when the device cannot read latents of this dtype.
 void check_cache_dtype(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
   if (!ops.reads_latents(kv_cache_dtype))
     throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" on ", ops.device().name(),
@@ -111,7 +111,7 @@ Placement parse_table_placement(const EngineOptions& options, Ops& ops) {
       str_cat("ngram_placement=\"", options.ngram_placement, "\" on ", ops.device().name(), "; expected ", known));
 }
 
-// The weights of a rank. If memory runs out, the error says whether the tables could lie elsewhere.
+// Loads the weights of a rank. If memory runs out, the error says whether the tables could lie elsewhere.
 ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
                              Ops& ops, const EngineOptions& options, const LoadProgress& progress) {
   const Placement tables = parse_table_placement(options, ops);
@@ -142,7 +142,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
       lockstep.require_same(fingerprint_of(options), "options");
       lockstep.require_same(fingerprint_of(checkpoint), "checkpoint files");
     }
-    const int num_communicators = world->size() > 1 ? 2 : 0;  // one of all ranks, one of a tensor-parallel group
+    const int num_communicators = world->size() > 1 ? 2 : 0;  // of all ranks, and of a tensor-parallel group
     std::unique_ptr<Ops> ops = std::move(backend.ops);
     if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization, num_communicators);
     check_cache_dtype(options, kv_cache_dtype, *ops);
@@ -154,7 +154,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     Ranks ranks{.shard = shard, .world = ranks_of_color(0), .tp = ranks_of_color(shard.tp_group())};
     for (const MappedFile& shard : checkpoint.shards()) shard.check();
     auto model = std::make_unique<Model>(*ops, config, std::move(ranks), std::move(weights),
-                                         options.max_num_batched_tokens, options.max_samples());
+                                         options.max_num_batched_tokens, options.max_draws());
     return {.config = std::move(config),
             .dtype = dtype,
             .kv_cache_dtype = kv_cache_dtype,

@@ -11,7 +11,7 @@
 
 namespace longcat {
 
-// The operations that an engine computes with, and the communicators between their devices. Null ops: those of
+// The operations that an engine computes with, and the communicators between the devices of ranks. Null ops: those of
 // EngineOptions::device.
 struct Backend {
   std::unique_ptr<Ops> ops = nullptr;

@@ -11,7 +11,7 @@ namespace {
 
 using Kind = Lockstep::Message::Kind;
 
-constexpr int64_t kFirstBytes = 4096;  // broadcast together with the size: enough for most steps
+constexpr int64_t kFirstBytes = 4096;  // [bytes] broadcast together with the size: enough for most steps
 
 // Writes fields one after the other, as they lie in memory: all ranks run the same program.
 class Writer {
@@ -64,7 +64,7 @@ class Reader {
   std::span<const std::byte> bytes_;
 };
 
-// The fields of each part of a plan, for both directions.
+// The fields of each part of a plan. The writer and the reader both use these lists.
 template <class Archive, class Sequence>
 void transfer_sequence(Archive& a, Sequence& s) {
   a(s.num_prompt_tokens);
@@ -83,18 +83,18 @@ void transfer_chunk(Archive& a, Chunk& c) {
   a(c.score_begin);
   a(c.score_end);
   a(c.score_ids);
-  a(c.samples);
+  a(c.is_drawn_from);
   a(c.num_draft_tokens);
   a(c.next_token_id);
   a(c.num_next_drafts);
 }
 
-template <class Archive, class Sample>
-void transfer_sample(Archive& a, Sample& s) {
-  a(s.chunk);
-  a(s.num_drafts);
-  a(s.num_tokens);
-  a(s.ends);
+template <class Archive, class Draw>
+void transfer_draw(Archive& a, Draw& d) {
+  a(d.chunk);
+  a(d.num_drafts);
+  a(d.num_tokens);
+  a(d.ends);
 }
 
 template <class Archive, class Logprobs>
@@ -151,7 +151,7 @@ void write_plan(Writer& out, const StepPlan& plan) {
     return it->second;
   };
   for (const PlannedChunk& chunk : plan.chunks) number(chunk.sequence);
-  for (const PlannedSample& sample : plan.samples) number(sample.sequence);
+  for (const PlannedDraw& draw : plan.draws) number(draw.sequence);
 
   out(plan.moves);
   out(static_cast<int64_t>(sequences.size()));
@@ -161,10 +161,10 @@ void write_plan(Writer& out, const StepPlan& plan) {
     out(number(chunk.sequence));
     transfer_chunk(out, chunk);
   }
-  out(static_cast<int64_t>(plan.samples.size()));
-  for (const PlannedSample& sample : plan.samples) {
-    out(number(sample.sequence));
-    transfer_sample(out, sample);
+  out(static_cast<int64_t>(plan.draws.size()));
+  for (const PlannedDraw& draw : plan.draws) {
+    out(number(draw.sequence));
+    transfer_draw(out, draw);
   }
 }
 
@@ -190,9 +190,9 @@ StepPlan read_plan(Reader& in) {
     transfer_chunk(in, chunk);
   }
   for (int64_t left = size(); left > 0; --left) {
-    PlannedSample& sample = plan.samples.emplace_back();
-    sample.sequence = sequence();
-    transfer_sample(in, sample);
+    PlannedDraw& draw = plan.draws.emplace_back();
+    draw.sequence = sequence();
+    transfer_draw(in, draw);
   }
   return plan;
 }

@@ -19,7 +19,7 @@ namespace longcat {
 
 class Lockstep {
  public:
-  // Every rank calls it, and the checks below, in the same order.
+  // Every rank makes this call, and the checks below, in the same order.
   explicit Lockstep(Communicator& world) : control_(world.split(0)) {}
 
   bool leads() const { return control_->rank() == 0; }
@@ -28,10 +28,10 @@ class Lockstep {
 
   // Throws Error on every rank unless all fingerprints are equal. It names `what`, and a rank that differs from rank 0.
   void require_same(uint64_t fingerprint, const char* what);
-  int64_t least(int64_t value);  // the minimum over all ranks
+  int64_t least(int64_t value);  // Returns the minimum over all ranks.
 
   // --- of rank 0, from the thread that steps -------------------------------------------------------------------------
-  void send(std::vector<std::byte> step);  // of encode(): the sequences may change before it is sent
+  void send(std::vector<std::byte> step);  // of encode(): the sequences may change before the message is sent
   void send_forward(const Chunk& chunk);
   void send_stop();
 
@@ -41,7 +41,7 @@ class Lockstep {
     enum class Kind : uint8_t { stop, step, forward } kind = Kind::stop;
     std::vector<StepOutput> outputs;         // since the last message
     StepPlan plan;                           // empty: there is nothing to compute
-    std::vector<int32_t> token_ids, blocks;  // of a forward's chunk
+    std::vector<int32_t> token_ids, blocks;  // for a chunk of forward()
     int64_t start = 0;
   };
   Message receive();
@@ -52,7 +52,7 @@ class Lockstep {
   void broadcast(std::vector<std::byte>& bytes);
 
   std::unique_ptr<Communicator>
-      control_;  // apart from the communicator of the computation, which another thread waits on
+      control_;  // separate from the communicator of the computation, on which another thread waits
 };
 
 // Encodes a step: the outputs of the steps before, and the plan.

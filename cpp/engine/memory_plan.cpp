@@ -11,7 +11,7 @@ namespace longcat {
 
 namespace {
 
-// Counts the bytes asked for and gives no memory: so the code that allocates also makes the plan.
+// A device that counts the bytes asked for and gives no memory, so that the code that allocates also makes the plan.
 class CountingDevice final : public Device {
  public:
   std::string name() const override { return "counting"; }
@@ -49,15 +49,15 @@ BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_
   const ActivationBuffers buffers(activations, config, shard, max_num_batched_tokens, DType::f32);  // of the CPU
   const BatchBuffers batches(steps, max_num_batched_tokens, max_num_seqs, (max_model_len + kBlockSize - 1) / kBlockSize,
                              ModelRunner::kSlots);
-  // Pages that are never written cost nothing. Only decoding tokens have latent queries; only picks of routed experts
-  // have expert rows.
+  // Pages that are never written take no memory. Only decoding tokens have latent queries, and only picks of routed
+  // experts have expert rows.
   const int64_t latent_rows = max_num_batched_tokens - std::min(max_num_seqs, max_num_batched_tokens);
   const int64_t picks = max_num_batched_tokens * config.moe_topk;
   const int64_t picks_elsewhere =
       picks * (config.num_router_outputs() - shard.experts.size()) / config.num_router_outputs();
   const int64_t untouched = latent_rows * shard.heads.size() * config.kv_lora_rank * 2 +
                             picks_elsewhere * (2 * shard.expert_ffn.size() + config.hidden_size);
-  // Logits with their rows and the sampled ids; with several ranks also the buffers of their exchange.
+  // Logits, their row numbers and the sampled ids; with several ranks also the buffers for exchanging them.
   const int64_t world = shard.world(), logits_rows = (max_num_seqs + world - 1) / world;
   const int64_t logits = logits_rows * config.vocab_size * 4 * (world > 1 ? 3 : 1) + max_num_seqs * 2 * 4;
   return {.block_bytes = KvCache::block_bytes(config, kv_cache_dtype),

@@ -10,9 +10,9 @@
 namespace longcat {
 
 struct BufferPlan {
-  int64_t block_bytes;       // one block of the latent cache: 64 tokens in all sub-layers
-  int64_t activation_bytes;  // written by the largest step on the CPU, when all experts get equally many tokens
-  int64_t step_bytes;        // batches, block tables and logits
+  int64_t block_bytes;       // [bytes] one block of the latent cache: 64 tokens in all sub-layers
+  int64_t activation_bytes;  // [bytes] written by the largest step on the CPU, when all experts get equally many tokens
+  int64_t step_bytes;        // [bytes] batches, block tables and logits
 };
 
 // The allocations of one rank for these limits. Throws std::invalid_argument for a negative limit.

@@ -19,28 +19,27 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       cache_(cache),
       limits_(limits),
       vocab_size_(model.config().vocab_size),
-      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_samples, limits.max_blocks_per_sequence,
-                     kSlots),
-      logits_(device_, model.own_logits_capacity(limits.max_samples) * vocab_size_ * 4),
-      logit_rows_(device_, limits.max_samples * 4),
-      all_rows_(device_, limits.max_samples * 4),
-      sampled_ids_(device_, limits.max_samples * 4),
-      zeros_(static_cast<size_t>(limits.max_samples), 0),
+      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_draws, limits.max_blocks_per_sequence, kSlots),
+      logits_(device_, model.own_logits_capacity(limits.max_draws) * vocab_size_ * 4),
+      logit_rows_(device_, limits.max_draws * 4),
+      all_rows_(device_, limits.max_draws * 4),
+      sampled_ids_(device_, limits.max_draws * 4),
+      zeros_(static_cast<size_t>(limits.max_draws), 0),
       host_slab_blocks_(std::max<int64_t>(kHostSlabBytes / limits.block_bytes, 1)) {
-  std::vector<int32_t> rows(static_cast<size_t>(limits.max_samples));
+  std::vector<int32_t> rows(static_cast<size_t>(limits.max_draws));
   std::iota(rows.begin(), rows.end(), 0);
   device_.copy_from_host(all_rows_.data(), rows.data(), all_rows_.bytes());
-  if (limits.num_drafts > 0)  // a sequence with draft tokens takes one of the draws beyond max_num_seqs
+  if (limits.num_drafts > 0)  // each sequence with draft tokens uses one of the draws beyond max_num_seqs
     drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
-                                         std::min(limits.max_num_seqs, limits.max_samples - limits.max_num_seqs),
+                                         std::min(limits.max_num_seqs, limits.max_draws - limits.max_num_seqs),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
   if (device_.warms_recordings()) warm_up();
 }
 
-// Records the graphs of short contexts before the first request: the first launch of a kernel and the instantiation of
-// a graph take 10 to 20 ms. All rows are padding, which writes to the null block.
+// Records the graphs of short contexts before the first request: the first launch of a kernel, and making a graph, take
+// 10 to 20 ms. All rows are padding, which writes to the null block.
 void ModelRunner::warm_up() {
-  const int64_t most = std::min(limits_.max_samples, limits_.max_num_batched_tokens);
+  const int64_t most = std::min(limits_.max_draws, limits_.max_num_batched_tokens);
   for (int64_t rows = 1; rows <= most;) {
     const int64_t padded = padded_rows(rows);
     batch_buffers_.stage({}, 0, padded);
@@ -58,12 +57,12 @@ void ModelRunner::warm_up() {
 ModelRunner::~ModelRunner() {
   try {
     device_.wait(device_.submit([] {}));
-  } catch (const std::exception&) {  // the thread that waited for the step has it
+  } catch (const std::exception&) {  // the thread that waited for the step has the error
   }
 }
 
 int64_t ModelRunner::padded_rows(int64_t rows) const {
-  return std::min({device_.padded_rows(rows), limits_.max_samples, limits_.max_num_batched_tokens});
+  return std::min({device_.padded_rows(rows), limits_.max_draws, limits_.max_num_batched_tokens});
 }
 
 std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
@@ -79,19 +78,19 @@ std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
                       .blocks = chunk.blocks,
                       .generated = chunk.generated,
                       .source = chunk.source});
-  // Steps of decoding alone come again and again in the same shape: they are recorded as graphs.
+  // Steps that only decode repeat a few shapes, so they are recorded as graphs.
   const bool decodes_only = !p.chunks.empty() && std::ranges::all_of(p.chunks, [](const PlannedChunk& c) {
-    return c.generated && c.samples && c.count == 1 + c.num_draft_tokens;
+    return c.generated && c.is_drawn_from && c.count == 1 + c.num_draft_tokens;
   });
   step->recorded_rows = decodes_only ? padded_rows(p.num_tokens()) : 0;
   if (!chunks.empty()) batch_buffers_.stage(chunks, step->slot, step->recorded_rows);
 
-  step->sampled_ids.resize(p.samples.size(), -1);
-  step->logprobs.resize(p.samples.size());
-  step->errors.resize(p.samples.size());
+  step->sampled_ids.resize(p.draws.size(), -1);
+  step->logprobs.resize(p.draws.size());
+  step->errors.resize(p.draws.size());
   step->prompt_logprobs.resize(p.chunks.size());
   step->chunk_errors.resize(p.chunks.size());
-  for (const PlannedSample& sample : p.samples) step->masks.push_back(sample.sequence->mask);
+  for (const PlannedDraw& draw : p.draws) step->masks.push_back(draw.sequence->mask);
   return step;
 }
 
@@ -99,7 +98,7 @@ void ModelRunner::submit(StepInFlight& step) {
   step.ticket = device_.submit([this, &step] {
     try {
       run(step);
-    } catch (const std::exception& error) {  // other ranks wait for this one already
+    } catch (const std::exception& error) {  // the other ranks wait for this one already
       model_.abort_ranks(str_cat("[parallel] rank ", model_.shard().rank, " failed: ", error.what()));
       throw;
     }
@@ -113,19 +112,19 @@ void ModelRunner::move_blocks(const StepPlan& plan) {
       case BlockMove::Kind::copy:
         cache_.copy_block(move.other_block, move.block);
         break;
-      case BlockMove::Kind::save:
-        cache_.save_block(host_block(move.other_block), move.block);
+      case BlockMove::Kind::swap_out:
+        cache_.swap_out_block(host_block(move.other_block), move.block);
         break;
-      case BlockMove::Kind::load:
-        cache_.load_block(move.block, host_block(move.other_block));
+      case BlockMove::Kind::swap_in:
+        cache_.swap_in_block(move.block, host_block(move.other_block));
         break;
       case BlockMove::Kind::drop:  // the scheduler has freed the host block
         break;
     }
 }
 
-// Host memory for swapped-out blocks is pinned by slabs, which stay: pinning takes about a millisecond a call, and
-// unpinning waits for the device. The scheduler hands out the lowest host blocks first.
+// Host memory for swapped-out blocks is pinned by slabs, which stay pinned: pinning takes about a millisecond a call,
+// and unpinning waits for the device. The scheduler hands out the lowest host blocks first.
 void* ModelRunner::host_block(int32_t host_block_idx) {
   const int64_t slab = host_block_idx / host_slab_blocks_, in_slab = host_block_idx % host_slab_blocks_;
   if (slab >= static_cast<int64_t>(host_slabs_.size())) host_slabs_.resize(static_cast<size_t>(slab) + 1);
@@ -134,9 +133,9 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
   return static_cast<char*>(memory.data()) + in_slab * limits_.block_bytes;
 }
 
-// The work of a recorded graph: all that has the same shape in every step with this number of rows.
+// The work of a recorded graph: everything that has the same shape in all steps with this number of rows.
 Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
-  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_samples}),
+  ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_draws}),
                         batch_buffers_.sources());
   const Tensor hidden = model_.forward(batch, cache_);
   if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), hidden, logit_rows);
@@ -157,8 +156,8 @@ void ModelRunner::run(StepInFlight& step) {
   if (plan.chunks.empty()) return;
   const ForwardBatch batch = batch_buffers_.upload(step.slot);
   std::vector<int32_t> logit_rows;                      // rows whose logits are computed
-  std::vector<int32_t> logits_row(plan.chunks.size());  // row of a chunk's first logits among them
-  Range own;                                            // logit_rows of this rank
+  std::vector<int32_t> logits_row(plan.chunks.size());  // for each chunk, the row of its first logits among `rows`
+  Range own;                                            // the part of logit_rows that this rank owns
   Tensor hidden;
   int64_t first_row = 0;
   if (recorded_rows > 0) {
@@ -177,18 +176,18 @@ void ModelRunner::run(StepInFlight& step) {
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
       score_prompt(step, c, hidden, first_row);
       first_row += plan.chunks[c].count;
-      if (!plan.chunks[c].samples) continue;
+      if (!plan.chunks[c].is_drawn_from) continue;
       logits_row[c] = static_cast<int32_t>(logit_rows.size());
       for (int64_t behind = plan.chunks[c].num_draft_tokens; behind >= 0; --behind)
         logit_rows.push_back(static_cast<int32_t>(first_row - 1 - behind));
     }
     if (!logit_rows.empty()) own = compute_logits(hidden, logit_rows);
   }
-  if (!plan.samples.empty()) sample(step, batch, logits_row, own);
-  if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_samples}));
+  if (!plan.draws.empty()) sample(step, batch, logits_row, own);
+  if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_draws}));
 }
 
-// Computes the logits of `rows` of `hidden`, at most max_samples. Returns the range that this rank owns.
+// Computes the logits of `rows` of `hidden`, at most max_draws. Returns the range that this rank owns.
 Range ModelRunner::compute_logits(Tensor hidden, const std::vector<int32_t>& rows) {
   const Tensor device_rows = logit_rows_.tensor(DType::i32, {static_cast<int64_t>(rows.size())});
   device_.upload(device_rows.raw(), rows.data(), device_rows.num_bytes());
@@ -197,7 +196,8 @@ Range ModelRunner::compute_logits(Tensor hidden, const std::vector<int32_t>& row
   return own;
 }
 
-// Log-probabilities of token_ids. This rank has the logits of `own`; an all-reduce with zeros brings the others.
+// Returns the log-probabilities of token_ids. This rank has the logits of `own`. Each rank contributes zeros for the
+// other rows to an all-reduce, so that all ranks get all of them.
 std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                                          int64_t top) {
   const int64_t count = static_cast<int64_t>(token_ids.size()), width = 1 + top;
@@ -225,11 +225,12 @@ std::vector<TokenLogprobs> ModelRunner::compute_logprobs(Tensor logits, Range ow
   return result;
 }
 
-// Log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the batch.
+// Returns the log-probabilities of the prompt tokens that a chunk predicts. The chunk begins at row `first_row` of the
+// batch.
 void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidden, int64_t first_row) try {
   const PlannedChunk& chunk = step.plan.chunks[chunk_idx];
-  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_samples) {
-    const int64_t count = std::min(limits_.max_samples, chunk.score_end - start);
+  for (int64_t start = chunk.score_begin; start < chunk.score_end; start += limits_.max_draws) {
+    const int64_t count = std::min(limits_.max_draws, chunk.score_end - start);
     std::vector<int32_t> rows(static_cast<size_t>(count));
     std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row + start - chunk.start));
     const auto predicted =
@@ -246,19 +247,20 @@ void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidd
   }
 } catch (const DeviceFailure&) {
   throw;
-} catch (const std::exception& error) {  // ends this request alone
-  if (has_peers()) throw;                // they did not see the error
+} catch (const std::exception& error) {  // the error ends this request alone
+  if (has_peers()) throw;                // the other ranks did not see the error
   step.chunk_errors[chunk_idx] = error.what();
 }
 
-// Each rank draws from the rows of logits that it owns; an all-reduce with zeros brings the other draws.
+// Each rank draws from the rows of logits that it owns. An all-reduce, with zeros for the other rows, gives every rank
+// all draws.
 void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows,
                          Range own) {
   const StepPlan& plan = step.plan;
   std::vector<SamplingRow> rows;
-  Range mine;  // draws of this rank, in the order of the rows
-  for (size_t i = 0; i < plan.samples.size(); ++i) {
-    const PlannedSample& planned = plan.samples[i];
+  Range mine;  // the draws of this rank, in the order of their rows
+  for (size_t i = 0; i < plan.draws.size(); ++i) {
+    const PlannedDraw& planned = plan.draws[i];
     const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.num_drafts);
     if (logits_row < own.begin) ++mine.begin;
     if (logits_row < own.begin || logits_row >= own.end) continue;
@@ -269,26 +271,26 @@ void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::spa
     row.mask = step.masks[i];
   }
   mine.end = mine.begin + static_cast<int64_t>(rows.size());
-  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.samples.size())});
+  const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.draws.size())});
   if (has_peers()) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
   if (!rows.empty())
-    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.lane(), batch.block_tables);
+    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.token_lane(), batch.block_tables);
   model_.world().all_reduce(ids);
   device_.download(step.sampled_ids.data(), ids.raw(), ids.num_bytes());
-  for (size_t i = 0; i < plan.samples.size(); ++i) try {
-      const SamplingParams& p = plan.samples[i].sequence->params;
+  for (size_t i = 0; i < plan.draws.size(); ++i) try {
+      const SamplingParams& p = plan.draws[i].sequence->params;
       if (p.logprobs < 0) continue;
       int32_t token_id;
       device_.copy_to_host(&token_id, ids.data<int32_t>() + i, 4);
       if (token_id < 0) continue;
-      const int64_t sample_idx = static_cast<int64_t>(i);
-      const bool is_mine = mine.begin <= sample_idx && sample_idx < mine.end;
-      const int64_t row = is_mine ? rows[static_cast<size_t>(sample_idx - mine.begin)].logits_row : 0;
+      const int64_t draw_idx = static_cast<int64_t>(i);
+      const bool is_mine = mine.begin <= draw_idx && draw_idx < mine.end;
+      const int64_t row = is_mine ? rows[static_cast<size_t>(draw_idx - mine.begin)].logits_row : 0;
       step.logprobs[i] = compute_logprobs(is_mine ? logits(own.size()).slice(0, row, row + 1) : Tensor{},
                                           is_mine ? Range{0, 1} : Range{}, {&token_id, 1}, p.logprobs)[0];
     } catch (const DeviceFailure&) {
       throw;
-    } catch (const std::exception& error) {  // ends this request alone
+    } catch (const std::exception& error) {  // the error ends this request alone
       if (has_peers()) throw;
       step.errors[i] = error.what();
     }
@@ -300,8 +302,8 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
   const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
   device_.wait(device_.submit([&] {
     const Tensor hidden = compute(batch_buffers_.upload(kSlot), {});
-    for (int64_t first = 0; first < count; first += limits_.max_samples) {
-      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_samples, count - first)));
+    for (int64_t first = 0; first < count; first += limits_.max_draws) {
+      std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_draws, count - first)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
       const Range own = compute_logits(hidden, rows);
       Tensor all = logits(own.size());

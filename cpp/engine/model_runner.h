@@ -16,27 +16,27 @@
 namespace longcat {
 
 struct RunnerLimits {
-  int64_t max_num_seqs, max_samples, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
+  int64_t max_num_seqs, max_draws, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
   int64_t num_drafts = 0;  // draft tokens of a sequence by the MTP layer; 0: none
 };
 
 class ModelRunner {
  public:
-  static constexpr int kSlots = 3;  // slots of BatchBuffers: two steps, and forward()
+  static constexpr int kSlots = 3;  // slots of BatchBuffers: one for each of two steps, and one for forward()
 
   ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLimits& limits);
   ~ModelRunner();
 
   void set_observer(StepObserver* observer) { observer_ = observer; }
 
-  // stage: lays the plan out; reads its sequences. submit: starts it; this may block on a device. wait: returns when
-  // the results are there; throws the step's error. Steps are waited for in the order of their launches.
+  // stage() lays the plan out and reads its sequences. submit() starts the step; it may block on a device. wait()
+  // returns when the results are there, or throws the step's error. Wait for steps in the order of their launches.
   std::unique_ptr<StepInFlight> stage(StepPlan plan);
   void submit(StepInFlight& step);
   void wait(StepInFlight& step);
 
-  // Logits of all tokens of one chunk of a prompt, to out [num_tokens, vocab_size] on the host. Null: this rank only
-  // takes part. Waits.
+  // Writes the logits of all tokens of one chunk of a prompt to out [num_tokens, vocab_size] on the host, and waits for
+  // them. out null: this rank computes its share only.
   void forward(const Chunk& chunk, float* out);
 
   int64_t num_recordings() const { return static_cast<int64_t>(recordings_.size()); }
@@ -47,7 +47,7 @@ class ModelRunner {
   void move_blocks(const StepPlan& plan);
   void* host_block(int32_t host_block_idx);
   void warm_up();
-  // hidden: [num_tokens, hidden_size], where a replay of the graph leaves it.
+  // hidden: [num_tokens, hidden_size], the address to which a replay of the graph writes.
   struct RecordedStep {
     std::unique_ptr<Recording> graph;
     Tensor hidden;
@@ -70,15 +70,15 @@ class ModelRunner {
   int64_t vocab_size_;
   StepObserver* observer_ = nullptr;
   BatchBuffers batch_buffers_;
-  Buffer logits_;                     // [max_samples of this rank, vocab_size] f32
-  Buffer logit_rows_;                 // [max_samples] i32
-  Buffer all_rows_;                   // [max_samples] i32: 0, 1, 2, ...
-  Buffer sampled_ids_;                // [max_samples] i32, read by the next step
-  std::vector<int32_t> zeros_;        // [max_samples]
-  std::unique_ptr<Drafter> drafter_;  // null: no draft tokens by the MTP layer
-  // Recorded graphs, by the rows and the context bucket of a decode step.
+  Buffer logits_;                     // [max_draws of this rank, vocab_size] f32
+  Buffer logit_rows_;                 // [max_draws] i32
+  Buffer all_rows_;                   // [max_draws] i32: 0, 1, 2, ...
+  Buffer sampled_ids_;                // [max_draws] i32, read by the next step
+  std::vector<int32_t> zeros_;        // [max_draws]
+  std::unique_ptr<Drafter> drafter_;  // null: the MTP layer makes no draft tokens
+  // Recorded graphs, by the number of rows and the context bucket of a step that only decodes.
   std::map<std::pair<int64_t, int64_t>, RecordedStep> recordings_;
-  std::vector<HostBuffer> host_slabs_;  // of swapped-out blocks, host_slab_blocks_ in each; empty: not used yet
+  std::vector<HostBuffer> host_slabs_;  // host_slab_blocks_ swapped-out blocks in each; empty: not used yet
   int64_t host_slab_blocks_;
   int next_slot_ = 0;
 };

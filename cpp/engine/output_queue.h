@@ -17,7 +17,7 @@ class OutputQueue {
   OutputQueue& operator=(const OutputQueue&) = delete;
 
   void push(StepOutput output);
-  void close();  // no more outputs will come
+  void close();  // true: no more outputs will come
 
   // Waits until there are outputs, the queue is closed, or the time is up.
   void wait(double timeout_ms);
@@ -25,7 +25,7 @@ class OutputQueue {
   bool closed() const;
   bool empty() const;
 
-  // A file descriptor that is readable while there is something to take, for event loops. Owned by the queue.
+  // A file descriptor for event loops, readable while the queue holds outputs. The queue owns it.
   int event_fd();
 
  private:

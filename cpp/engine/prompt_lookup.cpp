@@ -6,7 +6,7 @@ namespace longcat {
 
 std::span<const int32_t> look_up(std::span<const int32_t> token_ids, int64_t num_tokens, const PromptLookup& lookup) {
   const int64_t size = static_cast<int64_t>(token_ids.size());
-  int64_t best = 0, best_end = 0;  // agreeing tokens, and where they end
+  int64_t best = 0, best_end = 0;  // number of agreeing tokens, and the position behind them
   for (int64_t end = size - 1; end > 0 && best < lookup.max_match; --end) {
     const int64_t most = std::min(lookup.max_match, end);
     int64_t match = 0;

@@ -7,13 +7,13 @@
 
 namespace longcat {
 
-// Draft tokens are made when the last min_match tokens, or more, occurred before.
+// Draft tokens are made when at least the last min_match tokens occurred before.
 struct PromptLookup {
   int64_t max_match = 4, min_match = 2;
 };
 
-// The tokens behind the earlier occurrence that agrees with the end of `token_ids` in the most tokens, at most
-// max_match; of equal ones the latest. Returns at most num_tokens; none when fewer than min_match agree.
+// Finds the earlier occurrence that agrees with the end of `token_ids` in the most tokens, at most max_match; among
+// equal ones the latest. Returns at most num_tokens tokens that follow it; none when fewer than min_match agree.
 std::span<const int32_t> look_up(std::span<const int32_t> token_ids, int64_t num_tokens, const PromptLookup& lookup);
 
 }  // namespace longcat

@@ -16,7 +16,7 @@ void RequestMirror::add(int64_t request_id, std::shared_ptr<OutputQueue> queue,
 
 void RequestMirror::take(StepOutput output, int64_t next_request_id) {
   const auto it = requests_.find(output.request_id);
-  if (it == requests_.end()) {  // the request has ended here, or is not made yet
+  if (it == requests_.end()) {  // the request has ended on this rank, or is not made yet
     if (output.request_id >= next_request_id && !only_follows_) early_[output.request_id].push_back(std::move(output));
     return;
   }

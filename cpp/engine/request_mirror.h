@@ -1,4 +1,5 @@
-// The requests of a follower rank. Each has the id that it has on rank 0, whose outputs go to its queue.
+// The requests that are made on a follower rank. Each has the same id on rank 0. Its queue gets the outputs that rank 0
+// sends.
 #pragma once
 
 #include <map>
@@ -10,22 +11,22 @@
 
 namespace longcat {
 
-// Not safe for several threads at once.
+// Only one thread may use it at a time.
 class RequestMirror {
  public:
-  // Adds a request. Outputs that rank 0 has sent already go to `queue` at once.
+  // Adds a request. `queue` gets at once the outputs that rank 0 has sent already.
   void add(int64_t request_id, std::shared_ptr<OutputQueue> queue, std::shared_ptr<OutputQueue> mask_queue);
 
-  // Takes an output of rank 0. next_request_id: the first id that no request here has yet.
+  // Takes an output from rank 0. next_request_id: the first id that no request has yet on this rank.
   void take(StepOutput output, int64_t next_request_id);
 
-  // Ends a request here with `last`; rank 0 alone decides whether it goes on there. False: the id is not known.
+  // Ends a request on this rank with `last`; only rank 0 can end it there. Returns false when the id is not known.
   bool forget(StepOutput last);
 
-  // No more requests are made here.
+  // Tells the mirror that no more requests will be made on this rank.
   void expect_no_more();
 
-  // Ends all requests: rank 0 sends no more. failure: the reason, if it is an error.
+  // Ends all requests, because rank 0 sends no more outputs. failure: the reason, if it is an error.
   void end(const std::string& failure);
 
  private:
@@ -33,7 +34,7 @@ class RequestMirror {
     std::shared_ptr<OutputQueue> queue, mask_queue;
   };
   std::map<int64_t, Mirrored> requests_;
-  std::map<int64_t, std::vector<StepOutput>> early_;  // outputs of requests that are not made here yet
+  std::map<int64_t, std::vector<StepOutput>> early_;  // outputs of requests that are not yet made on this rank
   bool only_follows_ = false;
 };
 

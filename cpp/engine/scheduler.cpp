@@ -10,7 +10,7 @@ namespace longcat {
 
 namespace {
 
-constexpr double kForeverMs = 1e12;  // 30 years: clocks can still add it
+constexpr double kForeverMs = 1e12;  // 30 years: a clock can still add it
 constexpr int64_t kShortSlots = 4;   // one slot in four is open to short requests
 constexpr int64_t kShortRatio = 4;   // a short group asks for at most a quarter of the tokens
 constexpr int64_t kMostPassed = 32;
@@ -19,7 +19,8 @@ int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / 
 
 int64_t size_of(const std::vector<int32_t>& blocks) { return static_cast<int64_t>(blocks.size()); }
 
-// Tokens that a sequence adds to its group. The prompt counts once: the other completions fork from the first.
+// The tokens that a sequence adds to its group. The prompt counts once, because the other sequences fork from the
+// first.
 int64_t tokens_of(const Sequence& s) { return s.max_tokens + (s.params.sample_idx == 0 ? s.num_prompt_tokens : 0); }
 
 }  // namespace
@@ -33,13 +34,13 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     free_host_blocks_.push_back(static_cast<int32_t>(host));
 }
 
-void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
+void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& sequences) {
   const int64_t num_queued = static_cast<int64_t>(sequences_.size()) - num_running();  // with forks that have not begun
   if (num_queued >= options_.max_num_queued)
     throw QueueFull(str_cat("[engine] ", num_queued, " requests are waiting, max_num_queued=", options_.max_num_queued,
                             ": try again later"));
-  const std::shared_ptr<Sequence>& first = samples.front();
-  if (const auto group = groups_.find(first->group); group != groups_.end()) {  // room is left for other calls
+  const std::shared_ptr<Sequence>& first = sequences.front();
+  if (const auto group = groups_.find(first->group); group != groups_.end()) {  // leave room for other calls
     const int64_t most = (options_.max_num_queued + 1) / 2;
     const int64_t num_of_group = group->second.num_sequences - std::ranges::count_if(running_, [&](const auto& entry) {
                                    return entry.second->group == first->group;
@@ -48,16 +49,16 @@ void Scheduler::add(const std::vector<std::shared_ptr<Sequence>>& samples) {
       throw QueueFull(str_cat("[engine] ", num_of_group, " requests of this call are waiting, half of max_num_queued=",
                               options_.max_num_queued, ": try again later"));
   }
-  for (const auto& sequence : samples) {
+  for (const auto& sequence : sequences) {
     if (sequence->group < 0) sequence->group = first->request_id;
     sequences_[sequence->request_id] = sequence;
     Group& group = groups_[sequence->group];
     group.size += tokens_of(*sequence);
     ++group.num_sequences;
   }
-  first->forks.assign(samples.begin() + 1, samples.end());
+  first->forks.assign(sequences.begin() + 1, sequences.end());
   enqueue(first);
-  stats_.num_requests += static_cast<int64_t>(samples.size());
+  stats_.num_requests += static_cast<int64_t>(sequences.size());
 }
 
 void Scheduler::enqueue(const std::shared_ptr<Sequence>& sequence) {
@@ -114,7 +115,7 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason) {
   running_.erase(sequence.request_id);
   sequences_.erase(sequence.request_id);
   sequence.state = Sequence::State::finished;
-  // Sequences that would have forked from it compute the prompt themselves.
+  // Sequences that would have forked from this one compute the prompt themselves.
   for (const auto& fork : sequence.forks)
     if (fork->state == Sequence::State::waiting) enqueue(fork);
   sequence.forks.clear();
@@ -129,14 +130,14 @@ void Scheduler::commit(Sequence& sequence, int32_t token_id, Clock::time_point n
   LC_CHECK(sequence.num_pending > 0);
   --sequence.num_pending;
   sequence.token_ids.push_back(token_id);
-  sequence.drafts.clear();  // they stood for this token
+  sequence.drafts.clear();  // the draft tokens were made behind another token
   sequence.mask_due = now + mask_timeout_;
   ++stats_.num_generated_tokens;
 }
 
 void Scheduler::commit_accepted(Sequence& sequence, int32_t token_id, Clock::time_point now) {
   if (sequence.state == Sequence::State::finished) return;
-  ++sequence.num_scheduled;  // the latents of the accepted draft token are in the cache
+  ++sequence.num_scheduled;  // the cache has the latents of the accepted draft token
   ++sequence.num_pending;
   ++stats_.num_accepted_tokens;
   commit(sequence, token_id, now);
@@ -164,22 +165,22 @@ std::optional<Clock::time_point> Scheduler::next_due() const {
   return next;
 }
 
-// Adds the prompt blocks that the last plan filled to the prefix cache. The device writes them before a later step
+// Adds to the prefix cache the prompt blocks that the last plan filled. The device writes them before a later step
 // reads them.
-void Scheduler::publish_filled() {
+void Scheduler::cache_filled_blocks() {
   for (const auto& sequence : filling_) {
     Sequence& s = *sequence;
     if (s.state != Sequence::State::running) continue;
     const int64_t full = std::min(s.num_scheduled, s.num_prompt_tokens) / kBlockSize;
-    for (; s.num_published < full; ++s.num_published) {
-      const std::span<const int32_t> ids(s.token_ids.data() + s.num_published * kBlockSize, kBlockSize);
-      s.prefix_uid = blocks_.publish(s.blocks[static_cast<size_t>(s.num_published)], s.prefix_uid, ids);
+    for (; s.num_cached_blocks < full; ++s.num_cached_blocks) {
+      const std::span<const int32_t> ids(s.token_ids.data() + s.num_cached_blocks * kBlockSize, kBlockSize);
+      s.prefix_uid = blocks_.cache_block(s.blocks[static_cast<size_t>(s.num_cached_blocks)], s.prefix_uid, ids);
     }
   }
   filling_.clear();
 }
 
-// Takes the blocks of a sequence: swapped out to host memory while there is room, else recomputed later.
+// Takes the blocks of a sequence away. They are swapped out to host memory while there is room, else recomputed later.
 void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
   const std::shared_ptr<Sequence> self = running_.at(s.request_id);
   const int64_t used = blocks_for(s.num_scheduled);
@@ -188,13 +189,13 @@ void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
       const int32_t host = free_host_blocks_.back();
       free_host_blocks_.pop_back();
       plan.moves.push_back(
-          {.kind = BlockMove::Kind::save, .block = s.blocks[static_cast<size_t>(i)], .other_block = host});
+          {.kind = BlockMove::Kind::swap_out, .block = s.blocks[static_cast<size_t>(i)], .other_block = host});
       s.swapped.push_back(host);
     }
     ++stats_.num_swaps;
   } else {
     s.num_scheduled = 0;
-    s.num_published = 0;
+    s.num_cached_blocks = 0;
     s.prefix_uid = 0;
     ++stats_.num_recomputes;
   }
@@ -211,14 +212,14 @@ bool Scheduler::preempt(int64_t request_id, bool may_swap) {
   const auto it = running_.find(request_id);
   if (it == running_.end()) return false;
   StepPlan moves;
-  publish_filled();
+  cache_filled_blocks();
   preempt(*it->second, may_swap, moves);
   pending_moves_.insert(pending_moves_.end(), moves.moves.begin(), moves.moves.end());
   return true;
 }
 
-// The running sequence that is preempted when `s` needs a block: the one of the lowest priority, short ones last. Only
-// the oldest sequence itself preempts the oldest.
+// Returns the running sequence to preempt when `s` needs a block: the one of the lowest priority; sequences of short
+// groups come last. Only the oldest sequence may preempt the oldest.
 Sequence& Scheduler::gives_way_to(const Sequence& s) const {
   const Sequence& first = *running_.begin()->second;
   for (auto it = running_.rbegin(); it != running_.rend(); ++it)
@@ -228,7 +229,7 @@ Sequence& Scheduler::gives_way_to(const Sequence& s) const {
 }
 
 // Gives a sequence a block of its own for its next token. While none is free, running sequences are preempted, the
-// lowest priority first. False: `s` itself was preempted.
+// lowest priority first. Returns false when `s` itself was preempted.
 bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   const size_t block_idx = static_cast<size_t>(s.num_scheduled / kBlockSize);
   const auto has_block = [&] { return block_idx < s.blocks.size() && blocks_.may_write(s.blocks[block_idx]); };
@@ -241,7 +242,7 @@ bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   const int32_t own = blocks_.take();
   if (block_idx == s.blocks.size()) {
     s.blocks.push_back(own);
-  } else {  // shared, or in the prefix cache
+  } else {  // other sequences share the block, or it is in the prefix cache
     plan.moves.push_back({.kind = BlockMove::Kind::copy, .block = s.blocks[block_idx], .other_block = own});
     blocks_.release(s.blocks[block_idx]);
     s.blocks[block_idx] = own;
@@ -249,38 +250,39 @@ bool Scheduler::grow(Sequence& s, StepPlan& plan) {
   return true;
 }
 
-// Blocks kept for running sequences, so that admitting another does not preempt them at once.
+// The blocks to keep free for running sequences, so that they do not preempt a newly admitted one at once.
 int64_t Scheduler::reserve() const { return std::min(num_running(), blocks_.num_blocks() / 100); }
 
-// Blocks for all tokens of a sequence and one more. The last token of a completion is never stored.
+// The blocks for all tokens of a sequence and one more. The cache never stores the last token of a completion.
 int64_t Scheduler::most_blocks(const Sequence& s) const {
   const int64_t most_stored = s.num_prompt_tokens + std::max<int64_t>(s.max_tokens - 1, 0);
   return blocks_for(std::min(s.num_tokens() + 1, most_stored));
 }
 
-// Gives a waiting sequence the blocks for all of its tokens and one more; the prefix cache provides the first ones.
-// False: too few are free, and none was taken.
+// Gives a waiting sequence the blocks for all of its tokens and one more. The prefix cache provides the first ones.
+// Returns false when too few blocks are free; the sequence then has none.
 bool Scheduler::admit(Sequence& s, StepPlan& plan) {
   const int64_t needed = most_blocks(s), spare = reserve();
   if (!s.swapped.empty()) {
     if (blocks_.num_free() < needed + spare) return false;
     for (const int32_t host : s.swapped) {
       s.blocks.push_back(blocks_.take());
-      plan.moves.push_back({.kind = BlockMove::Kind::load, .block = s.blocks.back(), .other_block = host});
+      plan.moves.push_back({.kind = BlockMove::Kind::swap_in, .block = s.blocks.back(), .other_block = host});
       plan.moves.push_back({.kind = BlockMove::Kind::drop, .other_block = host});
       free_host_blocks_.push_back(host);
     }
     s.swapped.clear();
-    s.num_published = blocks_for(s.num_prompt_tokens);  // their copies are in the prefix cache already
+    s.num_cached_blocks = blocks_for(s.num_prompt_tokens);  // their copies are in the prefix cache already
   } else {
     const std::span<const int32_t> prompt(s.token_ids.data(), static_cast<size_t>(s.num_prompt_tokens));
-    // Log-probabilities of the prompt need every position's logits.
+    // Log-probabilities of the prompt need the logits of every position.
     const bool scores = s.params.prompt_logprobs >= 0 && s.num_scored < s.num_prompt_tokens - 1;
     BlockManager::Match match = scores ? BlockManager::Match{} : blocks_.match(prompt);
-    // The last token is always computed, for its logits. Where its block is shared, it is computed in a copy.
+    // The last token is always computed, for its logits. Where other sequences share its block, it is computed in a
+    // copy of the block.
     const auto copies = [&] { return size_of(match.blocks) * kBlockSize >= s.num_tokens(); };
     const auto fits = [&] { return blocks_.num_free() >= needed - size_of(match.blocks) + (copies() ? 1 : 0) + spare; };
-    if (copies() && !fits()) {  // no block is free for the copy; without its reference the shared one may be
+    if (copies() && !fits()) {  // no block is free for the copy; releasing the shared block may free one
       blocks_.release(match.blocks.back());
       match.blocks.pop_back();
       match.uids.pop_back();
@@ -291,7 +293,7 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan) {
     }
     const bool copy = copies();
     const int64_t cached = std::min(size_of(match.blocks) * kBlockSize, s.num_tokens() - 1);
-    s.num_published = size_of(match.blocks);
+    s.num_cached_blocks = size_of(match.blocks);
     s.prefix_uid = match.uids.empty() ? 0 : match.uids.back();
     s.blocks = std::move(match.blocks);
     s.num_scheduled = cached;
@@ -325,7 +327,8 @@ void Scheduler::admit(Clock::time_point now, StepPlan& plan) {
   }
 }
 
-// The oldest sequence of the smallest waiting group. Null: no group waits, or that sequence has a draw in flight.
+// Returns the oldest sequence of the smallest waiting group. Null: no group waits, or a step in flight draws for that
+// sequence.
 std::shared_ptr<Sequence> Scheduler::shortest_waiting() const {
   const Group* smallest = nullptr;
   for (const auto& [id, group] : groups_) {
@@ -338,13 +341,13 @@ std::shared_ptr<Sequence> Scheduler::shortest_waiting() const {
   return oldest->num_pending > 0 ? nullptr : oldest;
 }
 
-// Whether the group of `s` is short beside the group of `other`.
+// Returns whether the group of `s` is short beside the group of `other`.
 bool Scheduler::is_larger(const Sequence& other, const Sequence& s) const {
   return groups_.at(other.group).size >= kShortRatio * groups_.at(s.group).size;
 }
 
-// Running sequences that a short `s` may preempt: the largest group first, in a group the newest first. A sequence
-// whose recomputation would take more than a step is not among them.
+// Returns the running sequences that `s` of a short group may preempt: the largest group first, in a group the newest
+// sequence first. Sequences that would take more than a step to recompute are not among them.
 std::vector<Sequence*> Scheduler::larger_than(const Sequence& s) const {
   std::vector<Sequence*> larger;
   for (auto it = running_.rbegin(); it != running_.rend() && it->second != running_.begin()->second; ++it) {
@@ -357,8 +360,7 @@ std::vector<Sequence*> Scheduler::larger_than(const Sequence& s) const {
   return larger;
 }
 
-// Admits sequences of short groups ahead of their turn, while the order of arrival would have them wait. True: running
-// sequences were preempted for them.
+// Admits sequences of short groups ahead of their turn. Returns true when running sequences were preempted for them.
 bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
   if (running_.empty()) return false;  // the first in the queue runs next anyway
   const bool has_to_wait = num_running() >= options_.max_num_seqs || is_blocked_;
@@ -391,38 +393,38 @@ bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
   return room_was_made;
 }
 
-// Plans the draws from the last row of a sequence's chunk: its own and, at the end of its prompt, those of its forks.
-// One draw follows for each draft token; of them only the first is sure to count.
-void Scheduler::plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
+// Plans the draws from the last row of a sequence's chunk: the sequence's own and, at the end of its prompt, those of
+// its forks. One more draw follows for each draft token; it counts only if the draft tokens before it are accepted.
+void Scheduler::plan_draws(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
   const auto draw = [&](const std::shared_ptr<Sequence>& from) {
-    plan.samples.push_back({.sequence = from,
-                            .chunk = plan.chunks.size() - 1,
-                            .num_tokens = from->num_tokens(),
-                            .ends = from->max_tokens == 0});
+    plan.draws.push_back({.sequence = from,
+                          .chunk = plan.chunks.size() - 1,
+                          .num_tokens = from->num_tokens(),
+                          .ends = from->max_tokens == 0});
     if (from->max_tokens == 0) return;
     ++from->num_pending;
-    from->pending_row = static_cast<int32_t>(plan.samples.size()) - 1;
+    from->pending_row = static_cast<int32_t>(plan.draws.size()) - 1;
   };
   Sequence& s = *sequence;
   const bool first = s.num_tokens() == s.num_prompt_tokens;
   draw(sequence);
   for (int64_t i = 1; i <= plan.chunks.back().num_draft_tokens; ++i) {
-    PlannedSample next = plan.samples.back();
+    PlannedDraw next = plan.draws.back();
     next.num_drafts = i;
     ++next.num_tokens;
-    plan.samples.push_back(std::move(next));
+    plan.draws.push_back(std::move(next));
   }
   if (!first) return;
   for (const auto& fork : s.forks) {
     if (fork->state != Sequence::State::waiting) continue;
     if (num_running() >= options_.max_num_seqs || waits_for_mask(*fork)) {
-      enqueue(fork);  // it begins later, by itself
+      enqueue(fork);  // the fork begins later, by itself
       continue;
     }
     fork->blocks = s.blocks;
     for (const int32_t block : fork->blocks) blocks_.share(block);
     fork->num_scheduled = s.num_scheduled;
-    fork->num_published = blocks_for(s.num_prompt_tokens);  // the other sequence adds them to the prefix cache
+    fork->num_cached_blocks = blocks_for(s.num_prompt_tokens);  // the first sequence adds them to the prefix cache
     fork->stats.num_cached_tokens = s.stats.num_cached_tokens;
     fork->first_step = s.first_step;
     fork->state = Sequence::State::running;
@@ -439,10 +441,10 @@ void Scheduler::add_chunk(const std::shared_ptr<Sequence>& sequence, int64_t cou
   chunk = plan_chunk(sequence, count, drafts);
   stats_.num_draft_tokens += chunk.num_draft_tokens;
   if (!chunk.generated) filling_.push_back(sequence);
-  if (chunk.samples) plan_samples(sequence, plan);
+  if (chunk.is_drawn_from) plan_draws(sequence, plan);
 }
 
-// Adds chunks of prompts, and of tokens that are recomputed, within the budget that is left.
+// Adds chunks of prompts, and of tokens to recompute, within the rest of the budget.
 void Scheduler::add_long_chunks(int64_t budget, StepPlan& plan) {
   std::vector<std::shared_ptr<Sequence>> sequences;
   std::vector<int64_t> wanted;
@@ -450,8 +452,9 @@ void Scheduler::add_long_chunks(int64_t budget, StepPlan& plan) {
     const Sequence& s = *sequence;
     const bool known_prompt = s.num_scheduled < s.num_prompt_tokens;
     int64_t count = (known_prompt ? s.num_prompt_tokens : s.num_tokens()) - s.num_scheduled;
-    if (!known_prompt && s.num_pending > 0) continue;                             // its newest token is not known yet
-    if (waits_for_mask(s) && s.num_scheduled + count == s.num_tokens()) --count;  // all but the row to draw from
+    if (!known_prompt && s.num_pending > 0) continue;  // the host does not know its newest token yet
+    // A sequence that waits for its mask computes all tokens but the one whose row gives the draw.
+    if (waits_for_mask(s) && s.num_scheduled + count == s.num_tokens()) --count;
     if (count <= 0) continue;
     sequences.push_back(sequence);
     wanted.push_back(count);
@@ -470,13 +473,14 @@ StepPlan Scheduler::schedule(Clock::time_point now) {
 }
 
 void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
-  publish_filled();
+  cache_filled_blocks();
   plan.moves = std::move(pending_moves_);
   pending_moves_.clear();
 
   bool room_was_made = admit_short(now, plan);
 
-  // One token for each decoding sequence, in the order of arrival. `running_` shrinks meanwhile.
+  // Gives each decoding sequence one token, in the order of arrival. Preemptions may remove sequences from `running_`
+  // meanwhile.
   std::vector<std::shared_ptr<Sequence>> generating;
   for (const auto& [id, sequence] : running_)
     if (sequence->num_scheduled >= sequence->num_prompt_tokens && sequence->num_uncomputed() == 1 &&
@@ -521,18 +525,18 @@ void Scheduler::start_over() {
 }
 
 std::vector<int32_t> Scheduler::borrow(int64_t num_blocks) {
-  // The caller writes at once. Blocks that the next step is still to save must not be given away.
-  std::set<int32_t> saved;
+  // The caller writes at once. So it must not get blocks that the next step is still to swap out.
+  std::set<int32_t> swapping_out;
   for (const BlockMove& move : pending_moves_)
-    if (move.kind == BlockMove::Kind::save && blocks_.references(move.block) == 0) saved.insert(move.block);
-  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(saved.size());
+    if (move.kind == BlockMove::Kind::swap_out && blocks_.references(move.block) == 0) swapping_out.insert(move.block);
+  const int64_t num_free = blocks_.num_free() - static_cast<int64_t>(swapping_out.size());
   if (num_blocks > num_free)
     throw OutOfMemory(str_cat("[kv cache] ", num_blocks, " blocks of ", kBlockSize, " tokens are needed, ", num_free,
                               " are free: raise kv_cache_memory"));
   std::vector<int32_t> taken, passed_over;
   while (size_of(taken) < num_blocks) {
     const int32_t block = blocks_.take();
-    (saved.contains(block) ? passed_over : taken).push_back(block);
+    (swapping_out.contains(block) ? passed_over : taken).push_back(block);
   }
   blocks_.release(passed_over);
   return taken;

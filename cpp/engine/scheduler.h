@@ -10,8 +10,9 @@
 // Short requests do not wait for a burst. The size of a group of requests (one call of a client) is the number of
 // tokens that it asks for: its prompts and the limits of its completions. A waiting group is short beside a running one
 // that is at least four times as large. Its request then runs ahead of its turn, in a slot that the larger group gives
-// up. Large requests end, too: at most a quarter of the slots is taken this way, the oldest running sequence keeps its
-// slot, and the oldest waiting one is passed a limited number of times. Slots change the order of work, never results.
+// up. Large requests end, too. At most a quarter of the slots is taken this way, and the oldest running sequence keeps
+// its slot. The oldest waiting sequence is passed a limited number of times. Slots change the order of work, never
+// results.
 //
 // A step is planned before the results of the step before are known. `commit` tells them later.
 //
@@ -38,13 +39,13 @@ struct SchedulerOptions {
   int64_t max_num_batched_tokens = 512;
   int64_t max_num_queued = 4096;
   int64_t num_blocks = 2;       // of the cache, the null block included
-  int64_t num_host_blocks = 0;  // to swap to
+  int64_t num_host_blocks = 0;  // host blocks, for swapped-out sequences
   bool enable_prefix_caching = true;
   double mask_timeout_ms = 10000;
-  Speculation speculation = {};  // with it, a step is planned after the step before is committed
+  Speculation speculation = {};  // with draft tokens, a step is planned after the step before is committed
 };
 
-// The queue holds as many requests as it may. Python: longcat.QueueFullError.
+// The queue is full. Python: longcat.QueueFullError.
 class QueueFull : public Error {
  public:
   using Error::Error;
@@ -73,51 +74,52 @@ class Scheduler {
 
   // Queues sequences that share a prompt: the first computes it, the others fork from it. All of them count towards
   // max_num_queued, of which one group gets half. Throws QueueFull.
-  void add(const std::vector<std::shared_ptr<Sequence>>& samples);
-  std::shared_ptr<Sequence> find(int64_t request_id) const;  // null: not known, or ended
+  void add(const std::vector<std::shared_ptr<Sequence>>& sequences);
+  std::shared_ptr<Sequence> find(int64_t request_id) const;  // null: no such sequence, or it has ended
   template <class Function>
   void for_each(Function&& function) const {
     for (const auto& [id, sequence] : sequences_) function(*sequence);
   }
 
-  // Ends a sequence now. Its blocks are free on return; results of steps in flight are dropped.
+  // Ends a sequence now. Its blocks are free on return. Results of steps in flight are dropped.
   void finish(Sequence& sequence, FinishReason reason);
 
-  // Plans the next step. The plan is empty when nothing can be computed now; it may hold moves of blocks alone.
+  // Plans the next step. The plan is empty when nothing can be computed now; it may also hold nothing but moves of
+  // blocks.
   StepPlan schedule(Clock::time_point now);
-  void schedule(Clock::time_point now, StepPlan& plan);  // into an empty plan, which is partly filled when it throws
+  void schedule(Clock::time_point now, StepPlan& plan);  // `plan` must be empty; when this throws, it is partly filled
 
-  // Constrained sequences whose mask is overdue, and the time when the next one will be.
+  // Returns the constrained sequences whose mask is overdue, and the time when the next one will be.
   std::vector<std::shared_ptr<Sequence>> overdue(Clock::time_point now) const;
   std::optional<Clock::time_point> next_due() const;
 
-  // Appends a drawn token to its sequence. Plans are committed in their order; sequences that have ended are skipped.
+  // Appends a drawn token to its sequence. Commit plans in their order. Draws of sequences that have ended are skipped.
   void commit(Sequence& sequence, int32_t token_id, Clock::time_point now);
 
-  // The draft token behind the token committed last was accepted: commits the draw behind it, of the same plan.
+  // Commits the draw behind an accepted draft token, of the same plan. That draft token is the token committed last.
   void commit_accepted(Sequence& sequence, int32_t token_id, Clock::time_point now);
 
-  // Preempts a running sequence, as a lack of blocks would. False: it is not running.
+  // Preempts a running sequence, as a lack of blocks would. Returns false when it is not running.
   bool preempt(int64_t request_id, bool may_swap);
 
-  // Forgets the whole cache, whose content is not known: every sequence is recomputed from its start.
+  // Drops the whole cache, after a failed step left its content unknown: every sequence is recomputed from its start.
   void start_over();
 
   void reset_prefix_cache() { blocks_.reset(); }
 
-  // Takes blocks out of the cache for the caller, who may write them at once. Throws OutOfMemory.
+  // Takes free blocks out of the cache for the caller, who may write to them at once. Throws OutOfMemory.
   std::vector<int32_t> borrow(int64_t num_blocks);
   void give_back(std::span<const int32_t> blocks) { blocks_.release(blocks); }
 
  private:
   using Queue = std::map<int64_t, std::shared_ptr<Sequence>>;  // by request id: the order of arrival
   struct Group {
-    int64_t size = 0;  // [tokens] that its sequences ask for
+    int64_t size = 0;  // [tokens] that its sequences ask for together
     int64_t num_sequences = 0;
-    std::set<int64_t> waiting;  // request ids
+    std::set<int64_t> waiting;  // request ids of waiting sequences
   };
 
-  void publish_filled();
+  void cache_filled_blocks();
   void enqueue(const std::shared_ptr<Sequence>& sequence);
   void dequeue(const Sequence& sequence);
   void run(const std::shared_ptr<Sequence>& sequence, Clock::time_point now);
@@ -136,7 +138,7 @@ class Scheduler {
   void add_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, StepPlan& plan,
                  std::span<const int32_t> drafts = {});
   void add_long_chunks(int64_t budget, StepPlan& plan);
-  void plan_samples(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
+  void plan_draws(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
   bool waits_for_mask(const Sequence& sequence) const;
   void release(Sequence& sequence);
 
@@ -145,12 +147,12 @@ class Scheduler {
   BlockManager blocks_;
   std::vector<int32_t> free_host_blocks_;
   Queue waiting_, running_;
-  std::unordered_map<int64_t, Group> groups_;                         // those with sequences that have not ended
-  int64_t num_short_ = 0;                                             // running ahead of their turn
-  bool is_blocked_ = false;                                           // the first in the queue found too few blocks
-  std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all that have not ended
-  std::vector<std::shared_ptr<Sequence>> filling_;                    // with a chunk of their prompt in the last plan
-  std::vector<BlockMove> pending_moves_;                              // saves and drops, to go with the next plan
+  std::unordered_map<int64_t, Group> groups_;  // groups with sequences that have not ended
+  int64_t num_short_ = 0;                      // sequences running ahead of their turn
+  bool is_blocked_ = false;                    // there were too few blocks for the first in the queue
+  std::unordered_map<int64_t, std::shared_ptr<Sequence>> sequences_;  // all sequences that have not ended
+  std::vector<std::shared_ptr<Sequence>> filling_;  // sequences with a chunk of their prompt in the last plan
+  std::vector<BlockMove> pending_moves_;            // moves to send with the next plan: swaps out and drops
   SchedulerStats stats_;
 };
 

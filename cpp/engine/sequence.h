@@ -19,20 +19,20 @@ struct Sequence {
   enum class State : uint8_t { waiting, running, finished };
 
   int64_t request_id = -1;
-  int64_t group = -1;  // first request id of the group: the requests of one call
+  int64_t group = -1;  // the first request id of the group, which is the requests of one call
   SamplingParams params;
   int64_t num_prompt_tokens = 0;
-  int64_t max_tokens = 0;                   // of output, after max_model_len
-  std::shared_ptr<OutputQueue> queue;       // where its outputs go; null: step() returns them
-  std::shared_ptr<OutputQueue> mask_queue;  // of a constrained sequence: each output without finish_reason asks for the
-                                            // mask behind token_id (-1: for the first token)
+  int64_t max_tokens = 0;                   // most output tokens, after max_model_len is applied
+  std::shared_ptr<OutputQueue> queue;       // gets the outputs; null: step() returns them
+  std::shared_ptr<OutputQueue> mask_queue;  // of a constrained sequence: an output without finish_reason asks for the
+                                            // mask behind its token_id (-1: for the first token)
 
   // --- tokens ------------------------------------------------------------------------------------------------------
-  std::vector<int32_t> token_ids;  // prompt, then output as far as the host has seen it
+  std::vector<int32_t> token_ids;  // the prompt, then the output that the host has seen
   int64_t num_pending = 0;         // tokens of steps in flight, which the host has not seen
-  int32_t pending_row = -1;        // row of the newest one among the draws of the last step
+  int32_t pending_row = -1;        // index of its newest token among the draws of the last step
   int64_t num_scheduled = 0;       // tokens whose latents are in the cache once the launched steps are done
-  std::vector<int32_t> drafts;     // draft tokens of the MTP layer, behind the newest token
+  std::vector<int32_t> drafts;     // draft tokens of the MTP layer behind the newest token
   std::vector<TokenLogprobs> prompt_logprobs;
   int64_t num_scored = 0;  // prompt tokens with log-probabilities, computed or in flight; token 0 has none
 
@@ -42,18 +42,19 @@ struct Sequence {
 
   // --- blocks and slot -----------------------------------------------------------------------------------------------
   State state = State::waiting;
-  bool is_short = false;   // admitted ahead of its turn (Scheduler::admit_short)
+  bool is_short = false;   // it was admitted ahead of its turn (Scheduler::admit_short)
   int64_t num_passed = 0;  // short sequences admitted while this one was first in the queue
   std::vector<int32_t> blocks;
-  int64_t num_published = 0;                     // blocks that are in the prefix cache
-  uint64_t prefix_uid = 0;                       // of the last of them (BlockManager)
-  std::vector<int32_t> swapped;                  // host blocks with its latents, while it is swapped out
-  std::vector<std::shared_ptr<Sequence>> forks;  // further completions of its prompt, which begin when that is computed
+  int64_t num_cached_blocks = 0;                 // blocks that are in the prefix cache
+  uint64_t prefix_uid = 0;                       // uid of the last of these blocks (BlockManager)
+  std::vector<int32_t> swapped;                  // host blocks with its latents while it is swapped out
+  std::vector<std::shared_ptr<Sequence>> forks;  // sequences that begin when this prompt is computed
 
   // --- masks -------------------------------------------------------------------------------------------------------
-  int64_t masked_tokens = -1;  // output tokens that `mask` allows for; a constrained sequence waits for its newest
+  int64_t masked_tokens = -1;  // number of output tokens before the token that `mask` is for; a constrained sequence
+                               // waits for its newest mask
   std::vector<uint32_t> mask;  // [ceil(vocab_size / 32)] bit i: id i may follow; empty: all
-  Clock::time_point mask_due;  // when the wait for a mask ends in an error
+  Clock::time_point mask_due;  // time when the wait for a mask ends in an error
 
   // --- times -------------------------------------------------------------------------------------------------------
   Clock::time_point arrival, first_step{}, first_token{};

@@ -9,13 +9,13 @@ namespace longcat {
 
 struct Speculation {
   enum class Method : uint8_t { none, prompt_lookup, mtp } method = Method::none;
-  int64_t num_tokens = 0;  // draft tokens of a sequence in a step, at most; 0: no method
+  int64_t num_tokens = 0;  // most draft tokens of a sequence in a step; 0: no speculative decoding
   PromptLookup lookup = {};
 
   bool by_mtp() const { return method == Method::mtp; }
   int64_t most_in_a_step() const {
     return 4 * num_tokens;
-  }  // of all sequences: many sequences fill a step without drafts
+  }  // most draft tokens of all sequences in a step: many sequences fill a step without draft tokens
 };
 
 }  // namespace longcat

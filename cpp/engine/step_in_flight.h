@@ -13,23 +13,23 @@ namespace longcat {
 class KvCache;
 class Model;
 
-// A launched plan and, once its ticket is done, its results.
+// A launched plan and, once the device has done its ticket, the results.
 struct StepInFlight {
   StepPlan plan;
   int64_t ticket = 0;
-  int slot = 0;               // of the staging buffers
+  int slot = 0;               // index of its slot among the staging buffers
   int64_t recorded_rows = 0;  // rows of its recorded graph, with padding; 0: it has none
 
-  // By sample of the plan.
-  std::vector<int32_t> sampled_ids;  // -1: nothing could be drawn
+  // One entry for each draw of the plan.
+  std::vector<int32_t> sampled_ids;  // -1: no token could be drawn
   std::vector<std::optional<TokenLogprobs>> logprobs;
-  std::vector<std::string> errors;  // why a draw failed; empty: it did not
-  // By chunk of the plan.
+  std::vector<std::string> errors;  // why the draw failed; empty: it did not
+  // One entry for each chunk of the plan.
   std::vector<std::vector<TokenLogprobs>> prompt_logprobs;
   std::vector<std::string> chunk_errors;
   std::vector<std::vector<int32_t>> drafts;  // draft tokens behind the drawn ones (Drafter)
 
-  std::vector<std::vector<uint32_t>> masks;  // by sample, as of the launch
+  std::vector<std::vector<uint32_t>> masks;  // one for each draw, as it was at the launch
 };
 
 // For tests: sees every step on the device's thread, after its forward pass.
@@ -38,7 +38,7 @@ class StepObserver {
   virtual ~StepObserver() = default;
   virtual void after_forward(const StepPlan& plan, Model& model, Tensor hidden) = 0;
   virtual void before_release(const Sequence& sequence, const KvCache& cache) = 0;
-  // On the engine's thread: "schedule" after a plan is made, "stage" and "commit" before these parts of a step.
+  // Called on the engine's thread: "schedule" after a plan is made, "stage" and "commit" before these parts of a step.
   virtual void at(const char* /*part*/) {}
 };
 

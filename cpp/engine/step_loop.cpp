@@ -11,7 +11,7 @@ namespace longcat {
 
 namespace {
 
-// An allocation of the host failed while a step was prepared or its results were taken in.
+// The host had no memory while a step was prepared or its results were handled.
 const std::string kNoMemory =
     "[engine] the host has no memory left for this step; expected room for its plan. Free some memory on this machine";
 
@@ -64,7 +64,7 @@ bool StepLoop::end(StepOutput last) {
   return true;
 }
 
-// The last output of a sequence; its blocks are free afterwards.
+// Sends the last output of a sequence and frees its blocks.
 void StepLoop::end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs) {
   output.stats = stats_of(sequence, Clock::now());
   if (observer_) observer_->before_release(sequence, cache_);
@@ -91,7 +91,7 @@ bool StepLoop::step(std::vector<StepOutput>& outputs) {
   NextStep next;
   if (!plan(next, outputs)) return true;
   if (!next.message.empty())
-    lockstep_.send(std::move(next.message));  // before the launch: a device may wait for the others
+    lockstep_.send(std::move(next.message));  // before the launch, because a device may wait for the other ranks
   const bool is_launched = !next.plan.empty();
   if (is_launched && !launch(next, outputs)) return true;
   const size_t most_in_flight = is_launched && overlap_ ? 1 : 0;
@@ -100,7 +100,8 @@ bool StepLoop::step(std::vector<StepOutput>& outputs) {
   return is_launched || is_finished;
 }
 
-// Fills `next`; its plan is empty when nothing can be computed. False: the host has no memory, and the step has failed.
+// Fills `next` with a plan, which is empty when nothing can be computed. Returns false when the host has no memory; the
+// step has then failed.
 bool StepLoop::plan(NextStep& next, std::vector<StepOutput>& outputs) {
   try {
     const std::lock_guard lock(status_.mutex);
@@ -131,7 +132,7 @@ bool StepLoop::plan(NextStep& next, std::vector<StepOutput>& outputs) {
   return false;
 }
 
-// False: the host has no memory, and the step has failed.
+// Returns false when the host has no memory; the step has then failed.
 bool StepLoop::launch(NextStep& next, std::vector<StepOutput>& outputs) {
   const size_t num_in_flight = in_flight_.size();
   try {
@@ -140,19 +141,19 @@ bool StepLoop::launch(NextStep& next, std::vector<StepOutput>& outputs) {
       if (observer_) observer_->at("stage");
       in_flight_.push_back(runner_.stage(std::move(next.plan)));
     }
-    runner_.submit(*in_flight_.back());  // without the lock: other threads add requests meanwhile
+    runner_.submit(*in_flight_.back());  // without the lock, so that other threads can add requests meanwhile
     return true;
   } catch (const std::bad_alloc&) {
     if (!can_start_over()) throw;
-    in_flight_.resize(num_in_flight);  // without a step that was not submitted
+    in_flight_.resize(num_in_flight);  // drop a step that was not submitted
   }
   finish_all(outputs);
   fail_step(std::move(next.sequences), kNoMemory, outputs);
   return false;
 }
 
-// Throws Error when a file of the checkpoint became shorter, or its disk failed, while it is in use: what was computed
-// since may be wrong.
+// Throws Error when a file of the checkpoint in use became shorter, or its disk failed: results since then may be
+// wrong.
 void StepLoop::check_files() const {
   for (const MappedFile& shard : loaded_.checkpoint.shards()) shard.check();
 }
@@ -162,14 +163,14 @@ void StepLoop::finish_all(std::vector<StepOutput>& outputs) {
   }
 }
 
-// Waits for the oldest step in flight and takes in its results. False: there is none.
+// Waits for the oldest step in flight and handles its results. Returns false when there is none.
 bool StepLoop::finish_oldest(std::vector<StepOutput>& outputs) {
   if (in_flight_.empty()) return false;
   const std::unique_ptr<StepInFlight> step = std::move(in_flight_.front());
   in_flight_.pop_front();
   try {
     runner_.wait(*step);
-  } catch (const DeviceFailure& error) {  // every later call on this device fails too
+  } catch (const DeviceFailure& error) {  // every later call on this device fails, too
     const std::lock_guard lock(status_.mutex);
     status_.failure = error.what();
     throw;
@@ -201,13 +202,13 @@ void StepLoop::commit(StepInFlight& step, std::vector<StepOutput>& outputs) {
     if (const std::string& error = step.chunk_errors[c]; !error.empty())
       end(s, {.request_id = s.request_id, .finish_reason = FinishReason::error, .error = error}, outputs);
   }
-  for (size_t i = 0; i < step.plan.samples.size(); ++i) {
-    Sequence& s = *step.plan.samples[i].sequence;
+  for (size_t i = 0; i < step.plan.draws.size(); ++i) {
+    Sequence& s = *step.plan.draws[i].sequence;
     if (has_ended(s) || !is_accepted(step, i)) continue;
     StepOutput output = output_of(step, i);
     output.prompt_logprobs = std::exchange(s.prompt_logprobs, {});
     if (output.token_id >= 0) {
-      if (step.plan.samples[i].num_drafts == 0) {
+      if (step.plan.draws[i].num_drafts == 0) {
         scheduler_.commit(s, output.token_id, now);
       } else {
         scheduler_.commit_accepted(s, output.token_id, now);
@@ -226,8 +227,8 @@ void StepLoop::commit(StepInFlight& step, std::vector<StepOutput>& outputs) {
   for (size_t c = 0; c < step.drafts.size(); ++c) step.plan.chunks[c].sequence->drafts = std::move(step.drafts[c]);
 }
 
-// A step failed as a whole: the requests in it end. All others start over, since what the cache holds is unknown. The
-// steps launched after it are lost with it.
+// Handles the failure of a whole step: the requests in it end. All others start over, because the content of the cache
+// is unknown. The steps launched after it are lost, too.
 void StepLoop::fail_step(std::vector<std::shared_ptr<Sequence>> lost, const std::string& error,
                          std::vector<StepOutput>& outputs) {
   for (const auto& step : in_flight_) {
@@ -256,7 +257,7 @@ void StepLoop::wake() {
 }
 
 void StepLoop::run() {
-  std::vector<StepOutput> unread;  // of requests without a queue
+  std::vector<StepOutput> unread;  // outputs of requests without a queue
   while (turn(unread)) unread.clear();
   finish_all(unread);
   if (!lockstep_.has_peers()) return;
@@ -269,7 +270,8 @@ void StepLoop::run() {
   lockstep_.send_stop();
 }
 
-// Runs what waits for a moment between steps, then makes a step or waits for work. False: the thread is to end.
+// Runs the tasks that wait for a moment between steps, then makes a step or waits for work. Returns false when the
+// thread is to end.
 bool StepLoop::turn(std::vector<StepOutput>& outputs) {
   std::deque<std::packaged_task<void()>> tasks;
   {
@@ -362,7 +364,7 @@ void StepLoop::compute_logits(std::span<const int32_t> token_ids, float* out, in
     }
   } catch (const std::exception& error) {
     give_back();
-    if (lockstep_.has_peers())  // they are in the middle of it
+    if (lockstep_.has_peers())  // the other ranks are in the middle of the pass
       abort_ranks_(str_cat("[parallel] rank 0 failed: ", error.what()));
     throw;
   }

@@ -21,8 +21,8 @@ namespace longcat {
 
 class StepLoop final : public EngineRole {
  public:
-  // overlap: at most one step is in flight while the next is planned; else none.
-  // abort_ranks: ends what the other ranks wait for, with an error.
+  // overlap: whether one step may be in flight while the next is planned.
+  // abort_ranks: ends all waits of the other ranks with an error.
   StepLoop(LoadedModel& loaded, KvCache& cache, ModelRunner& runner, Scheduler& scheduler, EngineStatus& status,
            bool overlap, double mask_timeout_ms, std::function<void(const std::string& reason)> abort_ranks);
 
@@ -42,7 +42,7 @@ class StepLoop final : public EngineRole {
   struct NextStep {
     StepPlan plan;
     std::vector<std::shared_ptr<Sequence>> sequences;
-    std::vector<std::byte> message;  // to the other ranks; empty: none
+    std::vector<std::byte> message;  // sends plans to the other ranks; empty: there are none
   };
 
   bool plan(NextStep& next, std::vector<StepOutput>& outputs);
@@ -55,7 +55,8 @@ class StepLoop final : public EngineRole {
   void end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
   void deliver(const Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);
   bool turn(std::vector<StepOutput>& outputs);
-  bool can_start_over() const { return !lockstep_.has_peers(); }  // other ranks have computed what this one lost
+  // With several ranks a failed step ends the engine, because the other ranks have computed it.
+  bool can_start_over() const { return !lockstep_.has_peers(); }
   void check_files() const;
   void compute_logits(std::span<const int32_t> token_ids, float* out, int64_t chunk_size,
                       const std::function<bool()>& is_stopped);
@@ -71,15 +72,15 @@ class StepLoop final : public EngineRole {
   std::function<void(const std::string& reason)> abort_ranks_;
   StepObserver* observer_ = nullptr;
 
-  std::deque<std::unique_ptr<StepInFlight>> in_flight_;  // oldest first; of the thread that makes steps
-  std::vector<StepOutput> left_over_;                    // for the next step() to return
+  std::deque<std::unique_ptr<StepInFlight>> in_flight_;  // oldest first; for the thread that makes steps only
+  std::vector<StepOutput> left_over_;                    // outputs that the next step() returns
 
   // Guarded by the status's mutex:
   int64_t next_request_id_ = 0;
-  std::vector<StepOutput> outbox_;  // outputs that the other ranks have not been sent
+  std::vector<StepOutput> outbox_;  // outputs that are not yet sent to the other ranks
   std::condition_variable wakeup_;
   bool woken_ = false;
-  std::deque<std::packaged_task<void()>> tasks_;  // to run between steps
+  std::deque<std::packaged_task<void()>> tasks_;  // functions to call between steps
 };
 
 }  // namespace longcat

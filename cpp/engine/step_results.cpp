@@ -7,7 +7,7 @@ namespace longcat {
 
 namespace {
 
-// Whether a mask allows stop tokens alone: its grammar is at an end.
+// Returns whether a mask allows stop tokens alone, because its grammar is at an end.
 bool allows_stops_alone(const Sequence& sequence, const std::vector<uint32_t>& mask) {
   if (!sequence.params.constrained) return false;
   std::vector<uint32_t> left = mask;
@@ -26,28 +26,29 @@ double ms_between(Clock::time_point begin, Clock::time_point end) {
 
 }  // namespace
 
-bool is_accepted(const StepInFlight& step, size_t sample_idx) {
-  const PlannedSample& sample = step.plan.samples[sample_idx];
-  const PlannedChunk& chunk = step.plan.chunks[sample.chunk];
+bool is_accepted(const StepInFlight& step, size_t draw_idx) {
+  const PlannedDraw& draw = step.plan.draws[draw_idx];
+  const PlannedChunk& chunk = step.plan.chunks[draw.chunk];
   const auto drafts = chunk.token_ids.end() - chunk.num_draft_tokens;
-  const auto drawn = step.sampled_ids.begin() + static_cast<int64_t>(sample_idx) - sample.num_drafts;
-  return std::equal(drafts, drafts + sample.num_drafts, drawn);
+  const auto drawn = step.sampled_ids.begin() + static_cast<int64_t>(draw_idx) - draw.num_drafts;
+  return std::equal(drafts, drafts + draw.num_drafts, drawn);
 }
 
-StepOutput output_of(const StepInFlight& step, size_t sample_idx) {
-  const PlannedSample& sample = step.plan.samples[sample_idx];
-  const int32_t token_id = step.sampled_ids[sample_idx];
-  const std::string& error = step.errors[sample_idx];
-  StepOutput output{.request_id = sample.sequence->request_id};
-  if (sample.ends) {
+StepOutput output_of(const StepInFlight& step, size_t draw_idx) {
+  const PlannedDraw& draw = step.plan.draws[draw_idx];
+  const int32_t token_id = step.sampled_ids[draw_idx];
+  const std::string& error = step.errors[draw_idx];
+  StepOutput output{.request_id = draw.sequence->request_id};
+  if (draw.ends) {
     output.finish_reason = FinishReason::length;
   } else if (!error.empty()) {
     output.finish_reason = FinishReason::error;
     output.error = error;
   } else if (token_id >= 0) {
     output.token_id = token_id;
-  } else if (allows_stops_alone(*sample.sequence, step.masks[sample_idx])) {
-    output.finish_reason = FinishReason::stop;  // the text is complete; min_tokens forbids the stop token that says so
+  } else if (allows_stops_alone(*draw.sequence, step.masks[draw_idx])) {
+    // The text is complete, and min_tokens forbids the stop token that would end it.
+    output.finish_reason = FinishReason::stop;
   } else {
     output.finish_reason = FinishReason::error;
     output.error = "no token can follow: its logits are not finite, or all are forbidden";

@@ -1,4 +1,4 @@
-// What the draws of a finished step mean for its sequences.
+// Turns the draws of a finished step into outputs of its sequences.
 #pragma once
 
 #include <cstddef>
@@ -7,17 +7,17 @@
 
 namespace longcat {
 
-// Whether draw `sample_idx` counts: the draft tokens that its history holds equal the draws before it.
-bool is_accepted(const StepInFlight& step, size_t sample_idx);
+// Returns whether draw `draw_idx` counts: the draft tokens in its history equal the draws before it.
+bool is_accepted(const StepInFlight& step, size_t draw_idx);
 
-// The output that draw `sample_idx` brings its sequence, without statistics: a token, an error, or an end without a
-// token. The finish reason of a token is none: only the sequence with the token tells it (finish_reason).
-StepOutput output_of(const StepInFlight& step, size_t sample_idx);
+// Returns the output of draw `draw_idx`, without statistics: a token, an error, or an end without a token. The finish
+// reason of a token stays none, because it depends on the sequence with that token (finish_reason).
+StepOutput output_of(const StepInFlight& step, size_t draw_idx);
 
-// Whether a sequence ends with its newest token.
+// Returns the reason why a sequence ends with its newest token; none: it goes on.
 FinishReason finish_reason(const Sequence& sequence, int32_t token_id);
 
-// The statistics of a sequence at `now`.
+// Returns the statistics of a sequence at the time `now`.
 RequestStats stats_of(const Sequence& sequence, Clock::time_point now);
 
 }  // namespace longcat

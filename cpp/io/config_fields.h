@@ -28,7 +28,7 @@ struct ConfigProblems {
     if (std::find(wrong.begin(), wrong.end(), clause) == wrong.end()) wrong.push_back(std::move(clause));
   }
 
-  // "missing a, b; c is 0, expected ...".
+  // Returns the problems as a text: "missing a, b; c is 0, expected ...".
   std::string text() const {
     std::string out;
     for (const std::string& name : missing) out += (out.empty() ? "missing " : ", ") + name;
@@ -63,7 +63,7 @@ class ConfigFields {
   }
   bool has(const char* name) { return find({name}) != nullptr; }
 
-  // Required unless there is a fallback. Returns `low` after a problem.
+  // Reads an integer in [low, high]. The field is required unless there is a fallback. Returns `low` after a problem.
   int64_t integer(Names names, int64_t low, int64_t high, std::optional<int64_t> fallback = {}) {
     const nlohmann::json* field = find(names);
     if (!field) return fallback ? *fallback : missing(names, low);
@@ -76,7 +76,8 @@ class ConfigFields {
     return low;
   }
 
-  // A finite number in (low, high], or in [low, high] with `closed`. Required unless there is a fallback.
+  // Reads a finite number in (low, high], or in [low, high] with `closed`. The field is required unless there is a
+  // fallback.
   double number(Names names, double low, double high, std::optional<double> fallback = {}, bool closed = false) {
     const nlohmann::json* field = find(names);
     if (!field) return fallback ? *fallback : missing(names, high);
@@ -101,7 +102,7 @@ class ConfigFields {
     return fallback;
   }
 
-  // Empty when absent.
+  // Returns an empty list when the field is absent.
   std::string text(Names names) {
     const nlohmann::json* field = find(names);
     if (!field) return "";
@@ -110,7 +111,7 @@ class ConfigFields {
     return "";
   }
 
-  // For a field that may have one value only, because the runtime implements no other.
+  // Checks a field that may have one value only, because the runtime implements no other.
   void only(const char* name, const nlohmann::json& value, const char* why) {
     const nlohmann::json* field = find({name});
     if (field && *field != value)

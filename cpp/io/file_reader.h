@@ -1,4 +1,5 @@
-// Reads a file without its mapping. Otherwise the process's memory would count the mapped pages as well as the copy.
+// Reads a file through read calls and not through its mapping. Otherwise the process's memory would count the mapped
+// pages as well as the copy.
 #pragma once
 
 #include <cstdint>

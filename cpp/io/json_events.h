@@ -16,7 +16,7 @@ namespace longcat {
 
 class JsonEvents : public nlohmann::json_sax<nlohmann::json> {
  public:
-  // `where` opens every message.
+  // `where` opens every message: it names the area and the file.
   JsonEvents(std::string where, int max_depth) : where_(std::move(where)), max_depth_(max_depth) {}
 
   // Throws Error.

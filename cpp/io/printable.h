@@ -32,7 +32,8 @@ inline CodePoint first_code_point(std::string_view text) {
   return value < kSmallest[length] || surrogate || value > 0x10ffff ? CodePoint{} : CodePoint{length, value};
 }
 
-// Control characters, line separators and marks that reorder text could break or forge a log line.
+// Whether a code point could break or forge a log line: control characters, line separators and marks that reorder
+// text.
 inline bool is_unprintable(uint32_t c) {
   return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || c == 0xfeff || (c >= 0x200b && c <= 0x200f) ||
          (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x206f) || c == 0xfffe || c == 0xffff;
@@ -63,7 +64,7 @@ inline std::string printable(std::string_view text, size_t max_bytes = 80) {
 
 inline std::string in_quotes(std::string_view text) { return '"' + printable(text) + '"'; }
 
-// A path gets more room, because its end tells files apart.
+// As printable(), with more room, because paths differ at their ends.
 inline std::string printable_path(const std::filesystem::path& path) { return printable(path.native(), 1024); }
 
 }  // namespace longcat

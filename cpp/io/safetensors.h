@@ -18,7 +18,7 @@ namespace longcat {
 
 constexpr int64_t kMaxHeaderBytes = 16 << 20;
 constexpr int64_t kMaxIndexBytes = 64 << 20;
-constexpr int64_t kMaxTensors = 200'000;  // per file, index and checkpoint
+constexpr int64_t kMaxTensors = 200'000;  // limits of one file, of an index, and of a checkpoint
 constexpr int64_t kMaxShards = 10'000;
 constexpr int kMaxHeaderDepth = 8;
 constexpr int kMaxTensorDims = 8;

@@ -56,7 +56,7 @@ TensorScan scan_tensor(std::span<const std::byte> bytes, DType dtype) {
     case DType::f8_e4m3:
       return scan<uint8_t>(bytes, {0x7fu, 0});
     default:
-      return scan<uint8_t>(bytes, {0, 0});  // no exponent: nothing is bad
+      return scan<uint8_t>(bytes, {0, 0});  // no exponent bits: all values are finite
   }
 }
 

@@ -15,7 +15,7 @@ KvCache::KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, 
       latent_bytes_(block_bytes(config, dtype) - kLaneBytes),
       dtype_(dtype),
       latents_(device, num_blocks * latent_bytes_),
-      lane_(device, num_blocks * kLaneBytes) {}
+      token_lane_(device, num_blocks * kLaneBytes) {}
 
 Tensor KvCache::latents(int64_t sub_layer) const {
   return Tensor(latents_.data(), dtype_, {num_blocks_, num_sub_layers_, kBlockSize, row_size_}).index(1, sub_layer);
@@ -26,12 +26,12 @@ void KvCache::copy_block(int64_t to, int64_t from) {
   device_.copy(lane_of(to), lane_of(from), kLaneBytes);
 }
 
-void KvCache::save_block(void* host, int64_t block) {
+void KvCache::swap_out_block(void* host, int64_t block) {
   device_.download(host, latents_of(block), latent_bytes_);
   device_.download(static_cast<char*>(host) + latent_bytes_, lane_of(block), kLaneBytes);
 }
 
-void KvCache::load_block(int64_t block, const void* host) {
+void KvCache::swap_in_block(int64_t block, const void* host) {
   device_.upload(latents_of(block), host, latent_bytes_);
   device_.upload(lane_of(block), static_cast<const char*>(host) + latent_bytes_, kLaneBytes);
 }

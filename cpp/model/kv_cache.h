@@ -24,25 +24,27 @@ class KvCache {
   int64_t num_blocks() const { return num_blocks_; }
   DType dtype() const { return dtype_; }
   Tensor latents(int64_t sub_layer) const;  // [num_blocks, 64, latent row], blocks strided
-  Tensor lane() const { return lane_.tensor(DType::i32, {num_blocks_ * kBlockSize}); }  // token id of each slot
+  Tensor token_lane() const {
+    return token_lane_.tensor(DType::i32, {num_blocks_ * kBlockSize});
+  }  // token id of each slot
 
   // --- only inside submitted work ---------------------------------------------------------------------------------
   // Each call moves the latents of all sub-layers and the token ids. `host`: block_bytes of Device::allocate_host.
   void copy_block(int64_t to, int64_t from);
-  void save_block(void* host, int64_t block);
-  void load_block(int64_t block, const void* host);
+  void swap_out_block(void* host, int64_t block);
+  void swap_in_block(int64_t block, const void* host);
 
  private:
   char* latents_of(int64_t block) const { return static_cast<char*>(latents_.data()) + block * latent_bytes_; }
-  char* lane_of(int64_t block) const { return static_cast<char*>(lane_.data()) + block * kLaneBytes; }
+  char* lane_of(int64_t block) const { return static_cast<char*>(token_lane_.data()) + block * kLaneBytes; }
 
   static constexpr int64_t kLaneBytes = kBlockSize * 4;
   Device& device_;
   int64_t num_blocks_, num_sub_layers_, row_size_;
   int64_t latent_bytes_;  // [bytes] per block
   DType dtype_;
-  Buffer latents_;  // [num_blocks, num_sub_layers, 64, row]
-  Buffer lane_;     // [num_blocks, 64] i32
+  Buffer latents_;     // [num_blocks, num_sub_layers, 64, row]
+  Buffer token_lane_;  // [num_blocks, 64] i32
 };
 
 }  // namespace longcat

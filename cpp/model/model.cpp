@@ -122,7 +122,7 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
     ngram.splits = config_.ngram->emb_split_num;
     scale = 1.0f / static_cast<float>(1 + config_.ngram->num_tables());
   }
-  ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.lane(), batch, ngram);
+  ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.token_lane(), batch, ngram);
   ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, shard().vocab.begin, a_.ngram_rows, w.projection,
              scale);
   ranks_.world->all_reduce(a_.residual);
@@ -180,9 +180,9 @@ Tensor Model::ffn_beside_branch(const FfnWeights& w) {
   return {};
 }
 
-// x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens do it absorbed:
-// queries are taken into the latent space, the cache is attended as one head of kv_lora_rank + rope values, and the
-// result is taken out by each head's W_uv.
+// x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens attend absorbed:
+// queries go into the latent space and attend to the cache as one head of kv_lora_rank + rope values. Each head's W_uv
+// takes the result out.
 void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBatch& batch) {
   const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim(), num_heads = shard().heads.size();
   const int64_t num_tokens = batch.num_tokens(), attn_width = num_heads * config_.v_head_dim;

@@ -25,9 +25,9 @@ class Model {
   // [num_tokens, hidden_size], which are valid until the next call.
   Tensor forward(const ForwardBatch& batch, KvCache& cache);
 
-  // Runs the MTP layer over `batch`. Row i combines its token with the hidden state of the token before it: row rows[i]
-  // of `hidden`, which forward() or this call returned; without `rows`, row i. Stores the layer's latents at the
-  // positions of the batch (slot p for the pair of hidden state p and token p + 1). Returns the hidden states
+  // Runs the MTP layer over `batch`. Row i combines its token with the hidden state of the token before it. That is row
+  // rows[i] of `hidden`, which forward() or this call returned; without `rows`, it is row i. Stores the layer's latents
+  // at the positions of the batch (slot p for the pair of hidden state p and token p + 1). Returns the hidden states
   // [num_tokens, hidden_size] that predict the token after, valid until the next call.
   Tensor forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows = {});
 

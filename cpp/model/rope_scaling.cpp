@@ -21,7 +21,7 @@ RopeScaling make_rope_scaling(const ModelConfig& config) {
   if (!config.yarn) return rope;
   const YarnConfig& yarn = *config.yarn;
 
-  // The dimension that makes `rotations` turns over the original context.
+  // Returns the dimension that makes `rotations` turns over the original context.
   const auto correction_dim = [&](double rotations) {
     const double wavelength_ratio =
         static_cast<double>(yarn.original_max_position_embeddings) / (rotations * 2 * std::numbers::pi);

@@ -47,7 +47,7 @@ struct Ranks {
   std::unique_ptr<Communicator> world, tp;
 };
 
-// The ranks of a job with one rank.
+// Returns the ranks of a job with one rank.
 Ranks single_rank(const ModelConfig& config);
 
 }  // namespace longcat

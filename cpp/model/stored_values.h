@@ -9,10 +9,10 @@
 
 namespace longcat {
 
-// Element i of an f32, bf16 or f16 tensor.
+// Returns element i of an f32, bf16 or f16 tensor.
 float element(const std::byte* data, DType dtype, int64_t i);
 
-// One value of a matrix. scales: for an e4m3 matrix, one per block of 128 x 128 (`weight_scale_inv`).
+// Returns one value of a matrix. scales: for an e4m3 matrix, one per block of 128 x 128 (`weight_scale_inv`).
 float stored_value(const StoredTensor& matrix, const StoredTensor* scales, int64_t row, int64_t col);
 
 // Reads row `row` of the matrix `name`.

@@ -247,15 +247,16 @@ class WeightBuilder {
     return weight;
   }
 
-  // value(r, c) in the working dtype. A matrix that is exact in bf16 is stored as bf16 even when the working dtype is
-  // f32.
+  // Makes a weight whose element (r, c) is value(r, c), in the working dtype. A matrix that is exact in bf16 is stored
+  // as bf16 even when the working dtype is f32.
   template <class Value>
   Weight rounded(int64_t rows, int64_t cols, Value&& value, bool exact_in_bf16 = false) {
     const bool narrow = exact_in_bf16 || dtype_ == DType::bf16;
     return converted(narrow ? WeightFormat::bf16 : WeightFormat::f32, rows, cols, value);
   }
 
-  // value(r, c) as f32 or bf16 in new memory. That memory is kept when the backend uses it directly.
+  // Makes a weight whose element (r, c) is value(r, c), as f32 or bf16 in new memory. That memory is kept when the
+  // backend uses it directly.
   template <class Value>
   Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value) {
     const int64_t element_bytes = format == WeightFormat::bf16 ? 2 : 4;

@@ -159,7 +159,7 @@ class Ops {
   // sources: [T] i32; sampled_ids: [n] i32.
   virtual void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) = 0;
 
-  // For each token: writes its id to its slot of the token lane, hashes it with up to max_order - 1 predecessors,
+  // For each token: writes its id to its slot of the token lane. Hashes the id with up to max_order - 1 predecessors,
   // and gathers one row per table. Predecessors in the same chunk come from the batch, others from the lane.
   //   id_t = (x_p + sum_d s_d * (vocab_size^d mod M_t)) mod M_t, where s_d = x_{p-d}. s_d is 0 before the sequence's
   //   start, or when any of x_{p-d}..x_{p-1} is eos_token_id (modeling_longcat_ngram.py of the published model).

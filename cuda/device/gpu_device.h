@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/device.h"
+#include "base/error.h"
 
 namespace longcat {
 
@@ -23,6 +24,11 @@ class GpuDevice : public Device {
   // Emulated device memory is accessible only between these two calls, so that host code which touches it crashes.
   virtual void begin_kernel() {}
   virtual void end_kernel() {}
+  // Runs a kernel over simt.h on an emulated device: entry(kernel, address of the shared memory) in each thread.
+  virtual void run_threads(int64_t /*blocks*/, int /*threads*/, int64_t /*shared_bytes*/,
+                           void (* /*entry*/)(const void*, uint32_t), const void* /*kernel*/) {
+    LC_CHECK(false, "run_threads() on a GPU");
+  }
   // Walks blocks and threads backwards, for tests: no result may depend on their order.
   virtual bool reversed() const { return false; }
 };

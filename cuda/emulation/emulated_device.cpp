@@ -47,7 +47,10 @@ EmulatedCalls emulated_calls() { return {.uploads = num_uploads, .host_allocatio
 void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
 
 EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
-    : arena_(capacity), fp8_(fp8), reversed_(reversed) {
+    : arena_(capacity),
+      threads_({.checks = false, .arithmetic = emulation::Arithmetic::plain, .backwards = reversed}),
+      fp8_(fp8),
+      reversed_(reversed) {
   void* data =
       ::mmap(nullptr, static_cast<size_t>(capacity), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
@@ -101,6 +104,17 @@ void EmulatedDevice::clear(char* data, int64_t bytes) {
 void EmulatedDevice::free(void* data, int64_t bytes) noexcept {
   clear(static_cast<char*>(data), bytes);
   arena_.free(static_cast<char*>(data) - memory_, bytes);
+}
+
+void EmulatedDevice::run_threads(int64_t blocks, int threads, int64_t shared_bytes,
+                                 void (*entry)(const void*, uint32_t), const void* kernel) {
+  begin_kernel();
+  threads_.run(blocks, threads, shared_bytes, entry, kernel);
+  end_kernel();
+  if (threads_.findings().total() == 0) return;
+  const std::string text = threads_.findings().texts()[0];
+  threads_.forget_findings();
+  throw Error(str_cat("[", name(), "] ", text));
 }
 
 bool EmulatedDevice::reads_registered_memory() const { return host_memory_is_reached; }

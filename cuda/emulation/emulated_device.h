@@ -7,6 +7,7 @@
 
 #include "cuda/device/arena.h"
 #include "cuda/device/gpu_device.h"
+#include "cuda/emulation/simt_emulator.h"
 
 namespace longcat {
 
@@ -14,7 +15,7 @@ namespace longcat {
 // GPU after an illegal address. A negative number makes them work again.
 void fail_emulated_kernels(int64_t num_kernels);
 
-// For tests: what all emulated devices of this process were asked for so far.
+// For tests: counts calls on all emulated devices of this process so far.
 struct EmulatedCalls {
   int64_t uploads, host_allocations;
 };
@@ -53,6 +54,8 @@ class EmulatedDevice : public GpuDevice {
   bool in_branch() const override { return in_branch_; }
   void begin_kernel() override;
   void end_kernel() override;
+  void run_threads(int64_t blocks, int threads, int64_t shared_bytes, void (*entry)(const void*, uint32_t),
+                   const void* kernel) override;
   bool reversed() const override { return reversed_; }
   bool multiplies_fp8() const override { return fp8_; }
   bool reads_registered_memory() const override;
@@ -64,6 +67,7 @@ class EmulatedDevice : public GpuDevice {
   void make_accessible(bool accessible);
 
   Arena arena_;
+  emulation::SimtEmulator threads_;
   bool fp8_, reversed_, in_branch_ = false;
   char* memory_ = nullptr;
   int64_t last_ticket_ = 0;

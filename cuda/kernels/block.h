@@ -15,14 +15,12 @@
 #include "base/error.h"
 #include "base/tensor.h"
 #include "cuda/device/gpu_device.h"
+#include "cuda/kernels/qualifiers.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
 #include "cuda/device/check.h"
-#define LC_HD __host__ __device__
-#else
-#define LC_HD
 #endif
 
 namespace longcat::gpu {

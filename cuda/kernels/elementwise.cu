@@ -48,7 +48,7 @@ struct AddRows {
   }
 };
 
-// A block a row: the parts of its logits, one behind the other.
+// One block joins the parts of one row of logits, one behind the other.
 struct MergeVocabParts {
   static constexpr int kThreads = 256;
   float* out;          // [num_rows, num_parts * part_size]

@@ -58,22 +58,22 @@ def test_figures_of_a_known_run():
     ("choice", "error"),
     [
         ({"finish_reason": "length"}, None),
-        ({"finish_reason": "abort"}, "the answer ended with abort"),
+        ({"finish_reason": "abort"}, "the completion ended with abort"),
         ({"finish_reason": "error", "error": "not a number"}, "not a number"),
     ],
 )
-def test_answers_that_failed_are_no_successes(choice, error):
+def test_completions_that_failed_are_no_successes(choice, error):
     events = [{"choices": [{"finish_reason": None}]}, {"choices": [choice]},
               {"choices": [], "usage": {"completion_tokens": 2}}]  # fmt: skip
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
-    async def answer(reader, writer):
+    async def reply(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body.encode())
         writer.close()
 
     async def ask():
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+        async with await asyncio.start_server(reply, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
             return await _Client(Load(f"http://127.0.0.1:{port}")).stream({"prompt": [1, 2]})
 

@@ -55,7 +55,7 @@ def test_which_tensors_are_packed(plain, tmp_path):
             assert name in found  # as it was
         else:
             assert name not in found, name
-    assert found["lm_head.weight.int4_x8"][0] == "U8"
+    assert found["lm_head.weight.int8_x8"][0] == "U8"
     for component in COMPONENTS:
         convert_checkpoint(plain, tmp_path / component, {component: "int8"})
         packed = [name for name in tensors(tmp_path / component) if ".int8_" in name]
@@ -148,10 +148,11 @@ def test_a_cut_packed_tensor_is_refused(plain, tmp_path):
 
 def test_command(plain, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["convert", str(plain), str(out), "--quant", "int4", "--tables", "keep", "--head", "int8"]) == 0
-    assert "in 1 file, of " in capsys.readouterr().out
+    assert main(["convert", str(plain), str(out), "--quant", "int4", "--tables", "keep", "--head", "int4"]) == 0
+    printed = capsys.readouterr().out
+    assert "in 1 file, of " in printed and "has no tokenizer.json: int4 is rounded without a text" in printed
     found = tensors(out)
-    assert "lm_head.weight.int8_x8" in found and "model.ngram_embeddings.embedders.0.weight" in found
+    assert "lm_head.weight.int4_x8" in found and "model.ngram_embeddings.embedders.0.weight" in found
     assert main(["verify", str(out)]) == 0
     assert main(["convert", str(plain), str(out), "--quant", "int4"]) == 1
     assert "expected a new or an empty folder" in capsys.readouterr().err
@@ -221,7 +222,7 @@ def test_calibration_text_is_checked(plain, tmp_path, capsys):
 def test_calibrated_tiny_stays_closer(tmp_path):
     text = str(ROOT / "tests" / "data" / "stories.txt")
     rest = [word for c in COMPONENTS if c != "core" for word in (f"--{c}", "keep")]
-    for name, more in (("plain", []), ("calibrated", ["--calibrate", text])):
+    for name, more in (("plain", ["--calibrate", "none"]), ("calibrated", ["--calibrate", text])):
         assert main(["convert", TINY, str(tmp_path / name), "--quant", "int4", *rest, *more]) == 0
     with longcat.Engine(TINY) as engine:
         ids = engine.encode("Mira and her brother went to the market. They wanted to buy a red hat for their mother.")
@@ -231,3 +232,24 @@ def test_calibrated_tiny_stays_closer(tmp_path):
         with longcat.Engine(tmp_path / name) as engine:
             far[name] = np.square(engine.forward(ids) - expected).mean()
     assert far["calibrated"] < 0.6 * far["plain"]
+
+
+def nats_per_token(folder, texts):
+    with longcat.Engine(folder, num_threads=1, enable_prefix_caching=False) as engine:
+        found = []
+        for text in texts:
+            ids = engine.encode(text)
+            rows = engine.forward(ids)[:-1].astype(np.float64)
+            rows -= rows.max(axis=1, keepdims=True)
+            found.append(np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(ids) - 1), ids[1:]])
+    return np.concatenate(found).mean()
+
+
+@pytest.mark.slow
+def test_default_formats_keep_the_perplexity(tmp_path):
+    """int8 costs at most 0.1 % on a text that the calibration text does not hold, int4 without a text 1 %."""
+    texts = (ROOT / "tests" / "data" / "stories.txt").read_text(encoding="utf-8").split("\n---\n")
+    expected = nats_per_token(TINY, texts)
+    for quant, most in (("int8", 1.001), ("int4", 1.01)):
+        assert main(["convert", TINY, str(tmp_path / quant), "--quant", quant]) == 0
+        assert np.exp(nats_per_token(tmp_path / quant, texts) - expected) <= most, quant

@@ -7,7 +7,7 @@ import pytest
 from longcat import _core
 from longcat import _testing as testing
 from longcat.checkpoint.calibration import InputMoments
-from longcat.checkpoint.gptq import round_int4
+from longcat.checkpoint.gptq import error_propagation, round_int4
 
 from support.checkpoints import VARIANTS, make_checkpoint, read_checkpoint
 
@@ -23,14 +23,14 @@ def test_what_int4_can_hold_is_kept(shape):
     q[:, ::32] = -8  # so that the scale can be seen
     scales = 2.0 ** rng.integers(-6, 0, (shape[0], -(-shape[1] // 32)))
     x = rng.standard_normal((200, shape[1]))
-    found, found_scales = round_int4(matrix(q, scales).astype(np.float32), (x.T @ x).astype(np.float32))
+    found, found_scales = round_int4(matrix(q, scales).astype(np.float32), error_propagation(x.T @ x))
     assert np.array_equal(matrix(found, found_scales), matrix(q, scales))
 
 
 def test_inputs_that_have_nothing_in_common_are_rounded_one_by_one():
     weight = np.random.default_rng(2).standard_normal((24, 64)).astype(np.float32)
     for moments in (np.eye(64, dtype=np.float32), np.zeros((64, 64), np.float32)):
-        q, scales = round_int4(weight, moments)
+        q, scales = round_int4(weight, error_propagation(moments))
         expected = _core.search_int4_scales(weight.reshape(-1, 32)).reshape(24, 2)
         assert np.array_equal(scales, expected)
         assert np.array_equal(q, np.rint(weight * np.repeat(1 / expected, 32, axis=1)).clip(-8, 7))
@@ -41,7 +41,7 @@ def test_outputs_move_less_than_by_rounding_each_weight():
     weight = rng.standard_normal((48, 160)).astype(np.float32)
     x = rng.standard_normal((4000, 40)) @ rng.standard_normal((40, 160))  # 40 directions
     x += 0.1 * rng.standard_normal(x.shape)
-    q, scales = round_int4(weight, (x.T @ x).astype(np.float32))
+    q, scales = round_int4(weight, error_propagation(x.T @ x))
     plain = _core.search_int4_scales(weight.reshape(-1, 32)).reshape(48, 5)
     plain_q = np.rint(weight / np.repeat(plain, 32, axis=1)).clip(-8, 7)
     error = [np.square(x @ (rounded - weight).T).mean() for rounded in (matrix(q, scales), matrix(plain_q, plain))]

@@ -1,4 +1,4 @@
-"""`longcat generate`: where the prompt comes from, several answers, forms, JSON; progress bars."""
+"""`longcat generate`: where the prompt comes from, several completions, forms, JSON; progress bars."""
 
 import io
 import json
@@ -47,18 +47,20 @@ def test_json_holds_what_python_returns(tiny, capsys):
     with longcat.Engine(tiny) as engine:
         output = engine.generate("Once", max_tokens=8, temperature=0, n=2, min_p=0.1, seed=1)
     assert made["prompt_token_ids"] == output.prompt_token_ids and made["metrics"]["total_s"] > 0
-    assert [answer["text"] for answer in made["outputs"]] == [answer.text for answer in output.outputs]
-    assert [answer["token_ids"] for answer in made["outputs"]] == [answer.token_ids for answer in output.outputs]
-    assert {answer["finish_reason"] for answer in made["outputs"]} == {"length"}
+    assert [completion["text"] for completion in made["outputs"]] == [completion.text for completion in output.outputs]
+    assert [completion["token_ids"] for completion in made["outputs"]] == [
+        completion.token_ids for completion in output.outputs
+    ]
+    assert {completion["finish_reason"] for completion in made["outputs"]} == {"length"}
 
 
-def test_several_answers_and_stop_strings(tiny, capsys):
+def test_several_completions_and_stop_strings(tiny, capsys):
     assert main(["generate", tiny, "Once", "-n", "3", "--stop", ".", "--stop", ",", "--max-tokens", "40"]) == 0
     out = capsys.readouterr().out
     assert [f"[{i}]" in out for i in (1, 2, 3, 4)] == [True, True, True, False] and "." not in out and "," not in out
 
 
-def test_a_schema_holds_the_answer(tiny, capsys, tmp_path):
+def test_a_schema_holds_the_completion(tiny, capsys, tmp_path):
     schema = {
         "type": "object",
         "properties": {"age": {"type": "integer", "maximum": 9, "minimum": 0}},

@@ -37,11 +37,11 @@ def test_agenerate_equals_generate(engine):
     assert by_ids[-1].output.text == whole.text
 
 
-def test_several_answers(engine):
+def test_several_completions(engine):
     whole = engine.generate(PROMPT, max_tokens=12, seed=3, n=3, temperature=1.0)
     chunks = asyncio.run(collect(engine.agenerate(PROMPT, max_tokens=12, seed=3, n=3, temperature=1.0)))
     texts = ["".join(c.delta for c in chunks if c.index == i) for i in range(3)]
-    assert texts == [answer.text for answer in whole.outputs]
+    assert texts == [completion.text for completion in whole.outputs]
 
 
 def test_achat_equals_chat(engine):
@@ -53,14 +53,16 @@ def test_achat_equals_chat(engine):
 
 
 def test_many_tasks_and_threads(engine):
-    """Tasks of two loops and calls of plain threads at once: each gets its own answer, whole."""
+    """Tasks of two loops and calls of plain threads at once: each gets its own completion, whole."""
     prompts = [f"{PROMPT} {i}" for i in range(24)]
     expected = [engine.generate(p, max_tokens=15, temperature=0).text for p in prompts]
     results: dict[str, list[str]] = {}
 
     async def many():
-        answers = await asyncio.gather(*(collect(engine.agenerate(p, max_tokens=15, temperature=0)) for p in prompts))
-        return ["".join(c.delta for c in chunks) for chunks in answers]
+        completions = await asyncio.gather(
+            *(collect(engine.agenerate(p, max_tokens=15, temperature=0)) for p in prompts)
+        )
+        return ["".join(c.delta for c in chunks) for chunks in completions]
 
     def of_loop(name):
         results[name] = asyncio.run(many())
@@ -234,7 +236,7 @@ def test_metrics_and_request_metrics(tiny):
         assert engine.generate(PROMPT * 20, max_tokens=1).num_cached_tokens == 0
 
 
-def test_request_metrics_of_an_answer_that_ends_at_a_string(engine):
+def test_request_metrics_of_a_completion_that_ends_at_a_string(engine):
     text = engine.generate(PROMPT * 20, max_tokens=20, temperature=0, ignore_eos=True).text
     out = engine.generate(PROMPT * 20, max_tokens=20, temperature=0, ignore_eos=True, stop=text[8:12])
     assert out.outputs[0].finish_reason == "stop" and out.outputs[0].stop_reason == text[8:12]
@@ -243,7 +245,7 @@ def test_request_metrics_of_an_answer_that_ends_at_a_string(engine):
 
 
 def test_cached_tokens_are_those_found_in_the_cache(engine):
-    """What answers to one prompt share is not found in the cache: it is computed by the first."""
+    """What completions to one prompt share is not found in the cache: it is computed by the first."""
     for cached in (False, True):
         out = engine.generate("Metrics. " * 50, n=3, max_tokens=4)
         assert out.num_cached_tokens == cached * (len(out.prompt_token_ids) // 64 * 64)
@@ -280,8 +282,8 @@ def test_masks_may_take_for_ever(tiny):
 
     for mask_timeout in (float("inf"), 1e300):
         with longcat.Engine(tiny, mask_timeout=mask_timeout) as engine:
-            answer = engine.generate(PROMPT, max_tokens=3, ignore_eos=True, token_mask=slow).outputs[0]
-            assert (answer.finish_reason, answer.error) == ("length", None)
+            completion = engine.generate(PROMPT, max_tokens=3, ignore_eos=True, token_mask=slow).outputs[0]
+            assert (completion.finish_reason, completion.error) == ("length", None)
 
 
 def test_no_mask_thread_is_lost_to_a_fast_core(tiny):
@@ -309,8 +311,8 @@ def test_no_mask_thread_is_lost_to_a_fast_core(tiny):
         masks._core = SlowToReturn(engine._core)
         for _ in range(5):
             second = threading.Event()
-            answer = engine.generate(PROMPT, max_tokens=2, ignore_eos=True, token_mask=nothing_forbidden).outputs[0]
-            assert answer.finish_reason == "length", answer.error
+            completion = engine.generate(PROMPT, max_tokens=2, ignore_eos=True, token_mask=nothing_forbidden).outputs[0]
+            assert completion.finish_reason == "length", completion.error
 
 
 def test_an_engine_that_closes_first_starts_no_mask_threads(tiny):
@@ -334,16 +336,16 @@ def test_an_error_says_why(engine):
         raise RuntimeError("no grammar")
 
     with pytest.warns(UserWarning, match="no grammar"):
-        answer = engine.generate(PROMPT, max_tokens=5, token_mask=broken).outputs[0]
-    assert answer.finish_reason == "error" and "no grammar" in answer.error
+        completion = engine.generate(PROMPT, max_tokens=5, token_mask=broken).outputs[0]
+    assert completion.finish_reason == "error" and "no grammar" in completion.error
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_mask_that_fails_where_warnings_are_errors(engine):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        answer = engine.generate(PROMPT, max_tokens=5, token_mask=lambda ids: 1 / 0).outputs[0]
-    assert answer.finish_reason == "error" and "ZeroDivisionError" in answer.error
+        completion = engine.generate(PROMPT, max_tokens=5, token_mask=lambda ids: 1 / 0).outputs[0]
+    assert completion.finish_reason == "error" and "ZeroDivisionError" in completion.error
 
 
 def test_the_engine_runs_ahead_of_its_reader(engine):

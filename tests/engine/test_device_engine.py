@@ -29,8 +29,8 @@ def device(request):
     return request.param
 
 
-def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
-    """Ids and the bits of their log-probabilities, an answer."""
+def completions(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
+    """Ids and the bits of their log-probabilities, a completion."""
     outs = engine.generate(
         prompt_token_ids=prompts,
         max_tokens=max_tokens,
@@ -41,9 +41,11 @@ def answers(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
         n=n,
     )
     result = []
-    for answer in (answer for out in outs for answer in out.outputs):
-        assert answer.finish_reason == "length"
-        result.append((answer.token_ids, [{i: lp.logprob for i, lp in step.items()} for step in answer.logprobs]))
+    for completion in (completion for out in outs for completion in out.outputs):
+        assert completion.finish_reason == "length"
+        result.append(
+            (completion.token_ids, [{i: lp.logprob for i, lp in step.items()} for step in completion.logprobs])
+        )
     return result
 
 
@@ -57,35 +59,35 @@ def row_errors(found, expected):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_answers_do_not_depend_on_the_batch(checkpoint, device, temperature):
+def test_completions_do_not_depend_on_the_batch(checkpoint, device, temperature):
     with make(checkpoint, device, enable_prefix_caching=False, max_num_seqs=1) as engine:
-        alone = [answers(engine, [prompt], temperature)[0] for prompt in PROMPTS]
+        alone = [completions(engine, [prompt], temperature)[0] for prompt in PROMPTS]
     with make(checkpoint, device) as engine:
-        assert answers(engine, PROMPTS, temperature) == alone  # together, padded and recorded
-        assert answers(engine, PROMPTS, temperature) == alone  # with prefix hits
+        assert completions(engine, PROMPTS, temperature) == alone  # together, padded and recorded
+        assert completions(engine, PROMPTS, temperature) == alone  # with prefix hits
     with make(checkpoint, device, max_num_batched_tokens=16) as engine:
-        assert answers(engine, PROMPTS, temperature) == alone  # in chunks
+        assert completions(engine, PROMPTS, temperature) == alone  # in chunks
 
 
-def test_answers_survive_preemption(checkpoint, device):
-    """Six answers to one prompt: the engine gets them at once, so they grow together, to two blocks each."""
+def test_completions_survive_preemption(checkpoint, device):
+    """Six completions to one prompt: the engine gets them at once, so they grow together, to two blocks each."""
     six = {"prompts": [random_token_ids(5, 30)], "temperature": 0.8, "max_tokens": 60, "n": 6}
     with make(checkpoint, device) as engine:
-        undisturbed = answers(engine, **six)
+        undisturbed = completions(engine, **six)
     with make(checkpoint, device, kv_cache_memory=100_000, enable_prefix_caching=False) as engine:
         assert engine.metrics()["num_kv_blocks"] < 12
-        assert answers(engine, **six) == undisturbed
+        assert completions(engine, **six) == undisturbed
         assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp"}])
-def test_answers_with_guesses(checkpoint, device, temperature, speculative):
+def test_completions_with_draft_tokens(checkpoint, device, temperature, speculative):
     prompts = [[5, 6, 7] * 8, *PROMPTS]
     with make(checkpoint, device) as engine:
-        expected = answers(engine, prompts, temperature)
+        expected = completions(engine, prompts, temperature)
     with make(checkpoint, device, speculative=speculative) as engine:
-        assert answers(engine, prompts, temperature) == expected
+        assert completions(engine, prompts, temperature) == expected
         assert engine.metrics()["num_draft_tokens"] > 0
 
 
@@ -109,10 +111,10 @@ def test_a_device_that_fails_ends_the_engine(checkpoint):
     """After an illegal address every call fails: the engine says so at once, and takes no more requests."""
     engine = make(checkpoint, EMULATED)
     try:
-        answers(engine, PROMPTS[:1], 0.0)
+        completions(engine, PROMPTS[:1], 0.0)
         testing.fail_emulated_kernels(200)  # in the midst of a step
         outs = engine.generate(prompt_token_ids=PROMPTS, max_tokens=50, ignore_eos=True)
-        assert {answer.finish_reason for out in outs for answer in out.outputs} == {"error"}
+        assert {completion.finish_reason for out in outs for completion in out.outputs} == {"error"}
         testing.fail_emulated_kernels(-1)
         with pytest.raises(longcat.Error, match="this engine has failed: .*a test made this device fail"):
             engine.generate(prompt_token_ids=PROMPTS[:1], max_tokens=1)
@@ -135,7 +137,7 @@ def test_a_step_of_decodes_uploads_two_pieces_of_memory(checkpoint, rows):
     with make(checkpoint, EMULATED, enable_prefix_caching=False) as engine:
 
         def generate(max_tokens):
-            answers(engine, prompt, 0.8, max_tokens, n=rows)
+            completions(engine, prompt, 0.8, max_tokens, n=rows)
 
         steps = engine.metrics()["num_steps"]
         short = calls_of(lambda: generate(2))
@@ -152,7 +154,7 @@ def test_blocks_that_are_swapped_out_share_host_memory(checkpoint):
 
         def generate():
             six = {"prompts": [random_token_ids(5, 30)], "temperature": 0.8, "max_tokens": 60, "n": 6}
-            answers(engine, **six)
+            completions(engine, **six)
 
         allocations = [calls_of(generate)[1] for _ in range(2)]
         assert engine.metrics()["num_swaps"] > 2
@@ -190,7 +192,7 @@ def test_tables_in_host_memory_that_the_device_does_not_reach(checkpoint):
         with pytest.raises(longcat.Error, match=found + r'Use ngram_placement="device" or device="cpu"\.$'):
             make(checkpoint, EMULATED)
         with make(checkpoint, EMULATED, ngram_placement="device") as engine:
-            answers(engine, PROMPTS[:1], 0.0)
+            completions(engine, PROMPTS[:1], 0.0)
     finally:
         testing.reach_host_memory(True)
 

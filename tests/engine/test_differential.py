@@ -64,8 +64,10 @@ def logprob(token_id: int, value: float = -1.0) -> dict[int, Logprob]:
 def test_first_difference(fields, difference):
     reading = Reading(Job([1], {"max_tokens": 2}), 100)
     output = reading.output = whole()
-    answer = output.outputs[0]
-    reading.completions = [Completion(answer.token_ids, answer.text, answer.logprobs, answer.finish_reason)]
+    completion = output.outputs[0]
+    reading.completions = [
+        Completion(completion.token_ids, completion.text, completion.logprobs, completion.finish_reason)
+    ]
     found = first_difference(reading, whole(**fields))
     assert (found is None) == (difference is None)
     if difference:

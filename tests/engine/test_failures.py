@@ -223,9 +223,9 @@ FORM = {"choice": ["a red hat", "a blue hat"]}
 def test_a_finished_grammar_ends_with_stop(tiny, options):
     with longcat.Engine(tiny, num_threads=2) as engine:
         output = engine.generate("Mira has", structured_outputs=FORM, max_tokens=40, logprobs=1, **options)
-    answer = output.outputs[0]
-    assert answer.text in FORM["choice"]
-    assert (answer.finish_reason, answer.stop_reason, answer.error) == ("stop", None, None)
+    completion = output.outputs[0]
+    assert completion.text in FORM["choice"]
+    assert (completion.finish_reason, completion.stop_reason, completion.error) == ("stop", None, None)
 
 
 def test_a_mask_that_forbids_everything_is_an_error(tiny):

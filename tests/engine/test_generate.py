@@ -141,25 +141,25 @@ def test_more_requests_than_the_cache_holds(tiny):
 
 def test_end_token_and_stop_ids(engine):
     out = engine.generate("<longcat_user>Hello!<longcat_assistant>", temperature=0, max_tokens=100)
-    answer = out.outputs[0]
-    assert answer.finish_reason == "stop" and answer.token_ids[-1] == 2 and answer.stop_reason is None
+    completion = out.outputs[0]
+    assert completion.finish_reason == "stop" and completion.token_ids[-1] == 2 and completion.stop_reason is None
     assert "</longcat_s>" not in out.text
-    stop = answer.token_ids[3]
+    stop = completion.token_ids[3]
     short = engine.generate(
         "<longcat_user>Hello!<longcat_assistant>", temperature=0, max_tokens=100, stop_token_ids=[stop]
     ).outputs[0]
-    assert short.token_ids == answer.token_ids[: answer.token_ids.index(stop) + 1]
+    assert short.token_ids == completion.token_ids[: completion.token_ids.index(stop) + 1]
     assert (short.finish_reason, short.stop_reason) == ("stop", stop)
     longer = engine.generate(
         "<longcat_user>Hello!<longcat_assistant>",
         temperature=0,
-        max_tokens=len(answer.token_ids) + 5,
+        max_tokens=len(completion.token_ids) + 5,
         ignore_eos=True,
     ).outputs[0]
-    assert longer.finish_reason == "length" and longer.token_ids[: len(answer.token_ids)] == answer.token_ids
+    assert longer.finish_reason == "length" and longer.token_ids[: len(completion.token_ids)] == completion.token_ids
 
 
-def test_context_limit_ends_an_answer(tiny):
+def test_context_limit_ends_a_completion(tiny):
     with longcat.Engine(tiny, max_model_len=40) as engine:
         ids = engine.encode(PROMPT)
         out = engine.generate(PROMPT, max_tokens=1000, ignore_eos=True)

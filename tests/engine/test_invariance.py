@@ -148,7 +148,7 @@ def test_preempted_ten_times(case, may_swap):
 
 @pytest.mark.parametrize("swap_blocks", [0, 2, 100])
 def test_too_few_blocks_for_all(case, swap_blocks):
-    """Requests take blocks from each other all the time; the answers do not change."""
+    """Requests take blocks from each other all the time; the completions do not change."""
     block_bytes = block_size(case)
     steps = Steps(case.engine(kv_cache_memory=9 * block_bytes, swap_memory=swap_blocks * block_bytes, max_num_seqs=7))
     ids = add_all(case, steps)
@@ -173,7 +173,7 @@ def block_size(case) -> int:
 
 @pytest.mark.parametrize("max_num_seqs", [2, 8])
 def test_forks(case, max_num_seqs):
-    """n samples of a prompt share its blocks; each is what it is alone. Those without a place come later."""
+    """n sequences of a prompt share its blocks; each is what it is alone. Those without room come later."""
     for i, (token_ids, _) in enumerate(case.requests):
         params = sampling(NEW_TOKENS, seed=i, temperature=0.8)
         steps = Steps(case.engine(max_num_seqs=max_num_seqs))
@@ -193,7 +193,7 @@ def test_forks(case, max_num_seqs):
 @pytest.mark.parametrize("most", [1, 4])
 @pytest.mark.parametrize("num_blocks", [9, 100])
 def test_with_draft_tokens(case, method, most, num_blocks):
-    """Right or wrong, a guess changes no token and no bit; of few blocks, requests take them from each other."""
+    """Accepted or rejected, a draft token changes no token and no bit, also where requests preempt each other."""
     memory = num_blocks * block_size(case)
     steps = Steps(case.engine(speculation=(method, most, 3, 1), kv_cache_memory=memory, max_num_seqs=7))
     ids = add_all(case, steps)
@@ -204,8 +204,8 @@ def test_with_draft_tokens(case, method, most, num_blocks):
         without_drafts(outcome)
     case.check(steps, ids[: len(case.requests)])
     assert_same(steps.outcomes[ids[-1]], case.run_alone(*repeating), "repeating")
-    guessed, right = steps.engine.draft_counts()
-    assert guessed > right > 0
+    num_drafted, num_accepted = steps.engine.draft_counts()
+    assert num_drafted > num_accepted > 0
 
 
 def test_among_aborts(case):
@@ -231,7 +231,7 @@ def test_padded_decodes(case):
 
 
 def without_drafts(outcome: Outcome) -> None:
-    """Forgets what was computed for guesses behind the end."""
+    """Drops what was computed for draft tokens behind the end."""
     for name in ("logits", "ngram_ids"):
         record = outcome.record[name]
         outcome.record[name] = {p: v for p, v in record.items() if p < outcome.record["num_tokens"]}
@@ -239,7 +239,7 @@ def without_drafts(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 def test_padded_draft_tokens(case, method):
-    """Steps with guesses are recorded, too: by their rows, whoever they belong to."""
+    """Steps with draft tokens are recorded, too, by their number of rows."""
     steps = Steps(case.engine(speculation=(method, 3, 3, 1), device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)

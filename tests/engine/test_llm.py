@@ -14,7 +14,7 @@ def llm(tiny):
         yield llm
 
 
-def test_answers_are_lists(llm):
+def test_completions_are_lists(llm):
     options = {"max_tokens": 8, "temperature": 0}
     [alone] = llm.generate("Once upon a time", **options)
     both = llm.generate(["Once upon a time", "One day"], longcat.SamplingParams(**options), use_tqdm=False)

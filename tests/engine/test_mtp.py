@@ -1,4 +1,4 @@
-"""Guesses by the checkpoint's multi-token-prediction layer: texts stay the same, in fewer steps."""
+"""Draft tokens of the checkpoint's multi-token-prediction layer: texts stay the same, in fewer steps."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from support.checkpoints import make_checkpoint, random_token_ids, read_safetensors, write_safetensors
-from support.engines import Steps, answers, make_engine, sampling
+from support.engines import Steps, completions, make_engine, sampling
 
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
@@ -19,8 +19,8 @@ BLOCK = 64
 @pytest.fixture(scope="module")
 def engines(tiny):
     speculative = {"method": "mtp", "num_speculative_tokens": 3}
-    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=speculative) as guessing:
-        yield plain, guessing
+    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=speculative) as drafting:
+        yield plain, drafting
 
 
 SAMPLINGS = [
@@ -36,20 +36,20 @@ SAMPLINGS = [
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))
-def test_answers_are_the_same(engines, sampling):
-    plain, guessing = engines
-    before = guessing.metrics()["num_draft_tokens"]
-    found = guessing.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling})
-    assert answers(found) == answers(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
-    if "structured_outputs" not in sampling and sampling.get("max_tokens") != 2:  # a second token leaves none to guess
-        assert guessing.metrics()["num_draft_tokens"] > before
+def test_completions_are_the_same(engines, sampling):
+    plain, drafting = engines
+    before = drafting.metrics()["num_draft_tokens"]
+    found = drafting.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling})
+    assert completions(found) == completions(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
+    if "structured_outputs" not in sampling and sampling.get("max_tokens") != 2:  # a second token leaves none to draft
+        assert drafting.metrics()["num_draft_tokens"] > before
 
 
 @pytest.mark.parametrize(
     "sampling, share",
     [
         ({"temperature": 0}, 0.7),
-        # Drawn tokens are guessed about as well as the likeliest: guess and token are drawn with the same numbers.
+        # Drawn tokens are drafted about as well as the likeliest: both draws use the same random numbers.
         ({"temperature": 1.0}, 0.7),
         ({"temperature": 0.7, "repetition_penalty": 1.5}, 0.75),  # and with the same penalties
     ],
@@ -67,7 +67,7 @@ def test_fewer_steps(engines, sampling, share):
 
 
 def drafts_of(model, token_ids, num_prompt_tokens, allowed, num_tokens):
-    """What the layer guesses behind the tokens, of which the last is not computed yet: the likeliest of `allowed`."""
+    """Draft tokens behind `token_ids`, whose last token is not computed yet: the likeliest of `allowed` each."""
 
     def likeliest(logits):
         return max(allowed or range(len(logits)), key=lambda token_id: logits[token_id])
@@ -88,8 +88,8 @@ def drafts_of(model, token_ids, num_prompt_tokens, allowed, num_tokens):
 
 
 @pytest.mark.parametrize("allowed", [[], [5, 6, 7]], ids=["trained", "random"])
-def test_guesses_are_those_of_the_layer(tiny, tmp_path, allowed):
-    """After each step, those that the layer makes of the same tokens alone; as many as stood before, and one more."""
+def test_draft_tokens_are_those_of_the_layer(tiny, tmp_path, allowed):
+    """After each step, the draft tokens are those of the layer run alone: one more than were accepted before."""
     folder, num_tokens, most = tiny, 120, 3
     if allowed:
         make_checkpoint(tmp_path, seed=1, mtp=True)
@@ -105,9 +105,11 @@ def test_guesses_are_those_of_the_layer(tiny, tmp_path, allowed):
         if steps.outcomes[request_id].finish_reason:
             break
         ids = [*prompt, *found]
-        place = (len(ids) - 1) % BLOCK  # of the newest token: guesses stay in its block, and the first needs no slot
-        stood, left = len(found) - before - 1, num_tokens - before - 2
-        count = min(most, stood + 1, 1 if place == 0 else BLOCK - 1 - place, left)
+        slot = (
+            len(ids) - 1
+        ) % BLOCK  # of the newest token: draft tokens stay in its block, and the first needs no slot
+        accepted, left = len(found) - before - 1, num_tokens - before - 2
+        count = min(most, accepted + 1, 1 if slot == 0 else BLOCK - 1 - slot, left)
         expected = drafts_of(model, ids, len(prompt), allowed, count) if count > 0 else []
         assert steps.engine.drafts(request_id) == expected, len(ids)
         deep += len(expected) > 1
@@ -118,13 +120,13 @@ def test_quantised_checkpoints_keep_their_layer(tiny, tmp_path):
     convert_checkpoint(tiny, tmp_path / "int4", PRESETS["int4"])
     with (
         Engine(tmp_path / "int4", num_threads=1) as plain,
-        Engine(tmp_path / "int4", num_threads=1, speculative={"method": "mtp"}) as guessing,
+        Engine(tmp_path / "int4", num_threads=1, speculative={"method": "mtp"}) as drafting,
     ):
         sampling = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
-        assert answers(guessing.generate(PROMPTS, **sampling)) == answers(plain.generate(PROMPTS, **sampling))
+        assert completions(drafting.generate(PROMPTS, **sampling)) == completions(plain.generate(PROMPTS, **sampling))
         for prompt in PROMPTS:
-            guessing.generate(prompt, **sampling)
-        metrics = guessing.metrics()
+            drafting.generate(prompt, **sampling)
+        metrics = drafting.metrics()
         assert metrics["num_accepted_tokens"] > 0.2 * metrics["num_draft_tokens"]
 
 

@@ -114,12 +114,12 @@ def test_placement_changes_no_bit(tmp_path, device, fields):
 def test_the_engine_looks_up_on_the_device(random_checkpoint):
     """Recorded steps, several requests."""
     prompts = [random_token_ids(i, 10 + i) for i in range(3)]
-    answers = []
+    completions = []
     for placement in ("host", "device"):
         with DeviceEngine(random_checkpoint, device=EMULATED, ngram_placement=placement) as engine:
             outputs = engine.generate(prompt_token_ids=prompts, max_tokens=8, temperature=0.0, logprobs=1)
-            answers.append([(o.outputs[0].token_ids, o.outputs[0].cumulative_logprob) for o in outputs])
-    assert answers[0] == answers[1]
+            completions.append([(o.outputs[0].token_ids, o.outputs[0].cumulative_logprob) for o in outputs])
+    assert completions[0] == completions[1]
 
 
 @pytest.mark.device

@@ -1,10 +1,10 @@
-"""Guesses at the next tokens: which are made, and that texts stay the same."""
+"""Draft tokens by prompt lookup: which are proposed, and that texts stay the same."""
 
 import pytest
 from longcat import Engine
 from longcat import _testing as testing
 
-from support.engines import answers
+from support.engines import completions
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,18 @@ SAMPLINGS = [
 @pytest.fixture(scope="module")
 def engines(tiny):
     speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
-    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative_config=speculative) as guessing:
-        yield plain, guessing
+    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative_config=speculative) as drafting:
+        yield plain, drafting
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: ",".join(s))
-def test_answers_are_the_same(engines, sampling):
-    plain, guessing = engines
+def test_completions_are_the_same(engines, sampling):
+    plain, drafting = engines
     prompts = [TEXT, TEXT[:20], "Once upon a time"]
-    before = guessing.metrics()
-    found = guessing.generate(prompts, **{"max_tokens": 80, **sampling})
-    assert answers(found) == answers(plain.generate(prompts, **{"max_tokens": 80, **sampling}))
-    after = guessing.metrics()
+    before = drafting.metrics()
+    found = drafting.generate(prompts, **{"max_tokens": 80, **sampling})
+    assert completions(found) == completions(plain.generate(prompts, **{"max_tokens": 80, **sampling}))
+    after = drafting.metrics()
     if "structured_outputs" not in sampling:
         assert after["num_draft_tokens"] > before["num_draft_tokens"]
 

@@ -54,16 +54,16 @@ def test_the_first_in_line_advances_in_every_step():
     assert model.scheduler.stats()["num_recomputes"] > 0
 
 
-def test_samples_for_which_there_is_no_place_begin_later():
+def test_sequences_without_room_begin_later():
     model = model_with(max_num_seqs=2)
     model.add(TEXTS[0][:100], 5, n=4)
     model.step()
     assert (model.scheduler.num_running, model.scheduler.num_waiting) == (2, 2)
     model.finish_all()
-    assert model.seen["fork"] == 1 and model.seen["sample begins on its own"] == 2
+    assert model.seen["fork"] == 1 and model.seen["sequence begins on its own"] == 2
 
 
-def test_samples_of_an_aborted_one_begin_on_their_own():
+def test_sequences_of_an_aborted_one_begin_on_their_own():
     model = model_with()
     first, second, third = model.add(TEXTS[0][:100], 5, n=3)
     model.abort(second)
@@ -106,8 +106,8 @@ def test_the_rest_goes_on_while_one_waits_for_its_mask():
     model.finish_all()
 
 
-def test_blocks_of_an_answer_are_no_prefix():
-    """They hold what decode arithmetic gives; a prompt that goes on from the answer finds the first prompt alone."""
+def test_blocks_of_a_completion_are_no_prefix():
+    """Decode arithmetic computed them, so a prompt that continues the completion shares the first prompt alone."""
     model = model_with()
     model.add(TEXTS[0][:BLOCK], 70)
     model.finish_all()
@@ -117,8 +117,8 @@ def test_blocks_of_an_answer_are_no_prefix():
     model.finish_all()
 
 
-def test_a_sample_whose_first_token_was_lost_draws_it_again():
-    """The step that failed computed its sibling, which ends; the sample itself starts over."""
+def test_a_sequence_whose_first_token_was_lost_draws_it_again():
+    """The step that failed computed its sibling, which ends; the sequence itself starts over."""
     model = model_with()
     first, second = model.add(TEXTS[0][:100], 5, n=2)
     assert model.schedule()
@@ -203,9 +203,9 @@ class RandomSchedules(RuleBasedStateMachine):
     @precondition(lambda self: self.model.told)
     @rule(request=REQUESTS, pick=st.integers(0, 2))
     def go_on(self, request, pick):
-        """An answer becomes part of a prompt, as in a chat: it is computed by prompt arithmetic from then on."""
+        """A completion becomes part of a prompt, as in a chat: it is computed by prompt arithmetic from then on."""
         told = self.model.told[-1 - pick % len(self.model.told)]
-        self.model.seen["goes on from an answer"] += 1
+        self.model.seen["goes on from a completion"] += 1
         self.add_prompt((told + TEXTS[request["text"]][:10])[:300], request)
 
     def add_prompt(self, prompt, request):
@@ -285,8 +285,7 @@ MUST_OCCUR = [
     "ended: stop",
     "fork",
     "generated and prompt tokens in a step",
-    "goes on from an answer",
-    "load",
+    "goes on from a completion",
     "many generated tokens in a chunk",
     "moves alone",
     "output computed again",
@@ -294,11 +293,12 @@ MUST_OCCUR = [
     "prefix hit",
     "prompt computed again",
     "result after its end",
-    "sample begins on its own",
-    "save",
+    "sequence begins on its own",
     "scored",
     "short one ahead of its turn",
     "started over",
+    "swap in",
+    "swap out",
     "swapped out",
     "token not yet known to the host",
     "whole prompt hit",

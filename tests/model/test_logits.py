@@ -146,8 +146,8 @@ def test_int8_latents_cost_little(tiny):
                 [model.forward([(blocks, 0, prompt)]), model.forward([(blocks, len(prompt), output)], 1)]
             ).astype(np.float64)
             logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            answer = np.arange(len(prompt) - 1, len(logits) - 1)
-            nats[kind].extend(-logprobs[answer, output])
+            completion = np.arange(len(prompt) - 1, len(logits) - 1)
+            nats[kind].extend(-logprobs[completion, output])
             best[kind].extend(logits.argmax(axis=1))
     assert np.mean(np.equal(best["int8"], best["f32"])) > 0.97
     assert abs(np.mean(nats["int8"]) - np.mean(nats["f32"])) < INT8_LATENT_NATS

@@ -1,4 +1,4 @@
-// NumPy arrays as tensors and weights in host memory. They must outlive what is made of them.
+// Makes tensors and weights in host memory of NumPy arrays, which must outlive them.
 #pragma once
 
 #include "bindings/bindings.h"
@@ -25,7 +25,7 @@ inline Tensor view(const pybind11::array& array, DType dtype) {
 inline Tensor f32(const pybind11::array& array) { return view(array, DType::f32); }
 inline Tensor i32(const pybind11::array& array) { return view(array, DType::i32); }
 
-// A matrix as a Weight: float32 [out, in], uint16 (bf16 bits) [out, in], or uint8 (e4m3) with float32 scales.
+// Makes a Weight of a matrix: float32 [out, in], uint16 (bf16 bits) [out, in], or uint8 (e4m3) with float32 scales.
 inline Weight as_weight(const pybind11::array& array, const pybind11::object& scales = pybind11::none()) {
   Weight weight{.out_features = array.shape(0), .in_features = array.shape(1), .data = array.data()};
   if (array.dtype().is(pybind11::dtype::of<float>())) return weight;

@@ -1,4 +1,4 @@
-// Chunks as the tests give them.
+// Chunks of sequences as Python tests pass them.
 #pragma once
 
 #include <tuple>
@@ -8,7 +8,7 @@
 
 namespace longcat {
 
-// (block table, first position, ids) a sequence, the generated ones first.
+// For each sequence (block table, first position, ids); sequences with generated tokens come first.
 using Chunks = std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>;
 
 inline std::vector<Chunk> chunk_views(const Chunks& chunks, size_t num_generated) {

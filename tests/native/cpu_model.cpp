@@ -1,4 +1,4 @@
-// The model on the CPU under explicit batches, and the latents that it leaves.
+// The CPU model for tests: they pass explicit batches and read the stored latents.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -29,8 +29,8 @@ class TestModel {
         cache_(loaded_.ops->device(), loaded_.config, num_blocks, loaded_.kv_cache_dtype),
         buffers_(loaded_.ops->device(), max_tokens, max_tokens, num_blocks) {}
 
-  // chunks: (block table, position of the first token, token ids) per sequence; the first num_generated of them are of
-  // generated tokens. num_rows: with padding. Returns the logits of every token.
+  // chunks: (block table, position of the first token, token ids) for each sequence. The first num_generated chunks
+  // hold generated tokens. num_rows: rows with padding. Returns the logits of every token.
   Array<float> forward(const std::vector<std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>>>& chunks,
                        size_t num_generated, int64_t num_rows) {
     std::vector<Chunk> views;
@@ -48,7 +48,7 @@ class TestModel {
     return logits;
   }
 
-  // Rows of the N-gram tables the last forward looked up.
+  // Returns the rows of the N-gram tables that the last forward pass looked up.
   Array<int32_t> last_ngram_ids() {
     const Tensor ids = loaded_.model->last_ngram_ids();
     if (ids.empty()) return Array<int32_t>(0);
@@ -57,7 +57,8 @@ class TestModel {
     return out;
   }
 
-  // Stored latents of the first num_tokens positions of a sequence, as attention reads them: [T, kv_lora + rope].
+  // Returns the stored latents of the first num_tokens positions of a sequence, as attention reads them: [T, kv_lora +
+  // rope].
   Array<float> latents(int64_t sub_layer, const std::vector<int32_t>& blocks, int64_t num_tokens) {
     const ModelConfig& c = loaded_.config;
     Array<float> out({num_tokens, c.latent_dim()});
@@ -72,8 +73,8 @@ class TestModel {
   std::vector<int32_t> lane(const std::vector<int32_t>& blocks, int64_t num_tokens) {
     std::vector<int32_t> ids;
     for (int64_t p = 0; p < num_tokens; ++p)
-      ids.push_back(
-          cache_.lane().data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
+      ids.push_back(cache_.token_lane()
+                        .data<int32_t>()[blocks.at(static_cast<size_t>(p / kBlockSize)) * kBlockSize + p % kBlockSize]);
     return ids;
   }
 

@@ -19,8 +19,8 @@ namespace longcat {
 
 namespace {
 
-// Ids the N-gram op computes for one sequence fed in chunks. The tables are one untouched value wide, so that the real
-// model's row counts can be tested.
+// Returns the N-gram ids of one sequence that is fed in chunks. The tables are one value wide and never read, so that
+// tests can use the real model's row counts.
 py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vocab_size, int64_t table_rows,
                                int64_t max_order, int64_t splits, int32_t eos_token_id,
                                std::vector<int64_t> chunk_sizes) {
@@ -73,7 +73,7 @@ class TestOps {
     return out;
   }
 
-  // With a packed matrix, as pack_matrix makes it.
+  // linear() with a packed matrix, as pack_matrix makes it.
   Array<float> linear_packed(const Array<float>& x, const Array<uint8_t>& packed, const std::string& format,
                              int64_t out_features) {
     Weight weight{.out_features = out_features, .in_features = x.shape(1), .data = packed.data()};
@@ -120,7 +120,8 @@ class TestOps {
     return out;
   }
 
-  // Stores the rows of kv_a at positions 0..; returns the cache and the batch to attend from each of them with.
+  // Stores the rows of kv_a at positions 0, 1, ... of a new cache. Returns the cache, and a batch that attends from
+  // each of these positions.
   struct StoredLatents {
     Buffer memory;
     Tensor latents;
@@ -139,7 +140,7 @@ class TestOps {
     const int64_t num_blocks = static_cast<int64_t>(blocks.size()) + 1, row = latent_row_size(dtype, kv_lora, rope);
     StoredLatents s;
     s.memory = Buffer(ops_->device(), num_blocks * kBlockSize * row * size_of(dtype));
-    std::memset(s.memory.data(), 0xff, static_cast<size_t>(s.memory.bytes()));  // NaN where nothing is stored
+    std::memset(s.memory.data(), 0xff, static_cast<size_t>(s.memory.bytes()));  // slots without a token hold NaN
     s.latents = s.memory.tensor(dtype, {num_blocks, kBlockSize, row});
     s.buffers = std::make_unique<BatchBuffers>(ops_->device(), num_tokens, 1, num_blocks - 1);
     const std::vector<int32_t> ids(static_cast<size_t>(num_tokens), 0);
@@ -166,7 +167,7 @@ class TestOps {
     return py::make_tuple(out, s.stored);
   }
 
-  // v: values a head.
+  // v_up: [heads * values of a head, kv_lora].
   py::tuple mla_prefill(const Array<float>& kv_a, const Array<float>& norm_weight, float eps, const Array<float>& q,
                         const py::array& k_up, const py::array& v_up, const Array<float>& inv_freq, float scale,
                         const std::string& cache_dtype) {
@@ -176,7 +177,7 @@ class TestOps {
     return py::make_tuple(out, s.stored);
   }
 
-  // (picks [T, topk], weights [T, topk], identity_weight [T], out [T, hidden] of the routed experts).
+  // Returns (picks [T, topk], weights [T, topk], identity_weight [T], out [T, hidden] of the routed experts).
   py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
                 float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
                 const std::vector<py::array>& down, int64_t num_real_tokens) {
@@ -207,7 +208,8 @@ class TestOps {
     return py::make_tuple(picks, weights, identity, out);
   }
 
-  // One draw a row: params = dict of SamplingRow fields, histories = the ids before the draw.
+  // Draws one token for each row. params: a dict of SamplingRow fields for each row; histories: the ids before the
+  // draw.
   std::vector<int32_t> sample(const Array<float>& logits, const std::vector<py::dict>& params,
                               const std::vector<std::vector<int32_t>>& histories) {
     const SamplingCase c(params, histories);
@@ -217,7 +219,7 @@ class TestOps {
     return ids;
   }
 
-  // The scores whose softmax a row is drawn from.
+  // Returns the scores whose softmax is the distribution of a row's draw.
   Array<float> process_logits(const Array<float>& logits, const py::dict& params, const std::vector<int32_t>& history) {
     const SamplingCase c({params}, {history});
     Array<float> scores(logits.size());
@@ -226,7 +228,7 @@ class TestOps {
     return scores;
   }
 
-  // (logprobs [rows, 1 + top], ids [rows, 1 + top], ranks [rows]).
+  // Returns (logprobs [rows, 1 + top], ids [rows, 1 + top], ranks [rows]).
   py::tuple token_logprobs(const Array<float>& logits, const Array<int32_t>& token_ids, int64_t top) {
     const int64_t rows = logits.shape(0);
     Array<float> logprobs({rows, 1 + top});

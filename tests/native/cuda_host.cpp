@@ -1,4 +1,4 @@
-// Host functions of the CUDA backend.
+// Host functions of the CUDA backend, for tests.
 #include "bindings/bindings.h"
 #include "cuda/device/arena.h"
 #include "cuda/device/graph_sizes.h"
@@ -71,7 +71,7 @@ void register_cuda_host(py::module_& testing) {
   testing.def("arena_bytes", &arena_bytes);
   testing.def("context_bucket", &context_bucket);
   testing.def("fail_emulated_kernels", &fail_emulated_kernels);
-  testing.def("emulated_calls", [] {  // (uploads, host allocations) of all emulated devices so far
+  testing.def("emulated_calls", [] {  // Returns (uploads, host allocations) of all emulated devices so far.
     const EmulatedCalls calls = emulated_calls();
     return py::make_tuple(calls.uploads, calls.host_allocations);
   });

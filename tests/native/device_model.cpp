@@ -1,4 +1,4 @@
-// The model on any device: tests hold the backends to each other.
+// The model on any device, for tests that compare the backends.
 #include <algorithm>
 
 #include "bindings/bindings.h"
@@ -24,7 +24,7 @@ Placement table_placement(Ops& ops, const std::string& name) {
   throw std::invalid_argument("testing: tables cannot lie there");
 }
 
-// A checkpoint under explicit batches; steps run as the engine runs them, recorded or not.
+// A checkpoint that runs explicit batches, recorded or not, as the engine's steps run.
 class DeviceModel {
  public:
   DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
@@ -46,7 +46,7 @@ class DeviceModel {
         rows_(ops_->device(), max_tokens * 4),
         logits_(ops_->device(), max_tokens * config_.vocab_size * 4) {}
 
-  // Logits of every token. num_rows: with padding; recorded: through Device::record.
+  // Returns the logits of every token. num_rows: rows with padding. recorded: through Device::record.
   Array<float> forward(const Chunks& chunks, size_t num_generated, int64_t num_rows, bool recorded) {
     Device& device = ops_->device();
     buffers_.stage(chunk_views(chunks, num_generated), 0, num_rows);
@@ -65,7 +65,7 @@ class DeviceModel {
       if (recorded) {
         const std::unique_ptr<Recording> recording = device.record(work);
         recording->launch();
-        recording->launch();  // a replay writes the same
+        recording->launch();  // a replay must write the same
         num_nodes_ = recording->num_nodes();
       } else {
         work();
@@ -75,8 +75,8 @@ class DeviceModel {
     return as_array(logits);
   }
 
-  // Logits of the MTP layer for every row of `chunks`, which hold the next tokens. rows: of the last pass; empty: row i
-  // goes on from row i.
+  // Returns the logits of the MTP layer for every row of `chunks`, whose tokens are those after the last pass. rows:
+  // the row of the last pass that each row continues; empty: row i continues row i.
   Array<float> forward_mtp(const Chunks& chunks, size_t num_generated, const std::vector<int32_t>& rows) {
     Device& device = ops_->device();
     buffers_.stage(chunk_views(chunks, num_generated), 0);
@@ -99,7 +99,7 @@ class DeviceModel {
     return as_array(logits);
   }
 
-  int64_t num_nodes() const { return num_nodes_; }  // of the last recorded step
+  int64_t num_nodes() const { return num_nodes_; }  // kernels and copies of the last recorded step
 
   Array<int32_t> last_ngram_ids() {
     const Tensor ids = model_.last_ngram_ids();
@@ -109,7 +109,7 @@ class DeviceModel {
     return out;
   }
 
-  // The cache's blocks as bytes: [num_blocks, bytes of a block in a sub-layer].
+  // Returns blocks of the cache as bytes: [num_blocks, bytes of a block in a sub-layer].
   Array<uint8_t> latents(int64_t sub_layer, const std::vector<int32_t>& blocks) {
     const Tensor all = cache_.latents(sub_layer);
     const int64_t bytes = all.index(0, 0).num_bytes();
@@ -119,7 +119,7 @@ class DeviceModel {
     return out;
   }
 
-  // What is allocated of an emulated device's memory [bytes].
+  // Returns the allocated memory of an emulated device [bytes].
   int64_t emulated_bytes() const { return dynamic_cast<EmulatedDevice&>(ops_->device()).arena().used_bytes(); }
 
   void poison() {
@@ -132,7 +132,7 @@ class DeviceModel {
   }
 
  private:
-  // For work that a device may run on a thread of its own, which must make no object of Python.
+  // Returns a plain vector, because a device may call this on its own thread, which must make no Python object.
   std::vector<float> logits_on_host(int64_t num_tokens) {
     std::vector<float> logits(static_cast<size_t>(num_tokens * config_.vocab_size));
     ops_->device().copy_to_host(logits.data(), logits_.data(), static_cast<int64_t>(logits.size()) * 4);
@@ -152,7 +152,7 @@ class DeviceModel {
   KvCache cache_;
   BatchBuffers buffers_;
   Buffer rows_, logits_;
-  Tensor hidden_;  // of the last pass
+  Tensor hidden_;  // hidden states of the last pass
   int64_t num_nodes_ = 0;
 };
 

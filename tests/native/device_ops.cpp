@@ -1,4 +1,4 @@
-// Single ops on any device: tests hold the backends to each other. Arrays go to the device and back; activations are
+// Single ops on any device, for tests that compare the backends. Arrays go to the device and back; activations are
 // rounded to the device's dtype on the way.
 #include <algorithm>
 #include <cstring>
@@ -34,7 +34,7 @@ Tensor shaped(void* data, DType dtype, const std::vector<int64_t>& s) {
   }
 }
 
-// Memory of one call on the device.
+// The device memory of one call.
 class Scratch {
  public:
   explicit Scratch(Ops& ops) : ops_(ops) {}
@@ -58,7 +58,7 @@ class Scratch {
     return out;
   }
 
-  // float32, uint16 (bf16 bits) or uint8 (e4m3) with float32 scales; [out, in].
+  // Makes a weight [out, in] of float32, uint16 (bf16 bits), or uint8 (e4m3) with float32 scales.
   Weight weight(const py::array& array, const py::object& scales = py::none()) {
     Weight logical{.out_features = array.shape(0), .in_features = array.shape(1), .data = array.data()};
     Array<float> scale_array;
@@ -129,7 +129,8 @@ class DeviceOps {
     return s.floats(out);
   }
 
-  // The matrix that quantize_fp8 makes of a float32 or uint16 (bf16 bits) one, by multiplying the unit vectors with it.
+  // Returns the values of the matrix that quantize_fp8 makes of a float32 or uint16 (bf16 bits) matrix. It multiplies
+  // the unit vectors by that matrix.
   Array<float> quantized(const py::array& matrix) {
     Scratch s(*ops_);
     const int64_t rows = matrix.shape(0), cols = matrix.shape(1);
@@ -183,7 +184,7 @@ class DeviceOps {
     return s.floats(sum);
   }
 
-  // fused: the device's own; else what it stands for.
+  // fused: the device's own op; otherwise the ops that it replaces.
   py::tuple add_shortcut_rms_norm(const Array<float>& residual, const Array<float>& x, const Array<float>& routed,
                                   const Array<float>& y, const Array<float>& row_weight, const Array<float>& weight,
                                   float eps, bool fused) {
@@ -247,8 +248,9 @@ class DeviceOps {
     return s.floats(out);
   }
 
-  // Steps of chunks over one lane: (ids [T, tables], rows, lane) after the last. tables: [rows, dim] each, of which
-  // `moduli`, if given, says more: rows of each of all tables, of which those are here (NgramTables).
+  // Runs steps of chunks over one token lane. Returns (ids [T, tables], rows, lane) after the last step. tables: [rows,
+  // dim] each. moduli: the row counts of all tables, of which `tables` are those of this rank (NgramTables); empty:
+  // `tables` are all.
   py::tuple ngram_lookup(const std::vector<std::pair<Chunks, size_t>>& steps, const std::vector<py::array>& tables,
                          int64_t vocab_size, int64_t max_order, int64_t splits, int32_t eos_token_id,
                          int64_t num_blocks, std::vector<int64_t> moduli, int64_t first_table, int64_t first_row) {
@@ -281,9 +283,12 @@ class DeviceOps {
     return py::make_tuple(s.ints(ids), s.floats(rows), s.ints(lane));
   }
 
-  // Stores kv_a of every chunk, then attends. `generated`: mla_decode with q [T, heads, kv_lora + rope]; else
-  // mla_prefill with q [T, heads, nope + rope], k_up and v_up. Returns (out, stored latents of the whole cache as
-  // bytes, q_a). q_a [T, q_lora]: normalised by ones on the way, by the device's own fused op or by what it stands for.
+  // Stores kv_a of every chunk, then attends.
+  // generated: mla_decode with q [T, heads, kv_lora + rope]; otherwise mla_prefill with q [T, heads, nope + rope], k_up
+  // and v_up.
+  // q_a: [T, q_lora], normalised with weights of 1 on the way. fused: by the device's own op; otherwise by the ops that
+  // it replaces.
+  // Returns (out, stored latents of the whole cache as bytes, q_a).
   py::tuple attention(const Chunks& chunks, int64_t num_blocks, const Array<float>& kv_a,
                       const Array<float>& norm_weight, const Array<float>& inv_freq, const std::string& cache_dtype,
                       bool generated, const Array<float>& q, const py::object& k_up, const py::object& v_up,
@@ -292,7 +297,8 @@ class DeviceOps {
     const int64_t kv_lora = norm_weight.size(), rope = kv_a.shape(1) - kv_lora, num_tokens = kv_a.shape(0);
     const DType dtype = cache_dtype == "fp8" ? DType::f8_e4m3 : cache_dtype == "bf16" ? DType::bf16 : DType::f32;
     const int64_t row = latent_row_size(dtype, kv_lora, rope);
-    // Three sub-layers, of which the middle one is used: blocks are strided. NaN where nothing is stored.
+    // The cache has three sub-layers and the ops use the middle one, so its blocks are strided. Slots without a token
+    // hold NaN.
     const Tensor cache = s.empty(dtype, {num_blocks, 3 * kBlockSize, row});
     const std::vector<uint8_t> nan(static_cast<size_t>(cache.num_bytes()), 0xff);
     ops_->device().copy_from_host(cache.raw(), nan.data(), cache.num_bytes());
@@ -316,7 +322,7 @@ class DeviceOps {
     Tensor out;
     if (generated) {
       out = s.activations({num_tokens, q.shape(1), kv_lora});
-      // mla_decode takes q_latent contiguous or strided: views of one array here.
+      // mla_decode takes q_latent contiguous or strided. Here both queries are views of one array.
       ops_->mla_decode(out, queries.slice(2, 0, kv_lora), queries.slice(2, kv_lora, kv_lora + rope), latents, batch,
                        scale);
     } else {
@@ -327,7 +333,7 @@ class DeviceOps {
     return py::make_tuple(s.floats(out), s.bytes(cache.raw(), cache.num_bytes()), s.floats(low_rank));
   }
 
-  // (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
+  // Returns (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
   py::tuple moe(const Array<float>& x, const Array<float>& classifier, const Array<float>& bias, int64_t topk,
                 float scaling_factor, const std::vector<py::array>& gate, const std::vector<py::array>& up,
                 const std::vector<py::array>& down, const std::vector<py::object>& scales, int64_t num_real_tokens,
@@ -361,7 +367,7 @@ class DeviceOps {
                           s.ints(routing.permuted_tokens), s.ints(routing.permuted_rows), s.floats(out));
   }
 
-  // params: dict of SamplingRow fields a row; histories: the ids before the draw.
+  // params: a dict of SamplingRow fields for each row; histories: the ids before the draw.
   Array<int32_t> sample(const Array<float>& logits, const std::vector<py::dict>& params,
                         const std::vector<std::vector<int32_t>>& histories) {
     Scratch s(*ops_);

@@ -30,7 +30,7 @@ class PaddingOps final : public CpuOps {
   PaddingDevice device_;
 };
 
-// Null: a device of the product.
+// Returns null for a device of the product.
 std::unique_ptr<Ops> make_test_only_ops(const std::string& device, int num_threads) {
   if (device == "cuda-emulated") return make_emulated_cuda_ops(DType::bf16, false, false);
   if (device == "cuda-emulated-f32") return make_emulated_cuda_ops(DType::f32, false, false);

@@ -1,4 +1,4 @@
-// Devices by name: those of the product, and those that only tests have.
+// Makes devices by name: those of the product, and those that only tests have.
 #pragma once
 
 #include "engine/load_model.h"
@@ -13,8 +13,8 @@ namespace longcat {
 //   cpu-padded              the CPU, with steps of decodes padded to powers of two
 std::unique_ptr<Ops> make_test_ops(const std::string& device, int num_threads);
 
-// What an engine with these options computes with. Ranks on emulated devices exchange their sums by NCCL, or by the
-// stand-in for it.
+// Returns the ops and communicators of an engine with these options. Ranks on emulated devices exchange data by NCCL,
+// or by its stand-in.
 Backend make_test_backend(const EngineOptions& options, bool fake_nccl);
 
 }  // namespace longcat

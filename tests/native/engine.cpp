@@ -1,5 +1,5 @@
-// Engines on any device: as the product's Python holds them, and with steps made by hand, of which each records what it
-// computed, token by token.
+// Engines on any device, for tests: as Python holds them, and with steps made one by one, which record what they
+// computed for each token.
 #include "engine/engine.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace longcat {
 
 namespace {
 
-// Logits and N-gram ids of every token that was computed, at the time; latents of a sequence at its end.
+// Records the logits and N-gram ids of every token when it is computed, and the latents of a sequence at its end.
 class Recorder final : public StepObserver {
  public:
   explicit Recorder(Ops& ops) : ops_(ops) {}
@@ -27,7 +27,7 @@ class Recorder final : public StepObserver {
     std::map<int64_t, std::vector<int32_t>> ngram_ids;  // by position
     std::map<int64_t, int64_t> times_computed;          // by position
     std::vector<std::vector<float>> latents;            // [sub_layer] of [num_tokens, kv_lora + rope]
-    int64_t num_tokens = 0;                             // in the cache at the end
+    int64_t num_tokens = 0;                             // tokens in the cache at the end
   };
 
   void after_forward(const StepPlan& plan, Model& model, Tensor hidden) override {
@@ -38,7 +38,7 @@ class Recorder final : public StepObserver {
     for (int64_t row = 0; row < num_rows; ++row) all.data<int32_t>()[row] = static_cast<int32_t>(row);
     if (model.shard().world() == 1) model.logits(out, hidden, all);
     const Tensor ngram_ids = model.last_ngram_ids();
-    const bool has_logits = model.shard().world() == 1;  // else no rank has those of all rows
+    const bool has_logits = model.shard().world() == 1;  // with several ranks, no rank has the logits of all rows
     int64_t row = 0;
     for (const PlannedChunk& chunk : plan.chunks) {
       Record& record = records_[chunk.sequence->request_id];
@@ -55,7 +55,7 @@ class Recorder final : public StepObserver {
 
   void before_release(const Sequence& s, const KvCache& cache) override {
     Record& record = records_[s.request_id];
-    // A step that is under way may be computing the last token.
+    // A step in flight may be computing the last token.
     record.num_tokens = std::min(s.num_scheduled, static_cast<int64_t>(s.token_ids.size()) - 1);
     if (s.blocks.empty()) record.num_tokens = 0;
     const int64_t dim = kv_lora_rank + rope_dim;
@@ -85,7 +85,7 @@ class Recorder final : public StepObserver {
 
   int64_t kv_lora_rank = 0, rope_dim = 0, num_sub_layers = 0;
   std::atomic<bool> break_step = false;
-  std::string fails_at;  // the part of a step in which an allocation fails, once
+  std::string fails_at;  // the part of a step in which one allocation fails
 
  private:
   Ops& ops_;
@@ -104,7 +104,7 @@ class TestEngine {
     engine_.set_observer(&recorder_);
   }
   ~TestEngine() {
-    engine_.between_steps([] {});  // a step under way would meet a recorder that is gone
+    engine_.between_steps([] {});  // a step in flight must not outlive the recorder
   }
 
   std::vector<StepOutput> step() {
@@ -114,8 +114,8 @@ class TestEngine {
     return outputs;
   }
 
-  // NaN into the latents of every block that nobody owns and no prefix is kept in, after the step under way. Returns
-  // how many.
+  // Waits for the step in flight. Then writes NaN to the latents of every block that neither a sequence nor the prefix
+  // cache holds. Returns the number of these blocks.
   int64_t poison_free_blocks() {
     std::vector<int64_t> unused;
     for (int64_t block = 1; block <= engine_.num_kv_blocks(); ++block)
@@ -127,8 +127,8 @@ class TestEngine {
     return static_cast<int64_t>(unused.size());
   }
 
-  // What was computed for an ended request: {"logits": {position: bytes}, "ngram_ids": {position: [...]},
-  // "times_computed": {position: n}, "latents": [bytes a sub-layer], "num_tokens": n}.
+  // Returns the record of a request that has ended: {"logits": {position: bytes}, "ngram_ids": {position: [...]},
+  // "times_computed": {position: n}, "latents": [bytes for each sub-layer], "num_tokens": n}.
   py::dict record(int64_t request_id) {
     const auto bytes = [](const std::vector<float>& values) {
       return py::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
@@ -159,7 +159,7 @@ class TestEngine {
 }  // namespace
 
 void register_test_engine(py::module_& testing) {
-  // A _core.Engine; options.device may name a device of tests.
+  // Makes a _core.Engine. options.device may name a device of tests.
   testing.def(
       "open_engine",
       [](const std::string& folder, const EngineOptions& options, const py::object& progress,
@@ -191,12 +191,12 @@ void register_test_engine(py::module_& testing) {
       .def("reset_prefix_cache", [](TestEngine& self) { self.engine().reset_prefix_cache(); })
       .def("has_work", [](TestEngine& self) { return self.engine().has_work(); })
       .def("step", &TestEngine::step)
-      .def("draft_counts",  // (draft tokens, accepted ones)
+      .def("draft_counts",  // returns (draft tokens, accepted draft tokens)
            [](TestEngine& self) {
              const SchedulerStats counts = self.engine().metrics().counts;
              return py::make_tuple(counts.num_draft_tokens, counts.num_accepted_tokens);
            })
-      .def("drafts",  // draft tokens behind the tokens of a running request
+      .def("drafts",  // returns the draft tokens behind the tokens of a running request
            [](TestEngine& self, int64_t id) {
              const std::shared_ptr<Sequence> sequence = self.engine().scheduler().find(id);
              return sequence ? sequence->drafts : std::vector<int32_t>{};

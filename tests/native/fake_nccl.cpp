@@ -16,27 +16,28 @@ namespace longcat {
 
 namespace {
 
-// Ranks of a fake communicator are threads; memory of emulated devices is open between begin_kernel and end_kernel.
+// A communicator of the stand-in. Its ranks are threads. They access memory of emulated devices between begin_kernel
+// and end_kernel.
 struct FakeComm {
   std::unique_ptr<Communicator> ranks;
   std::map<int, std::pair<const void*, size_t>> sends;
   std::map<int, std::pair<void*, size_t>> recvs;
   void* stream = nullptr;
-  bool used = false;  // by a call that has not returned, and waits for nobody
+  bool used = false;  // a call runs that does not wait for other ranks
   bool ended = false;
 };
 
-std::mutex fake_mutex;  // of all below, and of `used` and `ended`
+std::mutex fake_mutex;  // guards everything below, and FakeComm::used and ended
 int64_t fake_next_id = 0;
 std::map<int64_t, std::vector<std::unique_ptr<Communicator>>> fake_jobs;
 std::vector<std::unique_ptr<FakeComm>> fake_ended;
-std::array<int, 16> fake_num_aborts{};       // by rank
-int64_t fake_misuses = 0;                    // calls of a communicator that was ended, or ends while it is used
-std::chrono::milliseconds fake_call_time{};  // of a call before it waits for others
+std::array<int, 16> fake_num_aborts{};       // one for each rank
+int64_t fake_misuses = 0;                    // calls on an ended communicator, and ends of a communicator in use
+std::chrono::milliseconds fake_call_time{};  // time that a call takes before it waits for other ranks
 std::atomic<int> fake_failing_rank = -1;
 thread_local FakeComm* in_group = nullptr;
 
-// What a call does before it waits for other ranks.
+// The part of a call before it waits for other ranks.
 void use(FakeComm& comm) {
   const auto set_used = [&](bool used) {
     const std::lock_guard lock(fake_mutex);
@@ -102,7 +103,7 @@ const NcclApi kFakeNccl{
         },
     .comm_destroy =
         [](void* comm) {
-          if (!of(comm).ranks->failure().empty()) {  // it would wait for ranks that do not come
+          if (!of(comm).ranks->failure().empty()) {  // the call would wait for ranks that do not come
             const std::lock_guard lock(fake_mutex);
             ++fake_misuses;
           }

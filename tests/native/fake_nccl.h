@@ -10,13 +10,13 @@ namespace longcat {
 
 extern const NcclApi kFakeNccl;
 
-// From now on calls of that rank fail, and those of the others wait for it; -1: none.
+// From now on calls of that rank fail, and calls of the other ranks wait for it; -1: none fails.
 void fail_fake_nccl(int rank);
-// Of a call before it waits for others.
+// Sets the time that a call takes before it waits for other ranks.
 void set_fake_nccl_call_time(std::chrono::milliseconds time);
 
 int64_t num_fake_nccl_aborts(int rank);
-// Calls of a communicator that was ended, and ends of one that is used.
+// Returns the number of calls on an ended communicator, and of ends of a communicator in use.
 int64_t num_fake_nccl_misuses();
 
 }  // namespace longcat

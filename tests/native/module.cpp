@@ -1,7 +1,7 @@
-// longcat._testing: what tests and benchmarks see of the core, and users do not. Part of no wheel.
+// longcat._testing: the parts of the core that tests and benchmarks use and users do not. No wheel contains it.
 //
 // The module holds its own copy of the runtime. Python types of the core (EngineOptions, SamplingParams, Communicator,
-// Engine, the exceptions) are those of longcat._core, which is imported first: pybind11 finds a type by its name.
+// Engine, the exceptions) are those of longcat._core. That is imported first: pybind11 finds a type by its name.
 #include "tests/native/native.h"
 
 PYBIND11_MODULE(_testing, module) {
@@ -13,6 +13,7 @@ PYBIND11_MODULE(_testing, module) {
   register_cuda_host(module);
   register_device_model(module);
   register_device_ops(module);
+  register_gpu_emulator(module);
   register_nccl(module);
   register_packed_formats(module);
   register_scheduler(module);

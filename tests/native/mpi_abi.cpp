@@ -1,4 +1,5 @@
-// Compares comm/mpi_abi.h with the header of an MPI library: test_mpi_abi.py compiles it with each mpicxx at hand.
+// Compares comm/mpi_abi.h with the header of an MPI library. test_mpi_abi.py compiles this file with each mpicxx that
+// is installed.
 #include "comm/mpi_abi.h"
 
 #include <dlfcn.h>

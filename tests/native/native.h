@@ -1,4 +1,4 @@
-// One register function a file; module.cpp calls them.
+// The register functions of the module, one for each file. module.cpp calls them.
 #pragma once
 
 #include "bindings/bindings.h"
@@ -11,6 +11,7 @@ void register_cpu_ops(pybind11::module_& testing);
 void register_cuda_host(pybind11::module_& testing);
 void register_device_model(pybind11::module_& testing);
 void register_device_ops(pybind11::module_& testing);
+void register_gpu_emulator(pybind11::module_& testing);
 void register_nccl(pybind11::module_& testing);
 void register_packed_formats(pybind11::module_& testing);
 void register_scheduler(pybind11::module_& testing);

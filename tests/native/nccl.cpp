@@ -1,4 +1,4 @@
-// NCCL without GPUs: the library's loader, and communicators between emulated devices.
+// NCCL without GPUs, for tests: the library's loader, and communicators between emulated devices.
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -16,7 +16,7 @@ namespace py = pybind11;
 namespace longcat {
 
 void register_nccl(py::module_& testing) {
-  // (version, two unique ids as bytes) of the library that is found.
+  // Loads the installed library. Returns (version, two unique ids as bytes).
   testing.def("nccl", [] {
     const NcclApi& api = load_nccl();
     int version = 0;
@@ -29,8 +29,9 @@ void register_nccl(py::module_& testing) {
   });
   testing.def("fail_fake_nccl", &fail_fake_nccl);
 
-  // Sums on one rank until `abort_after_ms`, when another thread aborts; negative: another rank does. recorded: in
-  // launches of recorded work. (the error that ends it, the one of a call after it, misuses of the stand-in).
+  // Repeats an all-reduce on one rank until another thread aborts it after `abort_after_ms`; negative: another rank
+  // aborts it. recorded: by launches of recorded work. Returns (the error that ended it, the error of a call after it,
+  // misuses of the stand-in).
   testing.def("nccl_abort", [](const PyCommunicator& ranks, double abort_after_ms, bool recorded) {
     const GilRelease nogil;
     const std::unique_ptr<CudaOps> ops = make_emulated_cuda_ops(DType::bf16, false, false);
@@ -69,7 +70,8 @@ void register_nccl(py::module_& testing) {
     return std::make_tuple(first, second, num_fake_nccl_misuses() + aborts_in_launches);
   });
 
-  // Every collective between emulated devices, on host arrays: {"all_reduce": ..., ...}. x: f32 values, [size, n].
+  // Runs every collective between emulated devices, on host arrays. x: f32 values, [size, n]. Returns {"all_reduce":
+  // ..., ...}.
   testing.def("device_collectives", [](const PyCommunicator& ranks, py::array_t<float> values, bool narrow) {
     const std::unique_ptr<CudaOps> ops = make_emulated_cuda_ops(DType::bf16, false, false);
     GpuDevice& device = ops->device();

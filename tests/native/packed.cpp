@@ -1,4 +1,4 @@
-// Packed weight formats without a file.
+// Packed weight formats without a file, for tests.
 #include "ops/packed.h"
 
 #include <algorithm>
@@ -27,7 +27,7 @@ void register_packed_formats(py::module_& testing) {
         return out;
       },
       py::arg("matrix"), py::arg("format"));
-  // Rows and columns of a packed matrix, still packed.
+  // Returns a range of rows and columns of a packed matrix, still packed.
   testing.def(
       "slice_packed",
       [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& name, int64_t rows, int64_t cols,

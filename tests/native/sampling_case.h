@@ -1,4 +1,4 @@
-// Sampling parameters and histories as the tests give them.
+// Sampling parameters and histories as Python tests pass them.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace longcat {
 
-// One sequence in consecutive blocks 1, 2, ... of a cache.
+// The history of one sequence, in consecutive blocks 1, 2, ... of a cache.
 inline std::vector<int32_t> consecutive_blocks(int64_t num_tokens) {
   std::vector<int32_t> blocks;
   for (int64_t first = 0; first < num_tokens; first += kBlockSize)
@@ -18,7 +18,7 @@ inline std::vector<int32_t> consecutive_blocks(int64_t num_tokens) {
   return blocks;
 }
 
-// Rows of sampling parameters with the memory behind their spans, and histories laid out in a lane.
+// Rows of sampling parameters, the memory that they refer to, and their histories in a token lane.
 struct SamplingCase {
   struct Lists {
     std::vector<LogitBias> logit_bias;

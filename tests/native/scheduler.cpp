@@ -1,4 +1,4 @@
-// The scheduler without a model: tests play the runner's part, and know at any time what each block holds.
+// The scheduler without a model. Tests play the part of the runner, and know the content of each block at any time.
 
 #include "engine/scheduler.h"
 
@@ -18,10 +18,10 @@ const char* name_of(BlockMove::Kind kind) {
   switch (kind) {
     case BlockMove::Kind::copy:
       return "copy";
-    case BlockMove::Kind::save:
-      return "save";
-    case BlockMove::Kind::load:
-      return "load";
+    case BlockMove::Kind::swap_out:
+      return "swap out";
+    case BlockMove::Kind::swap_in:
+      return "swap in";
     case BlockMove::Kind::drop:
       return "drop";
   }
@@ -29,7 +29,7 @@ const char* name_of(BlockMove::Kind kind) {
 }
 
 py::dict to_dict(const StepPlan& plan) {
-  py::list moves, chunks, samples;
+  py::list moves, chunks, draws;
   for (const BlockMove& move : plan.moves)
     moves.append(py::make_tuple(name_of(move.kind), move.block, move.other_block));
   for (const PlannedChunk& chunk : plan.chunks) {
@@ -43,21 +43,21 @@ py::dict to_dict(const StepPlan& plan) {
     d["blocks"] = chunk.blocks;
     d["score_begin"] = chunk.score_begin;
     d["score_end"] = chunk.score_end;
-    d["samples"] = chunk.samples;
+    d["is_drawn_from"] = chunk.is_drawn_from;
     chunks.append(std::move(d));
   }
-  for (const PlannedSample& sample : plan.samples) {
+  for (const PlannedDraw& draw : plan.draws) {
     py::dict d;
-    d["request_id"] = sample.sequence->request_id;
-    d["chunk"] = sample.chunk;
-    d["num_tokens"] = sample.num_tokens;
-    d["ends"] = sample.ends;
-    samples.append(std::move(d));
+    d["request_id"] = draw.sequence->request_id;
+    d["chunk"] = draw.chunk;
+    d["num_tokens"] = draw.num_tokens;
+    d["ends"] = draw.ends;
+    draws.append(std::move(d));
   }
   py::dict d;
   d["moves"] = std::move(moves);
   d["chunks"] = std::move(chunks);
-  d["samples"] = std::move(samples);
+  d["draws"] = std::move(draws);
   return d;
 }
 
@@ -76,16 +76,16 @@ py::dict to_dict(const Sequence& sequence) {
   return d;
 }
 
-// Drives a scheduler as Engine does: plans are committed in their order, one may be under way when the next is made.
+// Drives a scheduler as Engine does: it commits plans in their order, and one may be in flight when the next is made.
 class TestScheduler {
  public:
   explicit TestScheduler(const SchedulerOptions& options) : scheduler_(options) {}
 
   std::vector<int64_t> add(const std::vector<int32_t>& prompt, const SamplingParams& params, int64_t n, int64_t group) {
-    std::vector<std::shared_ptr<Sequence>> samples;
+    std::vector<std::shared_ptr<Sequence>> sequences;
     std::vector<int64_t> ids;
     for (int64_t i = 0; i < n; ++i) {
-      Sequence& sequence = *samples.emplace_back(std::make_shared<Sequence>());
+      Sequence& sequence = *sequences.emplace_back(std::make_shared<Sequence>());
       sequence.request_id = next_request_id_ + i;
       sequence.params = params;
       sequence.group = group;
@@ -95,12 +95,12 @@ class TestScheduler {
       sequence.token_ids = prompt;
       ids.push_back(sequence.request_id);
     }
-    scheduler_.add(samples);
+    scheduler_.add(sequences);
     next_request_id_ += n;
     return ids;
   }
 
-  // A plan without chunks is not under way: its moves come with the next one.
+  // A plan without chunks does not count as in flight: its moves come with the next plan.
   py::dict schedule() {
     LC_CHECK(plans_.size() <= 1, "commit the oldest plan first");
     StepPlan plan = scheduler_.schedule(Clock::now());
@@ -109,17 +109,18 @@ class TestScheduler {
     return d;
   }
 
-  // Takes in what the oldest plan under way drew, an id a sample. Returns who ended, and why.
+  // Commits the oldest plan in flight, with one drawn id for each of its draws. Returns (request id, reason) of the
+  // sequences that ended.
   std::vector<std::pair<int64_t, std::string>> commit(const std::vector<int32_t>& token_ids) {
     const StepPlan plan = std::move(plans_.front());
     plans_.pop_front();
-    LC_CHECK(token_ids.size() == plan.samples.size());
+    LC_CHECK(token_ids.size() == plan.draws.size());
     std::vector<std::pair<int64_t, std::string>> ended;
-    for (size_t i = 0; i < plan.samples.size(); ++i) {
-      Sequence& s = *plan.samples[i].sequence;
+    for (size_t i = 0; i < plan.draws.size(); ++i) {
+      Sequence& s = *plan.draws[i].sequence;
       if (s.state == Sequence::State::finished) continue;
       FinishReason reason = FinishReason::length;
-      if (!plan.samples[i].ends) {
+      if (!plan.draws[i].ends) {
         scheduler_.commit(s, token_ids[i], Clock::now());
         const std::vector<int32_t>& stops = s.params.stop_token_ids;
         if (std::find(stops.begin(), stops.end(), token_ids[i]) != stops.end()) {
@@ -140,7 +141,7 @@ class TestScheduler {
     return sequence != nullptr;
   }
 
-  // The plans under way fail: those they computed end. Returns who.
+  // Fails the plans in flight: the sequences that they compute end. Returns their request ids.
   std::vector<int64_t> start_over() {
     std::vector<int64_t> ended;
     for (const StepPlan& plan : plans_)
@@ -160,7 +161,7 @@ class TestScheduler {
     return sequence != nullptr;
   }
 
-  // By request id, those that have not ended.
+  // Returns the sequences that have not ended, by request id.
   py::dict sequences() const {
     py::dict all;
     scheduler_.for_each([&](const Sequence& sequence) { all[py::int_(sequence.request_id)] = to_dict(sequence); });
@@ -183,7 +184,7 @@ class TestScheduler {
 
  private:
   Scheduler scheduler_;
-  std::deque<StepPlan> plans_;  // under way
+  std::deque<StepPlan> plans_;  // in flight
   int64_t next_request_id_ = 0;
 };
 

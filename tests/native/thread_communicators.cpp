@@ -1,4 +1,4 @@
-// Ranks as threads: each shows the others where its data lies, and they copy.
+// Ranks as threads of one process: each shows the others the address of its data, and they copy from there.
 #include "tests/native/thread_communicators.h"
 
 #include <chrono>
@@ -12,7 +12,7 @@ namespace longcat {
 
 namespace {
 
-// Of all groups of a job: whether it has failed.
+// The failure that all groups of a job share; empty: none.
 struct Job {
   std::mutex mutex;
   std::string failure;
@@ -30,7 +30,7 @@ class Group {
   const std::shared_ptr<Job>& job() const { return job_; }
   int size() const { return size_; }
 
-  // Calls read(shown), what each rank shows, when all are there; returns when all have read.
+  // Waits until all ranks have come, calls read(shown) with the pointers of all ranks, and returns when all have read.
   template <class Read>
   void exchange(int rank, const void* mine, Read&& read) {
     shown_[static_cast<size_t>(rank)] = mine;
@@ -41,7 +41,7 @@ class Group {
 
  private:
   void meet() {
-    constexpr auto kCheck = std::chrono::milliseconds(20);  // for a failure elsewhere
+    constexpr auto kCheck = std::chrono::milliseconds(20);  // how often a waiting rank looks for a failure
     std::unique_lock lock(mutex_);
     job_->check();
     if (++arrived_ == size_) {
@@ -58,7 +58,7 @@ class Group {
   std::condition_variable met_;
   int arrived_ = 0;
   int64_t round_ = 0;
-  std::vector<const void*> shown_;  // by rank
+  std::vector<const void*> shown_;  // one for each rank
   const int size_;
 };
 
@@ -70,22 +70,22 @@ class ThreadCommunicator final : public Communicator {
   int size() const override { return group_->size(); }
 
   std::unique_ptr<Communicator> split(int color) override {
-    struct Wish {
+    struct SplitRequest {
       int color;
       std::shared_ptr<Group> group;
     } mine{color, nullptr};
     int num_alike = 0, new_rank = 0, first = -1;
-    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& wishes) {
+    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& requests) {
       for (int r = 0; r < size(); ++r) {
-        if (static_cast<const Wish*>(wishes[static_cast<size_t>(r)])->color != color) continue;
+        if (static_cast<const SplitRequest*>(requests[static_cast<size_t>(r)])->color != color) continue;
         if (first < 0) first = r;
         new_rank += r < rank_ ? 1 : 0;
         ++num_alike;
       }
     });
     if (first == rank_) mine.group = std::make_shared<Group>(group_->job(), num_alike);
-    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& wishes) {
-      if (first != rank_) mine.group = static_cast<const Wish*>(wishes[static_cast<size_t>(first)])->group;
+    group_->exchange(rank_, &mine, [&](const std::vector<const void*>& requests) {
+      if (first != rank_) mine.group = static_cast<const SplitRequest*>(requests[static_cast<size_t>(first)])->group;
     });
     return std::make_unique<ThreadCommunicator>(mine.group, new_rank);
   }

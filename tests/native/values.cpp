@@ -1,4 +1,4 @@
-// Parsers and number formats: what they make of a text, a file or a number.
+// Parsers and number formats, for tests: the value or the error for a text, a file or a number.
 #include "base/available_memory.h"
 #include "bindings/bindings.h"
 #include "io/model_config.h"

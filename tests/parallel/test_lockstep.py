@@ -48,34 +48,34 @@ def requests() -> list[tuple[list[int], _core.SamplingParams, int]]:
     ]
 
 
-class Answer:
+class Completion:
     def __init__(self):
         self.token_ids, self.logprobs, self.prompt_logprobs, self.finish_reason = [], [], [], None
 
 
-def run(leader, crowd, doomed=()) -> list[Answer]:
-    """All at once, while the requests in `doomed` are aborted one after the other; the answers in their order."""
-    answers: dict[int, Answer] = {}
+def run(leader, crowd, doomed=()) -> list[Completion]:
+    """All at once, while the requests in `doomed` are aborted one after the other; the completions in their order."""
+    completions: dict[int, Completion] = {}
     for prompt, params, n in crowd:
         first = leader.add_request(prompt, params, n)
-        answers |= {request_id: Answer() for request_id in range(first, first + n)}
+        completions |= {request_id: Completion() for request_id in range(first, first + n)}
     doomed = list(doomed)
     while leader.has_work():
         for output in leader.step():
             assert not output.error, output.error
-            if (answer := answers.get(output.request_id)) is None:
+            if (completion := completions.get(output.request_id)) is None:
                 continue
             if output.token_id >= 0:
-                answer.token_ids.append(output.token_id)
-            answer.logprobs += [output.logprobs] if output.logprobs else []
-            answer.prompt_logprobs += output.prompt_logprobs
-            answer.finish_reason = output.finish_reason
+                completion.token_ids.append(output.token_id)
+            completion.logprobs += [output.logprobs] if output.logprobs else []
+            completion.prompt_logprobs += output.prompt_logprobs
+            completion.finish_reason = output.finish_reason
         if doomed:
             leader.abort(doomed.pop())
-    return list(answers.values())
+    return list(completions.values())
 
 
-def assert_same(found: list[Answer], expected: list[Answer]) -> None:
+def assert_same(found: list[Completion], expected: list[Completion]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert (a.token_ids, a.finish_reason) == (b.token_ids, b.finish_reason)
         for field in ("logprobs", "prompt_logprobs"):
@@ -102,7 +102,7 @@ def test_a_crowd(folder, expected, tp, ep, overlap):
 
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 @pytest.mark.parametrize("tp, ep", [(2, 4), (2, 1)])
-def test_guesses(folder, expected, method, tp, ep):
+def test_draft_tokens(folder, expected, method, tp, ep):
     with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1)) as ranks:
         assert_same(run(ranks.leader, requests()), expected)
         assert ranks.leader.metrics()["num_draft_tokens"] > 0
@@ -128,9 +128,9 @@ def test_preempted(folder, expected, swap_memory):
 
 def test_among_aborts(folder, expected):
     with job(folder, 2, max_num_seqs=16) as ranks:
-        strangers = [ranks.leader.add_request(random_token_ids(20 + i, 150), sampling(60)) for i in range(4)]
-        strangers.append(ranks.leader.add_request(random_token_ids(30, 70), sampling(60), 2, _core.OutputQueue()))
-        assert_same(run(ranks.leader, requests(), doomed=strangers), expected)
+        others = [ranks.leader.add_request(random_token_ids(20 + i, 150), sampling(60)) for i in range(4)]
+        others.append(ranks.leader.add_request(random_token_ids(30, 70), sampling(60), 2, _core.OutputQueue()))
+        assert_same(run(ranks.leader, requests(), doomed=others), expected)
 
 
 def test_masks(folder):
@@ -139,7 +139,7 @@ def test_masks(folder):
     allowed = [3, 40, 41, 100]
     mask = [sum(1 << (i - 32 * word) for i in allowed if i // 32 == word) for word in range(4)]
 
-    def answer(ranks):
+    def completion(ranks):
         leader, token_ids = ranks.leader, []
         request_id = leader.add_request(random_token_ids(4, 20), params)
         while leader.has_work():
@@ -148,10 +148,10 @@ def test_masks(folder):
         return token_ids
 
     with job(folder, 1, overlap=False) as one:
-        expected = answer(one)
+        expected = completion(one)
     assert len(expected) == 8 and set(expected) <= set(allowed)
     with job(folder, 4, 2, overlap=False) as ranks:
-        assert answer(ranks) == expected
+        assert completion(ranks) == expected
 
 
 def test_the_engines_own_thread(folder, expected):
@@ -161,57 +161,57 @@ def test_the_engines_own_thread(folder, expected):
         leader.start()
         logits = []
 
-        def ask(prompt, params, n, answers):
+        def ask(prompt, params, n, completions):
             queue, arrived = _core.OutputQueue(), []
             first = leader.add_request(prompt, params, n, queue)
-            while sum(a.finish_reason is not None for a in answers) < n:
+            while sum(a.finish_reason is not None for a in completions) < n:
                 assert queue.wait(arrived)
                 for output in arrived:
-                    answer = answers[output.request_id - first]
+                    completion = completions[output.request_id - first]
                     if output.token_id >= 0:
-                        answer.token_ids.append(output.token_id)
-                    answer.finish_reason = output.finish_reason
+                        completion.token_ids.append(output.token_id)
+                    completion.finish_reason = output.finish_reason
                 arrived.clear()
 
         crowd = requests()
-        answers = [[Answer() for _ in range(n)] for _, _, n in crowd]
-        threads = [threading.Thread(target=ask, args=(*r, a)) for r, a in zip(crowd, answers, strict=True)]
+        completions = [[Completion() for _ in range(n)] for _, _, n in crowd]
+        threads = [threading.Thread(target=ask, args=(*r, a)) for r, a in zip(crowd, completions, strict=True)]
         threads.append(threading.Thread(target=lambda: logits.append(leader.forward(crowd[1][0]))))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive()
-        found = [a.token_ids for group in answers for a in group]
+        found = [a.token_ids for group in completions for a in group]
         assert found == [a.token_ids for a in expected]
         assert logits[0].shape == (200, 128)
 
 
-def collect(engine, crowd) -> list[Answer]:
-    """Makes the requests by queues, as a script does, and waits for all answers."""
+def collect(engine, crowd) -> list[Completion]:
+    """Makes the requests by queues, as a script does, and waits for all completions."""
     groups = []
     for prompt, params, n in crowd:
         queue = _core.OutputQueue()
         groups.append((engine.add_request(prompt, params, n, queue), n, queue))
-    answers = []
+    completions = []
     for first, n, queue in groups:
-        own, arrived = [Answer() for _ in range(n)], []
-        while any(answer.finish_reason is None for answer in own):
+        own, arrived = [Completion() for _ in range(n)], []
+        while any(completion.finish_reason is None for completion in own):
             assert queue.wait(arrived), "the engine has ended"
             for output in arrived:
-                answer = own[output.request_id - first]
-                answer.token_ids += [output.token_id] if output.token_id >= 0 else []
-                answer.logprobs += [output.logprobs] if output.logprobs else []
-                answer.prompt_logprobs += output.prompt_logprobs
-                answer.finish_reason = output.finish_reason
+                completion = own[output.request_id - first]
+                completion.token_ids += [output.token_id] if output.token_id >= 0 else []
+                completion.logprobs += [output.logprobs] if output.logprobs else []
+                completion.prompt_logprobs += output.prompt_logprobs
+                completion.finish_reason = output.finish_reason
             arrived.clear()
-        answers += own
-    return answers
+        completions += own
+    return completions
 
 
 @pytest.mark.parametrize("late", [None, 0, 1, 2])
 def test_every_rank_may_ask_alike(folder, expected, late):
-    """The same requests on all ranks, one of which comes late: all get rank 0's answers, each in full."""
+    """The same requests on all ranks, one of which comes late: all get rank 0's completions, each in full."""
     with job(folder, 2, 4, max_num_seqs=8) as ranks:
         ranks.leader.start()
 
@@ -220,8 +220,8 @@ def test_every_rank_may_ask_alike(folder, expected, late):
                 time.sleep(0.5)
             return collect(ranks.engines[communicator.rank], requests())
 
-        for answers in all_well(on_ranks(4, ask)):
-            assert_same(answers, expected)
+        for completions in all_well(on_ranks(4, ask)):
+            assert_same(completions, expected)
 
 
 def test_a_rank_may_leave_a_request(folder, expected):

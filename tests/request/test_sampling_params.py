@@ -26,7 +26,7 @@ def same(engine, **sampling):
     return engine.generate(PROMPT, **{"max_tokens": 40, "temperature": 0, "repetition_penalty": 1, **sampling})
 
 
-def test_n_answers(engine):
+def test_n_completions(engine):
     out = engine.generate(PROMPT, n=4, seed=7, temperature=1.0, max_tokens=12)
     assert [a.index for a in out.outputs] == [0, 1, 2, 3]
     assert len({a.text for a in out.outputs}) == 4
@@ -35,7 +35,7 @@ def test_n_answers(engine):
     assert out.outputs[0].text == engine.generate(PROMPT, seed=7, temperature=1.0, max_tokens=12).text
 
 
-def test_n_answers_streamed(engine):
+def test_n_completions_streamed(engine):
     whole = engine.generate([PROMPT, "Tom"], n=2, seed=3, max_tokens=9)
     texts = {}
     outputs = []
@@ -52,10 +52,10 @@ def test_n_answers_streamed(engine):
 def test_stop_strings(engine, greedy, include):
     words = greedy.text.split(" ")
     stop = words[5] + " " + words[6]
-    answer = same(engine, stop=["never there", stop], include_stop_str_in_output=include).outputs[0]
+    completion = same(engine, stop=["never there", stop], include_stop_str_in_output=include).outputs[0]
     end = greedy.text.index(stop)
-    assert answer.text == greedy.text[: end + len(stop) if include else end]
-    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+    assert completion.text == greedy.text[: end + len(stop) if include else end]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
     assert engine.info()["num_free_blocks"] == engine.info()["num_kv_blocks"]
     chunks = list(
         engine.generate(
@@ -68,7 +68,7 @@ def test_stop_strings(engine, greedy, include):
             stream=True,
         )
     )
-    assert "".join(c.delta for c in chunks) == answer.text
+    assert "".join(c.delta for c in chunks) == completion.text
 
 
 def test_stop_string_matcher_equals_search():
@@ -129,9 +129,9 @@ def test_penalties_change_repetition(engine):
 
 def test_logprobs(engine, greedy):
     out = same(engine, logprobs=3, max_tokens=6)
-    answer = out.outputs[0]
-    assert answer.token_ids == greedy.outputs[0].token_ids[:6]
-    logits = engine.forward(out.prompt_token_ids + answer.token_ids)[len(out.prompt_token_ids) - 1 : -1].astype(
+    completion = out.outputs[0]
+    assert completion.token_ids == greedy.outputs[0].token_ids[:6]
+    logits = engine.forward(out.prompt_token_ids + completion.token_ids)[len(out.prompt_token_ids) - 1 : -1].astype(
         np.float64
     )
     exact = (
@@ -139,14 +139,14 @@ def test_logprobs(engine, greedy):
         - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
         - logits.max(1, keepdims=True)
     )
-    for row, (token_id, entry) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
+    for row, (token_id, entry) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
         assert len(entry) == 3 and entry[token_id].rank == 1  # greedy: the token is among its best three
         assert list(entry)[0] == token_id
         for other, logprob in entry.items():
             assert logprob.logprob == pytest.approx(exact[row, other], abs=1e-4)
             assert logprob.decoded_token == engine.decode([other], skip_special_tokens=False)
-    assert answer.cumulative_logprob == pytest.approx(
-        sum(exact[i, t] for i, t in enumerate(answer.token_ids)), abs=1e-3
+    assert completion.cumulative_logprob == pytest.approx(
+        sum(exact[i, t] for i, t in enumerate(completion.token_ids)), abs=1e-3
     )
     assert len(same(engine, logprobs=0, max_tokens=2).outputs[0].logprobs[0]) == 1
 
@@ -179,10 +179,10 @@ def test_token_mask(engine):
         return allowed
 
     digits = [engine.encode(d)[0] for d in "0123456789"]
-    answer = engine.generate(PROMPT, token_mask=only_digits_then_end, max_tokens=30).outputs[0]
-    assert answer.text.isdigit() and len(answer.text) == 4
-    assert answer.finish_reason == "stop"
-    assert seen == [answer.token_ids[:i] for i in range(5)]
+    completion = engine.generate(PROMPT, token_mask=only_digits_then_end, max_tokens=30).outputs[0]
+    assert completion.text.isdigit() and len(completion.text) == 4
+    assert completion.finish_reason == "stop"
+    assert seen == [completion.token_ids[:i] for i in range(5)]
 
 
 def test_token_mask_as_words_and_none(engine, greedy):
@@ -207,9 +207,9 @@ def test_a_stop_string_across_min_tokens(engine, greedy, min_tokens):
     """It may begin before min_tokens, if it ends after."""
     ids = greedy.outputs[0].token_ids
     stop = engine.decode(ids[3:8])
-    answer = same(engine, stop=stop, min_tokens=min_tokens).outputs[0]
-    assert answer.stop_reason == stop
-    assert answer.text == engine.decode(ids[:3])
+    completion = same(engine, stop=stop, min_tokens=min_tokens).outputs[0]
+    assert completion.stop_reason == stop
+    assert completion.text == engine.decode(ids[:3])
 
 
 def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
@@ -227,7 +227,7 @@ def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
         return trace
 
     stream = engine.generate(PROMPT, max_tokens=40, temperature=0, repetition_penalty=1, stream=True)
-    [answer] = stream._open.values()
+    [completion] = stream._open.values()
     interrupts = 0
     while True:
         sys.settrace(trace)
@@ -242,7 +242,7 @@ def test_an_interrupt_loses_no_token(engine, greedy, monkeypatch):
             break
     assert interrupts > 3
     # A token may be taken twice when the interrupt falls between taking it and noting that; none may be missing.
-    taken = iter(answer.output.token_ids)
+    taken = iter(completion.output.token_ids)
     assert all(token_id in taken for token_id in greedy.outputs[0].token_ids)
     assert engine.info()["num_free_blocks"] == engine.info()["num_kv_blocks"]
 
@@ -281,7 +281,7 @@ def test_closing_a_stream_from_another_thread(engine):
     assert engine.info()["num_free_blocks"] == engine.info()["num_kv_blocks"]
 
 
-def test_prompt_logprobs_with_several_answers(engine):
+def test_prompt_logprobs_with_several_completions(engine):
     out = engine.generate(PROMPT, n=3, prompt_logprobs=1, max_tokens=2)
     assert len(out.prompt_logprobs) == len(out.prompt_token_ids)
     assert engine.generate(prompt_token_ids=[5], prompt_logprobs=0, max_tokens=1).prompt_logprobs == [None]

@@ -1,4 +1,4 @@
-"""Answers held to a form, in Engine.generate and Engine.chat."""
+"""Completions held to a form, in Engine.generate and Engine.chat."""
 
 import json
 import re
@@ -33,9 +33,9 @@ PERSON = {
 
 def test_json_schema_regex_choice_grammar(engine):
     outputs = engine.generate(["A boy:", "A girl:"], structured_outputs={"json": PERSON}, n=2, max_tokens=120)
-    for answer in [answer for output in outputs for answer in output.outputs]:
-        person = json.loads(answer.text)
-        assert answer.finish_reason == "stop"
+    for completion in [completion for output in outputs for completion in output.outputs]:
+        person = json.loads(completion.text)
+        assert completion.finish_reason == "stop"
         assert set(person) == {"name", "age"} and 0 <= person["age"] <= 99 and len(person["name"]) <= 12
     regex = engine.generate("Call", structured_outputs={"regex": "[0-9]{3}-[a-f]{2}"})
     assert re.fullmatch("[0-9]{3}-[a-f]{2}", regex.text)
@@ -82,8 +82,8 @@ def test_words_that_restrict_nothing_are_ignored(engine):
              "x-order": 1, "format": "int32", "uniqueItems": True, "pattern": "(?=a)", "errorMessage": "e"}  # fmt: skip
     schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9, "minimum": 0, **notes}}, **notes,
               "required": ["a"], "additionalProperties": False, "propertyNames": {"type": "string"}}  # fmt: skip
-    answer = json.loads(engine.generate("x", structured_outputs={"json": schema}, max_tokens=30).text)
-    assert list(answer) == ["a"] and 0 <= answer["a"] <= 9
+    completion = json.loads(engine.generate("x", structured_outputs={"json": schema}, max_tokens=30).text)
+    assert list(completion) == ["a"] and 0 <= completion["a"] <= 9
 
 
 def test_a_form_beside_tools_leaves_calls_possible(engine):

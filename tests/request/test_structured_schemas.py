@@ -1,4 +1,4 @@
-"""200 JSON schemas of many kinds: each answer that ends by itself is valid."""
+"""200 JSON schemas of many kinds: each completion that ends by itself is valid."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ def schemas():
                           "definitions": {"p": {"type": "boolean"}}}]  # fmt: skip
 
 
-def test_finished_answers_are_valid(tiny):
+def test_finished_completions_are_valid(tiny):
     async def one(engine, index, schema):
         text, reason = "", None
         try:

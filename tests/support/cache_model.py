@@ -29,7 +29,7 @@ class Request:
     stop_token_ids: list[int]
     constrained: bool
     scores: bool
-    sample: int  # of its prompt
+    index: int  # among the sequences of its prompt
     token_ids: list[int] = field(default_factory=list)  # as the device knows them, ahead of the host
     values: list[int] = field(default_factory=list)  # what the slot of each of them is to hold
     num_known: int = 0  # tokens that the host knows
@@ -68,12 +68,14 @@ class CacheModel:
         self.scheduler = testing.Scheduler(**self.options)
         self.cache = [[0] * BLOCK for _ in range(self.options["num_blocks"])]
         self.host: dict[int, list[int]] = {}
-        self.lost: set[int] = set()  # host blocks of which nobody knows whether they are saved
+        self.lost: set[int] = set()  # host blocks of a failed step, which may hold nothing
         self.borrowed: list[tuple[list[int], int]] = []  # blocks, and what was written to them
         self.live: dict[int, Request] = {}
         self.ended: dict[int, str] = {}
-        self.told: list[list[int]] = []  # prompts with their whole answers
-        self.under_way: deque[list[tuple[Request, int]]] = deque()  # what each plan drew, a sample each; -1: nothing
+        self.told: list[list[int]] = []  # prompts with their whole completions
+        self.under_way: deque[list[tuple[Request, int]]] = (
+            deque()
+        )  # what each plan drew, one for each draw; -1: nothing
         self.drawn: list[tuple[Request, int]] = []  # by the last plan
         self.seen = Counter()
         # The first in line may need half the budget for all its tokens.
@@ -179,7 +181,7 @@ class CacheModel:
         waiting = self.queued()
         plan = self.scheduler.schedule()
         sequences = self.scheduler.sequences()
-        forked = {s["request_id"] for s in plan["samples"]} - {c["request_id"] for c in plan["chunks"]}
+        forked = {s["request_id"] for s in plan["draws"]} - {c["request_id"] for c in plan["chunks"]}
         admitted = {i for i in waiting - forked if sequences[i]["running"]}
         short = {i for i, s in sequences.items() if s["is_short"]}
         slots = self.options["max_num_seqs"]
@@ -188,7 +190,7 @@ class CacheModel:
         in_turn, left = admitted - short, waiting - admitted - forked
         assert not in_turn or not left or max(in_turn) < min(left), f"{in_turn} before {left}"
         for request in (self.live[i] for i in admitted):
-            self.seen["sample begins on its own"] += request.sample > 0 and not request.begun
+            self.seen["sequence begins on its own"] += request.index > 0 and not request.begun
             request.begun = True
         if not plan["chunks"] and not plan["moves"]:
             idle = not self.under_way and not self.borrowed and not any(r.waits for r in self.live.values())
@@ -200,7 +202,7 @@ class CacheModel:
         self.check_chunks(plan, sequences)
         for chunk in plan["chunks"]:
             self.write(chunk)
-        self.take_samples(plan)
+        self.take_draws(plan)
         return True
 
     def commit(self) -> int:
@@ -250,7 +252,7 @@ class CacheModel:
     # --- the rules of a plan ----------------------------------------------------------------------------------------
 
     def queued(self) -> set[int]:
-        """Those that wait for their turn: not the samples that wait for their sibling's prompt."""
+        """Those that wait for their turn: not the sequences that wait for their sibling's prompt."""
         sequences = self.scheduler.sequences()
         hanging = {fork for s in sequences.values() for fork in s["forks"]}
         return {i for i, s in sequences.items() if not s["running"]} - hanging
@@ -260,15 +262,15 @@ class CacheModel:
         if kind == "copy":
             assert block > 0 and other > 0
             self.cache[other] = list(self.cache[block])
-        elif kind == "save":
+        elif kind == "swap out":
             assert other not in self.host, f"host block {other} is in use"
             self.host[other] = list(self.cache[block])
             self.lost.discard(other)
-        elif kind == "load":
-            assert block > 0 and other in self.host, f"host block {other} was never saved"
+        elif kind == "swap in":
+            assert block > 0 and other in self.host, f"host block {other} was never swapped out"
             self.cache[block] = list(self.host[other])
         else:
-            assert other in self.host or other in self.lost, f"host block {other} was never saved"
+            assert other in self.host or other in self.lost, f"host block {other} was never swapped out"
             self.host.pop(other, None)
 
     def check_chunks(self, plan: dict, sequences: dict) -> None:
@@ -299,11 +301,11 @@ class CacheModel:
             for i in range(blocks_for(start)):
                 wanted = request.values[i * BLOCK : min((i + 1) * BLOCK, start)]
                 assert self.cache[blocks[i]][: len(wanted)] == wanted, f"request {request.request_id} block {blocks[i]}"
-            forks = {s["request_id"] for s in plan["samples"] if s["chunk"] == c}  # they begin with its blocks
+            forks = {s["request_id"] for s in plan["draws"] if s["chunk"] == c}  # they begin with its blocks
             for block in blocks[start // BLOCK :]:
                 assert readers[block] == 1, f"block {block} is read in the step that writes it"
                 assert holders[block] <= {request.request_id} | forks, f"block {block} is shared"
-                assert self.scheduler.may_write(block) or len(holders[block]) > 1, f"block {block} is published"
+                assert self.scheduler.may_write(block) or len(holders[block]) > 1, f"block {block} is cached"
             self.check_scores(chunk, request)
             self.notice(chunk, request, sequences[request.request_id])
             request.furthest = max(request.furthest, end)
@@ -335,19 +337,19 @@ class CacheModel:
         for position in range(chunk["start"], chunk["start"] + chunk["count"]):
             self.cache[chunk["blocks"][position // BLOCK]][position % BLOCK] = request.values[position]
 
-    def take_samples(self, plan: dict) -> None:
-        chunks, samples = plan["chunks"], plan["samples"]
-        assert len(samples) <= self.options["max_num_seqs"]
-        assert len({s["request_id"] for s in samples}) == len(samples)
-        sampled = {s["chunk"] for s in samples}
+    def take_draws(self, plan: dict) -> None:
+        chunks, draws = plan["chunks"], plan["draws"]
+        assert len(draws) <= self.options["max_num_seqs"]
+        assert len({s["request_id"] for s in draws}) == len(draws)
+        sampled = {s["chunk"] for s in draws}
         for c, chunk in enumerate(chunks):
             whole = chunk["start"] + chunk["count"] == len(self.live[chunk["request_id"]].token_ids)
-            assert chunk["samples"] == whole == (c in sampled)
+            assert chunk["is_drawn_from"] == whole == (c in sampled)
         drawn = []
-        for sample in samples:
-            request, chunk = self.live[sample["request_id"]], chunks[sample["chunk"]]
-            assert sample["num_tokens"] == len(request.token_ids) == chunk["start"] + chunk["count"]
-            assert not request.waits and sample["ends"] == (request.max_tokens == 0)
+        for draw in draws:
+            request, chunk = self.live[draw["request_id"]], chunks[draw["chunk"]]
+            assert draw["num_tokens"] == len(request.token_ids) == chunk["start"] + chunk["count"]
+            assert not request.waits and draw["ends"] == (request.max_tokens == 0)
             if chunk["request_id"] != request.request_id:
                 assert (
                     chunk["request_id"] < request.request_id and self.live[chunk["request_id"]].prompt == request.prompt

@@ -13,7 +13,7 @@ IGNORED_EOS: list[int] = []
 
 
 def sampling(max_tokens: int, seed: int = 0, temperature: float = 0.0, **fields) -> _core.SamplingParams:
-    """Parameters for the core: greedy, or drawn when a temperature is given; no token ends an answer."""
+    """Parameters for the core: greedy, or drawn when a temperature is given; no token ends a completion."""
     params = _core.SamplingParams()
     params.max_tokens = max_tokens
     params.seed = seed
@@ -38,7 +38,7 @@ def make_engine(folder: str, **options) -> testing.Engine:
 
 @dataclass
 class Outcome:
-    """One answer, and what was computed for it."""
+    """One completion, and what was computed for it."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -99,9 +99,12 @@ def assert_same(found: Outcome, expected: Outcome, what: str = "") -> None:
         assert ids == theirs["ngram_ids"][position], f"{what}: N-gram ids at position {position} differ"
 
 
-def answers(outputs: Sequence) -> list:
+def completions(outputs: Sequence) -> list:
     """All of what longcat.Engine.generate returned for several prompts that must not depend on how it came about."""
     return [
-        [(answer.text, answer.token_ids, answer.finish_reason, answer.logprobs) for answer in output.outputs]
+        [
+            (completion.text, completion.token_ids, completion.finish_reason, completion.logprobs)
+            for completion in output.outputs
+        ]
         for output in outputs
     ]

@@ -1,4 +1,4 @@
-"""Forms of answers that are meant to take for ever, or all memory."""
+"""Forms of completions that are meant to take for ever, or all memory."""
 
 HOSTILE = {
     "nested groups": {"regex": "(" * 50_000 + "a" + ")" * 50_000},

@@ -55,8 +55,10 @@ def spmd(folder: str) -> None:
             time.sleep(0.3)
         prompts = ["Once upon a time", "Tom had a red ball."]
         outputs = engine.generate(prompts, max_tokens=20, temperature=0.8, top_k=4, n=2, seed=5, logprobs=2)
-        texts = [answer.text for output in outputs for answer in output.outputs]
-        ranked = [[sorted(entry) for entry in answer.logprobs] for output in outputs for answer in output.outputs]
+        texts = [completion.text for output in outputs for completion in output.outputs]
+        ranked = [
+            [sorted(entry) for entry in completion.logprobs] for output in outputs for completion in output.outputs
+        ]
         streamed = [chunk.delta for chunk in engine.generate("One day", stream=True, max_tokens=15, stop=["the"])]
         score = engine.score("Once upon a time, there was a cat.")
         say(json.dumps([texts, ranked, "".join(streamed), [round(float(x), 4) for x in score.logprobs[1:]]]))

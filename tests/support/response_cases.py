@@ -1,4 +1,4 @@
-"""Answers of a model, well formed and broken, by seed."""
+"""Completions of a model, well formed and broken, by seed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ _BODIES = [
 
 
 def random_response(seed: int) -> str:
-    """An answer: think block or not, text, calls; two thirds of them damaged somewhere."""
+    """A completion: think block or not, text, calls; two thirds of them damaged somewhere."""
     rng = random.Random(seed)
     parts = [rng.choice(["", "\n", "  \n"])]
     if rng.random() < 0.3:
@@ -117,7 +117,7 @@ def random_response(seed: int) -> str:
 
 
 def well_formed_response(seed: int) -> str:
-    """An answer as the model is taught to give it, with any names, keys and values: every tag has its partner."""
+    """A completion as the model is taught to give it, with any names, keys and values: every tag has its partner."""
     rng = random.Random(seed)
     parts = []
     if rng.random() < 0.3:

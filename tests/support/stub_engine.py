@@ -15,7 +15,7 @@ from longcat.server.served_engine import ServedEngine
 
 
 class StubEngine:
-    """An engine without a model: each text is one token, and each answer too."""
+    """An engine without a model: each text is one token, and each completion too."""
 
     async def agenerate(
         self,
@@ -66,10 +66,10 @@ class StubEngine:
 
 
 def whole_output(request_id: str | None, prompt_token_ids: Sequence[int]) -> RequestOutput:
-    """The output of an answer of one token."""
-    answer = CompletionOutput(0, token_ids=[1], finish_reason="length")
+    """The output of a completion of one token."""
+    completion = CompletionOutput(0, token_ids=[1], finish_reason="length")
     name = -1 if request_id is None else request_id
-    return RequestOutput(name, None, list(prompt_token_ids), [answer], RequestMetrics())
+    return RequestOutput(name, None, list(prompt_token_ids), [completion], RequestMetrics())
 
 
 stub: ServedEngine = StubEngine()  # mypy: it has the methods that the server asks for

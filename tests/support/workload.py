@@ -224,6 +224,6 @@ async def run_jobs(engine: longcat.Engine, num_jobs: int, concurrency: int, seed
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
     for index, expected in finished.items():
-        assert digest(await read_job(engine, job(index))) == expected, "another answer alone"
+        assert digest(await read_job(engine, job(index))) == expected, "another completion alone"
         report.checked_alone += 1
     return report

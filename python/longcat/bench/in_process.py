@@ -35,7 +35,7 @@ def latency(
     Returns:
         avg_latency, latencies and percentiles [s].
     """
-    prompts = _prompts(engine, batch_size, input_len, seed)
+    prompts = random_prompts(engine, batch_size, input_len, seed)
     latencies = []
     for iteration in range(num_iters_warmup + num_iters):
         start = time.perf_counter()
@@ -59,7 +59,7 @@ def throughput(engine: Engine, *, num_prompts: int, input_len: int, output_len: 
         elapsed_time [s], num_requests, total_num_tokens, requests_per_second, tokens_per_second (with prompts) and
         output_tokens_per_second.
     """
-    prompts = _prompts(engine, num_prompts, input_len, seed)
+    prompts = random_prompts(engine, num_prompts, input_len, seed)
     _generate(engine, prompts[:1], 1)  # starts threads and reads pages of the checkpoint
     start = time.perf_counter()
     _generate(engine, prompts, output_len)
@@ -75,7 +75,8 @@ def throughput(engine: Engine, *, num_prompts: int, input_len: int, output_len: 
     }
 
 
-def _prompts(engine: Engine, count: int, input_len: int, seed: int) -> list[list[int]]:
+def random_prompts(engine: Engine, count: int, input_len: int, seed: int) -> list[list[int]]:
+    """`count` prompts of `input_len` random token ids."""
     rng, vocab_size = random.Random(seed), engine.info()["vocab_size"]
     return [[rng.randrange(vocab_size) for _ in range(input_len)] for _ in range(count)]
 

@@ -207,7 +207,7 @@ class _Client:
                     outcome.chunk_times.append(now)
                     outcome.end = now
                     if choice["finish_reason"] in ("abort", "error"):
-                        outcome.error = choice.get("error") or f"the answer ended with {choice['finish_reason']}"
+                        outcome.error = choice.get("error") or f"the completion ended with {choice['finish_reason']}"
             writer.close()
         except (OSError, ValueError, IndexError, KeyError) as error:
             outcome.error = str(error) or type(error).__name__

@@ -1,1 +1,1 @@
-"""Chat: messages to a prompt by the checkpoint's template, and text back to messages and tool calls."""
+"""Chat: renders messages to a prompt by the checkpoint's template, and parses completions to messages and calls."""

@@ -1,4 +1,4 @@
-"""Calls in other forms than the documented one, as models write them between the tags of a call.
+"""Reads tool calls in other forms than the documented one, as models write them between the tags of a call.
 
 * JSON: {"name": ..., "arguments": {...}} under several keys, nested, in a list, or in a code fence;
 * name({key: value}) and name(key=value), in JavaScript or Python;
@@ -31,7 +31,7 @@ _MAX_PYTHON = 20_000  # characters
 
 
 def read_calls(body: str, schemas: ToolSchemas) -> list[Call]:
-    """The calls of a body that is JSON or has parentheses; none if it is neither, or lacks a required argument."""
+    """Returns the calls of a body in JSON or with parentheses; none for other bodies or without a required argument."""
     text = body.strip()
     fence = _FENCE.fullmatch(text)
     text = fence[1].strip() if fence else text
@@ -40,14 +40,14 @@ def read_calls(body: str, schemas: ToolSchemas) -> list[Call]:
 
 
 def read_object(text: str) -> JsonObject | None:
-    """All arguments of a call as one JSON object."""
+    """Returns the arguments of a call that are written as one JSON object."""
     fence = _FENCE.fullmatch(text.strip())
     value = json_value((fence[1] if fence else text).strip())
     return value if isinstance(value, dict) else None
 
 
 def with_our_tags(body: str) -> str | None:
-    """A body with other models' tags in ours; None if it has none."""
+    """Rewrites a body with other models' tags in our tags; None if it has none."""
     if function := _FUNCTION_TAG.search(body):
         pairs = _PARAMETER_TAG.findall(function[2])
         return f"{function[1]}\n" + "".join(f"{KEY}{key}{KEY_END}{VALUE}{value}{VALUE_END}" for key, value in pairs)
@@ -94,7 +94,7 @@ def _function_call(text: str, schemas: ToolSchemas) -> list[Call]:
 
 
 def _keywords(text: str) -> JsonObject | None:
-    """The arguments of a call in Python, all by name."""
+    """Returns the arguments of a call in Python's syntax, all by name."""
     if len(text) > _MAX_PYTHON or "=" not in text:
         return None
     try:

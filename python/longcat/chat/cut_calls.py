@@ -33,12 +33,12 @@ class TaggedText(str):
         return made
 
     def translated(self, table: Mapping[int, str]) -> str:
-        """The text with its data translated, but not its tags."""
+        """Returns the text with its data translated, and its tags unchanged."""
         return "".join(text if is_tag else text.translate(table) for text, is_tag in self.parts)
 
 
 def with_calls(content: str, calls: Sequence[Mapping[str, Json]]) -> TaggedText:
-    """A content with the calls after it; arguments are objects, or texts where they are none."""
+    """Returns a content with its calls behind it. Arguments are objects, or texts that are no objects."""
     parts: list[tuple[str, bool]] = [(content, False)]
     for call in calls:
         function = call["function"]
@@ -107,7 +107,7 @@ def _read_cut(text: str) -> tuple[list[tuple[str, Json]], tuple[str, str] | None
 
 
 def _cut_text(text: str) -> str:
-    """What a JSON text without its end says; of other values the text itself."""
+    """Returns the text that an unfinished JSON text stands for; other values unchanged."""
     if not text.startswith('"'):
         return text
     for cut in range(_LONGEST_ESCAPE):

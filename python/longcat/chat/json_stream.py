@@ -1,4 +1,4 @@
-"""JSON that arrives in pieces, given out as `json_text` writes its value."""
+"""Reads JSON that arrives in pieces, and writes it again as `json_text` writes its value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class JsonStream:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """What can be given out now."""
+        """Returns the text that is certain now."""
         buffer, at = self._held + piece, 0
         told: list[str] = []
         while at < len(buffer):
@@ -35,17 +35,17 @@ class JsonStream:
         return "".join(told)
 
     def finish(self) -> str:
-        """What was held: the value is over."""
+        """Returns the held text at the end of the value."""
         held, self._held = self._held, ""
         return _same(held) if held else ""
 
     def cut(self) -> str:
-        """What was held, as it came: the value was cut off."""
+        """Returns the held text unchanged, because the value was cut off."""
         held, self._held = self._held, ""
         return held
 
     def _take(self, buffer: str, at: int, told: list[str]) -> int:
-        """Characters taken from the buffer, 0 if it needs more."""
+        """Returns the number of characters taken from the buffer; 0 if it needs more."""
         char = buffer[at]
         word = _WORD.match(buffer, at)
         if word is not None:

@@ -1,4 +1,4 @@
-"""Messages and tools in the one form that chat templates expect, from the forms that callers use."""
+"""Converts messages and tools from the forms that callers use to the one form that chat templates expect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READ = ("content", "refusal", "tool_calls", "function_call")
 
 
 def normalize_messages(messages: Sequence[Mapping[str, object]]) -> list[JsonObject]:
-    """Messages in JSON's types, contents as text and tool calls as objects.
+    """Returns messages in JSON's types, with contents as text and tool calls as objects.
 
     Raises:
         ValueError: a message is wrong; says which and what is expected.
@@ -76,7 +76,7 @@ def _message(message: object, where: str) -> JsonObject:
 
 
 def _content(content: object, role: str, where: str) -> str | None:
-    """A message's text; None only for an assistant that has none."""
+    """Returns a message's text; None only for an assistant's message without text."""
     if content is None and role == "assistant":
         return None
     if isinstance(content, str):
@@ -97,7 +97,7 @@ def _content(content: object, role: str, where: str) -> str | None:
 
 
 def _tool_call(call: Json, where: str) -> JsonObject:
-    """A call whose arguments are an object, or text that is none, as of a call that was cut off."""
+    """Returns a call whose arguments are an object, or a text that is no object, as after `max_tokens`."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(f'{where} has no name: expected {{"function": {{"name": ..., "arguments": ...}}}}')
@@ -140,7 +140,7 @@ def _plain_object(value: Mapping[str, object], where: str) -> JsonObject:
 
 
 def plain(value: object, where: str, depth: int = 0) -> Json:
-    """A copy of `value` in JSON's types."""
+    """Returns a copy of `value` in JSON's types."""
     if isinstance(value, str):
         try:
             value.encode()

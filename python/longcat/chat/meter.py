@@ -1,4 +1,4 @@
-"""How much time and memory the render of a chat template has used, and where it has to stop."""
+"""Measures time and memory of the rendering of a chat template, and stops it at its limits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CONTAINERS = (list, tuple, dict, range)
 
 
 class LimitError(TemplateRuntimeError):
-    """The template wants more time, text or depth than a prompt can need."""
+    """The template takes more time, text or depth than a prompt can need."""
 
 
 class Meter:
-    """What one render has used so far."""
+    """The time and memory that one rendering has used so far."""
 
     def __init__(self) -> None:
         self._deadline = time.thread_time() + MAX_RENDER_SECONDS
@@ -59,7 +59,7 @@ class Meter:
             raise LimitError(f"values of more than {_MAX_TOTAL} characters in all")
 
     def take(self, value: object) -> Any:
-        """Checks a value that was made, counts its memory, and returns it."""
+        """Checks a new value, counts its memory, and returns it."""
         self.size(value)
         self.charge(value)
         return value

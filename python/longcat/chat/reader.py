@@ -1,4 +1,4 @@
-"""Chat: messages in, a message out, over a stream of tokens."""
+"""Reads a stream of chunks as chat: parses reasoning and tool calls, and makes a message of each completion."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ChatOutput(RequestOutput):
 
 @dataclass(repr=False)
 class ChatChunk(ShortRepr):
-    """News of one answer: `delta` is content, and may be empty while the answer reasons or calls a tool."""
+    """A part of one completion. `delta` is content; it may be empty while the completion reasons or calls a tool."""
 
     delta: str = ""
     reasoning_delta: str = ""
@@ -82,7 +82,7 @@ def force_calls(
 
 
 class PlainText:
-    """In place of the parser where no tools were declared: all text is content, whatever it looks like."""
+    """Stands in for the parser where no tools are declared: all text is content."""
 
     def __init__(self) -> None:
         self.message: JsonObject = {"role": "assistant", "content": ""}
@@ -96,7 +96,7 @@ class PlainText:
 
 
 class ChatReader:
-    """Makes chat chunks of token chunks: parses reasoning and tool calls as they arrive.
+    """Makes chat chunks of token chunks. It parses reasoning and tool calls as they arrive.
 
     `may_call` is whether an answer can be a call.
 
@@ -151,12 +151,12 @@ class ChatReader:
 
     @staticmethod
     def _reason(reason: str | None, message: Mapping[str, Any]) -> str | None:
-        """Why an answer ended: "tool_calls" says that all its calls are whole."""
+        """Returns why a completion ended. "tool_calls" means that all its calls are whole."""
         calls = message.get("tool_calls", ())
         is_whole = all(not isinstance(call["function"]["arguments"], str) for call in calls)
         return "tool_calls" if reason == "stop" and calls and is_whole else reason
 
     def _message(self, key: tuple[int, int]) -> JsonObject:
-        """The parsed message, with a content in any case, as OpenAI's clients expect."""
+        """Returns the parsed message. It always has a content, as OpenAI's clients expect."""
         message = self._parsers[key].message
         return {"role": message["role"], "content": message.get("content", ""), **message}

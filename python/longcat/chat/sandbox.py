@@ -96,7 +96,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         }
         known = {name: self.filters[name] for name in _FILTERS} | own
         self.filters = {name: self._metered_filter(filter) for name, filter in known.items()}
-        # For the rewritten tree. No template can write `|@each`; by map("@each") it can, and has nothing from it.
+        # For the rewritten tree. No template can write `|@each`. It can write map("@each"), which gains it nothing.
         self.filters |= {"@each": self._each, "@made": self._made, "@slice": self._slice, "@concat": self._concat_any}
         self.tests = {name: self._metered_test(self.tests[name]) for name in _TESTS}  # type: ignore[arg-type]
         self.globals = {
@@ -288,7 +288,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _each(self, iterable: Any) -> Any:
-        """What a `for` loop goes through."""
+        """The values of a `for` loop."""
         return _Each(self, iterable) if hasattr(iterable, "__len__") else self._ticking(iterable)
 
     def _ticking(self, iterable: Iterable[object]) -> Iterator[Any]:
@@ -297,7 +297,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
             yield item
 
     def _printable(self, value: object) -> Any:
-        """`finalize` of jinja2: what is about to become text."""
+        """jinja2's `finalize`: checks a value before it becomes text."""
         self.meter.tick()
         self.meter.size(value)
         return value
@@ -306,7 +306,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         return str(self._printable(value))
 
     def _concat(self, pieces: Iterable[str]) -> str:
-        """Of jinja2: the output of a macro or block."""
+        """jinja2's hook for the output of a macro or block."""
         texts: list[str] = []
         length = 0
         for piece in pieces:
@@ -362,7 +362,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        """As Hugging Face has it: no HTML escapes, and characters as they are."""
+        """`tojson` as Hugging Face has it: without HTML escapes, and without escapes of characters."""
         width = len(indent) if isinstance(indent, str) else indent or 0
         if width > _MAX_INDENT or any(len(text) > _MAX_INDENT for text in separators or ()):
             raise LimitError(f"tojson with indentation or separators of more than {_MAX_INDENT} characters")

@@ -1,4 +1,4 @@
-"""Messages -> prompt, by the checkpoint's own chat template.
+"""Renders messages to a prompt by the checkpoint's own chat template.
 
 A template is a program that comes with a checkpoint, so it runs in a sandbox (`template_sandbox.py`). What users write
 is data, so none of it may act as a tag: `render_segments` keeps the template's tags apart from text that looks the
@@ -60,7 +60,7 @@ class ChatTemplate:
 
     @classmethod
     def from_checkpoint(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
-        """The template of a checkpoint: chat_template.jinja, chat_template.json, or the one in tokenizer_config.json.
+        """Finds a checkpoint's template: chat_template.jinja, chat_template.json, or the one in tokenizer_config.json.
 
         Raises:
             longcat.Error: the folder has none, or a file is not what its name says.
@@ -204,7 +204,7 @@ def tag_texts(tokenizer: tokenizers.Tokenizer) -> list[str]:
 
 
 def encode_segments(tokenizer: tokenizers.Tokenizer, segments: Iterable[tuple[str, bool]]) -> list[int]:
-    """Token ids of a prompt: tags by their ids, text as text.
+    """Returns the token ids of a prompt: tags become their ids, text stays text.
 
     Args:
         segments: from `ChatTemplate.render_segments` with `tag_texts(tokenizer)`.
@@ -241,7 +241,7 @@ def _encode_plain(tokenizer: tokenizers.Tokenizer, text: str, added: frozenset[i
 
 @functools.lru_cache(4)
 def _without_added_tokens(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer but for its added tokens, at which the library always splits a text, special or not."""
+    """Returns the tokenizer without its added tokens, at which the library splits every text, special or not."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"added_tokens": [], "post_processor": None}))
@@ -251,7 +251,7 @@ def _without_added_tokens(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokeniz
 
 
 def _variables(messages: Any, tools: Any, tool_choice: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a template gets to see, in JSON's types."""
+    """Returns the variables of a template, in JSON's types."""
     if tool_choice not in (None, "auto", "none"):
         raise ValueError(f'tool_choice is {tool_choice!r}: expected "auto" or "none"')
     variables = {name: plain(value, name) for name, value in kwargs.items()}
@@ -264,7 +264,7 @@ def _variables(messages: Any, tools: Any, tool_choice: Any, kwargs: dict[str, An
 
 
 def _opener(tag: str) -> str | None:
-    """The character without which `tag` cannot be spelled."""
+    """Returns a character that `tag` cannot be spelled without."""
     return next((char for char in tag if not char.isspace()), None)
 
 
@@ -276,7 +276,7 @@ def _replaced(text: str, table: Mapping[str, str]) -> str:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """All texts in a value of JSON's types, keys too."""
+    """Yields all texts in a JSON value, also keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -289,7 +289,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _map_strings(value: object, table: Mapping[str, str]) -> Any:
-    """A copy of `value` with all texts in it replaced, keys too."""
+    """Returns a copy of `value` with all its texts replaced, also keys."""
     if isinstance(value, TaggedText):
         return value.translated(str.maketrans(dict(table)))
     if isinstance(value, str):
@@ -300,7 +300,7 @@ def _map_strings(value: object, table: Mapping[str, str]) -> Any:
 
 
 def _mark_end(messages: list[JsonObject], mark: str) -> list[JsonObject]:
-    """`messages` with `mark` after the last one's text."""
+    """Returns `messages` with `mark` behind the text of the last one."""
     last = messages[-1]
     if last["role"] != "assistant" or last["content"] is None or last.get("tool_calls"):
         raise ValueError("continue_final_message needs an assistant's text without tool_calls as the last message")
@@ -319,7 +319,7 @@ def _cut_at_mark(text: str, mark: str) -> str:
 
 
 def _named_templates(path: str, found: object) -> tuple[str, str | None]:
-    """The default template and the one for tools, from a text or a list of {"name", "template"}."""
+    """Returns (default template, template for tools) from a text or a list of {"name", "template"}."""
     if isinstance(found, str):
         return found, None
     named: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A grammar for tool calls in the model's own syntax: what tool_choice "required", or a tool's name, holds answers to.
+"""Writes the grammar of forced tool calls (tool_choice "required" or a tool's name), in the model's own syntax.
 
 Arguments that may be text are written as they are, all others as JSON. `tool_schema.py` reads both back the same way.
 """
@@ -25,12 +25,12 @@ _NAME = r"[^\s\x00-\x1f\x7f-\x9f<]([^\n\x00-\x1f\x7f-\x9f<]*[^\s\x00-\x1f\x7f-\x
 
 @dataclass(frozen=True)
 class CallForm(StructuredOutputs):
-    """An answer of tool calls, or of another form.
+    """The form of a completion that consists of tool calls, or has another form.
 
     Args:
         functions: each {"name", "parameters"}.
         several: whether more calls may follow the first.
-        form: what the answer may be in place of calls; then a tool whose schema cannot be enforced is called freely.
+        form: the form of a completion without calls; then a tool whose schema cannot be enforced is called freely.
     """
 
     grammar: str | None = "calls"
@@ -58,15 +58,15 @@ def calls_or_form(
     parallel: bool = True,
     form: StructuredOutputs | None = None,
 ) -> StructuredOutputs | None:
-    """The form of an answer that has to call, or may where it is held to another form.
+    """Returns the form of a completion that must call a tool, or may call one in place of another form.
 
     Args:
         tools: the declared tools.
         tool_choice: None, "auto", "none", "required", or a tool: its name in {"function": {"name": ...}}.
         parallel: whether several calls are allowed, but for a named tool.
-        form: what a final text is held to; a forced call goes before it.
+        form: the form of a completion without calls; a forced call goes before it.
     Returns:
-        None when the answer is free.
+        None when the completion is free text.
     Raises:
         ValueError: there is no such tool, or the choice is none of the above.
     """
@@ -100,12 +100,12 @@ def _chosen_name(tool_choice: object) -> str:
 
 
 def call_grammar(functions: Sequence[Mapping[str, Any]], several: bool, other: str | None = None) -> str:
-    """A Lark grammar for calls of these functions.
+    """Writes a Lark grammar for calls of these functions.
 
     Args:
         other: a rule that may stand in place of all calls; then calls are held to a schema only as far as possible.
     Raises:
-        ValueError: a schema, or a name, cannot be held to.
+        ValueError: a schema or a name cannot be enforced.
     """
     names = [f"f{i}" for i in range(len(functions))]
     rules = [
@@ -126,7 +126,7 @@ def call_grammar(functions: Sequence[Mapping[str, Any]], several: bool, other: s
 
 
 class _ToolRules:
-    """The rules of one tool's call."""
+    """Writes the rules of one tool's call."""
 
     def __init__(self, rule: str, tool: ToolSchema):
         self._rule = rule
@@ -164,7 +164,7 @@ class _ToolRules:
         return " ".join(pairs) or '""'
 
     def _extras(self, one: Object) -> list[str]:
-        """Pairs whose names the schema does not list."""
+        """Writes the rules of pairs whose names the schema does not list."""
         listed = [name for name in one.properties if name.strip()]
         not_listed = "".join(f" & ~{_quoted(name)}" for name in listed)
         patterns = [pattern for pattern, _ in one.by_pattern]
@@ -184,7 +184,7 @@ class _ToolRules:
         return _pair(terminal, self._value(node))
 
     def _value(self, node: Node) -> str:
-        """The name of the rule for a value."""
+        """Returns the name of the rule for a value."""
         if node not in self._values:
             rule = self._values[node] = f"{self._rule}_v{len(self._values)}"
             branches = self._reader.branches(node)
@@ -232,5 +232,5 @@ def _pair(name: str, value: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as Lark writes it."""
+    """Writes a text as a Lark literal."""
     return json.dumps(text, ensure_ascii=False)

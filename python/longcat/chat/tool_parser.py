@@ -1,4 +1,4 @@
-"""An answer's text -> a chat message: reasoning, content and tool calls. `tool_stream.py` reads it.
+"""Parses the text of a completion into a chat message: reasoning, content and tool calls. Uses `tool_stream.py`.
 
 The algorithm is that of GLM-4.6's published helper with LongCat's tags, with these differences:
 
@@ -18,10 +18,10 @@ from longcat.support.json_types import JsonObject
 
 
 def parse_model_response(response: str, tools: Sequence[Mapping[str, object]] | None = None) -> JsonObject:
-    """The chat message that an answer's text stands for.
+    """Parses the text of a completion into a chat message.
 
     Args:
-        response: the decoded answer, special tokens skipped.
+        response: the decoded completion, without special tokens.
         tools: the tools that were declared, as {"type": "function", "function": {...}} or flat. An argument whose
             schema allows the text as it is written is that text; every other one is read as JSON and stays text when
             it is none.

@@ -1,4 +1,4 @@
-"""What the declared tools say: one reading of their schemas for all that calls go through.
+"""Reads the schemas of the declared tools, for every part of the code that handles calls.
 
 The grammar of forced calls, the typing of arguments and the check of a finished call ask here.
 """
@@ -16,7 +16,7 @@ from longcat.support.json_types import Json
 
 
 class Kind(Enum):
-    """How an argument's text is read."""
+    """The way in which an argument's text is read."""
 
     TEXT = "text"  # it is the value, whatever it says
     TEXT_OR_NULL = "text or null"  # but for the text "null"
@@ -25,7 +25,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Argument:
-    """What one argument may be."""
+    """The values that one argument may have."""
 
     nodes: tuple[Node, ...]  # one of them holds
     texts: tuple[Text, ...]
@@ -37,8 +37,8 @@ class ToolSchema:
     """The schema of one tool's arguments.
 
     Args:
-        name: of the tool.
-        parameters: its schema; anything but an object says nothing.
+        name: the tool's name.
+        parameters: the tool's schema; anything but an object allows all arguments.
     """
 
     def __init__(self, name: str, parameters: object):
@@ -47,7 +47,7 @@ class ToolSchema:
         self._arguments: dict[str, Argument | None] = {}
 
     def strict(self) -> SchemaReader:
-        """A reader that refuses what cannot be enforced."""
+        """Returns a reader that refuses schemas that cannot be enforced."""
         return SchemaReader(self.parameters, f'tool "{self.name[:64]}"')
 
     @functools.cached_property
@@ -59,12 +59,12 @@ class ToolSchema:
         return tuple(self._reader.objects(self._reader.root))
 
     def key(self, text: str) -> str:
-        """An argument's name: as written where it is declared so, else without the white space around it."""
+        """Returns an argument's name: as written if it is declared so, otherwise without white space around it."""
         declared = any(text in one.properties for one in self._objects)
         return text if declared else text.strip()
 
     def argument(self, key: str) -> Argument | None:
-        """What the schema says of an argument; None when it says nothing."""
+        """Returns the schema of an argument; None when the schema does not mention it."""
         if key not in self._arguments:
             self._arguments[key] = self._read_argument(key)
         return self._arguments[key]
@@ -87,7 +87,7 @@ class ToolSchema:
         return Argument(nodes, texts, kind, takes_null)
 
     def value(self, key: str, text: str) -> Json:
-        """An argument's value: the text as written where the schema allows that text, else what it says in JSON.
+        """Returns an argument's value: the text as written if the schema allows that text, otherwise its JSON value.
 
         "null" is None where the schema takes both. A text that fits nothing stays what it is in JSON, or text.
         """
@@ -110,7 +110,7 @@ class ToolSchema:
         return text if value is NOT_JSON or argument.texts else value
 
     def is_complete(self, keys: Iterable[str], for_good: bool = False) -> bool:
-        """Whether the required arguments are among these.
+        """Returns whether these arguments include all required ones.
 
         Args:
             for_good: whatever arguments follow.
@@ -130,7 +130,7 @@ class ToolSchema:
 
 
 class ToolSchemas:
-    """The declared tools, by name. Tools of other shapes count as not declared."""
+    """The declared tools, by name. Malformed tools count as not declared."""
 
     def __init__(self, tools: Sequence[Mapping[str, object]] | None):
         self._tools: dict[str, ToolSchema] = {}
@@ -147,11 +147,11 @@ class ToolSchemas:
         return self._tools.get(name) or ToolSchema(name, {})
 
     def may_be_name(self, name: str) -> bool:
-        """Whether a call of this name is one: it is declared, or a single word."""
+        """Returns whether the name can be that of a call: it is declared, or a single word."""
         return bool(name) and (name in self._tools or not any(char.isspace() for char in name))
 
     def name(self, text: str) -> str:
-        """A tool's name as declared: without the white space around it, and without `functions.`."""
+        """Returns a tool's name as declared: without white space around it, and without `functions.`."""
         if text in self._tools:
             return text
         name = text.strip()

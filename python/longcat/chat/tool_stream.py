@@ -1,4 +1,4 @@
-"""An answer's text, as it arrives -> what it adds to the chat message. `tool_parser.py` has the rules."""
+"""Parses the text of a completion as it arrives into parts of a chat message. `tool_parser.py` has the rules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from longcat.support.json_types import Json, JsonObject
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """News of the tool call at `index` of the message.
+    """A part of the tool call at `index` of the message.
 
     The first delta of a call has its `name`; `arguments` of all of them, concatenated, are one JSON object. A key may
     occur twice in it, then the later value counts, as `json.loads` has it. `dropped`: forget the earlier deltas of
@@ -57,7 +57,7 @@ class _Stripped:
         self._space = ""
 
     def push(self, piece: str) -> str:
-        """What can be given out now."""
+        """Returns the text that is certain now."""
         piece = self._space + piece if self._parts else piece.lstrip()
         ready = piece.rstrip()
         self._space = piece[len(ready) :] if ready or self._parts else ""
@@ -107,11 +107,11 @@ class StreamingResponseParser:
 
     @property
     def message(self) -> JsonObject:
-        """The message so far: after `finish`, the whole. Calls appear when they are complete."""
+        """Returns the message so far, and the whole message after `finish`. Calls appear when they are complete."""
         return _build_message(self._reasoning.text, self._content.text, self._calls)
 
     def push(self, text: str) -> list[Delta]:
-        """Takes the next piece of the answer; returns what it adds to the message."""
+        """Takes the next piece of the completion; returns the parts that it adds to the message."""
         self._buffer, self._at = self._buffer[self._at :] + text, 0
         while self._state():  # until it needs more text
             pass
@@ -119,10 +119,10 @@ class StreamingResponseParser:
         return deltas
 
     def finish(self, reason: str | None = None) -> list[Delta]:
-        """The answer is over: returns what was held back. `push` ends here.
+        """Ends the completion; returns the parts that were held back. Call no `push` after it.
 
         Args:
-            reason: the answer's finish_reason. None: a call that was cut off is dropped, and its text is content.
+            reason: the finish_reason. None: a call that was cut off is dropped, and its text is content.
                 "stop": the same, unless it was given out already. Else (as "length") it stays in the message, with
                 arguments that are text: JSON without its end.
         """
@@ -139,7 +139,7 @@ class StreamingResponseParser:
     # Taking text from the buffer.
 
     def _until(self, *tags: str) -> tuple[str, str]:
-        """The text before the first of `tags` and that tag; "" for the tag when it has not come.
+        """Returns the text before the first of `tags`, and that tag; "" for the tag when it has not arrived.
 
         Text at the end that may be the beginning of one of `tags` stays in the buffer. No tag contains another "<".
         """
@@ -155,14 +155,14 @@ class StreamingResponseParser:
         return text, tag
 
     def _spaces(self) -> str:
-        """The white space that comes next."""
+        """Returns the white space at the start of the buffer."""
         start = self._at
         while self._at < len(self._buffer) and self._buffer[self._at].isspace():
             self._at += 1
         return self._buffer[start : self._at]
 
     def _next_is(self, tag: str) -> bool | None:
-        """Takes `tag` if it comes next; None when more text is needed to tell."""
+        """Takes `tag` if the buffer starts with it. Returns None when more text is needed to know."""
         if self._buffer.startswith(tag, self._at):
             self._at += len(tag)
             return True
@@ -225,7 +225,7 @@ class StreamingResponseParser:
         self._begin_value("")
 
     def _in_head(self) -> bool:
-        """The name's line. Calls in JSON or with parentheses are taken whole, and those that are none."""
+        """Parses the line of the name. Calls in JSON or with parentheses, and text that is no call, are taken whole."""
         if not self._head:
             self._raw.append(self._spaces())
         if self._at == len(self._buffer):
@@ -303,7 +303,7 @@ class StreamingResponseParser:
         return True
 
     def _key_alone(self) -> None:
-        """A name without a value: all arguments as one JSON object, or a fault."""
+        """Handles a name without a value: it holds all arguments as one JSON object, or it is an error."""
         arguments = read_object("".join(self._key))
         if arguments is None or self._pairs:
             self._is_broken = True
@@ -344,9 +344,9 @@ class StreamingResponseParser:
         return bool(tag)
 
     def _in_doubt(self) -> bool:
-        """After the end tag of the call, or the start tag of a name, inside a value: was it text of the value?
+        """Decides whether a call's end tag or a name's start tag inside a value is text of the value.
 
-        It was if the value's own end tag comes before the name's value, or before another call.
+        It is text if the value's own end tag comes before the name's value, or before another call.
         """
         is_key = self._buffer.startswith(KEY, self._at)
         found = _any_of((VALUE_END, VALUE if is_key else CALL)).search(self._buffer, self._at + self._doubt)
@@ -368,7 +368,7 @@ class StreamingResponseParser:
         return True
 
     def _advance(self, text: str = "") -> None:
-        """Gives out what is known of a value before its end."""
+        """Sends the part of a value that is known before its end."""
         if self._json_value is not None:
             if piece := self._json_value.push(text):
                 self._write_json(piece)
@@ -414,7 +414,7 @@ class StreamingResponseParser:
     # The end of a call.
 
     def _end_call(self, tag: str) -> bool:
-        """A call ends at its end tag, or where the next one starts."""
+        """Ends a call at its end tag, or where the next call starts."""
         if not tag:
             return False
         calls = self._read_call()
@@ -426,7 +426,7 @@ class StreamingResponseParser:
         return True
 
     def _read_call(self) -> list[tuple[str, JsonObject]]:
-        """The calls of the body, none if it is not understood or lacks a required argument."""
+        """Returns the calls of the body; none if it is not understood or lacks a required argument."""
         body = "".join(self._raw[1:])
         if not self._name:
             return read_calls(body, self._schemas) or self._read_other_tags(body)
@@ -450,7 +450,7 @@ class StreamingResponseParser:
         return [(name, call) for name, call in parser._calls if isinstance(call, dict)]
 
     def _settle(self, calls: list[tuple[str, dict[str, object]]]) -> None:
-        """Gives out what is left of the call; the text of none is content."""
+        """Sends the rest of the call. Text that is no call becomes content."""
         if self._is_shown:
             self._emit_arguments("}")
             self._calls.append((self._name, dict(self._pairs)))
@@ -465,7 +465,7 @@ class StreamingResponseParser:
         self._state = self._in_content
 
     def _end_cut_call(self, reason: str | None) -> None:
-        """The text is over inside a call."""
+        """Handles the end of the text inside a call."""
         by_itself = reason in (None, "stop")  # then the end tag is all that may be missing
         if self._state in (self._in_key, self._after_key) and read_object("".join(self._key)) is not None:
             self._key_alone()
@@ -492,7 +492,7 @@ class StreamingResponseParser:
             self._settle([])
 
     def _cut_value(self) -> None:
-        """Gives out what there is of a value that the end of the text cuts off."""
+        """Sends the beginning of a value that the end of the text cuts off."""
         if self._state != self._in_value or self._is_text:
             return
         if self._json_value is not None:
@@ -505,7 +505,7 @@ class StreamingResponseParser:
     # Giving out.
 
     def _write(self, text: str) -> None:
-        """Adds to the arguments, and gives them out once the call is sure: whatever follows, it will be one."""
+        """Adds to the arguments. Sends them once no later text can change that this is a call."""
         self._json.append(text)
         if self._is_shown:
             self._emit_arguments(text)
@@ -538,7 +538,7 @@ def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _build_message(reasoning: str, content: str, calls: Sequence[tuple[str, dict[str, object] | str]]) -> JsonObject:
-    """The message of these parts, calls as (name, arguments); empty parts are left out."""
+    """Returns the message of these parts, with calls as (name, arguments). Empty parts are left out."""
     message: JsonObject = {"role": "assistant"}
     if reasoning:
         message["reasoning_content"] = reasoning

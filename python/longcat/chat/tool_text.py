@@ -1,4 +1,4 @@
-"""The text of tool calls: tags, and the values that stand between them."""
+"""The text of tool calls: tags, and the values between them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _JS_WORDS = {
 
 
 def spells_tag(text: str) -> bool:
-    """Whether a text has what would be read as a tag."""
+    """Returns whether a text contains something that would be read as a tag."""
     return any(start in text for start in TAG_STARTS)
 
 
 def json_value(text: str) -> Json:
-    """`text` read as JSON, NOT_JSON if it is none. NaN and infinities are none: no JSON text stands for them."""
+    """Returns the JSON value of `text`; NOT_JSON if it has none. NaN and infinities are not JSON."""
     try:
         value = json.loads(text)
         json.dumps(value, allow_nan=False)
@@ -48,7 +48,7 @@ def json_value(text: str) -> Json:
 
 
 def _is_shallow(value: object, depth: int) -> bool:
-    """Whether arrays and objects are nested at most `depth` deep."""
+    """Returns whether arrays and objects are nested at most `depth` deep."""
     if not isinstance(value, (list, dict)):
         return True
     items = value.values() if isinstance(value, dict) else value
@@ -56,7 +56,7 @@ def _is_shallow(value: object, depth: int) -> bool:
 
 
 def js_value(text: str) -> Json:
-    """A JavaScript or Python literal: keys without quotes, single quotes, trailing commas; NOT_JSON if it is none."""
+    """Reads a JavaScript or Python literal: keys without quotes, single quotes, trailing commas; else NOT_JSON."""
     tokens: list[str] = []
     at = 0
     while at < len(text):

@@ -21,7 +21,7 @@ import numpy as np
 import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.calibration import InputMoments, check_text
-from longcat.checkpoint.gptq import round_int4
+from longcat.checkpoint.gptq import error_propagation, round_int4
 from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import (
     INDEX_FILE,
@@ -37,14 +37,15 @@ from longcat.support.json_types import JsonObject
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
-# The formats of --quant NAME per component. Few bits cost more quality in the word embedding than in the N-gram tables.
-# They also cost much in the few rows that make the latents (kv_a_proj), which every later token reads, so int4 keeps
-# those in int8.
+# The formats of --quant NAME per component. Few bits cost more quality in the word embedding than in the N-gram tables,
+# and in the head no calibration helps: int4 keeps both in int8. It also does so with the few rows that make the latents
+# (kv_a_proj), which every later token reads.
 PRESETS: dict[str, dict[str, str]] = {
     "bf16": dict.fromkeys(("core", "experts", "head"), "bf16") | {"embedding": "keep", "tables": "keep"},
     "int8": dict.fromkeys(COMPONENTS, "int8"),
-    "int4": {"core": "int4", "experts": "int4", "head": "int4", "embedding": "int8", "tables": "int4"},
+    "int4": {"core": "int4", "experts": "int4", "head": "int8", "embedding": "int8", "tables": "int4"},
 }
+_ROWS = 1024  # of a matrix that are rounded at a time, a multiple of 8: 12 MB of f32 with 3072 columns
 _PLAN_FILE = "convert.json"  # in the partial folder: source, formats and options of the run
 
 
@@ -106,8 +107,9 @@ def convert_checkpoint(
         out: must not exist, or be empty.
         formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get one scale per 32 columns,
             tables one scale per row. "bf16" and "keep" leave tables unchanged.
-        calibration: token ids of a text like those the model will read. The core's int4 matrices are then rounded for
-            their inputs on that text, which costs far less quality; see longcat.checkpoint.gptq.
+        calibration: token ids of a text like those the model will read; default_token_ids() has one. The core's int4
+            matrices are then rounded for their inputs on that text, which costs far less quality; see
+            longcat.checkpoint.gptq.
         max_shard_bytes: maximum tensor bytes per file.
         progress: called with (bytes done, total bytes) of the source.
         log: called with a line before each slow step.
@@ -278,11 +280,12 @@ def _write(
     stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
 ) -> None:
     if moments is not None and (inputs := moments.of(tensor.source)) is not None:
+        _check_finite(source, f'what reaches "{tensor.source}"', inputs)
+        propagation = error_propagation(inputs)
         matrix = _core.read_matrix(checkpoint, tensor.source)
-        for what, values in ((f'"{tensor.source}"', matrix), (f'what reaches "{tensor.source}"', inputs)):
-            if not np.isfinite(values).all():
-                raise Error(f"[convert] {source}: {what} is not finite (longcat verify lists such values)")
-        stream.write(_core.pack_int4(*round_int4(matrix, inputs)).data)
+        _check_finite(source, f'"{tensor.source}"', matrix)
+        for begin in range(0, len(matrix), _ROWS):
+            stream.write(_core.pack_int4(*round_int4(matrix[begin : begin + _ROWS], propagation)).data)
         return
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
@@ -297,6 +300,11 @@ def _write(
                 raise Error(f"[convert] {path} became shorter while it was read; expected {tensor.end} bytes or more")
             stream.write(part)
             left -= len(part)
+
+
+def _check_finite(source: Path, what: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise Error(f"[convert] {source}: {what} is not finite (longcat verify lists such values)")
 
 
 def _copy_small_files(source: Path, partial: Path) -> None:

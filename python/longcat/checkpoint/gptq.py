@@ -15,18 +15,17 @@ BLOCK = 32  # columns that share a scale
 _DAMPING = 0.1  # relative to the moments' mean diagonal; limits the influence of a short text
 
 
-def round_int4(weight: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds a matrix to int4 for inputs like those of a text.
+def round_int4(weight: np.ndarray, propagation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds a matrix to int4 for inputs like those of a text. Each row is rounded alone, so rows may come in parts.
 
     Args:
         weight: [out_features, in_features].
-        moments: [in_features, in_features], X^T X of inputs X [tokens, in_features].
+        propagation: [in_features, in_features], of error_propagation().
     Returns:
         q [out_features, in_features] int8 in [-8, 7], and scales [out_features, ceil(in_features / 32)] float32, which
         are exact in bf16. The matrix is q times the scale of each 32 columns.
     """
     out_features, in_features = weight.shape
-    propagation = _propagation(moments)
     columns = np.ascontiguousarray(weight.T, dtype=np.float32)  # [in, out]; the columns not rounded yet are adjusted
     q = np.empty((in_features, out_features), np.int8)
     scales = np.empty((out_features, -(-in_features // BLOCK)), np.float32)
@@ -47,10 +46,15 @@ def round_int4(weight: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.
     return np.ascontiguousarray(q.T), scales
 
 
-def _propagation(moments: np.ndarray) -> np.ndarray:
+def error_propagation(moments: np.ndarray) -> np.ndarray:
     """The upper triangular U with U^T U = (moments + damping)^-1.
 
     Row k distributes the error of column k to the later columns.
+
+    Args:
+        moments: [in_features, in_features], X^T X of inputs X [tokens, in_features].
+    Returns:
+        [in_features, in_features] float32.
     """
     h = moments.astype(np.float64)
     h[np.diag_indices_from(h)] += _DAMPING * np.mean(np.diag(h)) or 1.0  # 1.0 when all inputs are zero

@@ -60,12 +60,12 @@ class Report:
 
     @property
     def suspect(self) -> bool:
-        """Whether no check failed but weights may be lost: a tensor has zero bytes where weights are expected."""
+        """Returns whether no check failed but weights may be lost: a tensor has zeros where weights are expected."""
         return self.ok and any(check.name == "values" and check.status == "warn" for check in self.checks)
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed; warnings do not count."""
+        """Returns whether no check failed. Warnings do not count."""
         return all(check.status != "FAIL" for check in self.checks)
 
     def as_dict(self) -> JsonObject:

@@ -1,4 +1,4 @@
-"""The `longcat` command. One module a subcommand, with `add_arguments(parser)` and `run(args) -> exit code`."""
+"""The `longcat` command. Each subcommand has a module with `add_arguments(parser)` and `run(args) -> exit code`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from longcat.cli.parser import Parser, UsageError
 
-# command -> (module, one line of help); a module is imported only when its command is asked for.
+# command -> (module, one line of help). Only the module of the given command is imported.
 COMMANDS = {
     "generate": ("longcat.cli.generate", "continue a prompt"),
     "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
@@ -28,16 +28,26 @@ _OF_SEVERAL_RANKS = ("generate", "chat", "serve", "bench")
 _RANK_0_SPEAKS_SECONDS = 2.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code (1: it failed, 2: the arguments are wrong)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def make_parser(loaded: Collection[str] = COMMANDS) -> Parser:
+    """Makes the parser of the command line.
+
+    Args:
+        loaded: the commands that get their arguments; importing all of them takes a while.
+    """
     parser = Parser(prog="longcat", description="Run LongCat-Flash-Lite.")
     parser.add_argument("--version", action="store_true", help="print version and build features")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name in arguments[:1]:
+        if name in loaded:
             importlib.import_module(module).add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns its exit code (1: it failed, 2: the arguments are wrong)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(arguments[:1])
     try:
         _check_utf8(arguments)
         args = parser.parse_args(arguments)
@@ -71,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_utf8(arguments: Sequence[str]) -> None:
-    """The core and the tokenizer take UTF-8; Linux allows any bytes in an argument."""
+    """Raises UsageError for an argument that is not UTF-8, which the core and the tokenizer cannot take."""
     for text in arguments:
         try:
             text.encode()
@@ -82,7 +92,7 @@ def _check_utf8(arguments: Sequence[str]) -> None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    """Prints one line. In a job of several ranks rank 0 prints it; the other ranks send it there."""
+    """Prints one line. In a job of several ranks only rank 0 prints; the other ranks send it their line."""
     from longcat.parallel.launch import find_launch
 
     parallel = sys.modules.get("longcat.parallel.job")
@@ -92,7 +102,7 @@ def _fail(error: Exception, code: int) -> int:
         job.fail(str(error))
     elif launch is None or launch.rank == 0:
         print(f"longcat: {error}", file=sys.stderr)
-    else:  # the launcher ends all when the first process has ended: not before rank 0 has spoken
+    else:  # the launcher ends all processes when one has ended, so wait until rank 0 has printed its line
         time.sleep(_RANK_0_SPEAKS_SECONDS)
     return code
 

@@ -1,4 +1,4 @@
-"""`longcat bench`: how fast an engine or a server answers, and how fast an engine starts."""
+"""`longcat bench`: measures the speed of an engine or a server, the start of an engine, and llama.cpp beside it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,36 @@ from longcat.parallel.launch import require_alone
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(
-        dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve or startup"
+        dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve, startup or peers"
     )
     latency = kinds.add_parser(
         "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
     )
     add_engine_arguments(latency, "bench")
     _add_lengths(latency, input_len=32, output_len=128)
-    latency.add_argument("--batch-size", type=integer(1), default=1, metavar="N", help="requests at once (default 1)")
-    latency.add_argument("--num-iters", type=integer(1), default=10, metavar="N", help="timed batches (default 10)")
     latency.add_argument(
-        "--num-iters-warmup", type=integer(0), default=2, metavar="N", help="untimed batches before them (default 2)"
+        "--batch-size", type=integer(1), default=1, metavar="REQUESTS", help="requests at once (default 1)"
+    )
+    latency.add_argument(
+        "--num-iters", type=integer(1), default=10, metavar="BATCHES", help="timed batches (default 10)"
+    )
+    latency.add_argument(
+        "--num-iters-warmup",
+        type=integer(0),
+        default=2,
+        metavar="BATCHES",
+        help="untimed batches before them (default 2)",
     )
     throughput = kinds.add_parser(
-        "throughput", help="time many requests at once", description="Time many requests that come all at once."
+        "throughput", help="time many requests at once", description="Time many requests that arrive all at once."
     )
     add_engine_arguments(throughput, "bench")
     _add_lengths(throughput, input_len=128, output_len=64)
     throughput.add_argument(
-        "--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)"
+        "--num-prompts", type=integer(1), default=100, metavar="REQUESTS", help="requests in all (default 100)"
     )
     serve = kinds.add_parser(
-        "serve", help="send requests to a running server", description="Send requests to a server."
+        "serve", help="send requests to a running server", description="Send requests to a running server."
     )
     serve.add_argument("--base-url", metavar="URL", help="address of the server (default http://HOST:PORT)")
     serve.add_argument("--host", default="127.0.0.1", help="host of the server (default 127.0.0.1)")
@@ -44,13 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server names)")
     serve.add_argument("--api-key", metavar="KEY", help="key of the server")
-    serve.add_argument("--num-prompts", type=integer(1), default=100, metavar="N", help="requests in all (default 100)")
+    serve.add_argument(
+        "--num-prompts", type=integer(1), default=100, metavar="REQUESTS", help="requests in all (default 100)"
+    )
     serve.add_argument(
         "--random-input-len",
         "--input-len",
         type=integer(1),
         default=128,
-        metavar="N",
+        metavar="TOKENS",
         help="tokens of a prompt (default 128)",
     )
     serve.add_argument(
@@ -58,18 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-len",
         type=integer(1),
         default=64,
-        metavar="N",
-        help="tokens of an answer (default 64)",
+        metavar="TOKENS",
+        help="tokens of a completion (default 64)",
     )
     serve.add_argument(
         "--request-rate",
         type=number(0, above=True, infinite=True),
         default=float("inf"),
-        metavar="R",
-        help="arrivals a second, at random times (default inf: all at once)",
+        metavar="RATE",
+        help="requests that arrive in a second, at random times (default inf: all at once)",
     )
     serve.add_argument(
-        "--max-concurrency", type=integer(1), metavar="N", help="most requests under way (default: no limit)"
+        "--max-concurrency", type=integer(1), metavar="REQUESTS", help="most requests under way (default: no limit)"
     )
     serve.add_argument(
         "--temperature", type=number(0), default=0.0, metavar="X", help="temperature of the requests (default 0)"
@@ -77,31 +87,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--seed", type=integer(), default=0, metavar="N", help="seed of prompts and arrivals (default 0)"
     )
-    startup = kinds.add_parser("startup", help="start an engine again and again", description="Start an engine.")
+    startup = kinds.add_parser(
+        "startup", help="start an engine again and again", description="Start an engine again and again, and time it."
+    )
     add_engine_arguments(startup, "bench")
-    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="N", help="starts to time (default 5)")
+    startup.add_argument("--num-iters", type=integer(1), default=5, metavar="STARTS", help="starts to time (default 5)")
+    peers = kinds.add_parser(
+        "peers",
+        help="compare with llama.cpp",
+        description="Run an engine and llama.cpp's llama-bench in turn, and print both and their ratio.",
+    )
+    add_engine_arguments(peers, "bench")
+    peers.add_argument("--llama-bench", required=True, metavar="PATH", help="the program llama-bench")
+    peers.add_argument("--gguf", required=True, metavar="FILE", help="the model in llama.cpp's format")
+    _add_lengths(peers, input_len=512, output_len=128)
+    peers.add_argument(
+        "--rounds", type=integer(1), default=5, metavar="ROUNDS", help="runs of each program, in turn (default 5)"
+    )
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
 
 
 def _add_lengths(parser: argparse.ArgumentParser, *, input_len: int, output_len: int) -> None:
     parser.add_argument(
-        "--input-len", type=integer(1), default=input_len, metavar="N", help="tokens of a prompt (default %(default)s)"
+        "--input-len",
+        type=integer(1),
+        default=input_len,
+        metavar="TOKENS",
+        help="tokens of a prompt (default %(default)s)",
     )
     parser.add_argument(
         "--output-len",
         type=integer(1),
         default=output_len,
-        metavar="N",
-        help="tokens of an answer (default %(default)s)",
+        metavar="TOKENS",
+        help="tokens of a completion (default %(default)s)",
     )
     parser.add_argument("--seed", type=integer(), default=0, metavar="N", help="seed of the prompts (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.kind in ("serve", "startup"):
+    if args.kind in ("serve", "startup", "peers"):
         require_alone(f"bench {args.kind}")
-    return {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup}[args.kind](args)
+    kinds = {"latency": _latency, "throughput": _throughput, "serve": _serve, "startup": _startup, "peers": _peers}
+    return kinds[args.kind](args)
 
 
 def _latency(args: argparse.Namespace) -> int:
@@ -182,7 +211,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def serve_text(result: dict[str, float]) -> str:
-    """As vLLM prints it."""
+    """Returns the figures of a run as vLLM prints them."""
     lines = [f"{' Serving Benchmark Result ':=^50}"]
     for label, name, digits in [
         ("Successful requests:", "completed", 0),
@@ -207,7 +236,7 @@ def serve_text(result: dict[str, float]) -> str:
     return "\n".join([*lines, "=" * 50])
 
 
-# Tells when it has imported, loaded, and made a token [s], counted from its own first line.
+# A program that prints the seconds until it has imported, loaded, and made a token, from its own first line.
 _START = """
 import time
 start = time.perf_counter()
@@ -242,6 +271,39 @@ def _startup(args: argparse.Namespace) -> int:
     print(f"{args.num_iters} starts [s]      mean    median       p99")
     for name, figures in result.items():
         print(f"{name:<14} {figures['mean']:9.3f} {figures['median']:9.3f} {figures['p99']:9.3f}")
+    return 0
+
+
+def _peers(args: argparse.Namespace) -> int:
+    import os
+
+    from tqdm import tqdm
+
+    import longcat._core as _core
+    from longcat.bench.peers import compare, summary, table
+    from longcat.support.text import count
+
+    options = engine_keywords(args)
+    num_threads = options.pop("num_threads", None) or _core.available_threads()
+    with tqdm(total=2 * args.rounds, unit="run", delay=0.5, leave=False, disable=None) as bar:
+        ours, theirs = compare(
+            os.path.expanduser(args.model),
+            options,
+            os.path.expanduser(args.llama_bench),
+            os.path.expanduser(args.gguf),
+            num_threads=num_threads,
+            input_len=args.input_len,
+            output_len=args.output_len,
+            rounds=args.rounds,
+            seed=args.seed,
+            progress=bar.update,
+        )
+    rows = summary(ours, theirs, args.input_len, args.output_len)
+    if args.json:
+        print(json.dumps({"num_threads": num_threads, "peer": theirs.about, "tests": rows}, indent=2))
+        return 0
+    print(f"{args.model}, {count(num_threads, 'thread')}; {theirs.about}\n")
+    print(table(rows, args.rounds))
     return 0
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_tools(path: str) -> list[JsonObject]:
-    """The tools declared in a JSON file.
+    """Returns the tools that a JSON file declares.
 
     Raises:
         ValueError: the file cannot be read or holds no list.
@@ -83,10 +83,10 @@ def load_tools(path: str) -> list[JsonObject]:
 
 
 def user_turns() -> Iterator[str]:
-    """What the user enters, until the end of the input.
+    """Yields the user's turns until the end of the input.
 
-    Lines are joined where one ends with a backslash, and in a terminal where the next one is there already: a person
-    does not type so fast, so the text was pasted.
+    A backslash at the end of a line joins it to the next one. A terminal also joins lines that arrive at once: no
+    person types so fast, so they were pasted.
     """
     interactive = sys.stdin.isatty()
     if interactive:
@@ -119,7 +119,7 @@ def user_turns() -> Iterator[str]:
 
 
 def _input_waits() -> bool:
-    """Whether standard input holds more already."""
+    """Returns whether standard input has more text ready."""
     try:
         return bool(select.select([sys.stdin], [], [], _PASTE_SECONDS)[0])
     except (OSError, ValueError):  # no file
@@ -127,7 +127,7 @@ def _input_waits() -> bool:
 
 
 class Conversation:
-    """The messages so far, and how the next answer is made."""
+    """The messages of a conversation so far, and the parameters of the next completion."""
 
     def __init__(self, engine: Engine, system: str, tools: list[JsonObject] | None, sampling: dict[str, Any]):
         self._engine = engine
@@ -137,7 +137,7 @@ class Conversation:
         self._history: list[JsonObject] = []
 
     def check(self) -> None:
-        """Raises now what would be wrong with every turn: no tokenizer or template, malformed tools or sampling."""
+        """Raises errors that every turn would have: no tokenizer or template, malformed tools or parameters."""
         hello = self._messages({"role": "user", "content": "Hello"})
         self._engine.chat(hello, tools=self._tools, stream=True, **self._sampling).close()
 
@@ -146,7 +146,7 @@ class Conversation:
         return [*system, *self._history, turn]
 
     def command(self, text: str) -> bool:
-        """Obeys a line that begins with a slash; False to leave."""
+        """Runs a command, a line that begins with a slash. Returns False to leave the conversation."""
         name, _, rest = text.partition(" ")
         rest = rest.strip()
         if name in ("/exit", "/quit"):
@@ -170,7 +170,7 @@ class Conversation:
         return True
 
     def say(self, role: str, text: str) -> None:
-        """Answers a user or a tool, as it is generated; keeps both in the history."""
+        """Adds a message of the user or a tool, prints the completion as it arrives, and keeps both in the history."""
         turn = {"role": role, "content": text}
         stream = self._engine.chat(self._messages(turn), tools=self._tools, stream=True, **self._sampling)
         said, output, reason = "", None, None

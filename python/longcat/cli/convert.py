@@ -1,13 +1,14 @@
-"""`longcat convert`: a checkpoint in the formats the CPU kernels read."""
+"""`longcat convert`: writes a checkpoint in the formats that the CPU kernels read."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from longcat.cli.progress import ByteBar
 
-MIN_TOKENS = 1024
+_MIN_TOKENS = 1024
 _MAX_TEXT_BYTES = 1 << 30
 
 
@@ -20,19 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quant",
         required=True,
         choices=PRESETS,
-        help="int4 (4.5 bits a weight: the smallest), int8 (8.5 bits) or bf16 (the same values, faster to read)",
+        help="int4 (4.5 bits a weight, 8.5 in head and embedding: the smallest), int8 (8.5 bits) or bf16 (the same "
+        "values, faster to read)",
     )
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="a text like those the model was trained on or will read: int4 is rounded for it, and loses far less",
+        help="a text like those the model will read, for which int4 is rounded (default: a text of longcat's own; "
+        '"none": each weight by itself, faster and far worse)',
     )
     parser.add_argument(
         "--calibration-tokens",
         type=int,
         default=16384,
-        metavar="N",
-        help="tokens of FILE to read, from its start (default: %(default)s)",
+        metavar="TOKENS",
+        help="tokens of the text to read, from its start (default: %(default)s)",
     )
     what = {
         "core": "attention and dense layers",
@@ -47,11 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
+    from longcat.checkpoint.default_text import default_token_ids
     from longcat.support.text import bytes_text, count
 
     formats = PRESETS[args.quant] | {c: getattr(args, c) for c in COMPONENTS if getattr(args, c)}
-    calibration = None if args.calibrate is None else _token_ids(args.model, args.calibrate, args.calibration_tokens)
+    calibration = None
+    if args.calibrate not in (None, "none"):
+        calibration = _token_ids(args.model, args.calibrate, args.calibration_tokens)
     with ByteBar("converting") as bar:
+        if args.calibrate is None and formats["core"] == "int4":
+            if os.path.exists(os.path.join(args.model, "tokenizer.json")):
+                calibration = default_token_ids(args.model)[: max(0, args.calibration_tokens)]
+            else:
+                bar.print(f"{args.model} has no tokenizer.json: int4 is rounded without a text")
         try:
             made = convert_checkpoint(
                 args.model, args.out, formats, calibration=calibration, progress=bar.update, log=bar.print
@@ -68,17 +79,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _token_ids(model: str, file: str, count: int) -> list[int]:
-    """The first tokens of a text file.
+    """Returns the first tokens of a text file.
 
     Raises:
         longcat.Error: there is no tokenizer, or the file is no text.
-        ValueError: the text is too short to say anything.
+        ValueError: the text is too short for a calibration.
     """
     from longcat.request.tokenizer import Tokenizer
     from longcat.support.files import read_text
 
     text = read_text(file, "[convert] --calibrate", _MAX_TEXT_BYTES)
     ids = Tokenizer(model).encode(text)[: max(0, count)]
-    if len(ids) < MIN_TOKENS:
-        raise ValueError(f"--calibrate {file} gives {len(ids)} tokens: expected at least {MIN_TOKENS}")
+    if len(ids) < _MIN_TOKENS:
+        raise ValueError(f"--calibrate {file} gives {len(ids)} tokens: expected at least {_MIN_TOKENS}")
     return ids

@@ -1,4 +1,4 @@
-"""`longcat doctor`: is this machine fit, and what to do where it is not."""
+"""`longcat doctor`: checks whether this machine is fit, and names a remedy where it is not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 when something fails; warnings do not count."""
+    """Runs the command. Returns 1 when a check fails; warnings do not count."""
     from longcat.planning.doctor import examine
 
     verdicts = examine(args.model)

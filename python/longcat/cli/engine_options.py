@@ -1,4 +1,4 @@
-"""What every command that loads a model shares: its options, and the progress bar."""
+"""The options and the progress bar that all commands with a model share."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from longcat.cli.parser import add_other_engine_flags, integer, number
 from longcat.cli.progress import ByteBar
 from longcat.engine import option_checks as checks
 from longcat.engine.config import EngineConfig, options
+from longcat.request.sampling_params import parameters
 from longcat.support.other_engines import format_name
 from longcat.support.values import positive, share
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, command: str) -> None:
-    """The checkpoint folder and the engine's options, which engine_keywords reads.
+    """Adds the checkpoint folder and the engine's options, which engine_keywords reads.
 
     Args:
-        command: "serve" takes the folder also by --model or --model-path; some options are of some commands.
+        command: "serve" takes the folder also by --model or --model-path. Some options belong to some commands only.
     """
     text = options()["model"].help
     if command == "serve":
@@ -49,10 +50,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def add_option(group: argparse._ActionsContainer, name: str, default: str = "") -> None:
-    """The flags of one engine option, by all its names.
+    """Adds the flags of one engine option, by all its names.
 
     Args:
-        default: in words, where it differs from the engine's.
+        default: the default in words, where it differs from the engine's.
     """
     option, value = options()[name], getattr(EngineConfig, name)
     flags = [flag_of(alias) for alias in (name, *option.aliases)]
@@ -71,19 +72,19 @@ def add_option(group: argparse._ActionsContainer, name: str, default: str = "") 
         dest=name,
         type=parse,
         default=value,
-        metavar=option.metavar,
+        metavar=option.unit.upper() if option.metavar == "N" and option.unit else option.metavar,
         choices=option.choices or None,
         help=f"{option.help} (default{':' if option.default else ''} {shown})".replace("%", "%%"),
     )
 
 
 def flag_of(name: str) -> str:
-    """The flag of a keyword."""
+    """Returns the flag of a keyword."""
     return "--" + name.replace("_", "-")
 
 
 def _number_format(flag: str) -> Callable[[str], str]:
-    """A type of arguments: a number format, by our name or another engine's."""
+    """Returns an argument type: a number format, by our name or another engine's."""
 
     def parse(text: str) -> str:
         try:
@@ -101,7 +102,7 @@ def _json(text: str) -> object:
         raise argparse.ArgumentTypeError(f"{text}; expected JSON: {error}") from None
 
 
-# The type of an argument, by the check of its option; others are texts, which the check reads itself.
+# Argument types by the check of their option. Other options are texts, which their checks parse.
 _PARSERS: dict[Callable[[str, Any], object], Callable[[str], object]] = {
     positive: integer(1),
     share: number(0, 1, above=True),
@@ -112,43 +113,40 @@ _PARSERS: dict[Callable[[str, Any], object], Callable[[str], object]] = {
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that sampling_options reads."""
+    """Adds the options that sampling_options reads."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--max-tokens", type=integer(1), default=256, metavar="N", help="most new tokens (default 256)")
-    kinds: list[tuple[str, Callable[[str], float], str]] = [
-        ("temperature", number(0), "divide logits by this; 0 is greedy"),
-        ("top-k", integer(-1), "keep the k most likely tokens; 0 is off"),
-        ("top-p", number(0, 1, above=True), "keep the most likely tokens that make up this probability"),
-        ("min-p", number(0, 1), "drop tokens below this share of the most likely one; 0 is off"),
-        ("repetition-penalty", number(0, above=True), "divide the logits of tokens that occurred; 1 is off"),
-    ]
-    for name, kind, text in kinds:
-        group.add_argument(
-            f"--{name}", type=kind, metavar="X", help=f"{text} (default: the model's generation_config.json)"
-        )
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
+    helps = {name: parameter.help for name, parameter in parameters().items()}
     group.add_argument(
-        "--seed",
-        type=integer(),
-        metavar="N",
-        help="seed of the draws: the same seed gives the same text (default: random)",
+        "--max-tokens", type=integer(1), default=256, metavar="TOKENS", help=f"{helps['max_tokens']} (default 256)"
     )
+    kinds: list[tuple[str, Callable[[str], float]]] = [
+        ("temperature", number(0)),
+        ("top_k", integer(-1)),
+        ("top_p", number(0, 1, above=True)),
+        ("min_p", number(0, 1)),
+        ("repetition_penalty", number(0, above=True)),
+    ]
+    for name, kind in kinds:
+        text = f"{helps[name]} (default: the model's generation_config.json)"
+        group.add_argument(flag_of(name), type=kind, metavar="X", help=text)
+    group.add_argument("--stop", action="append", metavar="TEXT", help=f"{helps['stop']}; repeatable")
+    group.add_argument("--seed", type=integer(), metavar="N", help=f"{helps['seed']} (default: random)")
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for SamplingParams."""
+    """Returns the keywords for SamplingParams."""
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
     return {name: getattr(args, name) for name in names}
 
 
 def engine_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for Engine, but for the model."""
+    """Returns the keywords for Engine, without the model."""
     return {name: getattr(args, name) for name in args.engine_options}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process in its job: which replica of the model it belongs to, and which rank of that it is."""
+    """The place of this process in its job: the index of its replica of the model, and its rank in the replica."""
 
     replica: int = 0
     rank: int = 0
@@ -177,7 +175,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
     assert job is not None
     job.watch()
     replica, rank = divmod(job.launch.rank, max(tp, ep))
-    # Rank 0 says when it is over. A launcher that gets SIGTERM kills its ranks at once, but hands SIGUSR1 on to them.
+    # Rank 0 decides when the job ends. A launcher that gets SIGTERM kills its ranks at once, but it forwards SIGUSR1.
     if rank > 0:
         for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(ignored, signal.SIG_IGN)
@@ -187,7 +185,7 @@ def join_ranks(args: argparse.Namespace) -> Place:
 
 
 def open_engine(args: argparse.Namespace, **more: object) -> Engine:
-    """The engine that the options and `more` describe, with a progress bar while it loads. After join_ranks."""
+    """Opens the engine of the options and `more`, with a progress bar. Call join_ranks before."""
     from longcat.engine.engine import Engine
     from longcat.parallel.job import current_job
 
@@ -203,6 +201,6 @@ def open_engine(args: argparse.Namespace, **more: object) -> Engine:
 
 
 def follow(engine: Engine) -> int:
-    """What every command does on another rank than 0."""
+    """Computes the steps of rank 0, as every command does on the other ranks. Returns the exit code."""
     engine.follow()
     return 0

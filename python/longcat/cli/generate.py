@@ -1,4 +1,4 @@
-"""`longcat generate`: continue a prompt, as it is generated."""
+"""`longcat generate`: continues a prompt, and prints the text as it is generated."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser, "generate")
     parser.add_argument("prompt", nargs="?", help="text to continue; without it, or with -, standard input is read")
     add_sampling_arguments(parser)
-    parser.add_argument("-n", type=integer(1, 128), default=1, metavar="N", help="answers to the prompt (default 1)")
     parser.add_argument(
-        "--json-schema", metavar="SCHEMA", help="the answer is JSON that fits this schema, given as JSON or as a file"
+        "-n", type=integer(1, 128), default=1, metavar="COMPLETIONS", help="completions of the prompt (default 1)"
+    )
+    parser.add_argument(
+        "--json-schema", metavar="SCHEMA", help="hold the completion to this JSON schema, given as JSON or as a file"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object: texts, token ids, ends, times")
 
@@ -50,23 +52,23 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(_as_json(output), ensure_ascii=False, indent=2))
         elif args.n > 1:
             output = engine.generate(prompt, use_tqdm=False, **sampling)
-            for answer in output.outputs:
-                print(f"[{answer.index + 1}] {answer.text}")
+            for completion in output.outputs:
+                print(f"[{completion.index + 1}] {completion.text}")
         else:
-            # A document of a schema is whole without the prompt.
+            # With a schema the completion is a whole document, so the prompt is not printed before it.
             streamed = _stream(engine, prompt, sampling, shown="" if args.json_schema is not None else prompt)
             if streamed is None:
                 return 130
             output = streamed
         _tell(output)
-        return 1 if any(answer.finish_reason == "error" for answer in output.outputs) else 0
+        return 1 if any(completion.finish_reason == "error" for completion in output.outputs) else 0
 
 
 def _prompt(given: str | None) -> str:
-    """The prompt of the command line, or standard input without the line end that `echo` adds.
+    """Returns the prompt of the command line, or standard input without the line end that `echo` adds.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is no prompt, and standard input is a terminal.
     """
     if given not in (None, "-"):
         return given or ""
@@ -79,10 +81,10 @@ def _prompt(given: str | None) -> str:
 
 
 def _schema(given: str) -> JsonObject:
-    """A JSON schema, or that of a file.
+    """Returns a JSON schema that is given as JSON or as a file.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither JSON nor a file.
     """
     try:
         if os.path.isfile(given):
@@ -99,7 +101,7 @@ def _schema(given: str) -> JsonObject:
 
 
 def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -> RequestOutput | None:
-    """Prints the answer as it is generated; None when it is interrupted."""
+    """Prints the completion as it is generated. Returns None when the user interrupts it."""
     stream = engine.generate(prompt, stream=True, **sampling)
     print(shown, end="", flush=True)
     output = None
@@ -116,35 +118,35 @@ def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -
 
 
 def _as_json(output: RequestOutput) -> JsonObject:
-    answers = [
+    completions = [
         {
-            "index": answer.index,
-            "text": answer.text,
-            "token_ids": answer.token_ids,
-            "finish_reason": answer.finish_reason,
-            "stop_reason": answer.stop_reason,
-            "error": answer.error,
+            "index": completion.index,
+            "text": completion.text,
+            "token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+            "error": completion.error,
         }
-        for answer in output.outputs
+        for completion in output.outputs
     ]
     return {
         "prompt": output.prompt,
         "prompt_token_ids": output.prompt_token_ids,
-        "outputs": answers,
+        "outputs": completions,
         "metrics": dataclasses.asdict(output.metrics),
     }
 
 
 def _tell(output: RequestOutput) -> None:
-    """Counts and times, on standard error."""
-    metrics, reasons = output.metrics, dict.fromkeys(str(answer.finish_reason) for answer in output.outputs)
-    num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+    """Prints counts and times on standard error."""
+    metrics, reasons = output.metrics, dict.fromkeys(str(completion.finish_reason) for completion in output.outputs)
+    num_tokens = sum(len(completion.token_ids) for completion in output.outputs)
     first = f"first token after {1000 * metrics.first_token_s:.0f} ms; " if metrics.first_token_s is not None else ""
     print(
         f"[{len(output.prompt_token_ids)} prompt tokens, {first}{num_tokens} tokens at "
         f"{metrics.tokens_per_second(num_tokens):.1f} tok/s; {', '.join(reasons)}]",
         file=sys.stderr,
     )
-    for answer in output.outputs:
-        if answer.error is not None:
-            print(f"longcat: {answer.error}", file=sys.stderr)
+    for completion in output.outputs:
+        if completion.error is not None:
+            print(f"longcat: {completion.error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`longcat make-checkpoint`: random weights of any scale in the official layout."""
+"""`longcat make-checkpoint`: writes random weights of any scale in the official layout."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _field(text: str) -> tuple[str, Json]:
-    """Name and value of "moe_topk=4"; a value that is not JSON is a string.
+    """Returns the name and the value of a text such as "moe_topk=4". A value that is not JSON is a string.
 
     Raises:
         ValueError: there is no "=".

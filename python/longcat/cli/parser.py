@@ -21,7 +21,7 @@ _SHORT_FLAGS = {
     "-q": "--quantization",
 }
 
-# What argparse says -> what is said here. The first group of the later ones is the flag with all its aliases.
+# Messages of argparse and our words for them. The first group of _CHOICE and _ARGUMENT is the flag with its aliases.
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _CHOICE = re.compile(r"argument (.+?): invalid choice: (.+?) \(choose from (.+)\)$")
 _ARGUMENT = re.compile(r"argument (.+?): (.+)")
@@ -32,7 +32,7 @@ _PLAIN = (
     (re.compile("ignored explicit argument '?(.*?)'?$"), r"takes no value; found \1"),
 )
 
-_LISTED = 6  # choices that are listed in a message; of more the nearest is named
+_LISTED = 6  # most choices that a message lists; of more it names the nearest
 
 
 class UsageError(ValueError):
@@ -40,7 +40,7 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without prefixes of flags and without usage dumps: what is wrong is told in one line."""
+    """argparse with exact flags, and with errors of one line in place of the usage."""
 
     _given: Sequence[str] = ()
 
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def format_help(self) -> str:
-        """The help, with a usage line of the arguments alone: the flags follow, each with its own line."""
+        """Returns the help. Its usage line has the arguments alone, because each flag has a line below."""
         if self.usage is None:
             usage = "%(prog)s [flags]"
             for action in self._actions:
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """As argparse does it, but arguments that are left over are an error of the command that left them."""
+        """Parses as argparse does, but the command that leaves arguments over raises the error."""
         self._given = [self._spelled(text) for text in (sys.argv[1:] if args is None else args)]
         namespace, rest = super().parse_known_args(self._given, namespace)
         flags = [text for text in rest if text.startswith("-") and text != "--"]
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         return namespace, []
 
     def _spelled(self, text: str) -> str:
-        """An argument with short flags and underscores written out: -tp, --max_model_len."""
+        """Returns an argument in its long form: --tensor-parallel-size for -tp, --max-model-len for --max_model_len."""
         name, equals, value = text.partition("=")
         full = _SHORT_FLAGS.get(name) or (name.replace("_", "-") if name.startswith("--") else name)
         known = self._option_string_actions
@@ -87,8 +87,8 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown flag {flag}; {self._help()}")
 
     def error(self, message: str) -> NoReturn:
-        """Raises UsageError with a line of ours in place of argparse's."""
-        if _REQUIRED.match(message):  # a flag may be missing since it is misspelt
+        """Raises UsageError with our message in place of argparse's."""
+        if _REQUIRED.match(message):  # the missing flag may be there, misspelt
             flags = [text.partition("=")[0] for text in self._given if text.startswith("--") and text != "--"]
             for flag in flags:
                 if flag not in self._option_string_actions:
@@ -117,14 +117,14 @@ class Parser(argparse.ArgumentParser):
         return f"{self._as_given(argument)} {value}; {hint}"
 
     def _as_given(self, argument: str) -> str:
-        """Of a flag's aliases the one on the command line."""
+        """Returns the alias of a flag that the command line has."""
         given = {text.partition("=")[0] for text in self._given}
         names = argument.split("/")
         return next((name for name in names if name in given), names[0])
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was meant: one that begins so, or one that is spelt nearly so."""
+    """Returns the known name that `name` probably means: one that begins with it, or one spelt nearly the same."""
     names = sorted(known)
     longer = [other for other in names if len(name) > 3 and other.startswith(name)]
     near = longer or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
@@ -132,7 +132,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def integer(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
-    """A type of arguments: an integer in a range, both ends included."""
+    """Returns an argument type: an integer in a range, both ends included."""
 
     def parse(text: str) -> int:
         try:
@@ -149,11 +149,11 @@ def integer(least: int | None = None, most: int | None = None) -> Callable[[str]
 def number(
     least: float, most: float | None = None, *, above: bool = False, infinite: bool = False
 ) -> Callable[[str], float]:
-    """A type of arguments: a number in a range.
+    """Returns an argument type: a number in a range.
 
     Args:
-        above: `least` itself does not count.
-        infinite: inf may be given.
+        above: exclude `least` itself.
+        infinite: allow inf.
     """
 
     def parse(text: str) -> float:
@@ -179,7 +179,7 @@ def _range(noun: str, least: float | None, most: float | None, above: bool = Fal
 
 
 class OtherEngineFlag(argparse.Action):
-    """A flag of another engine: remembered to be told as ignored, or refused with the remedy."""
+    """Handles a flag of another engine: puts it on the list of ignored flags, or refuses it with a remedy."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         flag = self.option_strings[0]
@@ -191,7 +191,7 @@ class OtherEngineFlag(argparse.Action):
 
 
 def add_other_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """Takes launch lines of vLLM and SGLang as they are; what is said of it stands in `args.ignored`."""
+    """Adds the flags of vLLM and SGLang that have no effect here. `args.ignored` lists those that were given."""
     known = parser._option_string_actions
     for name, option in OTHER_OPTIONS.items():
         if f"--{name}" not in known:

@@ -1,4 +1,4 @@
-"""`longcat plan`: what a checkpoint needs and where it fits."""
+"""`longcat plan`: prints the memory that a checkpoint needs, and the machines where it fits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-tokens",
         type=integer(1),
-        metavar="N",
+        metavar="TOKENS",
         help="tokens that pass before the peak (default: what the latent cache holds)",
     )
     parser.add_argument(
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus",
         type=integer(1, 64),
-        metavar="N",
-        help="print only what N H100 would reach, by layout",
+        metavar="GPUS",
+        help="print only the speeds to expect of this many H100, by layout",
     )
     parser.add_argument(
         "--ngram-placement",
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def text(plan: Plan) -> str:
-    """The plan as tables."""
+    """Returns the plan as tables."""
     from longcat.planning.plan import GIB, GPU_BANDWIDTH
     from longcat.support.text import bytes_text
 
@@ -140,7 +140,7 @@ def text(plan: Plan) -> str:
 
 
 def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject]:
-    """Layouts on `num_gpus` H100: what each rank holds [bytes] and how long steps take [ms]; the fastest at one first.
+    """Returns the layouts on `num_gpus` H100, the fastest for one request first: bytes of a rank, times of steps [ms].
 
     Raises:
         ValueError: no layout has `num_gpus` ranks.

@@ -1,4 +1,4 @@
-"""A progress bar over bytes, on standard error."""
+"""Shows a progress bar over bytes, on standard error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TextIO
 
 
 class ByteBar:
-    """Shown in a terminal, when the work takes longer than a moment."""
+    """A progress bar that appears in a terminal when the work takes longer than a moment."""
 
     def __init__(self, label: str):
         self._label = label
@@ -24,7 +24,7 @@ class ByteBar:
         self._bar.update(done - self._bar.n)
 
     def print(self, line: str, file: TextIO | None = None) -> None:
-        """A line of output, with the bar out of its way."""
+        """Prints a line of output above the bar."""
         self._bar.clear()
         print(line, file=file or sys.stdout, flush=True)
 

@@ -49,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME",
-        help="more values of the header Host that are answered; * for all (default: on a loopback "
+        help="more values of the header Host that are accepted; * for all (default: on a loopback "
         "address localhost, 127.0.0.1 and [::1], elsewhere all)",
     )
     server.add_argument(
         "--max-connections",
         type=integer(1),
         default=16384,
-        metavar="N",
+        metavar="CONNECTIONS",
         help="connections open at once, if the limit of open files allows (default 16384)",
     )
     server.add_argument(
@@ -81,34 +81,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for responses that later ones go on from (default 64 MiB)",
     )
     server.add_argument(
-        "--max-logprobs", type=integer(0), default=20, metavar="N", help="most logprobs of a request (default 20)"
+        "--max-logprobs", type=integer(0), default=20, metavar="TOKENS", help="most logprobs of a request (default 20)"
     )
     server.add_argument(
         "--max-stop-strings",
         type=integer(0),
         default=16,
-        metavar="N",
+        metavar="TEXTS",
         help="most stop strings of a request (default 16)",
     )
     server.add_argument(
         "--grammar-timeout",
         type=number(0, above=True),
         default=2.0,
-        metavar="S",
+        metavar="SECONDS",
         help="seconds to compile one grammar (default 2)",
     )
     server.add_argument(
         "--send-timeout",
         type=number(0, above=True),
         default=30.0,
-        metavar="S",
+        metavar="SECONDS",
         help="seconds until a client that takes nothing is cut off (default 30)",
     )
     server.add_argument(
         "--shutdown-timeout",
         type=number(0),
         default=30.0,
-        metavar="S",
+        metavar="SECONDS",
         help="seconds for requests to finish after SIGTERM (default 30)",
     )
     server.add_argument(
@@ -202,9 +202,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model_folder(args: argparse.Namespace) -> str:
-    """The checkpoint folder, given once.
+    """Returns the checkpoint folder, and raises UsageError unless it is given once.
 
-    argparse hands the folder to a flag with several values that stands before it: `--served-model-name a b FOLDER`.
+    In `--served-model-name a b FOLDER` argparse takes the folder for a value of the flag, so it is looked for there,
+    too.
     """
     if args.model is None and args.model_path is None:
         for values in (args.served_model_name, args.api_key, args.cors_origin):

@@ -1,4 +1,4 @@
-"""`longcat verify`: is a checkpoint whole, and what does it hold?"""
+"""`longcat verify`: checks whether a checkpoint is whole, and reports its contents."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The engine: a loaded checkpoint, from requests to text."""
+"""The engine: a loaded checkpoint that turns requests into text."""

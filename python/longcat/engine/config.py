@@ -20,7 +20,7 @@ from longcat.support.values import parse_bytes, positive, share
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option beside its name, type and default.
+    """The facts about an option beside its name, type and default.
 
     Args:
         help: one line without its default, which the command line and the reference add.
@@ -28,11 +28,11 @@ class Option:
         core: name of the core's option; "": the core has none.
         details: further sentences for the reference.
         default: the default in words, where the value says too little.
-        unit: of the value.
+        unit: unit of the value; "": it has none.
         aliases: names of other engines, as keywords and as flags.
         metavar: stands for the value in the command line's help; "": there is no flag.
         choices: all values of the flag.
-        commands: those that have the flag; empty: all that make an engine.
+        commands: the commands that have the flag; empty: all commands that make an engine.
         off_flags: further flags that turn a switch off.
     """
 
@@ -50,7 +50,7 @@ class Option:
 
 
 def option(value: Any, help: str, check: Callable[[str, Any], Any] = checks.anything, **facts: Any) -> Any:
-    """A field: its default, and the facts that Option names."""
+    """Makes a field of its default and the facts that Option names."""
     return dataclasses.field(default=value, metadata={"option": Option(help, check, **facts)})
 
 
@@ -125,7 +125,7 @@ class EngineConfig:
     )
     max_model_len: int | None = option(
         None,
-        "most tokens of prompt and answer together",
+        "most tokens of prompt and completion together",
         positive,
         core="max_model_len",
         default="max_position_embeddings of config.json",
@@ -147,8 +147,8 @@ class EngineConfig:
         'size of the latent cache, as "4GiB"',
         parse_bytes,
         core="kv_cache_memory",
-        details="auto is the lesser of a quarter of the free memory (on a GPU all that is left) and what max_num_seqs "
-        "sequences of max_model_len can use.",
+        details="auto is a quarter of the free memory, on a GPU all that is left, and less where max_num_seqs "
+        "sequences of max_model_len cannot use so much.",
         unit="bytes",
         aliases=("kv_cache_memory_bytes",),
         metavar="SIZE",
@@ -177,8 +177,8 @@ class EngineConfig:
         'draft next tokens by {"method": "mtp"} or {"method": "ngram"}',
         checks.speculation,
         core="speculation",
-        details="Draft tokens are checked in one step, so that texts are the same in fewer steps. "
-        "num_speculative_tokens (3) is the most of one draft. mtp drafts by the checkpoint's multi-token-prediction "
+        details="A step verifies all draft tokens of a sequence, so texts are the same in fewer steps. "
+        "num_speculative_tokens (3) is the most draft tokens at a time. mtp drafts by the checkpoint's MTP "
         "layer (model.mtp.*, in model-auxiliary.safetensors). ngram drafts what followed the last prompt_lookup_min "
         "(2) to prompt_lookup_max (4) tokens where they occurred before: it needs no weights.",
         default="none",
@@ -190,12 +190,12 @@ class EngineConfig:
         'host memory for preempted requests, as "4GiB"',
         checks.swap_bytes,
         core="swap_memory",
-        details="auto is as much as the cache. What has no room there is computed again.",
+        details="auto is as much as the cache. Requests that do not fit there are computed again.",
         unit="bytes",
     )
     enable_prefix_caching: bool = option(
         True,
-        "share what requests that begin alike have in common",
+        "compute the common beginning of prompts once",
         checks.switch,
         core="enable_prefix_caching",
         metavar="BOOL",
@@ -214,7 +214,7 @@ class EngineConfig:
     )
     max_num_queued: int = option(
         4096,
-        "requests that wait; more get QueueFullError, of a server status 429",
+        "most requests that wait; further ones get QueueFullError, from a server status 429",
         positive,
         core="max_num_queued",
         details="`Engine.generate` waits for room in place of the error.",
@@ -295,10 +295,10 @@ class EngineConfig:
 
     @classmethod
     def of(cls, model: str | os.PathLike[str] | EngineConfig | None, keywords: Mapping[str, object]) -> EngineConfig:
-        """The options that Engine is given: a folder or a config, and keywords by any of their names.
+        """Makes the options from the arguments of Engine: a folder or a config, and keywords by any of their names.
 
         Raises:
-            TypeError: an unknown keyword, answered with the nearest one; or two for one option.
+            TypeError: a keyword is unknown (the message has the nearest one), or two keywords set one option.
             ValueError: a value is wrong.
         """
         names = {alias: name for name, option in options().items() for alias in (name, *option.aliases)}
@@ -314,7 +314,7 @@ class EngineConfig:
         return dataclasses.replace(model, **given) if isinstance(model, EngineConfig) else cls(**given)
 
     def core_options(self) -> _core.EngineOptions:
-        """The options as the core takes them.
+        """Returns the options for the core.
 
         Raises:
             ValueError, TypeError: a value is wrong.
@@ -323,7 +323,7 @@ class EngineConfig:
         for name, option in options().items():
             given = getattr(self, name)
             if given is None and getattr(EngineConfig, name) is None:
-                continue  # the core's own default
+                continue  # leave the core's own default
             value = option.check(name, given)
             if option.core:
                 setattr(core, option.core, value)
@@ -333,11 +333,11 @@ class EngineConfig:
 
 
 def options() -> dict[str, Option]:
-    """What is known of each option, by name."""
+    """Returns the facts about each option, by name."""
     return {field.name: field.metadata["option"] for field in dataclasses.fields(EngineConfig)}
 
 
 def default_step_tokens(device: str, max_num_seqs: int) -> int:
-    """Most tokens of a step: a GPU reads all experts for each chunk of a prompt, so it needs thousands."""
+    """Returns the default of max_num_batched_tokens: thousands on a GPU, where each chunk reads all experts."""
     is_gpu = device == "cuda" or device.startswith("cuda:")
     return max(8192 if is_gpu else 512, max_num_seqs)

@@ -1,4 +1,4 @@
-"""Engine: a loaded checkpoint, from text to text."""
+"""Engine: loads a checkpoint and completes texts."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Engine(TextMethods, Uncopied):
 
     Args:
         model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or an
-            EngineConfig, which has it.
+            EngineConfig, which names the folder.
         options: fields of EngineConfig, or other engines' names for them, such as `tp` or `max_running_requests`;
             docs/reference/engine.md lists them with their defaults.
     Raises:
-        longcat.Error: the checkpoint is missing, damaged or of another model; one line says what and where.
+        longcat.Error: the checkpoint is missing, damaged or of another model; the message is one line.
         longcat.OutOfMemoryError: the cache does not fit.
         ValueError, TypeError: an option is wrong.
     """
@@ -92,7 +92,7 @@ class Engine(TextMethods, Uncopied):
         progress: Callable[[int, int], None] | None,
         communicator: _core.Communicator | None,
     ) -> _core.Engine:
-        """The native engine. A subclass may open one on a device of its own."""
+        """Opens the native engine. A subclass may open one on another device."""
         return _core.Engine(self.model, options, progress, communicator)
 
     @property
@@ -102,11 +102,11 @@ class Engine(TextMethods, Uncopied):
 
     @property
     def replica(self) -> int:
-        """Which of the data_parallel_size copies of the model this is."""
+        """Index of this process's copy of the model, from 0 to data_parallel_size - 1."""
         return self._replica
 
     def follow(self) -> None:
-        """Takes part in the requests of rank 0, until rank 0 closes its engine. For ranks that make no requests.
+        """Computes the steps of rank 0 until rank 0 closes its engine. Ranks that make no requests call this.
 
         Raises:
             longcat.Error: the job has failed.
@@ -122,7 +122,7 @@ class Engine(TextMethods, Uncopied):
     # --- numbers -----------------------------------------------------------------------------------------------
 
     def forward(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Logits of every position of one sequence.
+        """Computes the logits of every position of one sequence.
 
         Args:
             token_ids: [num_tokens] ids of the vocabulary.
@@ -131,7 +131,7 @@ class Engine(TextMethods, Uncopied):
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than max_model_len.
             longcat.OutOfMemoryError: the cache has too few free blocks.
-        Requests that run are held up meanwhile.
+        Running requests wait meanwhile.
         """
         return self._core.forward(as_token_ids(token_ids))
 
@@ -202,16 +202,16 @@ class Engine(TextMethods, Uncopied):
 
         Args:
             prompts: a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}; or a list of these.
-            sampling_params: a SamplingParams, a dict, or nothing, or a list with one for each prompt; keywords
-                (`temperature=0`) go on top.
+            sampling_params: a SamplingParams, a dict, or nothing, or a list with one for each prompt. Keywords
+                (`temperature=0`) override it.
             prompt_token_ids: token ids in place of text: a list of ints, or a list of such lists.
             stream: return an iterator of StreamChunk as tokens arrive; closing it ends its requests.
-            use_tqdm: in a terminal, show how many of several prompts are done, when that takes more than two seconds.
+            use_tqdm: show a progress bar over several prompts, in a terminal and after two seconds.
         Returns:
             A RequestOutput for one prompt, a list of them for a list; `str()` of one is its text.
         Raises:
             ValueError: a prompt is empty or too long, or a parameter is out of range.
-            TypeError: an unknown parameter name, answered with the nearest.
+            TypeError: a parameter name is unknown; the message has the nearest one.
         """
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
         params = params_of_each(sampling_params, sampling, len(prompt_list))
@@ -238,13 +238,13 @@ class Engine(TextMethods, Uncopied):
         Leaving the loop, or cancelling its task, ends the request.
 
         Args:
-            prompt: as one of generate's, or None with prompt_token_ids.
+            prompt: one prompt, as for generate, or None with prompt_token_ids.
             request_id: a name for `abort`; default the number in `chunk.request_id`.
             group: shared by the requests of one client's call, so that they do not outweigh other calls.
             sampling_params, sampling: as for generate.
         Raises:
             longcat.QueueFullError: max_num_queued requests wait already.
-            ValueError, TypeError: as generate, with the first chunk asked for.
+            ValueError, TypeError: as generate, when the first chunk is requested.
         """
         chunks = self._agenerate(prompt, sampling_params, prompt_token_ids, request_id, group, sampling)
         return AsyncChunks(chunks, lambda chunk: chunk.output)
@@ -281,7 +281,7 @@ class Engine(TextMethods, Uncopied):
         request_id: str | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> AsyncChunks[ChatChunk, ChatOutput]:
-        """Answers one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
+        """Completes one conversation, for asyncio: `async for` yields ChatChunk, `await` returns the ChatOutput.
 
         Args, Raises: as for chat and agenerate.
         """
@@ -312,10 +312,10 @@ class Engine(TextMethods, Uncopied):
                 yield reader.read(chunk)
 
     def abort(self, request_id: int | str) -> bool:
-        """Ends a request from wherever: its answers finish with "abort".
+        """Ends a request, from any thread. Its completions finish with "abort".
 
         Args:
-            request_id: of its chunks (`chunk.request_id`), or the name given to agenerate.
+            request_id: `chunk.request_id` of its chunks, or the name given to agenerate.
         Returns:
             False when no such request runs.
         """
@@ -365,21 +365,22 @@ class Engine(TextMethods, Uncopied):
         use_tqdm: bool = True,
         **sampling: Unpack[SamplingKeywords],
     ) -> ChatOutput | list[ChatOutput] | ChatStream:
-        """Answers a conversation, by the checkpoint's chat template.
+        """Completes a conversation, by the checkpoint's chat template.
 
         Args:
             messages: [{"role", "content", ...}, ...], or a list of such conversations. `tool_calls` in the history may
                 carry `arguments` as a dict or as JSON text. Tags typed by users stay text.
-            tools: functions the model may call, {"type": "function", "function": {...}}. Without tools nothing in an
-                answer is read as a call.
-            tool_choice: "auto", "none" to leave the tools out, "required" for an answer that calls, or
+            tools: functions that the model may call, {"type": "function", "function": {...}}. Without tools no part of
+            a
+                completion is read as a call.
+            tool_choice: "auto", "none" to leave the tools out, "required" for a completion that calls one, or
                 {"type": "function", "function": {"name": ...}} for one call of that tool.
-            continue_final_message: the answer continues the last message in place of beginning a new one.
+            continue_final_message: the completion continues the last message in place of beginning a new one.
             chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
             sampling_params, stream, use_tqdm, sampling: as for generate; a stream yields ChatChunk.
         Returns:
-            A ChatOutput, whose `message` is {"role", "content"} and, when it calls tools, "tool_calls" with `arguments`
-            as a dict; a list of them for a list.
+            A ChatOutput for one conversation, a list of them for a list. Its `message` has "role" and "content". When
+            it calls tools, it also has "tool_calls", with `arguments` as a dict.
         Raises:
             ValueError: a message or tool is malformed, or the prompt is too long.
             longcat.Error: the checkpoint has no chat template, or it refuses the messages.
@@ -423,7 +424,7 @@ class Engine(TextMethods, Uncopied):
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     ) -> PromptScore | list[PromptScore]:
-        """How likely the model finds each token of a text given those before it.
+        """Computes the log-probability of each token of a text, given the tokens before it.
 
         Args:
             prompts, prompt_token_ids: as for generate.
@@ -431,7 +432,7 @@ class Engine(TextMethods, Uncopied):
             A PromptScore for one prompt, a list of them for a list.
         Raises:
             ValueError: a prompt is empty or too long.
-            longcat.Error: a prompt's logits are not finite, or it was aborted.
+            longcat.Error: the logits of a prompt are not finite, or the prompt was aborted.
         """
         prompt_list, single = to_prompts(prompts, prompt_token_ids)
         scores = [score_of(output) for output in Engine.generate(self, prompt_list, max_tokens=0, prompt_logprobs=0)]
@@ -440,22 +441,22 @@ class Engine(TextMethods, Uncopied):
     # --- lifetime ----------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, int]:
-        """Counters since the engine was made, and what is under way: requests, tokens, prefix cache, preemptions."""
+        """Returns counters since the start, and the present load: requests, tokens, prefix cache, preemptions."""
         return self._core.metrics()
 
     def failure(self) -> str | None:
-        """Why the engine can make no more tokens: it was closed, or its thread ended by an error. None: it can."""
+        """Returns why the engine can make no more tokens: it is closed, or its thread failed. None: it can."""
         try:
             return self._core.failure() or None
         except Error as error:  # closed
             return str(error)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets what was kept for prompts that begin alike; running requests go on."""
+        """Empties the prefix cache. Running requests go on."""
         self._core.reset_prefix_cache()
 
     def close(self) -> None:
-        """Frees the model and the cache; requests still open end with an error. May be called twice."""
+        """Frees the model and the cache. Requests that still run end with an error. May be called twice."""
         self._requests.close()
         self._loops.close()
 

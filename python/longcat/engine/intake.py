@@ -1,4 +1,4 @@
-"""From a caller's prompts and parameters to requests that the core has checked."""
+"""Turns a caller's prompts and parameters into requests that the core has checked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Intake:
     """Makes the requests of one engine.
 
     Args:
-        core: checks them.
-        table: runs them.
-        defaults: the model's sampling parameters, of generation_config.json.
-        eos_token_ids: ids that end an answer.
-        seed: of the requests that bring none.
+        core: checks the requests.
+        table: runs the requests.
+        defaults: the model's sampling parameters, from generation_config.json.
+        eos_token_ids: ids that end a completion.
+        seed: makes the seeds of requests that bring none.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Intake:
         self._seeds = random.Random(seed)
 
     def with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
-        """A prompt's text, where it has one, and its token ids."""
+        """Returns a prompt's text, or None if it came as token ids, and its token ids."""
         return (prompt, self._text.tokenizer.encode(prompt)) if isinstance(prompt, str) else (None, prompt)
 
     def requests(
@@ -53,7 +53,7 @@ class Intake:
         name: str | None = None,
         group: RequestGroup | None = None,
     ) -> list[Request]:
-        """Requests for the prompts, all checked before the first is queued: a bad prompt in a list fails as a whole."""
+        """Makes the requests of a call and checks all of them. If one prompt is wrong, none is queued."""
         self._table.check_open()
         requests: list[Request] = []
         group = group or RequestGroup()
@@ -68,7 +68,7 @@ class Intake:
         return requests
 
     async def compiled(self, params: SamplingParams) -> SamplingParams:
-        """`params` with their grammar compiled, away from the event loop."""
+        """Returns `params` with its grammar compiled on another thread, so that the event loop goes on."""
         import asyncio
 
         from longcat.request.structured import Grammar
@@ -80,6 +80,6 @@ class Intake:
 
 
 def eos_token_ids(defaults: Mapping[str, object], eos_token_id: int) -> list[int]:
-    """The model's end token, and those that generation_config.json lists."""
+    """Returns the model's end token and the end tokens that generation_config.json lists."""
     listed = defaults.get("eos_token_id", [])
     return sorted({eos_token_id, *(listed if isinstance(listed, list) else [listed])})

@@ -1,4 +1,4 @@
-"""LLM: the engine under vLLM's name, for programs written for it."""
+"""LLM: the engine under vLLM's name, for programs that were written for vLLM."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _OF_SERVERS = ("disable_log_stats", "served_model_name")  # flags of `longcat se
 
 
 class LLM(Engine):
-    """An Engine whose answers always come as lists, as vLLM's do: `LLM(model).generate("a")[0].outputs[0].text`.
+    """An Engine that always returns lists, as vLLM's LLM does: `LLM(model).generate("a")[0].outputs[0].text`.
 
-    Keywords of vLLM's constructor without effect here, such as trust_remote_code, are ignored with one warning; those
-    that ask for what this engine does not do, such as enable_lora=True, are refused.
+    Keywords of vLLM's constructor that have no effect here, such as trust_remote_code, are ignored with one warning.
+    Keywords for features that this engine lacks, such as enable_lora=True, are refused.
 
     Args, Raises: as for Engine.
     """
@@ -88,7 +88,7 @@ class LLM(Engine):
         sampling_params: Params | Sequence[Params] | None = None,
         **options: object,
     ) -> list[RequestOutput] | TokenStream:
-        """As Engine.generate; a list also for one prompt. A stream stays one."""
+        """As Engine.generate, but returns a list also for one prompt. A stream stays a stream."""
         outputs: RequestOutput | list[RequestOutput] | TokenStream
         outputs = super().generate(prompts, sampling_params, **_own(options))
         return [outputs] if isinstance(outputs, RequestOutput) else outputs
@@ -120,21 +120,21 @@ class LLM(Engine):
         use_tqdm: bool = True,
         **options: object,
     ) -> list[ChatOutput] | ChatStream:
-        """As Engine.chat; a list also for one conversation. A stream stays one."""
+        """As Engine.chat, but returns a list also for one conversation. A stream stays a stream."""
         outputs: ChatOutput | list[ChatOutput] | ChatStream
         outputs = super().chat(messages, sampling_params, use_tqdm=use_tqdm, **_own(options))
         return [outputs] if isinstance(outputs, ChatOutput) else outputs
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """Parameters that leave all to the checkpoint's generation_config.json."""
+        """Returns parameters that leave everything to the checkpoint's generation_config.json."""
         return SamplingParams()
 
 
 def _own(options: dict[str, object]) -> dict[str, Any]:
-    """The options of a call without those of vLLM that are not set.
+    """Returns the options of a call without vLLM's arguments that are not set.
 
     Raises:
-        ValueError: one is set, and this engine has nothing like it.
+        ValueError: one of vLLM's arguments is set, and this engine has no such feature.
     """
     for name in LLMKeywords.__annotations__:
         if options.get(name) not in (None, 0, "auto", [], {}):

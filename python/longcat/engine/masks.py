@@ -1,6 +1,6 @@
-"""Token masks: calls the functions that say which tokens may follow, on threads of their own.
+"""Token masks: calls, on threads of its own, the functions that say which tokens may follow.
 
-The core asks for a mask after each token of a constrained request, and lets that request alone wait for it.
+The core asks for a mask after each token of a constrained request. Only that request waits for the mask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUM_THREADS = 2
 
 @dataclass
 class Constrained:
-    """A request whose tokens are masked."""
+    """A sequence whose tokens are masked."""
 
     core_id: int
     token_mask: Callable[[list[int]], Any]
@@ -47,7 +47,7 @@ class MaskFiller:
             threading.Thread(target=target, name="longcat-masks", daemon=True).start()
 
     def register(self, core_id: int, token_mask: Callable[[list[int]], object]) -> None:
-        """Says whose masks to ask; with the lock held."""
+        """Registers the function that makes a sequence's masks. Call it with the lock held."""
         self._requests[core_id] = Constrained(core_id, token_mask)
 
     def _dispatch(self) -> None:

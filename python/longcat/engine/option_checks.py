@@ -1,4 +1,4 @@
-"""Checks of single engine options. Each takes a name and a value, and returns what the core takes."""
+"""Checks of single engine options. Each takes a name and a value, and returns the value for the core."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from longcat.support.names import unknown_name
 from longcat.support.other_engines import format_name
 from longcat.support.values import parse_bytes, positive
 
-# What goes with each method of speculative decoding.
+# The further options of each method of speculative decoding, with their defaults.
 _SPECULATIVE_DEFAULTS = {
     "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
     "mtp": {"num_speculative_tokens": 3},
@@ -17,14 +17,14 @@ _MOST_SPECULATIVE = 64
 
 
 def text(name: str, value: object) -> str:
-    """A name that the core knows."""
+    """Checks a text, whose meaning the core checks."""
     if not isinstance(value, str):
         raise TypeError(f'{name}={value!r} is a {type(value).__name__}: expected a name such as "auto"')
     return value
 
 
 def number_format(name: str, value: object) -> str:
-    """The name of a number format, ours or another engine's."""
+    """Checks the name of a number format, ours or another engine's; returns ours."""
     return format_name(name, text(name, value))
 
 
@@ -39,33 +39,33 @@ def seed(name: str, value: object) -> int:
 
 
 def milliseconds(name: str, value: float) -> float:
-    """A time in seconds, above zero; inf is possible."""
+    """Checks a time above zero [s], which may be inf; returns milliseconds."""
     if not value > 0:
         raise ValueError(f"{name}={value!r}; expected seconds")
     return 1000.0 * value
 
 
 def swap_bytes(name: str, value: int | str) -> int:
-    """A size of host memory. The core takes -1 for "auto"."""
+    """Checks a size of host memory; returns bytes, and -1 for "auto"."""
     return -1 if value == "auto" else parse_bytes(name, value, least=0)
 
 
 def is_fp8(name: str, value: object) -> bool:
-    """Whether the experts are quantized."""
+    """Checks the name of a quantisation; returns True for "fp8"."""
     if value not in (None, "fp8"):
         raise ValueError(f'{name}={value!r} is not known: use None or "fp8"')
     return value == "fp8"
 
 
 def anything(name: str, value: object) -> None:
-    """No check: what reads the option does it."""
+    """Checks nothing: the code that reads the option does."""
 
 
 def speculation(name: str, value: object) -> tuple[str, int, int, int]:
-    """A method of speculative decoding.
+    """Checks the options of speculative decoding.
 
     Returns:
-        The method, the most draft tokens, and how many tokens must agree at most and at least.
+        (method, most draft tokens, most and fewest tokens that must agree).
     Raises:
         ValueError, TypeError: it is malformed.
     """

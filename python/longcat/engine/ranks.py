@@ -14,10 +14,10 @@ def join_ranks(
 
     Args:
         options: of the engine; device, num_threads and ranks_per_machine are set.
-        num_replicas: copies of the model.
+        num_replicas: number of copies of the model.
         on_failure: called with the reason when the job has failed.
     Returns:
-        The ranks of this process's replica (None where there is one rank in all), and which replica that is.
+        The communicator of this process's replica (None when there is one rank in all), and the replica's index.
     Raises:
         ValueError: the launcher started another number of processes.
     """

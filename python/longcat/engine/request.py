@@ -1,4 +1,4 @@
-"""A request on its way: tokens of the core become text, logprobs and an end."""
+"""A running request: turns the core's tokens into text, log-probabilities and a finish reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StopStrings:
-    """Finds the first of some strings in a text that arrives in pieces, and holds back what may be the start of one."""
+    """Finds the first of some strings in a text that arrives in pieces. Holds back text that may begin a string."""
 
     def __init__(self, strings: Sequence[str], include: bool = False):
         self._strings = list(strings)
@@ -27,9 +27,9 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str, armed: bool = True) -> str:
-        """Text that is surely part of the answer. Once `found` is set, nothing more comes.
+        """Adds a piece of text; returns what surely belongs to the completion. Once `found` is set, returns "".
 
-        Not armed, whole strings pass, but what may be the start of one is held back as ever.
+        With armed=False whole strings pass. Text that may begin a string is still held back.
         """
         if self.found is not None:
             return ""
@@ -44,21 +44,21 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Returns the text that was held back and is no stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `string`."""
+    """Returns the length of the longest end of `text` that is a proper beginning of `string`."""
     for length in range(min(len(text), len(string) - 1), 0, -1):
         if string.startswith(text[len(text) - length :]):
             return length
     return 0
 
 
-class Answer:
-    """One of the n answers to a prompt; a sequence of its own to the core."""
+class Completion:
+    """One of the n completions of a prompt. The core has a sequence for it."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Answer:
         self._min_tokens = params.min_tokens
 
     def take(self, step: _core.StepOutput, eos_token_id: int) -> StreamChunk:
-        """Adds one token; the chunk says what text it completed, and whether the answer ends here."""
+        """Adds one token; returns a chunk with the text that the token completed, and the finish reason if it ends."""
         self.request.record_time()
         token_ids = [step.token_id] if step.token_id >= 0 else []
         self.output.token_ids += token_ids
@@ -122,7 +122,7 @@ class Answer:
         return [entry]
 
     def finish(self, reason: str) -> str:
-        """Ends the answer; returns the text that was held back."""
+        """Ends the completion; returns the text that was held back."""
         self.output.finish_reason = reason
         if self._decoder is None or self._stop.found is not None:
             return ""
@@ -130,14 +130,14 @@ class Answer:
 
 
 class Request:
-    """One prompt and its n answers.
+    """One prompt and its n completions.
 
     Args:
-        table: of the engine, which will run it.
-        prompt_index: which prompt of the call.
+        table: the requests of the engine that will run this one.
+        prompt_index: index of the prompt in the call.
         core: parameters for the core.
         name: the caller's own id, in place of the core's.
-        grammar: what the answers are held to.
+        grammar: the grammar that the completions must follow.
         group: the requests of the same call; default: this one alone.
     """
 
@@ -156,35 +156,35 @@ class Request:
         self._group = group or RequestGroup()
         self.prompt_index = prompt_index
         self.core = core
-        # One function an answer, if its tokens are masked: each is somewhere else in its grammar.
+        # If tokens are masked, each completion has a mask function: each is at another place of the grammar.
         self._token_masks: list[Any] = [grammar.new_mask() if grammar else params.token_mask for _ in range(params.n)]
         self._table = table
         self._name = name
         self._start = time.perf_counter()
         self.output = RequestOutput(-1 if name is None else name, prompt, prompt_token_ids, [], RequestMetrics())
         optional_text = prompt is None and not params.stop
-        self._answers = [
-            Answer(self, index, params, table.text.decoder(optional_text, params.skip_special_tokens))
+        self._completions = [
+            Completion(self, index, params, table.text.decoder(optional_text, params.skip_special_tokens))
             for index in range(params.n)
         ]
-        self.output.outputs = [answer.output for answer in self._answers]
+        self.output.outputs = [completion.output for completion in self._completions]
 
-    def submit(self, queue: _core.OutputQueue) -> dict[int, Answer]:
+    def submit(self, queue: _core.OutputQueue) -> dict[int, Completion]:
         """Hands the request to the core, once.
 
         Returns:
-            Its answers by the core's ids. Kept here too they would be a cycle, left to the collector.
+            Its completions by the core's ids. The request keeps none: that would be a reference cycle.
         Raises:
             longcat.QueueFullError: too many requests wait; another try is possible.
-            ValueError: a request of that name runs.
+            ValueError: a request with that name runs.
         """
         ids = self._table.add(
             self.output.prompt_token_ids, self.core, self._token_masks, queue, self._group, self._name
         )
         if self._name is None:
             self.output.request_id = ids[0]
-        answers, self._answers = self._answers, []
-        return dict(zip(ids, answers, strict=True))
+        completions, self._completions = self._completions, []
+        return dict(zip(ids, completions, strict=True))
 
     def is_done(self) -> bool:
         return all(output.finish_reason is not None for output in self.output.outputs)
@@ -200,11 +200,11 @@ class Request:
         metrics.queue_ms, metrics.prefill_ms = stats.queue_ms, stats.prefill_ms
         metrics.decode_ms = max(metrics.decode_ms, stats.decode_ms)
         metrics.num_preemptions += stats.num_preemptions
-        if index == 0:  # the others may find what this one computed
+        if index == 0:  # the others may find blocks that this one computed
             self.output.num_cached_tokens = stats.num_cached_tokens
 
     def named_logprobs(self, one: _core.TokenLogprobs) -> dict[int, Logprob]:
-        """By id: the token itself with its rank, and the most likely ones."""
+        """Returns {token id: Logprob} of a token and the most likely ones."""
         entry = {
             token_id: Logprob(logprob, rank, self._table.text.token_text(token_id))
             for rank, (token_id, logprob) in enumerate(zip(one.ids[1:], one.logprobs[1:], strict=True), start=1)
@@ -219,14 +219,16 @@ class Request:
 
 
 def score_of(output: RequestOutput) -> PromptScore:
-    """The log-probabilities of a prompt, of a request with prompt_logprobs=0.
+    """Returns the log-probabilities of a prompt, from the output of a request with prompt_logprobs=0.
 
     Raises:
-        longcat.Error: it ended before its prompt was computed.
+        longcat.Error: the request ended before its prompt was computed.
     """
     ids = output.prompt_token_ids
     if output.prompt_logprobs is None:
-        answer = output.outputs[0]
-        raise Error(f"[engine] request {output.request_id} has no score: {answer.error or answer.finish_reason}")
+        completion = output.outputs[0]
+        raise Error(
+            f"[engine] request {output.request_id} has no score: {completion.error or completion.finish_reason}"
+        )
     entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
     return PromptScore(ids, [entry[token_id].logprob for entry, token_id in entries if entry is not None])

@@ -1,4 +1,4 @@
-"""The requests of one engine that run: their ids in the core, the masks of their tokens, and their ends."""
+"""The running requests of one engine: adds them to the core, makes their masks, and ends them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RequestGroup:
-    """Requests of one call of a client: the scheduler weighs their tokens together against other groups'."""
+    """The requests of one call of a client. The scheduler weighs the tokens of groups against each other."""
 
     first: int = -1  # the core's id of the first request; -1: none is queued yet
 
@@ -27,8 +27,8 @@ class RequestTable:
 
     Args:
         core: the native engine.
-        text: decodes their tokens.
-        vocab_size: bits of a token mask.
+        text: decodes the tokens of requests.
+        vocab_size: number of bits in a token mask.
         eos_token_id: the model's end token.
     """
 
@@ -43,7 +43,7 @@ class RequestTable:
         self._closed = False
 
     def __len__(self) -> int:
-        """How many requests run."""
+        """Returns the number of running requests."""
         return len(self._core_ids)
 
     def check_open(self) -> None:
@@ -64,40 +64,40 @@ class RequestTable:
         """Hands a request to the core.
 
         Args:
-            token_masks: one an answer; they are asked only when params.constrained.
-            queue: gets the tokens of all answers.
-            name: for `abort`; default the first id.
+            token_masks: a function for each completion; called only when params.constrained.
+            queue: gets the tokens of all completions.
+            name: the request's name for `abort`; default: the first id.
         Returns:
-            The core's ids of its answers.
+            The core's ids of its completions.
         Raises:
             longcat.QueueFullError: too many requests wait.
-            ValueError: a request of that name runs.
+            ValueError: a request with that name runs.
         """
-        num_answers = len(token_masks)
+        num_completions = len(token_masks)
         with self._lock:
             if name is not None and name in self._core_ids:
                 raise ValueError(f"request_id={name!r} is the name of a request that runs already")
             if not params.constrained:
-                first = self._core.add_request(prompt_token_ids, params, num_answers, queue, group=group.first)
+                first = self._core.add_request(prompt_token_ids, params, num_completions, queue, group=group.first)
             else:
                 masks = self.mask_filler()
                 with masks.lock:
                     first = self._core.add_request(
-                        prompt_token_ids, params, num_answers, queue, masks.queue, group.first
+                        prompt_token_ids, params, num_completions, queue, masks.queue, group.first
                     )
                     for core_id, token_mask in enumerate(token_masks, start=first):
                         masks.register(core_id, token_mask)
             if group.first < 0:
                 group.first = first
-            core_ids = list(range(first, first + num_answers))
+            core_ids = list(range(first, first + num_completions))
             self._core_ids[first if name is None else name] = core_ids
         return core_ids
 
     def mask_filler(self) -> MaskFiller:
-        """The threads that ask for token masks, started when first needed. With the lock held.
+        """Returns the threads that make token masks; starts them at the first call. Call it with the lock held.
 
         Raises:
-            longcat.Error: the engine is closed: nothing would end the threads.
+            longcat.Error: the engine is closed, so nothing would end the threads.
         """
         if self._closed:
             raise Error("[engine] this engine is closed")
@@ -109,24 +109,24 @@ class RequestTable:
 
     def forget(self, request_id: int | str) -> None:
         """Frees the name of a request that has ended."""
-        # Without the lock: a stream's __del__ comes here, and garbage may be collected by a thread that holds it.
+        # Without the lock: a stream's __del__ may call this on a thread that holds it, while garbage is collected.
         self._core_ids.pop(request_id, None)
 
     def abort(self, request_id: int | str) -> bool:
-        """Ends all answers of a request; False when no such request runs."""
+        """Ends all completions of a request. Returns False when no such request runs."""
         with self._lock:
             core_ids = list(self._core_ids.get(request_id, []))
-        return any([self.abort_answer(core_id) for core_id in core_ids])
+        return any([self.abort_completion(core_id) for core_id in core_ids])
 
-    def abort_answer(self, core_id: int) -> bool:
-        """Ends one answer; False when it has ended."""
+    def abort_completion(self, core_id: int) -> bool:
+        """Ends one completion. Returns False when it has ended already."""
         try:
             return self._core.abort(core_id)
         except Error:  # closed, perhaps just now: it has ended
             return False
 
     def close(self) -> None:
-        """Closes the core; requests that still run end with an error."""
+        """Closes the core. Requests that still run end with an error."""
         self._closed = True
         self._core.close()
         with self._lock:  # a request may be on its way to the core

@@ -1,4 +1,4 @@
-"""What an engine is made from: paths checked before anything slow begins."""
+"""Checks the paths that an engine is made from, before anything slow begins."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from longcat._core import Error
 
 
 def folder_path(model: object) -> str:
-    """The checkpoint folder as the core takes it.
+    """Returns the path of the checkpoint folder for the core.
 
     Raises:
-        TypeError: it is no path.
-        ValueError: it is not UTF-8.
+        TypeError: the value is no path.
+        ValueError: the path is not UTF-8.
     """
     if not isinstance(model, (str, bytes, os.PathLike)):
         raise TypeError(f"model={model!r} is a {type(model).__name__}; expected the path of a checkpoint folder")
@@ -37,7 +37,7 @@ def check_sources(tokenizer: str | os.PathLike[str] | None, chat_template: str |
 
 
 class Uncopied:
-    """An object that owns native state: `copy` and `pickle` are refused, since dropping a copy would free the state."""
+    """A base of classes that own native state. It refuses `copy` and `pickle`: a dropped copy would free the state."""
 
     def __reduce_ex__(self, protocol: object) -> str:
         name = type(self).__name__

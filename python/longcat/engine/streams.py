@@ -1,4 +1,4 @@
-"""Chunks of requests as they arrive from the core's thread: for a loop, and for an event loop."""
+"""Streams of chunks from the core's thread to callers: iterators, and async iterators on event loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import longcat._core as _core
 from longcat._core import Error, QueueFullError
 from longcat.chat.reader import ChatChunk, ChatReader
-from longcat.engine.request import Answer, Request
+from longcat.engine.request import Completion, Request
 from longcat.engine.request_table import RequestTable
 from longcat.engine.sources import Uncopied
 from longcat.request.outputs import RequestOutput, StreamChunk
@@ -29,57 +29,57 @@ Chunk = TypeVar("Chunk", StreamChunk, ChatChunk)
 AnyChunk = TypeVar("AnyChunk")
 Output = TypeVar("Output", bound=RequestOutput)
 
-_RETRY_S = 0.01  # when other callers fill the queue
+_RETRY_S = 0.01  # [s] until the next try to queue a request, while the queue is full
 
 
-class OpenAnswers:
-    """The answers of some requests that have not ended, by the core's ids."""
+class OpenCompletions:
+    """The completions of some requests that have not ended, by the core's ids."""
 
     def __init__(self, table: RequestTable):
         self._table = table
-        self._answers: dict[int, Answer] = {}
+        self._completions: dict[int, Completion] = {}
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._completions)
 
-    def values(self) -> list[Answer]:
-        return list(self._answers.values())
+    def values(self) -> list[Completion]:
+        return list(self._completions.values())
 
     def submit(self, request: Request, queue: _core.OutputQueue) -> list[int]:
-        """Hands a request to the core; returns the ids of its answers."""
-        answers = request.submit(queue)
-        self._answers |= answers
-        return list(answers)
+        """Hands a request to the core; returns the ids of its completions."""
+        completions = request.submit(queue)
+        self._completions |= completions
+        return list(completions)
 
     def take(self, step: _core.StepOutput) -> StreamChunk | None:
-        """The chunk of a token; None when its stream has ended."""
-        answer = self._answers.get(step.request_id)
-        if answer is None:
+        """Returns the chunk for a step's output; None when its completion has ended."""
+        completion = self._completions.get(step.request_id)
+        if completion is None:
             return None
-        if answer.output.finish_reason is not None:  # ended by close()
-            self._answers.pop(step.request_id, None)
+        if completion.output.finish_reason is not None:  # ended by close()
+            self._completions.pop(step.request_id, None)
             return None
-        chunk = answer.take(step, self._table.eos_token_id)
+        chunk = completion.take(step, self._table.eos_token_id)
         if chunk.finish_reason is not None:
-            self._answers.pop(step.request_id, None)
-            if step.finish_reason is None:  # a stop string: the core does not know
-                self._table.abort_answer(step.request_id)
-            if answer.request.is_done():
-                self._table.forget(answer.request.output.request_id)
+            self._completions.pop(step.request_id, None)
+            if step.finish_reason is None:  # ended by a stop string, which the core does not see
+                self._table.abort_completion(step.request_id)
+            if completion.request.is_done():
+                self._table.forget(completion.request.output.request_id)
         return chunk
 
     def abort(self) -> None:
-        """Ends what is left."""
-        for core_id, answer in list(self._answers.items()):
-            if answer.output.finish_reason is None:
-                answer.output.text += answer.finish("abort")
-            self._table.abort_answer(core_id)
-            self._table.forget(answer.request.output.request_id)
-        self._answers.clear()
+        """Ends all open completions."""
+        for core_id, completion in list(self._completions.items()):
+            if completion.output.finish_reason is None:
+                completion.output.text += completion.finish("abort")
+            self._table.abort_completion(core_id)
+            self._table.forget(completion.request.output.request_id)
+        self._completions.clear()
 
 
 class Stream(Uncopied, Iterator[Chunk]):
-    """Chunks as they arrive. Closing it, as `with` does, ends the requests that are left."""
+    """An iterator over chunks as they arrive. Closing it, as `with` does, ends the requests that still run."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -92,14 +92,14 @@ class Stream(Uncopied, Iterator[Chunk]):
 
 
 class TokenStream(Stream[StreamChunk]):
-    """The chunks of some requests as they arrive. Closing it, or dropping it, ends the requests that are left.
+    """The chunks of some requests as they arrive. Closing or dropping it ends the requests that still run.
 
-    Requests that the core's queue has no room for wait here for their turn.
+    Requests wait here while the core's queue has no room for them.
     """
 
     def __init__(self, table: RequestTable, requests: Sequence[Request]):
         self._table = table
-        self._open = OpenAnswers(table)
+        self._open = OpenCompletions(table)
         self._later = deque(requests)
         self._queue = _core.OutputQueue()
         self._arrived: deque[_core.StepOutput] = deque()
@@ -148,7 +148,7 @@ class TokenStream(Stream[StreamChunk]):
 
 
 class ChatStream(Stream[ChatChunk]):
-    """Chunks of chat answers as they arrive. Closing it ends what is left."""
+    """The chunks of chat completions as they arrive. Closing it ends the requests that still run."""
 
     def __init__(self, tokens: TokenStream, reader: ChatReader):
         self._tokens = tokens
@@ -165,8 +165,8 @@ class AsyncChunks(Uncopied, AsyncIterator[AnyChunk], Generic[AnyChunk, Output]):
     """Chunks of one request: `async for` yields them, `await` returns the whole output. Closing it ends the request.
 
     Args:
-        chunks: where they come from.
-        output_of: the output that a chunk carries; the last one does.
+        chunks: the source of the chunks.
+        output_of: returns the output that a chunk carries; only the last chunk carries one.
     """
 
     def __init__(self, chunks: AsyncGenerator[AnyChunk, None], output_of: Callable[[AnyChunk], Output | None]):
@@ -198,7 +198,7 @@ class AsyncChunks(Uncopied, AsyncIterator[AnyChunk], Generic[AnyChunk, Output]):
 
 
 class LoopOutputs:
-    """All requests of one event loop: a queue that the loop watches, and the streams that wait."""
+    """The outputs for all requests of one event loop: a queue that the loop watches, and the waiting streams."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.queue = _core.OutputQueue()
@@ -221,35 +221,35 @@ class LoopOutputs:
                 news.set()
 
     async def stream(self, table: RequestTable, request: Request) -> AsyncGenerator[StreamChunk, None]:
-        """Submits a request and yields its chunks; ends it when the caller stops reading."""
+        """Submits a request and yields its chunks. Ends the request when the caller stops reading."""
         import asyncio
 
-        answers = OpenAnswers(table)
+        completions = OpenCompletions(table)
         arrived: deque[_core.StepOutput] = deque()
         news = asyncio.Event()
-        ids = answers.submit(request, self.queue)
+        ids = completions.submit(request, self.queue)
         for core_id in ids:
             self._waiting[core_id] = (arrived, news)
         try:
-            while answers:
+            while completions:
                 while arrived:
-                    chunk = answers.take(arrived.popleft())
+                    chunk = completions.take(arrived.popleft())
                     if chunk is not None:
                         yield chunk
-                if not answers:
+                if not completions:
                     break
                 if self.queue.closed:
                     raise Error("[engine] this engine is closed")
                 await news.wait()
                 news.clear()
         finally:
-            answers.abort()
+            completions.abort()
             for core_id in ids:
                 self._waiting.pop(core_id, None)
 
 
 class EventLoops:
-    """The outputs of each event loop that has asked, until it is gone."""
+    """The outputs of each event loop that makes requests, as long as the loop exists."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -259,7 +259,7 @@ class EventLoops:
         return len(self._loops)
 
     def running(self) -> LoopOutputs:
-        """Those of the loop that runs this."""
+        """Returns the outputs of the running loop."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -276,10 +276,10 @@ class EventLoops:
 
 
 def read_all(chunks: Stream[Chunk], num_requests: int, use_tqdm: bool) -> list[Chunk]:
-    """The last chunk of each request, which carries its output; an interrupt ends all of them.
+    """Reads a stream to its end. Returns the last chunk of each request, which carries its output.
 
     Args:
-        use_tqdm: in a terminal, show how many of several are done.
+        use_tqdm: in a terminal, show a progress bar over several requests.
     """
     bar = contextlib.nullcontext()
     if use_tqdm and num_requests > 1 and sys.stderr.isatty():

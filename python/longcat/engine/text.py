@@ -1,4 +1,4 @@
-"""What a checkpoint brings to turn text into token ids and back: its tokenizer, chat template and grammars."""
+"""Text and token ids of a checkpoint: its tokenizer, its chat template, and grammars for its vocabulary."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CheckpointText:
         folder: the checkpoint.
         tokenizer: a tokenizer.json or its folder, in place of the checkpoint's.
         chat_template: a jinja file or the template itself, in place of the checkpoint's.
-        vocab_size: ids that the model knows; a tokenizer may have fewer.
-        eos_token_ids: ids that end an answer, and with it its grammar.
+        vocab_size: number of ids that the model knows; a tokenizer may have fewer.
+        eos_token_ids: ids that end a completion, and with it its grammar.
     """
 
     def __init__(
@@ -96,19 +96,19 @@ class CheckpointText:
         return self._grammars.compile(StructuredOutputs.of(form))
 
     def token_text(self, token_id: int) -> str | None:
-        """The text of one token on its own; None without a tokenizer."""
+        """Returns the text of one token on its own; None without a tokenizer."""
         try:
             return self.tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
         except Error:
             return None
 
     def decoder(self, optional: bool, skip_special_tokens: bool) -> StreamDecoder | None:
-        """A decoder for one answer.
+        """Returns a decoder for one completion.
 
         Args:
-            optional: return None where there is no tokenizer: the answer then has token ids and no text.
+            optional: return None where there is no tokenizer: the completion then has token ids and no text.
         Raises:
-            longcat.Error: there is no tokenizer, and the answer needs one.
+            longcat.Error: there is no tokenizer, and the completion needs text.
         """
         try:
             return StreamDecoder(self.tokenizer, skip_special_tokens)
@@ -138,11 +138,11 @@ class TextMethods:
         return self._text.chat_template
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added around it."""
+        """Returns the token ids of `text`, without added tokens."""
         return self.tokenizer.encode(text)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`."""
+        """Returns the text of `token_ids`."""
         ids = as_token_ids(token_ids)
         for token_id in ids:
             if token_id < 0:
@@ -152,7 +152,7 @@ class TextMethods:
     def render_chat(
         self, messages: Conversation, *, max_text_bytes: int | None = None, **options: object
     ) -> tuple[str, list[int]]:
-        """The prompt of a conversation: its text, and its token ids with typed tags left as text.
+        """Returns the prompt of a conversation: its text and its token ids. Tags that users typed stay text.
 
         Args:
             messages, options: as for chat (tools, tool_choice, add_generation_prompt, continue_final_message, and
@@ -164,11 +164,11 @@ class TextMethods:
         return self._text.render_chat(messages, max_text_bytes, options)
 
     def token_text(self, token_id: int) -> str | None:
-        """The text of one token on its own; None without a tokenizer."""
+        """Returns the text of one token on its own; None without a tokenizer."""
         return self._text.token_text(token_id)
 
     def compile_grammar(self, form: StructuredOutputs | Grammar | Mapping[str, object]) -> Grammar:
-        """The grammar of a form, which `SamplingParams.structured_outputs` takes in its place; the last ones are kept.
+        """Compiles the grammar of a form, for `SamplingParams.structured_outputs`. The last grammars are kept.
 
         Raises:
             ValueError, TypeError: the form is malformed or too large.

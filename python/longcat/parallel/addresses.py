@@ -1,4 +1,4 @@
-"""Under which addresses other machines may reach this one."""
+"""Finds the addresses by which other machines may reach this one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAME_BYTES = 15
 
 
 def own_addresses() -> list[str]:
-    """The IPv4 addresses of this machine's interfaces, but for loopback's; the host's name when there is none."""
+    """Returns the IPv4 addresses of this machine's interfaces without loopback; the host's name when there is none."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():

@@ -82,7 +82,7 @@ class Heartbeat:
         return _FAILED + reason.replace("\n", " ").encode()[: _MAX_LINE - 2] + b"\n"
 
     def _end(self, line: bytes) -> bool:
-        """Says the last line; False when that was said before."""
+        """Sends the last line. Returns False when one was sent before."""
         with self._lock:
             if self._ended:
                 return False
@@ -92,7 +92,7 @@ class Heartbeat:
             return True
 
     def kill_silent(self) -> None:
-        """Kills the rank that did not answer. The launcher then ends all others: not before they have spoken."""
+        """Kills the silent rank. The launcher then ends all ranks, so the others get time to send their lines first."""
         if self._silent is not None:
             self._silent.kill()
 
@@ -107,7 +107,7 @@ class Heartbeat:
             self._let_in(server, token)
 
     def _let_in(self, server: socket.socket, token: bytes) -> None:
-        """Accepts the connections of all other ranks. An unknown peer is refused, and delays no rank."""
+        """Accepts the connections of all other ranks. Refuses unknown peers, which delay no rank."""
         server.setblocking(False)
         deadline = time.monotonic() + CONNECT_SECONDS
         with selectors.DefaultSelector() as selector:
@@ -133,7 +133,7 @@ class Heartbeat:
 
     @staticmethod
     def _read_handshake(key: selectors.SelectorKey) -> bytes | None:
-        """The first bytes of a connection; b"" when it has ended, None while more are expected."""
+        """Returns the first bytes of a connection; b"" when it has ended, None while more must come."""
         try:
             data = key.fileobj.recv(_HANDSHAKE_BYTES - len(key.data))  # type: ignore[union-attr]
         except BlockingIOError:
@@ -229,7 +229,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class _Process:
-    """Which process a rank is, and on which machine."""
+    """Identifies the process of a rank, and its machine."""
 
     machine: str  # changes with each start of the machine
     pid: int
@@ -253,7 +253,7 @@ class _Process:
 
 
 class _Peer:
-    """One connection: lines in, lines out, neither of which waits."""
+    """One connection, which sends and receives lines without waiting."""
 
     def __init__(self, connection: socket.socket, rank: int, process: _Process):
         self.connection, self.rank, self.process = connection, rank, process
@@ -282,7 +282,7 @@ class _Peer:
 
 
 def _broadcast(communicator: Any, message: bytes) -> bytes:
-    """Rank 0's message, at most 512 bytes, on every rank."""
+    """Broadcasts rank 0's message of at most 512 bytes; returns it on every rank."""
     import numpy as np
 
     buffer = np.zeros(2 + _ADDRESS_BYTES, np.uint8)

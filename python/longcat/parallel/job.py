@@ -1,4 +1,4 @@
-"""The job that this process is a rank of: joining it, watching over it, leaving it.
+"""The job to which this process belongs as a rank: joins it, watches the other ranks, and leaves it.
 
 Ranks that mpirun or srun starts talk by their MPI library, those of torchrun, or of any launcher that sets the same
 variables, by TCP.
@@ -33,7 +33,7 @@ _LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this
 
 
 class Job:
-    """This process as a rank.
+    """This process as a rank of a job.
 
     Args:
         launch: what the launcher says of it.
@@ -60,7 +60,7 @@ class Job:
         atexit.register(self._at_exit)
 
     def replica(self, size: int) -> _core.Communicator:
-        """The ranks of this process's copy of the model, of `size` consecutive ones each. Every rank calls it."""
+        """Returns the communicator of this process's copy of the model: `size` ranks in a row. Every rank calls it."""
         if size not in self._replicas:
             self._replicas[size] = self.communicator.split(self.launch.rank // size)
         return self._replicas[size]
@@ -78,7 +78,7 @@ class Job:
         self._on_failure.append(call)
 
     def fail(self, reason: str) -> None:
-        """This rank cannot go on: tells the others, and gives rank 0 the time to say so on standard error."""
+        """Handles a failure of this rank: tells the others, and gives rank 0 time to print it on standard error."""
         # What all ranks find wrong is rank 0's to say, not "rank 3 failed". Those who cannot reach it say so, the first
         # of them: the launcher then ends the others.
         cut_off = self._watching and self._heartbeat is None
@@ -88,7 +88,7 @@ class Job:
             self._heartbeat.fail(reason)
 
     def _is_news(self, reason: str, speaker: int = 0) -> bool:
-        """Notes why the job ends, and says so if this is the rank to speak; False when that is known already."""
+        """Stores why the job ends, and prints it on rank 0. Returns False when a reason is stored already."""
         with self._lock:
             if self.failure is not None:
                 return False
@@ -112,7 +112,7 @@ class Job:
                 self._heartbeat.close()
 
     def _lost(self, rank: int, reason: str, said: bool) -> None:
-        """On the heartbeat's thread: all that waits for other ranks throws, and the process ends soon at the latest."""
+        """Runs on the heartbeat's thread. Ends all waits for other ranks with an error, and then the process."""
         if not reason.startswith("["):
             reason = f"[parallel] {reason}"
         if self._is_news(reason, speaker=1 if rank == 0 and not said else 0):
@@ -145,12 +145,12 @@ _job: Job | None = None
 
 
 def current_job() -> Job | None:
-    """The job this process has joined."""
+    """Returns the job that this process has joined; None: there is none."""
     return _job
 
 
 def join_job(tp: int, ep: int, dp: int = 1) -> Job | None:
-    """The job of max(tp, ep) * dp ranks: dp copies of the model; None for one rank.
+    """Joins the job of max(tp, ep) * dp ranks with dp copies of the model. Returns None for one rank.
 
     Raises:
         ValueError: this process was not started as one of so many ranks: the line that would do it.
@@ -188,7 +188,7 @@ def _command() -> str:
 
 
 def uses_tcp(launch: Launch) -> bool:
-    """Whether the ranks of this job talk by TCP: the environment alone says it, so that all ranks agree."""
+    """Returns whether the ranks talk by TCP. The environment alone decides, so that all ranks agree."""
     if launch.launcher == "srun":
         return "MASTER_ADDR" in os.environ and "LONGCAT_MPI" not in os.environ
     return launch.launcher == "torchrun"
@@ -201,7 +201,7 @@ def _join_by_tcp(launch: Launch) -> _core.TcpJob:
 
 
 def _hosts_of_rank_0(launch: Launch) -> list[str]:
-    """At one of which the others reach it; none: all are on this machine."""
+    """Returns the hosts of rank 0, one of which the other ranks reach; none: all ranks are on this machine."""
     if launch.local_size == launch.size:
         return []
     if named := os.environ.get("LONGCAT_HOST_IP"):
@@ -212,7 +212,7 @@ def _hosts_of_rank_0(launch: Launch) -> list[str]:
 
 
 def threads_of_a_rank(launch: Launch) -> int:
-    """Threads for a rank on the CPU: the cores it is bound to, or its share of those that all ranks here may use."""
+    """Returns the threads of a rank on the CPU: the cores it is bound to, or its share of this machine's cores."""
     available = _core.available_threads()
     bound = available < (os.cpu_count() or 1)
     return available if bound else max(1, available // launch.local_size)

@@ -1,4 +1,4 @@
-"""What a launcher says about the job this process belongs to: its environment variables, and nothing else."""
+"""Reads the environment variables by which a launcher describes a job and the place of this process in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longcat._core import Error
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among the ranks of a job.
+    """The place of this process among the ranks of a job.
 
     Args:
         launcher: "mpirun", "srun" or "torchrun".
@@ -40,7 +40,7 @@ _MPI = {"OMPI_COMM_WORLD_RANK": "Open MPI", "PMI_RANK": "MPICH"}
 
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """The launch that `environment` tells of; None: this process was started alone."""
+    """Returns the launch that `environment` describes; None: this process was started alone."""
     for launcher, *names in _VARIABLES:
         rank, size, local_rank, local_size = (_number(environment.get(name)) for name in names)
         if rank is None or size is None or not 0 <= rank < size:
@@ -55,10 +55,10 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 def require_alone(what: str) -> None:
-    """Raises ValueError in one of several processes, which would all do the same work, and write the same files.
+    """Raises ValueError when a launcher started several processes: they would all do the same work.
 
     Args:
-        what: the user asked for.
+        what: the command of the user, for the message.
     """
     launch = find_launch()
     if launch is not None and launch.size > 1:
@@ -66,7 +66,7 @@ def require_alone(what: str) -> None:
 
 
 def rendezvous_address(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Host and port at which rank 0 listens for the others, of a job without MPI: MASTER_ADDR and MASTER_PORT.
+    """Returns the host and port of rank 0 in a job without MPI: MASTER_ADDR and MASTER_PORT.
 
     Torchrun's agent mostly listens at that port itself, and says so; then it is the next one.
 
@@ -81,7 +81,7 @@ def rendezvous_address(environment: Mapping[str, str] = os.environ) -> tuple[str
 
 
 def job_token(environment: Mapping[str, str] = os.environ) -> bytes:
-    """64 bytes by which the ranks of a job know each other: half identify the connecting side, half the answer.
+    """Returns 64 bytes by which ranks of a job know each other: half for the connecting side, half for the other.
 
     With LONGCAT_TOKEN only the ranks know them. Without it they are no secret, and only keep jobs apart.
     """
@@ -95,7 +95,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _tasks_here(text: str, environment: Mapping[str, str]) -> int | None:
-    """Of SLURM's "2(x3),1": two tasks on each of three machines, one on the next."""
+    """Reads SLURM's list of tasks: "2(x3),1" is two tasks on each of three machines, one on the next."""
     counts: list[int] = []
     for part in text.split(","):
         count, _, times = part.partition("(x")

@@ -1,4 +1,4 @@
-"""Which MPI library the ranks of a job use: the one of the launcher that started them."""
+"""Finds the MPI library of a job: that of the launcher that started its ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIBRARY_FOLDERS = ["lib", "lib64", "lib/release"]  # beside a launcher's bin; r
 
 
 def find_mpi_library(launch: Launch) -> str:
-    """The MPI library of this job: a file or name that dlopen takes, and has taken.
+    """Finds the MPI library of this job: a file or name that dlopen has opened.
 
     $LONGCAT_MPI comes first, then what the program has loaded already, then the folders of _folders() in their order,
     then the linker's.
@@ -54,7 +54,7 @@ def find_mpi_library(launch: Launch) -> str:
 
 
 def _load(library: str, mode: int = os.RTLD_NOW) -> str | None:
-    """Why it cannot be loaded; None: it is."""
+    """Returns why a library cannot be loaded; None: it is loaded."""
     try:
         ctypes.CDLL(library, mode=mode)
     except OSError as error:
@@ -63,7 +63,7 @@ def _load(library: str, mode: int = os.RTLD_NOW) -> str | None:
 
 
 def _folders() -> Iterator[Path]:
-    """Where an MPI library may lie: beside the launcher, in LD_LIBRARY_PATH, beside mpirun, where pip puts one."""
+    """Yields places of an MPI library: beside the launcher, in LD_LIBRARY_PATH, beside mpirun, in pip's folders."""
     for program in _ancestors():
         yield from (program.parent.parent / name for name in _LIBRARY_FOLDERS)
     yield from (Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name)
@@ -74,7 +74,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _ancestors() -> Iterator[Path]:
-    """The programs that started this process, nearest first: the launcher, or what it runs on this machine."""
+    """Yields the programs that started this process, nearest first: the launcher, or its helper on this machine."""
     pid = os.getppid()
     while pid > 1:
         try:

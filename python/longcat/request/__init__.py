@@ -1,1 +1,1 @@
-"""What a caller asks for and gets back: sampling parameters, forms, tokens, outputs."""
+"""Requests and their results: sampling parameters, prompts, structured outputs, the tokenizer, outputs."""

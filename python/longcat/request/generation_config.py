@@ -1,4 +1,4 @@
-"""generation_config.json: how a checkpoint wants to be sampled."""
+"""Reads generation_config.json: the sampling parameters that a checkpoint recommends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_BYTES = 1 << 20
 
 
 def read_generation_config(folder: str) -> JsonObject:
-    """generation_config.json, or nothing when the checkpoint has none."""
+    """Returns the fields of generation_config.json; {} when the checkpoint has none."""
     path = os.path.join(folder, "generation_config.json")
     config = read_json_object(path, "[generation config]", _MAX_BYTES)
     return {name: value for name, value in config.items() if value is not None}

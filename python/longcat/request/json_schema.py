@@ -1,7 +1,7 @@
-"""What a JSON schema allows, read once: branches of one type each, to be enforced, checked and written again.
+"""Reads JSON schemas into nodes: branches of one type each, which can be enforced, checked and written again.
 
-`SchemaReader` resolves references and combines `allOf`, `anyOf`, `oneOf`, `enum` and the rest, so that its readers see
-plain values only: the grammar of an answer, the grammar of a forced call, and the typing of a call's arguments.
+`SchemaReader` resolves references and combines `allOf`, `anyOf`, `oneOf`, `enum` and other words. Its users see plain
+branches only. They are the grammar of a completion, the grammar of a forced call, and the typing of a call's arguments.
 Annotations, unknown words and words of other types restrict nothing and are dropped. A word that restricts and cannot
 be enforced is refused by name.
 """
@@ -21,23 +21,23 @@ from urllib.parse import unquote
 from longcat.request.patterns import FORMATS, UNENFORCED_FORMATS, PatternError, matches, whole
 from longcat.support.json_types import Json, JsonObject
 
-Node: TypeAlias = "frozenset[int]"  # schemas that all hold, by their numbers; empty: anything
+Node: TypeAlias = "frozenset[int]"  # numbers of schemas that all hold; empty: any value
 ANYTHING: Node = frozenset()
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
-_MAX_ALTERNATIVES = 512  # of one value
-_MAX_STEPS = 20_000  # of all
+_MAX_ALTERNATIVES = 512  # of one node
+_MAX_STEPS = 20_000  # of a whole document
 _MAX_NODES = 4096
 _MAX_PROOF_DEPTH = 3
 _REMEDY = "docs/serving.md has the table of keywords"
 
 
 class SchemaError(ValueError):
-    """The schema is malformed, or has a word that restricts and cannot be enforced; the message names it."""
+    """The schema is malformed, or has a word that restricts values and cannot be enforced. The message names it."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Texts of a length, which match all expressions, or one of the choices."""
+    """Texts within bounds of length that match all patterns; or the texts in `choices`."""
 
     least: int = 0
     most: int | None = None
@@ -77,12 +77,12 @@ class Number:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """One value that is no text."""
+    """One constant value other than a text."""
 
     value: Json
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and _same(self.value, other.value)  # to Python 1 is True
+        return isinstance(other, Constant) and _same(self.value, other.value)  # Python's 1 == True is no match
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Array:
-    """Items: the first ones one by one, then all others; None forbids."""
+    """Lists: schemas of the first items, then one for all other items. None forbids an item."""
 
     first: tuple[Node, ...]
     others: Node | None
@@ -104,9 +104,10 @@ class Array:
 
 @dataclass(frozen=True)
 class Object:
-    """Properties by name (None: forbidden), then those by expression, then all others.
+    """Objects: schemas of properties by name (None: forbidden), by pattern, and for all other names.
 
-    `is_open`: others may be anything. They are left out of what is written, since objects without them fit as well.
+    `is_open`: other properties may have any value. The written schema leaves them out, because objects without them
+    fit.
     """
 
     properties: Mapping[str, Node | None]
@@ -116,19 +117,19 @@ class Object:
     least: int
     most: int | None
     is_open: bool = False
-    is_counted: bool = False  # written for a count of properties: others of that count fit as well
+    is_counted: bool = False  # made for a number of properties: other combinations of that number fit as well
 
 
 Branch: TypeAlias = "Text | Number | Constant | Plain | Array | Object"
 
 
 class SchemaReader:
-    """Reads one document.
+    """Reads one schema document.
 
     Args:
         document: the schema.
-        name: of the document, for messages.
-        lenient: words that cannot be enforced are ignored, and malformed parts allow anything.
+        name: name of the document in messages.
+        lenient: ignore words that cannot be enforced, and let malformed parts allow any value.
     """
 
     def __init__(self, document: object, name: str = "schema", lenient: bool = False):
@@ -149,10 +150,10 @@ class SchemaReader:
     # --- reading ---
 
     def branches(self, node: Node) -> tuple[Branch, ...]:
-        """What `node` allows; a value fits if one branch allows it. Empty: nothing fits.
+        """Returns the branches of `node`. A value fits if one branch allows it. Empty: no value fits.
 
         Raises:
-            SchemaError: a word cannot be enforced, or is malformed.
+            SchemaError: a word of the schema cannot be enforced, or is malformed.
         """
         if node not in self._branches:
             if len(self._branches) >= _MAX_NODES:
@@ -161,7 +162,7 @@ class SchemaReader:
         return self._branches[node]
 
     def allows(self, node: Node | None, value: object) -> bool:
-        """Whether a value fits."""
+        """Returns whether a value fits `node`."""
         return node is not None and any(self._branch_allows(branch, value) for branch in self.branches(node))
 
     def _branch_allows(self, branch: Branch, value: object) -> bool:
@@ -183,7 +184,7 @@ class SchemaReader:
         return all(self.allows(self.property_of(branch, name), item) for name, item in value.items())
 
     def objects(self, node: Node | None) -> list[Object]:
-        """The objects among what `node` allows."""
+        """Returns the branches of `node` that allow objects."""
         found: list[Object] = []
         for branch in () if node is None else self.branches(node):
             if isinstance(branch, Constant) and isinstance(branch.value, dict):
@@ -203,7 +204,7 @@ class SchemaReader:
         return ANYTHING if branch.is_open else branch.others
 
     def _read(self, node: Node, settled: frozenset[tuple[int, ...]] = frozenset()) -> list[Branch]:
-        """Every combination of alternatives in turn; of those in `settled` one is in `node` already."""
+        """Returns the branches of all combinations of alternatives. `node` has one of each group in `settled`."""
         found: list[Branch] = []
         waiting = [(node, settled)]
         while waiting:
@@ -228,12 +229,12 @@ class SchemaReader:
         return found
 
     def _may_go_on(self, steps: int = 1) -> bool:
-        """Counts work: the time for a schema has a bound."""
+        """Counts work; returns whether the schema is still within the limit."""
         self._num_steps += steps
         return self._num_steps <= _MAX_STEPS
 
     def _one_of(self, closure: Node, settled: frozenset[tuple[int, ...]], group: tuple[int, ...]) -> list[Branch]:
-        """The branches of a oneOf's alternatives, once no value of one is seen to fit another."""
+        """Returns the branches of a oneOf, after a check that no value fits two of its alternatives."""
         self._in_proof.add(group)
         found: list[Branch] = []
         for one in group:
@@ -250,7 +251,7 @@ class SchemaReader:
         return found
 
     def _closure(self, conjunction: Node) -> tuple[Node | None, list[tuple[int, ...]]]:
-        """All schemas that hold together (None: never), and groups of which one each has to."""
+        """Returns the schemas that hold together (None: no value fits), and groups of which one schema must hold."""
         closure: set[int] = set()
         groups: list[tuple[int, ...]] = []
         todo = sorted(conjunction, reverse=True)
@@ -276,7 +277,7 @@ class SchemaReader:
         return frozenset(closure), groups
 
     def _dependents(self, number: int) -> Iterator[tuple[int, ...]]:
-        """dependentRequired and dependentSchemas: without the one property, or with what depends on it."""
+        """Handles dependentRequired and dependentSchemas: either without the property, or with what it requires."""
         schema, path = self._schemas[number], self._paths[number]
         for word in ("dependentRequired", "dependentSchemas", "dependencies"):
             dependents = schema.get(word)
@@ -302,7 +303,7 @@ class SchemaReader:
                 )
 
     def _exclusive(self, number: int, group: tuple[int, ...]) -> tuple[int, ...]:
-        """The alternatives of a oneOf."""
+        """Returns the alternatives of a oneOf."""
         path = self._paths[number]
         alternatives = [self._schemas[one] for one in group]
         needs = [self._only_required(one) for one in alternatives]
@@ -333,7 +334,7 @@ class SchemaReader:
         return depth > 0 and all(self._apart(x, y, depth) for x in self.branches(a) for y in self.branches(b))
 
     def _apart(self, a: Branch, b: Branch, depth: int) -> bool:
-        """Whether nothing that is written for `a` fits `b`. False also where that is not seen."""
+        """Returns whether no value that is written for `a` fits `b`. Also returns False where it cannot tell."""
         if isinstance(b, Object) and b.is_counted:
             return not (isinstance(a, Object) or (isinstance(a, Constant) and isinstance(a.value, dict)))
         for one, other in ((a, b), (b, a)):
@@ -369,7 +370,7 @@ class SchemaReader:
     # --- one combination ---
 
     def _combined(self, closure: Node) -> list[Branch]:
-        """The branches, one a type, of schemas that all hold and have no alternatives."""
+        """Returns the branches of schemas that all hold and have no alternatives: one branch for each type."""
         parts = [(self._schemas[number], self._paths[number]) for number in sorted(closure)]
         kinds, integers = set(_TYPES), False
         values: list[Json] | None = None
@@ -442,7 +443,7 @@ class SchemaReader:
         return [Number(is_integer, low, high, value)]
 
     def _multiple(self, before: Fraction | None, value: float, path: str) -> Fraction | None:
-        """The least common multiple."""
+        """Returns the least common multiple."""
         if value <= 0:
             self._malformed("multipleOf", path, "a number above 0", value)
             return before
@@ -562,7 +563,7 @@ class SchemaReader:
         return list(self._counted(Object(properties, required, tuple(by_pattern), others, least, most, is_open), path))
 
     def _counted(self, one: Object, path: str) -> Iterator[Object]:
-        """The object without counts: which of its properties are there, spelled out."""
+        """Replaces minProperties and maxProperties by a list of the allowed combinations of properties."""
         if self._lenient:  # which is for checking, not for writing
             yield one
             return
@@ -654,7 +655,7 @@ class SchemaReader:
         by_pattern: list[tuple[str, Node]],
         others: Node | None,
     ) -> tuple[dict[str, Node | None], list[tuple[str, Node]], Node | None]:
-        """The parts of an object whose names fit `names`."""
+        """Returns the parts of an object whose names fit `names`."""
         node = self._node([(names, f"{path}/propertyNames")])
         texts = [] if node is None else [branch for branch in self.branches(node) if isinstance(branch, Text)]
         if any(text.is_free() for text in texts):
@@ -696,7 +697,7 @@ class SchemaReader:
     # --- the document ---
 
     def _check(self, number: int) -> None:
-        """Refuses words that restrict values of any type and have no reader here."""
+        """Raises SchemaError for words that restrict values of any type and that this module does not read."""
         if number in self._checked:
             return
         self._checked.add(number)
@@ -739,7 +740,7 @@ class SchemaReader:
         return self._number(found, f"{reference.removeprefix('#')}")
 
     def _node(self, schemas: Sequence[tuple[object, str]]) -> Node | None:
-        """The node of schemas with their paths; None if one is false."""
+        """Makes a node of schemas, given with their paths; None if one schema is false."""
         numbers = []
         for schema, path in schemas:
             if schema is False:
@@ -837,7 +838,7 @@ def _kind(value: object) -> str:
 
 
 def _same(a: Json, b: Json) -> bool:
-    """Equal in JSON: 1 and 1.0 are, 1 and true are not."""
+    """Returns whether two values are equal in JSON: 1 and 1.0 are, 1 and true are not."""
     if _kind(a) != _kind(b):
         return False
     if isinstance(a, list):
@@ -852,7 +853,7 @@ def _within(count: int, least: int, most: int | None) -> bool:
 
 
 def _is_below(a: Number, b: Number) -> bool:
-    """Whether all of `a` is below all of `b`."""
+    """Returns whether every number in `a` is below every number in `b`."""
     if a.high is None or b.low is None:
         return False
     return a.high[0] < b.low[0] or (a.high[0] == b.low[0] and (a.high[1] or b.low[1]))

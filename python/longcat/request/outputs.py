@@ -1,4 +1,4 @@
-"""What generate() returns."""
+"""The results of generate(): outputs, completions, chunks, log-probabilities and times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN_ITEMS = 8  # items of a list in a repr
 
 
 class ShortRepr:
-    """A repr on one line: long texts and lists are cut and counted, and fields that are not set are left out.
+    """A repr on one line. It cuts long texts and lists and shows their length. It omits fields that are not set.
 
     Dataclasses take it with repr=False.
     """
@@ -42,10 +42,10 @@ def _short(value: object) -> str:
 
 @dataclass(repr=False)
 class RequestMetrics(ShortRepr):
-    """What one request took.
+    """The times of one request.
 
-    `first_token_s` and `total_s` are the caller's wall times from the moment it was submitted; the others are the
-    engine's: waiting for the first step, computing the prompt, generating.
+    `first_token_s` and `total_s` are wall times from the submission, measured at the caller. The engine measures the
+    others: waiting for the first step, computing the prompt, generating.
     """
 
     first_token_s: float | None = None
@@ -53,10 +53,10 @@ class RequestMetrics(ShortRepr):
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
-    num_preemptions: int = 0  # how often its memory was given to others for a while
+    num_preemptions: int = 0  # how often the scheduler preempted one of its sequences
 
     def tokens_per_second(self, num_tokens: int) -> float:
-        """Rate of the tokens after the first, or of all when there is only one."""
+        """Returns the rate of the tokens after the first, or of all tokens when there is only one."""
         if self.first_token_s is not None and num_tokens > 1 and self.total_s > self.first_token_s:
             return (num_tokens - 1) / (self.total_s - self.first_token_s)
         return num_tokens / self.total_s if self.total_s > 0 else 0.0
@@ -73,23 +73,26 @@ class Logprob:
 
 @dataclass(repr=False)
 class CompletionOutput(ShortRepr):
-    """One answer. `finish_reason`: "stop", "length", "tool_calls", "abort" or "error", None only while streaming."""
+    """One completion of a prompt.
+
+    `finish_reason` is "stop", "length", "tool_calls", "abort" or "error"; None only while streaming.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[int, Logprob]] | None = None  # a token: itself and the most likely ones, by id
+    logprobs: list[dict[int, Logprob]] | None = None  # for each token: its own and those of the most likely ids
     cumulative_logprob: float | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop id or string that ended it, unless that was the end token
-    error: str | None = None  # why, when finish_reason is "error"
+    error: str | None = None  # what went wrong, when finish_reason is "error"
 
 
 @dataclass(repr=False)
 class RequestOutput(ShortRepr):
-    """One prompt and its answers; `str(output)` is the first answer's text."""
+    """One prompt and its completions. `str(output)` is the text of the first completion."""
 
-    request_id: int | str  # the name given to agenerate, else the core's id of the first answer
+    request_id: int | str  # the name given to agenerate, else the core's id of the first completion
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
@@ -107,15 +110,15 @@ class RequestOutput(ShortRepr):
 
 @dataclass(repr=False)
 class StreamChunk(ShortRepr):
-    """New text of one answer. `delta` is whole characters; an answer's last chunk carries `finish_reason`."""
+    """New text of one completion. `delta` is whole characters; a completion's last chunk carries `finish_reason`."""
 
     delta: str
     token_ids: list[int]
-    prompt_index: int = 0  # which prompt of the call
-    index: int = 0  # which of its n answers
+    prompt_index: int = 0  # index of the prompt in the call
+    index: int = 0  # index of the completion among the n of its prompt
     finish_reason: str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
-    output: RequestOutput | None = None  # the whole result, with the last chunk of its last answer
+    output: RequestOutput | None = None  # the whole result; only the last chunk of a request has it
     request_id: int | str = -1  # for Engine.abort
     stop_reason: int | str | None = None  # with the last chunk, as CompletionOutput has them
     error: str | None = None
@@ -126,10 +129,10 @@ class StreamChunk(ShortRepr):
 
 @dataclass(repr=False)
 class PromptScore(ShortRepr):
-    """How likely the model finds a text. `logprobs[i]` [nats] is of token i given those before; the first has none."""
+    """The log-probabilities of a text's tokens, each given the tokens before it. The first token has none."""
 
     token_ids: list[int]
-    logprobs: list[float]  # [num_tokens - 1]
+    logprobs: list[float]  # [num_tokens - 1] [nats]; entry i is of token i + 1
 
     @property
     def total(self) -> float:

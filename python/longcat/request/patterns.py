@@ -1,7 +1,7 @@
-"""Regular expressions of JSON schemas: read once, written for a whole text in Rust's syntax.
+"""Translates the regular expressions of JSON schemas to Rust's syntax, for matches of a whole text.
 
-JavaScript's, Python's and Rust's dialects differ in a few places. There the written expression allows only what all of
-them allow, and what cannot be written is refused by name.
+The dialects of JavaScript, Python and Rust differ in a few places. There the result allows only texts that all three
+allow. Syntax that has no translation is refused by name.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ UNENFORCED_FORMATS = ("regex",)  # all other names of formats are notes
 
 
 class PatternError(ValueError):
-    """The expression uses what cannot be enforced; says what."""
+    """The expression uses syntax that cannot be enforced. The message names it."""
 
 
 @functools.lru_cache(256)
 def whole(pattern: str) -> str:
-    """The expression of all texts in which `pattern` is found, to be matched against a whole text.
+    """Returns an expression that matches a whole text if `pattern` is found in the text.
 
     The result has no anchors, no "/" and no control characters, so that it fits between the slashes of a grammar.
 
     Raises:
-        PatternError: it has look-around, back-references, boundaries, anchors inside, or is malformed.
+        PatternError: the pattern has look-around, back-references, word boundaries or inner anchors, or is malformed.
     """
     reader = _Reader(pattern)
     branches = reader.alternatives(0)
@@ -202,10 +202,10 @@ def _literal(char: str) -> str:
 
 
 def _write(branches: list[list[_Item]], left: bool, right: bool) -> str:
-    """The alternatives as one expression.
+    """Writes the alternatives as one expression.
 
     Args:
-        left, right: whether they begin, end where the whole text does, so that anchors may stand there.
+        left, right: whether the alternatives begin or end where the whole text does, so that anchors may stand there.
     """
     return "(?:" + "|".join(_write_branch(branch, left, right) for branch in branches) + ")"
 
@@ -247,10 +247,10 @@ def _has_anchor(item: _Item) -> bool:
 
 
 def without(words: list[str]) -> str:
-    """The expression of all texts that contain none of `words`, each "<" and letters without another "<"."""
+    """Returns an expression for all texts without any of `words`. A word is "<" and characters other than "<"."""
 
     def after(tails: list[str]) -> str:
-        """What may follow when these are left of the words."""
+        """Returns an expression for the text behind "<". `tails` are the ends of words, which may not follow."""
         following = sorted({tail[0] for tail in tails})
         parts = [f"[^<{''.join(map(_literal, following))}][^<]*"]
         for char in following:
@@ -264,7 +264,7 @@ def without(words: list[str]) -> str:
 
 @functools.lru_cache(256)
 def _matcher(regex: str) -> LLMatcher | None:
-    """A matcher of bytes, None where llguidance is missing or does not take the expression."""
+    """Returns a matcher of bytes; None where llguidance is missing or refuses the expression."""
     try:
         from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     except ImportError:
@@ -277,9 +277,9 @@ def _matcher(regex: str) -> LLMatcher | None:
 
 
 def matches(regex: str, text: str) -> bool:
-    """Whether the whole text is one of `regex` (of `whole` or FORMATS), in time that grows with the text alone.
+    """Returns whether `regex` (from `whole` or FORMATS) matches the whole text, in time linear in its length.
 
-    True where it cannot be told: without llguidance.
+    Returns True without llguidance, which does the matching.
     """
     matcher = _matcher(regex)
     if matcher is None:
@@ -293,7 +293,7 @@ def matches(regex: str, text: str) -> bool:
 
 @functools.lru_cache(256)
 def is_empty(patterns: tuple[str, ...], least: int, most: int | None) -> bool:
-    """Whether no text has the length and is one of all `patterns`. False where it cannot be told."""
+    """Returns whether no text of these lengths matches all `patterns`. Also returns False where it cannot tell."""
     try:
         from llguidance import LLMatcher, LLTokenizer
     except ImportError:

@@ -1,4 +1,4 @@
-"""Prompts as callers give them, texts, token ids or vLLM's dicts, checked and in one form; and parameters for each."""
+"""Checks the prompts of callers (texts, token ids or vLLM's dicts), and gives each its sampling parameters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _EXPECTED = 'expected a text, a list of token ids, {"prompt": text} or {"prompt_
 
 
 class GenerateKeywords(SamplingKeywords, total=False):
-    """Keywords of Engine.generate that have no part in the type of its result."""
+    """The keywords of Engine.generate that do not change the type of its result."""
 
     use_tqdm: bool
 
 
 class ChatKeywords(SamplingKeywords, total=False):
-    """Keywords of Engine.chat that have no part in the type of its result, but for use_tqdm."""
+    """The keywords of Engine.chat that do not change the type of its result, without use_tqdm."""
 
     tools: Tools | None
     tool_choice: ToolChoice | None
@@ -34,11 +34,11 @@ class ChatKeywords(SamplingKeywords, total=False):
 
 
 def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int]], bool]:
-    """The prompts as a list, and whether a single one was given.
+    """Returns the prompts as a list, and whether the caller gave a single one.
 
     Raises:
-        TypeError: neither texts nor token ids.
-        ValueError: a token id is no integer, or a dict has what this engine does not read.
+        TypeError: the prompts are neither texts nor token ids.
+        ValueError: a token id is no integer, or a dict has a key that this engine does not read.
     """
     if (prompts is None) == (prompt_token_ids is None):
         raise TypeError("generate needs prompts or prompt_token_ids, one of them")
@@ -54,19 +54,19 @@ def to_prompts(prompts: Any, prompt_token_ids: Any) -> tuple[list[str | list[int
 
 
 def _is_list(value: object) -> bool:
-    """A list, a tuple or an array."""
+    """Returns whether the value is a list, a tuple or an array."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, Mapping))
 
 
 def _is_one(value: Any) -> bool:
-    """Whether this is one prompt, not a list of them."""
+    """Returns whether the value is one prompt and not a list of prompts."""
     if not _is_list(value):
         return isinstance(value, (str, Mapping))
     return len(value) > 0 and hasattr(value[0], "__index__") and not hasattr(value[0], "__len__")
 
 
 def _prompt(name: str, value: Any) -> str | list[int]:
-    """One prompt; `name` is for messages."""
+    """Returns one prompt, checked. `name` stands for it in messages."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -88,10 +88,10 @@ def params_of_each(
     overrides: Mapping[str, object],
     num_prompts: int,
 ) -> list[SamplingParams]:
-    """Sampling parameters of each prompt, from one for all or a list with one for each.
+    """Returns the sampling parameters of each prompt, from one for all or a list with one for each.
 
     Raises:
-        ValueError: the list has another length than the prompts, or as SamplingParams.of.
+        ValueError: the list has another length than the prompts, or SamplingParams.of raises it.
         TypeError: as SamplingParams.of.
     """
     if isinstance(given, (list, tuple)):
@@ -105,7 +105,7 @@ def params_of_each(
 
 
 def as_token_ids(value: Sequence[int]) -> list[int]:
-    """`value` as a list of ints (NumPy arrays too).
+    """Returns `value`, which may be a NumPy array, as a list of ints.
 
     Raises:
         ValueError: an element is not an integer that fits 32 bits.

@@ -1,4 +1,8 @@
-"""How an answer's tokens are chosen and when it ends."""
+"""Sampling parameters: how the tokens of a completion are drawn, and what ends it.
+
+Each field of SamplingParams says all there is to say about one parameter. Flags of the command line, the docstring and
+docs/reference/sampling.md are derived from the fields.
+"""
 
 from __future__ import annotations
 
@@ -18,73 +22,140 @@ if TYPE_CHECKING:
     from longcat.request.tokenizer import Tokenizer
 
 
-MAX_N = 128  # answers to one prompt
+MAX_N = 128  # completions of one prompt
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The facts about a sampling parameter beside its name, type and default.
+
+    Args:
+        help: one line without its default, which the command line and the reference add.
+        details: further sentences for the reference.
+        default: the default in words, where the value says too little.
+        unit: unit of the value; "": it has none.
+    """
+
+    help: str
+    details: str = ""
+    default: str = ""
+    unit: str = ""
+
+
+def _parameter(value: Any, help: str, **facts: str) -> Any:
+    """Makes a field of its default and the facts that Parameter names."""
+    return dataclasses.field(default=value, metadata={"parameter": Parameter(help, **facts)})
+
+
+_MODELS = "the model's generation_config.json, else "
 
 
 @dataclass
 class SamplingParams:
     """Sampling parameters of a request; None means the model's own default (generation_config.json).
 
-    The order is that of transformers' `generate`: logit bias, repetition penalty, presence and frequency penalties,
-    removals (bad words, allowed ids, mask), temperature, top-k, top-p, min-p, one draw.
-
-    Args:
-        n: answers to each prompt.
-        max_tokens: most new tokens; the model's context may end an answer earlier.
-        min_tokens: no end token, stop id or stop string counts before that many.
-        temperature: 0 is greedy.
-        top_k: keep the k most likely tokens, ties with the k-th included; 0 or -1 is off.
-        top_p: keep the most likely tokens that make up this probability, in (0, 1]; 1 is off.
-        min_p: drop tokens less likely than this share of the most likely one; 0 is off.
-        repetition_penalty: divides (or, below zero, multiplies) the logit of each token of prompt and output; 1 is off.
-        presence_penalty, frequency_penalty: subtracted once, and for each occurrence, from tokens of the output.
-        seed: the same seed gives the same answer, whatever else is in the batch. None: a new one each request.
-        stop: strings that end the answer; they are not part of its text unless include_stop_str_in_output.
-        stop_token_ids: ids that end the answer, besides the end token.
-        ignore_eos: go on after the end token.
-        logit_bias: id -> addend, before everything else.
-        bad_words: texts that must not be completed.
-        allowed_token_ids: all others are removed.
-        logprobs, prompt_logprobs: report that many most likely tokens, and the chosen one, with each token.
-        token_mask: called with the output ids so far, before each token; returns which ids may follow, as [vocab_size]
-            bools or [ceil(vocab_size / 32)] words of uint32 bits, or None for all. For grammars.
-        structured_outputs: the form of the answer, as {"json": schema}, {"regex": ...}, {"choice": [...]} or
-            {"grammar": ...}; see StructuredOutputs. Or what Engine.compile_grammar made of it.
-        skip_special_tokens: leave special tokens out of the text.
+    They apply in the order of transformers' `generate`. First come logit bias, repetition penalty, presence and
+    frequency penalties, and removals (bad words, allowed ids, mask). Then come temperature, top-k, top-p, min-p and one
+    draw.
     """
 
-    n: int = 1
-    max_tokens: int = 1024
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: str | Sequence[str] = ()
-    include_stop_str_in_output: bool = False
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    logit_bias: Mapping[int, float] | None = None
-    bad_words: Sequence[str] = ()
-    allowed_token_ids: Sequence[int] | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    token_mask: Callable[[list[int]], np.ndarray | None] | None = None
-    structured_outputs: StructuredOutputs | Grammar | Mapping[str, object] | None = None
-    skip_special_tokens: bool = True
+    n: int = _parameter(1, "completions of each prompt", details=f"At most {MAX_N}.", unit="completions")
+    max_tokens: int = _parameter(
+        1024, "most new tokens", details="The model's context may end a completion earlier.", unit="tokens"
+    )
+    min_tokens: int = _parameter(
+        0, "fewest new tokens; end tokens, stop ids and stop strings count after them", unit="tokens"
+    )
+    temperature: float | None = _parameter(
+        None, "divide the logits by this; 0 is greedy", default=f"{_MODELS}1 (0 if its do_sample is false)"
+    )
+    top_k: int | None = _parameter(
+        None,
+        "keep the k most likely tokens; 0 or -1 is off",
+        details="Tokens as likely as the k-th are kept, too.",
+        default=f"{_MODELS}off",
+        unit="tokens",
+    )
+    top_p: float | None = _parameter(
+        None,
+        "keep the most likely tokens that make up this probability; 1 is off",
+        details="In (0, 1].",
+        default=f"{_MODELS}off",
+    )
+    min_p: float | None = _parameter(
+        None, "drop tokens below this share of the most likely one's probability; 0 is off", default=f"{_MODELS}off"
+    )
+    repetition_penalty: float | None = _parameter(
+        None,
+        "divide the logit of each token of prompt and output by this; 1 is off",
+        details="Logits below zero are multiplied instead.",
+        default=f"{_MODELS}off",
+    )
+    presence_penalty: float = _parameter(0.0, "subtract this from the logit of each token that is in the output")
+    frequency_penalty: float = _parameter(
+        0.0, "subtract this from a token's logit for each time that the token is in the output"
+    )
+    seed: int | None = _parameter(
+        None,
+        "seed of the draws: the same seed gives the same text",
+        details="The text does not depend on the rest of the batch.",
+        default="a new one for each request",
+    )
+    stop: str | Sequence[str] = _parameter(
+        (), "end a completion before this text", details="One text or several.", default="none"
+    )
+    include_stop_str_in_output: bool = _parameter(False, "keep the stop text at the end of the completion")
+    stop_token_ids: Sequence[int] = _parameter(
+        (), "token ids that end a completion, beside the end token", default="none"
+    )
+    ignore_eos: bool = _parameter(False, "go on after the end token")
+    logit_bias: Mapping[int, float] | None = _parameter(
+        None, "numbers by token id; each is added to the logit of its token, before everything else", default="none"
+    )
+    bad_words: Sequence[str] = _parameter(
+        (),
+        "texts that the output must not contain",
+        details="Each is tokenized as the start of a text and as the word behind a space.",
+        default="none",
+    )
+    allowed_token_ids: Sequence[int] | None = _parameter(
+        None, "token ids that may be drawn; all others are removed", default="all"
+    )
+    logprobs: int | None = _parameter(
+        None,
+        "report this many most likely tokens and the drawn one, with log-probabilities, for each new token",
+        default="not reported",
+        unit="tokens",
+    )
+    prompt_logprobs: int | None = _parameter(
+        None,
+        "report this many most likely tokens and its own, with log-probabilities, for each prompt token but the first",
+        default="not reported",
+        unit="tokens",
+    )
+    token_mask: Callable[[list[int]], np.ndarray | None] | None = _parameter(
+        None,
+        "function that says which token ids may follow: it is called with the output ids so far",
+        details="It returns [vocab_size] bools, or [ceil(vocab_size / 32)] words of 32 bits, or None for all ids. "
+        "Write one for a grammar of your own.",
+        default="none",
+    )
+    structured_outputs: StructuredOutputs | Grammar | Mapping[str, object] | None = _parameter(
+        None,
+        'form of the completion, as {"json": schema}, {"regex": ...}, {"choice": [...]} or {"grammar": ...}',
+        details="Also StructuredOutputs, or the result of Engine.compile_grammar.",
+        default="none",
+    )
+    skip_special_tokens: bool = _parameter(True, "leave special tokens out of the text")
 
     @classmethod
     def of(
         cls, params: SamplingParams | Mapping[str, object] | None, overrides: Mapping[str, object]
     ) -> SamplingParams:
-        """An object, a dict or nothing, with keywords on top.
+        """Makes parameters from an object, a dict or None; `overrides` replace single fields.
 
         Raises:
-            TypeError: an unknown name, answered with the nearest, or params of another type.
+            TypeError: a name is unknown (the message has the nearest one), or `params` has another type.
             ValueError: `n` or a stop string is wrong.
         """
         if params is None:
@@ -124,10 +195,22 @@ class SamplingParams:
         return result
 
     def stop_strings(self) -> list[str]:
-        """`stop` as a list."""
+        """Returns `stop` as a list."""
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+
+def parameters() -> dict[str, Parameter]:
+    """Returns the facts about each sampling parameter, by name."""
+    return {field.name: field.metadata["parameter"] for field in dataclasses.fields(SamplingParams)}
+
+
+# help(SamplingParams) lists the arguments. Without docstrings (python -OO) there is nothing to add to.
+if SamplingParams.__doc__ is not None:
+    SamplingParams.__doc__ += "\n    Args:\n" + "".join(
+        f"        {name}: {parameter.help}.\n" for name, parameter in parameters().items()
+    )
 
 
 def core_params(
@@ -137,13 +220,13 @@ def core_params(
     seed: int,
     tokenizer: Callable[[], Tokenizer],
 ) -> _core.SamplingParams:
-    """`params` for the native engine, the model's defaults filled in.
+    """Returns `params` for the core, with the model's defaults filled in.
 
     Args:
-        defaults: generation_config.json.
-        eos_token_ids: end tokens of the model.
-        seed: used when the request brings none.
-        tokenizer: called when bad words have to be encoded.
+        defaults: the fields of generation_config.json.
+        eos_token_ids: the model's end tokens.
+        seed: the seed when the request brings none.
+        tokenizer: returns the tokenizer; called when there are bad words.
     """
     greedy = defaults.get("do_sample") is False
 
@@ -166,7 +249,7 @@ def core_params(
     core.frequency_penalty = _number("frequency_penalty", params.frequency_penalty)
     core.seed = seed if params.seed is None else _index("seed", params.seed) % 2**64
     stops = _token_ids("stop_token_ids", params.stop_token_ids or ())
-    # A grammar ends by an end token: after it nothing may follow, so that `ignore_eos` cannot mean to go on.
+    # A grammar ends with an end token, behind which no token may follow. So `ignore_eos` has no effect with a grammar.
     ends_ignored = params.ignore_eos and params.structured_outputs is None
     core.stop_token_ids = [*stops, *([] if ends_ignored else eos_token_ids)]
     if params.logit_bias:
@@ -185,7 +268,7 @@ def core_params(
 
 
 def _index(name: str, value: object) -> int:
-    """An integer, NumPy's too."""
+    """Checks an integer, which may be NumPy's."""
     if not isinstance(value, bool) and hasattr(value, "__index__"):
         return operator.index(value)
     raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected an integer")
@@ -199,7 +282,7 @@ def _integer(name: str, value: object) -> int:
 
 
 def _number(name: str, value: object) -> float:
-    """A number, NumPy's too."""
+    """Checks a number, which may be NumPy's."""
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected a number")
     return float(value)
@@ -213,7 +296,7 @@ def _token_id(name: str, value: object) -> int:
 
 
 def _logit_bias(bias: object) -> dict[int, float]:
-    """Ids may be text, as in JSON."""
+    """Checks a logit bias. Its ids may be texts, as in JSON."""
     if not hasattr(bias, "items"):
         raise TypeError(f"logit_bias={bias!r} is a {type(bias).__name__}: expected a mapping from token ids to numbers")
     try:
@@ -229,6 +312,6 @@ def _token_ids(name: str, values: object) -> list[int]:
 
 
 def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
-    """Token ids of a word at the start of a text and after a space."""
+    """Returns the token ids of a word at the start of a text, and those after a space."""
     spellings = [tokenizer.encode(word), tokenizer.encode(" " + word.lstrip())]
     return [ids for i, ids in enumerate(spellings) if ids and ids not in spellings[:i]]

@@ -1,4 +1,4 @@
-"""A schema's nodes in the words that llguidance enforces."""
+"""Writes the nodes of a schema as a JSON schema that llguidance enforces."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SchemaWriter:
     """Writes nodes in the words that llguidance enforces.
 
     Args:
-        text_pattern: of all texts within values, beside their own.
-        plain_numbers: no exponents, with which a number may be too large to be read.
+        text_pattern: a pattern that all texts within values must match, beside their own patterns.
+        plain_numbers: write numbers without exponents, because a number with one may be too large to read.
     """
 
     def __init__(self, reader: SchemaReader, text_pattern: str | None = None, plain_numbers: bool = False):
@@ -35,7 +35,7 @@ class SchemaWriter:
         self._definitions: JsonObject = {}
 
     def document(self, branches: Sequence[Branch]) -> JsonObject:
-        """A schema that stands alone, of values that one branch allows."""
+        """Returns a complete schema of the values that one branch allows."""
         self._names, self._definitions = {}, {}
         written = self._any_of(branches)
         written = written if isinstance(written, dict) else {"not": {}}

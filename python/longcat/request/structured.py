@@ -1,7 +1,7 @@
-"""Answers held to a form: a JSON schema, a regular expression, a choice or a grammar, by llguidance.
+"""Completions held to a form: a JSON schema, a regular expression, a choice or a grammar, by llguidance.
 
-A grammar is compiled once and then says, token by token, which ids may follow. The limits below bound the time and the
-memory of both; what is beyond is refused, or ends its request alone.
+A grammar is compiled once and then says, token by token, which ids may follow. The limits below bound time and memory.
+A grammar beyond them is refused; a request beyond them ends with an error.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _LIMITS = {
     "step_lexer_fuel": 200_000,
     "verbose_errors": False,
 }
-# As json.dumps writes it. With free white space a model may write nothing else for ever.
+# White space as json.dumps writes it. If it were free, a model could write white space for ever.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_CACHED_BYTES = 256 << 20
-# Measured: 240 kB of source keep about 80 MB; and the lexer of the smallest grammar grows with its use.
+# Measured: a grammar of 240 kB of source takes about 80 MB. The lexer of even a small grammar grows with its use.
 _GRAMMAR_BYTES, _GRAMMAR_BYTES_PER_CHAR = 8 << 20, 350
 _MAX_SHOWN = 80  # characters of what the caller wrote
 _TOO_LARGE = ("too large", "too many", "too big", "limit", "fuel", "exceed")  # of the compiler's errors
@@ -52,13 +52,13 @@ _NAME = re.compile(r'(?:name|rule): "([^"]*)"')
 
 @dataclass(frozen=True)
 class StructuredOutputs:
-    """The form of an answer, one of:
+    """The form of a completion, one of:
 
     Args:
         json: a JSON schema, as an object or its text.
         json_object: any JSON object.
-        regex: a regular expression for the whole answer (Rust's syntax).
-        choice: texts, of which the answer is one.
+        regex: a regular expression for the whole completion (Rust's syntax).
+        choice: texts, of which the completion is one.
         grammar: a Lark grammar with the rule `start`, in llguidance's dialect.
     """
 
@@ -70,10 +70,10 @@ class StructuredOutputs:
 
     @classmethod
     def of(cls, value: StructuredOutputs | Mapping[str, Json]) -> StructuredOutputs:
-        """An object or a dict.
+        """Makes the form from an object or a dict.
 
         Raises:
-            TypeError: an unknown name, or a value of another type.
+            TypeError: a name is unknown, or the value has another type.
             ValueError: not exactly one form is given.
         """
         if isinstance(value, Mapping):
@@ -93,7 +93,7 @@ class StructuredOutputs:
         return value
 
     def source(self) -> str:
-        """The grammar in llguidance's form.
+        """Returns the grammar in llguidance's form.
 
         Raises:
             TypeError, ValueError: the value is not of the form's type, or too long.
@@ -132,10 +132,10 @@ class StructuredOutputs:
 
 
 def schema_source(schema: object) -> str:
-    """The grammar of values that fit a JSON schema, in llguidance's form.
+    """Returns the grammar of the values that fit a JSON schema, in llguidance's form.
 
     Raises:
-        ValueError: the schema is malformed, nothing fits it, or a word of it cannot be enforced; names it.
+        ValueError: the schema is malformed, no value fits it, or a word of it cannot be enforced.
     """
     try:
         reader = SchemaReader(schema)
@@ -148,26 +148,26 @@ def schema_source(schema: object) -> str:
 
 
 def json_source(schema: dict[str, object]) -> str:
-    """The grammar of a schema in the words that SchemaWriter uses."""
+    """Compiles a schema that SchemaWriter wrote."""
     from llguidance import LLMatcher
 
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)  # type: ignore[arg-type]
 
 
 class Grammar:
-    """A compiled grammar, to be followed by any number of answers."""
+    """A compiled grammar, which any number of completions may follow."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int):
         self._matcher = matcher
         self._num_words = (vocab_size + 31) // 32
 
     def new_mask(self) -> Callable[[list[int]], np.ndarray]:
-        """A `token_mask` for one answer."""
+        """Returns a `token_mask` for one completion."""
         return _Follower(self._matcher.deep_copy(), self._num_words)
 
 
 class _Follower:
-    """Where one answer is in its grammar."""
+    """The place of one completion in its grammar. It makes the completion's token masks."""
 
     def __init__(self, matcher: LLMatcher, num_words: int):
         self._matcher = matcher
@@ -175,7 +175,7 @@ class _Follower:
         self._num_taken = 0
 
     def __call__(self, token_ids: list[int]) -> np.ndarray:
-        """[ceil(vocab_size / 32)] uint32: which ids may follow `token_ids`, the answer so far."""
+        """Returns [ceil(vocab_size / 32)] uint32: the ids that may follow `token_ids`, the completion so far."""
         import numpy as np
 
         if len(token_ids) < self._num_taken:
@@ -190,12 +190,12 @@ class _Follower:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, and keeps the last ones up to a number of bytes. Used from any thread.
+    """Compiles grammars for one tokenizer, and keeps the last ones up to a number of bytes. Any thread may use it.
 
     Args:
-        tokenizer: called when the first grammar comes.
-        vocab_size: of the model.
-        eos_token_ids: what may follow a complete answer.
+        tokenizer: returns the tokenizer; called for the first grammar.
+        vocab_size: number of ids of the model.
+        eos_token_ids: the ids that end a completion.
     """
 
     def __init__(self, tokenizer: Callable[[], Tokenizer], vocab_size: int, eos_token_ids: Sequence[int]):
@@ -207,10 +207,10 @@ class GrammarCompiler:
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
 
     def compile(self, form: StructuredOutputs) -> Grammar:
-        """The grammar of `form`. Takes a moment, without the GIL: not for an event loop.
+        """Compiles the grammar of `form`. That takes a moment without the GIL, so do not call it on an event loop.
 
         Raises:
-            ValueError: the form is malformed, or too large; says why.
+            ValueError: the form is malformed or too large; the message says why.
             longcat.Error: llguidance is not installed, or the checkpoint has no tokenizer.
         """
         try:
@@ -231,7 +231,7 @@ class GrammarCompiler:
         return grammar
 
     def _cached_bytes(self) -> int:
-        """Memory of the kept grammars, estimated by their sources."""
+        """Returns the memory of the kept grammars, estimated from their sources."""
         return sum(_GRAMMAR_BYTES + _GRAMMAR_BYTES_PER_CHAR * len(source) for source in self._cache)
 
     def _vocab(self) -> LLTokenizer:
@@ -243,17 +243,17 @@ class GrammarCompiler:
 
 
 def make_vocabulary(tokenizer_text: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
-    """What grammars are compiled for: a tokenizer.json, and the ids that end an answer."""
+    """Makes llguidance's tokenizer from a tokenizer.json and the ids that end a completion."""
     from llguidance import LLTokenizer
 
     return LLTokenizer(tokenizer_text, n_vocab=vocab_size, eos_token=list(eos_token_ids))
 
 
 def compile_source(source: str, vocabulary: LLTokenizer) -> LLMatcher:
-    """A grammar in llguidance's form, compiled.
+    """Compiles a grammar in llguidance's form.
 
     Raises:
-        ValueError: it is malformed, or too large.
+        ValueError: the grammar is malformed or too large.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -264,7 +264,7 @@ def compile_source(source: str, vocabulary: LLTokenizer) -> LLMatcher:
 
 
 def _compile_error(source: str, reason: str) -> str:
-    """What to say of a grammar that does not compile: the compiler speaks of a grammar that the caller never saw."""
+    """Rewords a compiler's message for the caller: the grammar that the compiler read is not the caller's."""
     form = json.loads(source)["grammars"][0] if source.startswith("{") else {}
     reason = reason.partition("\n")[0]  # the lines after it are the grammar's
     if any(word in _QUOTED.sub("", reason) for word in _TOO_LARGE):
@@ -288,7 +288,7 @@ def _compile_error(source: str, reason: str) -> str:
 
 
 def _regex_fault(lark: str) -> str:
-    """What is wrong with a regular expression, of `start: /.../`."""
+    """Extracts the fault of a regular expression from the compiler's message about `start: /.../`."""
     pattern = lark.removeprefix("start: /").removesuffix("/")
     try:
         whole(pattern)

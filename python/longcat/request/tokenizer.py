@@ -15,7 +15,7 @@ _MAX_BYTES = 512 << 20
 
 @functools.cache
 def _byte_of_char() -> dict[str, int]:
-    """The byte behind each character of a byte-level token.
+    """Returns {character of a byte-level token: its byte}.
 
     Byte-level BPE writes printable Latin-1 bytes as themselves and the other 68 as the characters from U+0100 on.
     """
@@ -52,19 +52,19 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
+        """Returns the number of ids, added tokens included."""
         return self.library.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; special tokens written out in it become their ids. Nothing is added around it."""
+        """Returns the token ids of `text`, without added tokens. Special tokens in the text become their ids."""
         try:
-            # For one text `encode` gives the same ids, but holds the GIL all the time.
+            # `encode` gives the same ids for one text, but holds the GIL all the time.
             return self.library.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError:  # what the library says of text that is no UTF-8
             raise ValueError(f"{text[:40]!r} cannot be encoded: expected text without lone surrogates") from None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for; b"" for an id without a token."""
+        """Returns the bytes of a token; b"" for an id without a token."""
         if token_id in self._added:
             return self._added[token_id]
         token = self.library.id_to_token(token_id)
@@ -74,13 +74,13 @@ class Tokenizer:
         return b"".join(bytes([byte_of_char[char]]) if char in byte_of_char else char.encode() for char in token)
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`; bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of `token_ids`. Bytes that are not UTF-8 become U+FFFD."""
         stream = StreamDecoder(self, skip_special_tokens)
         return stream.push(token_ids) + stream.finish()
 
 
 class StreamDecoder:
-    """Decodes token by token and never splits a character: a partial one is held back until it is complete."""
+    """Decodes token by token and never splits a character: it holds a partial one back until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
@@ -88,11 +88,11 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The characters that `token_ids` complete."""
+        """Returns the characters that `token_ids` complete."""
         return "".join(
             self._utf8.decode(self._tokenizer.token_bytes(id)) for id in token_ids if id not in self._skipped
         )
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that never became whole."""
+        """Returns the rest at the end: U+FFFD for a character that is not complete."""
         return self._utf8.decode(b"", final=True)

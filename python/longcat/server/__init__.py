@@ -1,1 +1,1 @@
-"""`longcat serve`: the OpenAI API over an engine. `app.py` puts it together; docs/serving.md is its manual."""
+"""`longcat serve`: the OpenAI API over an engine. `app.py` assembles the parts; docs/serving.md is the manual."""

@@ -1,4 +1,4 @@
-"""The application: endpoints, and what is around them."""
+"""The application: the endpoints, and the layers around them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Application:
     Args:
         engine: a longcat.Engine, or what has its methods.
         settings: names, keys and limits.
-        on_end: called when the server has to leave: drained, or the engine died.
+        on_end: called when the server has to stop: it is drained, or the engine died.
         write_log: takes the facts of each request, for the access log.
     """
 

@@ -16,7 +16,7 @@ _IDLE_LOOKS = 4  # in a row
 
 
 class FullCollections:
-    """Takes full collections over from Python. What is loaded by now is never looked at again."""
+    """Makes full collections in Python's place. Objects that exist at the start are never collected."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -27,7 +27,7 @@ class FullCollections:
         self._num_idle = 0
 
     def consider(self, is_idle: bool) -> None:
-        """Collects if this is a good moment, or if it has to be.
+        """Makes a full collection if no request is open, or if memory has grown much.
 
         Args:
             is_idle: no request is open.
@@ -40,7 +40,7 @@ class FullCollections:
 
 
 def _resident_bytes() -> int:
-    """Memory of this process, without that of mapped files."""
+    """Returns the memory of this process without mapped files [bytes]."""
     with open("/proc/self/statm") as file:
         _, resident, shared, *_ = map(int, file.read().split())
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")

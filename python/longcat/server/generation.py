@@ -1,4 +1,4 @@
-"""From a request's fields to the engine's chunks: parameters, prompts, and what may go wrong on the way."""
+"""Turns the fields of a request into chunks of the engine: parameters, prompts, and the errors on the way."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ FEW_TOKENS = 4096  # of an answer that is written on the event loop; more are wr
 
 
 class Service:
-    """What the endpoints work with.
+    """The services that all endpoints share.
 
     Args:
         engine: a longcat.Engine.
@@ -92,10 +92,10 @@ class Service:
         self._turn = asyncio.Lock()  # one request is queued in each round of the event loop, however many ask
 
     def model_name(self, asked: str | None) -> str:
-        """The name to answer with.
+        """Returns the model name for the response.
 
         Raises:
-            ApiError: 404, the model is another.
+            ApiError: 404, the request names another model.
         """
         names = self.settings.model_names
         if asked and asked not in names:
@@ -116,31 +116,31 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
 
     async def in_thread_for(self, num_bytes: int, work: Callable[[], T]) -> T:
-        """As in_text_thread, but long texts wait for each other, and for large bodies."""
+        """As in_text_thread, but one long text at a time, and none beside a large body."""
         if num_bytes <= _SHORT_BYTES:
             return await self.in_text_thread(work)
         with self.refusals():
             return await asyncio.get_running_loop().run_in_executor(self.intake.thread, work)
 
     def max_text_bytes(self) -> int:
-        """Bytes of the longest text that can fit the context: no token stands for more than the longest one."""
+        """Bytes of the longest text that can fit the context, if every token were the longest one."""
         return max(self.max_model_len * self._longest_token.result(), 1)
 
     def check_room(self, token_ids: Sequence[int], field: str, num_new: int = 1) -> None:
-        """The context has room for a prompt and the first tokens of its answer.
+        """Checks that the context has room for a prompt and the first tokens of its completion.
 
         Args:
             field: of the request, that the prompt came in.
             num_new: those first tokens: 1, or 0 where no answer is asked for.
         Raises:
-            ApiError: 400, it has not.
+            ApiError: 400, the context has no room.
         """
         most = self.max_model_len - num_new
         if len(token_ids) > most:
             raise self._too_long(field, f"{len(token_ids)} tokens", f"at most {most}")
 
     def _too_long(self, field: str, found: str, expected: str) -> ApiError:
-        """In the words and with the code by which clients tell this refusal from others."""
+        """Returns the error for a prompt beyond the context. Clients know it by its words and its code."""
         return ApiError(
             400,
             f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
@@ -197,7 +197,7 @@ class Service:
 
     @contextlib.contextmanager
     def refusals(self) -> Any:
-        """Turns what the engine raises into answers."""
+        """Turns exceptions of the engine into error responses."""
         try:
             yield
         except QueueFullError as error:
@@ -377,7 +377,7 @@ def template_variables(body: ChatRequest | TokenizeRequest) -> JsonObject:
 
 
 def answer_form(body: GenerationBody) -> Any:
-    """What `response_format`, `structured_outputs` or vLLM's older guided_* fields ask for; None: free text.
+    """Returns the form that `response_format`, `structured_outputs` or vLLM's guided_* fields ask for; None: free text.
 
     Raises:
         ApiError: 400, they say nothing possible.
@@ -411,7 +411,7 @@ def _of_response_format(given: Mapping[str, object] | None) -> JsonObject | None
 
 
 def usage(outputs: list[RequestOutput]) -> JsonObject:
-    """OpenAI's count of tokens."""
+    """Returns the token counts in OpenAI's `usage` object."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     completion = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
     cached = sum(output.num_cached_tokens for output in outputs)
@@ -424,7 +424,7 @@ def usage(outputs: list[RequestOutput]) -> JsonObject:
 
 
 def _longest_token(engine: ServedEngine) -> int:
-    """Bytes of the longest token. A normalizer may shorten a text, so with one a token counts for more."""
+    """Returns the bytes of the longest token; more with a normalizer, which may shorten a text first."""
     tokenizer = engine.tokenizer
     longest = max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size))
     return longest if tokenizer.library.normalizer is None else 4 * longest
@@ -435,7 +435,7 @@ def _encode_all(encode: Callable[[str], list[int]], texts: Sequence[str]) -> lis
 
 
 def _num_chars(value: object) -> int:
-    """Characters of all texts in a value of JSON's types."""
+    """Returns the number of characters in all texts of a JSON value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Untrusted grammars are first compiled in a process that can be stopped.
+"""Compiles untrusted grammars in a child process first, which can be ended.
 
 llguidance limits what it can; a few patterns of a JSON schema in `allOf` still keep it busy for minutes, and a thread
 cannot be ended. So a process of its own goes first, with a deadline and a limit of memory. What it compiled in time,
@@ -28,15 +28,15 @@ _LENGTH = struct.Struct("<I")
 
 
 class GrammarTooHard(ValueError):
-    """It took more time or memory than it may."""
+    """The grammar took more time or memory than allowed."""
 
 
 class GrammarChecker:
-    """Says whether a grammar compiles within the limits. For one event loop.
+    """Checks whether a grammar compiles within the limits. One event loop may use it.
 
     Args:
         tokenizer_text: a tokenizer.json.
-        eos_token_ids: what may follow a complete answer.
+        eos_token_ids: the ids that end a completion.
         timeout: for a grammar [s].
     """
 
@@ -56,7 +56,7 @@ class GrammarChecker:
         self._known: OrderedDict[bytes, None] = OrderedDict()  # digests of what compiled
 
     async def check(self, source: str) -> None:
-        """Returns when the grammar may be compiled here.
+        """Returns once it is safe to compile the grammar in this process.
 
         Raises:
             GrammarTooHard: it takes too long, or too much memory.
@@ -102,7 +102,7 @@ class GrammarChecker:
         return None
 
     async def _replace(self) -> None:
-        """Has a process ready for the next grammar, so that it need not wait for one."""
+        """Starts a process for the next grammar, so that the grammar need not wait for it."""
         process = await self._start()
         if len(self._idle) < _NUM_PROCESSES:
             self._idle.append(process)

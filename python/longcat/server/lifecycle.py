@@ -1,4 +1,4 @@
-"""From starting to the end: when the server is ready, how it drains, what happens when the engine dies.
+"""The states of a server from its start to its end: ready, draining, or dead with its engine.
 
 starting -> ready -> draining -> (exit 0)
      \\________\\_________\\____-> dead (exit 1)
@@ -27,8 +27,8 @@ class Lifecycle:
     """The state of a server, and the requests it is working on.
 
     Args:
-        engine: what answers.
-        on_end: called once, when the server has to stop accepting connections and leave.
+        engine: the engine that the server needs.
+        on_end: called once, when the server has to stop accepting connections and end.
     """
 
     def __init__(self, engine: ServedEngine, settings: ServerSettings, on_end: Callable[[], None] = lambda: None):
@@ -45,7 +45,7 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Around all that is done for one request: draining waits for it."""
+        """A context for the work on one request. Draining waits for it."""
         self._num_open += 1
         try:
             yield
@@ -54,7 +54,7 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def generation(self, name: str) -> Iterator[None]:
-        """Around a request of the engine, so that it can be aborted when time is up."""
+        """A context for a request of the engine, which is aborted when the time to drain is up."""
         self._names.add(name)
         try:
             yield
@@ -62,20 +62,20 @@ class Lifecycle:
             self._names.discard(name)
 
     def check_ready(self) -> None:
-        """Raises ApiError 503 unless requests are taken."""
+        """Raises ApiError 503 unless the server takes requests."""
         if self.is_alive() and self.state == "ready":
             return
         why = self.failure or f"the server is {self.state}"
         raise ApiError(503, why, code=self.state, retry_after=self._settings.retry_after)
 
     def is_alive(self) -> bool:
-        """Looks at the engine, too."""
+        """Returns whether the server is alive. Checks the engine, too."""
         if self.state != "dead" and (failure := self._engine.failure()) is not None:
             self._die(failure)
         return self.state != "dead"
 
     async def run(self) -> None:
-        """Gets the engine to make a first token, and watches over it from then on."""
+        """Lets the engine make a first token, and checks from then on that it lives."""
         try:
             await self._first_token()
         except Exception as error:
@@ -100,7 +100,7 @@ class Lifecycle:
         self.on_end()
 
     def terminate(self) -> None:
-        """The first call drains; the next aborts what is left."""
+        """Drains the server at the first call. At the second call, aborts the remaining requests."""
         if self._draining is not None:
             self._hurry.set()
         elif self.state != "dead":

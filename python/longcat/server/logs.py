@@ -29,7 +29,7 @@ _BLOCK_TOKENS = 64  # of the latent cache
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What is logged and how.
+    """The options of the log.
 
     Args:
         level: the least severity: debug, info, warning, error or critical.
@@ -64,7 +64,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class StderrHandler(logging.Handler):
-    """Writes whole lines to what sys.stderr is at the time."""
+    """Writes whole lines to the current sys.stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -86,7 +86,7 @@ def set_up(options: LogOptions) -> None:
 
 
 def log_request(facts: Mapping[str, object]) -> None:
-    """One line for a request: `facts` are its fields as JSON, their gist is the text."""
+    """Writes one line for a request: `facts` as JSON, or a short text of them."""
     if _access.isEnabledFor(logging.INFO):
         _access.info("%s", request_text(facts), extra={"facts": facts})
 
@@ -106,7 +106,7 @@ def request_text(facts: Mapping[str, Any]) -> str:
 
 
 def banner(model: str, info: Mapping[str, Any], settings: ServerSettings, max_num_seqs: int) -> list[str]:
-    """What is served, and what it takes: lines for the start.
+    """Returns the lines of the start: the model, its memory and the limits.
 
     Args:
         model: the checkpoint folder.
@@ -128,7 +128,7 @@ def banner(model: str, info: Mapping[str, Any], settings: ServerSettings, max_nu
 
 
 def address_lines(sock: socket.socket, scheme: str, settings: ServerSettings) -> tuple[list[str], str | None]:
-    """Where the server listens, and a warning when all the network may use it."""
+    """Returns lines with the server's addresses, and a warning when the whole network can use it."""
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     lines = [f"listening on {scheme}://{shown}:{port}", "page /, OpenAI's API under /v1, its description /docs"]
@@ -143,7 +143,7 @@ def address_lines(sock: socket.socket, scheme: str, settings: ServerSettings) ->
 
 
 class Summary:
-    """Tokens a second and cache use, between two looks at Engine.metrics()."""
+    """Computes tokens a second and cache use between two calls of Engine.metrics()."""
 
     def __init__(self, engine: ServedEngine):
         self._engine = engine
@@ -151,10 +151,10 @@ class Summary:
         self._time = 0.0
 
     def line(self, now: float) -> str | None:
-        """The line for the time since the last call; None when nothing ran.
+        """Returns the line for the time since the last call; None when nothing ran.
 
         Args:
-            now: of a clock [s].
+            now: time of a monotonic clock [s].
         """
         try:
             values: dict[str, int] = self._engine.metrics()

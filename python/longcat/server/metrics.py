@@ -1,8 +1,11 @@
-"""What the server counts, for Prometheus. Names are vLLM's with the prefix `longcat:`."""
+"""The server's metrics, for Prometheus. METRICS defines each of them; docs/reference/metrics.md is made from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,116 +13,242 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from longcat.request.outputs import RequestOutput
 from longcat.server.served_engine import ServedEngine
 
-_PREFIX = "longcat:"
+PREFIX = "longcat:"
+MODEL_LABEL = "model_name"  # every metric has it: the first served name
+FINISHED_REASONS = ("stop", "length", "tool_calls", "abort", "error")
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 256_000)
 _COUNTS = (1, 2, 5, 10, 20, 50, 128)
 
-# Suffix -> (key of Engine.metrics(), description).
-_ENGINE_COUNTERS = {
-    "prompt_tokens": ("num_prompt_tokens", "Prompt tokens computed."),
-    "generation_tokens": ("num_generated_tokens", "Tokens generated."),
-    "prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
-    "prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
-    "spec_decode_num_draft_tokens": ("num_draft_tokens", "Tokens guessed (speculative decoding)."),
-    "spec_decode_num_accepted_tokens": ("num_accepted_tokens", "Tokens guessed right."),
-}
-_HISTOGRAMS = {
-    "time_to_first_token_seconds": ("From the request to its first token.", _SECONDS),
-    "request_time_per_output_token_seconds": ("Mean time between a request's tokens.", _SECONDS),
-    "e2e_request_latency_seconds": ("From the request to its last token.", _SECONDS),
-    "request_queue_time_seconds": ("Waiting for the first step.", _SECONDS),
-    "request_prefill_time_seconds": ("Computing the prompt.", _SECONDS),
-    "request_decode_time_seconds": ("Generating.", _SECONDS),
-    "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
-    "request_generation_tokens": ("Tokens of an answer.", _TOKENS),
-    "request_params_max_tokens": ("max_tokens of a request.", _TOKENS),
-    "request_params_n": ("n of a request.", _COUNTS),
-}
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One metric.
+
+    Args:
+        name: without the prefix. vLLM's name, where vLLM has the metric. Prometheus adds `_total` to a counter's.
+        kind: Prometheus' type.
+        help: the meaning, a sentence.
+        unit: of the value.
+        engine_value: computes the value from Engine.metrics(); None: the server counts.
+        labels: beside MODEL_LABEL; each with its values in words.
+        buckets: upper bounds of a histogram, in `unit`.
+        is_vllms: whether vLLM has the metric.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    unit: str
+    engine_value: Callable[[Mapping[str, int]], float] | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    buckets: tuple[float, ...] = ()
+    is_vllms: bool = True
+
+    @property
+    def shown_name(self) -> str:
+        """The name in the text that Prometheus reads."""
+        return PREFIX + self.name + ("_total" if self.kind == "counter" else "")
+
+    @property
+    def label_names(self) -> list[str]:
+        return [MODEL_LABEL, *(name for name, _ in self.labels)]
+
+
+def _cache_usage(values: Mapping[str, int]) -> float:
+    return 1 - values["num_free_blocks"] / max(values["num_kv_blocks"], 1)
+
+
+METRICS = (
+    MetricInfo(
+        "num_requests_running",
+        "gauge",
+        "Sequences that run; a request has one for each completion.",
+        "sequences",
+        itemgetter("num_running"),
+    ),
+    MetricInfo("num_requests_waiting", "gauge", "Sequences that wait.", "sequences", itemgetter("num_waiting")),
+    MetricInfo("kv_cache_usage_perc", "gauge", "Share of the KV cache in use; 1 is all of it.", "share", _cache_usage),
+    MetricInfo(
+        "prompt_tokens",
+        "counter",
+        "Tokens of the prompts that began to run, with those found in the prefix cache.",
+        "tokens",
+        itemgetter("num_prompt_tokens"),
+    ),
+    MetricInfo("generation_tokens", "counter", "Tokens generated.", "tokens", itemgetter("num_generated_tokens")),
+    MetricInfo(
+        "prefix_cache_queries",
+        "counter",
+        "Prompt tokens looked up in the prefix cache.",
+        "tokens",
+        itemgetter("prefix_cache_queries"),
+    ),
+    MetricInfo(
+        "prefix_cache_hits",
+        "counter",
+        "Prompt tokens found in the prefix cache.",
+        "tokens",
+        itemgetter("prefix_cache_hits"),
+    ),
+    MetricInfo(
+        "num_preemptions",
+        "counter",
+        "Preemptions: sequences swapped out or recomputed to free cache blocks.",
+        "sequences",
+        lambda values: values["num_swaps"] + values["num_recomputes"],
+    ),
+    MetricInfo(
+        "spec_decode_num_draft_tokens", "counter", "Draft tokens proposed.", "tokens", itemgetter("num_draft_tokens")
+    ),
+    MetricInfo(
+        "spec_decode_num_accepted_tokens",
+        "counter",
+        "Draft tokens accepted.",
+        "tokens",
+        itemgetter("num_accepted_tokens"),
+    ),
+    MetricInfo(
+        "request_success",
+        "counter",
+        "Completions that ended, by finish reason.",
+        "completions",
+        labels=(("finished_reason", ", ".join(FINISHED_REASONS)),),
+    ),
+    MetricInfo(
+        "http_requests",
+        "counter",
+        "HTTP requests answered, by status.",
+        "requests",
+        labels=(("status", "the HTTP status"),),
+        is_vllms=False,
+    ),
+    MetricInfo(
+        "time_to_first_token_seconds",
+        "histogram",
+        "Time from a request's arrival to its first token.",
+        "s",
+        buckets=_SECONDS,
+    ),
+    MetricInfo(
+        "request_time_per_output_token_seconds",
+        "histogram",
+        "Mean time between the tokens of a request's longest completion.",
+        "s",
+        buckets=_SECONDS,
+    ),
+    MetricInfo(
+        "e2e_request_latency_seconds",
+        "histogram",
+        "Time from a request's arrival to its last token.",
+        "s",
+        buckets=_SECONDS,
+    ),
+    MetricInfo(
+        "request_queue_time_seconds",
+        "histogram",
+        "Time that a request waited for its first step.",
+        "s",
+        buckets=_SECONDS,
+    ),
+    MetricInfo(
+        "request_prefill_time_seconds",
+        "histogram",
+        "Time from the first step to the first token.",
+        "s",
+        buckets=_SECONDS,
+    ),
+    MetricInfo(
+        "request_decode_time_seconds", "histogram", "Time from the first token to the last.", "s", buckets=_SECONDS
+    ),
+    MetricInfo("request_prompt_tokens", "histogram", "Tokens of a request's prompt.", "tokens", buckets=_TOKENS),
+    MetricInfo(
+        "request_generation_tokens",
+        "histogram",
+        "Tokens generated for a request, all completions together.",
+        "tokens",
+        buckets=_TOKENS,
+    ),
+    MetricInfo("request_params_max_tokens", "histogram", "max_tokens of a request.", "tokens", buckets=_TOKENS),
+    MetricInfo("request_params_n", "histogram", "n of a request.", "completions", buckets=_COUNTS),
+)
+_BY_NAME = {info.name: info for info in METRICS}
 
 
 class ServerMetrics:
-    """Counters and histograms of one server.
+    """The metrics of one server.
 
     Args:
-        engine: whose metrics() are shown, too.
-        model_name: the label of all of them.
+        engine: its metrics() are shown, too.
+        model_name: the value of the label `model_name`.
     """
 
     def __init__(self, engine: ServedEngine, model_name: str):
         self._engine = engine
-        self._labels = {"model_name": model_name}
+        self._labels = {MODEL_LABEL: model_name}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._histograms = {
-            name: Histogram(_PREFIX + name, text, ["model_name"], buckets=buckets, registry=self._registry).labels(
-                **self._labels
-            )
-            for name, (text, buckets) in _HISTOGRAMS.items()
+            info.name: Histogram(
+                PREFIX + info.name, info.help, info.label_names, buckets=info.buckets, registry=self._registry
+            ).labels(**self._labels)
+            for info in METRICS
+            if info.kind == "histogram"
         }
-        self._finished = Counter(
-            _PREFIX + "request_success",
-            "Answers by how they ended.",
-            ["model_name", "finished_reason"],
-            registry=self._registry,
-        )
-        self._responses = Counter(
-            _PREFIX + "http_requests", "Requests by status.", ["model_name", "status"], registry=self._registry
-        )
-        for reason in ("stop", "length", "tool_calls", "abort", "error"):
+        self._finished = self._counter("request_success")
+        self._responses = self._counter("http_requests")
+        for reason in FINISHED_REASONS:
             self._finished.labels(**self._labels, finished_reason=reason)
 
+    def _counter(self, name: str) -> Counter:
+        info = _BY_NAME[name]
+        return Counter(PREFIX + name, info.help, info.label_names, registry=self._registry)
+
     def observe(self, output: RequestOutput, max_tokens: int) -> None:
-        """Takes in a request that has ended."""
+        """Counts a request that has ended."""
         m = output.metrics
-        num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+        lengths = [len(completion.token_ids) for completion in output.outputs]
         values = {
             "e2e_request_latency_seconds": m.total_s,
             "request_queue_time_seconds": m.queue_ms / 1000,
             "request_prefill_time_seconds": m.prefill_ms / 1000,
             "request_decode_time_seconds": m.decode_ms / 1000,
             "request_prompt_tokens": len(output.prompt_token_ids),
-            "request_generation_tokens": num_tokens,
+            "request_generation_tokens": sum(lengths),
             "request_params_max_tokens": max_tokens,
             "request_params_n": len(output.outputs),
         }
         if m.first_token_s is not None:
             values["time_to_first_token_seconds"] = m.first_token_s
-            longest = max(len(answer.token_ids) for answer in output.outputs)
-            if longest > 1:
-                values["request_time_per_output_token_seconds"] = (m.total_s - m.first_token_s) / (longest - 1)
+            if max(lengths) > 1:
+                values["request_time_per_output_token_seconds"] = (m.total_s - m.first_token_s) / (max(lengths) - 1)
         for name, value in values.items():
             self._histograms[name].observe(value)
-        for answer in output.outputs:
-            self.count_end(answer.finish_reason or "abort")
+        for completion in output.outputs:
+            self.count_end(completion.finish_reason or "abort")
 
     def count_end(self, reason: str) -> None:
+        """Counts a completion that has ended, by its finish reason."""
         self._finished.labels(**self._labels, finished_reason=reason).inc()
 
     def count_response(self, status: int) -> None:
+        """Counts an HTTP response."""
         self._responses.labels(**self._labels, status=str(status)).inc()
 
     def collect(self) -> Iterator[Metric]:
-        """What the engine knows, when Prometheus asks."""
+        """The engine's metrics; prometheus_client calls this for each text."""
         try:
             values = self._engine.metrics()
-        except RuntimeError:  # it is closed
+        except RuntimeError:  # the engine is closed
             return
-        num_blocks = max(values["num_kv_blocks"], 1)
-        gauges = {
-            "num_requests_running": ("Requests that run.", values["num_running"]),
-            "num_requests_waiting": ("Requests that wait.", values["num_waiting"]),
-            "kv_cache_usage_perc": ("Share of the cache in use; 1 is all.", 1 - values["num_free_blocks"] / num_blocks),
-        }
-        counters = {name: (text, values[key]) for name, (key, text) in _ENGINE_COUNTERS.items()}
-        num_preemptions = values["num_swaps"] + values["num_recomputes"]
-        counters["num_preemptions"] = ("Requests interrupted for others.", num_preemptions)
-        for family, metrics in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
-            for name, (text, value) in metrics.items():
-                metric = family(_PREFIX + name, text, labels=list(self._labels))
-                metric.add_metric(list(self._labels.values()), value)
+        for info in METRICS:
+            if info.engine_value is not None:
+                family = GaugeMetricFamily if info.kind == "gauge" else CounterMetricFamily
+                metric = family(PREFIX + info.name, info.help, labels=list(self._labels))
+                metric.add_metric(list(self._labels.values()), info.engine_value(values))
                 yield metric
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)

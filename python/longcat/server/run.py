@@ -36,7 +36,7 @@ _BACKLOG = 4096  # connections that the system keeps for the next turns
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which says where it listens. Signals are the lifecycle's: the first drains, the second hurries."""
+    """uvicorn, which also logs its address. The lifecycle handles signals: the first drains, the second aborts."""
 
     lifecycle: Any
     settings: ServerSettings
@@ -57,10 +57,10 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """The socket to listen on, before anything slow begins.
+    """Opens the socket to listen on, before anything slow begins.
 
     Raises:
-        longcat.Error: the address is taken, or is none of this machine.
+        longcat.Error: the address is in use, or this machine does not have it.
     """
     try:
         [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -73,10 +73,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check_tls(certificate: str, key: str, password: str | None, authorities: str | None) -> None:
-    """Loads what HTTPS needs, before anything slow begins.
+    """Checks the files for HTTPS, before anything slow begins.
 
     Raises:
-        longcat.Error: a file is not there, is damaged, or does not go with the others.
+        longcat.Error: a file is missing, is damaged, or does not match the others.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -120,7 +120,7 @@ def run(
 
 
 def web_config(app: Any, protocol: Any, **tls: Any) -> uvicorn.Config:
-    """How uvicorn serves an application.
+    """Returns uvicorn's settings for an application.
 
     Args:
         protocol: a class of connections.
@@ -164,7 +164,7 @@ async def _serve(
 
 
 def _file_limit() -> int:
-    """Raises the limit of open files as far as it goes, as each client is one, and returns it."""
+    """Raises the limit of open files as far as possible, because each client needs one. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -172,7 +172,7 @@ def _file_limit() -> int:
 
 
 def _allowed_hosts(settings: ServerSettings, sock: socket.socket) -> tuple[str, ...]:
-    """Names that requests may have in the header Host: on a loopback address its own, elsewhere all, unless stated."""
+    """Returns the allowed values of the header Host: by default loopback names on a loopback address, elsewhere all."""
     host = sock.getsockname()[0]
     if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         return settings.allowed_hosts

@@ -1,4 +1,4 @@
-"""What the server asks of an engine: longcat.Engine has it, and so has what stands in for one in tests."""
+"""The part of an engine that the server uses. longcat.Engine has it, and so do the stand-ins of tests."""
 
 from __future__ import annotations
 

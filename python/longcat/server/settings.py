@@ -67,17 +67,17 @@ class ServerSettings:
             raise ValueError("an API key is empty: expected some text, or no key for a server that is open to all")
 
     def allows_origin(self, origin: str, host: str | None) -> bool:
-        """Whether a page of `origin` may send what browsers send without asking: it is listed, or this server's own."""
+        """Returns whether a page of `origin` may call without a preflight: it is listed, or this server's own."""
         if "*" in self.cors_origins or origin in self.cors_origins:
             return True
         return host is not None and origin.partition("://")[2].lower() == host.lower()
 
 
 def origins(values: Sequence[str]) -> tuple[str, ...]:
-    """The web pages of `--cors-origin`: "*", origins, or vLLM's JSON list of them.
+    """Returns the origins of `--cors-origin`: "*", origins, or vLLM's JSON list of them.
 
     Raises:
-        ValueError: a value is neither.
+        ValueError: a value is none of these.
     """
     found: list[str] = []
     for value in values:
@@ -95,7 +95,7 @@ def origins(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def served_name(folder: str) -> str:
-    """The model's name for a checkpoint folder: "org/name" for a snapshot in the Hub's cache, or the last part."""
+    """Returns the served name of a folder: "org/name" for a snapshot in the Hub's cache, or the path's last part."""
     parts = os.path.abspath(folder).split(os.sep)
     if len(parts) > 2 and parts[-2] == "snapshots" and (hub := _HUB_FOLDER.fullmatch(parts[-3])):
         return "/".join(filter(None, [hub["org"], hub["name"]]))

@@ -1,1 +1,1 @@
-"""Routes and bodies: what a client sends and gets, by the API it speaks."""
+"""The endpoints, and the bodies of their requests and responses."""

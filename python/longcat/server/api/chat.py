@@ -32,7 +32,7 @@ _NEVER = -100.0  # a bias of a token that no text may hold
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Whole, or with `stream` as server-sent events."""
+    """Completes a conversation: as one response, or with `stream` as server-sent events."""
     return await respond(request, body, start_chat)
 
 
@@ -47,7 +47,7 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
 
 
 async def queue_chat(service: Service, body: ChatRequest, id: str, field: str = "messages") -> ChatChunks:
-    """Renders, compiles and queues.
+    """Renders the prompt, compiles the grammar, and queues the request.
 
     Args:
         id: a name of the request, for the engine.
@@ -114,7 +114,7 @@ def _no_calls(service: Service) -> dict[int, float]:
 
 
 def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:
-    """The tools that the model gets to see, and the choice among them, where `choice` lists the allowed ones.
+    """Returns the tools to show to the model and the choice among them, after `choice` with its list of allowed tools.
 
     Raises:
         ValueError: an allowed tool is not declared, or the list is none.
@@ -148,7 +148,7 @@ def _tool_name(tool: Any) -> str | None:
 
 @dataclass
 class ChatAnswer:
-    """An answer on its way, in OpenAI's shapes."""
+    """A response that is being made, in OpenAI's shapes."""
 
     chunks: ChatChunks
     id: str
@@ -194,7 +194,7 @@ class ChatAnswer:
         options = self.body.stream_options
         output: RequestOutput | None = None
         num_tokens = 0
-        # As OpenAI: null before what may be a call. Of an empty text some clients make a part of the message.
+        # As OpenAI does: null where a call may follow, because some clients turn an empty text into a message part.
         content = None if self.chunks.reader.may_call else ""
         for index in range(self.body.n):
             yield self._event(index, {"role": "assistant", "content": content, "refusal": None}) | self._usage_so_far(0)
@@ -221,7 +221,7 @@ class ChatAnswer:
                 yield self._frame("chat.completion.chunk", []) | {"usage": usage([output])}
 
     def _usage_so_far(self, num_tokens: int) -> JsonObject:
-        """To be added to a chunk, if the client wants it in each."""
+        """Returns the `usage` of a chunk, if the client wants it in each chunk."""
         if self.body.stream_options is None or not self.body.stream_options.continuous_usage_stats:
             return {}
         counts = {"prompt_tokens": self.chunks.num_prompt_tokens, "completion_tokens": num_tokens}
@@ -246,7 +246,7 @@ def _call_delta(call: ToolCallDelta) -> JsonObject:
 
 
 def _deltas(chunk: ChatChunk) -> list[JsonObject]:
-    """What a chunk adds to the message, nothing empty. As OpenAI, one call in each: clients read no more."""
+    """Returns the parts that a chunk adds to the message, with at most one call each: clients read no more."""
     deltas: list[JsonObject] = []
     if chunk.reasoning_delta:
         deltas.append({"reasoning_content": chunk.reasoning_delta})
@@ -262,7 +262,7 @@ def _deltas(chunk: ChatChunk) -> list[JsonObject]:
 
 
 def _message(message: Mapping[str, Any]) -> JsonObject:
-    """A message with its calls in OpenAI's shape: ids, and arguments as text."""
+    """Returns a message with its calls in OpenAI's shape: with ids, and with arguments as text."""
     calls = [
         {
             "id": _call_id(),
@@ -277,7 +277,7 @@ def _message(message: Mapping[str, Any]) -> JsonObject:
 
 
 def _arguments(arguments: dict[str, object] | str) -> str:
-    """As JSON; those of an unfinished call are its beginning already."""
+    """Returns arguments as JSON. Those of an unfinished call are the beginning of JSON already."""
     return arguments if isinstance(arguments, str) else json_text(arguments)
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/completions. The prompt is taken as it is: tags written out in it are tags."""
+"""POST /v1/completions. Special tokens written in the prompt's text are read as special tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/completions", summary="Continue a text")
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Whole, or with `stream` as server-sent events. `echo` with `logprobs` scores the prompt."""
+    """Completes prompts: as one response, or with `stream` as events. `echo` with `logprobs` scores the prompt."""
     return await respond(request, body, start_completion)
 
 
@@ -221,14 +221,14 @@ class CompletionAnswer:
 
 
 class TextOffsets:
-    """Where tokens begin in their text [characters]; a character of several tokens counts with the last of them."""
+    """Computes where tokens begin in their text [characters]. A character of several tokens belongs to the last one."""
 
     def __init__(self, decoder: StreamDecoder, start: int = 0):
         self._decoder = decoder
         self._offset = start
 
     def take(self, token_ids: Sequence[int]) -> list[int]:
-        """The offsets of the next tokens."""
+        """Returns the offsets of the next tokens."""
         offsets = []
         for token_id in token_ids:
             offsets.append(self._offset)
@@ -246,7 +246,7 @@ def _by_text(entry: dict[int, Logprob]) -> dict[str, float]:
 
 
 async def merged(streams: Sequence[Any]) -> AsyncGenerator[tuple[int, Any], None]:
-    """(which stream, its next item) as they come. Closing it closes all of them."""
+    """Yields (index of the stream, its next item) as items arrive. Closing it closes all streams."""
     queue: asyncio.Queue[tuple[int, Any, Exception | None]] = asyncio.Queue(maxsize=len(streams))
 
     async def feed(position: int, stream: Any) -> None:

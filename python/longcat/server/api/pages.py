@@ -24,7 +24,7 @@ _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosni
 
 @functools.cache
 def playground() -> str:
-    """The page as it is in the package."""
+    """Returns a page that is stored in the package."""
     return resources.files("longcat.server.api").joinpath("playground.html").read_text(encoding="utf-8")
 
 
@@ -67,7 +67,7 @@ def _fields(schema: JsonObject) -> str:
 
 
 def _type(field: JsonObject) -> str:
-    """A schema in a few words."""
+    """Describes a JSON schema in a few words."""
     if "anyOf" in field:
         return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
     if "$ref" in field:

@@ -99,7 +99,7 @@ def _is(*values: object) -> Callable[[Json], bool]:
     return lambda value: value in values
 
 
-# Fields that change an answer elsewhere and that nothing here can honour: which values are harmless, and the remedy.
+# Fields of other servers that change a completion and that this one lacks: their harmless values, and the remedy.
 _REFUSED: dict[str, tuple[Callable[[Json], bool], str]] = {
     "functions": (_is([]), "the field tools"),
     "function_call": (_is("auto", "none"), "the field tool_choice"),
@@ -122,7 +122,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body):
-    """What every request for a completion has, in whichever API."""
+    """The fields of every request for a completion, in each API."""
 
     model: str | None = None
     stream: bool = False
@@ -155,7 +155,7 @@ def sampling_fields(body: SamplingBody) -> dict[str, Json]:
 
 
 class GenerationBody(SamplingBody):
-    """What chat and completions share."""
+    """The fields that chat and completions share."""
 
     refused = _REFUSED
 
@@ -184,7 +184,7 @@ class GenerationBody(SamplingBody):
         return super().refusal()
 
     def ignored(self) -> list[str]:
-        """The first names of fields that nothing here reads, without those that `refusal` reads."""
+        """Returns the names of the first unknown fields, without those that `refusal` reads."""
         extra = self.model_extra or {}
         names = (name for name in extra if name not in self.refused and name != "best_of")
         return [name[:MAX_SHOWN_CHARS] for name in islice(names, MAX_SHOWN_FIELDS)]

@@ -1,1 +1,1 @@
-"""HTTP itself: limits, keys, errors, and streams of events."""
+"""HTTP: limits, keys, errors, and streams of events."""

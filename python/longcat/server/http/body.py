@@ -1,4 +1,4 @@
-"""What every body of a request has, whatever its fields: nulls, unknown fields and fields that are refused."""
+"""The base of all request bodies: handles nulls, unknown fields and refused fields."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Body(BaseModel):
         return {name: value for name, value in data.items() if value is not None or name in required}
 
     def ignored(self) -> list[str]:
-        """The first names of fields that nothing here reads, cut short."""
+        """Returns the names of the first unknown fields, cut short."""
         return [name[:MAX_SHOWN_CHARS] for name in islice(self.model_extra or (), MAX_SHOWN_FIELDS)]
 
     def hint(self, name: str) -> str:
-        """What the field `name` may have been meant to be."""
+        """Returns the field that the unknown field `name` may mean."""
         near = difflib.get_close_matches(name, type(self).model_fields, n=1, cutoff=0.7)
         return f"did you mean {near[0]}?" if near else "see /docs for all fields"
 
     def refusal(self) -> tuple[str, str] | None:
-        """The first field that cannot be honoured, and one line about it."""
+        """Returns the first field that this server cannot honour, and one line about it."""
         extra = self.model_extra or {}
         for name, (is_harmless, expected) in self.refused.items():
             if name in extra and not is_harmless(extra[name]):

@@ -35,7 +35,7 @@ _MAX_SHOWN_CHARS = 64  # of a name or value of the client's
 
 
 class ApiError(HTTPException):  # so that FastAPI lets it through while it reads a body
-    """An answer that is an error.
+    """An error response.
 
     Args:
         status: of HTTP.
@@ -88,7 +88,7 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
 
 
 def to_json(value: object) -> bytes:
-    """JSON of what this server says; half a surrogate pair becomes a question mark."""
+    """Writes a value as JSON. Half a surrogate pair becomes a question mark."""
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:
@@ -104,7 +104,7 @@ def _clean(value: object) -> Json:
 
 
 def add_error_handlers(api: FastAPI) -> None:
-    """Makes every error of `api` one of the above."""
+    """Turns every error of `api` into such a response."""
 
     async def own(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -130,7 +130,7 @@ def add_error_handlers(api: FastAPI) -> None:
 
 
 def _served(request: Request) -> str:
-    """What to ask for in place of a path or method that is not served."""
+    """Returns what a client can use in place of a path or method that is not served."""
     paths = {path: " or ".join(methods).upper() for path, methods in request.app.openapi()["paths"].items()}
     path = request.url.path
     if path in paths:
@@ -207,7 +207,7 @@ def _alternatives(schema: Mapping[str, Json], parts: Mapping[str, Json]) -> Iter
 
 
 def in_words(schema: Mapping[str, object], parts: Mapping[str, object]) -> str:
-    """What a JSON schema of protocol.py allows."""
+    """Describes the values that a JSON schema of protocol.py allows."""
     return " or ".join(dict.fromkeys(_kind(one, parts) for one in _alternatives(schema, parts)))
 
 

@@ -1,4 +1,4 @@
-"""Around all endpoints, as plain ASGI: request ids, a line of log for each request, keys, and the size of bodies."""
+"""ASGI layers around all endpoints: request ids, a line of log for each request, keys, and limits on bodies."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Guard:
         await self._app(scope, receive_at_most, send)
 
     def _check_host(self, value: bytes | None) -> None:
-        """Refuses a name that an attacker's DNS may have bound to this address. Programs may leave the header out."""
+        """Refuses a Host that an attacker's DNS may have bound to this address. Programs may leave the header out."""
         if value is None or not self._hosts or "*" in self._hosts:
             return
         host = re.sub(r":\d*$", "", value.decode("latin-1").strip().lower()).rstrip(".")

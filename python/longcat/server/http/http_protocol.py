@@ -24,7 +24,7 @@ _CLOSE_SECONDS = 5.0  # for the last bytes of a connection that is being closed
 
 
 class Connections:
-    """The open connections of a server. Those without a whole request stand in the order of their last progress."""
+    """The open connections of a server. Those without a complete request are ordered by their last progress."""
 
     def __init__(self, most: int):
         self._most = most
@@ -32,7 +32,7 @@ class Connections:
         self._waiting: dict[LimitedHttpProtocol, None] = {}
 
     def admit(self, connection: LimitedHttpProtocol) -> bool:
-        """Counts a new connection; False when all others are at work and there is no room."""
+        """Counts a new connection. Returns False when there is no room, because all others have a request."""
         self._num_open += 1
         oldest = next(iter(self._waiting), None)
         self._waiting[connection] = None
@@ -52,7 +52,7 @@ class Connections:
         self._waiting.pop(connection, None)
 
     def drain(self) -> None:
-        """Refuses the requests whose bodies are not complete: the server is about to leave."""
+        """Refuses requests whose bodies are not complete, because the server is about to end."""
         for connection in list(self._waiting):
             connection.drain()
 
@@ -107,7 +107,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def drain(self) -> None:
-        """Refuses a request whose body is not complete: the server is about to leave."""
+        """Refuses a request whose body is not complete, because the server is about to end."""
         if self._in_message and not self._in_headers and not self.pipeline:
             self._refuse(503, "the server is draining", "draining")
 
@@ -130,7 +130,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._await_headers()  # bytes that begin no request yet
 
     def _parse(self) -> None:
-        """Takes slices until a request has to wait for the answer before it."""
+        """Parses slices until a request has to wait for the response before it."""
         data, at = self._backlog, 0
         self._backlog = b""
         while at < len(data) and not self.pipeline and not self._refused and not self.transport.is_closing():
@@ -170,7 +170,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._refuse(413, f"the body is longer than the limit of {most} bytes", "too_long")
 
     def _without_offer(self) -> bytes:
-        """The headers of a request that offers another protocol, without the offer, for a new parser."""
+        """Returns the headers of a request without its offer of another protocol, for a new parser."""
         self._is_offer = False
         kept = []
         for name, value in self.headers:
@@ -328,7 +328,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._refuse(431, f"the headers are longer than the limit of {most} bytes", "too_long")
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answers in the application's place, where that has not begun to, and ends the connection."""
+        """Sends an error, unless the application has begun a response, and ends the connection."""
         if self._refused:
             return
         self._refused = True

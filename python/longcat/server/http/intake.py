@@ -1,4 +1,4 @@
-"""From the bytes of a request's body to its checked fields, with a bound on the bytes of all bodies at one time."""
+"""Receives, parses and checks the bodies of requests, with a bound on the bytes of all bodies at one time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JsonRoute(APIRoute):
 
 
 class Room:
-    """The share of one body in the bytes that all bodies may take. Left at the latest when the request ends."""
+    """The part of one body in the bytes that all bodies may take. It ends with the request at the latest."""
 
     def __init__(self, intake: Intake):
         self._intake = intake
@@ -165,7 +165,7 @@ class Intake:
             has_left.set()
 
     def _note(self, names: list[str], body: Body) -> None:
-        """Tells the log once of each name."""
+        """Logs each name once."""
         for name in names:
             if name not in self._noted and len(self._noted) < _MAX_NOTED:
                 self._noted.add(name)

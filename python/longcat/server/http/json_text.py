@@ -1,4 +1,4 @@
-"""JSON of a client, parsed in small steps: no step keeps other threads waiting, and what is too large ends early."""
+"""Parses the JSON of clients in small steps. No step keeps other threads waiting, and too large values end early."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NUMBERS = re.compile(rb"(?:-?[0-9]{1,15}[ \t\n\r]*,[ \t\n\r]*){1,1000}")
 
 
 class JsonError(ValueError):
-    """Bytes that are no JSON, or too much of it."""
+    """The bytes are no JSON, or beyond a limit."""
 
 
 def parse_small(data: bytes | bytearray) -> Json:
-    """The value of a short text, at once.
+    """Parses a short text at once.
 
     Raises:
         JsonError: `data` is no JSON.
@@ -36,10 +36,10 @@ def parse_small(data: bytes | bytearray) -> Json:
 
 
 def parse_large(data: bytes | bytearray, is_wanted: Callable[[], bool] = lambda: True) -> Json:
-    """The value of a long text, for a thread of its own.
+    """Parses a long text. Call it on a thread of its own.
 
     Args:
-        is_wanted: asked now and then; False ends the work.
+        is_wanted: called now and then; False ends the work.
     Raises:
         JsonError: `data` is no JSON, or beyond a limit above.
     """
@@ -58,7 +58,7 @@ class _Parser:
         self._num_fields = 0
 
     def skip(self, at: int) -> int:
-        """The next place that is no white space."""
+        """Returns the next index that is not white space."""
         while True:
             end = _SPACE.match(self._data, at, at + _STEP).end()  # type: ignore[union-attr]
             if end < at + _STEP:
@@ -66,7 +66,7 @@ class _Parser:
             at = end
 
     def value(self, at: int, depth: int) -> tuple[Json, int]:
-        """The value at `at`, and the next place behind it that is no white space."""
+        """Returns the value at index `at`, and the next index behind it that is not white space."""
         self._count(values=1)
         value: Json
         first = self._data[at : at + 1]
@@ -141,7 +141,7 @@ class _Parser:
         return self._parse(found[0], at), found.end()
 
     def _text(self, at: int) -> tuple[str, int]:
-        """The text whose first quote is at `at`, and the place behind its last."""
+        """Returns the text whose first quote is at index `at`, and the index behind its last quote."""
         place, step = at + 1, 256
         while True:
             part = self._data[place : place + step]

@@ -1,4 +1,4 @@
-"""Answers that arrive piece by piece, and clients that leave or do not read."""
+"""Streamed responses, and clients that leave or do not read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client closes its connection.
+    """Returns the result of `work`, and cancels it when the client closes its connection.
 
     Raises:
-        ClientLeft: it did.
+        ClientLeft: the client closed its connection.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_until_disconnect(request.receive))
@@ -125,7 +125,7 @@ class EventStream(Response):
         return name + b"data: " + to_json(event) + b"\n\n"
 
     async def _or_none(self, events: AsyncGenerator[JsonObject, None]) -> AsyncGenerator[JsonObject | None, None]:
-        """The events, and None each time that there is none for `keepalive_interval`."""
+        """Yields the events, and None whenever there is no event for `keepalive_interval`."""
         while True:
             following = asyncio.ensure_future(anext(events))
             try:

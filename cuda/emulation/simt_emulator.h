@@ -1,0 +1,262 @@
+// A GPU for kernels over simt.h, on the CPU. Each thread is a fiber. A seed decides the order in which blocks, warps
+// and lanes run. With `checks`, asynchronous copies arrive as late as they may, and every access is held against
+// bounds, alignment and the barriers before it. Without, one order and no shadow of memory: for whole models.
+//
+// It does not know partial masks of warps, clusters, sizes of register files and caches, and time. Nor does it know the
+// proxies of 9.0: generic stores to the bytes of a later bulk copy.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/emulation/bank_conflicts.h"
+#include "cuda/emulation/clocks.h"
+#include "cuda/emulation/fibers.h"
+#include "cuda/emulation/findings.h"
+#include "cuda/emulation/tensor_core.h"
+#include "cuda/kernels/simt_machine.h"
+
+namespace longcat::emulation {
+
+struct EmulatorOptions {
+  uint64_t seed = 1;
+  bool checks = true;
+  Arithmetic arithmetic = Arithmetic::hopper;
+  int resident_blocks = 4;
+  bool backwards = false;  // without checks: the order of blocks, warps and lanes
+};
+
+class SimtEmulator final : public simt::Machine {
+ public:
+  explicit SimtEmulator(const EmulatorOptions& options);
+  ~SimtEmulator() override;
+
+  // --- memory of kernels. With checks, pointers lead nowhere: only a kernel's instructions reach what is behind them.
+
+  // Read-only in kernels.
+  template <class T>
+  const T* input(const std::vector<T>& values) {
+    return static_cast<const T*>(allocate(values.data(), static_cast<int64_t>(values.size() * sizeof(T)), false));
+  }
+  // Begins with these values.
+  template <class T>
+  T* buffer(const std::vector<T>& values) {
+    return static_cast<T*>(allocate(values.data(), static_cast<int64_t>(values.size() * sizeof(T)), true));
+  }
+  // Begins as NaN; to read it before it is written is a finding.
+  template <class T>
+  T* output(int64_t count) {
+    return static_cast<T*>(allocate(nullptr, count * static_cast<int64_t>(sizeof(T)), true));
+  }
+  // What a kernel has left in a buffer.
+  template <class T>
+  std::vector<T> read(const T* buffer, int64_t count) const {
+    std::vector<T> values(static_cast<size_t>(count));
+    copy_out(values.data(), buffer, count * static_cast<int64_t>(sizeof(T)));
+    return values;
+  }
+
+  // --- launches
+
+  // Runs the kernel's blocks. overlaps_prior: as a programmatic dependent launch, whose threads know what earlier
+  // launches wrote only behind wait_for_prior_grid().
+  template <class Kernel>
+  void launch(int64_t blocks, const Kernel& kernel, bool overlaps_prior = false);
+
+  // The same of a kernel whose type is not known here: entry(kernel, address of the shared memory) in each thread.
+  using Entry = void (*)(const void* kernel, uint32_t shared);
+  void run(int64_t blocks, int threads, int64_t shared_bytes, Entry entry, const void* kernel,
+           bool overlaps_prior = false);
+
+  const Findings& findings() const { return findings_; }
+  void forget_findings() { findings_ = Findings(); }
+  const BankConflicts& bank_conflicts() const { return conflicts_; }
+
+  // --- simt::Machine
+  void sync_threads(simt::Place place) override;
+  void sync_warp(simt::Place place) override;
+  void named_barrier(int id, int threads, bool waits, simt::Place place) override;
+  const uint32_t* exchange(uint32_t value, simt::Place place) override;
+  void ldmatrix(uint32_t* out, int matrices, bool transposed, uint32_t row, simt::Place place) override;
+  void mma_bf16(float* d, const uint32_t* a, const uint32_t* b, simt::Place place) override;
+  void* shared(uint32_t at, int bytes, simt::Access access, simt::Place place) override;
+  void* global(const void* at, int bytes, int alignment, simt::Access access, simt::Place place) override;
+  void cp_async(uint32_t to, const void* from, bool valid, simt::Place place) override;
+  void cp_async_commit(simt::Place place) override;
+  void cp_async_wait(int groups_left, simt::Place place) override;
+  void mbarrier_init(uint32_t barrier, int arrivals, simt::Place place) override;
+  void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes, simt::Place place) override;
+  void mbarrier_wait(uint32_t barrier, uint32_t parity, simt::Place place) override;
+  void cp_async_arrive(uint32_t barrier, simt::Place place) override;
+  void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, simt::Place place) override;
+  void order(const void* flag, simt::Order order, simt::Place place) override;
+  void wait_at_least(const uint32_t* flag, uint32_t value, simt::Place place) override;
+  void wait_for_prior_grid(simt::Place place) override;
+
+  static constexpr uint32_t kSharedBase = 1024;  // address of a block's memory: not 0, as on a GPU
+
+ private:
+  // --- shadow of memory: who last touched each pair of bytes
+  struct Mark {
+    int32_t who = -1;  // 0: the grids before; then the threads of the blocks, and each block's copy engine
+    uint32_t epoch = 0;
+    simt::Place place{};
+  };
+  struct Cell {
+    static constexpr int kReaders = 3;
+    Mark writer;
+    Mark readers[kReaders];
+    uint8_t num_readers = 0;
+    bool written = false, pending = false, atomic = false, mbarrier = false;
+  };
+  static constexpr int64_t kCell = 2;  // [bytes]
+
+  struct Buffer {
+    uintptr_t begin;  // as kernels see it
+    int64_t bytes;
+    bool writable;
+    std::vector<unsigned char> memory;
+    unsigned char* values;    // in memory, aligned
+    std::vector<Cell> cells;  // of what kernels may write
+  };
+
+  // --- threads
+  struct Copy {
+    uint32_t to, bytes;
+    const void* from;  // null: zeros
+    simt::Place place;
+  };
+  enum class Wait { none, warp, barrier, mbarrier, flag, done };
+  struct Thread {
+    Known known;
+    uint32_t epoch = 1;
+    Wait wait = Wait::none;
+    simt::Place place{};  // where it waits
+    uint32_t at = 0;      // the barrier it waits for
+    uint32_t parity = 0;
+    const uint32_t* flag = nullptr;
+    uint32_t value = 0;
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> groups;
+  };
+  enum class Collective { none, sync, exchange, ldmatrix, mma };
+  struct Warp {
+    uint32_t ready = 0;  // lanes that can run
+    int arrived = 0;
+    Collective collective = Collective::none;
+    int variant = 0;
+    simt::Place place{};
+    uint32_t values[32];
+    uint32_t results[2][32];
+    int result = 0;
+    uint32_t* outs[32];
+    float* d[32];
+    const uint32_t* a[32];
+    const uint32_t* b[32];
+    int64_t priority = 0;
+  };
+  struct Barrier {
+    int arrived = 0, expected = 0;
+    std::vector<int> waiting;
+    Join join;
+  };
+  struct Mbarrier {
+    int arrivals = 0, left = 0;
+    int64_t bytes = 0;
+    uint32_t phase = 0;
+    std::vector<int> waiting;
+    Join join;
+    Known done;
+  };
+  struct Block {
+    int64_t index = -1;  // -1: none runs in this slot
+    int64_t generation = 0;
+    int live = 0;
+    uint32_t engine_epoch = 1;
+    std::vector<unsigned char> shared;
+    std::vector<Cell> cells;
+    Barrier barriers[16];
+    std::map<uint32_t, Mbarrier> mbarriers;
+    int pending = 0;  // copies under way that no thread waits for itself
+  };
+  // Copies whose arrival an mbarrier tells.
+  struct Delivery {
+    int slot;
+    std::vector<Copy> copies;
+    uint32_t barrier;
+    bool arrives;  // counts as an arrival, not as bytes
+  };
+
+  void* allocate(const void* values, int64_t bytes, bool writable);
+  void copy_out(void* to, const void* from, int64_t bytes) const;
+
+  static void thread_main(void* self);
+  void begin_block(int slot, int64_t index);
+  void end_thread();
+  void pause(Wait wait, simt::Place place);
+  [[noreturn]] void stop();
+  void wake(int index);
+  int next_thread();
+  void report_deadlock();
+
+  int num_entries() const { return num_threads + 1; }
+  int32_t who(const Block& block, int thread) const {
+    return static_cast<int32_t>(1 + block.index * num_entries() + thread);
+  }
+  Block& own_block() { return blocks_[static_cast<size_t>(current_ / num_threads)]; }
+  Warp& own_warp() { return warps_[static_cast<size_t>(current_ / 32)]; }
+  Thread& own() { return threads_[static_cast<size_t>(current_)]; }
+  bool knows(const Thread& thread, int32_t self, const Mark& mark) const;
+  std::string name_of_thread(int32_t who) const;
+
+  // Whether all 32 lanes are here; else the lane has waited until they were.
+  bool meet(Collective collective, int variant, simt::Place place);
+  void arrive(int id, int expected, bool waits, simt::Place place);
+  Mbarrier* mbarrier_at(uint32_t barrier, simt::Place place);
+  void mbarrier_step(Block& block, uint32_t barrier);
+  void touch(std::vector<Cell>& cells, int64_t offset, int64_t bytes, simt::Access access, simt::Place place,
+             const char* memory);
+  unsigned char* shared_at(uint32_t at, int64_t bytes, int alignment, simt::Place place);
+  Buffer* buffer_at(const void* at, int64_t bytes, int alignment, bool writes, simt::Place place);
+  void land(Block& block, const Copy& copy, int32_t who, uint32_t epoch);
+  void deliver(size_t index);
+
+  EmulatorOptions options_;
+  Fibers fibers_;
+  std::mt19937_64 random_;
+  Findings findings_;
+  BankConflicts conflicts_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  size_t last_buffer_ = 0;
+  char* reserved_ = nullptr;  // addresses without memory, for buffers
+  int64_t reserved_used_ = 0;
+
+  // Of the launch that runs.
+  Entry entry_ = nullptr;
+  const void* kernel_ = nullptr;
+  int64_t shared_bytes_ = 0;
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<Block> blocks_;
+  std::vector<Delivery> deliveries_;
+  std::map<const void*, std::shared_ptr<const Epochs>> flags_;
+  std::map<const void*, bool> flags_prior_;
+  int current_ = 0;        // the thread that runs, over all slots
+  int current_warp_ = -1;  // runs on while it can
+  bool overlaps_prior_ = false, stopped_ = false;
+  unsigned char scratch_[4096];  // stands in for memory that an access may not touch
+};
+
+template <class Kernel>
+void SimtEmulator::launch(int64_t blocks, const Kernel& kernel, bool overlaps_prior) {
+  static_assert(Kernel::kThreads % 32 == 0 && Kernel::kThreads <= 1024);
+  run(
+      blocks, Kernel::kThreads, Kernel::kSharedBytes,
+      [](const void* k, uint32_t shared) { (*static_cast<const Kernel*>(k))(shared); }, &kernel, overlaps_prior);
+}
+
+}  // namespace longcat::emulation

@@ -270,8 +270,10 @@ _METRICS_HEAD = """\
 
 <!-- Written by docs/make_reference.py from python/longcat/server/metrics.py. Change them there. -->
 
-`GET /metrics` gives them in Prometheus' text format. All have the label `{label}`, the first served name. The last
-column says which names are also vLLM's, behind the prefix `vllm:`.
+`GET /metrics` gives them in Prometheus' text format, or as OpenMetrics to clients that ask for it. All have the label
+`{label}`, the first served name. The last column says which names are also vLLM's, behind the prefix `vllm:`. The
+figures of the process itself (`process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds`) are
+those of Prometheus' own library.
 
 """
 

@@ -7,6 +7,7 @@ import threading
 import httpx
 import pytest
 from longcat.server.api import protocol
+from longcat.server.api.messages.body import CountTokensRequest, MessagesRequest
 from longcat.server.api.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -14,6 +15,7 @@ from longcat.server.api.protocol import (
     StreamOptions,
     TokenizeRequest,
 )
+from longcat.server.api.responses.body import ResponsesRequest
 from longcat.server.generation import Service
 from longcat.server.http.errors import ApiError, validation_error
 from longcat.server.http.intake import Intake, Room
@@ -26,7 +28,8 @@ from support.live import until
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LEAST = {
     ChatRequest: {"messages": MESSAGES}, CompletionRequest: {"prompt": "x"}, TokenizeRequest: {},
-    DetokenizeRequest: {"tokens": []}, StreamOptions: {},
+    DetokenizeRequest: {"tokens": []}, StreamOptions: {}, MessagesRequest: {"messages": MESSAGES, "max_tokens": 1},
+    CountTokensRequest: {"messages": MESSAGES}, ResponsesRequest: {"input": "x"},
 }  # fmt: skip
 OPTIONAL = [(model, name) for model, least in LEAST.items() for name in model.model_fields if name not in least]
 
@@ -82,6 +85,11 @@ WRONG = [
     (CompletionRequest, {"prompt": [1, -5]}, "prompt[1] is -5; expected prompt to be"),
     (CompletionRequest, {"prompt": 5}, "prompt is 5; expected a text or a list, each a text"),
     (CompletionRequest, {"prompt": {}}, "prompt is an object of 0 fields; expected a text"),
+    (MessagesRequest, {"max_tokens": None}, "max_tokens is null; expected an integer >= 1"),
+    (MessagesRequest, {"system": [1]}, "system[0] is 1; expected system to be a text or a list, each an object."),
+    (MessagesRequest, {"stop_sequences": ["a" * 1025]}, "stop_sequences[0] is a text of 1025 characters"),
+    (ResponsesRequest, {"input": [1]}, "input[0] is 1; expected input to be a text or a list, each an object."),
+    (ResponsesRequest, {"include": ["a"] * 17}, "include is a list of 17 values; expected a list, each a text"),
     (DetokenizeRequest, {"tokens": [1.5]}, "tokens[0] is 1.5; expected tokens to be a list"),
     (DetokenizeRequest, {"tokens": "a"}, 'tokens is "a"; expected a list'),
 ]
@@ -99,7 +107,7 @@ def test_refusals_name_the_field_what_is_found_and_what_is_expected(model, chang
     assert not any(word in said for word in THEIR_WORDS), said
 
 
-@pytest.mark.parametrize("model", [ChatRequest, CompletionRequest])
+@pytest.mark.parametrize("model", [ChatRequest, CompletionRequest, MessagesRequest, ResponsesRequest])
 @pytest.mark.parametrize("value", ["x", 1, 1.5, True, [], {}, [{}], {"a": []}, "é" * 5000, -(10**30)])
 def test_no_field_answers_in_a_librarys_words(model, value):
     for name in model.model_fields:

@@ -24,18 +24,24 @@ NUM_TOKENS = 24
 PROMPTS = [f"Once upon a time there was a {animal}" for animal in "dog cat bird fish boy girl bear frog".split()]
 
 
-async def stream(port: int, index: int) -> tuple[str, int, list[str]]:
-    """Text, number of chunks and ends of one stream, by a client that does no more than it has to."""
-    body = {"prompt": PROMPTS[index % len(PROMPTS)], "temperature": 0, "max_tokens": NUM_TOKENS, "stream": True,
-            "ignore_eos": True, "logprobs": 0}  # fmt: skip
+async def sent(port: int, path: str, body: dict) -> bytes:
+    """All events that come for a body."""
     data = json.dumps(body).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data)
     raw = await reader.read(-1)
     writer.close()
     assert raw.startswith(b"HTTP/1.1 200"), raw[:300]
-    events = re.findall(rb"data: (.*)\n\n", re.sub(rb"\r\n[0-9a-f]+\r\n", b"", raw))
+    return re.sub(rb"\r\n[0-9a-f]+\r\n", b"", raw)
+
+
+async def stream(port: int, index: int) -> tuple[str, int, list[str]]:
+    """Text, number of chunks and ends of one stream, by a client that does no more than it has to."""
+    body = {"prompt": PROMPTS[index % len(PROMPTS)], "temperature": 0, "max_tokens": NUM_TOKENS, "stream": True,
+            "ignore_eos": True, "logprobs": 0}  # fmt: skip
+    raw = await sent(port, "/v1/completions", body)
+    events = re.findall(rb"data: (.*)\n\n", raw)
     assert events.pop() == b"[DONE]"
     choices = [json.loads(event)["choices"][0] for event in events]
     tokens = sum(len(choice["logprobs"]["tokens"]) for choice in choices if choice["logprobs"])
@@ -76,6 +82,56 @@ def test_many_streams(tiny):
             f"tokens/s; RssAnon {', '.join(f'{m / 2**20:.1f}' for m in memory)} MiB, last round {100 * growth:+.2f} %"
         )
         assert growth < 0.05
+
+
+def agent_bodies(prompt: str) -> dict[str, dict]:
+    """A streamed request in each of the APIs for agents."""
+    message, shared = {"role": "user", "content": prompt}, {"temperature": 0, "ignore_eos": True, "stream": True}
+    return {
+        "/v1/chat/completions": {"messages": [message], "max_tokens": NUM_TOKENS, **shared},
+        "/v1/messages": {"messages": [message], "max_tokens": NUM_TOKENS, **shared},
+        "/v1/responses": {"input": prompt, "max_output_tokens": NUM_TOKENS, **shared},
+    }
+
+
+def text_of(path: str, events: list[dict]) -> tuple[str, int, str]:
+    """Text, number of tokens and end of one stream."""
+    if path == "/v1/messages":
+        texts = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
+        *_, last, stop = events
+        assert stop["type"] == "message_stop"
+        return "".join(texts), last["usage"]["output_tokens"], last["delta"]["stop_reason"]
+    if path == "/v1/responses":
+        texts = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+        response = events[-1]["response"]
+        assert response["output"][0]["content"][0]["text"] == "".join(texts)
+        return "".join(texts), response["usage"]["output_tokens"], response["incomplete_details"]["reason"]
+    texts = [event["choices"][0]["delta"].get("content") or "" for event in events]
+    return "".join(texts), events[-1]["timings"]["predicted_n"], events[-1]["choices"][0]["finish_reason"]
+
+
+@pytest.mark.slow
+def test_many_streams_of_agents(tiny):
+    """LONGCAT_STREAMS of them at once in each API: all have the text that chat gives to one alone."""
+    ends = {"/v1/chat/completions": "length", "/v1/messages": "max_tokens", "/v1/responses": "max_output_tokens"}
+    with LiveServer(tiny, "--max-running-requests", "64", "--disable-access-log") as server:
+        port = int(server.url.rsplit(":", 1)[1])
+
+        async def one(path: str, index: int) -> tuple[str, int, str]:
+            raw = await sent(port, path, agent_bodies(PROMPTS[index % len(PROMPTS)])[path])
+            return text_of(path, [json.loads(event) for event in re.findall(rb"data: ({.*})\n", raw)])
+
+        async def many(path: str, count: int) -> list[tuple[str, int, str]]:
+            return await asyncio.gather(*(one(path, index) for index in range(count)))
+
+        expected = [text for text, _, _ in asyncio.run(many("/v1/chat/completions", len(PROMPTS)))]
+        for path, end in ends.items():
+            start = time.perf_counter()
+            for index, found in enumerate(asyncio.run(many(path, NUM_STREAMS))):
+                assert found == (expected[index % len(PROMPTS)], NUM_TOKENS, end), (path, index)
+            seconds = time.perf_counter() - start
+            print(f"{path}: {NUM_STREAMS} streams of {NUM_TOKENS} tokens, none lost, in {seconds:.1f} s")
+        until(lambda: server.metric("num_requests_running") == 0)
 
 
 class TimedEngine(StubEngine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
+from longcat.server.token_intervals import TokenClock
 from longcat.support.json_types import JsonObject
 
 T = TypeVar("T")
@@ -295,6 +297,7 @@ class Generation:
         self._is_first = True
         self._output: RequestOutput | None = None
         self._is_refused = False
+        self._clock = TokenClock(service.metrics.intervals)
         self._closing: asyncio.Future[None] | None = None
         self._until_closed = contextlib.ExitStack()
         self._until_closed.enter_context(service.lifecycle.generation(name))
@@ -326,6 +329,8 @@ class Generation:
             await self.aclose()
             raise
         self._is_first, self._output = False, chunk.output
+        if chunk.token_ids:
+            self._clock.tick(chunk.index, time.perf_counter())
         return chunk
 
     async def aclose(self) -> None:

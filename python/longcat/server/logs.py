@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longcat._core import __version__
+from longcat.server.metrics import BLOCK_TOKENS
 from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import ServerSettings
 from longcat.support.json_types import JsonObject
@@ -24,7 +25,6 @@ _access = logging.getLogger("longcat.access")
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})  # asked for every few seconds: not logged
 _SUMMARY_SECONDS = 10.0
-_BLOCK_TOKENS = 64  # of the latent cache
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def banner(model: str, info: Mapping[str, Any], settings: ServerSettings, max_nu
     names = ", ".join(printable(name, 200) for name in settings.model_names)
     weights = bytes_text(info["weight_bytes"])
     tables = f", {bytes_text(info['table_bytes'])} of it N-gram tables" if info["table_bytes"] else ""
-    tokens = info["num_kv_blocks"] * _BLOCK_TOKENS
+    tokens = info["num_kv_blocks"] * BLOCK_TOKENS
     return [
         f"longcat {__version__} serves {names}",
         f"model {printable(model)}: {info['architecture']}, {info['dtype'].lower()}, {weights} of weights{tables}",

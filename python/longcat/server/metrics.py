@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 
 from longcat.request.outputs import RequestOutput
 from longcat.server.served_engine import ServedEngine
+from longcat.server.token_intervals import TokenIntervals
 
 PREFIX = "longcat:"
 MODEL_LABEL = "model_name"  # every metric has it: the first served name
 FINISHED_REASONS = ("stop", "length", "tool_calls", "abort", "error")
+
+BLOCK_TOKENS = 64  # of the KV cache
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 256_000)
@@ -70,6 +74,13 @@ METRICS = (
     ),
     MetricInfo("num_requests_waiting", "gauge", "Sequences that wait.", "sequences", itemgetter("num_waiting")),
     MetricInfo("kv_cache_usage_perc", "gauge", "Share of the KV cache in use; 1 is all of it.", "share", _cache_usage),
+    MetricInfo(
+        "cache_config_info",
+        "gauge",
+        "1, with the size of the KV cache in its labels.",
+        "",
+        labels=(("block_size", "tokens of a cache block"), ("num_gpu_blocks", "cache blocks, on any device")),
+    ),
     MetricInfo(
         "prompt_tokens",
         "counter",
@@ -139,6 +150,13 @@ METRICS = (
         buckets=_SECONDS,
     ),
     MetricInfo(
+        "inter_token_latency_seconds",
+        "histogram",
+        "Time between two tokens of a completion, as the server takes them from the engine.",
+        "s",
+        buckets=_SECONDS,
+    ),
+    MetricInfo(
         "e2e_request_latency_seconds",
         "histogram",
         "Time from a request's arrival to its last token.",
@@ -170,9 +188,18 @@ METRICS = (
         "tokens",
         buckets=_TOKENS,
     ),
+    MetricInfo(
+        "request_max_num_generation_tokens",
+        "histogram",
+        "Tokens of a request's longest completion.",
+        "tokens",
+        buckets=_TOKENS,
+    ),
     MetricInfo("request_params_max_tokens", "histogram", "max_tokens of a request.", "tokens", buckets=_TOKENS),
     MetricInfo("request_params_n", "histogram", "n of a request.", "completions", buckets=_COUNTS),
 )
+_INTERVALS = "inter_token_latency_seconds"
+_CACHE = "cache_config_info"
 _BY_NAME = {info.name: info for info in METRICS}
 
 
@@ -189,12 +216,14 @@ class ServerMetrics:
         self._labels = {MODEL_LABEL: model_name}
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        self.intervals = TokenIntervals(_BY_NAME[_INTERVALS].buckets)
         self._histograms = {
             info.name: Histogram(
                 PREFIX + info.name, info.help, info.label_names, buckets=info.buckets, registry=self._registry
             ).labels(**self._labels)
             for info in METRICS
-            if info.kind == "histogram"
+            if info.kind == "histogram" and info.name != _INTERVALS
         }
         self._finished = self._counter("request_success")
         self._responses = self._counter("http_requests")
@@ -216,6 +245,7 @@ class ServerMetrics:
             "request_decode_time_seconds": m.decode_ms / 1000,
             "request_prompt_tokens": len(output.prompt_token_ids),
             "request_generation_tokens": sum(lengths),
+            "request_max_num_generation_tokens": max(lengths),
             "request_params_max_tokens": max_tokens,
             "request_params_n": len(output.outputs),
         }
@@ -237,7 +267,11 @@ class ServerMetrics:
         self._responses.labels(**self._labels, status=str(status)).inc()
 
     def collect(self) -> Iterator[Metric]:
-        """The engine's metrics; prometheus_client calls this for each text."""
+        """The engine's metrics and the intervals; prometheus_client calls this for each text."""
+        info = _BY_NAME[_INTERVALS]
+        intervals = HistogramMetricFamily(PREFIX + info.name, info.help, labels=list(self._labels))
+        intervals.add_metric(list(self._labels.values()), self.intervals.buckets(), self.intervals.sum)
+        yield intervals
         try:
             values = self._engine.metrics()
         except RuntimeError:  # the engine is closed
@@ -248,7 +282,16 @@ class ServerMetrics:
                 metric = family(PREFIX + info.name, info.help, labels=list(self._labels))
                 metric.add_metric(list(self._labels.values()), info.engine_value(values))
                 yield metric
+        info = _BY_NAME[_CACHE]
+        cache = GaugeMetricFamily(PREFIX + info.name, info.help, labels=info.label_names)
+        cache.add_metric([*self._labels.values(), str(BLOCK_TOKENS), str(values["num_kv_blocks"])], 1)
+        yield cache
 
-    def text(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics and their media type.
+
+        Args:
+            accept: the client's header; Prometheus asks for OpenMetrics by it.
+        """
+        encode, media_type = choose_encoder(accept)
+        return encode(self._registry), media_type

@@ -136,6 +136,7 @@ async def ready(request: Request) -> Response:
     return json_response({"status": lifecycle.state}, 200 if is_ready else 503)
 
 
-@router.get("/metrics", summary="For Prometheus")
+@router.get("/metrics", summary="For Prometheus, in its text format or as OpenMetrics")
 async def metrics(request: Request) -> Response:
-    return Response(request.app.state.service.metrics.text(), media_type="text/plain; version=0.0.4")
+    text, media_type = request.app.state.service.metrics.text(request.headers.get("accept", ""))
+    return Response(text, media_type=media_type)

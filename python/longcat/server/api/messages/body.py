@@ -145,7 +145,7 @@ def _assistant(blocks: list[Json], where: str) -> JsonObject:
             calls.append(_call(block, place))
         elif kind == "thinking":
             thoughts.append(_field(block, "thinking", place))
-        elif kind != "redacted_thinking":  # which nobody but its maker can read
+        elif kind != "redacted_thinking":  # only its maker can read it
             texts.append(_text(block, place))
     message: JsonObject = {"role": "assistant", "content": "".join(texts)}
     if thoughts:

@@ -48,6 +48,16 @@ def test_outputs_move_less_than_by_rounding_each_weight():
     assert error[0] < 0.5 * error[1]
 
 
+@pytest.mark.parametrize("n", [1, 45, 129, 333])
+def test_propagation_is_the_root_of_the_inverse(n):
+    x = np.random.default_rng(6).standard_normal((50, n))
+    moments = x.T @ x
+    u = error_propagation(moments).astype(np.float64)
+    assert np.array_equal(u, np.triu(u))
+    damped = moments + 0.1 * np.mean(np.diag(moments)) * np.eye(n)
+    assert np.allclose(u.T @ u @ damped, np.eye(n), atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(8, 32), (13, 77)])
 def test_packed_values_are_those_given(shape):
     rng = np.random.default_rng(4)

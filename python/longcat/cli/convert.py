@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="a text like those the model will read, for which int4 is rounded (default: a text of longcat's own; "
-        '"none": each weight by itself, faster and far worse)',
+        help="a text like those the model will read; int4 is rounded for it (default: one that comes with longcat; "
+        "none: no text, which is faster and far worse)",
     )
     parser.add_argument(
         "--calibration-tokens",

@@ -1,13 +1,15 @@
-// What this machine can do at most: bytes read, multiply-adds of f32, exact 8-bit multiply-adds. Other benches print
-// their shares of these, measured in the same run.
+// What this machine can do at most: bytes read, multiply-adds of f32, bf16 and exact 8 bits. The program `limits`
+// measures them; other benches ask it (machine_limits.h).
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "bf16_peak.h"
 #include "cpu/simd/isa.h"
 #include "cpu/simd/vec.h"
+#include "huge_memory.h"
 #include "timing.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -27,6 +29,10 @@ struct Limits {
   // unsigned factor so small that two products fit 16 bits, such as a weight of 4 bits.
   double int8_op_per_s = 0;
   double int4_op_per_s = 0;
+  double bf16_flop_per_s = 0;  // 2 a multiply-add of bf16, summed in f32; where no instruction has it, as f32
+
+  static constexpr double Limits::* kAll[] = {&Limits::read_bytes_per_s, &Limits::f32_flop_per_s,
+                                              &Limits::int8_op_per_s, &Limits::int4_op_per_s, &Limits::bf16_flop_per_s};
 };
 
 namespace detail {
@@ -55,8 +61,9 @@ __attribute__((target("avx2,fma"))) inline float fma_avx2(int64_t count) {
   for (const auto& a : acc) total += _mm256_cvtss_f32(a);
   return total;
 }
+// 16 sums: the compiler unrolls no more, and then keeps them in memory, which halves the rate.
 __attribute__((target("avx512f"))) inline float fma_avx512(int64_t count) {
-  __m512 acc[24];
+  __m512 acc[16];
   for (auto& a : acc) a = _mm512_set1_ps(1);
   const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
   for (int64_t i = 0; i < count; ++i)
@@ -104,15 +111,16 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) inline int32_t int8_vnni(
 // Measures again and again: a machine that others use too is not the same from one second to the next.
 class LimitsMeter {
  public:
-  explicit LimitsMeter(ThreadPool& pool) : pool_(pool), memory_(static_cast<size_t>(kMemoryFloats), 1.0f) {}
+  explicit LimitsMeter(ThreadPool& pool) : pool_(pool), memory_(kMemoryFloats) {}
 
-  // About 10 ms.
+  // About 20 ms.
   Limits measure() {
     Limits limits;
-    limits.read_bytes_per_s = measure_read();
+    for (const int64_t ahead : {0, 256, 1024})
+      limits.read_bytes_per_s = std::max(limits.read_bytes_per_s, measure_read(ahead));
 #if defined(__x86_64__) && defined(__GNUC__)
     if (cpu_isa() >= Isa::avx512) {
-      limits.f32_flop_per_s = rate(1 << 12, 24 * 32, [](int64_t n) { detail::sink_float = detail::fma_avx512(n); });
+      limits.f32_flop_per_s = rate(1 << 13, 16 * 32, [](int64_t n) { detail::sink_float = detail::fma_avx512(n); });
     } else if (cpu_isa() == Isa::avx2) {
       limits.f32_flop_per_s = rate(1 << 13, 12 * 16, [](int64_t n) { detail::sink_float = detail::fma_avx2(n); });
     }
@@ -126,9 +134,11 @@ class LimitsMeter {
           rate(1 << 13, 4 * 64, [&](int64_t n) { detail::sink_int = detail::int8_avx2<false>(bytes_.data(), n); });
     }
 #endif
-    for (double Limits::* limit :
-         {&Limits::read_bytes_per_s, &Limits::f32_flop_per_s, &Limits::int8_op_per_s, &Limits::int4_op_per_s})
-      best_.*limit = std::max(best_.*limit, limits.*limit);
+    if (cpu_isa() >= Isa::avx512 && detail::has_bf16())
+      limits.bf16_flop_per_s =
+          rate(1 << 13, detail::kBf16Each, [](int64_t n) { detail::sink_float = detail::bf16_multiply_adds(n); });
+    limits.bf16_flop_per_s = std::max(limits.bf16_flop_per_s, limits.f32_flop_per_s);
+    for (double Limits::* limit : Limits::kAll) best_.*limit = std::max(best_.*limit, limits.*limit);
     return limits;
   }
 
@@ -141,13 +151,18 @@ class LimitsMeter {
  private:
   static constexpr int64_t kMemoryFloats = int64_t{256} << 20 >> 2, kReadFloats = kMemoryFloats / 4;
 
-  double measure_read() {
-    constexpr int64_t kRange = 1 << 16;
+  // ahead: [floats] how far to prefetch; 0: left to the processor.
+  double measure_read(int64_t ahead) {
+    constexpr int64_t kRange = 256;
     const float* begin = memory_.data() + next_;
     next_ = (next_ + kReadFloats) % kMemoryFloats;
     const Clock::time_point start = Clock::now();
-    pool_.parallel_for(kReadFloats / kRange, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) detail::sink_float = detail::sum_of(begin + i * kRange, kRange);
+    pool_.parallel_for(kReadFloats / kRange, 256, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const float* range = begin + i * kRange;
+        for (int64_t line = 0; ahead > 0 && line < kRange; line += 16) __builtin_prefetch(range + ahead + line);
+        detail::sink_float = detail::sum_of(range, kRange);
+      }
     });
     return static_cast<double>(kReadFloats) * 4 / seconds_since(start);
   }
@@ -165,7 +180,7 @@ class LimitsMeter {
 
   ThreadPool& pool_;
   Limits best_;
-  std::vector<float> memory_;
+  HugeMemory memory_;
   std::vector<int8_t> bytes_ = std::vector<int8_t>(4096, 3);
   int64_t next_ = 0;
 };

@@ -21,7 +21,7 @@
 #include "command_line.h"
 #include "engine/batch_buffers.h"
 #include "engine/load_model.h"
-#include "limits.h"
+#include "machine_limits.h"
 #include "ops/backend.h"
 #include "timing.h"
 
@@ -160,34 +160,28 @@ int main(int argc, char** argv) try {
   const int64_t chunk = line.number("--chunk", 512), rounds = line.number("--rounds", 9);
   const int threads = static_cast<int>(line.number("--threads", available_threads()));
   line.finish();
+  const bench::Limits limits = bench::limits_of_machine(threads);
   const std::unique_ptr<Ops> ops = make_ops("cpu", threads);
-  ThreadPool pool(threads);
-  bench::LimitsMeter meter(pool);
-  std::printf("%s, %d threads\n\n| op | latents | depth | ms | bound [ms] | times the bound | of |\n",
-              name_of(cpu_isa()), threads);
+  std::printf("%s, %d threads: %s\n\n| op | latents | depth | ms | bound [ms] | times the bound | of |\n",
+              name_of(cpu_isa()), threads, bench::text(limits).c_str());
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
-  // The machine may be shared, so each round measures the limits and then the work. Prints the medians of the rounds.
   const auto measure = [&](const char* op, const char* latents, int64_t depth, int64_t times, double operations,
                            double bytes, bool int8, auto&& work) {
-    std::vector<double> seconds, bounds, shares;
-    bool reading = false;
+    const double computed = operations / (int8 ? limits.int8_op_per_s : limits.f32_flop_per_s);
+    const double read = bytes / limits.read_bytes_per_s, bound = std::max(computed, read);
+    std::vector<double> seconds;
     work();
     for (int64_t round = 0; round < times; ++round) {
-      const bench::Limits limits = meter.best(5);
-      const double computed = operations / (int8 ? limits.int8_op_per_s : limits.f32_flop_per_s);
-      const double read = bytes / limits.read_bytes_per_s;
-      reading = read > computed;
       const Clock::time_point begin = Clock::now();
       work();
       seconds.push_back(seconds_since(begin));
-      bounds.push_back(std::max(computed, read));
-      shares.push_back(seconds.back() / bounds.back());
     }
-    std::printf("| %s | %s | %ld | %.2f | %.2f | %.2f | %s |\n", op, latents, depth, 1e3 * median(seconds),
-                1e3 * median(bounds), median(shares),
-                reading ? "reading"
-                : int8  ? "exact int8"
-                        : "f32");
+    std::printf("| %s | %s | %ld | %.2f | %.2f | %.2f | %s |\n", op, latents, depth, 1e3 * median(seconds), 1e3 * bound,
+                median(seconds) / bound,
+                read > computed ? "reading"
+                : int8          ? "exact int8"
+                                : "f32");
+    bench::warn_above_limit(op, bound / median(seconds));
     std::fflush(stdout);
   };
   struct Format {

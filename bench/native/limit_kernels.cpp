@@ -20,8 +20,9 @@ float sum_of(const float* p, int64_t n) {
 
 #if defined(__AVX512F__)
 
+// 16 sums: the compiler unrolls no more, and then keeps them in memory, which halves the rate.
 int32_t f32(const int8_t*, int64_t count) {
-  __m512 acc[24];
+  __m512 acc[16];
   for (auto& a : acc) a = _mm512_set1_ps(1);
   const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
   for (int64_t i = 0; i < count; ++i)
@@ -30,7 +31,7 @@ int32_t f32(const int8_t*, int64_t count) {
   for (const auto& a : acc) total += _mm512_cvtss_f32(a);
   return static_cast<int32_t>(total);
 }
-constexpr LimitKernels::Rate kF32{f32, 24 * 32};
+constexpr LimitKernels::Rate kF32{f32, 16 * 32};
 
 #elif defined(__AVX2__)
 

@@ -7,11 +7,10 @@
 // tgN: N tokens generated one after another, `batch` sequences at once, after `depth` tokens of history.
 // "weights": the bytes of the matrices that a step reads. Of the experts it counts as many as the step's tokens pick on
 // average when all picks are equally likely.
-// "share": the part of a limit that the round reached, as measured around the round; the median of the rounds. The
-// limit is the read bandwidth for tg. For pp it is the f32 peak, or the peak of exact integer products where the
-// experts are int8 or int4.
-// The last columns show the best round, and its share of the best limit of all rounds: the figure without other users
-// of the machine.
+// "share": the part of a limit that the run reached. For tg the limit is the read bandwidth; for pp it is the peak of
+// the experts' format: f32, bf16, or exact integer products. limits_of_machine() measures them before the engine
+// starts.
+// tok/s is the median of the rounds; the best round stands beside it.
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +22,7 @@
 
 #include "command_line.h"
 #include "engine/engine.h"
-#include "limits.h"
+#include "machine_limits.h"
 #include "timing.h"
 
 using namespace longcat;
@@ -81,6 +80,7 @@ Work work_of(const ModelWeights& weights, const ModelConfig& config, double toke
     for (const auto* experts : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
       for (const Weight& w : *experts) add(w, met, picked);
     const WeightFormat format = layer.moe.gate_proj.front().format;
+    if (format == WeightFormat::bf16 || format == WeightFormat::bf16_x8) work.peak = &bench::Limits::bf16_flop_per_s;
     if (format == WeightFormat::int8_x8) work.peak = &bench::Limits::int8_op_per_s;
     if (format == WeightFormat::int4_x8) work.peak = &bench::Limits::int4_op_per_s;
   }
@@ -88,37 +88,6 @@ Work work_of(const ModelWeights& weights, const ModelConfig& config, double toke
   add(weights.lm_head, 1, 0);
   return work;
 }
-
-// One round, and the limits of the machine around it: the mean of three measurements before and three after.
-class Stopwatch {
- public:
-  explicit Stopwatch(bench::LimitsMeter& meter) : meter_(meter) {
-    measure();
-    begin_ = Clock::now();
-  }
-  double stop() {
-    const double seconds = seconds_since(begin_);
-    measure();
-    return seconds;
-  }
-  const bench::Limits& limits() const { return limits_; }
-
- private:
-  static constexpr int kTimes = 3;
-  void measure() {
-    for (int i = 0; i < kTimes; ++i) {
-      const bench::Limits now = meter_.measure();
-      limits_.read_bytes_per_s += now.read_bytes_per_s / (2 * kTimes);
-      limits_.f32_flop_per_s += now.f32_flop_per_s / (2 * kTimes);
-      limits_.int4_op_per_s += now.int4_op_per_s / (2 * kTimes);
-      limits_.int8_op_per_s += now.int8_op_per_s / (2 * kTimes);
-    }
-  }
-
-  bench::LimitsMeter& meter_;
-  bench::Limits limits_;
-  Clock::time_point begin_;
-};
 
 std::vector<int32_t> random_prompt(const ModelConfig& config, int64_t length, uint32_t seed) {
   std::mt19937 random(seed);
@@ -132,6 +101,7 @@ std::vector<int32_t> random_prompt(const ModelConfig& config, int64_t length, ui
 int main(int argc, char** argv) try {
   const Arguments arguments = parse(argc, argv);
   const int threads = arguments.threads > 0 ? arguments.threads : available_threads();
+  const bench::Limits limits = bench::limits_of_machine(threads);
   const Clock::time_point start = Clock::now();
   EngineOptions options{.kv_cache_dtype = arguments.kv_cache_dtype,
                         .max_num_seqs = arguments.batch,
@@ -141,39 +111,34 @@ int main(int argc, char** argv) try {
                         .num_threads = threads};
   Engine engine(arguments.checkpoint, options);
   const double load_s = seconds_since(start);
-  ThreadPool pool(threads);
-  bench::LimitsMeter meter(pool);
-  const bench::Limits limits = meter.best();
   std::printf("%s, %s, %d threads; loaded in %.2f s\n", arguments.checkpoint.c_str(), name_of(cpu_isa()), threads,
               load_s);
-  std::printf("read %.1f GB/s, f32 %.0f GFLOP/s, int8 x int8 %.0f GOP/s, int4 x int8 %.0f GOP/s\n\n",
-              limits.read_bytes_per_s / 1e9, limits.f32_flop_per_s / 1e9, limits.int8_op_per_s / 1e9,
-              limits.int4_op_per_s / 1e9);
+  std::printf("%s\n\n", bench::text(limits).c_str());
   std::printf("| test | batch | tok/s | weights [GB/step] | GB/s | GOP/s | share | best tok/s | its share |\n");
   std::printf("| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
 
+  std::vector<std::pair<std::string, double>> best_shares;  // of each row, its best share
   std::vector<StepOutput> outputs;
   SamplingParams params;
   params.temperature = 0;
   if (arguments.prompt > 0) {
     const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.prompt));
-    std::vector<double> rates, shares;
+    std::vector<double> rates;
     for (int64_t round = 0; round <= arguments.rounds; ++round) {
       params.max_tokens = 1;
       engine.add_request(random_prompt(engine.config(), arguments.prompt, static_cast<uint32_t>(round)), params);
-      Stopwatch stopwatch(meter);
+      const Clock::time_point begin = Clock::now();
       while (engine.has_work()) engine.step(outputs);
-      const double seconds = stopwatch.stop();
+      const double seconds = seconds_since(begin);
       if (round == 0) continue;
       rates.push_back(static_cast<double>(arguments.prompt) / seconds);
-      const double peak = stopwatch.limits().*work.peak;
-      shares.push_back(2 * work.multiply_adds * rates.back() / peak);
     }
     const double rate = median(rates), best = *std::max_element(rates.begin(), rates.end());
+    const double share_of_rate = 2 * work.multiply_adds / (limits.*work.peak);  // [1 / (tok/s)]
     std::printf("| pp%ld | 1 | %.2f | %.3f | %.1f | %.1f | %.1f %% | %.2f | %.1f %% |\n", arguments.prompt, rate,
                 work.bytes / 1e9, work.bytes * rate / static_cast<double>(arguments.prompt) / 1e9,
-                2 * work.multiply_adds * rate / 1e9, 100 * median(shares), best,
-                100 * 2 * work.multiply_adds * best / (meter.best().*work.peak));
+                2 * work.multiply_adds * rate / 1e9, 100 * share_of_rate * rate, best, 100 * share_of_rate * best);
+    best_shares.emplace_back(str_cat("pp", arguments.prompt), share_of_rate * best);
     std::fflush(stdout);
   }
   for (const int64_t depth : arguments.depths) {
@@ -190,24 +155,26 @@ int main(int argc, char** argv) try {
     while (prefilling()) engine.step(outputs);
     const Work work = work_of(engine.model().weights(), engine.config(), static_cast<double>(arguments.batch));
     const double bytes_per_token = work.bytes / static_cast<double>(arguments.batch);
-    std::vector<double> rates, shares;
+    std::vector<double> rates;
     for (int64_t round = 0; round <= arguments.rounds; ++round) {
-      Stopwatch stopwatch(meter);
+      const Clock::time_point begin = Clock::now();
       for (int64_t i = 0; i < arguments.generate; ++i) engine.step(outputs);
-      const double seconds = stopwatch.stop();
+      const double seconds = seconds_since(begin);
       if (round == 0) continue;
       rates.push_back(static_cast<double>(arguments.generate * arguments.batch) / seconds);
-      shares.push_back(bytes_per_token * rates.back() / stopwatch.limits().read_bytes_per_s);
     }
     while (engine.has_work()) engine.step(outputs);
     outputs.clear();
     const double rate = median(rates), best = *std::max_element(rates.begin(), rates.end());
+    const double share_of_rate = bytes_per_token / limits.read_bytes_per_s;
     std::printf("| tg%ld%s | %ld | %.2f | %.3f | %.1f | %.1f | %.1f %% | %.2f | %.1f %% |\n", arguments.generate,
                 depth ? str_cat(" @ d", depth).c_str() : "", arguments.batch, rate, work.bytes / 1e9,
-                bytes_per_token * rate / 1e9, 2 * work.multiply_adds * rate / 1e9, 100 * median(shares), best,
-                100 * bytes_per_token * best / meter.best().read_bytes_per_s);
+                bytes_per_token * rate / 1e9, 2 * work.multiply_adds * rate / 1e9, 100 * share_of_rate * rate, best,
+                100 * share_of_rate * best);
+    best_shares.emplace_back(str_cat("tg", arguments.generate, " of batch ", arguments.batch), share_of_rate * best);
     std::fflush(stdout);
   }
+  for (const auto& [test, share] : best_shares) bench::warn_above_limit(test, share);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "longcat-bench: %s\n", error.what());

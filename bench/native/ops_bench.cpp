@@ -6,8 +6,8 @@
 //
 // Each call takes the next of many copies of the weight, `memory` MiB in all, so that no cache holds it.
 // "bound" is the larger of two times: reading the weights, and computing the useful operations. The peak is that of
-// f32, or of exact int8 for the integer formats. Limits and times are the best of many, because other users of the
-// machine can only add time.
+// exact integer products for the integer formats, else that of f32 or bf16 (limits_of_machine()). Times are the best of
+// many, because other users of the machine can only add time.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -20,7 +20,7 @@
 #include "command_line.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/gemm/pack.h"
-#include "limits.h"
+#include "machine_limits.h"
 #include "ops/backend.h"
 #include "ops/packed.h"
 #include "timing.h"
@@ -106,9 +106,8 @@ class Matrices {
 class Bench {
  public:
   Bench(int threads, int64_t memory_bytes, int64_t rounds)
-      : ops_(make_cpu_ops(threads)),
-        pool_(threads),
-        limits_(bench::LimitsMeter(pool_).best()),
+      : limits_(bench::limits_of_machine(threads)),
+        ops_(make_cpu_ops(threads)),
         matrices_(memory_bytes),
         rounds_(rounds) {}
 
@@ -155,10 +154,11 @@ class Bench {
     }
     const double peak = format == WeightFormat::int8_x8   ? limits_.int8_op_per_s
                         : format == WeightFormat::int4_x8 ? limits_.int4_op_per_s
-                                                          : limits_.f32_flop_per_s;
+                                                          : limits_.bf16_flop_per_s;
     const double bound = std::max(bytes / limits_.read_bytes_per_s, operations / peak);
     std::printf("| %s | %s | %ld | %.1f | %.1f | %.1f | %.0f %% |\n", op.name, name_of(format), n, 1e6 * best_seconds,
                 bytes / best_seconds / 1e9, operations / best_seconds / 1e9, 100 * bound / best_seconds);
+    bench::warn_above_limit(op.name, bound / best_seconds);
     std::fflush(stdout);
   }
 
@@ -254,9 +254,8 @@ class Bench {
     };
   }
 
+  bench::Limits limits_;  // measured before ops_ starts threads
   std::unique_ptr<Ops> ops_;
-  ThreadPool pool_;
-  bench::Limits limits_;
   Matrices matrices_;
   int64_t rounds_;
   std::vector<Buffer> buffers_;
@@ -284,10 +283,7 @@ int main(int argc, char** argv) try {
       throw std::invalid_argument(str_cat("--ops ", name, ": no such operation"));
 
   Bench bench(threads, memory << 20, rounds);
-  const bench::Limits& limits = bench.limits();
-  std::printf("%s, %d threads: read %.1f GB/s, f32 %.0f GFLOP/s, int8 x int8 %.0f GOP/s, int4 x int8 %.0f GOP/s\n\n",
-              name_of(cpu_isa()), threads, limits.read_bytes_per_s / 1e9, limits.f32_flop_per_s / 1e9,
-              limits.int8_op_per_s / 1e9, limits.int4_op_per_s / 1e9);
+  std::printf("%s, %d threads: %s\n\n", name_of(cpu_isa()), threads, bench::text(bench.limits()).c_str());
   std::printf("| op | format | rows | time [us] | GB/s | GOP/s | share of bound |\n");
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
   for (const std::string& format : formats)

@@ -14,6 +14,7 @@ PAGES = [
     *(Page.read(path) for path in sorted(ROOT.glob("*.md"))),
     *(Page.read(path) for path in sorted(ROOT.glob("docs/**/*.md"))),
     Page.read(ROOT / "bench" / "README.md"),
+    *(Page.read(path) for path in sorted(ROOT.glob("bench/results/cpu-*.md"))),
 ]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))

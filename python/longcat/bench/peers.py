@@ -59,11 +59,11 @@ def compare(
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[Rates, Rates]:
-    """Runs both programs in turn.
+    """Runs both programs in turn, on the CPU.
 
     Args:
         model: folder of a checkpoint for the engine.
-        options: of the engine, without num_threads.
+        options: of the engine, which runs on the CPU.
         llama_bench: the program.
         gguf: the same model for it.
         num_threads: of each program.
@@ -78,7 +78,7 @@ def compare(
     """
     check_files(llama_bench, gguf)
     ours, theirs = Rates(), Rates()
-    given = json.dumps({**options, "num_threads": num_threads})
+    given = json.dumps({**options, "device": "cpu", "num_threads": num_threads})  # as `-ngl 0` there
 
     def run_ours() -> None:
         output = run_program("bench", _OURS, os.fspath(model), given, *map(str, (input_len, output_len, seed)))

@@ -19,7 +19,8 @@ constexpr double kBf16Each = 16 * 64;  // operations of one count: 16 registers 
 
 inline bool has_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) inline int32_t bf16_multiply_adds(const int8_t*, int64_t count) {
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) inline int32_t bf16_multiply_adds(const int8_t*,
+                                                                                                  int64_t count) {
   __m512 acc[16];
   for (auto& a : acc) a = _mm512_set1_ps(1);
   const __m512bh x = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f));

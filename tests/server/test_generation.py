@@ -2,13 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 
 import pytest
 from longcat.request.outputs import StreamChunk
 from longcat.server.api.chat import start_chat
 from longcat.server.api.completions import start_completion
+from longcat.server.api.messages.body import MessagesRequest
+from longcat.server.api.messages.routes import start_message
 from longcat.server.api.protocol import ChatRequest, CompletionRequest
+from longcat.server.api.responses.body import ResponsesRequest
+from longcat.server.api.responses.routes import start_response
+from longcat.server.api.responses.store import ResponseStore
 from longcat.server.app import Application
 from longcat.server.http.streaming import EventStream
 from longcat.server.settings import ServerSettings
@@ -39,6 +45,14 @@ class Waiting(StubEngine):
 START = {
     "chat": (start_chat, ChatRequest(messages=[{"role": "user", "content": "x"}], stream=True)),
     "completions": (start_completion, CompletionRequest(prompt=["x", "y", "z"], stream=True)),
+    "messages": (
+        start_message,
+        MessagesRequest(messages=[{"role": "user", "content": "x"}], max_tokens=9, stream=True),
+    ),
+    "responses": (
+        functools.partial(start_response, store=ResponseStore(1 << 20), caller=b""),
+        ResponsesRequest(input="x", stream=True),
+    ),
 }
 
 
@@ -101,6 +115,15 @@ def test_a_start_that_is_cancelled_leaves_nothing(kind, steps):
     asyncio.run(run())
 
 
+async def fail_in_the_midst(service, num_requests):
+    """Lets the engine fail once all requests are with it and their answer has begun to wait for them."""
+    while len(service.engine.open) < num_requests:
+        await asyncio.sleep(0.001)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    service.engine.fails.set()
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("kind", START)
 def test_a_stream_that_is_cancelled_as_it_begins_leaves_nothing(kind, times):
@@ -148,9 +171,10 @@ def test_a_bug_ends_all_requests_and_is_no_mistake_of_the_client(path):
                 "raw_path": path.encode(), "root_path": "", "scheme": "http", "server": ("x", 1), "client": ("x", 1),
                 "headers": [(b"content-type", b"application/json")],
             }  # fmt: skip
-            asyncio.get_running_loop().call_later(0.1, service.engine.fails.set)
+            failing = asyncio.ensure_future(fail_in_the_midst(service, len(body.get("prompt", "x"))))
             with pytest.raises(ValueError):  # for the server's log
                 await app.asgi(scope, messages.get, send)
+            await failing
             assert statuses[0] == 500 and not service.engine.open and not service.lifecycle._names
 
     asyncio.run(run())

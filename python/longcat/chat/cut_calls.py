@@ -1,6 +1,6 @@
 """Calls of a conversation's past whose arguments are no JSON object: shown to the model as it wrote them.
 
-A template wants arguments as an object. Where one call of a message has none, as after `max_tokens`, all of the
+A template wants arguments as an object. One call of a message may have none, as after `max_tokens`. Then all of the
 message's calls become part of its content, in the model's own form and with its real tags.
 """
 

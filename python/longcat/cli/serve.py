@@ -124,6 +124,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--disable-access-log", "--disable-uvicorn-access-log", action="store_true", help="log no line for each request"
     )
     server.add_argument("--disable-log-stats", action="store_true", help="log no summary every 10 s while requests run")
+    server.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="where spans of OpenTelemetry go by OTLP over HTTP, as http://127.0.0.1:4318/v1/traces",
+    )
     for name, text in [
         ("ssl-keyfile", "private key: serve HTTPS"),
         ("ssl-certfile", "certificate: serve HTTPS"),
@@ -164,6 +169,7 @@ def run(args: argparse.Namespace) -> int:
         grammar_timeout=args.grammar_timeout,
         send_timeout=args.send_timeout,
         shutdown_timeout=args.shutdown_timeout,
+        traces_endpoint=args.otlp_traces_endpoint,
         access_log=not args.disable_access_log,
         allowed_hosts=tuple(args.allowed_host),
         max_connections=args.max_connections,

@@ -17,6 +17,7 @@ from longcat.server.api.responses.store import ResponseStore
 from longcat.server.generation import Service
 from longcat.server.http.errors import add_error_handlers
 from longcat.server.http.guard import Guard, RequestLog
+from longcat.server.http.tracing import Tracing, tracer
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.logs import log_request
 from longcat.server.metrics import ServerMetrics
@@ -66,4 +67,6 @@ class Application:
                 allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Retry-After", "X-Ignored-Fields"],
             )
-        self.asgi = RequestLog(app, settings, self.lifecycle, metrics, write_log)
+        self.asgi: ASGIApp = RequestLog(app, settings, self.lifecycle, metrics, write_log)
+        if settings.traces_endpoint is not None:
+            self.asgi = Tracing(self.asgi, tracer(settings.traces_endpoint), settings.model_names[0])

@@ -36,6 +36,7 @@ class ServerSettings:
         body_timeout, body_rate: a body takes at most body_timeout [s] and 1 s for each body_rate bytes of it.
         max_stored_bytes: of all responses that are kept for previous_response_id.
         max_waiting_bytes: of all bodies that are received, parsed, rendered or tokenized at one time.
+        traces_endpoint: where spans of requests go by OTLP; None: nowhere.
         keepalive_interval: a stream without an event for so long gets a comment [s].
     """
 
@@ -60,6 +61,7 @@ class ServerSettings:
     body_rate: int = 64 << 10
     max_waiting_bytes: int = 128 << 20
     max_stored_bytes: int = 64 << 20
+    traces_endpoint: str | None = None
     keepalive_interval: float = 5.0
 
     def __post_init__(self) -> None:

@@ -121,7 +121,6 @@ _REFUSED: dict[str, tuple[str | None, str]] = {
     "ssl-cert-reqs": ("0", "Use --ssl-ca-certs to accept only clients with a certificate."),
     "uds": ("", "Use --host and --port."),
     "config": ("", "Write the flags on the command line."),
-    "otlp-traces-endpoint": ("", "GET /metrics has times of each phase."),
 }
 
 OTHER_OPTIONS: dict[str, OtherOption] = {

@@ -20,6 +20,7 @@ from longcat.request.outputs import Logprob, RequestOutput
 from longcat.request.structured import StructuredOutputs
 from longcat.server.api.chat_chunks import ChatChunks, log_facts, prompt_entries, prompt_logprobs, timings
 from longcat.server.api.protocol import ChatRequest
+from longcat.server.api.shapes import ChatCompletion, answers
 from longcat.server.generation import FEW_TOKENS, Service, answer_form, respond, template_variables, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
@@ -30,7 +31,7 @@ router = APIRouter(route_class=JsonRoute)
 _NEVER = -100.0  # a bias of a token that no text may hold
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation")
+@router.post("/v1/chat/completions", summary="Answer a conversation", responses=answers(ChatCompletion, stream=True))
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Completes a conversation: as one response, or with `stream` as server-sent events."""
     return await respond(request, body, start_chat)

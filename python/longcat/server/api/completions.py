@@ -18,6 +18,7 @@ from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.request.tokenizer import StreamDecoder
 from longcat.server.api.chat_chunks import log_facts, prompt_entries, prompt_logprobs, timings
 from longcat.server.api.protocol import CompletionRequest
+from longcat.server.api.shapes import TextCompletion, answers
 from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, usage
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
@@ -28,7 +29,7 @@ _AT_ONCE = 64  # streams that one turn of the event loop begins, ends, or puts i
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/completions", summary="Continue a text")
+@router.post("/v1/completions", summary="Continue a text", responses=answers(TextCompletion, stream=True))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Completes prompts: as one response, or with `stream` as events. `echo` with `logprobs` scores the prompt."""
     return await respond(request, body, start_completion)

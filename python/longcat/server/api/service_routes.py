@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from longcat._core import __version__
 from longcat.server.api.protocol import DetokenizeRequest, TokenizeRequest
+from longcat.server.api.shapes import Model, Models, Properties, State, Text, Tokens, Version, answers
 from longcat.server.generation import Service, template_variables
 from longcat.server.http.errors import ApiError, json_response
 from longcat.server.http.intake import JsonRoute
@@ -21,7 +22,7 @@ MAX_DETOKENIZE_IDS = 1 << 17
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.get("/v1/models", summary="What is served")
+@router.get("/v1/models", summary="What is served", responses=answers(Models))
 async def models(request: Request) -> Response:
     service: Service = request.app.state.service
     names = service.settings.model_names
@@ -30,7 +31,7 @@ async def models(request: Request) -> Response:
     return json_response({"object": "list", "data": found, **ends})
 
 
-@router.get("/v1/models/{name:path}", summary="One of the names")
+@router.get("/v1/models/{name:path}", summary="One of the names", responses=answers(Model))
 async def model(name: str, request: Request) -> Response:
     service: Service = request.app.state.service
     return json_response(_model(service, request, service.model_name(name)))
@@ -54,12 +55,12 @@ def _model(service: Service, request: Request, name: str) -> JsonObject:
     }
 
 
-@router.get("/version", summary="Of this package")
+@router.get("/version", summary="Of this package", responses=answers(Version))
 async def version() -> Response:
     return json_response({"version": __version__})
 
 
-@router.get("/props", summary="What llama.cpp's clients ask of a server")
+@router.get("/props", summary="What llama.cpp's clients ask of a server", responses=answers(Properties))
 async def props(request: Request) -> Response:
     service: Service = request.app.state.service
     template = await service.in_text_thread(lambda: service.engine.chat_template.source)
@@ -74,7 +75,7 @@ async def props(request: Request) -> Response:
     )
 
 
-@router.post("/tokenize", summary="Token ids of a prompt or of messages")
+@router.post("/tokenize", summary="Token ids of a prompt or of messages", responses=answers(Tokens))
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.model_name(body.model)
@@ -106,7 +107,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     return await unless_client_leaves(request, service.in_thread_for(body._num_bytes, answer))
 
 
-@router.post("/detokenize", summary="Text of token ids")
+@router.post("/detokenize", summary="Text of token ids", responses=answers(Text))
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.model_name(body.model)
@@ -121,7 +122,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", summary="200 while the engine lives")
+@router.get("/health", summary="200 while the engine lives", responses=answers(State))
 async def health(request: Request) -> Response:
     lifecycle = request.app.state.service.lifecycle
     alive = lifecycle.is_alive()

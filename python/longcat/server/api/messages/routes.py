@@ -10,6 +10,7 @@ from starlette.responses import Response
 from longcat.server.api.chat import chat_prompt, queue_chat
 from longcat.server.api.messages.answer import MessagesAnswer
 from longcat.server.api.messages.body import CountTokensRequest, MessagesRequest
+from longcat.server.api.shapes import Message, TokenCount, answers
 from longcat.server.generation import Service, respond
 from longcat.server.http.errors import json_response
 from longcat.server.http.intake import JsonRoute
@@ -18,7 +19,11 @@ from longcat.server.http.streaming import unless_client_leaves
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/messages", summary="Answer a conversation, in Anthropic's shapes")
+@router.post(
+    "/v1/messages",
+    summary="Answer a conversation, in Anthropic's shapes",
+    responses=answers(Message, stream=True, messages=True),
+)
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Whole, or with `stream` as server-sent events."""
     return await respond(request, body, start_message)
@@ -35,7 +40,11 @@ async def start_message(service: Service, body: MessagesRequest) -> MessagesAnsw
     return MessagesAnswer(await queue_chat(service, chat, id), id)
 
 
-@router.post("/v1/messages/count_tokens", summary="Tokens of the prompt that a conversation makes")
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Tokens of the prompt that a conversation makes",
+    responses=answers(TokenCount, messages=True),
+)
 async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.model_name(body.model)

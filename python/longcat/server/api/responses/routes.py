@@ -15,6 +15,7 @@ from longcat.server.api.protocol import ChatRequest
 from longcat.server.api.responses.answer import ResponsesAnswer
 from longcat.server.api.responses.body import ResponsesRequest
 from longcat.server.api.responses.store import ResponseStore
+from longcat.server.api.shapes import Deleted, Items, ResponseObject, answers
 from longcat.server.generation import Service, respond
 from longcat.server.http.errors import CONTEXT_EXCEEDED, ApiError, json_response
 from longcat.server.http.intake import JsonRoute
@@ -25,7 +26,11 @@ _MOST_BYTES = 32 << 20  # of a conversation's items as JSON; a chat that fits ha
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/responses", summary="Answer a conversation, in the shapes of OpenAI's Responses API")
+@router.post(
+    "/v1/responses",
+    summary="Answer a conversation, in the shapes of OpenAI's Responses API",
+    responses=answers(ResponseObject, stream=True),
+)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Whole, or with `stream` as server-sent events."""
     store: ResponseStore = request.app.state.responses
@@ -77,20 +82,20 @@ def _as_chat(body: ResponsesRequest, earlier: Sequence[bytes], given: list[JsonO
     return body.as_chat([item for text in earlier for item in orjson.loads(text)] + given)
 
 
-@router.get("/v1/responses/{id}", summary="A response that is kept")
+@router.get("/v1/responses/{id}", summary="A response that is kept", responses=answers(ResponseObject))
 async def response(id: str, request: Request) -> Response:
     store: ResponseStore = request.app.state.responses
     return Response(store.response(request.state.caller, id), media_type="application/json")
 
 
-@router.delete("/v1/responses/{id}", summary="Forget a response")
+@router.delete("/v1/responses/{id}", summary="Forget a response", responses=answers(Deleted))
 async def delete(id: str, request: Request) -> Response:
     store: ResponseStore = request.app.state.responses
     store.delete(request.state.caller, id)
     return json_response({"id": id, "object": "response", "deleted": True})
 
 
-@router.get("/v1/responses/{id}/input_items", summary="The input of a response that is kept")
+@router.get("/v1/responses/{id}/input_items", summary="The input of a response that is kept", responses=answers(Items))
 async def input_items(id: str, request: Request) -> Response:
     store: ResponseStore = request.app.state.responses
     items: list[JsonObject] = orjson.loads(store.given(request.state.caller, id))

@@ -1,8 +1,6 @@
 #include "comm/tcp_acceptor.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -31,42 +29,13 @@ bool same(const std::array<unsigned char, JobToken::kBytes>& a, const std::array
   return difference == 0;
 }
 
-void signal(const Descriptor& event) {
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t written = ::write(event.fd(), &one, sizeof(one));
-}
-
 }  // namespace
-
-// --- failure -------------------------------------------------------------------------------------------------------
-
-Failure::Failure() : event_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
-
-void Failure::set(const std::string& reason) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (failed_) return;
-  failed_ = true;
-  reason_ = reason;
-  signal(event_);
-}
-
-std::string Failure::reason() const {
-  const std::lock_guard lock(mutex_);
-  return reason_;
-}
-
-void Failure::check() const {
-  const std::lock_guard lock(mutex_);
-  if (failed_) throw Error(reason_);
-}
-
-// --- the acceptor --------------------------------------------------------------------------------------------------
 
 Acceptor::Acceptor(const JobToken& token, bool loopback, int port)
     : token_(token),
       listener_(listen_on(loopback, port)),
       port_(port_of(listener_)),
-      stop_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      stop_(make_event()),
       thread_([this] { run(); }) {}
 
 Acceptor::~Acceptor() {

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/failure.h"
 #include "comm/sockets.h"
 
 namespace longcat {
@@ -29,23 +30,6 @@ struct Handshake {
   int32_t rank, size;  // of the job
   int32_t port;        // where this rank listens itself
   int32_t unused;
-};
-
-// The reason why this process can wait for no other rank. Any thread sets it; it wakes all waiting threads at once.
-class Failure {
- public:
-  Failure();
-
-  void set(const std::string& reason) noexcept;          // the first one stays
-  std::string reason() const;                            // empty: none
-  void check() const;                                    // throws Error(reason) when there is one
-  const Descriptor& readable() const { return event_; }  // from then on, for poll()
-
- private:
-  mutable std::mutex mutex_;
-  bool failed_ = false;
-  std::string reason_;
-  Descriptor event_;
 };
 
 class Acceptor {

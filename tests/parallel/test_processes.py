@@ -71,6 +71,14 @@ def test_the_standard_abi(monkeypatch):
     assert (code, lines, out.count("is well")) == (0, [], 2)
 
 
+@all_launchers
+def test_what_was_given_up_is_not_written_to(launcher, tmp_path):
+    """A rank that leaves the job has freed what others may still send to."""
+    code, out, lines = Job(launcher, 2, program("give_up", str(tmp_path))).end()
+    assert code not in (0, LEFT_CODE) and "rank 1 is well" in out
+    assert [line for line in lines if "longcat: " in line] == ["longcat: [parallel] rank 1 failed: given up"]
+
+
 @needs_mpi
 @needs_mpich
 def test_the_library_of_another_launcher(tiny, monkeypatch):

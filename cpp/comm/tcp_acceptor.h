@@ -59,6 +59,7 @@ class Acceptor {
 
   void run();
   void accept_all();
+  void settle();                      // lets in the ranks whose handshakes are complete
   bool is_settled(Pending& pending);  // its handshake is complete, or it is refused
 
   const JobToken token_;
@@ -72,9 +73,13 @@ class Acceptor {
   std::thread thread_;
 };
 
-// Connects to the acceptor of another rank; tries again until the deadline. Throws Error that says why it did not
-// succeed, or the job's failure.
-Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
-                               const Failure& failure);
+// One try to connect to the acceptor of another rank. No connection, and why in `error`, when there is none by `until`.
+// Throws the job's failure.
+Descriptor try_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline until,
+                        const Failure& failure, std::string& error);
+
+// The same until it succeeds. Throws Error that says why it did not by the deadline.
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, const Handshake& handshake,
+                               Deadline deadline, const Failure& failure);
 
 }  // namespace longcat

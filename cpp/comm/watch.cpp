@@ -211,8 +211,12 @@ std::optional<RankLoss> Watch::wait() {
       send(line_of(kBeat));
     }
     ready.clear();
-    for (const Peer& peer : peers_) ready.push_back({peer.open ? peer.connection.fd() : -1, POLLIN, 0});
-    ::poll(ready.data(), ready.size(), milliseconds_until(now + beat / 2));
+    Time until = now + beat / 2;
+    for (const Peer& peer : peers_) {
+      ready.push_back({peer.open ? peer.connection.fd() : -1, POLLIN, 0});
+      if (peer.is_missed()) until = std::min(until, peer.heard + duration_of(options_.silence_s));
+    }
+    ::poll(ready.data(), ready.size(), milliseconds_until(until));
     for (size_t i = 0; i < peers_.size(); ++i)
       if (auto loss = ready[i].revents ? receive(peers_[i], now) : silence(peers_[i], now)) return loss;
   }
@@ -254,7 +258,8 @@ std::optional<RankLoss> Watch::receive(Peer& peer, Time now) {
 }
 
 std::optional<RankLoss> Watch::silence(Peer& peer, Time now) {
-  if (!peer.open || peer.left || now - peer.heard <= duration_of(options_.silence_s)) return {};
+  if (!peer.is_missed() || now < peer.heard + duration_of(options_.silence_s)) return {};
+  peer.left = true;
   answered(peer);
   const auto seconds = std::chrono::round<std::chrono::seconds>(now - peer.heard).count();
   return lose(peer, str_cat("has not answered for ", seconds, " s: it was stopped, or cut off"), false, peer.process);

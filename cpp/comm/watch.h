@@ -67,6 +67,8 @@ class Watch {
     Time heard = {};
     bool open = true, left = false;
     std::string rest = {};  // of a line
+
+    bool is_missed() const { return open && !left; }  // when it is silent
   };
 
   std::optional<RankLoss> own_failure(Time now);

@@ -1,6 +1,7 @@
 // The options of an engine, with their defaults. A 0 or -1 that stands for "choose" is explained beside its field.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -31,6 +32,7 @@ struct EngineOptions {
   std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
                                   // leave the host free
 
+  int64_t world_size() const { return std::max(tensor_parallel_size, expert_parallel_size); }
   int64_t max_samples() const { return max_num_seqs + speculation.most_in_a_step(); }  // of a step
 };
 

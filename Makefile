@@ -67,7 +67,7 @@ differential: $(VENV)/.installed-test
 # the random requests. Python itself is not instrumented.
 SANITIZER ?= address
 SANITIZED = build/sanitize-$(SANITIZER)
-SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py
+SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py tests/parallel/test_watch.py
 # libstdc++ as well: the interpreter brings none, and ASan looks for what throws exceptions when the process begins.
 PRELOADED = $(if $(filter thread,$(SANITIZER)),libtsan.so,libasan.so) libstdc++.so
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package LD_PRELOAD="$$(echo $$(for name in $(PRELOADED); do $${CXX:-c++} -print-file-name=$$name; done))" \

@@ -21,6 +21,7 @@
 #include "command_line.h"
 #include "engine/batch_buffers.h"
 #include "engine/load_model.h"
+#include "lite_config.h"
 #include "machine_limits.h"
 #include "ops/backend.h"
 #include "timing.h"
@@ -32,7 +33,9 @@ using bench::seconds_since;
 
 namespace {
 
-constexpr int64_t kHeads = 32, kLatent = 512, kRope = 64, kNope = 128, kValue = 128;
+const ModelConfig kLite = lite_config();
+const int64_t kHeads = kLite.num_attention_heads, kLatent = kLite.kv_lora_rank, kRope = kLite.qk_rope_head_dim,
+              kNope = kLite.qk_nope_head_dim, kValue = kLite.v_head_dim;
 
 std::vector<float> random_values(int64_t n) {
   std::mt19937 random(7);

@@ -20,6 +20,7 @@
 #include "command_line.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/gemm/pack.h"
+#include "lite_config.h"
 #include "machine_limits.h"
 #include "ops/backend.h"
 #include "ops/packed.h"
@@ -31,7 +32,9 @@ using bench::seconds_since;
 
 namespace {
 
-constexpr int64_t kNumExperts = 256, kRouterOutputs = 384, kTopK = 12, kHeads = 32;
+const ModelConfig kLite = lite_config();
+const int64_t kNumExperts = kLite.n_routed_experts, kRouterOutputs = kLite.num_router_outputs();
+const int64_t kTopK = kLite.moe_topk, kHeads = kLite.num_attention_heads;
 
 enum class Kind { linear, per_head, silu_mul, experts };
 
@@ -41,18 +44,18 @@ struct Op {
   int64_t out_features, in_features;  // bytes of one matrix
 };
 
-constexpr Op kOps[] = {
-    {"q_a", Kind::linear, 1536, 3072},
-    {"q_b", Kind::linear, 6144, 1536},
-    {"kv_a", Kind::linear, 576, 3072},
-    {"k_up", Kind::per_head, kHeads * 512, 128},
-    {"v_up", Kind::per_head, kHeads * 128, 512},
-    {"o", Kind::linear, 3072, 4096},
-    {"gate_up_silu", Kind::silu_mul, 6144, 3072},
-    {"down", Kind::linear, 3072, 6144},
-    {"router", Kind::linear, kRouterOutputs, 3072},
-    {"experts", Kind::experts, 1024, 3072},
-    {"lm_head", Kind::linear, 131072, 3072},
+const Op kOps[] = {
+    {"q_a", Kind::linear, kLite.q_lora_rank, kLite.hidden_size},
+    {"q_b", Kind::linear, kHeads * kLite.qk_head_dim(), kLite.q_lora_rank},
+    {"kv_a", Kind::linear, kLite.latent_dim(), kLite.hidden_size},
+    {"k_up", Kind::per_head, kHeads * kLite.kv_lora_rank, kLite.qk_nope_head_dim},
+    {"v_up", Kind::per_head, kHeads * kLite.v_head_dim, kLite.kv_lora_rank},
+    {"o", Kind::linear, kLite.hidden_size, kHeads * kLite.v_head_dim},
+    {"gate_up_silu", Kind::silu_mul, kLite.ffn_hidden_size, kLite.hidden_size},
+    {"down", Kind::linear, kLite.hidden_size, kLite.ffn_hidden_size},
+    {"router", Kind::linear, kRouterOutputs, kLite.hidden_size},
+    {"experts", Kind::experts, kLite.expert_ffn_hidden_size, kLite.hidden_size},
+    {"lm_head", Kind::linear, kLite.vocab_size, kLite.hidden_size},
 };
 
 // Memory full of matrices of one shape, one after another. Their content is a few groups of 64 rows, packed once and

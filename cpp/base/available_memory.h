@@ -12,4 +12,7 @@ namespace longcat {
 // root: the folder that holds proc/ and sys/; tests set it.
 int64_t available_memory(const std::filesystem::path& root = "/");
 
+// The default size of the latent cache of a rank in host memory: a quarter, divided by the ranks on this machine.
+inline int64_t cache_share(int64_t available_bytes, int64_t ranks_here) { return available_bytes / 4 / ranks_here; }
+
 }  // namespace longcat

@@ -1,6 +1,8 @@
 // Binding of functions that inspect a checkpoint without loading it: its tensors, its shards, and damage.
+#include "base/available_memory.h"
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "engine/load_model.h"
 #include "engine/memory_plan.h"
 #include "io/model_config.h"
 #include "io/safetensors.h"
@@ -81,16 +83,28 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
   return dict;
 }
 
-// Returns {"block_bytes", "activation_bytes", "step_bytes"}.
-py::dict buffers(const std::string& folder, const std::string& kv_cache_dtype, int64_t max_model_len,
-                 int64_t max_num_seqs, int64_t max_num_batched_tokens, int64_t tp, int64_t ep, int64_t rank) {
+// Returns what an engine with these options allocates on the CPU where `available` bytes are free: {"dtype", "kv_cache_dtype",
+// "max_model_len", "block_tokens", "block_bytes", "num_blocks", "buffers": [(allocated, of these never written) of each
+// rank]}.
+py::dict plan_memory(const std::string& folder, const EngineOptions& options, int64_t available) {
+  check(options);
   const ModelConfig config = load_model_config(folder);
-  const BufferPlan plan = plan_buffers(config, make_shard(config, tp, ep, rank), dtype_of(kv_cache_dtype),
-                                       max_model_len, max_num_seqs, max_num_batched_tokens);
+  const auto [dtype, kv_cache_dtype] = number_formats(options, config);
+  const CachePlan cache = plan_cache(config, options, kv_cache_dtype, cache_share(available, options.world_size()));
+  py::list buffers;
+  for (int64_t rank = 0; rank < options.world_size(); ++rank) {
+    const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, rank);
+    const BufferPlan plan = plan_buffers(config, shard, options, cache);
+    buffers.append(py::make_tuple(plan.activation_bytes + plan.step_bytes, plan.unwritten_bytes));
+  }
   py::dict dict;
-  dict["block_bytes"] = plan.block_bytes;
-  dict["activation_bytes"] = plan.activation_bytes;
-  dict["step_bytes"] = plan.step_bytes;
+  dict["dtype"] = name_of(dtype);
+  dict["kv_cache_dtype"] = name_of(kv_cache_dtype);
+  dict["max_model_len"] = cache.max_model_len;
+  dict["block_tokens"] = kBlockSize;
+  dict["block_bytes"] = cache.block_bytes;
+  dict["num_blocks"] = cache.num_blocks;
+  dict["buffers"] = buffers;
   return dict;
 }
 
@@ -105,11 +119,7 @@ void register_checkpoint(py::module_& module) {
       "expected_mtp_tensors", [=](const std::string& text) { return to_list(expected_mtp_tensors(config_of(text))); },
       py::arg("config_text"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
-  module.def("plan_buffers", &buffers, py::arg("folder"), py::arg("kv_cache_dtype"), py::arg("max_model_len"),
-             py::arg("max_num_seqs"), py::arg("max_num_batched_tokens"), py::arg("tp") = 1, py::arg("ep") = 1,
-             py::arg("rank") = 0);
-  module.def("plan_cache_blocks", &plan_cache_blocks, py::arg("budget"), py::arg("block_bytes"),
-             py::arg("max_num_seqs"), py::arg("max_model_len"));
+  module.def("plan_memory", &plan_memory, py::arg("folder"), py::arg("options"), py::arg("available"));
   module.def("shard", &shard, py::arg("config_text"), py::arg("tp"), py::arg("ep"), py::arg("rank"));
   module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
   py::class_<Checkpoint>(module, "Checkpoint")
@@ -117,8 +127,12 @@ void register_checkpoint(py::module_& module) {
       .def("shards", &list_shards)
       .def("tensors", &list_tensors)
       // Throws Error when a tensor is missing, or its shape contradicts the folder's config.json. Returns warnings.
-      .def("check_tensors",
-           [](const Checkpoint& self) { return check_tensors(self, load_model_config(self.folder())); });
+      .def(
+          "check_tensors",
+          [](const Checkpoint& self, bool with_mtp) {
+            return check_tensors(self, load_model_config(self.folder()), with_mtp);
+          },
+          py::arg("with_mtp") = false);
 }
 
 }  // namespace longcat

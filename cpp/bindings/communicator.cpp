@@ -1,7 +1,8 @@
-// Binding of Communicator, and of the MPI and TCP jobs that make one.
+// Binding of Communicator, of the MPI and TCP jobs that make one, and of the watch over its ranks.
 #include "comm/communicator.h"
 
 #include "bindings/bindings.h"
+#include "comm/watch.h"
 
 namespace py = pybind11;
 
@@ -21,6 +22,52 @@ Tensor tensor_of(const py::array& array) {
                           ? DType::u8
                           : throw std::invalid_argument("expected float32, uint16 (bf16), int32 or uint8");
   return Tensor(const_cast<void*>(array.data()), dtype, {array.size()});
+}
+
+void register_watch(py::module_& module) {
+  py::class_<RankLoss>(module, "RankLoss")
+      .def_readonly("rank", &RankLoss::rank)
+      .def_property_readonly(
+          "reason",  // may be cut within a character
+          [](const RankLoss& self) {
+            const auto size = static_cast<Py_ssize_t>(self.reason.size());
+            return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(self.reason.data(), size, "replace"));
+          })
+      .def_readonly("said", &RankLoss::said)
+      .def_readonly("process", &RankLoss::process);
+
+  const WatchOptions defaults;
+  py::class_<Watch>(module, "Watch")
+      .def(py::init([](const PyCommunicator& job, std::vector<std::string> hosts, double beat_s, double silence_s,
+                       double connect_s, double own_words_s, double answer_s) {
+             const WatchOptions options{.hosts = std::move(hosts),
+                                        .beat_s = beat_s,
+                                        .silence_s = silence_s,
+                                        .connect_s = connect_s,
+                                        .own_words_s = own_words_s,
+                                        .answer_s = answer_s};
+             const GilRelease nogil;
+             return std::make_unique<Watch>(job.ranks, options);
+           }),
+           py::arg("job"), py::arg("hosts"), py::kw_only(), py::arg("beat_s") = defaults.beat_s,
+           py::arg("silence_s") = defaults.silence_s, py::arg("connect_s") = defaults.connect_s,
+           py::arg("own_words_s") = defaults.own_words_s, py::arg("answer_s") = defaults.answer_s)
+      .def("wait",
+           [](Watch& self) {
+             const GilRelease nogil;
+             return self.wait();
+           })
+      .def("pass_on", &Watch::pass_on)
+      .def("fail",
+           [](Watch& self, const std::string& reason) {
+             const GilRelease nogil;
+             self.fail(reason);
+           })
+      .def("close", &Watch::close)
+      .def("wait_for_rank_0", [](Watch& self) {
+        const GilRelease nogil;
+        self.wait_for_rank_0();
+      });
 }
 
 }  // namespace
@@ -109,6 +156,8 @@ void register_communicator(py::module_& module) {
            })
       .def_property_readonly("library", [](const TcpJob&) { return "TCP"; })
       .def("finalize", &TcpJob::finalize, py::call_guard<py::gil_scoped_release>());
+
+  register_watch(module);
 }
 
 }  // namespace longcat

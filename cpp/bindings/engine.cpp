@@ -111,6 +111,7 @@ void register_engine(py::module_& module) {
                              .num_tokens = num_tokens,
                              .lookup = {.max_match = max_match, .min_match = min_match}};
           })
+      .def_property_readonly("drafts_by_mtp", [](const EngineOptions& o) { return o.speculation.by_mtp(); })
       .def_readwrite("gpu_memory_utilization", &EngineOptions::gpu_memory_utilization)
       .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)
       .def_readwrite("overlap", &EngineOptions::overlap);

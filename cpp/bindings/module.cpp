@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, module) {
   using namespace longcat;
   module.doc() = "Native core of longcat";
   module.attr("__version__") = LONGCAT_VERSION;
+  module.attr("GPU_SPARE_BYTES") = kGpuSpareBytes;
   module.def("available_threads", &available_threads, "Threads this process may run at once.");
   module.def("available_memory", [] { return available_memory(); }, "Bytes this process may still take.");
   module.def(

@@ -7,11 +7,10 @@
 #include <time.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <mutex>
 
 #include "comm/communicator.h"
+#include "comm/failure.h"
 #include "comm/mpi_abi.h"
 
 namespace longcat {
@@ -99,16 +98,14 @@ struct Job {
     fail(text);
   }
   // Throws Error with the reason of an abort, else with `error`.
-  [[noreturn]] void fail(const std::string& error) {
-    const std::lock_guard lock(mutex);
-    throw Error(aborted ? reason : str_cat("[mpi] ", where, ": ", error));
+  [[noreturn]] void fail(const std::string& error) const {
+    failure.check();
+    throw Error(str_cat("[mpi] ", where, ": ", error));
   }
 
   const Mpi<Handle> mpi;
   std::string where = "MPI cannot be started";  // for messages; the rank, once it is known
-  std::atomic<bool> aborted = false;
-  std::mutex mutex;
-  std::string reason;  // of the abort
+  Failure failure;
 };
 
 template <class Handle>
@@ -147,15 +144,8 @@ class MpiCommunicator final : public Communicator {
   }
   void barrier() override { run(mpi_.ibarrier); }
 
-  void abort(const std::string& reason) noexcept override {
-    const std::lock_guard lock(job_->mutex);
-    if (!job_->aborted) job_->reason = reason;
-    job_->aborted = true;
-  }
-  std::string failure() const override {
-    const std::lock_guard lock(job_->mutex);
-    return job_->reason;
-  }
+  void abort(const std::string& reason) noexcept override { job_->failure.set(reason); }
+  std::string failure() const override { return job_->failure.reason(); }
 
  private:
   static int block_bytes(Tensor out, Tensor x, int num_blocks) {
@@ -167,21 +157,23 @@ class MpiCommunicator final : public Communicator {
 
   template <class Collective, class... Arguments>
   void run(Collective begin, Arguments... arguments) {
+    job_->failure.check();
     Handle request;
     job_->check(begin(arguments..., comm_, &request));
     wait(request);
   }
 
-  // Until the request is done. Asks again and again at first, since a step has a hundred sums a few microseconds apart;
-  // then lets others run; then sleeps, a millisecond at most.
+  // Returns when the request is done. After a failure this process makes no call of MPI. A request cannot be freed, but
+  // its buffers may be: any call would write to them what arrives late. Polls at first, since a step has a hundred sums
+  // a few microseconds apart. Then lets other threads run, and then sleeps for a millisecond at most.
   void wait(Handle request) {
     constexpr int kBusy = 2000, kYield = 20000;
     for (int round = 0;; ++round) {
+      job_->failure.check();
       int done = 0;
       job_->check(mpi_.test(&request, &done, mpi_.constants.status_ignore));
       if (done) return;
       if (round < kBusy) continue;
-      if (job_->aborted) job_->fail("given up");  // a collective's request cannot be freed
       if (round < kYield) {
         sched_yield();
       } else {

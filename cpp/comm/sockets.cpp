@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -145,6 +146,13 @@ int64_t receive_some(const Descriptor& connection, void* data, int64_t bytes) {
 void wait_readable(const Descriptor& connection, const Descriptor& stop, Deadline deadline) {
   pollfd ready[] = {{connection.fd(), POLLIN, 0}, {stop.fd(), POLLIN, 0}};
   ::poll(ready, 2, milliseconds_until(deadline));
+}
+
+Descriptor make_event() { return Descriptor(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)); }
+
+void signal(const Descriptor& event) {
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(event.fd(), &one, sizeof(one));
 }
 
 int milliseconds_until(Deadline deadline) {

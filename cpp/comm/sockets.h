@@ -56,6 +56,10 @@ int64_t receive_some(const Descriptor& connection, void* data, int64_t bytes);
 // Waits until the connection or `stop` can be read, or the deadline has come.
 void wait_readable(const Descriptor& connection, const Descriptor& stop, Deadline deadline);
 
+// A descriptor that poll() finds readable once it is signalled.
+Descriptor make_event();
+void signal(const Descriptor& event);
+
 int milliseconds_until(Deadline deadline);  // for poll(): rounded up, not negative
 
 }  // namespace longcat

@@ -1,8 +1,6 @@
 #include "comm/tcp_acceptor.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -31,42 +29,13 @@ bool same(const std::array<unsigned char, JobToken::kBytes>& a, const std::array
   return difference == 0;
 }
 
-void signal(const Descriptor& event) {
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t written = ::write(event.fd(), &one, sizeof(one));
-}
-
 }  // namespace
-
-// --- failure -------------------------------------------------------------------------------------------------------
-
-Failure::Failure() : event_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
-
-void Failure::set(const std::string& reason) noexcept {
-  const std::lock_guard lock(mutex_);
-  if (failed_) return;
-  failed_ = true;
-  reason_ = reason;
-  signal(event_);
-}
-
-std::string Failure::reason() const {
-  const std::lock_guard lock(mutex_);
-  return reason_;
-}
-
-void Failure::check() const {
-  const std::lock_guard lock(mutex_);
-  if (failed_) throw Error(reason_);
-}
-
-// --- the acceptor --------------------------------------------------------------------------------------------------
 
 Acceptor::Acceptor(const JobToken& token, bool loopback, int port)
     : token_(token),
       listener_(listen_on(loopback, port)),
       port_(port_of(listener_)),
-      stop_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      stop_(make_event()),
       thread_([this] { run(); }) {}
 
 Acceptor::~Acceptor() {
@@ -104,13 +73,18 @@ void Acceptor::run() {
     }
     ::poll(ready.data(), ready.size(), milliseconds_until(next));
     if (ready[0].revents) return;
-    std::erase_if(pending_, [&](Pending& p) { return is_settled(p); });
+    settle();
     if (ready[1].revents) accept_all();
   }
 }
 
+void Acceptor::settle() {
+  std::erase_if(pending_, [&](Pending& p) { return is_settled(p); });
+}
+
 void Acceptor::accept_all() {
   while (Descriptor connection = accept_from(listener_)) {
+    if (pending_.size() == kMaxPending) settle();                          // many ranks may come at once
     if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());  // a rank that is pushed out comes again
     pending_.push_back({.connection = std::move(connection), .until = in(kHandshakeTime)});
   }
@@ -135,25 +109,30 @@ bool Acceptor::is_settled(Pending& p) {
   return true;
 }
 
-Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
-                               const Failure& failure) {
+Descriptor try_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline until,
+                        const Failure& failure, std::string& error) {
   handshake.token = token.connects;
+  Descriptor connection = connect_to(address, until, error);
+  if (!connection) return {};
+  std::array<unsigned char, JobToken::kBytes> answer{};
+  int64_t received = 0, more = send_some(connection, &handshake, sizeof(handshake)) == sizeof(handshake) ? 0 : -1;
+  while (more >= 0 && received < JobToken::kBytes && std::chrono::steady_clock::now() < until) {
+    failure.check();
+    wait_readable(connection, failure.readable(), until);
+    more = receive_some(connection, answer.data() + received, JobToken::kBytes - received);
+    received += more;
+  }
+  if (received == JobToken::kBytes && same(answer, token.answers)) return connection;
+  error = "what listens there does not know the token of this job";
+  return {};
+}
+
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, const Handshake& handshake,
+                               Deadline deadline, const Failure& failure) {
   std::string error;
   while (true) {
     const Deadline until = std::min(deadline, in(kAnswerTime));
-    Descriptor connection = connect_to(address, until, error);
-    if (connection) {
-      std::array<unsigned char, JobToken::kBytes> answer{};
-      int64_t received = 0, more = send_some(connection, &handshake, sizeof(handshake)) == sizeof(handshake) ? 0 : -1;
-      while (more >= 0 && received < JobToken::kBytes && std::chrono::steady_clock::now() < until) {
-        failure.check();
-        wait_readable(connection, failure.readable(), until);
-        more = receive_some(connection, answer.data() + received, JobToken::kBytes - received);
-        received += more;
-      }
-      if (received == JobToken::kBytes && same(answer, token.answers)) return connection;
-      error = "what listens there does not know the token of this job";
-    }
+    if (Descriptor connection = try_acceptor(address, token, handshake, until, failure, error)) return connection;
     failure.check();
     if (std::chrono::steady_clock::now() + kRetry >= deadline) throw Error(error);
     std::this_thread::sleep_for(kRetry);

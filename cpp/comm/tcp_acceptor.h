@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/failure.h"
 #include "comm/sockets.h"
 
 namespace longcat {
@@ -29,23 +30,6 @@ struct Handshake {
   int32_t rank, size;  // of the job
   int32_t port;        // where this rank listens itself
   int32_t unused;
-};
-
-// The reason why this process can wait for no other rank. Any thread sets it; it wakes all waiting threads at once.
-class Failure {
- public:
-  Failure();
-
-  void set(const std::string& reason) noexcept;          // the first one stays
-  std::string reason() const;                            // empty: none
-  void check() const;                                    // throws Error(reason) when there is one
-  const Descriptor& readable() const { return event_; }  // from then on, for poll()
-
- private:
-  mutable std::mutex mutex_;
-  bool failed_ = false;
-  std::string reason_;
-  Descriptor event_;
 };
 
 class Acceptor {
@@ -75,6 +59,7 @@ class Acceptor {
 
   void run();
   void accept_all();
+  void settle();                      // lets in the ranks whose handshakes are complete
   bool is_settled(Pending& pending);  // its handshake is complete, or it is refused
 
   const JobToken token_;
@@ -88,9 +73,13 @@ class Acceptor {
   std::thread thread_;
 };
 
-// Connects to the acceptor of another rank; tries again until the deadline. Throws Error that says why it did not
-// succeed, or the job's failure.
-Descriptor connect_to_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline deadline,
-                               const Failure& failure);
+// One try to connect to the acceptor of another rank. No connection, and why in `error`, when there is none by `until`.
+// Throws the job's failure.
+Descriptor try_acceptor(const Address& address, const JobToken& token, Handshake handshake, Deadline until,
+                        const Failure& failure, std::string& error);
+
+// The same until it succeeds. Throws Error that says why it did not by the deadline.
+Descriptor connect_to_acceptor(const Address& address, const JobToken& token, const Handshake& handshake,
+                               Deadline deadline, const Failure& failure);
 
 }  // namespace longcat

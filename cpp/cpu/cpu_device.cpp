@@ -40,7 +40,7 @@ CpuDevice::~CpuDevice() {
   worker_.join();
 }
 
-int64_t CpuDevice::default_cache_bytes(int64_t ranks_here) const { return available_memory() / 4 / ranks_here; }
+int64_t CpuDevice::default_cache_bytes(int64_t ranks_here) const { return cache_share(available_memory(), ranks_here); }
 
 // Anonymous pages: the kernel zeroes them at first use, so unused parts of a large pool cost nothing.
 void* CpuDevice::allocate(int64_t bytes) {

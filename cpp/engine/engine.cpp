@@ -22,27 +22,14 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
 
 // The cache, the scheduler and the runner: everything beside the weights.
 void Engine::allocate() {
-  const ModelConfig& c = config();
-  max_model_len_ = options_.max_model_len > 0 ? options_.max_model_len : c.max_position_embeddings;
-  if (max_model_len_ > c.max_position_embeddings)
-    throw std::invalid_argument(
-        str_cat("max_model_len=", max_model_len_,
-                " is more than the checkpoint's max_position_embeddings=", c.max_position_embeddings));
-  const int64_t block_bytes = KvCache::block_bytes(c, kv_cache_dtype());
+  Device& device = loaded_.ops->device();
   const int64_t ranks_here = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
-  const int64_t budget =
-      options_.kv_cache_memory > 0 ? options_.kv_cache_memory : loaded_.ops->device().default_cache_bytes(ranks_here);
-  const int64_t num_blocks =
-      loaded_.lockstep.least(plan_cache_blocks(budget, block_bytes, options_.max_num_seqs, max_model_len_));
-  cache_ = std::make_unique<KvCache>(loaded_.ops->device(), c, num_blocks, kv_cache_dtype());
-  runner_ = std::make_unique<ModelRunner>(
-      *loaded_.ops, *loaded_.model, *cache_,
-      RunnerLimits{.max_num_seqs = options_.max_num_seqs,
-                   .max_draws = options_.max_draws(),
-                   .max_num_batched_tokens = options_.max_num_batched_tokens,
-                   .max_blocks_per_sequence = blocks_for(max_model_len_),
-                   .block_bytes = block_bytes,
-                   .num_drafts = options_.speculation.by_mtp() ? options_.speculation.num_tokens : 0});
+  CachePlan plan = plan_cache(config(), options_, kv_cache_dtype(), device.default_cache_bytes(ranks_here));
+  plan.num_blocks = loaded_.lockstep.least(plan.num_blocks);
+  max_model_len_ = plan.max_model_len;
+  const int64_t num_blocks = plan.num_blocks, block_bytes = plan.block_bytes;
+  cache_ = std::make_unique<KvCache>(device, config(), num_blocks, kv_cache_dtype());
+  runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_, runner_limits(options_, plan));
   const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
   scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                                             .max_num_batched_tokens = options_.max_num_batched_tokens,

@@ -129,7 +129,6 @@ class Engine {
 
  private:
   void check_tokens(std::span<const int32_t> token_ids) const;
-  int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + kBlockSize - 1) / kBlockSize; }
   void allocate();
   std::unique_ptr<EngineRole> make_role();
   void run();

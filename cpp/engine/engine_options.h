@@ -2,6 +2,7 @@
 // says which.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -32,6 +33,7 @@ struct EngineOptions {
   std::optional<bool> overlap{};  // plan a step before the results of the last are known; default: on devices that
                                   // leave the host free
 
+  int64_t world_size() const { return std::max(tensor_parallel_size, expert_parallel_size); }
   int64_t max_draws() const { return max_num_seqs + speculation.most_in_a_step(); }  // draws of a step, at most
 };
 

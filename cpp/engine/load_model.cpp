@@ -25,22 +25,9 @@ void require_positive(const char* option, int64_t value) {
 
 // Returns the communicator once the options are checked against it; a communicator of one rank if there is none.
 std::unique_ptr<Communicator> checked(const EngineOptions& options, std::unique_ptr<Communicator> world) {
-  require_positive("max_num_seqs", options.max_num_seqs);
-  require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
-  require_positive("max_num_queued", options.max_num_queued);
-  if (options.max_num_seqs > options.max_num_batched_tokens)
-    throw std::invalid_argument(str_cat("max_num_seqs=", options.max_num_seqs,
-                                        " is more than max_num_batched_tokens=", options.max_num_batched_tokens,
-                                        ": a step could not hold one token of each request"));
-  if (options.num_threads < 0 || options.num_threads > 1024)
-    throw std::invalid_argument(
-        str_cat("num_threads=", options.num_threads, "; expected 1 to 1024, or 0 for one per core"));
-  if (options.max_model_len < 0 || options.kv_cache_memory < 0)
-    throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
-  require_positive("tensor_parallel_size", options.tensor_parallel_size);
-  require_positive("expert_parallel_size", options.expert_parallel_size);
+  check(options);
   if (!world) world = make_single_communicator();
-  const int64_t wanted = std::max(options.tensor_parallel_size, options.expert_parallel_size);
+  const int64_t wanted = options.world_size();
   if (world->size() != wanted)
     throw std::invalid_argument(str_cat("[parallel] tensor_parallel_size=", options.tensor_parallel_size,
                                         " and expert_parallel_size=", options.expert_parallel_size, " are ", wanted,
@@ -127,15 +114,36 @@ ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& co
 
 }  // namespace
 
+void check(const EngineOptions& options) {
+  require_positive("max_num_seqs", options.max_num_seqs);
+  require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
+  require_positive("max_num_queued", options.max_num_queued);
+  if (options.max_num_seqs > options.max_num_batched_tokens)
+    throw std::invalid_argument(str_cat("max_num_seqs=", options.max_num_seqs,
+                                        " is more than max_num_batched_tokens=", options.max_num_batched_tokens,
+                                        ": a step could not hold one token of each request"));
+  if (options.num_threads < 0 || options.num_threads > 1024)
+    throw std::invalid_argument(
+        str_cat("num_threads=", options.num_threads, "; expected 1 to 1024, or 0 for one per core"));
+  if (options.max_model_len < 0 || options.kv_cache_memory < 0)
+    throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
+  require_positive("tensor_parallel_size", options.tensor_parallel_size);
+  require_positive("expert_parallel_size", options.expert_parallel_size);
+}
+
+NumberFormats number_formats(const EngineOptions& options, const ModelConfig& config) {
+  const DType dtype =
+      parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false);
+  return {.dtype = dtype, .kv_cache_dtype = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)};
+}
+
 LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
                        std::unique_ptr<Communicator> world, Backend backend) {
   world = checked(options, std::move(world));
   try {
     ModelConfig config = load_model_config(folder);
     const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, world->rank());
-    const DType dtype =
-        parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false);
-    const DType kv_cache_dtype = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true);
+    const auto [dtype, kv_cache_dtype] = number_formats(options, config);
     Checkpoint checkpoint(folder);
     Lockstep lockstep(*world);
     if (lockstep.has_peers()) {

@@ -28,6 +28,17 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 
+// Throws std::invalid_argument for an option that is wrong for every checkpoint.
+void check(const EngineOptions& options);
+
+// Of f32 and f16 weights, and of the latent cache.
+struct NumberFormats {
+  DType dtype, kv_cache_dtype;
+};
+
+// Throws std::invalid_argument for a name that is not known.
+NumberFormats number_formats(const EngineOptions& options, const ModelConfig& config);
+
 // world: the communicator of this rank; null: there is one rank. A failure here fails the other ranks, too.
 LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options,
                        const LoadProgress& progress = {}, std::unique_ptr<Communicator> world = nullptr,

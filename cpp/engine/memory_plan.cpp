@@ -41,37 +41,59 @@ class CountingDevice final : public Device {
 
 }  // namespace
 
-BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_cache_dtype, int64_t max_model_len,
-                        int64_t max_num_seqs, int64_t max_num_batched_tokens) {
-  if (max_model_len < 1 || max_num_seqs < 1 || max_num_batched_tokens < 1)
-    throw std::invalid_argument("max_model_len, max_num_seqs and max_num_batched_tokens must be positive");
-  CountingDevice activations, steps;
-  const ActivationBuffers buffers(activations, config, shard, max_num_batched_tokens, DType::f32);  // of the CPU
-  const BatchBuffers batches(steps, max_num_batched_tokens, max_num_seqs, (max_model_len + kBlockSize - 1) / kBlockSize,
-                             ModelRunner::kSlots);
-  // Pages that are never written take no memory. Only decoding tokens have latent queries, and only picks of routed
-  // experts have expert rows.
-  const int64_t latent_rows = max_num_batched_tokens - std::min(max_num_seqs, max_num_batched_tokens);
-  const int64_t picks = max_num_batched_tokens * config.moe_topk;
-  const int64_t picks_elsewhere =
-      picks * (config.num_router_outputs() - shard.experts.size()) / config.num_router_outputs();
-  const int64_t untouched = latent_rows * shard.heads.size() * config.kv_lora_rank * 2 +
-                            picks_elsewhere * (2 * shard.expert_ffn.size() + config.hidden_size);
-  // Logits, their row numbers and the sampled ids; with several ranks also the buffers for exchanging them.
-  const int64_t world = shard.world(), logits_rows = (max_num_seqs + world - 1) / world;
-  const int64_t logits = logits_rows * config.vocab_size * 4 * (world > 1 ? 3 : 1) + max_num_seqs * 2 * 4;
-  return {.block_bytes = KvCache::block_bytes(config, kv_cache_dtype),
-          .activation_bytes = activations.bytes() - 4 * untouched,  // f32
-          .step_bytes = steps.bytes() + logits};
-}
-
-int64_t plan_cache_blocks(int64_t budget, int64_t block_bytes, int64_t max_num_seqs, int64_t max_model_len) {
-  const int64_t useful = max_num_seqs * ((max_model_len + kBlockSize - 1) / kBlockSize) + 1;
+CachePlan plan_cache(const ModelConfig& config, const EngineOptions& options, DType kv_cache_dtype,
+                     int64_t auto_bytes) {
+  const int64_t longest = config.max_position_embeddings;
+  const int64_t max_model_len = options.max_model_len > 0 ? options.max_model_len : longest;
+  if (max_model_len > longest)
+    throw std::invalid_argument(
+        str_cat("max_model_len=", max_model_len, " is more than the checkpoint's max_position_embeddings=", longest));
+  const int64_t block_bytes = KvCache::block_bytes(config, kv_cache_dtype);
+  const int64_t budget = options.kv_cache_memory > 0 ? options.kv_cache_memory : auto_bytes;
+  const int64_t useful = options.max_num_seqs * blocks_for(max_model_len) + 1;
   const int64_t num_blocks = std::min(useful, budget / block_bytes);
   if (num_blocks < 2)
     throw OutOfMemory(str_cat("[kv cache] ", budget, " bytes hold ", num_blocks, " blocks of ", kBlockSize, " tokens (",
                               block_bytes, " bytes each); expected at least 2. Raise kv_cache_memory."));
-  return num_blocks;
+  return {.max_model_len = max_model_len, .block_bytes = block_bytes, .num_blocks = num_blocks};
+}
+
+RunnerLimits runner_limits(const EngineOptions& options, const CachePlan& cache) {
+  return {.max_num_seqs = options.max_num_seqs,
+          .max_draws = options.max_draws(),
+          .max_num_batched_tokens = options.max_num_batched_tokens,
+          .max_blocks_per_sequence = blocks_for(cache.max_model_len),
+          .block_bytes = cache.block_bytes,
+          .num_drafts = options.speculation.by_mtp() ? options.speculation.num_tokens : 0};
+}
+
+// The allocations of Model, ModelRunner and Drafter.
+BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const EngineOptions& options,
+                        const CachePlan& cache) {
+  const RunnerLimits limits = runner_limits(options, cache);
+  const int64_t tokens = limits.max_num_batched_tokens, world = shard.world();
+  CountingDevice activations, steps;
+  const ActivationBuffers buffers(activations, config, shard, tokens, DType::f32);  // of the CPU
+  const BatchBuffers batches(steps, tokens, limits.max_draws, limits.max_blocks_per_sequence, ModelRunner::kSlots);
+  const auto rows_here = [&](int64_t rows) { return (rows + world - 1) / world; };
+  int64_t values = rows_here(limits.max_draws) * config.vocab_size + 3 * limits.max_draws;  // of 4 bytes
+  if (world > 1) values += 2 * rows_here(limits.max_draws) * world * shard.vocab.size();      // sent and received
+  if (limits.num_drafts > 0) {
+    const int64_t sequences = limits.max_drafting();
+    const BatchBuffers drafts(steps, sequences, sequences, limits.max_blocks_per_sequence);
+    values += 2 * tokens + rows_here(sequences) * config.vocab_size + (1 + limits.num_drafts) * sequences;
+  }
+  // Pages that are never written cost nothing. Only decoding tokens have latent queries; only picks of routed experts
+  // have expert rows.
+  const int64_t latent_rows = tokens - std::min(limits.max_num_seqs, tokens);
+  const int64_t picks = tokens * config.moe_topk;
+  const int64_t picks_elsewhere =
+      picks * (config.num_router_outputs() - shard.experts.size()) / config.num_router_outputs();
+  const int64_t unwritten = latent_rows * shard.heads.size() * config.kv_lora_rank * 2 +
+                            picks_elsewhere * (2 * shard.expert_ffn.size() + config.hidden_size);
+  return {.activation_bytes = activations.bytes(),
+          .unwritten_bytes = 4 * unwritten,
+          .step_bytes = steps.bytes() + 4 * values};
 }
 
 }  // namespace longcat

@@ -4,23 +4,37 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "engine/engine_options.h"
+#include "engine/model_runner.h"
 #include "io/model_config.h"
 #include "model/shard.h"
 
 namespace longcat {
 
-struct BufferPlan {
-  int64_t block_bytes;       // [bytes] one block of the latent cache: 64 tokens in all sub-layers
-  int64_t activation_bytes;  // [bytes] written by the largest step on the CPU, when all experts get equally many tokens
-  int64_t step_bytes;        // [bytes] batches, block tables and logits
+inline int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
+
+// The latent cache of an engine.
+struct CachePlan {
+  int64_t max_model_len;  // [tokens]
+  int64_t block_bytes;    // one block: 64 tokens in all sub-layers
+  int64_t num_blocks;     // with the null block
 };
 
-// The allocations of one rank for these limits. Throws std::invalid_argument for a negative limit.
-BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, DType kv_cache_dtype, int64_t max_model_len,
-                        int64_t max_num_seqs, int64_t max_num_batched_tokens);
+// It takes kv_cache_memory, or auto_bytes where that is 0, and at most what max_num_seqs sequences of max_model_len
+// tokens fill. Throws std::invalid_argument when max_model_len is more than the checkpoint allows, and OutOfMemory when
+// the cache does not hold one block beside the null block.
+CachePlan plan_cache(const ModelConfig& config, const EngineOptions& options, DType kv_cache_dtype, int64_t auto_bytes);
 
-// The blocks of the latent cache that `budget` bytes hold, with the null block; at most those that max_num_seqs
-// sequences of max_model_len tokens fill. Throws OutOfMemory when they do not hold one block beside the null block.
-int64_t plan_cache_blocks(int64_t budget, int64_t block_bytes, int64_t max_num_seqs, int64_t max_model_len);
+RunnerLimits runner_limits(const EngineOptions& options, const CachePlan& cache);
+
+// All buffers of one rank on the CPU, beside weights and cache [bytes].
+struct BufferPlan {
+  int64_t activation_bytes;  // of the largest step
+  int64_t unwritten_bytes;   // of these: never written, when all experts get equally many tokens
+  int64_t step_bytes;        // batches, block tables, logits, draft tokens
+};
+
+BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const EngineOptions& options,
+                        const CachePlan& cache);
 
 }  // namespace longcat

@@ -29,9 +29,8 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
   std::vector<int32_t> rows(static_cast<size_t>(limits.max_draws));
   std::iota(rows.begin(), rows.end(), 0);
   device_.copy_from_host(all_rows_.data(), rows.data(), all_rows_.bytes());
-  if (limits.num_drafts > 0)  // each sequence with draft tokens uses one of the draws beyond max_num_seqs
-    drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens,
-                                         std::min(limits.max_num_seqs, limits.max_draws - limits.max_num_seqs),
+  if (limits.num_drafts > 0)
+    drafter_ = std::make_unique<Drafter>(ops, model, cache, limits.max_num_batched_tokens, limits.max_drafting(),
                                          limits.max_blocks_per_sequence, limits.num_drafts);
   if (device_.warms_recordings()) warm_up();
 }

@@ -2,6 +2,7 @@
 // flight, so that the host prepares one while the device computes the other.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <memory>
@@ -18,6 +19,9 @@ namespace longcat {
 struct RunnerLimits {
   int64_t max_num_seqs, max_draws, max_num_batched_tokens, max_blocks_per_sequence, block_bytes;
   int64_t num_drafts = 0;  // draft tokens of a sequence by the MTP layer; 0: none
+
+  // Sequences with draft tokens in a step: each takes one of the draws beyond max_num_seqs.
+  int64_t max_drafting() const { return std::min(max_num_seqs, max_draws - max_num_seqs); }
 };
 
 class ModelRunner {

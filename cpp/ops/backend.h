@@ -8,11 +8,14 @@
 
 namespace longcat {
 
+// Of a GPU's free memory, left to its context and to graphs [bytes].
+constexpr int64_t kGpuSpareBytes = int64_t{3} << 29;
+
 // device: "auto", "cpu", "cuda" or "cuda:N".
 // num_threads: threads of the CPU backend; 0 means one per core this process may use. memory_share: fraction of the
-// GPU's free memory to take; 0 means all but 1.5 GiB. num_communicators: number of NCCL communicators whose buffers
-// stay outside that share. Throws std::invalid_argument for an unknown name, and Error when the backend is not built or
-// finds no device.
+// GPU's free memory to take; 0 means all but kGpuSpareBytes. num_communicators: number of NCCL communicators whose
+// buffers stay outside that share. Throws std::invalid_argument for an unknown name, and Error when the backend is not
+// built or finds no device.
 std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads, double memory_share = 0,
                               int num_communicators = 0);
 

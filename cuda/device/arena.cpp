@@ -4,14 +4,15 @@
 #include <iterator>
 
 #include "base/error.h"
+#include "ops/backend.h"
 
 namespace longcat {
 
 int64_t arena_bytes(int64_t free_bytes, double memory_share, int num_communicators) {
-  constexpr int64_t kSpareBytes = int64_t{3} << 29, kCommunicatorBytes = int64_t{1} << 30, kPage = int64_t{2} << 20;
+  constexpr int64_t kCommunicatorBytes = int64_t{1} << 30, kPage = int64_t{2} << 20;
   const int64_t left = free_bytes - num_communicators * kCommunicatorBytes;
   const int64_t wanted =
-      memory_share > 0 ? static_cast<int64_t>(static_cast<double>(left) * memory_share) : left - kSpareBytes;
+      memory_share > 0 ? static_cast<int64_t>(static_cast<double>(left) * memory_share) : left - kGpuSpareBytes;
   return std::max(wanted / kPage, int64_t{1}) * kPage;
 }
 

@@ -1,37 +1,18 @@
 """config.json: every published spelling is read, relatives are refused by name, nonsense is listed."""
 
 import json
+import math
 
 import pytest
+from longcat import _core
 from longcat import _testing as testing
+from longcat.checkpoint.random_weights import LITE_CONFIG as LITE
 
 from support.checkpoints import TINY_CONFIG, VARIANTS, make_config
 
 DROP = object()
 NGRAM = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")
 
-# The published sizes, see the model card.
-LITE = {
-    **TINY_CONFIG,
-    "vocab_size": 131072,
-    "hidden_size": 3072,
-    "num_layers": 14,
-    "num_attention_heads": 32,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "ffn_hidden_size": 6144,
-    "expert_ffn_hidden_size": 1024,
-    "n_routed_experts": 256,
-    "zero_expert_num": 128,
-    "moe_topk": 12,
-    "rope_theta": 5e6,
-    "rope_scaling": {**TINY_CONFIG["rope_scaling"], "factor": 10, "original_max_position_embeddings": 32768},
-    "max_position_embeddings": 327680,
-    "ngram_vocab_size_ratio": 78,
-}
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
 
@@ -42,6 +23,35 @@ def changed(base=TINY_CONFIG, /, **fields) -> str:
 
 def read(base=TINY_CONFIG, /, **fields) -> dict:
     return testing.parse_model_config(changed(base, **fields))
+
+
+# The published figures of LongCat-Flash-Lite, word by word of its config.json.
+PUBLISHED = {
+    "vocab_size": 131072, "hidden_size": 3072, "num_layers": 14, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "ffn_hidden_size": 6144, "expert_ffn_hidden_size": 1024, "n_routed_experts": 256, "zero_expert_num": 128,
+    "zero_expert_type": "identity", "moe_topk": 12, "routed_scaling_factor": 6.0, "norm_topk_prob": False,
+    "router_bias": False, "attention_bias": False, "attention_dropout": 0.0, "attention_method": "MLA",
+    "mla_scale_q_lora": True, "mla_scale_kv_lora": True, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "rope_theta": 5000000.0, "max_position_embeddings": 327680, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 3, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "ngram_vocab_size_ratio": 78,
+    "emb_neighbor_num": 4, "emb_split_num": 4, "use_cache": True, "initializer_range": 0.02,
+    "architectures": ["LongcatFlashNgramForCausalLM"],
+    "rope_scaling": {"rope_type": "yarn", "factor": 10, "original_max_position_embeddings": 32768, "beta_fast": 32,
+                     "beta_slow": 1, "mscale": 1, "mscale_all_dim": 1},
+}  # fmt: skip
+
+
+def test_the_lite_config_is_the_published_one():
+    assert LITE == PUBLISHED
+
+
+def test_lite_has_the_published_number_of_parameters():
+    """68.5 billion of the text model, of which the N-gram tables hold 31.4, and half a billion for drafts."""
+    sizes = {name: math.prod(shape) for name, shape, _ in _core.expected_tensors(json.dumps(LITE))}
+    assert (len(sizes), sum(sizes.values())) == (11143, 68_562_465_024)
+    assert sum(size for name, size in sizes.items() if ".embedders." in name) == 31_406_985_216
+    assert sum(math.prod(shape) for _, shape, _ in _core.expected_mtp_tensors(json.dumps(LITE))) == 510_870_528
 
 
 def test_lite():

@@ -30,6 +30,15 @@ class PaddingOps final : public CpuOps {
   PaddingDevice device_;
 };
 
+class CountingOps final : public CpuOps {
+ public:
+  explicit CountingOps(int num_threads) : CpuOps(num_threads), device_(num_threads) {}
+  Device& device() override { return device_; }
+
+ private:
+  CountingDevice device_;
+};
+
 // Returns null for a device of the product.
 std::unique_ptr<Ops> make_test_only_ops(const std::string& device, int num_threads) {
   if (device == "cuda-emulated") return make_emulated_cuda_ops(DType::bf16, false, false);
@@ -37,6 +46,7 @@ std::unique_ptr<Ops> make_test_only_ops(const std::string& device, int num_threa
   if (device == "cuda-emulated-fp8") return make_emulated_cuda_ops(DType::bf16, true, false);
   if (device == "cuda-emulated-reversed") return make_emulated_cuda_ops(DType::bf16, false, true);
   if (device == "cpu-padded") return std::make_unique<PaddingOps>(num_threads > 0 ? num_threads : available_threads());
+  if (device == "cpu-counting") return std::make_unique<CountingOps>(num_threads > 0 ? num_threads : 1);
   return nullptr;
 }
 

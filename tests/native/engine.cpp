@@ -207,6 +207,22 @@ void register_test_engine(py::module_& testing) {
       .def("fail_allocation", &TestEngine::fail_allocation, py::arg("part"))
       .def("record", &TestEngine::record);
 
+  // All that a rank's engine allocates of its device beside its weights [bytes]: after the last report of loading.
+  testing.def(
+      "allocated_bytes",
+      [](const std::string& folder, EngineOptions options, const PyCommunicator* communicator) {
+        options.device = "cpu-counting";
+        Backend backend = make_test_backend(options, false);
+        const auto& device = dynamic_cast<const CountingDevice&>(backend.ops->device());
+        int64_t of_weights = 0;
+        const Engine engine(
+            folder, options, [&](int64_t, int64_t) { of_weights = device.bytes(); },
+            communicator ? communicator->ranks->split(0) : nullptr, std::move(backend));
+        return device.bytes() - of_weights;
+      },
+      py::arg("folder"), py::arg("options"), py::arg("communicator") = nullptr,
+      py::call_guard<py::gil_scoped_release>());
+
   testing.def("look_up", [](const std::vector<int32_t>& ids, int64_t num_tokens, int64_t max_match, int64_t min_match) {
     const auto found = look_up(ids, num_tokens, {.max_match = max_match, .min_match = min_match});
     return std::vector<int32_t>(found.begin(), found.end());

@@ -225,6 +225,20 @@ def test_plan_knows_what_each_rank_holds(tmp_path, stored, dtype):
         assert planned.rank_tables == [info["table_bytes"] for info in held], (tp, ep)
 
 
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16"])
+def test_plan_knows_what_draft_tokens_take(tmp_path, stored):
+    """The MTP layer, on every rank."""
+    make_checkpoint(tmp_path, seed=3, dtype=stored, config_overrides=BLOCKS, mtp=True)
+    speculative = {"method": "mtp", "num_speculative_tokens": 2}
+    for tp, ep in [(1, 1), (2, 4)]:
+        planned = plan(
+            tmp_path, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep, speculative=speculative
+        )
+        with ThreadJob(str(tmp_path), tp, ep, speculation=("mtp", 2, 1, 1)) as job:
+            held = [engine.info()["weight_bytes"] for engine in job.engines]
+        assert planned.rank_weights == held, (tp, ep)
+
+
 @pytest.mark.parametrize("tp, ep", [(2, 1), (1, 4), (2, 4), (1, 8)])
 def test_ngram_ids_are_exact_on_every_rank(tmp_path, tp, ep):
     make_checkpoint(tmp_path, seed=1, config_overrides=TINY)

@@ -71,6 +71,30 @@ def test_the_standard_abi(monkeypatch):
     assert (code, lines, out.count("is well")) == (0, [], 2)
 
 
+@all_launchers
+def test_what_was_given_up_is_not_written_to(launcher, tmp_path):
+    """A rank that leaves the job has freed what others may still send to."""
+    code, out, lines = Job(launcher, 2, program("give_up", str(tmp_path))).end()
+    assert code not in (0, LEFT_CODE) and "rank 1 is well" in out
+    assert [line for line in lines if "longcat: " in line] == ["longcat: [parallel] rank 1 failed: given up"]
+
+
+def test_ranks_that_pause_together_are_not_lost(tmp_path):
+    """As in a container that is frozen for a while: one rank goes on before the other."""
+    job = Job("torchrun", 2, program("pause", str(tmp_path)))
+    until(lambda: len(list(tmp_path.glob("ready *"))) == 2)
+    pids = ranks_of(job.environment)
+    for pid in pids.values():
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    for pid in pids.values():
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.5)
+    (tmp_path / "end").touch()
+    code, out, lines = job.end()
+    assert (code, lines) == (0, []) and out.count("is well") == 2
+
+
 @needs_mpi
 @needs_mpich
 def test_the_library_of_another_launcher(tiny, monkeypatch):

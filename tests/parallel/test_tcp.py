@@ -20,37 +20,9 @@ from support.collectives import (
     check_splits,
 )
 from support.launcher import reserved_port
-from support.ranks import all_well, on_ranks
+from support.ranks import TOKEN, Rank, all_well, join, on_ranks, on_tcp_ranks
 
-TOKEN = bytes(range(64))
 HANDSHAKE_BYTES = 56
-
-
-class Rank:
-    """What on_ranks needs to know of a rank that has not met the others yet."""
-
-    def __init__(self, rank: int):
-        self.rank = rank
-
-
-def on_tcp_ranks(size: int, work, **options) -> list:
-    """Calls work(communicator) on a thread for each rank, once all have met.
-
-    Args:
-        work: the rank leaves the job when it returns.
-        options: of TcpJob.
-    """
-    with reserved_port() as holder:
-        port = holder.getsockname()[1]
-
-        def run(rank):
-            return work(join(port, rank.rank, size, **options).world())
-
-        return on_ranks(size, run, [Rank(rank) for rank in range(size)])
-
-
-def join(port: int, rank: int, size: int, **options) -> _core.TcpJob:
-    return _core.TcpJob("nowhere", port, rank, size, **{"one_machine": True, "token": TOKEN, "timeout_s": 20} | options)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -1,17 +1,26 @@
 """`longcat plan`: the peak it predicts beside the one that is measured, and the byte budget of the real model."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import longcat
 import pytest
+from longcat import Engine, Error, _core
+from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import LITE_CONFIG, preset_config, write_checkpoint
 from longcat.cli import main
+from longcat.engine.config import EngineConfig
 from longcat.planning.plan import GIB, plan
+
+from support.checkpoints import make_checkpoint
+from support.layouts import TINY
+from support.ranks import all_well, on_ranks
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PACKAGE = Path(longcat.__file__).parents[1]  # the one under test: of the source tree, or installed
@@ -52,6 +61,75 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path, preset):
     error = predicted / measured - 1
     print(f"{preset}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB: {error:+.1%}")
     assert abs(error) < 0.03
+
+
+@pytest.fixture(scope="module")
+def drafting(tmp_path_factory):
+    """A checkpoint with an MTP layer."""
+    folder = tmp_path_factory.mktemp("drafting")
+    make_checkpoint(folder, seed=3, config_overrides=TINY, mtp=True)
+    return str(folder)
+
+
+MTP = {"speculative": {"method": "mtp"}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dtype": "bf16"},
+        {"kv_cache_dtype": "fp8", "kv_cache_memory": "300kB"},
+        {"kv_cache_dtype": "int8", "max_num_seqs": 40},
+        {"max_num_batched_tokens": 96, "max_num_seqs": 3, "max_model_len": 200},
+        {"max_num_batched_tokens": 4096},
+        {"speculative": {"method": "ngram", "num_speculative_tokens": 6}},
+        MTP,
+        {"speculative": {"method": "mtp", "num_speculative_tokens": 7}, "max_num_batched_tokens": 64, "dtype": "bf16"},
+        {"tensor_parallel_size": 2, "expert_parallel_size": 4, "max_num_batched_tokens": 300},
+        {"tensor_parallel_size": 2, **MTP},
+    ],
+)
+def test_the_plan_is_what_the_engine_allocates(drafting, options):
+    """On every rank: latent cache, activations, batches, logits, draft tokens."""
+    options = {"kv_cache_memory": "1MiB", **options}
+    core = EngineConfig.of(drafting, options).core_options()
+    memory = _core.plan_memory(drafting, core, 1 << 30)
+    cache = memory["num_blocks"] * memory["block_bytes"]
+    planned = [cache + allocated for allocated, _ in memory["buffers"]]
+    if len(planned) == 1:
+        measured = [testing.allocated_bytes(drafting, core)]
+    else:
+        measured = all_well(
+            on_ranks(len(planned), lambda ranks: testing.allocated_bytes(drafting, core, communicator=ranks))
+        )
+    assert planned == pytest.approx(measured, rel=0.01)
+    made = plan(drafting, bandwidth=1e9, **options)
+    assert made.kv_cache == cache
+    assert made.activations in [allocated - unwritten for allocated, unwritten in memory["buffers"]]
+
+
+def test_options_change_the_plan(drafting):
+    """Tokens of a step and the MTP layer take memory."""
+    plain, wide, mtp = (
+        plan(drafting, bandwidth=1e9, **options) for options in ({}, {"max_num_batched_tokens": 2048}, MTP)
+    )
+    assert wide.activations > 3.5 * plain.activations and wide.max_num_batched_tokens == 2048
+    assert mtp.activations > plain.activations and mtp.kv_read_per_token > plain.kv_read_per_token
+    assert {part.name for part in mtp.parts} - {part.name for part in plain.parts} == {"MTP embedding", "MTP layer"}
+    sizes = [math.prod(shape) for _, shape, _ in _core.expected_mtp_tensors(json.dumps(plain.config))]
+    assert mtp.parameters - plain.parameters == sum(sizes)
+
+
+def test_what_an_engine_refuses_is_not_planned(drafting):
+    for options, message in [
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, "max_num_seqs=8 is more than max_num_batched_tokens=4"),
+        ({"max_model_len": 10**6}, "max_model_len=1000000 is more than the checkpoint's max_position_embeddings="),
+        ({"kv_cache_memory": 1000}, "[kv cache] 1000 bytes hold 0 blocks of 64 tokens"),
+    ]:
+        for refuse in (plan, Engine):
+            with pytest.raises((ValueError, Error), match=re.escape(message)):
+                refuse(drafting, **options)
 
 
 @pytest.fixture(scope="module")

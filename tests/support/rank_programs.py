@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import mmap
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
-from longcat import Engine
+from longcat import Engine, Error, _core
 from longcat.parallel import job as parallel
+
+from support.live import until
 
 
 def say(line: str) -> None:
@@ -104,11 +111,62 @@ def break_on(rank: str, after: str, folder: str) -> None:
             engine.generate(prompt_token_ids=[1, 2, 3], max_tokens=100)
 
 
+def give_up(folder: str) -> None:
+    """Rank 1 gives up a broadcast and frees the memory it was to fill; then rank 0 sends, and rank 1 leaves the job.
+
+    Args:
+        folder: an empty one, in which the ranks wait for each other.
+    """
+    launch = parallel.find_launch()
+    assert launch is not None
+    job = parallel.join_job(launch.size, 1)
+    assert job is not None
+    job.watch()
+    given_up = Path(folder, "given up")
+    if launch.rank == 0:
+        until(given_up.exists)
+        return job.communicator.broadcast(np.ones(1 << 10, np.uint8), 0)
+    memory = mmap.mmap(-1, 1 << 10)
+    threading.Timer(0.2, job.communicator.abort, ["given up"]).start()
+    with contextlib.suppress(Error):
+        job.communicator.broadcast(np.frombuffer(memory, np.uint8), 0)
+    memory.close()
+    given_up.touch()
+    time.sleep(0.3)  # rank 0 has begun to send
+    say("rank 1 is well")
+
+
+def pause(folder: str) -> None:
+    """Ranks that miss a second of silence, of which rank 1 does not run Python code for longer than that.
+
+    Args:
+        folder: an empty one, in which the ranks say that they are ready, and are told to end.
+    """
+    launch = parallel.find_launch()
+    assert launch is not None
+    job = parallel.join_job(launch.size, 1)
+    assert job is not None
+    losses: list[_core.RankLoss | None] = []
+    watch = _core.Watch(job.communicator, [], beat_s=0.1, silence_s=1)
+    listener = threading.Thread(target=lambda: losses.append(watch.wait()), daemon=True)
+    listener.start()
+    if launch.rank == 1:
+        ctypes.PyDLL(None).usleep(1_500_000)  # holds the interpreter's lock
+    Path(folder, f"ready {launch.rank}").touch()
+    until(Path(folder, "end").exists)
+    job.communicator.barrier()
+    assert losses == [], losses[0] and losses[0].reason
+    watch.close()
+    say(f"rank {launch.rank} is well")
+
+
 if __name__ == "__main__":
     programs = {
         "break_on": break_on,
         "collectives": collectives,
         "generate": generate,
+        "give_up": give_up,
+        "pause": pause,
         "raise_on": raise_on,
         "replicas": replicas,
         "spmd": spmd,

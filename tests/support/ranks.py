@@ -9,7 +9,10 @@ from typing import Any
 from longcat import _core
 from longcat import _testing as testing
 
+from support.launcher import reserved_port
+
 WAIT_SECONDS = 120
+TOKEN = bytes(range(64))  # of TCP jobs
 
 
 def on_ranks(size: int, work: Callable[[Any], Any], communicators: Sequence[Any] | None = None) -> list[Any]:
@@ -42,6 +45,33 @@ def all_well(results: list[Any]) -> list[Any]:
         if isinstance(result, Exception):
             raise result
     return results
+
+
+class Rank:
+    """What on_ranks needs to know of a rank that has not met the others yet."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+
+def on_tcp_ranks(size: int, work, **options) -> list:
+    """Calls work(communicator) on a thread for each rank, once all have met.
+
+    Args:
+        work: the rank leaves the job when it returns.
+        options: of TcpJob.
+    """
+    with reserved_port() as holder:
+        port = holder.getsockname()[1]
+
+        def run(rank):
+            return work(join(port, rank.rank, size, **options).world())
+
+        return on_ranks(size, run, [Rank(rank) for rank in range(size)])
+
+
+def join(port: int, rank: int, size: int, **options) -> _core.TcpJob:
+    return _core.TcpJob("nowhere", port, rank, size, **{"one_machine": True, "token": TOKEN, "timeout_s": 20} | options)
 
 
 class ThreadJob:

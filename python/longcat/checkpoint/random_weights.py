@@ -24,6 +24,7 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
+from longcat.support.files import read_json_object
 from longcat.support.json_types import JsonObject
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # the file of official checkpoints for MTP tensors
@@ -43,56 +44,7 @@ _TAGS = {"bf16": "BF16", "f32": "F32"}
 # --- configurations -------------------------------------------------------------------------------
 
 # LongCat-Flash-Lite itself: 68.5 B parameters, 137 GB in bf16.
-LITE_CONFIG: JsonObject = {
-    "architectures": ["LongcatFlashNgramForCausalLM"],
-    "vocab_size": 131072,
-    "hidden_size": 3072,
-    "num_layers": 14,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "ffn_hidden_size": 6144,
-    "expert_ffn_hidden_size": 1024,
-    "n_routed_experts": 256,
-    "zero_expert_num": 128,
-    "zero_expert_type": "identity",
-    "moe_topk": 12,
-    "routed_scaling_factor": 6.0,
-    "norm_topk_prob": False,
-    "router_bias": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "attention_method": "MLA",
-    "mla_scale_q_lora": True,
-    "mla_scale_kv_lora": True,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5000000.0,
-    "rope_scaling": {
-        "rope_type": "yarn",
-        "factor": 10,
-        "original_max_position_embeddings": 32768,
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "mscale": 1,
-        "mscale_all_dim": 1,
-    },
-    "max_position_embeddings": 327680,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "ngram_vocab_size_ratio": 78,
-    "emb_neighbor_num": 4,
-    "emb_split_num": 4,
-    "use_cache": True,
-    "initializer_range": 0.02,
-}
+LITE_CONFIG: JsonObject = read_json_object(Path(__file__).with_name("configs") / "lite.json", "[config]")
 
 # Real widths with fewer layers and experts: 3.65 B parameters, 7.3 GB in bf16, of which the N-gram tables take 0.8 GB.
 # With a ratio of 1 each table has about 131073 rows: a lookup still reads one page, but the tables are small.

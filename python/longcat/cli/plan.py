@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 _CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # nominal memory of a GPU [GB]: free memory [GiB]
 _STATES = {"today": "", "untried": " **", "later": " *"}
+_STEP_TOKENS = "max_num_batched_tokens"
+_OPTIONS = (
+    *("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "kv_cache_memory", _STEP_TOKENS, "speculative"),
+    *("tensor_parallel_size", "expert_parallel_size"),
+)
 _BATCHES = [1, 16]
 _CONTEXTS = [1024, 32768]
 _GPU_BATCHES, _GPU_CONTEXT = [1, 16, 128], 8192
@@ -22,11 +27,8 @@ _GPU_BATCHES, _GPU_CONTEXT = [1, 16, 128], 8192
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="FOLDER", help="checkpoint folder, or one with a config.json alone")
-    for name in ("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "kv_cache_memory"):
-        add_option(parser, name)
-    add_option(parser, "max_num_batched_tokens", default="512")
-    add_option(parser, "tensor_parallel_size")
-    add_option(parser, "expert_parallel_size")
+    for name in _OPTIONS:
+        add_option(parser, name, default="512, or max_num_seqs when that is more" if name == _STEP_TOKENS else "")
     parser.add_argument(
         "--num-tokens",
         type=integer(1),
@@ -56,16 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     made = plan(
         args.model,
-        dtype=args.dtype,
-        kv_cache_dtype=args.kv_cache_dtype,
-        max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        kv_cache_memory=args.kv_cache_memory,
         num_tokens=args.num_tokens,
         bandwidth=None if args.bandwidth is None else args.bandwidth * 1e9,
-        tensor_parallel_size=args.tensor_parallel_size,
-        expert_parallel_size=args.expert_parallel_size,
+        **{name: getattr(args, name) for name in _OPTIONS},
     )
     if args.gpus is not None:
         rows = gpu_rows(made, args.gpus, args.ngram_placement)
@@ -106,8 +101,8 @@ def text(plan: Plan) -> str:
     )
     lines += [
         "",
-        f"{plan.max_num_seqs} requests of up to {plan.max_model_len} tokens, latent cache in "
-        f"{plan.kv_cache_dtype}; the peak after {plan.num_tokens:,} tokens of random text",
+        f"{plan.max_num_seqs} requests of up to {plan.max_model_len} tokens, {plan.max_num_batched_tokens} tokens a "
+        f"step, latent cache in {plan.kv_cache_dtype}; the peak after {plan.num_tokens:,} tokens of random text",
     ]
     if plan.fits:
         lines.append(f"fits: {bytes_text(plan.available)} are free")

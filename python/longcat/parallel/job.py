@@ -11,25 +11,24 @@ end, with an exit code that says so.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import longcat._core as _core
 from longcat._core import Error
 from longcat.parallel.launch import Launch, find_launch, job_token, rendezvous_address
 from longcat.parallel.mpi_library import find_mpi_library
 
-if TYPE_CHECKING:
-    from longcat.parallel.heartbeat import Heartbeat
-
 _RANK_0_FIRST_SECONDS = 0.5
 _MOST_TURNS = 4  # of so long, in which ranks speak one after the other
 _LAST_WORDS_SECONDS = 4.0  # from hearing that a rank is lost to the end of this process
+_OTHERS_SPEAK_SECONDS = 1.0  # from hearing that a rank is silent to the end of that one
 
 
 class Job:
@@ -53,7 +52,8 @@ class Job:
                 "library"
             )
         self._replicas: dict[int, _core.Communicator] = {}
-        self._heartbeat: Heartbeat | None = None
+        self._watch: _core.Watch | None = None
+        self._silent = 0  # process id of a rank on this machine that does not answer
         self._on_failure: list[Callable[[str], None]] = []
         self._watching = self._left = False
         self._lock = threading.Lock()  # of `failure`
@@ -67,11 +67,26 @@ class Job:
 
     def watch(self) -> None:
         """Ends this process, with a line on rank 0's standard error, when a rank dies or stops. Every rank calls it."""
-        from longcat.parallel.heartbeat import Heartbeat
-
         self._watching = True
-        if self._heartbeat is None:
-            self._heartbeat = Heartbeat(self.communicator, self._lost, _hosts_of_rank_0(self.launch))
+        if self._watch is None:
+            self._watch = watch = _core.Watch(self.communicator, _hosts_of_rank_0(self.launch))
+            threading.Thread(target=self._listen, args=(watch,), name="longcat-watch", daemon=True).start()
+
+    def _listen(self, watch: _core.Watch) -> None:
+        """On a thread of its own, until the connections to the other ranks have ended."""
+        while (loss := watch.wait()) is not None:
+            self._lost(loss)
+            watch.pass_on(loss)
+            if loss.process:
+                self._silent = loss.process
+                time.sleep(_OTHERS_SPEAK_SECONDS)
+                self._kill_silent()
+
+    def _kill_silent(self) -> None:
+        """Kills the rank that did not answer. The launcher then ends all others: not before they have spoken."""
+        if self._silent:
+            with contextlib.suppress(OSError):
+                os.kill(self._silent, signal.SIGKILL)
 
     def on_failure(self, call: Callable[[str], None]) -> None:
         """Calls `call` with the reason when the job ends because a rank is lost."""
@@ -81,11 +96,11 @@ class Job:
         """Handles a failure of this rank: tells the others, and gives rank 0 time to print it on standard error."""
         # What all ranks find wrong is rank 0's to say, not "rank 3 failed". Those who cannot reach it say so, the first
         # of them: the launcher then ends the others.
-        cut_off = self._watching and self._heartbeat is None
+        cut_off = self._watching and self._watch is None
         turns = min(self.launch.rank, _MOST_TURNS if cut_off else 1)
         time.sleep(turns * _RANK_0_FIRST_SECONDS)
-        if self._is_news(reason, self.launch.rank if cut_off else 0) and self._heartbeat is not None:
-            self._heartbeat.fail(reason)
+        if self._is_news(reason, self.launch.rank if cut_off else 0) and self._watch is not None:
+            self._watch.fail(reason)
 
     def _is_news(self, reason: str, speaker: int = 0) -> bool:
         """Stores why the job ends, and prints it on rank 0. Returns False when a reason is stored already."""
@@ -108,14 +123,13 @@ class Job:
         self._left = True
         if self.failure is None:
             self._transport.finalize()
-            if self._heartbeat is not None:
-                self._heartbeat.close()
+            if self._watch is not None:
+                self._watch.close()
 
-    def _lost(self, rank: int, reason: str, said: bool) -> None:
-        """On the heartbeat's thread: all that waits for other ranks throws, and the process ends soon at the latest."""
-        if not reason.startswith("["):
-            reason = f"[parallel] {reason}"
-        if self._is_news(reason, speaker=1 if rank == 0 and not said else 0):
+    def _lost(self, loss: _core.RankLoss) -> None:
+        """All that waits for other ranks throws, and the process ends soon at the latest."""
+        reason = loss.reason if loss.reason.startswith("[") else f"[parallel] {loss.reason}"
+        if self._is_news(reason, speaker=1 if loss.rank == 0 and not loss.said else 0):
             self.communicator.abort(reason)
             for call in self._on_failure:
                 call(reason)
@@ -134,8 +148,9 @@ class Job:
         except Error as lost:
             self.fail(str(lost))
         if self.failure is not None:
-            if self._heartbeat is not None:
-                self._heartbeat.kill_silent()
+            if self._watch is not None:
+                self._watch.wait_for_rank_0()  # the launcher ends all ranks after this one
+            self._kill_silent()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)

@@ -9,25 +9,33 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
+from longcat.support.files import read_json_object
 from longcat.support.json_types import JsonObject
+from longcat.support.values import positive
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 GIB = 1 << 30
-BLOCK_TOKENS = 64  # per block of the latent cache
-WORKSPACE = 3 * GIB // 2  # [bytes] of a GPU for context, graphs and the activations of a step
 GPU_BANDWIDTH = 3.0e12  # [bytes/s] of copies on an H100
 # A page fault maps the cached pages of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may map
 # more, depending on how the file came into the cache: up to 128 KiB was seen.
 _WINDOW = 64 << 10
 _FP8_BLOCK = 128
-_TAGS = {"f32": ("F32", 4), "bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1), "int8": ("I8", 1)}
-# Bits per weight, including scales: fp8 has one f32 per block of 128 x 128, the others have 16 bits per 32 weights.
-_BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / 128**2, "int8": 8.5, "int4": 4.5}
+_FORMATS = {"F32": "f32", "BF16": "bf16", "F8_E4M3": "fp8", "I8": "int8"}  # by the core's names
+# Bits per weight, including scales: fp8 has one f32 per block of 128 x 128.
+_BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / _FP8_BLOCK**2} | {
+    name: 8 * math.prod(_core.packed_shape(f"{name}_x8", 8, 1024)) / (8 * 1024) for name in ("int8", "int4")
+}
 
 # The part that a tensor belongs to; the first pattern that matches its name decides.
 _PARTS = [
@@ -40,10 +48,13 @@ _PARTS = [
     ("router", r"model\.layers\.\d+\.mlp\.router\."),
     ("head", r"lm_head\."),
     ("norms", r"model\.(layers\.\d+\.\w*norm|norm)\."),
+    ("MTP embedding", r"model\.mtp\.embed_tokens\."),
+    ("MTP layer", r"model\.mtp\."),
 ]
-_LOOKED_UP = ("word embedding", "N-gram tables")
+_LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
 # Tensors that the engine copies, in the form that its kernels read.
 _COPIED = re.compile(r"norm|kv_b_proj|post_projs|\.router\.")
+_COPIED_AS_STORED = re.compile(r"\.eh_proj\.")  # its two halves
 _COPIED_AS_F32 = re.compile(r"norm|\.router\.")
 
 
@@ -88,10 +99,11 @@ class Plan:
     kv_cache_dtype: str
     max_model_len: int
     max_num_seqs: int
+    max_num_batched_tokens: int
     num_tokens: int  # tokens processed before the peak
     parts: list[Part]
     kv_cache: int
-    kv_bytes_per_token: int  # including the MTP layer's latents
+    kv_bytes_per_token: int  # including the MTP layer's latents, which have room in every cache
     kv_read_per_token: int
     activations: int
     process: int  # Python, libraries, tokenizer
@@ -173,7 +185,7 @@ class Plan:
 
     def cache_tokens(self, row: Row, memory: int) -> int:
         """Tokens of latent cache that fit in `memory` besides the weights; negative when the weights do not fit."""
-        workspace = self.activations + self.process if row.on_cpu else WORKSPACE
+        workspace = self.activations + self.process if row.on_cpu else _core.GPU_SPARE_BYTES
         return int((memory - row.fast_bytes - workspace) // self.kv_bytes_per_token)
 
     def as_dict(self) -> JsonObject:
@@ -183,105 +195,99 @@ class Plan:
         return values | {"peak": self.peak, "fits": self.fits, "parameters": self.parameters, "placements": rows}
 
 
+class PlanKeywords(TypedDict, total=False):
+    """The engine's options that a plan depends on."""
+
+    dtype: str
+    kv_cache_dtype: str
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int | None
+    kv_cache_memory: int | str
+    speculative: Mapping[str, object] | None
+    tensor_parallel_size: int
+    expert_parallel_size: int
+
+
 def plan(
     model: str | os.PathLike[str],
     *,
-    dtype: str = "auto",
-    kv_cache_dtype: str = "auto",
-    max_model_len: int | None = None,
-    max_num_seqs: int = 16,
-    max_num_batched_tokens: int | None = None,
-    kv_cache_memory: int | str = "auto",
     num_tokens: int | None = None,
     bandwidth: float | None = None,
-    tensor_parallel_size: int = 1,
-    expert_parallel_size: int = 1,
+    **options: Unpack[PlanKeywords],
 ) -> Plan:
-    """Plans an Engine with these options.
+    """Plans an Engine with these options on this machine's CPU. The core gives the sizes of its cache and buffers.
 
     Args:
         model: a checkpoint folder, or a folder with only a config.json.
         num_tokens: tokens processed before the peak; default: as many as the latent cache holds.
         bandwidth: memory bandwidth [bytes/s]; default: measured, which takes a moment.
-        others: as for Engine.
+        options: as for Engine.
     Raises:
         longcat.Error: config or headers are damaged, or of another model.
         longcat.OutOfMemoryError: the latent cache has no room.
-        ValueError: an option is out of range.
+        ValueError, TypeError: an option is wrong.
     """
-    from longcat.support.files import read_json_object
-    from longcat.support.values import parse_bytes, positive
-
     model = os.path.expanduser(os.fspath(model))
-    _core.config_warnings(model)  # raises the error of a wrong config
-    config = read_json_object(Path(model, "config.json"), "[config]")
-    expected = {name: shape for name, shape, _ in _core.expected_tensors(json.dumps(config))}
-    stored, has_weights = _stored(model, expected)
-    stored_as = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
-    dtype = _dtype("dtype", dtype, "bf16" if stored_as == "bfloat16" else "f32", ("f32", "bf16"))
-    kv_cache_dtype = _dtype("kv_cache_dtype", kv_cache_dtype, dtype, tuple(_TAGS))
-    longest = int(config["max_position_embeddings"])
-    max_model_len = positive("max_model_len", max_model_len) or longest
-    if max_model_len > longest:
-        raise ValueError(f"max_model_len={max_model_len}; expected 1 to the checkpoint's {longest}")
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s; expected more than 0")
-    max_num_seqs = positive("max_num_seqs", max_num_seqs)
-    num_batched = positive("max_num_batched_tokens", max_num_batched_tokens) or max(512, max_num_seqs)
-    tp = positive("tensor_parallel_size", tensor_parallel_size)
-    ep = positive("expert_parallel_size", expert_parallel_size)
-    config_text = json.dumps(config)
-    shards = [_core.shard(config_text, tp, ep, rank) for rank in range(max(tp, ep))]
-    buffers = [
-        _core.plan_buffers(model, _TAGS[kv_cache_dtype][0], max_model_len, max_num_seqs, num_batched, tp, ep, rank)
-        for rank in range(len(shards))
-    ]
-
+    core = EngineConfig.of(model, options).core_options()
     available = _core.available_memory()
-    budget = parse_bytes("kv_cache_memory", kv_cache_memory) or available // 4 // len(shards)
-    block = buffers[0]["block_bytes"]
-    num_blocks = _core.plan_cache_blocks(budget, block, max_num_seqs, max_model_len)
-    num_tokens = positive("num_tokens", num_tokens) or num_blocks * BLOCK_TOKENS
-    sub_layers = 2 * int(config["num_layers"])  # without the MTP layer, which decoding does not read
+    memory = _core.plan_memory(model, core, available)
+    config = read_json_object(Path(model, "config.json"), "[config]")
+    with_mtp = core.drafts_by_mtp
+    expected = _expected(json.dumps(config), with_mtp)
+    stored, has_weights = _stored(model, expected, with_mtp)
+    shards = [
+        _core.shard(json.dumps(config), core.tensor_parallel_size, core.expert_parallel_size, rank)
+        for rank in range(len(memory["buffers"]))
+    ]
+    dtype, num_blocks = _FORMATS[memory["dtype"]], memory["num_blocks"]
+    num_tokens = positive("num_tokens", num_tokens) or num_blocks * memory["block_tokens"]
     parts = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
     rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
     rank_tables = [sum(part.held for part in of_rank if part.name == "N-gram tables") for of_rank in parts]
     largest = rank_weights.index(max(rank_weights))
+    allocated, unwritten = memory["buffers"][largest]
+    bytes_per_token = memory["block_bytes"] // memory["block_tokens"]
+    sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which only drafts read
     return Plan(
         model=model,
         architecture=config["architectures"][0],
         has_weights=has_weights,
         dtype=dtype,
-        kv_cache_dtype=kv_cache_dtype,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
+        kv_cache_dtype=_FORMATS[memory["kv_cache_dtype"]],
+        max_model_len=memory["max_model_len"],
+        max_num_seqs=core.max_num_seqs,
+        max_num_batched_tokens=core.max_num_batched_tokens,
         num_tokens=num_tokens,
         parts=parts[largest],
-        kv_cache=num_blocks * block,
-        kv_bytes_per_token=block // BLOCK_TOKENS,
-        kv_read_per_token=block // BLOCK_TOKENS * sub_layers // (sub_layers + 1),
-        activations=buffers[largest]["activation_bytes"] + buffers[largest]["step_bytes"],
+        kv_cache=num_blocks * memory["block_bytes"],
+        kv_bytes_per_token=bytes_per_token,
+        kv_read_per_token=bytes_per_token if with_mtp else bytes_per_token * sub_layers // (sub_layers + 1),
+        activations=allocated - unwritten,
         process=process_bytes(model),
         available=available,
         bandwidth=bandwidth or measured_bandwidth(),
-        tensor_parallel_size=tp,
-        expert_parallel_size=ep,
+        tensor_parallel_size=core.tensor_parallel_size,
+        expert_parallel_size=core.expert_parallel_size,
         rank_weights=rank_weights,
         rank_tables=rank_tables,
         config=config,
     )
 
 
+def _expected(config_text: str, with_mtp: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that the engine reads, by name."""
+    tensors = _core.expected_tensors(config_text)
+    if with_mtp:
+        tensors = [*tensors, *_core.expected_mtp_tensors(config_text)]
+    return {name: shape for name, shape, _ in tensors}
+
+
 def expert_formats() -> dict[str, float]:
     """Formats of experts on a GPU, with their bits per weight."""
     return {name: _BITS[name] for name in ("bf16", "fp8")}
-
-
-def _dtype(name: str, value: str, automatic: str, known: tuple[str, ...]) -> str:
-    value = automatic if value == "auto" else value
-    if value not in known:
-        raise ValueError(f'{name}="{value}"; expected {", ".join(known)}')
-    return value
 
 
 @dataclass(frozen=True)
@@ -299,19 +305,19 @@ class _Stored:
         return base if suffix in _core.PACKED_FORMATS else self.name.removesuffix("_scale_inv")
 
 
-def _stored(model: str, expected: dict[str, tuple[int, ...]]) -> tuple[list[_Stored], bool]:
-    """The tensors of the text model, and whether they are in the folder. If not, they are as bf16 would store them."""
+def _stored(model: str, expected: dict[str, tuple[int, ...]], with_mtp: bool) -> tuple[list[_Stored], bool]:
+    """The expected tensors, and whether they are in the folder. If not, they are as bf16 would store them."""
     try:
         checkpoint = _core.Checkpoint(model)
     except Error:
         if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in os.listdir(model)):
             raise
         return [_Stored(name, "BF16", shape, 2 * math.prod(shape)) for name, shape in expected.items()], False
-    checkpoint.check_tensors()
+    checkpoint.check_tensors(with_mtp)
     found = [
         _Stored(name, dtype, tuple(shape), end - begin)
         for name, dtype, shape, _, begin, end in checkpoint.tensors()
-        if not name.startswith("model.mtp.")
+        if with_mtp or not name.startswith("model.mtp.")
     ]
     return found, True
 
@@ -341,7 +347,8 @@ def _parts(
         here = _bytes_of(tensor, rows, cols)
         copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
         # a copy of the columns, after which the file's pages are dropped
-        if copied == 0 and len(shape) == 2 and cols < shape[1]:
+        by_columns = (len(shape) == 2 and cols < shape[1]) or _COPIED_AS_STORED.search(tensor.name)
+        if copied == 0 and by_columns:
             copied, here = here, 0
         part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
@@ -359,7 +366,7 @@ def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: Jso
         begin, end = shard[key]
         return end - begin, int(config[total])
 
-    if re.match(r"model\.embed_tokens\.|lm_head\.", name):
+    if re.match(r"model\.(mtp\.)?embed_tokens\.|lm_head\.", name):
         return shard["vocab"][1] - shard["vocab"][0], cols
     if found := re.match(r"model\.ngram_embeddings\.(\w+)\.(\d+)\.", name):
         first, last = shard["tables"].get(int(found[2]), (0, 0))
@@ -369,7 +376,7 @@ def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: Jso
     if re.search(r"\.(q_b_proj|kv_b_proj|o_proj)\.", name):
         mine, total = share("heads", "num_attention_heads")
         return (rows, cols * mine // total) if ".o_proj." in name else (rows * mine // total, cols)
-    if found := re.search(r"\.mlps\.(\d)\.", name):
+    if found := re.search(r"\.mlps\.(\d)\.|\.transformer_layer\.mlp\.", name):
         if found[1] == "1" and not shard["adds_ffn"]:
             return 0, 0
         mine, total = share("ffn", "ffn_hidden_size")

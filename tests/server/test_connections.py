@@ -37,6 +37,7 @@ def test_more_connections_than_files_and_a_quiet_end(tiny, kind):
         assert server.terminate(timeout=20) == 0  # its shutdown timeout is 30 s
         said = [line for line in server.lines if not line.startswith(("{", "longcat: "))]
         assert said == []
+        assert [line for line in server.lines if '"exception"' in line or '"level": "error"' in line] == []
         assert len(json.dumps(server.lines)) < 500 * len(server.lines)  # JSON in JSON
 
 

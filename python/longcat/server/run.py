@@ -31,7 +31,9 @@ _KEEP_ALIVE_SECONDS = 75
 _GOODBYE_SECONDS = 5  # for connections to close
 _SWITCH_SECONDS = 0.0001  # after which the event loop gets its turn when another thread works
 _OTHER_FILES = 64  # that the server may need beside its connections
-_ACCEPTED_AT_ONCE = 32  # connections that one turn of the event loop accepts; asyncio's `backlog` is both
+# Connections that one turn of the event loop accepts; asyncio's `backlog` is both. A connection that gives its file up
+# for a new one closes it four turns after the new one was accepted, so four times as many of _OTHER_FILES are in use.
+_ACCEPTED_AT_ONCE = 8
 _BACKLOG = 4096  # connections that the system keeps for the next turns
 
 

@@ -70,13 +70,25 @@ SANITIZED = build/sanitize-$(SANITIZER)
 SANITIZED_TESTS ?= tests/engine tests/io tests/model tests/ops tests/parallel/test_communicator.py tests/parallel/test_layouts.py tests/parallel/test_watch.py
 # libstdc++ as well: the interpreter brings none, and ASan looks for what throws exceptions when the process begins.
 PRELOADED = $(if $(filter thread,$(SANITIZER)),libtsan.so,libasan.so) libstdc++.so
+# A report is a file for each process: pytest loses what a worker of its own wrote before it ended. Bus errors are left to
+# the handler of mapped files.
+REPORTS = $(SANITIZED)/reports
+SANITIZER_OPTIONS = log_path=$(abspath $(REPORTS))/report
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package LD_PRELOAD="$$(echo $$(for name in $(PRELOADED); do $${CXX:-c++} -print-file-name=$$name; done))" \
-  ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
+  ASAN_OPTIONS="$(SANITIZER_OPTIONS) detect_leaks=0 handle_sigbus=0" UBSAN_OPTIONS="$(SANITIZER_OPTIONS) print_stacktrace=1" \
+  TSAN_OPTIONS="$(SANITIZER_OPTIONS) halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
+# $(call run_sanitized,ARGUMENTS): fails when the program does, or when any of its processes left a report.
+define run_sanitized
+	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	$(SANITIZED_PYTHON) $(1); status=$$?; \
+	  for report in $$(find $(REPORTS) -type f -size +0); do echo "$$report:"; cat "$$report"; status=1; done; exit $$status
+endef
+
 sanitize: $(SANITIZED)/.built
-	$(SANITIZED_PYTHON) $(RUN_TESTS) $(SANITIZED_TESTS)
+	$(call run_sanitized,$(RUN_TESTS) $(SANITIZED_TESTS))
 
 sanitize-differential: $(SANITIZED)/.built
-	$(SANITIZED_PYTHON) $(DIFFERENTIAL)
+	$(call run_sanitized,$(DIFFERENTIAL))
 
 $(SANITIZED)/.built: $(VENV)/.installed-test
 	$(call build_wheel,sanitize-$(SANITIZER),LONGCAT_TESTING=ON;LONGCAT_SANITIZE=$(SANITIZER);LONGCAT_CUDA=OFF,with sanitizers (five minutes on two cores),$(SANITIZED)-{wheel_tag})

@@ -388,7 +388,9 @@ bool Scheduler::admit_short(Clock::time_point now, StepPlan& plan) {
     run(next, now);
     next->is_short = true;
     ++num_short_;
-    if (next != head) ++head->num_passed;
+    // Without free blocks, a short sequence takes those that the head waits for. A slot that it takes from a running
+    // sequence delays the head by nothing: the next slot that becomes free is the head's.
+    if (next != head && is_blocked_) ++head->num_passed;
   }
   return room_was_made;
 }

@@ -100,6 +100,21 @@ def test_a_stream_of_short_requests_does_not_starve_a_long_one():
     model.finish_all()
 
 
+def test_a_stream_of_short_requests_beside_large_ones_that_take_all_slots():
+    """None of the large ones ends meanwhile, so the first in the queue gets no slot in any case."""
+    model = CacheModel(max_num_seqs=4, max_num_batched_tokens=64, num_blocks=33, num_host_blocks=16)
+    model.add(prompt(1, 20), 340, n=8)
+    for _ in range(3):
+        model.step(overlap=False)
+    for i in range(50):
+        (short,) = model.add(prompt(i, 8), 2)
+        assert steps_to_first_token(model, short, 3) <= 3
+        while short not in model.ended:
+            model.step(overlap=False)
+    assert len(model.live) == 8
+    model.finish_all()
+
+
 def test_short_requests_pass_the_queue_a_limited_number_of_times():
     """The first in the queue needs nearly all blocks, which short requests keep on taking."""
     model = CacheModel(max_num_seqs=4, max_num_batched_tokens=64, num_blocks=9)

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import socket
+import ssl
 
 import httpx
 import pytest
 
+from support.certificates import make_certificate, needs_openssl
 from support.live import LiveServer
 
 FEW_FILES = ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh"]
@@ -37,7 +39,30 @@ def test_more_connections_than_files_and_a_quiet_end(tiny, kind):
         assert server.terminate(timeout=20) == 0  # its shutdown timeout is 30 s
         said = [line for line in server.lines if not line.startswith(("{", "longcat: "))]
         assert said == []
+        assert [line for line in server.lines if '"exception"' in line or '"level": "error"' in line] == []
         assert len(json.dumps(server.lines)) < 500 * len(server.lines)  # JSON in JSON
+
+
+@needs_openssl
+@pytest.mark.parametrize("beginning", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silent", "half a handshake"])
+def test_more_connections_than_files_before_their_handshake(tiny, tmp_path, beginning):
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=certificate)
+    arguments = ["--ssl-certfile", certificate, "--ssl-keyfile", key]
+    server = LiveServer(tiny, *arguments, launcher=FEW_FILES).wait_ready(verify=context)
+    try:
+        with contextlib.ExitStack() as clients:
+            port = int(server.url.rsplit(":", 1)[1])
+            for number in range(400):
+                client = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+                with contextlib.suppress(ConnectionError):  # it was displaced at once
+                    client.sendall(beginning)
+                if number % 100 == 99:
+                    assert httpx.get(server.url + "/health", verify=context, timeout=30).status_code == 200
+            assert server.terminate(timeout=20) == 0
+    finally:
+        server.__exit__()
+    assert [line for line in server.lines if '"exception"' in line or '"level": "error"' in line] == []
 
 
 def test_a_request_that_runs_is_finished_while_half_bodies_are_refused(tiny):

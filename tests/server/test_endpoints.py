@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -13,6 +12,7 @@ import longcat
 import pytest
 from longcat.cli import main
 
+from support.certificates import make_certificate, needs_openssl
 from support.live import LiveServer, until
 
 HELLO = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 4}
@@ -310,13 +310,9 @@ def test_there_is_no_cors_unless_asked_for(server):
     assert "access-control-allow-origin" not in response.headers
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+@needs_openssl
 def test_tls(tiny, tmp_path, capsys):
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = make_certificate(tmp_path)
     mistakes_are_told_at_once(tmp_path, key, certificate, capsys)
     context = ssl.create_default_context(cafile=certificate)
     server = LiveServer(tiny, "--ssl-keyfile", key, "--ssl-certfile", certificate)

@@ -5,14 +5,18 @@ import contextlib
 import inspect
 import json
 import re
+import ssl
 
 import httptools
 import pytest
 import uvicorn
 from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
+from longcat.server.http.tls import TlsHandshake
 from longcat.server.settings import ServerSettings
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
+
+from support.certificates import make_certificate, needs_openssl
 
 POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n"
 GET = b"GET /blind HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -37,8 +41,8 @@ async def app(scope, receive, send):
 
 
 @contextlib.asynccontextmanager
-async def serving(**limits):
-    """(connect, table of connections, event that lets /slow answer)."""
+async def serving(tls=None, **limits):
+    """(connect, table of connections, event that lets /slow answer). `tls`: the server's SSLContext."""
     settings = ServerSettings(("x",), **limits)
     table = Connections(settings.max_connections)
     protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
@@ -46,12 +50,17 @@ async def serving(**limits):
     config.load()
     state, release = ServerState(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: protocol(config, state, {"release": release}), "127.0.0.1", 0)
+
+    def connection():
+        inner = protocol(config, state, {"release": release})
+        return TlsHandshake(inner, tls) if tls else inner
+
+    server = await loop.create_server(connection, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     clients = []
 
-    async def connect(*parts):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def connect(*parts, **options):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
         clients.append(writer)
         for part in parts:
             writer.write(part)
@@ -303,3 +312,30 @@ def test_uvicorn_is_as_the_protocol_expects():
         assert f"self.{name}" in inspect.getsource(RequestResponseCycle), name
     assert STATUS_LINE[413].startswith(b"HTTP/1.1 413 ") and STATUS_LINE[413].endswith(b"\r\n")
     assert issubclass(httptools.HttpParserUpgrade, Exception)
+
+
+@needs_openssl
+def test_a_handshake_has_a_deadline_and_a_place_among_the_connections(tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=certificate)
+
+    async def test():
+        async with serving(tls=context, header_timeout=1.0, max_connections=2) as (connect, table, _):
+            oldest, _ = await connect()
+            late, _ = await connect(b"\x16\x03\x01")
+            await connect()
+            assert await until_closed(oldest) == b""  # displaced by the third
+            assert await until_closed(late) == b""
+            none, _ = await connect(b"GET / HTTP/1.1\r\n\r\n")
+            assert b"HTTP" not in await until_closed(none)
+            reader, writer = await connect(POST + whole(BODY), ssl=trusting)
+            [(status, body)] = await answers(reader, 1)
+            assert status == 200 and json.loads(body)["length"] == len(BODY)
+            writer.close()
+            await writer.wait_closed()
+            while table._num_open:
+                await asyncio.sleep(0.01)
+
+    run(test)

@@ -20,6 +20,7 @@ from longcat._core import Error
 from longcat.server import logs
 from longcat.server.app import Application
 from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
+from longcat.server.http.tls import TlsHandshake
 from longcat.server.served_engine import ServedEngine
 from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
 
@@ -31,7 +32,9 @@ _KEEP_ALIVE_SECONDS = 75
 _GOODBYE_SECONDS = 5  # for connections to close
 _SWITCH_SECONDS = 0.0001  # after which the event loop gets its turn when another thread works
 _OTHER_FILES = 64  # that the server may need beside its connections
-_ACCEPTED_AT_ONCE = 32  # connections that one turn of the event loop accepts; asyncio's `backlog` is both
+# Connections that one turn of the event loop accepts; asyncio's `backlog` is both. A connection that gives its file up
+# for a new one closes it four turns after the new one was accepted, so four times as many of _OTHER_FILES are in use.
+_ACCEPTED_AT_ONCE = 8
 _BACKLOG = 4096  # connections that the system keeps for the next turns
 
 
@@ -43,6 +46,7 @@ class Server(uvicorn.Server):
     loop: asyncio.AbstractEventLoop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.ssl = None  # TlsHandshake has it
         await super().startup(sockets)
         for sock in sockets or ():
             sock.listen(_BACKLOG)
@@ -123,7 +127,7 @@ def web_config(app: Any, protocol: Any, **tls: Any) -> uvicorn.Config:
     """Returns uvicorn's settings for an application.
 
     Args:
-        protocol: a class of connections.
+        protocol: makes the protocol of a connection.
         tls: as for `run`.
     """
     return uvicorn.Config(
@@ -151,7 +155,15 @@ async def _serve(
     app = Application(engine, settings, on_end=end)
     table = Connections(settings.max_connections)
     protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
-    server = Server(web_config(app.asgi, protocol, **tls))
+
+    def connection(**options: Any) -> asyncio.Protocol:
+        inner = protocol(**options)
+        return TlsHandshake(inner, context) if context is not None else inner
+
+    config = web_config(app.asgi, connection, **tls)
+    config.load()
+    context = config.ssl
+    server = Server(config)
     server.lifecycle, server.loop, server.settings = app.lifecycle, asyncio.get_running_loop(), settings
     app.lifecycle.on_drain = table.drain
     tasks = [asyncio.ensure_future(app.lifecycle.run())]

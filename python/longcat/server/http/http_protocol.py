@@ -7,7 +7,7 @@ contract of the parts of uvicorn that this file relies on; pyproject.toml pins i
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -23,15 +23,23 @@ _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 _CLOSE_SECONDS = 5.0  # for the last bytes of a connection that is being closed
 
 
+class Connection(Protocol):
+    """What the table of connections does with one of them."""
+
+    def cut(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+
 class Connections:
     """The open connections of a server. Those without a complete request are ordered by their last progress."""
 
     def __init__(self, most: int):
         self._most = most
         self._num_open = 0
-        self._waiting: dict[LimitedHttpProtocol, None] = {}
+        self._waiting: dict[Connection, None] = {}
 
-    def admit(self, connection: LimitedHttpProtocol) -> bool:
+    def admit(self, connection: Connection) -> bool:
         """Counts a new connection. Returns False when there is no room, because all others have a request."""
         self._num_open += 1
         oldest = next(iter(self._waiting), None)
@@ -44,11 +52,11 @@ class Connections:
         oldest.cut()
         return True
 
-    def waits(self, connection: LimitedHttpProtocol) -> None:
+    def waits(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
         self._waiting[connection] = None
 
-    def works(self, connection: LimitedHttpProtocol) -> None:
+    def works(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
 
     def drain(self) -> None:
@@ -56,7 +64,7 @@ class Connections:
         for connection in list(self._waiting):
             connection.drain()
 
-    def closed(self, connection: LimitedHttpProtocol) -> None:
+    def closed(self, connection: Connection) -> None:
         self._num_open -= 1
         self._waiting.pop(connection, None)
 

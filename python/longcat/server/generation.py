@@ -88,7 +88,7 @@ class Service:
         self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
         self._longest_token = self.intake.thread.submit(_longest_token, engine)
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
-        self._checker: GrammarChecker | None = None
+        self._checker = GrammarChecker(engine.text_setup(), settings.grammar_timeout)
         self._turn = asyncio.Lock()  # one request is queued in each round of the event loop, however many ask
 
     def model_name(self, asked: str | None) -> str:
@@ -241,17 +241,8 @@ class Service:
         loop = asyncio.get_running_loop()
         with self.refusals():
             source = await loop.run_in_executor(self._grammar_threads, lambda: StructuredOutputs.of(form).source())
-            await (await self._grammar_checker()).check(source)
+            await self._checker.check(source)
             return await loop.run_in_executor(self._grammar_threads, self.engine.compile_grammar, form)
-
-    async def _grammar_checker(self) -> GrammarChecker:
-        if self._checker is None:
-            engine, info = self.engine, self.engine.info()
-            text = await self.in_text_thread(lambda: engine.tokenizer.library.to_str())
-            if self._checker is None:  # another request may have been here meanwhile
-                eos, limit = info["eos_token_id"], self.settings.grammar_timeout
-                self._checker = GrammarChecker(text, info["vocab_size"], [eos], limit)
-        return self._checker
 
     async def submit(
         self, name: str, token_ids: list[int], params: SamplingParams, group: RequestGroup | None = None

@@ -83,10 +83,10 @@ def test_a_job_that_goes_wrong_fails_alone(pool, what, way):
     assert call(pool, way, b"length abc", LIMITS) == b"3"
 
 
-def call(pool: Pool, way: str, job: bytes, limits: Limits, file: int | None = None) -> bytes:
+def call(pool: Pool, way: str, job: bytes, limits: Limits) -> bytes:
     if way == "call":
-        return pool.call(job, limits, file)
-    return asyncio.run(pool.acall(job, limits, file))
+        return pool.call(job, limits)
+    return asyncio.run(pool.acall(job, limits))
 
 
 @pytest.mark.parametrize("way", ["call", "acall"])
@@ -94,10 +94,6 @@ def test_jobs_and_answers_of_any_size(pool, way):
     for size in (0, 1, 100_000, 5_000_000):
         assert call(pool, way, b"length " + b"x" * size, LIMITS) == str(size).encode()
         assert call(pool, way, f"answer {size}".encode(), LIMITS) == b"y" * size
-    file = os.memfd_create("job")
-    os.write(file, b"within")
-    assert call(pool, way, b"file", LIMITS, file) == b"within"
-    os.close(file)
 
 
 def test_a_mistake_in_the_work_is_told(pool):

@@ -12,15 +12,12 @@ def prepare(setup: dict[str, str]):
         raise ValueError(setup["fails"])
     kept: list[int] = []
 
-    def work(job: bytes, file: int | None) -> bytes:
+    def work(job: bytes) -> bytes:
         what, _, rest = job.partition(b" ")
         if what == b"length":
             return str(len(rest)).encode()
         if what == b"answer":
             return b"y" * int(rest)
-        if what == b"file":
-            assert file is not None
-            return os.pread(file, 100, 0)
         if what == b"facts":
             files = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(100) if os.path.exists(f"/proc/self/fd/{fd}")]
             return json.dumps({"pid": os.getpid(), "environ": dict(os.environ), "files": files}).encode()

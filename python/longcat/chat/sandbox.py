@@ -34,7 +34,7 @@ def prepare(setup: Mapping[str, object]) -> Work:
     environment = ChatEnvironment()
     load: Callable[[str], Template] = functools.lru_cache(_MAX_TEMPLATES)(environment.load)
 
-    def work(job: bytes, file: int | None) -> bytes:
+    def work(job: bytes | bytearray) -> bytes:
         source, variables = json.loads(job)
         try:
             template = load(source)

@@ -70,7 +70,7 @@ def prepare(setup: JsonObject) -> Work:
     vocabulary = make_vocabulary(tokenizer, setup["vocab_size"], setup["eos_token_ids"])
     compile_source('{"grammars": [{"lark_grammar": "start: \\"a\\""}]}', vocabulary)
 
-    def work(job: bytes, file: int | None) -> bytes:
+    def work(job: bytes | bytearray) -> bytes:
         try:
             compile_source(job.decode(), vocabulary)
         except ValueError as error:

@@ -7,8 +7,8 @@ The caller ends a job by closing that socket: the keeper then kills the worker a
     caller -- control socket: ends of workers' sockets --> keeper
        \\------ a worker's socket: jobs, answers ---------> worker, a fork of the keeper
 
-The module has a function `prepare(setup)`. It returns the work: a function from the bytes of a job, and the descriptor
-of a file or None, to the bytes of an answer.
+The module has a function `prepare(setup)`. It returns the work: a function from the bytes of a job to the bytes of an
+answer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from longcat._core import Error
 from longcat.support.child_process import environment
 from longcat.support.json_types import JsonObject
 
-Work = Callable[[bytes, "int | None"], bytes]
+Work = Callable[[bytes | bytearray], bytes]
+Buffer = bytes | bytearray | memoryview
 
 _PROGRAM = "import sys; sys.path = [p for p in sys.path if p]; from longcat.support.worker import keep; keep()"
 # Of the environment, a worker gets these alone: it has no use for keys and tokens.
@@ -48,6 +49,8 @@ _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENB
 _JOB = struct.Struct("<QQd")  # bytes that follow, memory [bytes], processor time [s]
 _ANSWER = struct.Struct("<cQ")  # kind, bytes that follow
 _DONE, _LAST, _NO_MEMORY, _MISTAKE, _ENDED = b"a", b"l", b"m", b"x", b"e"
+_UNREAD = b"unread"  # why a worker ended: before it read its job
+_TRIES = 3  # to find a worker that reads the job
 _MAX_ANSWER = 256 << 20  # bytes
 _GROWN = 16 << 20  # bytes; a worker whose memory grew by more ends after its answer
 _MAX_MESSAGE = 4096
@@ -92,6 +95,7 @@ class Pool:
         module: its name.
         setup: the argument of its `prepare`.
         num_workers: jobs at one time; others wait.
+        niceness: of their processes: above 0, others have the processors first.
     """
 
     _lock: threading.RLock
@@ -99,47 +103,50 @@ class Pool:
     _free: list[socket.socket]
     _waiting: deque[Future[socket.socket]]
 
-    def __init__(self, module: str, setup: JsonObject, num_workers: int):
+    def __init__(self, module: str, setup: JsonObject, num_workers: int, niceness: int = 0):
         self.module = module
         self._setup = setup
-        self._num_workers = num_workers
+        self._task = {"module": module, "setup": setup, "num_workers": num_workers, "niceness": niceness}
         self._work: Work | None = None  # within a worker
         self._forget()
         _pools.add(self)
 
-    def call(self, job: bytes, limits: Limits, file: int | None = None) -> bytes:
+    def call(self, job: Buffer, limits: Limits) -> bytes | bytearray:
         """The answer to a job. Within a worker the job runs in place, by the limits of that worker's own job.
 
-        Args:
-            file: a descriptor that goes with the job.
         Raises:
             JobFailed: there is none.
             longcat.Error: the workers do not start.
         """
         if _is_worker:
             self._work = self._work or importlib.import_module(self.module).prepare(self._setup)
-            return self._work(job, file)
-        worker = self._take().result()
-        with self._exchange(worker) as answers:
-            worker.settimeout(limits.wall_seconds)
-            _send_head(worker, job, limits, file)
-            worker.sendall(job)
-            kind, size = _ANSWER.unpack(_read(worker, _ANSWER.size))
-            answer = _read(worker, _checked_size(size))
-            answers.append(kind)
-        return self._answer(kind, answer)
+            return self._work(bytes(job))
+        for _ in range(_TRIES):
+            with self._exchange(self._take().result()) as exchange:
+                exchange.worker.settimeout(limits.wall_seconds)
+                exchange.kind, answer = _talk(exchange.worker, job, limits)
+            if not exchange.is_unread(answer):
+                return self._answer(exchange.kind, answer)
+        raise JobFailed("killed")
 
-    async def acall(self, job: bytes, limits: Limits, file: int | None = None) -> bytes:
+    async def acall(self, job: Buffer, limits: Limits) -> bytes | bytearray:
         """As `call`, for an event loop. A cancelled call ends the work."""
-        worker = await asyncio.wrap_future(self._take())
-        with self._exchange(worker) as answers:
-            worker.setblocking(False)
-            kind, answer = await asyncio.wait_for(_talk(worker, job, limits, file), limits.wall_seconds)
-            answers.append(kind)
-        return self._answer(kind, answer)
+        for _ in range(_TRIES):
+            with self._exchange(await asyncio.wrap_future(self._take())) as exchange:
+                exchange.worker.setblocking(False)
+                exchange.kind, answer = await asyncio.wait_for(
+                    _atalk(exchange.worker, job, limits), limits.wall_seconds
+                )
+            if not exchange.is_unread(answer):
+                return self._answer(exchange.kind, answer)
+        raise JobFailed("killed")
 
     def start(self) -> None:
-        """Starts the workers before the first job, without waiting for them."""
+        """Starts the workers before the first job, without waiting for them.
+
+        Raises:
+            longcat.Error: the system starts no process.
+        """
         with self._lock:
             if self._control is None:
                 self._start()
@@ -161,8 +168,7 @@ class Pool:
         """A free worker, which the caller is to give back or to close."""
         free: Future[socket.socket] = Future()
         with self._lock:
-            if self._control is None:
-                self._start()
+            self.start()
             while self._free:
                 worker = self._free.pop()
                 if not _has_news(worker):
@@ -186,23 +192,23 @@ class Pool:
         worker.close()
 
     @contextlib.contextmanager
-    def _exchange(self, worker: socket.socket) -> Iterator[list[bytes]]:
+    def _exchange(self, worker: socket.socket) -> Iterator[_Exchange]:
         """Around a job and its answer: gives the worker back if its answer says so, and ends it otherwise."""
-        answers: list[bytes] = []
+        exchange = _Exchange(worker)
         control = self._control
         try:
-            yield answers
+            yield exchange
         except (TimeoutError, asyncio.TimeoutError):
             raise JobFailed("time") from None
         except (OSError, EOFError):
             raise JobFailed("killed") from None
         finally:
-            if answers == [_DONE]:
+            if exchange.kind == _DONE:
                 self._give(worker, control)
             else:
                 worker.close()
 
-    def _answer(self, kind: bytes, answer: bytes) -> bytes:
+    def _answer(self, kind: bytes, answer: bytearray) -> bytearray:
         if kind in (_DONE, _LAST):
             return answer
         if kind == _MISTAKE:
@@ -215,13 +221,17 @@ class Pool:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kept = {name: value for name, value in environment().items() if name in _KEPT or name.endswith("SAN_OPTIONS")}
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=kept | _ONE_THREAD,
-                start_new_session=True,  # a Ctrl-C is not for it
-            )
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _PROGRAM],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=kept | _ONE_THREAD,
+                    start_new_session=True,  # a Ctrl-C is not for it
+                )
+            except OSError as error:
+                control.close()
+                raise Error(f"[worker] {self.module} does not start: {error}") from None
         self._control = control
         atexit.register(self.close)
         name = f"longcat-{self.module.rpartition('.')[2]}"
@@ -232,8 +242,7 @@ class Pool:
         problem = "its process has ended"
         num_workers = 0
         with control, contextlib.suppress(OSError):
-            setup = {"module": self.module, "setup": self._setup, "num_workers": self._num_workers}
-            control.sendall(json.dumps(setup).encode())
+            control.sendall(json.dumps(self._task).encode())
             while True:
                 message, files, _, _ = socket.recv_fds(control, _MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
                 if not message:
@@ -250,7 +259,7 @@ class Pool:
             waiting = list(self._waiting)
             self._forget_workers()
             if num_workers and waiting:  # it worked, and was killed
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Error):
                     self._start()
                     self._waiting.extend(waiting)
                     return
@@ -264,6 +273,18 @@ class Pool:
         self._control = None
         self._free = []  # closed when they are collected
         self._waiting = deque()
+
+
+@dataclass
+class _Exchange:
+    """A job that a worker has."""
+
+    worker: socket.socket
+    kind: bytes = b""  # of the answer
+
+    def is_unread(self, answer: bytearray) -> bool:
+        """The worker was killed while it was free, just before: another one is to have the job."""
+        return self.kind == _ENDED and answer == _UNREAD
 
 
 def _fail(waiting: list[Future[socket.socket]], error: Error) -> None:
@@ -283,22 +304,18 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
-def _has_news(worker: socket.socket) -> bool:
-    """A free worker has nothing to say, unless it has ended."""
+def _has_news(end: socket.socket) -> bool:
+    """Whether there is something to read. A free worker has nothing to say, unless it has ended."""
     poll = select.poll()
-    poll.register(worker, select.POLLIN)
+    poll.register(end, select.POLLIN)
     return bool(poll.poll(0))
 
 
-def _send_head(worker: socket.socket, job: bytes, limits: Limits, file: int | None) -> None:
-    head = _JOB.pack(len(job), limits.memory_bytes, limits.cpu_seconds)
-    if file is None:
-        worker.send(head)
-    else:
-        socket.send_fds(worker, [head], [file])
+def _head(job: Buffer, limits: Limits) -> bytes:
+    return _JOB.pack(len(job), limits.memory_bytes, limits.cpu_seconds)
 
 
-def _read(worker: socket.socket, size: int) -> bytes:
+def _read(worker: socket.socket, size: int) -> bytearray:
     """Exactly `size` bytes.
 
     Raises:
@@ -311,16 +328,25 @@ def _read(worker: socket.socket, size: int) -> bytes:
         if not num_bytes:
             raise EOFError
         at += num_bytes
-    return bytes(data)
+    return data
 
 
-async def _talk(worker: socket.socket, job: bytes, limits: Limits, file: int | None) -> tuple[bytes, bytes]:
+def _talk(worker: socket.socket, job: Buffer, limits: Limits) -> tuple[bytes, bytearray]:
     """Sends a job; the kind of the answer, and the answer."""
-    loop = asyncio.get_running_loop()
-    _send_head(worker, job, limits, file)
-    await loop.sock_sendall(worker, job)
+    try:
+        worker.send(_head(job, limits))
+        worker.sendall(job)
+    except BrokenPipeError:
+        return _ENDED, bytearray(_UNREAD)
+    kind, size = _ANSWER.unpack(_read(worker, _ANSWER.size))
+    return kind, _read(worker, _checked_size(size))
 
-    async def read(size: int) -> bytes:
+
+async def _atalk(worker: socket.socket, job: Buffer, limits: Limits) -> tuple[bytes, bytearray]:
+    """As `_talk`, for an event loop."""
+    loop = asyncio.get_running_loop()
+
+    async def read(size: int) -> bytearray:
         data = bytearray(size)
         view, at = memoryview(data), 0
         while at < size:
@@ -328,8 +354,13 @@ async def _talk(worker: socket.socket, job: bytes, limits: Limits, file: int | N
             if not num_bytes:
                 raise EOFError
             at += num_bytes
-        return bytes(data)
+        return data
 
+    try:
+        worker.send(_head(job, limits))  # which a worker that waits has room for
+        await loop.sock_sendall(worker, job)
+    except BrokenPipeError:
+        return _ENDED, bytearray(_UNREAD)
     kind, size = _ANSWER.unpack(await read(_ANSWER.size))
     return kind, await read(_checked_size(size))
 
@@ -346,18 +377,19 @@ def _checked_size(size: int) -> int:
 def keep() -> None:
     """The keeper: prepares, forks workers, and kills those whose callers left. Ends with its caller."""
     control = socket.socket(fileno=0)
-    setup = json.loads(control.recv(1 << 20) or b"{}")
+    task = json.loads(control.recv(1 << 20))
     try:
-        work = importlib.import_module(setup["module"]).prepare(setup["setup"])
+        work = importlib.import_module(task["module"]).prepare(task["setup"])
     except Exception as error:
         control.send(f"{type(error).__name__}: {error}".encode()[:_MAX_MESSAGE])
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a grammar that takes all memory makes its compiler complain
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.nice(task["niceness"])
     gc.collect()
     gc.freeze()  # so that a worker's collections copy none of it
     with contextlib.suppress(BrokenPipeError):
-        _Keeper(control, work, setup["num_workers"]).run()
+        _Keeper(control, work, task["num_workers"]).run()
 
 
 class _Keeper:
@@ -423,6 +455,8 @@ class _Keeper:
                 # SIGPROF is the limit of processor time. What C code does without memory is a fault.
                 reason = {signal.SIGPROF: "time", signal.SIGKILL: "killed"}.get(signal.Signals(number), "memory")
             end.setblocking(False)
+            if _has_news(end):
+                reason = _UNREAD.decode()
             end.send(_ANSWER.pack(_ENDED, len(reason)) + reason.encode())
 
 
@@ -436,24 +470,19 @@ def _run_jobs(work: Work) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            head, files, _, _ = socket.recv_fds(caller, _JOB.size, 1)
-            if len(head) < _JOB.size:
-                return
-            size, memory, seconds = _JOB.unpack(head)
+            size, memory, seconds = _JOB.unpack(_read(caller, _JOB.size))
             job = _read(caller, size)
             _limit(resource.RLIMIT_DATA, at_first + memory)
             signal.setitimer(signal.ITIMER_PROF, seconds)
             kind = _DONE
             try:
-                answer = work(job, files[0] if files else None)
+                answer = work(job)
             except MemoryError:
                 kind, answer = _NO_MEMORY, b""
             except Exception as error:
                 kind, answer = _MISTAKE, f"{type(error).__name__}: {error}".encode(errors="replace")
             signal.setitimer(signal.ITIMER_PROF, 0)
             resource.setrlimit(resource.RLIMIT_DATA, (before, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-            for file in files:
-                os.close(file)
             del job
             if kind == _DONE and _data_bytes() > at_first + _GROWN:
                 kind = _LAST

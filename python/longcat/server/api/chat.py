@@ -17,11 +17,14 @@ from longcat.chat.reader import ChatChunk, ChatReader, force_calls
 from longcat.chat.tool_stream import ToolCallDelta
 from longcat.chat.tool_text import json_text
 from longcat.request.outputs import Logprob, RequestOutput
+from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
 from longcat.server.api.protocol import ChatRequest
-from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, template_variables, usage
+from longcat.server.generation import FEW_TOKENS, Generation, Service, respond, usage
+from longcat.server.http.body import Done
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
+from longcat.server.texts import Texts, answer_form, grammar_of, template_variables
 from longcat.support.json_types import JsonObject
 
 router = APIRouter(route_class=JsonRoute)
@@ -33,42 +36,60 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return await respond(request, body, start_chat)
 
 
-async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
-    """Renders, compiles and queues.
+@dataclass
+class ChatPlan:
+    """A chat request, checked and tokenized; `params` still lack the grammar and max_tokens."""
+
+    model: str
+    params: SamplingParams
+    reader: ChatReader
+    done: Done
+
+
+def plan_chat(texts: Texts, body: ChatRequest) -> ChatPlan:
+    """Checks, renders and tokenizes.
 
     Raises:
-        ApiError: the request is wrong, or the server is full.
+        ApiError, ValueError, TypeError, longcat.Error: the request is wrong.
     """
-    model = service.model_name(body.model)
+    model = texts.model_name(body.model)
     if body.chat_template is not None:
         raise ApiError(400, "chat_template: templates of requests are off; use the server's", param="chat_template")
-    logprobs = service.logprobs(body.top_logprobs or 0) if body.logprobs else None
-    params = service.sampling_params(body, logprobs=logprobs)
+    params = texts.sampling_params(body, logprobs=texts.logprobs(body.top_logprobs or 0) if body.logprobs else None)
     form = answer_form(body)
-    with service.refusals():
-        tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
-        params.structured_outputs = None if form is None else StructuredOutputs.of(form)
-        is_forced = tool_choice not in (None, "auto", "none")
-        params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
-    params.structured_outputs = await service.compiled(params.structured_outputs)
-    variables = template_variables(body)
-    _, token_ids = await service.in_thread_for(
-        body._num_bytes,
-        lambda: service.render_chat(
+    tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
+    params.structured_outputs = None if form is None else StructuredOutputs.of(form)
+    is_forced = tool_choice not in (None, "auto", "none")
+    params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
+    done = body._done
+    if done is None:
+        grammar = grammar_of(params)
+        _, token_ids = texts.render_chat(
             body.messages,
             tools=tools,
             tool_choice=tool_choice,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
-            **variables,
-        ),
-    )
-    service.check_room(token_ids, "messages")
-    limit = body.max_completion_tokens or body.max_tokens
-    params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
+            **template_variables(body),
+        )
+        texts.check_room(token_ids, "messages")
+        done = Done([token_ids], grammar)
+    return ChatPlan(model, params, ChatReader(tools, tool_choice, is_forced), done)
+
+
+async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
+    """Plans, compiles and queues.
+
+    Raises:
+        ApiError: the request is wrong, or the server is full.
+    """
+    plan = await service.planned(body, plan_chat)
+    params, [token_ids] = plan.params, plan.done.token_ids
+    params.structured_outputs = await service.compiled(plan.done.grammar)
+    params.max_tokens = body.max_completion_tokens or body.max_tokens or max(service.max_model_len - len(token_ids), 1)
     id = f"chatcmpl-{uuid.uuid4().hex}"
     chunks = await service.submit(id, token_ids, params)
-    return ChatAnswer(service, body, id, model, len(token_ids), chunks, ChatReader(tools, tool_choice, is_forced))
+    return ChatAnswer(service, body, id, plan.model, len(token_ids), chunks, plan.reader)
 
 
 def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -124,6 +124,9 @@ class GenerationBody(Body):
     """What chat and completions share."""
 
     refused = _REFUSED
+    heavy: ClassVar[dict[str, Json]] = dict.fromkeys(
+        ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
+    )
 
     model: str | None = None
     n: int = Field(1, ge=1, le=MAX_N)
@@ -179,6 +182,11 @@ class GenerationBody(Body):
 
 
 class ChatRequest(GenerationBody):
+    heavy: ClassVar[dict[str, Json]] = GenerationBody.heavy | {
+        "messages": [{"role": "user", "content": ""}],
+        "chat_template_kwargs": None,
+    }
+
     messages: list[JsonObject] = Field(min_length=1, fail_fast=True)
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(None, description="default: what the context leaves")
@@ -196,6 +204,8 @@ class ChatRequest(GenerationBody):
 
 
 class CompletionRequest(GenerationBody):
+    heavy: ClassVar[dict[str, Json]] = GenerationBody.heavy | {"prompt": ""}
+
     prompt: Prompt
     max_tokens: int = Field(16, ge=0, lt=2**31)
     echo: bool = False
@@ -205,6 +215,8 @@ class CompletionRequest(GenerationBody):
 
 class TokenizeRequest(Body):
     """A prompt, or messages as for chat."""
+
+    heavy: ClassVar[dict[str, Json]] = dict.fromkeys(["prompt", "messages", "tools", "chat_template_kwargs"])
 
     model: str | None = None
     prompt: str | None = None
@@ -217,5 +229,7 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
+    heavy: ClassVar[dict[str, Json]] = {"tokens": []}
+
     model: str | None = None
     tokens: Ids

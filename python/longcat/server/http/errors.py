@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -167,6 +168,7 @@ def _line(place: Sequence[Json], model: type[BaseModel], value: Json) -> str:
 _MISSING = object()
 
 
+@functools.cache
 def _schemas(model: type[BaseModel]) -> JsonObject:
     """The JSON schemas of a body and of its parts by their names."""
     schema = model.model_json_schema()

@@ -312,6 +312,30 @@ def test_a_body_that_takes_too_much_is_refused_in_one_line(tiny, kind, monkeypat
         intake.pool.close()
 
 
+def test_a_large_body_of_token_ids_needs_no_tokenizer(random_checkpoint):
+    prompts = [list(range(100))] * 100
+    with longcat.Engine(random_checkpoint) as engine:
+        intake = Service(engine, ServerSettings(("x",)), None, None).intake
+        for prompt, found in ((prompts, None), ("a" * 20_000, "tokenizer.json is missing")):
+            job = intake._large(CompletionRequest, json.dumps({"prompt": prompt}).encode())
+            if found is None:
+                body, _ = asyncio.run(intake._taken_in(CompletionRequest, job))
+                assert [list(ids) for ids in body._done.token_ids] == prompts
+            else:
+                with pytest.raises(ApiError, match=found):
+                    asyncio.run(intake._taken_in(CompletionRequest, job))
+        intake.pool.close()
+
+
+def test_workers_that_do_not_start_are_told(tiny):
+    with longcat.Engine(tiny) as engine:
+        intake = Service(engine, ServerSettings(("x",)), None, None).intake
+        intake.pool = Pool("longcat.server.no_such_module", {}, 1)
+        with pytest.raises(ApiError, match="does not start: ModuleNotFoundError") as caught:
+            asyncio.run(intake._taken_in(ChatRequest, intake._large(ChatRequest, b"{}")))
+        assert caught.value.status_code == 503
+
+
 def test_the_work_for_a_client_that_left_ends(server):
     """A worker that reads a body is killed; where its client stays, it answers."""
     body = json.dumps({"prompt": ["Once upon a time there was " * 150] * 1000, "max_tokens": 1}).encode()

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Callable
 from typing import Any
 
 import orjson
 
+from longcat._core import Error
 from longcat.engine.text import CheckpointText, TextMethods
 from longcat.server.api.chat import plan_chat
 from longcat.server.api.completions import plan_completion
@@ -48,7 +50,8 @@ def prepare(setup: JsonObject) -> Work:
     """
     settings = ServerSettings(**setup["settings"])
     texts = Texts(_Text(setup["text"]), settings, setup["max_model_len"])
-    texts.max_text_bytes()  # loads the tokenizer
+    with contextlib.suppress(Error):  # where there is no tokenizer, bodies have token ids
+        texts.max_text_bytes()  # loads it
     models = {model.__name__: model for model in PLANS}
 
     def work(job: bytes | bytearray) -> bytes:

@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
+from longcat._core import Error
 from longcat.server.http.body import Body, Done, checked
 from longcat.server.http.errors import ApiError, ClientLeft
 from longcat.server.http.streaming import unless_client_leaves
@@ -161,6 +162,8 @@ class Intake:
                 answer = await self.pool.acall(part, limits)
         except JobFailed as failure:
             raise _too_hard(failure.reason, limits, self.settings) from None
+        except Error as error:
+            raise ApiError(503, str(error), retry_after=self.settings.retry_after) from None
         end = answer.index(b"\n")
         head = orjson.loads(answer[:end])
         if "error" in head:

@@ -16,7 +16,7 @@ import pytest
 from longcat import Error
 from longcat.support.worker import JobFailed, Limits, Pool
 
-from support.live import until
+from support.live import is_running, until
 
 TESTS = Path(__file__).parent
 LIMITS = Limits(cpu_seconds=20, memory_bytes=64 << 20, wall_seconds=100)
@@ -53,12 +53,6 @@ def facts(pool: Pool) -> dict:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def is_there(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 FAULTS = {
@@ -107,7 +101,7 @@ def test_a_worker_is_kept_until_its_memory_grows():
         assert facts(pool)["pid"] == first
         assert pool.call(b"grow", LIMITS) == b"done"
         assert facts(pool)["pid"] != first
-        until(lambda: not is_there(first))
+        until(lambda: not is_running(first))
 
 
 def test_a_worker_sees_no_secrets_and_has_no_files(pool):
@@ -140,7 +134,7 @@ def test_the_work_of_a_caller_who_left_ends():
     with own_pool() as pool:
         first = facts(pool)["pid"]
         asyncio.run(leave(pool))
-        until(lambda: not is_there(first))
+        until(lambda: not is_running(first))
 
 
 def test_jobs_that_wait_are_dropped_when_their_callers_leave():
@@ -189,7 +183,7 @@ def test_processes_that_are_killed_are_replaced(who):
         worker = facts(pool)["pid"]
         ended = worker if who == "worker" else parent(worker)
         os.kill(ended, signal.SIGKILL)
-        until(lambda: not is_there(worker))
+        until(lambda: not is_running(worker))
         assert facts(pool)["pid"] != worker
 
 
@@ -205,7 +199,7 @@ def test_a_keeper_that_is_killed_under_callers_is_replaced():
         assert await asyncio.wait_for(waiting, 60) == b"3"
         with pytest.raises(JobFailed):
             await working
-        until(lambda: not is_there(worker))
+        until(lambda: not is_running(worker))
 
     with own_pool() as pool:
         asyncio.run(run(pool))
@@ -235,4 +229,4 @@ def test_no_process_outlives_its_caller(how):
     )
     assert not done.stderr
     worker = json.loads(done.stdout)["pid"]
-    until(lambda: not is_there(worker))
+    until(lambda: not is_running(worker))

@@ -1,6 +1,7 @@
 """The fields of bodies: null, limits, words of refusals; where bodies come from, and how many bytes may wait."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -29,7 +30,7 @@ from longcat.server.texts import Texts
 from longcat.support.worker import Pool
 from pydantic import ValidationError
 
-from support.live import until
+from support.live import descendants, is_running, until
 
 POOL = Pool("longcat.server.api.large_bodies", {}, 1)  # which no test here starts
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -345,18 +346,19 @@ def test_the_work_for_a_client_that_left_ends(server):
         connection.sendall(head.encode() + body)
         until(lambda: computing(server.process.pid))
         [worker] = computing(server.process.pid)
-    until(lambda: not Path(f"/proc/{worker}").exists())
+    until(lambda: not is_running(worker))
     assert httpx.post(server.url + COMPLETIONS, content=GOOD + b" " * 20_000, timeout=60).status_code == 200
 
 
 def computing(server: int) -> list[int]:
     """Workers that have used processor time: a new one has next to none."""
-    children = [int(word) for word in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
-    workers = [
-        int(word) for child in children for word in Path(f"/proc/{child}/task/{child}/children").read_text().split()
-    ]
-    times = {worker: Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split() for worker in workers}
-    return [worker for worker, fields in times.items() if fields[0] == "R" and int(fields[11]) > 20]
+    found = []
+    for process in descendants(server):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] == "R" and int(fields[1]) != server and int(fields[11]) > 20:
+                found.append(process)
+    return found
 
 
 def same_part(text: str) -> str:

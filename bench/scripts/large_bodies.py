@@ -3,7 +3,8 @@
 python bench/scripts/large_bodies.py examples/longcat-tiny --seconds 60
 
 Prints the times of /health meanwhile and the responses by status. Also prints how soon work for clients that left ends,
-and the server's memory before, at its highest and after. The clients run in a process of their own, on this machine.
+and the memory of the server and its workers before, at its highest and after. The clients run in a process of their
+own, on this machine.
 """
 
 from __future__ import annotations
@@ -109,9 +110,35 @@ def run_clients(url: str, count: int, seconds: float, statuses: multiprocessing.
 
 
 def memory_kib(pid: int) -> int:
-    """The anonymous memory of a process [KiB]."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.split("RssAnon:")[1].split()[0])
+    """Anonymous memory of a process and of its workers [KiB]; pages that several of them share count once."""
+    total = 0
+    for process in [pid, *descendants(pid)]:
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        total += int(text.split("Pss_Anon:")[1].split()[0]) if "Pss_Anon:" in text else 0
+    return total
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(word) for task in tasks for word in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [*children, *(one for child in children for one in descendants(child))]
+
+
+def busy_workers(pid: int) -> int:
+    """Workers that compute."""
+    found = 0
+    for process in descendants(pid):
+        try:
+            found += Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "R"
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
 
 
 def health_ms(url: str) -> float:
@@ -146,12 +173,15 @@ def main() -> None:
         clients.start()
         while clients.is_alive() and statuses.empty():
             times.append(health_ms(server.url))
-            highest = max(highest, memory_kib(pid))
+            if len(times) % 8 == 0:
+                highest = max(highest, memory_kib(pid))
             time.sleep(0.02)
         answers = statuses.get(timeout=10)
         clients.join()
         start = time.perf_counter()
         while server.metric("num_requests_running") + server.metric("num_requests_waiting") > 0:
+            time.sleep(0.01)
+        while busy_workers(pid):
             time.sleep(0.01)
         idle = time.perf_counter() - start
         time.sleep(5)
@@ -163,7 +193,9 @@ def main() -> None:
             f"p99 {times[int(0.99 * len(times))]:.1f}, worst {times[-1]:.1f}"
         )
         print(f"idle {idle:.2f} s after the last client")
-        print(f"RssAnon {before} KiB before, {highest} at its highest, {after} after ({after / before - 1:+.1%})")
+        print(
+            f"anonymous memory {before} KiB before, {highest} at its highest, {after} after ({after / before - 1:+.1%})"
+        )
 
 
 if __name__ == "__main__":

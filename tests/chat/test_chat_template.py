@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longcat import Error
 from longcat.chat.template import ChatTemplate, encode_plain, encode_segments, tag_texts
 
-from support.template_cases import ESCAPES, FEATURES, FLOODS
+from support.template_cases import ESCAPES, FEATURES, FLOODS, HARMLESS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "longcat-tiny"
@@ -371,13 +371,11 @@ def test_damaged_template_files(tmp_path: Path, text: str):
 
 def attack(source: str) -> str:
     """The one line with which a template fails."""
-    start = time.thread_time()
     with pytest.raises(Error) as caught:
         ChatTemplate(source).render([user("hi")], tools=[ADD])
-    assert time.thread_time() - start < 2
     text = str(caught.value)
     assert text.startswith("[chat template] ") and "\n" not in text and len(text) < 300
-    assert "MemoryError" not in text  # refused before it is tried
+    assert TEMPLATE.render([user("Hi")]) == "<longcat_user>Hi<longcat_assistant>"  # and others go on
     return text
 
 
@@ -391,7 +389,13 @@ def test_escapes_fail(name: str, tmp_path: Path):
 def test_floods_end(name: str):
     text = attack(FLOODS[name])
     if name in ("doubling by +", "doubling by ~", "doubling by join", "doubling by replace filter"):
-        assert "a value of more than" in text  # and not stopped by the clock, with memory taken meanwhile
+        assert "more than 64 MiB of memory" in text  # and not stopped by the clock, with memory taken meanwhile
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_templates_end(name: str):
+    source, pattern = HARMLESS[name]
+    assert re.fullmatch(pattern, ChatTemplate(source).render([user("hi")], tools=[ADD]))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,16 @@
 """The fields of bodies: null, limits, words of refusals; where bodies come from, and how many bytes may wait."""
 
 import asyncio
+import contextlib
 import json
+import re
+import socket
 import threading
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
+import longcat
 import pytest
 from longcat.server.api import protocol
 from longcat.server.api.messages.body import CountTokensRequest, MessagesRequest
@@ -17,14 +23,18 @@ from longcat.server.api.protocol import (
 )
 from longcat.server.api.responses.body import ResponsesRequest
 from longcat.server.generation import Service
+from longcat.server.http import intake as http_intake
 from longcat.server.http.errors import ApiError, validation_error
 from longcat.server.http.intake import Intake, Room
 from longcat.server.http.streaming import EventStream
 from longcat.server.settings import ServerSettings, origins, served_name
+from longcat.server.texts import Texts
+from longcat.support.worker import Pool
 from pydantic import ValidationError
 
-from support.live import until
+from support.live import descendants, is_running, until
 
+POOL = Pool("longcat.server.api.large_bodies", {}, 1)  # which no test here starts
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LEAST = {
     ChatRequest: {"messages": MESSAGES}, CompletionRequest: {"prompt": "x"}, TokenizeRequest: {},
@@ -165,7 +175,7 @@ def test_bodies_are_taken_from_where_they_may_come(server, headers, status):
         assert "; expected " in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("padding", [0, 20_000, 100_000])  # three ways to be parsed
+@pytest.mark.parametrize("padding", [0, 20_000, 100_000])
 @pytest.mark.parametrize(
     ("body", "message"),
     [(b"", "empty"), (b"{", "no JSON"), (b"[]", "no object"), (b"5", "no object"), (b'"\xff"', "no JSON"),
@@ -175,16 +185,6 @@ def test_bodies_that_are_no_object(server, body, message, padding):
     response = httpx.post(server.url + "/v1/completions", content=b" " * padding + body if body else body)
     error = response.json()["error"]["message"]
     assert response.status_code == 400 and message in error and error.startswith("[request] ")
-
-
-def test_a_large_body_is_answered_as_a_small_one(server):
-    body = {"prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
-    small, large = (
-        httpx.post(server.url + "/v1/completions", json=body | {"user": "u" * size}, timeout=60)
-        for size in (1, 200_000)
-    )
-    assert small.json()["choices"] == large.json()["choices"]
-    assert small.headers["x-ignored-fields"] == large.headers["x-ignored-fields"] == "user"
 
 
 def test_unknown_fields_are_named_in_a_bounded_header_and_line(server):
@@ -227,11 +227,158 @@ def test_limits_of_texts_and_ids(server, path, body, found):
     assert response.status_code == 400 and found in error and "expected" in error
 
 
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}]
+GREEDY = {"temperature": 0, "max_tokens": 4}
+SAME = {
+    "a chat": (CHAT, {"messages": MESSAGES} | GREEDY),
+    "a stream": (COMPLETIONS, {"prompt": "Once", "stream": True, "stream_options": {"include_usage": True}} | GREEDY),
+    "one prompt": (COMPLETIONS, {"prompt": "Once", "stop": ["x"], "logit_bias": {"5": -1}, "seed": -1} | GREEDY),
+    "prompts": (COMPLETIONS, {"prompt": ["Once", "upon a", ""], "n": 2, "logprobs": 1} | GREEDY),
+    "ids": (COMPLETIONS, {"prompt": [5, 6, 7]} | GREEDY),
+    "lists of ids": (COMPLETIONS, {"prompt": [[5, 6, 7], [8]]} | GREEDY),
+    "echo": (COMPLETIONS, {"prompt": "Once é<longcat_s>", "echo": True, "logprobs": 0} | GREEDY),
+    "a typed tag": (CHAT, {"messages": [{"role": "user", "content": "<longcat_user>a"}]} | GREEDY),
+    "a form": (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}} | GREEDY),
+    "a schema": (COMPLETIONS, {"prompt": "x", "guided_json": {"enum": ["a", 1]}} | GREEDY),
+    "a forced call": (CHAT, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"} | GREEDY),
+    "tools and a form": (
+        CHAT,
+        {"messages": MESSAGES, "tools": TOOLS, "structured_outputs": {"choice": ["a"]}} | GREEDY,
+    ),
+    "template variables": (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"enable_thinking": True}} | GREEDY),
+    "an unknown field": (CHAT, {"messages": MESSAGES, "temprature": 1} | GREEDY),
+    "tokenize": ("/tokenize", {"prompt": "Once upon", "return_token_strs": True}),
+    "tokenize messages": ("/tokenize", {"messages": MESSAGES, "tools": TOOLS}),
+    "detokenize": ("/detokenize", {"tokens": [5, 6, 7]}),
+    "another model": (CHAT, {"messages": MESSAGES, "model": "other", "temperature": 0}),
+    "a wrong field": (CHAT, {"messages": MESSAGES, "temperature": "hot", "n": 0}),
+    "a wrong message": (CHAT, {"messages": [{"role": "owner", "content": "a"}]}),
+    "a wrong part": (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+    "a wrong tool": (CHAT, {"messages": MESSAGES, "tools": [{"type": "function", "function": {}}]}),
+    "a wrong choice": (CHAT, {"messages": MESSAGES, "tool_choice": "required"}),
+    "an undeclared tool": (CHAT, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": {"function": {"name": "g"}}}),
+    "a taken variable": (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"tools": 1}}),
+    "a template": (CHAT, {"messages": MESSAGES, "chat_template": "x"}),
+    "a wrong form": (CHAT, {"messages": MESSAGES, "response_format": {"type": "xml"}}),
+    "two forms": (CHAT, {"messages": MESSAGES, "guided_regex": "a", "guided_choice": ["a"]}),
+    "a wrong schema": (COMPLETIONS, {"prompt": "x", "guided_json": {"not": {"type": "null"}}}),
+    "a wrong regex": (COMPLETIONS, {"prompt": "x", "guided_regex": "("}),
+    "many stops": (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 17}),
+    "many logprobs": (COMPLETIONS, {"prompt": "x", "logprobs": 21}),
+    "no prompts": (COMPLETIONS, {"prompt": []}),
+    "an empty prompt": (COMPLETIONS, {"prompt": ""}),
+    "many completions": (COMPLETIONS, {"prompt": ["x"] * 17, "n": 128}),
+    "a suffix": (COMPLETIONS, {"prompt": "x", "suffix": "y"}),
+    "ids beyond the vocabulary": (COMPLETIONS, {"prompt": [10**9]}),
+    "a prompt that is too long": (COMPLETIONS, {"prompt": [5] * 9000}),
+    "a field that is refused": (CHAT, {"messages": MESSAGES, "functions": [{}]}),
+    "neither prompt nor messages": ("/tokenize", {}),
+    "no object": (CHAT, [1]),
+    "no JSON": (CHAT, b'{"messages": [}'),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_large_body_is_answered_as_a_small_one(server, name):
+    path, body = SAME[name]
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    small, middle, large = (
+        httpx.post(server.url + path, content=data + b" " * num, timeout=60) for num in (0, 20_000, 100_000)
+    )
+    assert small.status_code == middle.status_code == large.status_code
+    assert same_part(small.text) == same_part(middle.text) == same_part(large.text)
+    for response in (middle, large):
+        assert response.headers.get("x-ignored-fields") == small.headers.get("x-ignored-fields")
+
+
+LIMITED = {  # limits, status, words of the message
+    "time": ({"_SECONDS": 0.02, "_SECONDS_PER_BYTE": 0}, 413, "the body takes more than 0 s to read; expected less"),
+    "memory": ({"_MEMORY": 1 << 20, "_MEMORY_PER_BYTE": 0}, 413, "more than 1 MiB of memory to read; expected less"),
+}
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_a_body_that_takes_too_much_is_refused_in_one_line(tiny, kind, monkeypatch):
+    limits, status, words = LIMITED[kind]
+    with longcat.Engine(tiny) as engine:
+        settings = ServerSettings(("x",))
+        intake = Service(engine, settings, None, None).intake
+        data = json.dumps({"prompt": ["Once upon a time " * 100] * 1000}).encode()
+
+        def taken_in():
+            body, _ = asyncio.run(intake._taken_in(CompletionRequest, intake._large(CompletionRequest, data)))
+            return len(body._done.token_ids)
+
+        assert taken_in() == 1000
+        with monkeypatch.context() as patch:
+            for name, value in limits.items():
+                patch.setattr(http_intake, name, value)
+            with pytest.raises(ApiError, match=words) as caught:
+                taken_in()
+        assert caught.value.status_code == status and "\n" not in caught.value.detail
+        assert taken_in() == 1000
+        intake.pool.close()
+
+
+def test_a_large_body_of_token_ids_needs_no_tokenizer(random_checkpoint):
+    prompts = [list(range(100))] * 100
+    with longcat.Engine(random_checkpoint) as engine:
+        intake = Service(engine, ServerSettings(("x",)), None, None).intake
+        for prompt, found in ((prompts, None), ("a" * 20_000, "tokenizer.json is missing")):
+            job = intake._large(CompletionRequest, json.dumps({"prompt": prompt}).encode())
+            if found is None:
+                body, _ = asyncio.run(intake._taken_in(CompletionRequest, job))
+                assert [list(ids) for ids in body._done.token_ids] == prompts
+            else:
+                with pytest.raises(ApiError, match=found):
+                    asyncio.run(intake._taken_in(CompletionRequest, job))
+        intake.pool.close()
+
+
+def test_workers_that_do_not_start_are_told(tiny):
+    with longcat.Engine(tiny) as engine:
+        intake = Service(engine, ServerSettings(("x",)), None, None).intake
+        intake.pool = Pool("longcat.server.no_such_module", {}, 1)
+        with pytest.raises(ApiError, match="does not start: ModuleNotFoundError") as caught:
+            asyncio.run(intake._taken_in(ChatRequest, intake._large(ChatRequest, b"{}")))
+        assert caught.value.status_code == 503
+
+
+def test_the_work_for_a_client_that_left_ends(server):
+    """A worker that reads a body is killed; where its client stays, it answers."""
+    body = json.dumps({"prompt": ["Once upon a time there was " * 150] * 1000, "max_tokens": 1}).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port)) as connection:
+        connection.sendall(head.encode() + body)
+        until(lambda: computing(server.process.pid))
+        [worker] = computing(server.process.pid)
+    until(lambda: not is_running(worker))
+    assert httpx.post(server.url + COMPLETIONS, content=GOOD + b" " * 20_000, timeout=60).status_code == 200
+
+
+def computing(server: int) -> list[int]:
+    """Workers that have used processor time: a new one has next to none."""
+    found = []
+    for process in descendants(server):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] == "R" and int(fields[1]) != server and int(fields[11]) > 20:
+                found.append(process)
+    return found
+
+
+def same_part(text: str) -> str:
+    """Without ids, times, and what the prefix cache had."""
+    return re.sub(r'"(id|created|cached_tokens)":("[^"]*"|\d+)', "", text)
+
+
 # --- what waits -----------------------------------------------------------------------------------------------------
 
 
 def test_large_bodies_share_a_bound_and_small_ones_always_find_room():
-    intake = Intake(ServerSettings(("x",), max_waiting_bytes=1_000_000))
+    intake = Intake(ServerSettings(("x",), max_waiting_bytes=1_000_000), POOL)
     with Room(intake) as first, Room(intake) as second, Room(intake) as small:
         first.take(900_000)
         second.take(90_000)
@@ -258,6 +405,9 @@ class Encoder:
     def info(self):
         return {"max_model_len": 10}
 
+    def text_setup(self):
+        return {}
+
     def encode(self, text):
         self.go.wait(10)
         self.texts.append(text)
@@ -265,7 +415,7 @@ class Encoder:
 
 
 def test_large_bodies_share_a_rate(monkeypatch):
-    intake = Intake(ServerSettings(("x",)))
+    intake = Intake(ServerSettings(("x",)), POOL)
     pauses = []
 
     async def sleep(seconds):
@@ -281,24 +431,24 @@ def test_large_bodies_share_a_rate(monkeypatch):
 
 
 def test_a_text_that_cannot_fit_is_never_tokenized():
-    async def run():
-        engine = Encoder()
-        engine.go.set()
-        service = Service(engine, ServerSettings(("x",)), None, None)
-        assert await service.encode(["a" * 30]) == [[1] * 30]
-        for text in ("a" * 31, "é" * 16):
-            with pytest.raises(ApiError, match="cannot fit"):
-                await service.encode(["a", text])
-        assert engine.texts == ["a" * 30]
-
-    asyncio.run(run())
+    engine = Encoder()
+    engine.go.set()
+    texts = Texts(engine, ServerSettings(("x",)), 10)
+    assert texts.encode(["a" * 30]) == [[1] * 30]
+    for text in ("a" * 31, "é" * 16):
+        with pytest.raises(ApiError, match="cannot fit"):
+            texts.encode(["a", text])
+    assert engine.texts == ["a" * 30]
 
 
 def test_the_texts_of_clients_that_left_are_not_tokenized():
     async def run():
         engine = Encoder()
         service = Service(engine, ServerSettings(("x",)), None, None)
-        tasks = [asyncio.ensure_future(service.encode([name])) for name in ("a", "b", "c", "d", "e")]
+        tasks = [
+            asyncio.ensure_future(service.planned(None, lambda texts, _, name=name: texts.encode([name])))
+            for name in ("a", "b", "c", "d", "e")
+        ]
         await asyncio.sleep(0.05)  # two threads are at work on the first two
         for task in tasks[2:4]:
             task.cancel()

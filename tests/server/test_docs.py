@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from longcat.cli import Parser, main, serve
-from longcat.server import generation, run
+from longcat.server import run, texts
 from longcat.server.api import protocol, service_routes
 from longcat.server.http import http_protocol, json_text
 from longcat.server.settings import ServerSettings
@@ -100,7 +100,7 @@ def test_every_limit_is_described():
         (defaults.send_timeout, "30 s"), (defaults.shutdown_timeout, "30 s"), (defaults.body_timeout, "60 s"),
         (defaults.body_rate, "64 KiB"), (defaults.max_waiting_bytes, "128 MiB"), (defaults.header_timeout, "30 s"),
         (defaults.max_connections, "16384"), (json_text.MAX_VALUES, "524,288"), (json_text.MAX_FIELDS, "65,536"),
-        (json_text.MAX_DEPTH, "128"), (json_text.MAX_TEXT_BYTES, "4 MiB"), (generation._MAX_CHAT_CHARS, "2,097,152"),
+        (json_text.MAX_DEPTH, "128"), (json_text.MAX_TEXT_BYTES, "4 MiB"), (texts._MAX_CHAT_CHARS, "2,097,152"),
         (service_routes.MAX_TOKENIZE_CHARS, "1,048,576"), (service_routes.MAX_DETOKENIZE_IDS, "131,072"),
         (protocol.MAX_ALLOWED_IDS, "4,096"), (protocol.MAX_BIASES, "1,024"), (protocol.MAX_STOP_IDS, "1,024"),
         (protocol.MAX_BAD_WORDS, "128"), (protocol.MAX_BAD_WORD_CHARS, "64"), (protocol.MAX_STOP_CHARS, "1,024"),

@@ -99,7 +99,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(kind, steps):
     async def run():
         async with ready() as service:
             start, body = START[kind]
-            service.in_text_thread = at_once
+            service.planned = functools.partial(at_once, service)
             task = asyncio.ensure_future(start(service, body))
             for _ in range(steps):
                 await asyncio.sleep(0)
@@ -109,8 +109,8 @@ def test_a_start_that_is_cancelled_leaves_nothing(kind, steps):
                 await answer.aclose()
             assert not service.engine.open and not service.lifecycle._names
 
-    async def at_once(work):
-        return work()
+    async def at_once(service, body, plan):
+        return plan(service.texts, body)
 
     asyncio.run(run())
 

@@ -4,13 +4,12 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
 from support.hostile_grammars import HOSTILE, UNBOUNDED
-from support.live import LiveServer, until
+from support.live import LiveServer, descendants, is_running, until
 
 ALL = HOSTILE | UNBOUNDED
 BODY = {"prompt": "Once upon a time", "max_tokens": 20}
@@ -86,23 +85,19 @@ def test_good_forms_go_on_after_bad_ones(own):
 
 
 def test_a_process_that_somebody_ended_is_replaced(own):
-    ended = set(children(own.process.pid))
+    ended = descendants(own.process.pid)
     for process in ended:
         os.kill(process, signal.SIGKILL)
-    until(lambda: not ended & set(children(own.process.pid)))
+    until(lambda: not any(map(is_running, ended)))
     assert ask(own, {"regex": "[abcd]{2,4}"}).status_code == 200
-
-
-def children(process: int) -> list[int]:
-    text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 @pytest.mark.parametrize("how", ["terminate", "kill"])
 def test_no_process_outlives_the_server(tiny, how):
     with LiveServer(tiny) as server:
         assert ask(server, {"regex": "[ab]+"}).status_code == 200
-        [checker] = children(server.process.pid)
+        until(lambda: len(descendants(server.process.pid)) >= 6)  # workers for grammars and for large bodies
+        started = descendants(server.process.pid)
         getattr(server.process, how)()
         server.process.wait(30)
-        until(lambda: not Path(f"/proc/{checker}").exists() or "Z" in Path(f"/proc/{checker}/stat").read_text())
+        until(lambda: not any(map(is_running, started)))

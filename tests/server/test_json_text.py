@@ -1,4 +1,4 @@
-"""JSON in small steps: the same values and the same refusals as orjson's, and limits."""
+"""JSON: the same values and the same refusals as orjson's, and limits on its parts, which are counted beforehand."""
 
 import json
 import random
@@ -6,7 +6,7 @@ import random
 import orjson
 import pytest
 from longcat.server.http import json_text
-from longcat.server.http.json_text import JsonError, parse_large, parse_small
+from longcat.server.http.json_text import JsonError, check_parts, parse
 
 
 def random_value(rng, depth=0):
@@ -45,18 +45,54 @@ def test_values_and_refusals_are_orjsons(seed):
                 at = rng.randrange(len(data) + 1)
                 data[at : at + rng.randrange(3)] = bytes([rng.choice(b'"\\,:[]{}0-.ea\x00\xff ')])
             expected = outcome(orjson.loads, data)
-            assert outcome(parse_large, data) == outcome(parse_small, data) == expected, bytes(data)
+            assert outcome(parse, data) == expected, bytes(data)
+            check_parts(data)  # whatever it is, it is small
             num_refused += expected == "refused"
     assert 100 < num_refused < 1100
 
 
-@pytest.mark.parametrize("size", [255, 256, 257, 65_535, 65_536, 200_000])
-@pytest.mark.parametrize("text", ["a", '"', "\\", 'a\\"', "é", "\n"])
-def test_long_texts_at_the_edges_of_a_step(text, size):
-    for shift in range(4):
-        value = ["x" * shift, text * (size // len(text)), "y"]
-        assert parse_large(json.dumps(value).encode()) == value
-        assert parse_large(json.dumps(value, ensure_ascii=False).encode()) == value
+def parts(value, depth=1):
+    """Values, fields and depth, counted one by one."""
+    if isinstance(value, dict):
+        inner = [parts(item, depth + 1) for item in value.values()]
+        fields = max(len(value), 1)
+    elif isinstance(value, list):
+        inner = [parts(item, depth + 1) for item in value]
+        fields = 1
+    else:
+        return 1, 0, depth - 1
+    return (
+        1 + sum(one[0] for one in inner),
+        fields + sum(one[1] for one in inner),
+        max([depth, *(one[2] for one in inner)]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_are_counted_exactly(seed, monkeypatch):
+    rng = random.Random(seed)
+    for _ in range(100):
+        value = [random_value(rng), {'a\\"[]{},:': random_value(rng), "b": ["[{", '"', "\\"]}]
+        data = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1])).encode()
+        counts = dict(zip(("MAX_VALUES", "MAX_FIELDS", "MAX_DEPTH"), parts(json.loads(data)), strict=True))
+        for name, count in counts.items():
+            with monkeypatch.context() as patch:
+                patch.setattr(json_text, name, count)
+                check_parts(data)
+                patch.setattr(json_text, name, count - 1)
+                with pytest.raises(JsonError, match="expected"):
+                    check_parts(data)
+
+
+@pytest.mark.parametrize("text", ["a", '"', "\\", 'a\\"', "\n"])
+def test_the_length_of_a_text_is_that_of_its_writing(text, monkeypatch):
+    written = json.dumps(text * 1000)
+    data = f'["x", {written}, "y"]'.encode()
+    monkeypatch.setattr(json_text, "MAX_TEXT_BYTES", len(written) - 2)
+    check_parts(data)
+    monkeypatch.setattr(json_text, "MAX_TEXT_BYTES", len(written) - 3)
+    with pytest.raises(JsonError, match="a text in the body is too long"):
+        check_parts(data)
 
 
 BEYOND = {
@@ -75,32 +111,24 @@ BEYOND = {
 @pytest.mark.parametrize("kind", BEYOND)
 def test_what_is_too_large_ends_early(kind):
     with pytest.raises(JsonError, match="expected") as caught:
-        parse_large(BEYOND[kind])
+        check_parts(BEYOND[kind])
+        parse(BEYOND[kind])
     assert str(caught.value).startswith("[request] ") and "\n" not in str(caught.value)
 
 
 def test_what_is_just_small_enough_is_read():
-    assert len(parse_large(b"[" + b"1," * (json_text.MAX_VALUES - 2) + b"1]")) == json_text.MAX_VALUES - 1
-    parse_large(b"[" * json_text.MAX_DEPTH + b"]" * json_text.MAX_DEPTH)
-    assert len(parse_large(b'"' + b"a" * (json_text.MAX_TEXT_BYTES - 2) + b'"')) == json_text.MAX_TEXT_BYTES - 2
-
-
-def test_the_work_of_a_client_that_left_ends():
-    asked = []
-
-    def is_wanted():
-        asked.append(1)
-        return len(asked) < 3
-
-    with pytest.raises(JsonError, match="has left"):
-        parse_large(b'["' + b'","' * 100_000 + b'"]', is_wanted)
-    assert len(asked) == 3
+    for data in (
+        b"[" + b"1," * (json_text.MAX_VALUES - 2) + b"1]",
+        b"[" * json_text.MAX_DEPTH + b"]" * json_text.MAX_DEPTH,
+        b'"' + b"a" * json_text.MAX_TEXT_BYTES + b'"',
+    ):
+        check_parts(data)
+        parse(data)
 
 
 @pytest.mark.parametrize(
     ("data", "place"), [(b'{"a": 1,\n "b": x}', "line 2, column 7"), (b"\n\nx", "line 3, column 1")]
 )
 def test_mistakes_are_told_with_their_place(data, place):
-    for parse in (parse_small, parse_large):
-        with pytest.raises(JsonError, match=place):
-            parse(data)
+    with pytest.raises(JsonError, match=place):
+        parse(data)

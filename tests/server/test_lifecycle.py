@@ -6,12 +6,11 @@ import signal
 import socket
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
-from support.live import LiveServer, until
+from support.live import LiveServer, descendants, is_running, until
 
 LONG = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 1900, "ignore_eos": True}
 HELD = LONG | {"n": 8}  # seconds, where LONG is a moment for this model: 8 requests that run
@@ -272,8 +271,10 @@ def test_a_dead_engine_is_never_healthy(own, tiny, how, is_ever_ready):
 def test_no_orphans_and_a_free_port_after_kill(own):
     server = own().wait_ready()
     port = server.url.rsplit(":", 1)[1]
+    until(lambda: descendants(server.process.pid))
+    started = descendants(server.process.pid)
     server.process.kill()
     server.process.wait(10)
     again = own("--port", port).wait_ready()
     assert again.url == server.url
-    assert not Path(f"/proc/{again.process.pid}/task/{again.process.pid}/children").read_text()
+    until(lambda: not any(map(is_running, started)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import httpx
 
@@ -22,6 +24,21 @@ def until(condition, timeout=30.0):
         assert time.perf_counter() - start < timeout
         time.sleep(0.01)
     return time.perf_counter() - start
+
+
+def descendants(process: int) -> list[int]:
+    """Processes that this one and its children have started and that run."""
+    found: list[int] = []
+    for listed in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in listed.read_text().split()]
+    return [*filter(is_running, found), *(one for child in found for one in descendants(child))]
+
+
+def is_running(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 class LiveServer:

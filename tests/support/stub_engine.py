@@ -39,6 +39,9 @@ class StubEngine:
     def abort(self, request_id: int | str) -> bool:
         return False
 
+    def text_setup(self) -> dict[str, Any]:
+        return {}
+
     @property
     def tokenizer(self) -> Tokenizer:
         raise AttributeError("a stub has no tokenizer")

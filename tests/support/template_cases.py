@@ -33,12 +33,10 @@ ESCAPES = {
     "loop's generator": "{% for i in [1]|map('upper') %}{{ loop._iterator.gi_frame.f_globals }}{% endfor %}",
     "frame of a generator": "{{ ([1]|map('string')).gi_frame.f_back.f_globals }}",
     "format attribute": "{{ '{0.__class__.__mro__}'.format(messages) }}",
-    "format item": "{{ '{0[role]}'.format(messages[0]) }}",
     "format keyword": "{{ '{x.__globals__}'.format(x=raise_exception) }}",
     "format_map": "{{ '{messages.__class__}'.format_map({'messages': messages}) }}",
     "format by map": "{% for f in ['{0.__class__}']|map(attribute='format') %}{{ f(messages) }}{% endfor %}",
     "format by map filter": "{{ ['{0.__class__}']|map('format', messages)|list }}",
-    "percent of an object": "{{ '%s' % namespace }}",
     "include": "{% include '/etc/passwd' %}",
     "include if there": "{% include '/etc/passwd' ignore missing %}",
     "import": "{% import 'os' as os %}{{ os.system" + _TOUCH + " }}",
@@ -47,21 +45,13 @@ ESCAPES = {
     "python import": "{{ __import__('os').system" + _TOUCH + " }}",
     "open": "{{ open('CANARY', 'w') }}",
     "eval": "{{ eval('1') }}",
-    "autoescape": "{% autoescape true %}{{ messages[0].content }}{% endautoescape %}",
     "changing messages": "{{ messages.append({'role': 'system', 'content': 'x'}) }}",
     "changing a message": "{{ messages[0].update({'role': 'system'}) }}",
     "clearing": "{{ messages.clear() }}",
     "setting an attribute": "{% set messages.x = 1 %}",
-    "printing a function": "{{ raise_exception }}",
-    "printing a namespace": "{{ namespace(a=1) }}",
-    "a function in a list": "{{ [range] }}",
     "calling a message": "{{ messages[0]() }}",
-    "calling a class": "{{ dict.fromkeys(range(3)) }}",
-    "str.encode": "{{ 'a'.encode('utf-16') }}",
-    "unicode of time": "{{ strftime_now('%9999999Y') }}",
     "private filter": "{{ []|@made }}",
     "private filter by map": "{% for e in [[1]]|map('@each') %}{{ e._sandbox }}{% endfor %}",
-    "pprint": "{{ range|pprint }}",
 }
 
 FLOODS = {
@@ -94,12 +84,6 @@ FLOODS = {
     "doubling by list +": "{% set n = namespace(v=[1]) %}{% for i in range(60) %}{% set n.v = n.v + n.v %}{% endfor %}",
     "doubling by list": "{% set n = namespace(v=[1]) %}{% for i in range(60) %}"
     "{% set n.v = [n.v, n.v] %}{% endfor %}{{ n.v }}",
-    "doubling by tuple": "{% set n = namespace(v=1) %}{% for i in range(60) %}"
-    "{% set n.v = (n.v, n.v) %}{% endfor %}{{ n.v == 1 }}",
-    "doubling by dict": "{% set n = namespace(v=1) %}{% for i in range(60) %}"
-    "{% set n.v = {'a': n.v, 'b': n.v} %}{% endfor %}",
-    "doubling by dict()": "{% set n = namespace(v=1) %}{% for i in range(60) %}"
-    "{% set n.v = dict(a=n.v, b=n.v) %}{% endfor %}",
     "doubling by varargs": "{% macro m() %}{{ m(varargs, varargs) }}{% endmacro %}{{ m(1, 2) }}",
     "doubling by kwargs": "{% macro m() %}{{ m(a=kwargs, b=kwargs) }}{% endmacro %}{{ m(a=1) }}",
     "doubling by namespaces": "{% set n = namespace(v=namespace()) %}{% for i in range(60) %}"
@@ -129,11 +113,8 @@ FLOODS = {
     "round": "{{ 1.5|round(10 ** 10, 'floor') }}",
     "lipsum": "{{ lipsum(10 ** 10) }}",
     "to_bytes": "{{ (1).to_bytes(10 ** 10, 'big') }}",
-    "slow search": "{% set a = 'a' * 999999 %}{{ a.rfind('b' + a[:499999]) }}",
     "slow strip": "{% set a = 'a' * 999999 %}{{ a.strip('b' * 999999 + 'a')|length }}",
     "slow trim": "{% set a = 'a' * 999999 %}{{ a|trim('b' * 999999 + 'a')|length }}",
-    "slow int": "{{ ('9' * 999999)|int }}",
-    "slow urlize": "{{ ('a@' * 99999)|urlize }}",
     "output": "{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
     "many large values": "".join(f"{{% set a{i} = 'a' * 2000000 %}}" for i in range(2000)),
     "many large slices": "{% set a = [1] * 900000 %}" + "".join(f"{{% set a{i} = a[:] %}}" for i in range(2000)),
@@ -148,6 +129,35 @@ FLOODS = {
     "long source": "x" * 100_000,
     "unclosed": "{% for",
     "unclosed comment": "{# " * 20000,
+}
+
+# What looks like one of these and is none: within a worker it ends, with a text that tells nothing. By pattern.
+HARMLESS = {
+    "format item": ("{{ '{0[role]}'.format(messages[0]) }}", "user"),
+    "percent of an object": ("{{ '%s' % namespace }}", "<class 'jinja2.utils.Namespace'>"),
+    "autoescape": ("{% autoescape true %}{{ messages[0].content }}{% endautoescape %}", "hi"),
+    "printing a function": ("{{ raise_exception }}", "<function .*>"),
+    "printing a namespace": ("{{ namespace(a=1) }}", "<Namespace {'a': 1}>"),
+    "a function in a list": ("{{ [range] }}", r"\[<function .*>\]"),
+    "calling a class": ("{{ dict.fromkeys(range(3)) }}", "{0: None, 1: None, 2: None}"),
+    "str.encode": ("{{ 'a'.encode('utf-16') }}", r"b'\\xff\\xfea\\x00'"),
+    "unicode of time": ("{{ strftime_now('%9999999Y') }}", ""),
+    "pprint": ("{{ range|pprint }}", "<function .*>"),
+    "doubling by tuple": (
+        "{% set n = namespace(v=1) %}{% for i in range(60) %}{% set n.v = (n.v, n.v) %}{% endfor %}{{ n.v == 1 }}",
+        "False",
+    ),
+    "doubling by dict": (
+        "{% set n = namespace(v=1) %}{% for i in range(60) %}{% set n.v = {'a': n.v, 'b': n.v} %}{% endfor %}",
+        "",
+    ),
+    "doubling by dict()": (
+        "{% set n = namespace(v=1) %}{% for i in range(60) %}{% set n.v = dict(a=n.v, b=n.v) %}{% endfor %}",
+        "",
+    ),
+    "slow search": ("{% set a = 'a' * 999999 %}{{ a.rfind('b' + a[:499999]) }}", "-1"),
+    "slow int": ("{{ ('9' * 999999)|int }}", "0"),
+    "slow urlize": ("{{ ('a@' * 99999)|urlize }}", "(a@){99999}"),
 }
 
 # What templates in the wild use, with the text that it gives.

@@ -1,17 +1,17 @@
 """Renders messages to a prompt by the checkpoint's own chat template.
 
-A template is a program that comes with a checkpoint, so it runs in a sandbox (`template_sandbox.py`). What users write
-is data, so none of it may act as a tag: `render_segments` keeps the template's tags apart from text that looks the
-same, and `encode_segments` turns the former into their ids and the latter into ordinary text.
+A template is a program that comes with a checkpoint, so it runs in a worker, in a sandbox (`sandbox.py`). What users
+write is data, so none of it may act as a tag: `render_segments` keeps the template's tags apart from text that looks
+the same, and `encode_segments` turns the former into their ids and the latter into ordinary text.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ from longcat.chat.cut_calls import TaggedText
 from longcat.chat.messages import normalize_messages, normalize_tools, plain
 from longcat.support.files import read_json_object, read_text
 from longcat.support.json_types import JsonObject
+from longcat.support.worker import JobFailed, Limits, Pool
 
 if TYPE_CHECKING:
     import tokenizers
-    from jinja2 import Template
 
 _MAX_FILE_BYTES = 1 << 24
-_MAX_SHOWN_CHARS = 200  # of a template's error
+_LIMITS = Limits(cpu_seconds=1, memory_bytes=64 << 20, wall_seconds=60)  # of a render
+_WORKERS = Pool("longcat.chat.sandbox", {}, num_workers=2)
 _TOKEN_VARIABLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Private-use characters that stand for others while a template runs; those that occur in the data are not used.
 _STAND_INS = range(0x100000, 0x10FFFE)
@@ -49,14 +50,10 @@ class ChatTemplate:
         self.source = source
         self.tool_source = tool_source
         self._variables = dict(variables or {})
-        try:
-            from longcat.chat.sandbox import ChatSandbox
-        except ImportError as error:
-            raise Error(f"[chat template] jinja2 is needed ({error}): pip install 'jinja2>=3.1'") from None
-        self._sandbox = ChatSandbox()
-        self._lock = threading.Lock()
-        self._template = self._load(source)
-        self._tool_template = self._load(tool_source) if tool_source is not None else self._template
+        if importlib.util.find_spec("jinja2") is None:
+            raise Error("[chat template] jinja2 is needed: pip install 'jinja2>=3.1'")
+        for one in filter(None, [source, tool_source]):
+            _run(one, None)
 
     @classmethod
     def from_checkpoint(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
@@ -159,8 +156,8 @@ class ChatTemplate:
             end_mark = self._unused_characters(variables, 1)[0]
             variables = variables | {"messages": _mark_end(variables["messages"], end_mark + " ")}
         has_tools = variables["tools"] is not None
-        text = self._run(
-            self._tool_template if has_tools else self._template,
+        text = self._text(
+            self.tool_source if has_tools and self.tool_source is not None else self.source,
             self._variables | variables | {"add_generation_prompt": add_generation_prompt},
         )
         return _cut_at_mark(text, end_mark) if end_mark else text
@@ -178,24 +175,34 @@ class ChatTemplate:
             raise ValueError("messages use up the private characters of Unicode's last plane: leave some out")
         return unused[:count]
 
-    def _load(self, source: str) -> Template:
+    def _text(self, source: str, variables: dict[str, Any]) -> str:
         try:
-            return self._sandbox.load(source)
-        except Exception as error:
-            raise _template_error(error) from None
-
-    def _run(self, template: Template, variables: dict[str, Any]) -> str:
-        try:
-            with self._lock:
-                return self._sandbox.render(template, variables)
-        except Exception as error:
+            return _run(source, variables)
+        except Error:
             for index, tool in enumerate(variables.get("tools") or ()):
                 if "function" not in tool:  # which some templates know by themselves
                     raise ValueError(
                         f'[tools] found tool {index} of type "{str(tool.get("type"))[:64]}", which the chat template '
                         'does not know; expected {"type": "function", "function": {"name": ..., ...}}. Leave it out.'
                     ) from None
-            raise _template_error(error) from None
+            raise
+
+
+def _run(source: str, variables: Mapping[str, object] | None) -> str:
+    """A template's text, from a worker. Without variables it is compiled alone."""
+    job = json.dumps([source, variables], ensure_ascii=False).encode(errors="surrogatepass")
+    try:
+        answer = _WORKERS.call(job, _LIMITS)
+    except JobFailed as failure:
+        found = {
+            "time": f"rendering takes longer than {_LIMITS.cpu_seconds:g} s",
+            "memory": f"rendering takes more than {_LIMITS.memory_bytes >> 20} MiB of memory",
+        }
+        raise Error(f"[chat template] {found.get(failure.reason, 'the process that renders was ended')}") from None
+    text = answer[1:].decode(errors="surrogatepass")
+    if answer[:1] == b"!":
+        raise Error(f"[chat template] {text}")
+    return text
 
 
 def tag_texts(tokenizer: tokenizers.Tokenizer) -> list[str]:
@@ -315,7 +322,7 @@ def _cut_at_mark(text: str, mark: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-# --- files and errors ----------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------
 
 
 def _named_templates(path: str, found: object) -> tuple[str, str | None]:
@@ -341,18 +348,3 @@ def _read_text(path: str) -> str | None:
 def _read_json(path: str) -> JsonObject:
     """A file's JSON object, empty if there is no such file."""
     return read_json_object(path, "[chat template]", _MAX_FILE_BYTES)
-
-
-def _template_error(error: Exception) -> Error:
-    """One line that says where in the template and what."""
-    line = getattr(error, "lineno", None)
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<template>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
-    text = " ".join(text.split())
-    if len(text) > _MAX_SHOWN_CHARS:
-        text = text[:_MAX_SHOWN_CHARS] + "..."
-    return Error(f"[chat template] {f'line {line}: ' if line else ''}{text}")

@@ -11,6 +11,7 @@ from longcat._core import Error
 from longcat.request.prompts import Conversation, as_token_ids
 from longcat.request.tokenizer import StreamDecoder, Tokenizer
 from longcat.support.files import read_text
+from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
     from longcat.chat.template import ChatTemplate
@@ -45,6 +46,17 @@ class CheckpointText:
         self._eos_token_ids = list(eos_token_ids)
         self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()  # of _grammars
+
+    def setup(self) -> JsonObject:
+        """The arguments of this object, for another process."""
+        source = self._chat_template_source
+        return {
+            "folder": self._folder,
+            "tokenizer": os.fspath(self._tokenizer_path),
+            "chat_template": None if source is None else os.fspath(source),
+            "vocab_size": self._vocab_size,
+            "eos_token_ids": self._eos_token_ids,
+        }
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -122,6 +134,10 @@ class TextMethods:
     """The methods of an engine that need its text and no model."""
 
     _text: CheckpointText
+
+    def text_setup(self) -> JsonObject:
+        """The arguments of CheckpointText, with which another process makes this engine's text."""
+        return self._text.setup()
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -131,6 +131,14 @@ class StructuredOutputs:
             raise ValueError("[schema] found text nested too deep; expected a JSON schema.") from None
 
 
+@dataclass(frozen=True)
+class WrittenGrammar(StructuredOutputs):
+    """A form whose grammar is written: `grammar` is what `source()` of another form returned."""
+
+    def source(self) -> str:
+        return self.grammar or ""
+
+
 def schema_source(schema: object) -> str:
     """Returns the grammar of the values that fit a JSON schema, in llguidance's form.
 

@@ -7,6 +7,8 @@ memory has grown much.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 
@@ -36,7 +38,14 @@ class FullCollections:
         may_have_garbage = gc.get_count()[2] > 0
         if (self._num_idle >= _IDLE_LOOKS and may_have_garbage) or _resident_bytes() > self._bytes + _MOST_GROWTH:
             gc.collect()
+            _trim()
             self._bytes = _resident_bytes()
+
+
+def _trim() -> None:
+    """Gives free memory back to the system: malloc keeps it."""
+    with contextlib.suppress(AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_bytes() -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -17,58 +18,28 @@ from longcat._core import Error, QueueFullError
 from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import RequestOutput, StreamChunk
 from longcat.request.sampling_params import SamplingParams
-from longcat.request.structured import StructuredOutputs
-from longcat.server.api.protocol import ChatRequest, GenerationBody, SamplingBody, TokenizeRequest
+from longcat.request.structured import WrittenGrammar
+from longcat.server.api.protocol import SamplingBody
 from longcat.server.grammar_check import GrammarChecker
-from longcat.server.http.errors import CONTEXT_EXCEEDED, ApiError, json_response
+from longcat.server.http.body import Body, Done
+from longcat.server.http.errors import ApiError, json_response
 from longcat.server.http.intake import Intake
 from longcat.server.http.streaming import Answer, EventStream, unless_client_leaves
 from longcat.server.lifecycle import Lifecycle
 from longcat.server.metrics import ServerMetrics
 from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
+from longcat.server.texts import Texts
 from longcat.server.token_intervals import TokenClock
 from longcat.support.json_types import JsonObject
+from longcat.support.worker import Pool
 
 T = TypeVar("T")
+V = TypeVar("V", bound=Body)
 B = TypeVar("B", bound=SamplingBody)
 
-# Fields that SamplingParams has under the same name.
-_SAMPLING = (
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "include_stop_str_in_output",
-    "stop_token_ids",
-    "min_tokens",
-    "ignore_eos",
-    "skip_special_tokens",
-    "logit_bias",
-    "bad_words",
-    "allowed_token_ids",
-)
-# Arguments of Engine.render_chat, and of what it calls.
-_RENDERING = (
-    "self",
-    "messages",
-    "tags",
-    "tools",
-    "tool_choice",
-    "add_generation_prompt",
-    "continue_final_message",
-    "max_text_bytes",
-)
 _TEXT_THREADS = 2  # templates, tokenizer
-_TEXTS_AT_ONCE = 16  # tokenized in one go
-_SHORT_BYTES = 64 << 10  # of a text that takes some ms to tokenize
-_PIECE_CHARS = 256 << 10  # of a long text, counted before the whole is tokenized
-_MAX_CHAT_CHARS = 2 << 20  # of a conversation and its tools; a template writes at most half of that
+_LARGE_BODIES, _NICENESS = 2, 4  # that are read at one time, behind the engine and the event loop
 _GRAMMAR_THREADS = 2
 FEW_TOKENS = 4096  # of an answer that is written on the event loop; more are written on a thread
 
@@ -86,116 +57,38 @@ class Service:
         self.lifecycle = lifecycle
         self.metrics = metrics
         self.max_model_len: int = engine.info()["max_model_len"]
-        self.intake = Intake(settings)
+        self.texts = Texts(engine, settings, self.max_model_len)
+        setup = {
+            "text": engine.text_setup(),
+            "settings": dataclasses.asdict(settings) | {"api_keys": ()},
+            "max_model_len": self.max_model_len,
+        }
+        self.intake = Intake(settings, Pool("longcat.server.api.large_bodies", setup, _LARGE_BODIES, _NICENESS))
         self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
-        self._longest_token = self.intake.thread.submit(_longest_token, engine)
+        self._text_threads.submit(self.texts.max_text_bytes)  # which takes a moment, once
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
-        self._checker: GrammarChecker | None = None
+        self._checker = GrammarChecker(engine.text_setup(), settings.grammar_timeout)
         self._turn = asyncio.Lock()  # one request is queued in each round of the event loop, however many ask
 
-    def model_name(self, asked: str | None) -> str:
-        """Returns the model name for the response.
+    async def planned(self, body: V, plan: Callable[[Texts, V], T]) -> T:
+        """Runs `plan(texts, body)` on another thread. It renders and tokenizes, unless a worker has done so.
+
+        A plan that has not begun is dropped when the caller is cancelled, as it is when its client leaves.
 
         Raises:
-            ApiError: 404, the request names another model.
-        """
-        names = self.settings.model_names
-        if asked and asked not in names:
-            raise ApiError(
-                404,
-                f'[request] model is "{asked[:100]}"; expected {" or ".join(names)}.',
-                param="model",
-                code="model_not_found",
-            )
-        return asked or names[0]
-
-    async def in_text_thread(self, work: Callable[[], T]) -> T:
-        """Runs `work`, which renders or tokenizes, on another thread. Its exceptions become error responses.
-
-        Work that has not begun is dropped when the caller is cancelled, which happens when the client leaves.
+            ApiError: the request is wrong.
         """
         with self.refusals():
-            return await asyncio.get_running_loop().run_in_executor(self._text_threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._text_threads, plan, self.texts, body)
 
-    async def in_thread_for(self, num_bytes: int, work: Callable[[], T]) -> T:
-        """As in_text_thread, but one long text at a time, and none beside a large body."""
-        if num_bytes <= _SHORT_BYTES:
-            return await self.in_text_thread(work)
-        with self.refusals():
-            return await asyncio.get_running_loop().run_in_executor(self.intake.thread, work)
+    def start(self) -> None:
+        """Has the workers for large bodies ready."""
+        self.intake.pool.start()
 
-    def max_text_bytes(self) -> int:
-        """Bytes of the longest text that can fit the context, if every token were the longest one."""
-        return max(self.max_model_len * self._longest_token.result(), 1)
-
-    def check_room(self, token_ids: Sequence[int], field: str, num_new: int = 1) -> None:
-        """Checks that the context has room for a prompt and the first tokens of its completion.
-
-        Args:
-            field: of the request, that the prompt came in.
-            num_new: those first tokens: 1, or 0 where no answer is asked for.
-        Raises:
-            ApiError: 400, the context has no room.
-        """
-        most = self.max_model_len - num_new
-        if len(token_ids) > most:
-            raise self._too_long(field, f"{len(token_ids)} tokens", f"at most {most}")
-
-    def _too_long(self, field: str, found: str, expected: str) -> ApiError:
-        """Returns the error for a prompt beyond the context. Clients know it by its words and its code."""
-        return ApiError(
-            400,
-            f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
-            f"{self.max_model_len} tokens (max_model_len={self.max_model_len}); expected {expected}. Shorten it.",
-            param=field,
-            code=CONTEXT_EXCEEDED,
-        )
-
-    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts. What cannot fit the context is refused before it is tokenized.
-
-        Raises:
-            ApiError: 400, a text is too long.
-        """
-        token_ids: list[list[int]] = []
-        for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            some = texts[start : start + _TEXTS_AT_ONCE]
-            for text in some:
-                await self._check_fits(text)
-            work = functools.partial(_encode_all, self.engine.encode, some)
-            token_ids += await self.in_thread_for(sum(map(len, some)), work)
-        return token_ids
-
-    async def _check_fits(self, text: str) -> None:
-        if len(text) <= self.max_model_len:
-            return
-        most = await asyncio.get_running_loop().run_in_executor(None, self.max_text_bytes)
-        num_bytes = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-        if num_bytes > most:
-            raise self._too_long("prompt", f"{num_bytes} bytes", f"at most {most} bytes")
-        # The count of the pieces differs from that of the whole by little: each cut splits one token, or one word.
-        num_tokens = 0
-        for start in range(0, len(text) if len(text) > 8 * self.max_model_len else 0, _PIECE_CHARS):
-            piece = text[start : start + _PIECE_CHARS]
-            num_tokens += len(await self.in_thread_for(len(piece), functools.partial(self.engine.encode, piece)))
-            if num_tokens > 2 * self.max_model_len:
-                raise self._too_long("prompt", f"more than {num_tokens} tokens", f"at most {self.max_model_len - 1}")
-
-    def render_chat(self, messages: Any, **options: Any) -> tuple[str, list[int]]:
-        """Engine.render_chat, for a text thread; what cannot fit the context is refused before it is tokenized.
-
-        Raises:
-            ValueError: the messages are too long.
-        """
-        num_chars = _num_chars([messages, options.get("tools")])
-        if num_chars > _MAX_CHAT_CHARS:
-            raise ValueError(
-                f"[request] messages and tools have {num_chars} characters; expected at most {_MAX_CHAT_CHARS}. "
-                "Shorten them."
-            )
-        if num_chars > self.max_model_len:
-            options["max_text_bytes"] = self.max_text_bytes()
-        return self.engine.render_chat(messages, **options)
+    def close(self) -> None:
+        """Ends all workers."""
+        self.intake.pool.close()
+        self._checker.close()
 
     @contextlib.contextmanager
     def refusals(self) -> Any:
@@ -210,53 +103,21 @@ class Service:
             self.lifecycle.check_ready()
             raise ApiError(400, str(error)) from None
 
-    def sampling_params(self, body: GenerationBody, **more: object) -> SamplingParams:
-        """The parameters of a request, but for the form of its answer.
-
-        Args:
-            more: fields of SamplingParams besides the shared ones.
-        Raises:
-            ApiError: 400, a field is out of range.
-        """
-        given = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
-        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        if len(stops) > self.settings.max_stop_strings:
-            limit = self.settings.max_stop_strings
-            raise ApiError(400, f"[request] stop has {len(stops)} strings; expected at most {limit}.", param="stop")
-        with self.refusals():
-            return SamplingParams.of(given | {"stop": stops} | more, {})
-
-    def logprobs(self, count: int | None) -> int | None:
-        if count is not None and count > self.settings.max_logprobs:
-            most = self.settings.max_logprobs
-            raise ApiError(400, f"[request] logprobs is {count}; expected at most {most}.", param="logprobs")
-        return count
-
-    async def compiled(self, form: Any) -> Any:
-        """The grammar of a form (None for None), compiled on a thread once a process has shown that it can be.
+    async def compiled(self, grammar: str | None) -> Any:
+        """A grammar in llguidance's form (None for None), compiled on a thread once a worker has shown that it can be.
 
         Raises:
             ApiError: 400, it is malformed, too large, or takes too long.
         """
-        if form is None:
+        if grammar is None:
             return None
-        loop = asyncio.get_running_loop()
         with self.refusals():
-            source = await loop.run_in_executor(self._grammar_threads, lambda: StructuredOutputs.of(form).source())
-            await (await self._grammar_checker()).check(source)
-            return await loop.run_in_executor(self._grammar_threads, self.engine.compile_grammar, form)
-
-    async def _grammar_checker(self) -> GrammarChecker:
-        if self._checker is None:
-            engine, info = self.engine, self.engine.info()
-            text = await self.in_text_thread(lambda: engine.tokenizer.library.to_str())
-            if self._checker is None:  # another request may have been here meanwhile
-                eos, limit = info["eos_token_id"], self.settings.grammar_timeout
-                self._checker = GrammarChecker(text, info["vocab_size"], [eos], limit)
-        return self._checker
+            await self._checker.check(grammar)
+            work = functools.partial(self.engine.compile_grammar, WrittenGrammar(grammar=grammar))
+            return await asyncio.get_running_loop().run_in_executor(self._grammar_threads, work)
 
     async def submit(
-        self, name: str, token_ids: list[int], params: SamplingParams, group: RequestGroup | None = None
+        self, name: str, token_ids: Sequence[int], params: SamplingParams, group: RequestGroup | None = None
     ) -> Generation:
         """Queues a request.
 
@@ -270,7 +131,7 @@ class Service:
         """
         async with self._turn:
             chunks = self.engine.agenerate(
-                prompt_token_ids=token_ids, sampling_params=params, request_id=name, group=group
+                prompt_token_ids=list(token_ids), sampling_params=params, request_id=name, group=group
             )
             generation = Generation(self, name, chunks, params.max_tokens)
             try:
@@ -355,6 +216,20 @@ class Generation:
             self._service.metrics.count_end("abort")
 
 
+@dataclasses.dataclass
+class Ready:
+    """A plan that is the whole response already: `done.answer`."""
+
+    done: Done
+
+
+async def respond_ready(request: Request, body: V, plan: Callable[[Texts, V], Ready]) -> Response:
+    """Returns the response that `plan` makes, or that a worker has made by it."""
+    service: Service = request.app.state.service
+    ready = await unless_client_leaves(request, service.planned(body, plan))
+    return Response(ready.done.answer, media_type="application/json")
+
+
 async def respond(request: Request, body: B, start: Callable[[Service, B], Awaitable[Answer]]) -> Response:
     """The answer that `start` begins: whole, or with `stream` as server-sent events."""
     service: Service = request.app.state.service
@@ -368,53 +243,6 @@ async def respond(request: Request, body: B, start: Callable[[Service, B], Await
         return json_response(await unless_client_leaves(request, answer.whole()))
 
 
-def template_variables(body: ChatRequest | TokenizeRequest) -> JsonObject:
-    """Variables of the template, from `chat_template_kwargs`.
-
-    Raises:
-        ApiError: 400, one is none: what the server passes itself.
-    """
-    given = body.chat_template_kwargs or {}
-    if taken := [name for name in given if name in _RENDERING]:
-        message = f"[request] chat_template_kwargs.{taken[0]} is a name of the server's own; expected other names."
-        raise ApiError(400, message, param="chat_template_kwargs")
-    return given
-
-
-def answer_form(body: GenerationBody) -> Any:
-    """Returns the form that `response_format`, `structured_outputs` or vLLM's guided_* fields ask for; None: free text.
-
-    Raises:
-        ApiError: 400, they say nothing possible.
-    """
-    forms = [form for form in (_of_response_format(body.response_format), body.structured_outputs) if form]
-    older = {name: getattr(body, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
-    forms += [{name: value} for name, value in older.items() if value is not None]
-    if len(forms) > 1:
-        raise ApiError(
-            400, "[request] the form of the answer is given twice; expected response_format or structured_outputs."
-        )
-    return forms[0] if forms else None
-
-
-def _of_response_format(given: Mapping[str, object] | None) -> JsonObject | None:
-    kind = None if given is None else given.get("type")
-    if given is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return {"json_object": True}
-    inner = given.get("json_schema")
-    schema = inner.get("schema") if isinstance(inner, Mapping) else None
-    if kind != "json_schema" or not isinstance(schema, (Mapping, bool)):
-        raise ApiError(
-            400,
-            f'[request] response_format is {str(given)[:100]}; expected {{"type": "text"}}, '
-            '{"type": "json_object"} or {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.',
-            param="response_format",
-        )
-    return {"json": schema if isinstance(schema, Mapping) else str(schema).lower()}
-
-
 def usage(outputs: list[RequestOutput]) -> JsonObject:
     """Returns the token counts in OpenAI's `usage` object."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
@@ -426,23 +254,3 @@ def usage(outputs: list[RequestOutput]) -> JsonObject:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-
-
-def _longest_token(engine: ServedEngine) -> int:
-    """Returns the bytes of the longest token; more with a normalizer, which may shorten a text first."""
-    tokenizer = engine.tokenizer
-    longest = max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size))
-    return longest if tokenizer.library.normalizer is None else 4 * longest
-
-
-def _encode_all(encode: Callable[[str], list[int]], texts: Sequence[str]) -> list[list[int]]:
-    return [encode(text) for text in texts]
-
-
-def _num_chars(value: object) -> int:
-    """Returns the number of characters in all texts of a JSON value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(len(name) + _num_chars(item) for name, item in value.items())
-    return sum(map(_num_chars, value)) if isinstance(value, list) else 0

@@ -19,6 +19,7 @@ import uvicorn
 from longcat._core import Error
 from longcat.server import logs
 from longcat.server.app import Application
+from longcat.server.generation import Service
 from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
 from longcat.server.http.tls import TlsHandshake
 from longcat.server.served_engine import ServedEngine
@@ -153,6 +154,8 @@ async def _serve(
         server.should_exit = True
 
     app = Application(engine, settings, on_end=end)
+    service: Service = app.api.state.service
+    service.start()
     table = Connections(settings.max_connections)
     protocol = type("Protocol", (LimitedHttpProtocol,), {"settings": settings, "table": table})
 
@@ -172,6 +175,7 @@ async def _serve(
     await server.serve(sockets=[sock])
     for task in tasks:
         task.cancel()
+    service.close()
     return 1 if app.lifecycle.state == "dead" else 0
 
 

@@ -17,13 +17,16 @@ from longcat.chat.reader import ChatChunk, ChatReader, force_calls
 from longcat.chat.tool_stream import ToolCallDelta
 from longcat.chat.tool_text import CALL, json_text
 from longcat.request.outputs import Logprob, RequestOutput
+from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
 from longcat.server.api.chat_chunks import ChatChunks, log_facts, prompt_entries, prompt_logprobs, timings
 from longcat.server.api.protocol import ChatRequest
 from longcat.server.api.shapes import ChatCompletion, answers
-from longcat.server.generation import FEW_TOKENS, Service, answer_form, respond, template_variables, usage
+from longcat.server.generation import FEW_TOKENS, Service, respond, usage
+from longcat.server.http.body import Done
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
+from longcat.server.texts import Texts, answer_form, grammar_of, template_variables
 from longcat.support.json_types import JsonObject
 
 router = APIRouter(route_class=JsonRoute)
@@ -37,6 +40,73 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return await respond(request, body, start_chat)
 
 
+@dataclass
+class ChatPlan:
+    """A chat request, checked and tokenized; `params` still lack the grammar and max_tokens."""
+
+    body: ChatRequest
+    model: str
+    params: SamplingParams
+    reader: ChatReader
+    done: Done
+
+
+def plan_chat(texts: Texts, body: ChatRequest, field: str = "messages") -> ChatPlan:
+    """Checks, renders and tokenizes.
+
+    Args:
+        field: of the client's request, that the messages came in.
+    Raises:
+        ApiError, ValueError, TypeError, longcat.Error: the request is wrong.
+    """
+    model = texts.model_name(body.model)
+    if body.chat_template is not None:
+        raise ApiError(400, "chat_template: templates of requests are off; use the server's", param="chat_template")
+    logprobs = texts.logprobs(body.top_logprobs or 0) if body.logprobs else None
+    params = texts.sampling_params(body, logprobs=logprobs, prompt_logprobs=prompt_logprobs(texts, body))
+    form = answer_form(body)
+    tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
+    params.structured_outputs = None if form is None else StructuredOutputs.of(form)
+    is_forced = tool_choice not in (None, "auto", "none")
+    params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
+    if tools and tool_choice == "none":
+        params.logit_bias = {**(params.logit_bias or {}), **_no_calls(texts)}
+    if (done := body._done) is None:
+        grammar = grammar_of(params)
+        token_ids = _prompt(texts, body, tools, tool_choice)
+        texts.check_room(token_ids, field)
+        done = Done([token_ids], grammar)
+    return ChatPlan(body, model, params, ChatReader(tools, tool_choice, is_forced), done)
+
+
+def chat_prompt(texts: Texts, body: ChatRequest) -> list[int]:
+    """Returns the token ids of a request's prompt.
+
+    Raises:
+        ApiError, ValueError, TypeError, longcat.Error: the request is wrong.
+    """
+    tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
+    return _prompt(texts, body, tools, tool_choice if tool_choice in (None, "none") else "auto")
+
+
+def _prompt(texts: Texts, body: ChatRequest, tools: list[dict[str, Any]] | None, tool_choice: str | None) -> list[int]:
+    _, token_ids = texts.render_chat(
+        body.messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        **template_variables(body),
+    )
+    return token_ids
+
+
+def _no_calls(texts: Texts) -> dict[int, float]:
+    """A bias that keeps the tag of calls out of a text: none where the tag is no single token."""
+    token_ids = texts.engine.encode(CALL)
+    return {token_ids[0]: _NEVER} if len(token_ids) == 1 else {}
+
+
 async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
     """Queues a chat for an answer in OpenAI's shapes.
 
@@ -44,74 +114,22 @@ async def start_chat(service: Service, body: ChatRequest) -> ChatAnswer:
         ApiError: the request is wrong, or the server is full.
     """
     id = f"chatcmpl-{uuid.uuid4().hex}"
-    return ChatAnswer(await queue_chat(service, body, id), id)
+    return ChatAnswer(await queue_chat(service, await service.planned(body, plan_chat), id), id)
 
 
-async def queue_chat(service: Service, body: ChatRequest, id: str, field: str = "messages") -> ChatChunks:
-    """Renders the prompt, compiles the grammar, and queues the request.
+async def queue_chat(service: Service, plan: ChatPlan, id: str) -> ChatChunks:
+    """Compiles the grammar, and queues the request.
 
     Args:
         id: a name of the request, for the engine.
-        field: of the client's request, that the messages came in.
     Raises:
         ApiError: the request is wrong, or the server is full.
     """
-    model = service.model_name(body.model)
-    if body.chat_template is not None:
-        raise ApiError(400, "chat_template: templates of requests are off; use the server's", param="chat_template")
-    logprobs = service.logprobs(body.top_logprobs or 0) if body.logprobs else None
-    params = service.sampling_params(body, logprobs=logprobs, prompt_logprobs=prompt_logprobs(service, body))
-    form = answer_form(body)
-    with service.refusals():
-        tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
-        params.structured_outputs = None if form is None else StructuredOutputs.of(form)
-        is_forced = tool_choice not in (None, "auto", "none")
-        params, tool_choice = force_calls(params, tools, tool_choice, body.parallel_tool_calls)
-    if tools and tool_choice == "none":
-        params.logit_bias = {**(params.logit_bias or {}), **_no_calls(service)}
-    params.structured_outputs = await service.compiled(params.structured_outputs)
-    token_ids = await _prompt(service, body, tools, tool_choice)
-    service.check_room(token_ids, field)
-    limit = body.max_completion_tokens or body.max_tokens
-    params.max_tokens = limit or max(service.max_model_len - len(token_ids), 1)
+    body, params, [token_ids] = plan.body, plan.params, plan.done.token_ids
+    params.structured_outputs = await service.compiled(plan.done.grammar)
+    params.max_tokens = body.max_completion_tokens or body.max_tokens or max(service.max_model_len - len(token_ids), 1)
     generation = await service.submit(id, token_ids, params)
-    reader = ChatReader(tools, tool_choice, is_forced)
-    return ChatChunks(service, body, model, len(token_ids), generation, reader)
-
-
-async def chat_prompt(service: Service, body: ChatRequest) -> list[int]:
-    """The prompt of a request that is not queued.
-
-    Raises:
-        ApiError: the request is wrong.
-    """
-    with service.refusals():
-        tools, tool_choice = _allowed_tools(body.tools, body.tool_choice)
-    return await _prompt(service, body, tools, tool_choice if tool_choice in (None, "none") else "auto")
-
-
-async def _prompt(
-    service: Service, body: ChatRequest, tools: list[dict[str, Any]] | None, tool_choice: str | None
-) -> list[int]:
-    variables = template_variables(body)
-    _, token_ids = await service.in_thread_for(
-        body._num_bytes,
-        lambda: service.render_chat(
-            body.messages,
-            tools=tools,
-            tool_choice=tool_choice,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            **variables,
-        ),
-    )
-    return token_ids
-
-
-def _no_calls(service: Service) -> dict[int, float]:
-    """A bias that keeps the tag of calls out of a text: none where the tag is no single token."""
-    token_ids = service.engine.encode(CALL)
-    return {token_ids[0]: _NEVER} if len(token_ids) == 1 else {}
+    return ChatChunks(service, body, plan.model, len(token_ids), generation, plan.reader)
 
 
 def _allowed_tools(tools: list[dict[str, Any]] | None, choice: Any) -> tuple[list[dict[str, Any]] | None, Any]:

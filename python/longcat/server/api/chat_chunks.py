@@ -11,6 +11,7 @@ from longcat.request.outputs import Logprob, RequestOutput
 from longcat.server.api.protocol import ChatRequest, GenerationBody
 from longcat.server.generation import Generation, Service
 from longcat.server.http.errors import ApiError
+from longcat.server.texts import Texts
 from longcat.support.json_types import JsonObject
 
 
@@ -57,7 +58,7 @@ class ChatChunks:
         return {"token": one.decoded_token or "", **_at_least(one), "bytes": list(raw)}
 
 
-def prompt_logprobs(service: Service, body: GenerationBody) -> int | None:
+def prompt_logprobs(texts: Texts, body: GenerationBody) -> int | None:
     """How many likely tokens to tell of each place of the prompt.
 
     Raises:
@@ -67,7 +68,7 @@ def prompt_logprobs(service: Service, body: GenerationBody) -> int | None:
         raise ApiError(
             400, "[request] prompt_logprobs is given with stream; expected one of them.", param="prompt_logprobs"
         )
-    return service.logprobs(body.prompt_logprobs)
+    return texts.logprobs(body.prompt_logprobs)
 
 
 def prompt_entries(output: RequestOutput) -> list[dict[int, JsonObject] | None]:

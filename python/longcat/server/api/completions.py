@@ -15,13 +15,17 @@ from starlette.responses import Response
 
 from longcat.engine.request_table import RequestGroup
 from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
+from longcat.request.sampling_params import SamplingParams
+from longcat.request.structured import StructuredOutputs
 from longcat.request.tokenizer import StreamDecoder
 from longcat.server.api.chat_chunks import log_facts, prompt_entries, prompt_logprobs, timings
 from longcat.server.api.protocol import CompletionRequest
 from longcat.server.api.shapes import TextCompletion, answers
-from longcat.server.generation import FEW_TOKENS, Generation, Service, answer_form, respond, usage
+from longcat.server.generation import FEW_TOKENS, Generation, Service, respond, usage
+from longcat.server.http.body import Done
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute
+from longcat.server.texts import Texts, answer_form, grammar_of
 from longcat.support.json_types import JsonObject
 
 _AT_ONCE = 64  # streams that one turn of the event loop begins, ends, or puts into an answer
@@ -35,21 +39,29 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     return await respond(request, body, start_completion)
 
 
-async def start_completion(service: Service, body: CompletionRequest) -> CompletionAnswer:
-    """Tokenizes, compiles and queues all prompts, or none.
+@dataclass
+class CompletionPlan:
+    """A completions request, checked and tokenized; `params` still lack the grammar."""
+
+    model: str
+    params: SamplingParams
+    done: Done
+
+
+def plan_completion(texts: Texts, body: CompletionRequest) -> CompletionPlan:
+    """Checks and tokenizes.
 
     Raises:
-        ApiError: the request is wrong, or the server is full.
+        ApiError, ValueError, TypeError, longcat.Error: the request is wrong.
     """
-    model = service.model_name(body.model)
+    model = texts.model_name(body.model)
     if body.suffix:
         raise ApiError(400, "suffix: the model cannot fill in; leave it out", param="suffix")
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens=0 asks for nothing: expected 1 or more, or echo", param="max_tokens")
     if body.echo and body.stream:
         raise ApiError(400, "echo does not go together with stream: expected one of them", param="echo")
-    texts, prompts = await _prompts(service, body)
-    logprobs, of_prompt = service.logprobs(body.logprobs), prompt_logprobs(service, body)
+    logprobs, of_prompt = texts.logprobs(body.logprobs), prompt_logprobs(texts, body)
     if body.echo and logprobs is not None and of_prompt not in (None, logprobs):
         raise ApiError(
             400,
@@ -58,29 +70,24 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
         )
     if body.echo and of_prompt is None:
         of_prompt = logprobs
-    params = service.sampling_params(body, max_tokens=body.max_tokens, logprobs=logprobs, prompt_logprobs=of_prompt)
-    params.structured_outputs = await service.compiled(answer_form(body))
-    id = f"cmpl-{uuid.uuid4().hex}"
-    answer = CompletionAnswer(service, body, id, model, texts)
-    group = RequestGroup() if len(prompts) > 1 else None
-    try:
-        for position, token_ids in enumerate(prompts):
-            answer.streams.append(await service.submit(f"{id}-{position}", token_ids, params, group))
-    except BaseException:
-        await answer.aclose()
-        raise
-    return answer
+    params = texts.sampling_params(body, max_tokens=body.max_tokens, logprobs=logprobs, prompt_logprobs=of_prompt)
+    if (done := body._done) is None:
+        form = answer_form(body)
+        params.structured_outputs = None if form is None else StructuredOutputs.of(form)
+        done = _tokenized(texts, body)
+        done.grammar = grammar_of(params)
+    return CompletionPlan(model, params, done)
 
 
-async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str | None], list[list[int]]]:
-    """Returns the prompts' texts (None where ids were given) and token ids."""
+def _tokenized(texts: Texts, body: CompletionRequest) -> Done:
+    """Token ids of all prompts, and their texts (None where ids were given) for `echo`."""
     prompt: Any = body.prompt
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
-    if not 1 <= len(prompt) <= service.settings.max_prompts:
-        limit = service.settings.max_prompts
+    if not 1 <= len(prompt) <= texts.settings.max_prompts:
+        limit = texts.settings.max_prompts
         raise ApiError(400, f"prompt is a list of {len(prompt)}: expected 1 to {limit}", param="prompt")
-    most = service.settings.max_completions
+    most = texts.settings.max_completions
     if len(prompt) > 1 and len(prompt) * body.n > most:
         raise ApiError(
             400,
@@ -88,12 +95,32 @@ async def _prompts(service: Service, body: CompletionRequest) -> tuple[list[str 
             f"most {most} (half of --max-queued-requests). Send fewer prompts in a request.",
             param="prompt",
         )
-    texts = [one if isinstance(one, str) else None for one in prompt]
-    encoded = iter(await service.encode([one for one in prompt if isinstance(one, str)]))
+    encoded = iter(texts.encode([one for one in prompt if isinstance(one, str)]))
     token_ids = [next(encoded) if isinstance(one, str) else one for one in prompt]
     for one in token_ids:
-        service.check_room(one, "prompt", min(body.max_tokens, 1))
-    return texts, token_ids
+        texts.check_room(one, "prompt", min(body.max_tokens, 1))
+    return Done(token_ids, texts=[one if body.echo and isinstance(one, str) else None for one in prompt])
+
+
+async def start_completion(service: Service, body: CompletionRequest) -> CompletionAnswer:
+    """Plans, compiles and queues all prompts, or none.
+
+    Raises:
+        ApiError: the request is wrong, or the server is full.
+    """
+    plan = await service.planned(body, plan_completion)
+    plan.params.structured_outputs = await service.compiled(plan.done.grammar)
+    id = f"cmpl-{uuid.uuid4().hex}"
+    answer = CompletionAnswer(service, body, id, plan.model, plan.done.texts)
+    prompts = plan.done.token_ids
+    group = RequestGroup() if len(prompts) > 1 else None
+    try:
+        for position, token_ids in enumerate(prompts):
+            answer.streams.append(await service.submit(f"{id}-{position}", token_ids, plan.params, group))
+    except BaseException:
+        await answer.aclose()
+        raise
+    return answer
 
 
 @dataclass
@@ -104,7 +131,7 @@ class CompletionAnswer:
     body: CompletionRequest
     id: str
     model: str
-    texts: list[str | None]
+    texts: Sequence[str | None]
     streams: list[Generation] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     log: JsonObject = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -158,6 +158,9 @@ class GenerationBody(SamplingBody):
     """The fields that chat and completions share."""
 
     refused = _REFUSED
+    heavy: ClassVar[dict[str, Json]] = dict.fromkeys(
+        ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
+    )
 
     n: int = Field(1, ge=1, le=MAX_N)
     stream_options: StreamOptions | None = None
@@ -191,6 +194,11 @@ class GenerationBody(SamplingBody):
 
 
 class ChatRequest(GenerationBody):
+    heavy: ClassVar[dict[str, Json]] = GenerationBody.heavy | {
+        "messages": [{"role": "user", "content": ""}],
+        "chat_template_kwargs": None,
+    }
+
     messages: list[JsonObject] = Field(min_length=1, fail_fast=True)
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = Field(None, description="default: what the context leaves")
@@ -208,6 +216,8 @@ class ChatRequest(GenerationBody):
 
 
 class CompletionRequest(GenerationBody):
+    heavy: ClassVar[dict[str, Json]] = GenerationBody.heavy | {"prompt": ""}
+
     prompt: Prompt
     max_tokens: int = Field(16, ge=0, lt=2**31)
     echo: bool = False
@@ -217,6 +227,8 @@ class CompletionRequest(GenerationBody):
 
 class TokenizeRequest(Body):
     """A prompt, or messages as for chat."""
+
+    heavy: ClassVar[dict[str, Json]] = dict.fromkeys(["prompt", "messages", "tools", "chat_template_kwargs"])
 
     model: str | None = None
     prompt: str | None = None
@@ -229,5 +241,7 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
+    heavy: ClassVar[dict[str, Json]] = {"tokens": []}
+
     model: str | None = None
     tokens: Ids

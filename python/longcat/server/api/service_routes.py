@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Request
@@ -10,10 +11,11 @@ from starlette.responses import Response
 from longcat._core import __version__
 from longcat.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from longcat.server.api.shapes import Model, Models, Properties, State, Text, Tokens, Version, answers
-from longcat.server.generation import Service, template_variables
-from longcat.server.http.errors import ApiError, json_response
+from longcat.server.generation import Ready, Service, respond_ready
+from longcat.server.http.body import Done
+from longcat.server.http.errors import ApiError, json_response, to_json
 from longcat.server.http.intake import JsonRoute
-from longcat.server.http.streaming import unless_client_leaves
+from longcat.server.texts import Texts, template_variables
 from longcat.support.json_types import JsonObject
 
 MAX_TOKENIZE_CHARS = 1 << 20
@@ -34,7 +36,7 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}", summary="One of the names", responses=answers(Model))
 async def model(name: str, request: Request) -> Response:
     service: Service = request.app.state.service
-    return json_response(_model(service, request, service.model_name(name)))
+    return json_response(_model(service, request, service.texts.model_name(name)))
 
 
 def _model(service: Service, request: Request, name: str) -> JsonObject:
@@ -63,7 +65,8 @@ async def version() -> Response:
 @router.get("/props", summary="What llama.cpp's clients ask of a server", responses=answers(Properties))
 async def props(request: Request) -> Response:
     service: Service = request.app.state.service
-    template = await service.in_text_thread(lambda: service.engine.chat_template.source)
+    with service.refusals():
+        template = await asyncio.to_thread(lambda: service.engine.chat_template.source)
     return json_response(
         {
             "default_generation_settings": {"n_ctx": service.max_model_len},
@@ -75,50 +78,52 @@ async def props(request: Request) -> Response:
     )
 
 
-@router.post("/tokenize", summary="Token ids of a prompt or of messages", responses=answers(Tokens))
-async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.model_name(body.model)
+def plan_tokenize(texts: Texts, body: TokenizeRequest) -> Ready:
+    """Renders and tokenizes: a whole response."""
+    if body._done is not None:
+        return Ready(body._done)
+    texts.model_name(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "prompt or messages, one of them, is expected")
-    engine, prompt, messages, variables = service.engine, body.prompt, body.messages, template_variables(body)
-
-    def work() -> list[int]:
-        if prompt is not None:
-            if len(prompt) > MAX_TOKENIZE_CHARS:
-                found = f"[request] prompt has {len(prompt)} characters; expected at most {MAX_TOKENIZE_CHARS}"
-                raise ApiError(400, f"{found}. Send it in parts.", param="prompt")
-            return engine.encode(prompt)
-        return service.render_chat(
-            messages,
+    variables = template_variables(body)
+    if body.prompt is not None:
+        if len(body.prompt) > MAX_TOKENIZE_CHARS:
+            found = f"[request] prompt has {len(body.prompt)} characters; expected at most {MAX_TOKENIZE_CHARS}"
+            raise ApiError(400, f"{found}. Send it in parts.", param="prompt")
+        token_ids = texts.engine.encode(body.prompt)
+    else:
+        _, token_ids = texts.render_chat(
+            body.messages,
             tools=body.tools,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             **variables,
-        )[1]
+        )
+    answer: JsonObject = {"count": len(token_ids), "max_model_len": texts.max_model_len, "tokens": token_ids}
+    if body.return_token_strs:
+        answer["token_strs"] = [texts.engine.token_text(token_id) for token_id in token_ids]
+    return Ready(Done(answer=to_json(answer)))
 
-    def answer() -> Response:
-        token_ids = work()
-        found = {"count": len(token_ids), "max_model_len": service.max_model_len, "tokens": token_ids}
-        if body.return_token_strs:
-            found["token_strs"] = [engine.token_text(token_id) for token_id in token_ids]
-        return json_response(found)
 
-    return await unless_client_leaves(request, service.in_thread_for(body._num_bytes, answer))
+def plan_detokenize(texts: Texts, body: DetokenizeRequest) -> Ready:
+    """Decodes: a whole response."""
+    if body._done is not None:
+        return Ready(body._done)
+    texts.model_name(body.model)
+    if len(body.tokens) > MAX_DETOKENIZE_IDS:
+        found = f"[request] tokens has {len(body.tokens)} ids"
+        raise ApiError(400, f"{found}; expected at most {MAX_DETOKENIZE_IDS}. Send them in parts.", param="tokens")
+    return Ready(Done(answer=to_json({"prompt": texts.engine.decode(body.tokens, skip_special_tokens=False)})))
+
+
+@router.post("/tokenize", summary="Token ids of a prompt or of messages", responses=answers(Tokens))
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    return await respond_ready(request, body, plan_tokenize)
 
 
 @router.post("/detokenize", summary="Text of token ids", responses=answers(Text))
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.model_name(body.model)
-    if len(body.tokens) > MAX_DETOKENIZE_IDS:
-        found = f"[request] tokens has {len(body.tokens)} ids"
-        raise ApiError(400, f"{found}; expected at most {MAX_DETOKENIZE_IDS}. Send them in parts.", param="tokens")
-
-    def answer() -> Response:
-        return json_response({"prompt": service.engine.decode(body.tokens, skip_special_tokens=False)})
-
-    return await unless_client_leaves(request, service.in_thread_for(body._num_bytes, answer))
+    return await respond_ready(request, body, plan_detokenize)
 
 
 @router.head("/health", include_in_schema=False)

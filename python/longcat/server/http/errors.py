@@ -6,6 +6,7 @@ OpenAI's: {"error": {"message", "type", "param", "code"}}. Anthropic's, for path
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,6 +194,7 @@ def _line(place: Sequence[Json], model: type[BaseModel], value: Json) -> str:
 _MISSING = object()
 
 
+@functools.cache
 def _schemas(model: type[BaseModel]) -> JsonObject:
     """The JSON schemas of a body and of its parts by their names."""
     schema = model.model_json_schema()

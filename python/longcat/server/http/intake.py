@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import functools
 import logging
-import threading
+import mmap
+from array import array
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from typing import TypeVar, get_type_hints
 
+import orjson
 from fastapi import Request
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from longcat.server.http.body import Body
-from longcat.server.http.errors import ApiError, ClientLeft, validation_error
-from longcat.server.http.json_text import JsonError, parse_large, parse_small
+from longcat._core import Error
+from longcat.server.http.body import Body, Done, checked
+from longcat.server.http.errors import ApiError, ClientLeft
 from longcat.server.http.streaming import unless_client_leaves
 from longcat.server.settings import ServerSettings
 from longcat.support.json_types import Json
+from longcat.support.worker import JobFailed, Limits, Pool
 
 log = logging.getLogger("longcat.server")
 B = TypeVar("B", bound=Body)
 
 _SMALL = 16 << 10  # bytes; parsing and checking them takes at most 2 ms
-_LARGE = 64 << 10  # bytes; more are parsed in steps
+_LARGE = 64 << 10  # bytes; more need room
 _LARGE_BODY_RATE = 64 << 20  # bytes a second of all large bodies together; takes a fifth of the event loop's time
-_TRIM_BYTES = 1 << 20
+# What a worker may take for a body: most time goes to tokenizing, most memory to characters of four bytes.
+_SECONDS, _SECONDS_PER_BYTE, _WALL_SECONDS = 5.0, 3.0 / (1 << 20), 60.0
+_MEMORY, _MEMORY_PER_BYTE = 128 << 20, 12
 _MAX_NOTED = 1000  # names of unknown fields that the log has told
 
 
@@ -67,7 +69,6 @@ class Room:
         """
         self._num_bytes += num_bytes
         self._intake.num_bytes += num_bytes
-        self._intake.trim()
         most = self._intake.settings.max_waiting_bytes
         if self._num_bytes > _LARGE and self._intake.num_bytes > most:
             raise ApiError(
@@ -81,7 +82,6 @@ class Room:
     def leave(self) -> None:
         self._intake.num_bytes -= self._num_bytes
         self._num_bytes = 0
-        self._intake.trim()
 
     def __enter__(self) -> Room:
         return self
@@ -91,26 +91,18 @@ class Room:
 
 
 class Intake:
-    """Receives, parses and checks bodies: small ones at once, others one by one on a thread.
+    """Receives and checks bodies: small ones at once, large ones in a worker.
 
-    All work on large bodies and texts is done on `thread`: Python computes in one thread at a time, and with two that
-    want to compute the event loop would wait for both before each of its turns.
+    Args:
+        pool: workers of `api/large_bodies.py`.
     """
 
-    def __init__(self, settings: ServerSettings):
+    def __init__(self, settings: ServerSettings, pool: Pool):
         self.settings = settings
+        self.pool = pool
         self.num_bytes = 0  # of all bodies that have room
-        self._most_bytes = 0  # since memory was given back
-        self.thread = ThreadPoolExecutor(1, "longcat-large")
         self._noted: set[str] = set()
         self._next_piece = 0.0  # when the next piece of a large body may be read [s]
-
-    def trim(self) -> None:
-        """Gives the memory of large bodies back to the system, once none of them is left: malloc keeps it."""
-        self._most_bytes = max(self._most_bytes, self.num_bytes)
-        if self.num_bytes < _LARGE and self._most_bytes > _TRIM_BYTES:
-            self._most_bytes = 0
-            self.thread.submit(_malloc_trim)
 
     async def read(self, request: Request, model: type[B], room: Room) -> B:
         """The checked body of a request.
@@ -121,29 +113,70 @@ class Intake:
         """
         _check_sender(request.headers, self.settings)
         request.app.state.service.lifecycle.check_ready()
-        pieces: list[bytes] = []
-        num_bytes = 0
+        small = bytearray()
+        large: mmap.mmap | None = None
         while True:
             message = await request.receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             piece = message.get("body", b"")
             room.take(len(piece))
-            pieces.append(piece)
-            num_bytes += len(piece)
+            if large is None and len(small) + len(piece) > _SMALL:
+                large = self._large(model, small)
+            if large is None:
+                small += piece
+            else:
+                large.write(piece)
             if not message.get("more_body", False):
                 break
-            if num_bytes > _SMALL:
+            if large is not None:
                 await self._pace(len(piece))
-        if num_bytes <= _SMALL:
-            body = _checked(model, pieces, parse_small)
+        if large is None:
+            body = checked(model, small)
+            ignored = body.ignored()
         else:
-            body = await unless_client_leaves(request, self._checked_on_thread(model, pieces, num_bytes))
-        body._num_bytes = num_bytes
-        if ignored := body.ignored():
+            body, ignored = await unless_client_leaves(request, self._taken_in(model, large))
+        if ignored:
             request.state.log["ignored"] = ignored
             self._note(ignored, body)
         return body
+
+    def _large(self, model: type[Body], first: bytearray) -> mmap.mmap:
+        """The job of a worker, to be written: memory that is the system's again at once, which malloc's is not."""
+        name = model.__name__.encode() + b"\n"
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        job = mmap.mmap(-1, len(name) + self.settings.max_body_bytes, flags=flags)  # taken as it is written
+        job.write(name + first)
+        return job
+
+    async def _taken_in(self, model: type[B], job: mmap.mmap) -> tuple[B, list[str]]:
+        """The body that a worker has read, and the names of ignored fields."""
+        num_bytes = job.tell()
+        limits = Limits(
+            cpu_seconds=_SECONDS + num_bytes * _SECONDS_PER_BYTE,
+            memory_bytes=_MEMORY + _MEMORY_PER_BYTE * num_bytes,
+            wall_seconds=_WALL_SECONDS + 10 * num_bytes * _SECONDS_PER_BYTE,
+        )
+        try:
+            with memoryview(job) as view, view[:num_bytes] as part:
+                answer = await self.pool.acall(part, limits)
+        except JobFailed as failure:
+            raise _too_hard(failure.reason, limits, self.settings) from None
+        except Error as error:
+            raise ApiError(503, str(error), retry_after=self.settings.retry_after) from None
+        end = answer.index(b"\n")
+        head = orjson.loads(answer[:end])
+        if "error" in head:
+            status, message, param, code = head["error"]
+            raise ApiError(status, message, param=param, code=code)
+        ends = list(accumulate(head["num_ids"], initial=0))  # of the prompts in `ids`
+        ids = array("i")
+        at = end + 1 + ends[-1] * ids.itemsize
+        ids.frombytes(answer[end + 1 : at])
+        token_ids = [ids[start:stop] for start, stop in pairwise(ends)]
+        body = model.model_validate(head["body"])
+        body._done = Done(token_ids, head["grammar"], head["texts"], bytes(answer[at:]))
+        return body, head["ignored"]
 
     async def _pace(self, num_bytes: int) -> None:
         """Waits until the next piece of a large body may be read; its connection is not read from meanwhile.
@@ -154,16 +187,6 @@ class Intake:
         self._next_piece = max(self._next_piece, now) + num_bytes / _LARGE_BODY_RATE
         await asyncio.sleep(self._next_piece - now)
 
-    async def _checked_on_thread(self, model: type[B], pieces: list[bytes], num_bytes: int) -> B:
-        has_left = threading.Event()
-        parse: Callable[[bytes], Json] = parse_small
-        if num_bytes > _LARGE:
-            parse = functools.partial(parse_large, is_wanted=lambda: not has_left.is_set())
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.thread, _checked, model, pieces, parse)
-        finally:
-            has_left.set()
-
     def _note(self, names: list[str], body: Body) -> None:
         """Logs each name once."""
         for name in names:
@@ -172,32 +195,13 @@ class Intake:
                 log.info("[request] field %s is unknown and ignored; %s", name, body.hint(name))
 
 
-def _checked(model: type[B], pieces: list[bytes], parse: Callable[[bytes], Json]) -> B:
-    """The body in `pieces`, which are gone afterwards: their memory is given back here and not on the event loop."""
-    try:
-        data = b"".join(pieces)
-        pieces.clear()
-        value = parse(data)
-        if not isinstance(value, dict):
-            raise JsonError("[request] the body is JSON, but no object; expected {...} with the fields of the request.")
-        body = model.model_validate(value)
-    except JsonError as error:
-        raise ApiError(400, str(error)) from None
-    except ValidationError as error:
-        raise validation_error(error, model, value) from None
-    except RecursionError:
-        raise ApiError(400, "[request] the body nests lists and objects too deep; expected less.") from None
-    if refused := body.refusal():
-        name, message = refused
-        raise ApiError(400, message, param=name)
-    return body
-
-
-def _malloc_trim() -> None:
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:  # a C library other than glibc
-        pass
+def _too_hard(reason: str, limits: Limits, settings: ServerSettings) -> ApiError:
+    if reason == "killed":
+        return ApiError(
+            503, "[request] the process that read the body was ended. Try again.", retry_after=settings.retry_after
+        )
+    found = f"{limits.cpu_seconds:.0f} s" if reason == "time" else f"{limits.memory_bytes >> 20} MiB of memory"
+    return ApiError(413, f"[request] the body takes more than {found} to read; expected less. Make it smaller.")
 
 
 def _check_sender(headers: Headers, settings: ServerSettings) -> None:

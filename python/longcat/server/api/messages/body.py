@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +30,10 @@ class MessagesPrompt(SamplingBody):
     refused = {
         "mcp_servers": (lambda value: value == [], "tools of your own"),
         "container": (lambda value: False, "tools of your own"),
+    }
+    heavy: ClassVar[dict[str, Json]] = {
+        "messages": [{"role": "user", "content": "-"}],
+        **dict.fromkeys(["system", "output_config", "output_format", "chat_template_kwargs"]),
     }
 
     messages: Objects = Field(min_length=1)
@@ -68,7 +72,7 @@ class MessagesPrompt(SamplingBody):
             add_generation_prompt=not goes_on,
             **self._more(),
         )
-        chat._num_bytes = self._num_bytes
+        chat._done = self._done
         return chat
 
     def _more(self) -> dict[str, Any]:

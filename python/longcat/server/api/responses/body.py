@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -36,6 +36,7 @@ class ResponsesRequest(SamplingBody):
         "conversation": (lambda value: False, "previous_response_id"),
         "prompt": (lambda value: False, "input and instructions"),
     }
+    heavy: ClassVar[dict[str, Json]] = {"input": "-", "chat_template_kwargs": None}
 
     input: str | Objects | None = Field(None, description="a text, or a list of items")
     instructions: str | None = Field(None, description="a system message; not kept for later responses")
@@ -103,7 +104,7 @@ class ResponsesRequest(SamplingBody):
             top_logprobs=self.top_logprobs,
             chat_template_kwargs=_thinking(self.reasoning) | (self.chat_template_kwargs or {}),
         )
-        chat._num_bytes = self._num_bytes
+        chat._done = self._done
         return chat
 
 

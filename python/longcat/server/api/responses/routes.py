@@ -10,15 +10,16 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.server.api.chat import queue_chat
-from longcat.server.api.protocol import ChatRequest
+from longcat.server.api.chat import ChatPlan, plan_chat, queue_chat
 from longcat.server.api.responses.answer import ResponsesAnswer
 from longcat.server.api.responses.body import ResponsesRequest
 from longcat.server.api.responses.store import ResponseStore
 from longcat.server.api.shapes import Deleted, Items, ResponseObject, answers
-from longcat.server.generation import Service, respond
+from longcat.server.generation import Ready, Service, respond
+from longcat.server.http.body import Done
 from longcat.server.http.errors import CONTEXT_EXCEEDED, ApiError, json_response
 from longcat.server.http.intake import JsonRoute
+from longcat.server.texts import Texts
 from longcat.support.json_types import JsonObject
 
 _MOST_BYTES = 32 << 20  # of a conversation's items as JSON; a chat that fits has less
@@ -48,9 +49,9 @@ async def start_response(
     Raises:
         ApiError: the request is wrong, it goes on from what is not kept, or the server is full.
     """
-    given = [_item(item, store, caller) for item in body.items()]
+    given = [_item(item, store, caller) for item in await service.planned(body, _given)]
     earlier = store.conversation(caller, body.previous_response_id)
-    num_bytes = body._num_bytes + sum(map(len, earlier))
+    num_bytes = sum(map(len, earlier)) + (len(body._done.answer) if body._done else 0)
     if num_bytes > _MOST_BYTES:
         raise ApiError(
             400,
@@ -59,16 +60,49 @@ async def start_response(
             param="previous_response_id",
             code=CONTEXT_EXCEEDED,
         )
-    chat = await service.in_thread_for(num_bytes, functools.partial(_as_chat, body, earlier, given))
-    chat._num_bytes = num_bytes
+    plan = await service.planned(body, functools.partial(_plan, earlier=earlier, given=given))
     id = f"resp_{uuid.uuid4().hex}"
-    chunks = await queue_chat(service, chat, id, "input")
-    return ResponsesAnswer(chunks, body, id, functools.partial(store.add, caller, given))
+    return ResponsesAnswer(await queue_chat(service, plan, id), body, id, functools.partial(store.add, caller, given))
+
+
+def plan_response(texts: Texts, body: ResponsesRequest) -> ChatPlan | Ready:
+    """The plan of a worker. Its `done.answer` is the input as items; without token ids where the store knows more.
+
+    Raises:
+        ApiError, ValueError, TypeError, longcat.Error: the request is wrong.
+    """
+    items = body.items()
+    plan: ChatPlan | Ready = Ready(Done())
+    if body.previous_response_id is None and not any(_is_reference(item) for item in items):
+        plan = plan_chat(texts, body.as_chat(items), "input")
+    else:
+        texts.check_size([items, body.instructions, body.tools])
+    plan.done.answer = orjson.dumps(items)
+    return plan
+
+
+def _given(texts: Texts, body: ResponsesRequest) -> list[JsonObject]:
+    """The items of the input, as the client or a worker gave them."""
+    items: list[JsonObject] = body.items() if body._done is None else orjson.loads(body._done.answer)
+    return items
+
+
+def _plan(texts: Texts, body: ResponsesRequest, earlier: Sequence[bytes], given: list[JsonObject]) -> ChatPlan:
+    """The plan of the whole conversation, or the worker's."""
+    if body._done is not None and body._done.token_ids:
+        return plan_chat(texts, body.as_chat(), "input")
+    chat = body.as_chat([item for text in earlier for item in orjson.loads(text)] + given)
+    chat._done = None
+    return plan_chat(texts, chat, "input")
+
+
+def _is_reference(item: JsonObject) -> bool:
+    return item.get("type") == "item_reference"
 
 
 def _item(item: JsonObject, store: ResponseStore, caller: bytes) -> JsonObject:
     """An item of the input; the one that is kept, where this one only refers to it."""
-    if item.get("type") != "item_reference":
+    if not _is_reference(item):
         return item
     id = item.get("id")
     if not isinstance(id, str):
@@ -76,10 +110,6 @@ def _item(item: JsonObject, store: ResponseStore, caller: bytes) -> JsonObject:
             400, "[request] input has an item_reference without id; expected the id of an item.", param="input"
         )
     return store.item(caller, id)
-
-
-def _as_chat(body: ResponsesRequest, earlier: Sequence[bytes], given: list[JsonObject]) -> ChatRequest:
-    return body.as_chat([item for text in earlier for item in orjson.loads(text)] + given)
 
 
 @router.get("/v1/responses/{id}", summary="A response that is kept", responses=answers(ResponseObject))

@@ -40,13 +40,14 @@ _HOST_SECONDS = 5.0  # for each of them to answer
 
 
 class Heartbeat:
-    """The watch of one rank over the others, on a thread of its own.
+    """Watches ranks, on a thread of its own: rank 0 watches all others, and each of them watches rank 0.
 
     Args:
         communicator: of the whole job; every rank makes its Heartbeat at the same time.
-        on_failure: called once, on that thread, with the rank that is lost, a line that names it, and whether that rank
-            has said so itself.
-        hosts: at one of which the others reach rank 0, as that one knows; none: all ranks are on this machine.
+        on_failure: called once, on that thread, with a rank, a line that names the failed rank, and whether the failure
+            was reported. The rank is the one that reported it; without a report, the one that is lost.
+        hosts: addresses of rank 0, which the other ranks try in turn; only rank 0 reads them. None: all ranks are on
+            this machine.
     Raises:
         longcat.Error: the ranks cannot reach each other.
     """

@@ -1,5 +1,5 @@
-// The limits of the machine for a bench, measured in a process of its own before the bench's work: beside the threads
-// and the memory of an engine, reading was measured at two thirds of what it is alone.
+// The limits of the machine for a bench. A process of its own measures them before the bench's work: beside an engine,
+// reading was measured at two thirds of what it is alone.
 #pragma once
 
 #include <algorithm>

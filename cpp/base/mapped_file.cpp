@@ -40,7 +40,9 @@ struct MappedFile::Mapping {
 std::atomic<MappedFile::Mapping*> MappedFile::Mapping::list = nullptr;
 struct sigaction MappedFile::Mapping::others{};
 
-// The handler of SIGBUS. It uses only what a signal handler may use: lock-free atomics and system calls.
+// The handler of SIGBUS, which a read raises when the file lacks the page or the disk fails. It maps zeros in place of
+// the page and stores its offset for check(). It uses only what a signal handler may use: lock-free atomics and system
+// calls.
 void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*context*/) {
   static_assert(std::atomic<uintptr_t>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
   const int saved_errno = errno;

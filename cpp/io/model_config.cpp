@@ -320,7 +320,8 @@ void check_together(const ModelConfig& config, ConfigProblems& problems) {
     if (config.hidden_size % ngram.num_tables())
       problems.add("hidden_size is ", config.hidden_size,
                    ", expected a multiple of emb_split_num x (emb_neighbor_num - 1) = ", ngram.num_tables());
-    // Row numbers are int32. The hash adds N products of a token id and (power of vocab_size mod rows) in int64.
+    // `rows` is more than any one table has. A row number, which counts within its table, must fit in int32. The hash
+    // adds N products of a token id and (power of vocab_size mod rows) in int64.
     const double rows = real(ngram.rows_of(ngram.num_tables()));
     if (rows > 0x1p31 - 1 || real(ngram.emb_neighbor_num) * real(config.vocab_size) * rows > 0x1p62)
       problems.add("vocab_size ", config.vocab_size, " with N-gram tables of ", ngram.table_rows,

@@ -20,7 +20,6 @@ struct NgramConfig {
 
   int64_t num_tables() const { return emb_split_num * (emb_neighbor_num - 1); }
   int64_t rows_of(int64_t table) const { return table_rows + 2 * table + 1; }
-  // Number of rows in all tables before `table`; with num_tables(), in all tables.
 };
 
 // `rope_scaling` of type yarn (YaRN paper).

@@ -1,4 +1,4 @@
-// Searches a tensor for values that trained weights do not have.
+// Searches a tensor for signs of damage: a NaN, an infinity, or nothing but zeros.
 #pragma once
 
 #include <cstddef>

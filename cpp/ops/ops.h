@@ -33,9 +33,10 @@ namespace longcat {
 
 constexpr int kMaxNgram = 16;  // longest N-gram (emb_neighbor_num) an op accepts
 
-// End of the attention piece that contains `position`. Pieces have 128 tokens up to position 2k, 256 up to 16k, 512 up
-// to 64k, 1,024 up to 128k, and 2,048 beyond. From 1k on, a piece is at most an eighth of the positions before it, so
-// that one long request occupies a GPU of 132 multiprocessors. Long pieces keep the number of partial results low.
+// Size and end of the attention piece that contains `position`. Pieces have 128 tokens up to position 2k, 256 up to
+// 16k, 512 up to 64k, 1,024 up to 128k, and 2,048 beyond. From 1k on, a piece is at most an eighth of the positions
+// before it, so that one long request occupies a GPU of 132 multiprocessors. Long pieces keep the number of partial
+// results low.
 constexpr int64_t kMaxKvPiece = 2048;
 constexpr int64_t kv_piece_size(int64_t position) {
   return position < 2048     ? 128

@@ -32,7 +32,8 @@ constexpr int64_t kFp8Block = 128;
 // The scale for values whose largest magnitude is `largest`: 1 when that is 0 or not finite.
 constexpr float fp8_scale(float largest) { return largest > 0 && largest <= 0x1.fffffep127f ? largest / 448.0f : 1.0f; }
 
-// W of y = x W^T, row-major [out_features, in_features]. A view: the model owns the planes.
+// W of y = x W^T, row-major [out_features, in_features]. A view: the model owns the planes, which are the arrays `data`
+// and `scales`.
 struct Weight {
   WeightFormat format = WeightFormat::f32;
   int64_t out_features = 0, in_features = 0;

@@ -81,8 +81,8 @@ void* EmulatedDevice::allocate(int64_t bytes) {
   return memory_ + offset;
 }
 
-// Maps whole huge pages again, so that a large buffer costs only the pages in use. make_accessible() walks the
-// remaining ones.
+// Fills a range with zeros. It replaces whole huge pages by a new mapping instead of writing them, so a large buffer
+// costs only the pages in use. make_accessible() then has few pages to walk.
 void EmulatedDevice::clear(char* data, int64_t bytes) {
   char* const end = data + bytes;
   char* const first =

@@ -395,7 +395,7 @@ void SimtEmulator::run(int64_t blocks, int threads, int64_t shared_bytes, Entry 
     if (begun < order.size())
       for (int slot = 0; slot < slots && begun < order.size(); ++slot)
         if (blocks_[static_cast<size_t>(slot)].index < 0) begin_block(slot, order[begun++]);
-    // Copies arrive late: seldom before all threads wait.
+    // Delivers asynchronous copies late: seldom before all threads wait.
     if (!deliveries_.empty() && random_() % 256 == 0) deliver(random_() % deliveries_.size());
     const int next = next_thread();
     if (next < 0) {
@@ -639,7 +639,7 @@ void SimtEmulator::mbarrier_init(uint32_t barrier, int arrivals, Place place) {
   own_block().mbarriers[barrier] = made;
 }
 
-// Ends the phase where nothing is missing any more.
+// Ends the phase of an mbarrier, and wakes its waiting threads, once it lacks neither arrivals nor bytes.
 void SimtEmulator::mbarrier_step(Block& block, uint32_t at) {
   Mbarrier& barrier = block.mbarriers.at(at);
   if (barrier.left > 0 || barrier.bytes != 0) return;

@@ -143,7 +143,7 @@ void tile_int(const Tile& tile) {
       V::store(tile.out[t] + r * V::kLanes, acc[r][t]);
 }
 
-// The tiles of R registers for each of the numbers of inputs T.
+// The tile functions for R registers of outputs, one for each number of inputs in T.
 template <WeightFormat format, int R, int... T>
 constexpr TileSet tile_set() {
   TileSet set{.groups = R * V::kGroups, .of_inputs = {}};

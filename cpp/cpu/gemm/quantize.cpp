@@ -18,7 +18,7 @@ Weight CpuOps::quantize_fp8(const Weight& logical, Buffer& storage) {
   weight.data = values;
   weight.scales = scales;
 
-  // The plane may be unaligned in a mapped file.
+  // In a mapped file the values may be unaligned.
   const auto value = [&](int64_t at) {
     const char* plane = static_cast<const char*>(logical.data);
     if (logical.format == WeightFormat::bf16) {

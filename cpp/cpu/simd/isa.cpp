@@ -19,7 +19,7 @@ namespace {
 
 constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
 
-// What cpp/cpu/kernels.cmake compiles a set for has to be here.
+// Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2.
 Isa best_of_this_machine() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");

@@ -60,7 +60,7 @@ struct Portable {
     LC_UNROLL for (int shift = 24; shift >= 0; shift -= 8) sum += (w << shift >> 24) * (x << shift >> 24);
   }
 
-  // The same for 4-bit weights, which are stored as value + 8. A byte holds two of them.
+  // The exact sums of a block of 4-bit weights, which are stored as value + 8. A byte holds two of them.
   static LC_INLINE Ints begin_int4(int32_t sum_by_8) { return Ints{} - sum_by_8; }
   static LC_INLINE Bytes low_int4(Bytes w) { return w & 0x0f0f0f0f; }
   static LC_INLINE Bytes high_int4(Bytes w) { return w >> 4 & 0x0f0f0f0f; }

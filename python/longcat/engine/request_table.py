@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RequestGroup:
-    """The requests of one call of a client. The scheduler weighs the tokens of groups against each other."""
+    """The requests of one call of a client. The scheduler lets a group pass one that asks for far more tokens."""
 
     first: int = -1  # the core's id of the first request; -1: none is queued yet
 

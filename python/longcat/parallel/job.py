@@ -1,11 +1,11 @@
 """The job to which this process belongs as a rank: joins it, watches the other ranks, and leaves it.
 
-Ranks that mpirun or srun starts talk by their MPI library, those of torchrun, or of any launcher that sets the same
-variables, by TCP.
+Ranks that mpirun or srun starts talk by their MPI library. Ranks that torchrun starts, or a launcher that sets the same
+variables, talk by TCP.
 
 A process joins once and for good. A rank that leaves without goodbye is taken for dead by the others and by the
-launcher, so the process of a rank ends in one of two ways: all are done and leave together, or one has failed and all
-end, with an exit code that says so.
+launcher. So the process of a rank ends in one of two ways. Either all ranks are done and leave together, or one has
+failed and all end with an exit code that says so.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ class Job:
         return self._replicas[size]
 
     def watch(self) -> None:
-        """Ends this process, with a line on rank 0's standard error, when a rank dies or stops. Every rank calls it."""
+        """Starts to watch the other ranks. Every rank calls it.
+
+        When a rank dies or stops, this process ends. Rank 0 prints the reason on standard error; rank 1 does when it is
+        rank 0 that is lost.
+        """
         self._watching = True
         if self._watch is None:
             self._watch = watch = _core.Watch(self.communicator, _hosts_of_rank_0(self.launch))
@@ -103,7 +107,7 @@ class Job:
             self._watch.fail(reason)
 
     def _is_news(self, reason: str, speaker: int = 0) -> bool:
-        """Stores why the job ends, and prints it on rank 0. Returns False when a reason is stored already."""
+        """Stores why the job ends; rank `speaker` also prints it. Returns False when a reason is stored already."""
         with self._lock:
             if self.failure is not None:
                 return False
@@ -127,7 +131,10 @@ class Job:
                 self._watch.close()
 
     def _lost(self, loss: _core.RankLoss) -> None:
-        """All that waits for other ranks throws, and the process ends soon at the latest."""
+        """Ends this process after a rank is lost; the thread of the watch calls it.
+
+        Calls that wait for other ranks throw. If that does not end the process, a timer does.
+        """
         reason = loss.reason if loss.reason.startswith("[") else f"[parallel] {loss.reason}"
         if self._is_news(reason, speaker=1 if loss.rank == 0 and not loss.said else 0):
             self.communicator.abort(reason)

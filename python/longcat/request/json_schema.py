@@ -334,7 +334,7 @@ class SchemaReader:
         return depth > 0 and all(self._apart(x, y, depth) for x in self.branches(a) for y in self.branches(b))
 
     def _apart(self, a: Branch, b: Branch, depth: int) -> bool:
-        """Returns whether no value that is written for `a` fits `b`. Also returns False where it cannot tell."""
+        """Returns whether no value that the grammar writes for `a` fits `b`; False also where it cannot tell."""
         if isinstance(b, Object) and b.is_counted:
             return not (isinstance(a, Object) or (isinstance(a, Constant) and isinstance(a.value, dict)))
         for one, other in ((a, b), (b, a)):
@@ -655,7 +655,7 @@ class SchemaReader:
         by_pattern: list[tuple[str, Node]],
         others: Node | None,
     ) -> tuple[dict[str, Node | None], list[tuple[str, Node]], Node | None]:
-        """Returns the parts of an object whose names fit `names`."""
+        """Returns the last three arguments, limited to names that the schema `names` (propertyNames) allows."""
         node = self._node([(names, f"{path}/propertyNames")])
         texts = [] if node is None else [branch for branch in self.branches(node) if isinstance(branch, Text)]
         if any(text.is_free() for text in texts):

@@ -75,6 +75,7 @@ class SimtEmulator final : public simt::Machine {
   const Findings& findings() const { return findings_; }
   void forget_findings() { findings_ = Findings(); }
   const BankConflicts& bank_conflicts() const { return conflicts_; }
+  Arithmetic arithmetic() const { return options_.arithmetic; }
 
   // --- simt::Machine
   void sync_threads(simt::Place place) override;

@@ -31,6 +31,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "gpu-proof"
+HEADER = BUILD / "emulator.h"  # included first, and precompiled: mutations do not change the emulator
 EMULATOR = ["bank_conflicts", "fibers", "findings", "hopper", "proof", "simt_emulator", "tensor_core"]
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 FLAGS = ["-std=c++20", "-ffp-contract=off", "-w", f"-I{ROOT / 'cpp'}", f"-I{ROOT}"]
@@ -129,8 +130,7 @@ def compile_file(source: Path, to: Path, *flags: str) -> str:
 def kernel_unit(kernel: Registration, folder: Path) -> Path:
     """The source file of what mutations change: the kernels, compiled for the emulator."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f'#include "{file}"' for file in kernel.sources]
-    lines += ['#include "cuda/emulation/simt_emulator.h"']
+    lines = [f'#include "{file}"' for file in [HEADER, *kernel.sources]]
     lines += [
         f"template void longcat::emulation::SimtEmulator::launch(int64_t, const {k}&, bool);" for k in kernel.kernels
     ]
@@ -148,6 +148,11 @@ def link(objects: list[Path], to: Path) -> str:
 def build_common(kernels: list[Registration], jobs: int) -> list[Path]:
     """The emulator and the cases of each kernel: compiled once."""
     objects = [BUILD / f"{name}.o" for name in EMULATOR]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    if not HEADER.exists():
+        HEADER.write_text('#include "cuda/emulation/simt_emulator.h"\n')
+    if errors := compile_file(HEADER, HEADER.with_suffix(".h.gch"), "-O1", "-x", "c++-header"):
+        sys.exit("[gpu-proof] does not compile:\n" + errors)
     work = [
         (ROOT / "cuda" / "emulation" / f"{name}.cpp", to, "-O2") for name, to in zip(EMULATOR, objects, strict=True)
     ]

@@ -83,9 +83,9 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
   return dict;
 }
 
-// Returns what an engine with these options allocates on the CPU where `available` bytes are free: {"dtype", "kv_cache_dtype",
-// "max_model_len", "block_tokens", "block_bytes", "num_blocks", "buffers": [(allocated, of these never written) of each
-// rank]}.
+// Returns what an engine with these options allocates on the CPU where `available` bytes are free: {"dtype",
+// "kv_cache_dtype", "max_model_len", "block_tokens", "block_bytes", "num_blocks", "buffers": [(allocated, of these
+// never written) of each rank]}.
 py::dict plan_memory(const std::string& folder, const EngineOptions& options, int64_t available) {
   check(options);
   const ModelConfig config = load_model_config(folder);

@@ -77,7 +77,7 @@ BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const Eng
   const BatchBuffers batches(steps, tokens, limits.max_draws, limits.max_blocks_per_sequence, ModelRunner::kSlots);
   const auto rows_here = [&](int64_t rows) { return (rows + world - 1) / world; };
   int64_t values = rows_here(limits.max_draws) * config.vocab_size + 3 * limits.max_draws;  // of 4 bytes
-  if (world > 1) values += 2 * rows_here(limits.max_draws) * world * shard.vocab.size();      // sent and received
+  if (world > 1) values += 2 * rows_here(limits.max_draws) * world * shard.vocab.size();    // sent and received
   if (limits.num_drafts > 0) {
     const int64_t sequences = limits.max_drafting();
     const BatchBuffers drafts(steps, sequences, sequences, limits.max_blocks_per_sequence);

@@ -46,7 +46,7 @@ class TlsHandshake(asyncio.Protocol):
         except OSError:
             pass  # the client left, is late, or does not speak TLS
         finally:
-            protocol.connections.discard(self)  # type: ignore[arg-type]
+            protocol.connections.discard(self)
             protocol.table.closed(self)
         if tls is not None and not tls.is_closing():
             tls.set_protocol(protocol)

@@ -76,7 +76,7 @@ REPORTS = $(SANITIZED)/reports
 SANITIZER_OPTIONS = log_path=$(abspath $(REPORTS))/report
 SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED)/package LD_PRELOAD="$$(echo $$(for name in $(PRELOADED); do $${CXX:-c++} -print-file-name=$$name; done))" \
   ASAN_OPTIONS="$(SANITIZER_OPTIONS) detect_leaks=0 handle_sigbus=0" UBSAN_OPTIONS="$(SANITIZER_OPTIONS) print_stacktrace=1" \
-  TSAN_OPTIONS="$(SANITIZER_OPTIONS) halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
+  TSAN_OPTIONS="$(SANITIZER_OPTIONS) handle_sigbus=0 halt_on_error=1 ignore_noninstrumented_modules=1" $(VENV)/bin/python
 # $(call run_sanitized,ARGUMENTS): fails when the program does, or when any of its processes left a report.
 define run_sanitized
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)

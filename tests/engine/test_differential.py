@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+import tokenizers
 from longcat import CompletionOutput, RequestOutput
 from longcat.request.outputs import Logprob, RequestMetrics
+from longcat.request.tokenizer import Tokenizer
 
-from support.differential import Differential, first_difference
+from support.differential import Differential, first_difference, shared_tokenizers
 from support.random_engines import random_plan
 from support.workload import Completion, Job, Reading
 
@@ -80,3 +82,11 @@ def test_a_request_that_was_left_is_compared_as_far_as_it_came():
     assert first_difference(reading, whole()) is None
     reading.completions = [Completion([7], "a", [logprob(5)])]
     assert first_difference(reading, whole()) == ("token 0 of the completion: 7, alone 5", 1)
+
+
+def test_the_librarys_tokenizer_is_shared_and_ours_is_not(tiny, monkeypatch):
+    """The library's objects leave memory behind, which the comparison of memory must not count as ours."""
+    monkeypatch.setattr(tokenizers, "Tokenizer", shared_tokenizers())
+    first, second = Tokenizer(tiny), Tokenizer(tiny)
+    assert first is not second and first.library is second.library
+    assert first.decode(second.encode("Once upon a time")) == "Once upon a time"

@@ -20,7 +20,7 @@ def run_script(script: str, *arguments: str) -> str:
         capture_output=True,
         text=True,
         timeout=60,
-        env={"PYTHONPATH": str(PACKAGE)},
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
     )
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr}"
     return done.stdout

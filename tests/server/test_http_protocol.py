@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import json
 import re
+import socket
 import ssl
 
 import httptools
@@ -12,6 +13,7 @@ import pytest
 import uvicorn
 from longcat.server.http.http_protocol import Connections, LimitedHttpProtocol
 from longcat.server.http.tls import TlsHandshake
+from longcat.server.run import bind
 from longcat.server.settings import ServerSettings
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -337,5 +339,27 @@ def test_a_handshake_has_a_deadline_and_a_place_among_the_connections(tmp_path):
             await writer.wait_closed()
             while table._num_open:
                 await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_responses_do_not_wait_for_acknowledgements():
+    """Of a response's first packet, before the second is sent."""
+
+    async def test():
+        accepted = asyncio.get_running_loop().create_future()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport):
+                own = transport.get_extra_info("socket")
+                accepted.set_result(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        sock = bind("127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(Accepted, sock=sock)
+        _, writer = await asyncio.open_connection(*sock.getsockname())
+        assert await accepted
+        writer.close()
+        server.close()
 
     run(test)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import os
 import random
 import threading
@@ -17,9 +18,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import longcat
+import tokenizers
 
 from support.random_engines import TRAINED, Plan
 from support.workload import Job, Reading, read_job
@@ -80,6 +83,16 @@ def first_difference(reading: Reading, alone: longcat.RequestOutput) -> tuple[st
 
 def _or_none(ids: list[int], index: int) -> int | None:
     return ids[index] if index < len(ids) else None
+
+
+def shared_tokenizers() -> SimpleNamespace:
+    """A stand-in for tokenizers.Tokenizer that reads each tokenizer.json once.
+
+    The library keeps 1 to 3 KB for ever of each of its objects that has encoded a text. With the stand-in a process has
+    one such object for each file, so its memory shows what engines keep. Each engine still makes our own Tokenizer.
+    """
+    library = tokenizers.Tokenizer
+    return SimpleNamespace(from_buffer=functools.cache(library.from_buffer), from_str=functools.cache(library.from_str))
 
 
 class Differential:

@@ -19,11 +19,11 @@ LONGEST = 25  # words in a sentence
 # Folder -> forbidden words, and long sentences, at most: today's counts, to be lowered with each rewriting. The goal is
 # 15 forbidden words over cpp, cuda, python and docs, and fewer than 3 % long sentences.
 BUDGET = {
-    "cpp": (0, 4),
+    "cpp": (0, 3),
     "cuda": (0, 1),
-    "python": (0, 18),
+    "python": (0, 15),
     "docs": (0, 35),
-    "tests": (21, 8),
+    "tests": (20, 8),
     "bench": (0, 8),
 }
 

@@ -230,6 +230,12 @@ def test_limits_of_texts_and_ids(server, path, body, found):
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}]
 GREEDY = {"temperature": 0, "max_tokens": 4}
+MESSAGES_API, RESPONSES_API = "/v1/messages", "/v1/responses"
+THEIR_TOOLS = [{"name": "f", "input_schema": {"properties": {"a": {"type": "integer"}}}}]
+ITEMS = [{"type": "message", "role": "user", "content": "Hi"}, {"type": "function_call", "call_id": "c", "name": "f",
+         "arguments": "{}"}, {"type": "function_call_output", "call_id": "c", "output": "1"}]  # fmt: skip
+ANSWER = {"temperature": 0, "max_output_tokens": 4}
+CHANGING = "id|item_id|call_id|created|created_at|completed_at|cached_tokens|cache_read_input_tokens|input_tokens"
 SAME = {
     "a chat": (CHAT, {"messages": MESSAGES} | GREEDY),
     "a stream": (COMPLETIONS, {"prompt": "Once", "stream": True, "stream_options": {"include_usage": True}} | GREEDY),
@@ -274,6 +280,30 @@ SAME = {
     "a prompt that is too long": (COMPLETIONS, {"prompt": [5] * 9000}),
     "a field that is refused": (CHAT, {"messages": MESSAGES, "functions": [{}]}),
     "neither prompt nor messages": ("/tokenize", {}),
+    "a message": (MESSAGES_API, {"messages": MESSAGES, "system": "Be brief."} | GREEDY),
+    "a stream of a message": (MESSAGES_API, {"messages": MESSAGES, "stream": True} | GREEDY),
+    "a message's schema": (
+        MESSAGES_API,
+        {"messages": MESSAGES, "output_config": {"format": {"type": "json_schema", "schema": {"enum": [7]}}}} | GREEDY,
+    ),
+    "a message's call": (
+        MESSAGES_API,
+        {"messages": MESSAGES, "tools": THEIR_TOOLS, "tool_choice": {"type": "any"}} | GREEDY,
+    ),
+    "a message that goes on": (MESSAGES_API, {"messages": [*MESSAGES, {"role": "assistant", "content": "A"}]} | GREEDY),
+    "a wrong block": (MESSAGES_API, {"messages": [{"role": "user", "content": [{"type": "image"}]}]} | GREEDY),
+    "another API's count": ("/v1/messages/count_tokens", {"messages": MESSAGES, "tools": THEIR_TOOLS}),
+    "a response": (RESPONSES_API, {"input": "Hi", "instructions": "Be brief."} | ANSWER),
+    "a response's items": (RESPONSES_API, {"input": ITEMS, "store": False} | ANSWER),
+    "a stream of a response": (RESPONSES_API, {"input": "Hi", "stream": True} | ANSWER),
+    "a response's form": (RESPONSES_API, {"input": "Hi", "text": {"format": {"type": "json_object"}}} | ANSWER),
+    "a response's call": (
+        RESPONSES_API,
+        {"input": "Hi", "tools": [{"type": "function", "name": "f"}], "tool_choice": "required"} | ANSWER,
+    ),
+    "a response to none": (RESPONSES_API, {"input": "Hi", "previous_response_id": "resp_x"} | ANSWER),
+    "a reference to none": (RESPONSES_API, {"input": [{"type": "item_reference", "id": "x"}]} | ANSWER),
+    "an empty input": (RESPONSES_API, {"input": []} | ANSWER),
     "no object": (CHAT, [1]),
     "no JSON": (CHAT, b'{"messages": [}'),
 }
@@ -290,6 +320,26 @@ def test_a_large_body_is_answered_as_a_small_one(server, name):
     assert same_part(small.text) == same_part(middle.text) == same_part(large.text)
     for response in (middle, large):
         assert response.headers.get("x-ignored-fields") == small.headers.get("x-ignored-fields")
+
+
+@pytest.mark.parametrize("length", [10, 20_000])
+def test_a_large_body_goes_on_from_an_earlier_response(server, length):
+    """The store is the server's, so the worker leaves such a conversation to it."""
+
+    def respond(**body):
+        response = httpx.post(server.url + RESPONSES_API, json=body | ANSWER, timeout=60)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    first = respond(input="Hi")
+    padding = {"metadata": {"a": "b" * length}}
+    second = respond(input="And now?", previous_response_id=first["id"], **padding)
+    whole = [{"type": "message", "role": "user", "content": "Hi"}, *first["output"]]
+    again = respond(input=[*whole, {"type": "message", "role": "user", "content": "And now?"}], **padding)
+    assert second["usage"]["input_tokens"] == again["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    assert second["output"][0]["content"] == again["output"][0]["content"]
+    kept = httpx.get(f"{server.url}{RESPONSES_API}/{second['id']}/input_items").json()
+    assert [item["content"] for item in kept["data"]] == [[{"type": "input_text", "text": "And now?"}]]
 
 
 LIMITED = {  # limits, status, words of the message
@@ -371,7 +421,8 @@ def computing(server: int) -> list[int]:
 
 def same_part(text: str) -> str:
     """Without ids, times, and what the prefix cache had."""
-    return re.sub(r'"(id|created|cached_tokens)":("[^"]*"|\d+)', "", text)
+    text = re.sub(r'"timings":{[^}]*}', "", text)
+    return re.sub(rf'"({CHANGING})":("[^"]*"|\d+)', "", text)
 
 
 # --- what waits -----------------------------------------------------------------------------------------------------

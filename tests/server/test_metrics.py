@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 from longcat.request.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from longcat.server.metrics import FINISHED_REASONS, METRICS, ServerMetrics
-from longcat.server.token_intervals import TokenClock
+from longcat.server.metrics import FINISHED_REASONS, METRICS, ServerMetrics, TokenClock
 
 from support.stub_engine import StubEngine
 

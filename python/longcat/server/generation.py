@@ -26,11 +26,10 @@ from longcat.server.http.errors import ApiError, json_response
 from longcat.server.http.intake import Intake
 from longcat.server.http.streaming import Answer, EventStream, unless_client_leaves
 from longcat.server.lifecycle import Lifecycle
-from longcat.server.metrics import ServerMetrics
+from longcat.server.metrics import ServerMetrics, TokenClock
 from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
 from longcat.server.texts import Texts
-from longcat.server.token_intervals import TokenClock
 from longcat.support.json_types import JsonObject
 from longcat.support.worker import Pool
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import itemgetter
 from typing import Literal
 
@@ -13,7 +15,6 @@ from prometheus_client.exposition import choose_encoder
 
 from longcat.request.outputs import RequestOutput
 from longcat.server.served_engine import ServedEngine
-from longcat.server.token_intervals import TokenIntervals
 
 PREFIX = "longcat:"
 MODEL_LABEL = "model_name"  # every metric has it: the first served name
@@ -295,3 +296,50 @@ class ServerMetrics:
         """
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
+
+
+class TokenIntervals:
+    """A histogram of the seconds between tokens, counted at little cost: every token comes by here.
+
+    Args:
+        bounds: upper bounds of the buckets [s], in rising order.
+    """
+
+    def __init__(self, bounds: Sequence[float]):
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one interval."""
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self.sum += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """The number of intervals up to each bound, as Prometheus shows them."""
+        names = [*map(str, map(float, self._bounds)), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True))
+
+
+class TokenClock:
+    """The time since the last token of each completion of a request.
+
+    Args:
+        intervals: where the times go.
+    """
+
+    def __init__(self, intervals: TokenIntervals):
+        self._intervals = intervals
+        self._last: dict[int, float] = {}
+
+    def tick(self, index: int, now: float) -> None:
+        """Takes a completion's next token.
+
+        Args:
+            index: of the completion in its request.
+            now: of a clock [s].
+        """
+        last = self._last.get(index)
+        if last is not None:
+            self._intervals.add(now - last)
+        self._last[index] = now

@@ -347,7 +347,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True  # the application sees that its client has left
             cycle.message_event.set()
         if not self.transport.is_closing() and not (is_answering and cycle.response_started):
-            path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+            path = (getattr(self, "url", None) or b"").partition(b"?")[0].decode("latin-1")
             body = bytes(ApiError(status, message, code=code).response(path).body)
             head = b"%sConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             self.transport.write(head % (STATUS_LINE[status], len(body)) + body)

@@ -60,14 +60,10 @@ void tile_bf16(const Tile& tile) {
       V::store(tile.out[t] + r * V::kLanes, acc[r][t]);
 }
 
-// The exact integer sums of block b of R registers of outputs, for each input.
+// Adds the exact integer products of block b of R registers of outputs, for each input.
 template <WeightFormat format, int R, int T>
 LC_INLINE void sum_block(V::Ints (&sum)[R][T], const uint8_t* const* group, const Tile& tile, int64_t b) {
   constexpr int64_t kValueBytes = block_value_bytes(format);
-  LC_UNROLL for (int t = 0; t < T; ++t) LC_UNROLL for (int r = 0; r < R; ++r) {
-    const int32_t sum_by_8 = tile.input_blocks[t][b].sum_by_8;
-    sum[r][t] = format == WeightFormat::int8_x8 ? V::begin_int8(sum_by_8) : V::begin_int4(sum_by_8);
-  }
   if constexpr (format == WeightFormat::int8_x8) {
     LC_UNROLL for (int quad = 0; quad < 8; ++quad) {
       decltype(V::int8_weights(V::Bytes{})) w[R];
@@ -109,18 +105,22 @@ void tile_int(const Tile& tile) {
       tile.begin_block == 0 ? V::zero() : V::load(tile.out[t] + r * V::kLanes);
   int64_t ahead = tile.begin_block * kValueBytes + tile.ahead_values;
   for (int64_t b = tile.begin_block; b < tile.end_block; ++b) {
-    if constexpr (T > 1) {
-      if (tile.ahead_step) {
-        LC_UNROLL for (int g = 0; g < R * V::kGroups; ++g) {
-          LC_UNROLL for (int line = 0; line < kLines; ++line) bring_near(tile.group[g] + ahead + line * 64);
-          bring_near(tile.group[g] + tile.scales_offset + b * 16 + tile.ahead_scales);
-        }
-        ahead += tile.ahead_step;
-      }
-    }
     LC_UNROLL for (int first = 0; first < R; first += kTogether) {
       const uint8_t* const* group = tile.group + first * V::kGroups;
-      if constexpr (T == 1) {
+      V::Ints sum[kTogether][T];
+      LC_UNROLL for (int t = 0; t < T; ++t) {
+        const int32_t sum_by_8 = tile.input_blocks[t][b].sum_by_8;
+        const V::Ints begin = format == WeightFormat::int8_x8 ? V::begin_int8(sum_by_8) : V::begin_int4(sum_by_8);
+        LC_UNROLL for (int r = 0; r < kTogether; ++r) sum[r][t] = begin;
+      }
+      if constexpr (T > 1) {
+        if (tile.ahead_step) {
+          LC_UNROLL for (int g = 0; g < kTogether * V::kGroups; ++g) {
+            LC_UNROLL for (int line = 0; line < kLines; ++line) bring_near(group[g] + ahead + line * 64);
+            bring_near(group[g] + tile.scales_offset + b * 16 + tile.ahead_scales);
+          }
+        }
+      } else {
         const int64_t at = b + kPrefetch / kValueBytes;
         const bool here = at < tile.num_blocks;
         LC_UNROLL for (int g = 0; g < kTogether * V::kGroups; ++g) {
@@ -129,7 +129,6 @@ void tile_int(const Tile& tile) {
           bring_near(group[g] + tile.scales_offset + at * 16 + (here ? 0 : tile.next_group - tile.num_blocks * 16));
         }
       }
-      V::Ints sum[kTogether][T];
       sum_block<format, kTogether, T>(sum, group, tile, b);
       LC_UNROLL for (int r = 0; r < kTogether; ++r) {
         const V::Floats scales = V::scales(group + r * V::kGroups, tile.scales_offset + b * 16);
@@ -138,6 +137,7 @@ void tile_int(const Tile& tile) {
                    acc[first + r][t]);
       }
     }
+    ahead += tile.ahead_step;
   }
   LC_UNROLL for (int r = 0; r < R; ++r) LC_UNROLL for (int t = 0; t < T; ++t)
       V::store(tile.out[t] + r * V::kLanes, acc[r][t]);

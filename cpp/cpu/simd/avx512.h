@@ -18,7 +18,7 @@ struct Avx512 {
   static LC_INLINE Floats zero() { return _mm512_setzero_ps(); }
   static LC_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
   static LC_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
-  static LC_INLINE Floats broadcast(const float& x) { return _mm512_set1_ps(x); }
+  static LC_INLINE Floats broadcast(float x) { return _mm512_set1_ps(x); }
   static LC_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static LC_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static LC_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return fma(a, b, c); }

@@ -40,9 +40,12 @@ class TlsHandshake(asyncio.Protocol):
         try:
             if not self._transport.is_closing():
                 tls = await protocol.loop.start_tls(
-                    self._transport, self, self._context, server_side=True,
+                    self._transport,
+                    self,
+                    self._context,
+                    server_side=True,
                     ssl_handshake_timeout=protocol.settings.header_timeout,
-                )  # fmt: skip
+                )
         except OSError:
             pass  # the client left, is late, or does not speak TLS
         finally:

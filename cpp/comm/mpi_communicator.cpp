@@ -124,6 +124,7 @@ class MpiCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> split(int color) override {
     barrier();  // the split itself cannot be given up
+    job_->failure.check();
     Handle part;
     job_->check(mpi_.comm_split(comm_, color, rank_, &part));
     return std::make_unique<MpiCommunicator>(job_, part);
@@ -235,6 +236,7 @@ MpiJob join_mpi_job(const std::string& library) {
 
 void MpiJob::finalize() {
   world->barrier();  // unlike MPI_Finalize it can be given up
+  failure.check();
   end();
 }
 

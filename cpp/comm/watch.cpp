@@ -35,7 +35,7 @@ struct Card {
   JobToken token;     // of rank 0: the job's
   int32_t port;       // at which rank 0 listens
   int32_t process;    // id
-  char machine[120];  // changes with each start of the machine, and with the space of process ids
+  char machine[120];  // changes with each start of the machine, and with the space of process ids; empty: unknown
   char hosts[832];    // of rank 0, separated by commas
 };
 static_assert(sizeof(Card) == 1024);
@@ -49,7 +49,7 @@ Card own_card() {
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot_id);
   char process_ids[64] = {};  // a container has its own
   if (::readlink("/proc/self/ns/pid", process_ids, sizeof(process_ids) - 1) < 0) process_ids[0] = 0;
-  copy_text(str_cat(boot_id, " ", process_ids), card.machine);
+  if (!boot_id.empty() && process_ids[0]) copy_text(str_cat(boot_id, " ", process_ids), card.machine);
   return card;
 }
 
@@ -133,7 +133,7 @@ Watch::Watch(std::shared_ptr<Communicator> job, const WatchOptions& options)
   job_->all_gather(bytes_of(cards.data(), cards.size()), bytes_of(&mine, 1));
   const auto add = [&](Descriptor connection, int rank) {
     const Card& card = cards[static_cast<size_t>(rank)];
-    const bool is_here = std::strncmp(card.machine, mine.machine, sizeof(card.machine)) == 0;
+    const bool is_here = mine.machine[0] && std::strncmp(card.machine, mine.machine, sizeof(card.machine)) == 0;
     peers_.push_back({.connection = std::move(connection), .rank = rank, .process = is_here ? card.process : 0});
   };
   if (rank_ == 0) {

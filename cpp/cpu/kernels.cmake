@@ -28,7 +28,7 @@ function(longcat_add_kernels target)
     target_compile_options(${target}_${set} PRIVATE ${_kernels_${set}})
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${set}>)
     # Without optimisation, small inline functions remain.
-    if(LONGCAT_TESTING AND CMAKE_NM AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+    if(CMAKE_NM AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
       add_custom_command(TARGET ${target} POST_BUILD VERBATIM
         COMMAND "${CMAKE_COMMAND}" "-DNM=${CMAKE_NM}" "-DOBJECTS=$<TARGET_OBJECTS:${target}_${set}>"
                 -P "${_check_kernels}")

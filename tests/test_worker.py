@@ -187,6 +187,15 @@ def test_processes_that_are_killed_are_replaced(who):
         assert facts(pool)["pid"] != worker
 
 
+def test_a_signal_to_the_whole_group_ends_no_job():
+    """As a supervisor that stops a server does, while the server drains."""
+    with own_pool() as pool:
+        worker = facts(pool)["pid"]
+        for process in (worker, parent(worker)):
+            os.kill(process, signal.SIGTERM)
+        assert facts(pool)["pid"] == worker
+
+
 def test_a_keeper_that_is_killed_under_callers_is_replaced():
     async def run(pool: Pool) -> None:
         worker = json.loads(await pool.acall(b"facts", LIMITS))["pid"]

@@ -342,6 +342,38 @@ def test_a_large_body_goes_on_from_an_earlier_response(server, length):
     assert [item["content"] for item in kept["data"]] == [[{"type": "input_text", "text": "And now?"}]]
 
 
+@pytest.mark.parametrize("length", [0, 17_000, 70_000])
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [(CHAT, {}, "messages"), (MESSAGES_API, {"max_tokens": 1}, "messages"), ("/tokenize", {}, "messages"),
+     (RESPONSES_API, {"input": "x", "messages": 0}, "metadata"), (RESPONSES_API, {"messages": 0}, "input")],
+)  # fmt: skip
+def test_what_nests_too_deep_is_refused(server, path, body, place, length):
+    deep = '{"a":' * 600 + "1" + "}" * 600
+    value = deep if place == "metadata" else f'[{{"role": "user", "content": "x", "x": {deep}}}]'
+    known = json.dumps(body)[1:-1]
+    data = "{" + known + ("," if known else "") + f'"{place}": {value}' + "}" + " " * length
+    response = httpx.post(server.url + path, content=data, timeout=60)
+    assert response.status_code == 400 and "deep" in response.json()["error"]["message"], response.text
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES_API])
+def test_what_goes_to_the_event_loop_as_it_is_has_a_bound(server, path):
+    body = {"messages": MESSAGES, "input": "Hi", "tools": [{"type": "function", "x": "y" * (1 << 20), "name": "f",
+            "function": {"name": "f"}}]}  # fmt: skip
+    response = httpx.post(server.url + path, json=body, timeout=60)
+    message = response.json()["error"]["message"]
+    assert response.status_code == 400 and "expected at most 1048576. Make them smaller." in message
+
+
+def test_a_large_body_keeps_its_template_variables_where_the_server_renders(server):
+    first = httpx.post(server.url + RESPONSES_API, json={"input": "Hi"} | ANSWER, timeout=60).json()["id"]
+    body = {"input": "x", "previous_response_id": first, "chat_template_kwargs": {"tools": 1}}
+    for length in (0, 20_000):
+        response = httpx.post(server.url + RESPONSES_API, content=json.dumps(body) + " " * length, timeout=60)
+        assert response.status_code == 400 and "chat_template_kwargs.tools" in response.text
+
+
 LIMITED = {  # limits, status, words of the message
     "time": ({"_SECONDS": 0.02, "_SECONDS_PER_BYTE": 0}, 413, "the body takes more than 0 s to read; expected less"),
     "memory": ({"_MEMORY": 1 << 20, "_MEMORY_PER_BYTE": 0}, 413, "more than 1 MiB of memory to read; expected less"),

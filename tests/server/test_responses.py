@@ -1,7 +1,9 @@
 """/v1/responses: what a body says in the words of chat, the events of a stream, and the responses that are kept."""
 
 import asyncio
+import contextlib
 import json
+import threading
 
 import httpx
 import pytest
@@ -169,6 +171,30 @@ def test_another_key_sees_nothing():
     with pytest.raises(ApiError):
         store.item(b"other", "msg_a")
     assert store.response(b"k", "a")
+
+
+def test_threads_share_the_store():
+    """Long responses are kept by a thread."""
+    store = ResponseStore(20_000)
+    store.add(b"k", [], response("root"))
+    errors = []
+
+    def add():
+        try:
+            for number in range(3000):
+                store.add(b"k", [], response(f"r{number}", text="y" * 500))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    while thread.is_alive():
+        with contextlib.suppress(ApiError):  # it went, as it was not used for long
+            assert texts_of(store, b"k", "root") == ["x"]
+            continue
+        store.add(b"k", [], response("root"))
+    thread.join()
+    assert not errors and store.num_bytes <= 20_000
 
 
 def test_the_store_is_bounded_and_keeps_what_is_used():
@@ -345,6 +371,7 @@ def test_a_response_goes_on_from_one_that_is_kept(server):
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, 400, None, '"required" without tools'),
         ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, 400, None, '"not"'),
         ({"chat_template_kwargs": {"tools": []}}, 400, None, "chat_template_kwargs.tools"),
+        ({"input": [{"type": "item_reference", "id": "i"}] * 2}, 400, None, "refers to an item twice"),
         ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, 400, None, "at most 20"),
     ],
 )  # fmt: skip

@@ -31,7 +31,7 @@ from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
 from longcat.server.texts import Texts
 from longcat.support.json_types import JsonObject
-from longcat.support.worker import Pool
+from longcat.support.worker import JobFailed, Pool
 
 T = TypeVar("T")
 V = TypeVar("V", bound=Body)
@@ -111,7 +111,10 @@ class Service:
         if grammar is None:
             return None
         with self.refusals():
-            await self._checker.check(grammar)
+            try:
+                await self._checker.check(grammar)
+            except JobFailed as failure:
+                raise ApiError(503, f"{failure}. Try again.", retry_after=self.settings.retry_after) from None
             work = functools.partial(self.engine.compile_grammar, WrittenGrammar(grammar=grammar))
             return await asyncio.get_running_loop().run_in_executor(self._grammar_threads, work)
 

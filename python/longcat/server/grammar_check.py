@@ -45,6 +45,7 @@ class GrammarChecker:
         Raises:
             GrammarTooHard: it takes too long, or too much memory.
             ValueError: it is malformed.
+            JobFailed: the worker was killed.
         """
         data = source.encode()
         digest = hashlib.sha256(data).digest()
@@ -54,6 +55,8 @@ class GrammarChecker:
         try:
             error = await self._pool.acall(data, self._limits)
         except JobFailed as failure:
+            if failure.reason == "killed":
+                raise
             limit = f"{self._limits.cpu_seconds:g} s" if failure.reason == "time" else f"{_MAX_BYTES >> 20} MiB"
             kind = "longer" if failure.reason == "time" else "more"
             raise GrammarTooHard(f"the grammar takes {kind} than {limit} to compile: make it smaller") from None

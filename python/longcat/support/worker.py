@@ -385,6 +385,7 @@ def keep() -> None:
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a grammar that takes all memory makes its compiler complain
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all: jobs of a draining server go on
     os.nice(task["niceness"])
     gc.collect()
     gc.freeze()  # so that a worker's collections copy none of it

@@ -30,6 +30,8 @@ from longcat.server.texts import Texts
 from longcat.support.json_types import JsonObject
 from longcat.support.worker import Work
 
+_MAX_LIGHT_BYTES = 1 << 20  # of the fields that go to the event loop as they are
+
 # From texts and a checked body to a plan; its `done` is what the server gets.
 PLANS: dict[type[Body], Callable[[Texts, Any], Any]] = {
     ChatRequest: plan_chat,
@@ -67,10 +69,18 @@ def prepare(setup: JsonObject) -> Work:
             body = checked(model, job[end + 1 :])
             with texts.refusals():
                 done = PLANS[model](texts, body).done
+            light = orjson.dumps(body.light())
+            if len(light) > _MAX_LIGHT_BYTES:
+                heavy = " and ".join(name for name in body.heavy if name in body.model_fields_set)
+                raise ApiError(
+                    400,
+                    f"[request] the fields beside {heavy or 'the long ones'} take {len(light)} bytes; expected at most "
+                    f"{_MAX_LIGHT_BYTES}. Make them smaller.",
+                )
         except ApiError as error:
             return to_json({"error": [error.status_code, error.detail, error.param, error.code]}) + b"\n"
         head = {
-            "body": body.light(),
+            "body": orjson.Fragment(light),
             "ignored": body.ignored(),
             "grammar": done.grammar,
             "texts": done.texts,

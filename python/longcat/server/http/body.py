@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from longcat.server.http.errors import ApiError, validation_error
-from longcat.server.http.json_text import JsonError, check_parts, parse
+from longcat.server.http.json_text import MAX_DEPTH, JsonError, check_parts, parse
 from longcat.support.json_types import Json, JsonObject
 
 B = TypeVar("B", bound="Body")
@@ -101,7 +101,7 @@ def checked(model: type[B], data: bytes | bytearray) -> B:
         ApiError: 400, it is no JSON, too deep or of too many parts, or not what `model` says.
     """
     try:
-        if len(data) > _MANY_PARTS:
+        if len(data) > _MANY_PARTS or data.count(b"[") + data.count(b"{") > MAX_DEPTH:
             check_parts(data)
         value = parse(data)
         if not isinstance(value, dict):

@@ -320,8 +320,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         def look() -> None:
             if self.transport.get_write_buffer_size() < unsent:
                 self._linger()
-            else:
-                self.cut()
+                return
+            if self.cycle is not None and not self.cycle.response_complete:  # a stream that waits for its next event
+                self.cycle.scope["state"].get("log", {})["slow_reader"] = True
+            self.cut()
 
         self._after(self.settings.send_timeout, look)
 

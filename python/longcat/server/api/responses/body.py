@@ -36,7 +36,7 @@ class ResponsesRequest(SamplingBody):
         "conversation": (lambda value: False, "previous_response_id"),
         "prompt": (lambda value: False, "input and instructions"),
     }
-    heavy: ClassVar[dict[str, Json]] = {"input": "-", "chat_template_kwargs": None}
+    heavy: ClassVar[dict[str, Json]] = {"input": "-"}  # not chat_template_kwargs: the server may render
 
     input: str | Objects | None = Field(None, description="a text, or a list of items")
     instructions: str | None = Field(None, description="a system message; not kept for later responses")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import uuid
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ async def start_response(
     Raises:
         ApiError: the request is wrong, it goes on from what is not kept, or the server is full.
     """
-    given = [_item(item, store, caller) for item in await service.planned(body, _given)]
+    given = await service.planned(body, functools.partial(_given, store=store, caller=caller))
     earlier = store.conversation(caller, body.previous_response_id)
     num_bytes = sum(map(len, earlier)) + (len(body._done.answer) if body._done else 0)
     if num_bytes > _MOST_BYTES:
@@ -72,19 +73,21 @@ def plan_response(texts: Texts, body: ResponsesRequest) -> ChatPlan | Ready:
         ApiError, ValueError, TypeError, longcat.Error: the request is wrong.
     """
     items = body.items()
+    texts.check_size([items, body.instructions, body.tools])
     plan: ChatPlan | Ready = Ready(Done())
     if body.previous_response_id is None and not any(_is_reference(item) for item in items):
         plan = plan_chat(texts, body.as_chat(items), "input")
-    else:
-        texts.check_size([items, body.instructions, body.tools])
     plan.done.answer = orjson.dumps(items)
     return plan
 
 
-def _given(texts: Texts, body: ResponsesRequest) -> list[JsonObject]:
-    """The items of the input, as the client or a worker gave them."""
+def _given(texts: Texts, body: ResponsesRequest, store: ResponseStore, caller: bytes) -> list[JsonObject]:
+    """The items of the input, as the client or a worker gave them; those that are kept in place of references."""
     items: list[JsonObject] = body.items() if body._done is None else orjson.loads(body._done.answer)
-    return items
+    ids = [str(item.get("id")) for item in items if _is_reference(item)]
+    if len(set(ids)) < len(ids):
+        raise ApiError(400, "[request] input refers to an item twice; expected each once.", param="input")
+    return [_item(item, store, caller) for item in items]
 
 
 def _plan(texts: Texts, body: ResponsesRequest, earlier: Sequence[bytes], given: list[JsonObject]) -> ChatPlan:
@@ -128,7 +131,11 @@ async def delete(id: str, request: Request) -> Response:
 @router.get("/v1/responses/{id}/input_items", summary="The input of a response that is kept", responses=answers(Items))
 async def input_items(id: str, request: Request) -> Response:
     store: ResponseStore = request.app.state.responses
-    items: list[JsonObject] = orjson.loads(store.given(request.state.caller, id))
+    return await asyncio.to_thread(_listed, id, store.given(request.state.caller, id))
+
+
+def _listed(id: str, given: bytes) -> Response:
+    items: list[JsonObject] = orjson.loads(given)
     items = [{"id": f"{id}_in_{at}", **item} for at, item in enumerate(items)]
     ids = [item["id"] for item in items]
     ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ class ResponseStore:
         self._entries: OrderedDict[tuple[bytes, str], _Entry] = OrderedDict()  # by caller and id of the response
         self._homes: dict[tuple[bytes, str], str] = {}  # by caller and id of an item: the response that it is in
         self.num_bytes = 0
+        self._lock = threading.Lock()  # a long response is kept by a thread
 
     def add(self, caller: bytes, given: list[JsonObject], response: JsonObject) -> None:
         """Keeps a response that has ended.
@@ -57,11 +59,12 @@ class ResponseStore:
         entry = _Entry(*texts, response["previous_response_id"], ids)
         if entry.num_bytes > self._max_bytes:
             return
-        self._entries[caller, response["id"]] = entry
-        self._homes |= {(caller, id): response["id"] for id in ids}
-        self.num_bytes += entry.num_bytes
-        while self.num_bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        with self._lock:
+            self._entries[caller, response["id"]] = entry
+            self._homes |= {(caller, id): response["id"] for id in ids}
+            self.num_bytes += entry.num_bytes
+            while self.num_bytes > self._max_bytes:
+                self._drop(next(iter(self._entries)))
 
     def response(self, caller: bytes, id: str) -> bytes:
         """A response as JSON.
@@ -86,14 +89,15 @@ class ResponseStore:
             ApiError: 404, the response, or one that it goes on from, is gone.
         """
         chain: list[tuple[str, _Entry]] = []
-        while id is not None:
-            entry = self._entry(caller, id)
-            chain.append((id, entry))
-            id = entry.previous
         texts: list[bytes] = []
-        for one, entry in reversed(chain):
-            self._entries.move_to_end((caller, one))
-            texts += [entry.given, entry.output]
+        with self._lock:
+            while id is not None:
+                entry = self._entry(caller, id)
+                chain.append((id, entry))
+                id = entry.previous
+            for one, entry in reversed(chain):
+                self._entries.move_to_end((caller, one))
+                texts += [entry.given, entry.output]
         return texts
 
     def item(self, caller: bytes, id: str) -> JsonObject:
@@ -114,8 +118,9 @@ class ResponseStore:
         Raises:
             ApiError: 404, there is none of this id for this caller.
         """
-        self._entry(caller, id)
-        self._drop((caller, id))
+        with self._lock:
+            self._entry(caller, id)
+            self._drop((caller, id))
 
     def _entry(self, caller: bytes, id: str) -> _Entry:
         entry = self._entries.get((caller, id))

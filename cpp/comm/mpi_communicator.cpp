@@ -214,6 +214,7 @@ MpiJob join(const Mpi<Handle>& mpi) {
   Handle comm;
   job->check(mpi.comm_dup(mpi.constants.comm_world, &comm));
   const auto finalize = [job, initialised] {
+    job->failure.check();
     int finalized = 0;
     job->check(job->mpi.finalized(&finalized));
     if (!initialised && !finalized) job->check(job->mpi.finalize());
@@ -236,7 +237,6 @@ MpiJob join_mpi_job(const std::string& library) {
 
 void MpiJob::finalize() {
   world->barrier();  // unlike MPI_Finalize it can be given up
-  failure.check();
   end();
 }
 

@@ -72,7 +72,7 @@ struct FewTokenLinear {
   LC_HD void operator()(uint32_t shared) const {
     launch_next_grid();
     const FewTokenTile tile = layer.tile(depth);
-    if (tile.count == 0) return wait_for_prior_grid();  // the next grid relies on this wait
+    if (tile.count == 0) return;
     const int lane = lane_idx(), warp = warp_idx(), steps = Layer::kPlanes * (depth / kStep);
     LC_UNROLL for (int s = 0; s < kEarly; ++s) if (s < steps) copy_weights(shared + s * kStage, tile, s);
     wait_for_prior_grid();

@@ -31,7 +31,7 @@ find tests/support tests/reference -name '*.py' -not -name 'test_*' -exec cp --p
 # Sources and headers, in case the binaries do not load on that machine.
 source=$(mktemp -d)
 trap 'rm -rf "$source"' EXIT
-find CMakeLists.txt cpp cuda bench/cuda bench/native tests/native -type f -exec cp --parents -t "$source" {} +
+find CMakeLists.txt cpp cuda bench/cuda bench/lite_config.h.in bench/native python/longcat/checkpoint/configs tests/native -type f -exec cp --parents -t "$source" {} +
 cp -r --parents third_party/cutlass/include third_party/cutlass/tools/util/include "$source"
 headers='import os, nlohmann_json, pybind11; print(os.path.dirname(pybind11.__file__), *nlohmann_json.__path__)'
 read -r pybind11 json < <("$python" -c "$headers")

@@ -42,6 +42,7 @@ def kit(tmp_path):
         shutil.copy(REPOSITORY / name, root / name)
     for name in [
         "CMakeLists.txt", "pyproject.toml", "cpp/a.cpp", "cuda/a.cu", "bench/cuda/a.cpp", "bench/native/a.cpp",
+        "bench/lite_config.h.in", "python/longcat/checkpoint/configs/lite.json",
         "tests/native/a.cpp", "tests/conftest.py", "tests/support/a.py", "tests/reference/a.py",
         "tests/engine/test_async.py", "tests/reference/test_a.py", "tests/data/mtp_a.npz",
         "third_party/cutlass/include/a.h", "third_party/cutlass/tools/util/include/a.h",
@@ -90,6 +91,7 @@ def test_the_kit_holds_what_travels(kit):
         names = set(archive.getnames())
     assert {
         "./CMakeLists.txt", "./cpp/a.cpp", "./cuda/a.cu", "./bench/cuda/a.cpp", "./bench/native/a.cpp",
+        "./bench/lite_config.h.in", "./python/longcat/checkpoint/configs/lite.json",
         "./tests/native/a.cpp", "./third_party/cutlass/include/a.h", "./third_party/cutlass/tools/util/include/a.h",
         "./third_party/json/a", "./third_party/pybind11/share/cmake/pybind11/a", "./third_party/pybind11/include/a",
     } <= names  # fmt: skip

@@ -20,7 +20,8 @@ target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
 # The emulated GPU, for tests and benchmarks. It is not part of _core.
 add_library(longcat_emulation STATIC EXCLUDE_FROM_ALL
   cuda/emulation/bank_conflicts.cpp cuda/emulation/emulated_device.cpp cuda/emulation/emulated_ops.cpp
-  cuda/emulation/fibers.cpp cuda/emulation/findings.cpp cuda/emulation/hopper.cpp cuda/emulation/simt_emulator.cpp
+  cuda/emulation/fibers.cpp cuda/emulation/findings.cpp cuda/emulation/hopper.cpp cuda/emulation/simt_barriers.cpp
+  cuda/emulation/simt_copies.cpp cuda/emulation/simt_emulator.cpp cuda/emulation/simt_memory.cpp
   cuda/emulation/tensor_core.cpp)
 target_link_libraries(longcat_emulation PUBLIC longcat_runtime)
 

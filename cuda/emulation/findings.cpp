@@ -1,5 +1,7 @@
 #include "cuda/emulation/findings.h"
 
+#include <cstdio>
+
 namespace longcat::emulation {
 
 const char* name_of(Finding kind) {
@@ -42,6 +44,12 @@ int64_t Findings::total() const {
   int64_t sum = 0;
   for (const int64_t count : counts_) sum += count;
   return sum;
+}
+
+std::string hex(uint32_t value) {
+  char text[16];
+  std::snprintf(text, sizeof(text), "0x%x", value);
+  return text;
 }
 
 }  // namespace longcat::emulation

@@ -44,4 +44,7 @@ class Findings {
 // "mla_decode.h:88"
 std::string text_of(simt::Place place);
 
+// "0x1f"
+std::string hex(uint32_t value);
+
 }  // namespace longcat::emulation

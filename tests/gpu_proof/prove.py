@@ -32,7 +32,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "gpu-proof"
 HEADER = BUILD / "emulator.h"  # included first, and precompiled: mutations do not change the emulator
-EMULATOR = ["bank_conflicts", "fibers", "findings", "hopper", "proof", "simt_emulator", "tensor_core"]
+EMULATOR = [
+    "bank_conflicts", "fibers", "findings", "hopper", "proof", "simt_barriers", "simt_copies", "simt_emulator",
+    "simt_memory", "tensor_core",
+]  # fmt: skip
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 FLAGS = ["-std=c++20", "-ffp-contract=off", "-w", f"-I{ROOT / 'cpp'}", f"-I{ROOT}"]
 

@@ -1,12 +1,13 @@
-"""What a request needs before it is queued: its fields checked, its texts tokenized.
+"""Checks the fields of a request and tokenizes its texts, before it is queued.
 
-Nothing here knows an event loop or the engine's core: it runs on a thread of the server, and in a worker for large
-bodies (`api/large_bodies.py`).
+This code needs no event loop and no engine. It runs on a thread of the server, and for large bodies in a worker
+(`api/large_bodies.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,12 +21,13 @@ from longcat.server.served_engine import ServedText
 from longcat.server.settings import ServerSettings
 from longcat.support.json_types import Json, JsonObject
 
-# Fields that SamplingParams has under the same name.
-_SAMPLING = (
-    "n temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty seed "
-    "include_stop_str_in_output stop_token_ids min_tokens ignore_eos skip_special_tokens logit_bias bad_words "
-    "allowed_token_ids"
-).split()
+_OF_OTHER_FORM = ("stop", "prompt_logprobs", "structured_outputs")  # in a body than in SamplingParams
+# Fields of a body that SamplingParams takes as they are.
+_SAMPLING = [
+    field.name
+    for field in dataclasses.fields(SamplingParams)
+    if field.name in GenerationBody.model_fields and field.name not in _OF_OTHER_FORM
+]
 # Arguments of Engine.render_chat, and of what it calls.
 _RENDERING = (
     "self messages tags tools tool_choice add_generation_prompt continue_final_message max_text_bytes"
@@ -35,7 +37,7 @@ _MAX_CHAT_CHARS = 2 << 20  # of a conversation and its tools; a template writes 
 
 
 class Texts:
-    """Checks and token ids.
+    """Turns the fields of a request into sampling parameters and token ids.
 
     Args:
         engine: has the tokenizer and the template.
@@ -49,17 +51,17 @@ class Texts:
 
     @contextlib.contextmanager
     def refusals(self) -> Iterator[None]:
-        """Turns what rendering and tokenizing raise into answers."""
+        """Turns exceptions of rendering and tokenizing into error responses."""
         try:
             yield
         except (ValueError, TypeError, Error) as error:
             raise ApiError(400, str(error)) from None
 
     def model_name(self, asked: str | None) -> str:
-        """The name to answer with.
+        """Returns the model name for the response.
 
         Raises:
-            ApiError: 404, the model is another.
+            ApiError: 404, the request names another model.
         """
         names = self.settings.model_names
         if asked and asked not in names:
@@ -72,31 +74,31 @@ class Texts:
         return asked or names[0]
 
     def max_text_bytes(self) -> int:
-        """Bytes of the longest text that can fit the context: no token stands for more than the longest one."""
+        """Returns the bytes of the longest text that can fit the context, if every token were the longest one."""
         return max(self.max_model_len * self._longest_token, 1)
 
     @functools.cached_property
     def _longest_token(self) -> int:
-        """Bytes of the longest token. A normalizer may shorten a text, so with one a token counts for more."""
+        """The bytes of the longest token; four times as many with a normalizer, which may shorten a text first."""
         tokenizer = self.engine.tokenizer
         longest = max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size))
         return longest if tokenizer.library.normalizer is None else 4 * longest
 
     def check_room(self, token_ids: Sequence[int], field: str, num_new: int = 1) -> None:
-        """The context has room for a prompt and the first tokens of its answer.
+        """Checks that the context has room for a prompt and the first tokens of its completion.
 
         Args:
             field: of the request, that the prompt came in.
-            num_new: those first tokens: 1, or 0 where no answer is asked for.
+            num_new: those first tokens: 1, or 0 where no completion is asked for.
         Raises:
-            ApiError: 400, it has not.
+            ApiError: 400, the context has no room.
         """
         most = self.max_model_len - num_new
         if len(token_ids) > most:
             raise self._too_long(field, f"{len(token_ids)} tokens", f"at most {most}")
 
     def _too_long(self, field: str, found: str, expected: str) -> ApiError:
-        """In the words and with the code by which clients tell this refusal from others."""
+        """Returns the error for a prompt beyond the context. Clients know it by its words and its code."""
         return ApiError(
             400,
             f"[request] {field} has {found}, which cannot fit: this model's maximum context length is "
@@ -106,7 +108,7 @@ class Texts:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts. What cannot fit the context is refused before it is tokenized.
+        """Returns the token ids of each prompt. A text that cannot fit the context is refused before it is tokenized.
 
         Raises:
             ApiError: 400, a text is too long.
@@ -130,7 +132,7 @@ class Texts:
                 raise self._too_long("prompt", f"more than {num_tokens} tokens", f"at most {self.max_model_len - 1}")
 
     def render_chat(self, messages: Any, **options: Any) -> tuple[str, list[int]]:
-        """As Engine.render_chat; what cannot fit the context is refused before it is tokenized.
+        """As Engine.render_chat, but refuses a conversation that cannot fit the context before it is tokenized.
 
         Raises:
             ValueError: the messages are too long.
@@ -154,7 +156,7 @@ class Texts:
         return num_chars
 
     def sampling_params(self, body: GenerationBody, **more: object) -> SamplingParams:
-        """The parameters of a request, but for the form of its answer.
+        """Returns the sampling parameters of a request, without the form of its completion.
 
         Args:
             more: fields of SamplingParams besides the shared ones.
@@ -176,10 +178,10 @@ class Texts:
 
 
 def template_variables(body: ChatRequest | TokenizeRequest) -> JsonObject:
-    """Variables of the template, from `chat_template_kwargs`.
+    """Returns the variables of the template, from `chat_template_kwargs`.
 
     Raises:
-        ApiError: 400, one is none: what the server passes itself.
+        ApiError: 400, a variable has a name that the server passes itself.
     """
     given = body.chat_template_kwargs or {}
     if taken := [name for name in given if name in _RENDERING]:
@@ -189,10 +191,10 @@ def template_variables(body: ChatRequest | TokenizeRequest) -> JsonObject:
 
 
 def answer_form(body: GenerationBody) -> Any:
-    """What `response_format`, `structured_outputs` or vLLM's older guided_* fields ask for; None: free text.
+    """Returns the form that `response_format`, `structured_outputs` or vLLM's guided_* fields ask for; None: free text.
 
     Raises:
-        ApiError: 400, they say nothing possible.
+        ApiError: 400, two forms are given, or one that the server does not know.
     """
     forms = [form for form in (_of_response_format(body.response_format), body.structured_outputs) if form]
     older = {name: getattr(body, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
@@ -223,17 +225,17 @@ def _of_response_format(given: Mapping[str, object] | None) -> JsonObject | None
 
 
 def grammar_of(params: SamplingParams) -> str | None:
-    """The grammar of the form that completions are held to; takes it out of `params`.
+    """Takes the form of completions out of `params`, and returns its grammar in llguidance's form; None: free text.
 
     Raises:
-        ValueError, TypeError: the form says nothing possible, or is too large.
+        ValueError, TypeError: the form is malformed, or too large.
     """
     form, params.structured_outputs = params.structured_outputs, None
     return form.source() if isinstance(form, StructuredOutputs) else None
 
 
 def _num_chars(value: object) -> int:
-    """Characters of all texts in a value of JSON's types."""
+    """Returns the number of characters in all texts of a JSON value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

@@ -373,6 +373,9 @@ def _checked_size(size: int) -> int:
 
 # --- in the keeper -------------------------------------------------------------------------------------------------
 
+# Why a worker ended, by its signal: SIGPROF is the limit of processor time.
+_REASONS: dict[int, str] = {signal.SIGPROF: "time", signal.SIGKILL: "killed"}
+
 
 def keep() -> None:
     """The keeper: prepares, forks workers, and kills those whose callers left. Ends with its caller."""
@@ -452,9 +455,7 @@ class _Keeper:
         with end, contextlib.suppress(OSError):
             reason = "killed"
             if os.WIFSIGNALED(status):
-                number = os.WTERMSIG(status)
-                # SIGPROF is the limit of processor time. What C code does without memory is a fault.
-                reason = {signal.SIGPROF: "time", signal.SIGKILL: "killed"}.get(signal.Signals(number), "memory")
+                reason = _REASONS.get(os.WTERMSIG(status), "memory")  # C code without memory ends by a fault
             end.setblocking(False)
             if _has_news(end):
                 reason = _UNREAD.decode()

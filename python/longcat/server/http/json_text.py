@@ -1,4 +1,4 @@
-"""JSON of a client, with limits on the number of its parts, their depth and the length of a text."""
+"""Parses the JSON of clients, with limits on the number of its parts, their depth and the length of a text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class JsonError(ValueError):
-    """Bytes that are no JSON, or too much of it."""
+    """The bytes are no JSON, or beyond a limit."""
 
 
 def parse(data: bytes | bytearray) -> Json:
-    """The value of a text.
+    """Returns the value of a JSON text.
 
     Raises:
         JsonError: `data` is no JSON.
-        MemoryError: there is none for the value.
+        MemoryError: memory is short for the value.
     """
     try:
         return orjson.loads(data)

@@ -102,7 +102,7 @@ class Intake:
         self.pool = pool
         self.num_bytes = 0  # of all bodies that have room
         self._noted: set[str] = set()
-        self._next_piece = 0.0  # when the next piece of a large body may be read [s]
+        self._turn = asyncio.Lock()  # of the large body whose next piece comes
 
     async def read(self, request: Request, model: type[B], room: Room) -> B:
         """The checked body of a request.
@@ -181,11 +181,11 @@ class Intake:
     async def _pace(self, num_bytes: int) -> None:
         """Waits until the next piece of a large body may be read; its connection is not read from meanwhile.
 
-        All large bodies share one rate, so that the event loop always has time for other requests.
+        All large bodies share one rate, and the pieces come one by one: where the event loop was late, those that
+        waited do not all come at once, which would make it later.
         """
-        now = asyncio.get_running_loop().time()
-        self._next_piece = max(self._next_piece, now) + num_bytes / _LARGE_BODY_RATE
-        await asyncio.sleep(self._next_piece - now)
+        async with self._turn:
+            await asyncio.sleep(num_bytes / _LARGE_BODY_RATE)
 
     def _note(self, names: list[str], body: Body) -> None:
         """Logs each name once."""

@@ -184,6 +184,7 @@ void Scheduler::cache_filled_blocks() {
 void Scheduler::preempt(Sequence& s, bool may_swap, StepPlan& plan) {
   const std::shared_ptr<Sequence> self = running_.at(s.request_id);
   const int64_t used = blocks_for(s.num_scheduled);
+  s.num_scheduled_once = std::max(s.num_scheduled_once, s.num_scheduled);
   if (may_swap && used <= num_free_host_blocks()) {
     for (int64_t i = 0; i < used; ++i) {
       const int32_t host = free_host_blocks_.back();
@@ -347,14 +348,16 @@ bool Scheduler::is_larger(const Sequence& other, const Sequence& s) const {
 }
 
 // Returns the running sequences that `s` of a short group may preempt: the largest group first, in a group the newest
-// sequence first. Sequences that would take more than a step to recompute are not among them.
+// sequence first. Sequences that would take more than a step to recompute are not among them, nor those that have not
+// advanced since they were preempted: a stream of short requests would keep them from ever advancing.
 std::vector<Sequence*> Scheduler::larger_than(const Sequence& s) const {
   std::vector<Sequence*> larger;
   for (auto it = running_.rbegin(); it != running_.rend() && it->second != running_.begin()->second; ++it) {
     Sequence& other = *it->second;
     const bool is_cheap = blocks_for(other.num_scheduled) <= num_free_host_blocks() ||
                           other.num_scheduled <= options_.max_num_batched_tokens;
-    if (!other.is_short && is_cheap && is_larger(other, s)) larger.push_back(&other);
+    const bool has_advanced = other.num_scheduled > other.num_scheduled_once;
+    if (!other.is_short && is_cheap && has_advanced && is_larger(other, s)) larger.push_back(&other);
   }
   std::ranges::stable_sort(larger, std::greater{}, [&](const Sequence* one) { return groups_.at(one->group).size; });
   return larger;

@@ -11,8 +11,9 @@
 // tokens that it asks for: its prompts and the limits of its completions. A waiting group is short beside a running one
 // that is at least four times as large. Its request then runs ahead of its turn, in a slot that the larger group gives
 // up. Large requests end, too. At most a quarter of the slots is taken this way, and the oldest running sequence keeps
-// its slot. The oldest waiting sequence is passed a limited number of times while it waits for blocks. Slots change the
-// order of work, never results.
+// its slot. A sequence gives its slot up again only after it has advanced beyond where it was. The oldest waiting
+// sequence is passed a limited number of times while it waits for blocks. Slots change the order of work, never
+// results.
 //
 // A step is planned before the results of the step before are known. `commit` tells them later.
 //

@@ -42,7 +42,8 @@ struct Sequence {
 
   // --- blocks and slot -----------------------------------------------------------------------------------------------
   State state = State::waiting;
-  bool is_short = false;   // it was admitted ahead of its turn (Scheduler::admit_short)
+  bool is_short = false;            // it was admitted ahead of its turn (Scheduler::admit_short)
+  int64_t num_scheduled_once = -1;  // the largest num_scheduled at a preemption
   int64_t num_passed = 0;  // short sequences admitted while this one was first in the queue and waited for blocks
   std::vector<int32_t> blocks;
   int64_t num_cached_blocks = 0;                 // blocks that are in the prefix cache

@@ -115,6 +115,20 @@ def test_a_stream_of_short_requests_beside_large_ones_that_take_all_slots():
     model.finish_all()
 
 
+@pytest.mark.parametrize("num_host_blocks", [0, 16])
+def test_a_prompt_advances_whatever_short_requests_take_its_slot(num_host_blocks):
+    """The prompt takes two steps, and a short request waits after the first. None of its blocks is full by then."""
+    model = CacheModel(max_num_seqs=2, max_num_batched_tokens=60, num_blocks=17, num_host_blocks=num_host_blocks)
+    model.add(prompt(1, 20), 400)
+    (long,) = model.add(prompt(2, 100), 40)
+    for _ in range(20):
+        if len(model.live) < 4:
+            model.add(prompt(3, 5), 2)
+        model.step(overlap=False)
+    assert model.live[long].num_output > 0
+    model.finish_all()
+
+
 def test_short_requests_pass_the_queue_a_limited_number_of_times():
     """The first in the queue needs nearly all blocks, which short requests keep on taking."""
     model = CacheModel(max_num_seqs=4, max_num_batched_tokens=64, num_blocks=9)

@@ -31,7 +31,7 @@ from support.random_engines import Plan, random_plan  # noqa: E402
 from support.sanitizers import sanitizer  # noqa: E402
 from support.workload import rss_anon_kib  # noqa: E402
 
-WARM_UP = 0.5  # share of a process's engines after which its memory must stay
+WARM_UP = 0.5  # share of a process's engines after which its memory must stay: by then each kind has run
 GROWTH = 1.08  # largest growth of the private memory after that, as a factor
 SHRINK_SECONDS = 120.0
 TELL_EVERY_S = 30.0
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first engine")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this engine alone, and make it smaller")
     parser.add_argument("--tries", type=int, default=5, help="runs of an engine that is replayed (default 5)")
-    parser.add_argument("--engines", type=int, default=60, help="of a process (default 60)")
+    parser.add_argument("--engines", type=int, default=200, help="of a process (default 200)")
     parser.add_argument(
         "--limit", type=float, default=120, help="most seconds of an engine, or of a request alone (default 120)"
     )

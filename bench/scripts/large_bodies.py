@@ -28,6 +28,7 @@ from support.live import LiveServer  # noqa: E402
 
 LIMIT = 32 << 20  # [bytes] largest body
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 
 
 def bodies() -> dict[str, tuple[str, bytes]]:
@@ -53,6 +54,24 @@ def bodies() -> dict[str, tuple[str, bytes]]:
                 "max_tokens": 4,
                 "structured_outputs": {"choice": [f"choice {i}" for i in range(12_000)]},
             },
+        ),
+        "a message of 600 kB": (MESSAGES, {"messages": [message], "max_tokens": 1}),
+        "a message of 20,000 blocks": (
+            MESSAGES,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}] * 20_000}], "max_tokens": 1},
+        ),
+        "2,000 tools": (
+            MESSAGES,
+            {
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 1,
+                "tools": [{"name": f"f{i}", "input_schema": {"type": "object"}} for i in range(2000)],
+            },
+        ),
+        "an input of 600 kB": (RESPONSES, {"input": text[:600_000], "max_output_tokens": 1}),
+        "an input of 20,000 items": (
+            RESPONSES,
+            {"input": [{"role": "user", "content": "hi"}] * 20_000, "max_output_tokens": 1},
         ),
         "depth": (CHAT, {"messages": json.loads("[" * 120 + "]" * 120)}),
         "a million fields": (CHAT, {f"field {i}": i for i in range(1_000_000)}),

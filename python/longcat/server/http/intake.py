@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import mmap
 from array import array
@@ -29,6 +30,7 @@ B = TypeVar("B", bound=Body)
 
 _SMALL = 16 << 10  # bytes; parsing and checking them takes at most 2 ms
 _LARGE = 64 << 10  # bytes; more need room
+_HUGE = 1 << 20  # bytes; one at a time is read, so that a worker is left for the others
 _LARGE_BODY_RATE = 64 << 20  # bytes a second of all large bodies together; takes a fifth of the event loop's time
 # What a worker may take for a body: most time goes to tokenizing, most memory to characters of four bytes.
 _SECONDS, _SECONDS_PER_BYTE, _WALL_SECONDS = 5.0, 3.0 / (1 << 20), 60.0
@@ -103,6 +105,7 @@ class Intake:
         self.num_bytes = 0  # of all bodies that have room
         self._noted: set[str] = set()
         self._turn = asyncio.Lock()  # of the large body whose next piece comes
+        self._huge = asyncio.Lock()
 
     async def read(self, request: Request, model: type[B], room: Room) -> B:
         """The checked body of a request.
@@ -158,8 +161,9 @@ class Intake:
             wall_seconds=_WALL_SECONDS + 10 * num_bytes * _SECONDS_PER_BYTE,
         )
         try:
-            with memoryview(job) as view, view[:num_bytes] as part:
-                answer = await self.pool.acall(part, limits)
+            async with self._huge if num_bytes > _HUGE else contextlib.nullcontext():
+                with memoryview(job) as view, view[:num_bytes] as part:
+                    answer = await self.pool.acall(part, limits)
         except JobFailed as failure:
             raise _too_hard(failure.reason, limits, self.settings) from None
         except Error as error:

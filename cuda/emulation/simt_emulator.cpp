@@ -53,6 +53,10 @@ void SimtEmulator::end_thread() {
   for (const auto& group : me.groups) unfinished(group);
   Block& block = own_block();
   if (--block.live == 0) {
+    // The grid behind this one waits for this one alone.
+    if (options_.checks && overlaps_prior_ && !block.waited)
+      findings_.add(Finding::unwaited, {}, {},
+                    "block " + std::to_string(block.index) + " ends without wait_for_prior_grid()");
     for (const Delivery& delivery : deliveries_)
       if (delivery.slot == current_ / num_threads)
         findings_.add(Finding::unfinished, delivery.copies.empty() ? Place{} : delivery.copies[0].place, {},

@@ -177,6 +177,7 @@ class SimtEmulator final : public simt::Machine {
     int64_t index = -1;  // -1: none runs in this slot
     int64_t generation = 0;
     int live = 0;
+    bool waited = false;  // for the grid before
     uint32_t engine_epoch = 1;
     std::vector<unsigned char> shared;
     std::vector<Cell> cells;

@@ -26,7 +26,7 @@ py::dict emulate(bool broken, uint64_t seed, bool checks) {
   kernel.y = gpu.output<uint32_t>(kCount);
   kernel.counter = gpu.buffer(std::vector<uint32_t>(2));
   kernel.broken = broken;
-  if constexpr (std::is_same_v<Kernel, Dependent>) {
+  if constexpr (std::is_same_v<Kernel, Dependent> || std::is_same_v<Kernel, DependentEnd>) {
     TwoWriters first;
     static_cast<Base&>(first) = kernel;
     first.broken = false;
@@ -60,6 +60,7 @@ const std::map<std::string, Emulate> kKernels = {
     {"copy arrival", emulate<CopyArrival>},
     {"copy groups", emulate<CopyGroups>},
     {"deadlock", emulate<Deadlock>},
+    {"dependent end", emulate<DependentEnd>},
     {"dependent launch", emulate<Dependent>},
     {"diverged", emulate<Diverged>},
     {"exchanges", emulate<Exchanges>},

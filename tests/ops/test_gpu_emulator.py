@@ -14,6 +14,7 @@ FOUND_BY = {
     "copy arrival": "undelivered, unordered",
     "copy groups": "undelivered, unordered",
     "deadlock": "deadlock",
+    "dependent end": "unwaited",
     "dependent launch": "unordered",
     "diverged": "diverged",
     "forgotten copy": "unfinished",

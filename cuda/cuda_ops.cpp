@@ -1,9 +1,11 @@
 #include "cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 
+#include "cuda/gemm/few_tokens.h"
 #include "ops/packed.h"
 
 namespace longcat {
@@ -19,7 +21,8 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
     : device_(std::move(device)),
       activation_dtype_(activation_dtype),
       workspace_(*device_, workspace_bytes),
-      branch_workspace_(*device_, kBranchWorkspaceBytes) {
+      branch_workspace_(*device_, kBranchWorkspaceBytes),
+      router_counts_(*device_, gpu::kRouterCountsBytes) {
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
 }
 
@@ -51,6 +54,35 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
     device_->copy_from_host(scales, transposed.data(), scale_bytes);
     weight.scales = reinterpret_cast<const float*>(scales);
   }
+  return weight;
+}
+
+// Two bf16 planes where kernels over tensor cores read them. The small one is first: its products would be lost below
+// the sum of the large one's.
+Weight CudaOps::prepare_router(const Weight& logical, Buffer& storage) {
+  LC_CHECK(logical.format == WeightFormat::f32, name_of(logical.format));
+  if (!device_->multiplies_few_tokens() || activation_dtype_ != DType::bf16 ||
+      !fits_few_tokens({.out_features = logical.out_features,
+                        .in_features = logical.in_features,
+                        .out_stride = logical.out_features,
+                        .x_stride = logical.in_features,
+                        .x_dtype = DType::bf16,
+                        .format = WeightFormat::bf16}))
+    return prepare(logical, storage);
+  const int64_t count = logical.out_features * logical.in_features;
+  std::vector<bf16> planes(static_cast<size_t>(2 * count));
+  for (int64_t i = 0; i < count; ++i) {
+    float value;  // a plane in a file may be unaligned
+    std::memcpy(&value, static_cast<const char*>(logical.data) + 4 * i, 4);
+    const bf16 large = to_bf16(value);
+    planes[static_cast<size_t>(count + i)] = large;
+    planes[static_cast<size_t>(i)] = to_bf16(std::isfinite(to_float(large)) ? value - to_float(large) : 0);
+  }
+  Weight weight = logical;
+  weight.format = WeightFormat::bf16_planes;
+  storage = Buffer(*device_, weight.num_bytes());
+  device_->copy_from_host(storage.data(), planes.data(), weight.num_bytes());
+  weight.data = storage.data();
   return weight;
 }
 

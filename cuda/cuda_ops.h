@@ -14,6 +14,7 @@
 
 namespace longcat {
 
+struct GemmProblem;
 struct GroupedProblem;
 
 class CudaOps final : public Ops {
@@ -31,6 +32,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  Weight prepare_router(const Weight& logical, Buffer& storage) override;
   int64_t fp8_row_multiple() const override;
   std::span<const Placement> table_placements() const override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
@@ -50,8 +52,10 @@ class CudaOps final : public Ops {
                              Tensor weight, float eps) override;
 
   void linear(Tensor out, Tensor x, const Weight& weight) override;
+  void linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b) override;
   void linear_per_head(Tensor out, Tensor x, const Weight& weight) override;
   void silu_mul(Tensor out, Tensor gate, Tensor up) override;
+  void linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) override;
 
   void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) override;
   void rope(Tensor x, Tensor cos, Tensor sin) override;
@@ -83,6 +87,15 @@ class CudaOps final : public Ops {
   void grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void run_grouped(const GroupedProblem& problem, std::span<const Weight> weights);
 
+  // Whether a kernel for few tokens computes this layer.
+  bool takes_few_tokens(const GemmProblem& problem) const;
+  // The experts' matrices by rows in permuted order. permuted: [rows, dim], their outputs; gate, up: [rows,
+  // expert_ffn].
+  void permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x, const Routing& routing,
+                        const ExpertWeights& experts);
+  // Whether moe_experts() of at most 64 tokens may read Routing::expert_list.
+  bool lists_experts(const Routing& routing, Tensor x) const;
+
   // Whether linear() with this weight reads its inputs as fp8 rows on this device.
   bool multiplies_fp8(const Weight& weight) const;
   // Row i of out = row rows[i] of x (without rows: row i) in fp8, for all rows of the experts.
@@ -96,6 +109,7 @@ class CudaOps final : public Ops {
   std::unique_ptr<GpuDevice> device_;
   DType activation_dtype_;
   Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
+  Buffer router_counts_;                 // masks and the counter of RouterPicks: zero between its launches
   Buffer sampling_scores_;               // [rows sampled at once, vocab] f32
   Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
   Buffer sampling_rows_;                 // sampling rows and the data of their spans, packed

@@ -127,7 +127,7 @@ class OpsBench {
   void router(int64_t tokens) {
     a_ = buffers_.first(tokens);
     Buffer storage;
-    const Weight classifier = b_.matrix(storage, c_.num_router_outputs(), c_.hidden_size, WeightFormat::f32);
+    const Weight classifier = b_.router(storage, c_.num_router_outputs(), c_.hidden_size);
     const Buffer bias(b_.device(), c_.num_router_outputs() * 4);
     const ForwardBatch batch = few_.prompt(tokens);
     row("moe_route, " + tokens_of(tokens), static_cast<double>(classifier.num_bytes() + a_.moe_in.num_bytes()),
@@ -151,7 +151,7 @@ class OpsBench {
     const int64_t width = c_.expert_ffn_hidden_size, rows = tokens * c_.moe_topk;
     a_ = buffers_.first(tokens);
     Buffer storage[4];
-    const Weight classifier = b_.matrix(storage[3], c_.num_router_outputs(), c_.hidden_size, WeightFormat::f32);
+    const Weight classifier = b_.router(storage[3], c_.num_router_outputs(), c_.hidden_size);
     const Buffer bias(b_.device(), c_.num_router_outputs() * 4);
     const ForwardBatch batch = few_.prompt(tokens);
     b_.run([&] { route(batch, classifier, bias); });

@@ -41,6 +41,7 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   full_.routing.expert_offsets = i32({shard.experts.size() + 1});
   full_.routing.permuted_tokens = i32({T * topk});
   full_.routing.permuted_rows = i32({T, topk});
+  full_.routing.expert_list = i32({1 + 3 * shard.experts.size()});
   full_.expert_gate = act({T * topk, shard.expert_ffn.size()});
   full_.expert_up = act({T * topk, shard.expert_ffn.size()});
   full_.expert_out = act({T * topk, hidden});

@@ -189,8 +189,7 @@ void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBa
   const int64_t num_decodes = batch.num_decode_tokens;
   const Tensor q_rope = a_.q.slice(2, nope, head_dim);
 
-  ops_.linear(a_.q_a, a_.h, w.q_a_proj);
-  ops_.linear(a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.kv_a_proj);
+  ops_.linear_pair(a_.q_a, a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.q_a_proj, w.kv_a_proj);
   const Tensor kv_a = a_.kv_a.slice(1, 0, config_.latent_dim());
   ops_.mla_norm_store(a_.q_a, w.q_a_norm, latents, kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
   ops_.linear(a_.q.reshape({num_tokens, num_heads * head_dim}), a_.q_a, w.q_b_proj);

@@ -112,11 +112,12 @@ class WeightBuilder {
     return weight;
   }
 
-  Weight matrix_f32(const std::string& name) {
+  Weight router(const std::string& name) {
     const StoredTensor& stored = get(name);
     const int64_t rows = stored.shape[0], cols = stored.shape[1];
-    return converted(WeightFormat::f32, rows, cols,
-                     [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
+    return converted(
+        WeightFormat::f32, rows, cols,
+        [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); }, &Ops::prepare_router);
   }
 
   // Per head, kv_b_proj holds qk_nope_head_dim rows of W_uk, then v_head_dim rows of W_uv.
@@ -240,9 +241,11 @@ class WeightBuilder {
     return weight;
   }
 
-  Weight prepared(const Weight& logical) {
+  using Prepare = Weight (Ops::*)(const Weight& logical, Buffer& storage);
+
+  Weight prepared(const Weight& logical, Prepare prepare = &Ops::prepare) {
     Buffer storage;
-    const Weight weight = ops_.prepare(logical, storage);
+    const Weight weight = (ops_.*prepare)(logical, storage);
     if (storage.data()) weights_.storage.push_back(std::move(storage));
     return weight;
   }
@@ -258,7 +261,7 @@ class WeightBuilder {
   // Makes a weight whose element (r, c) is value(r, c), as f32 or bf16 in new memory. That memory is kept when the
   // backend uses it directly.
   template <class Value>
-  Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value) {
+  Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value, Prepare prepare = &Ops::prepare) {
     const int64_t element_bytes = format == WeightFormat::bf16 ? 2 : 4;
     std::unique_ptr<std::byte[]> plane(new std::byte[static_cast<size_t>(rows * cols * element_bytes)]);
     for (int64_t r = 0; r < rows; ++r)
@@ -269,7 +272,8 @@ class WeightBuilder {
           reinterpret_cast<float*>(plane.get())[r * cols + c] = value(r, c);
         }
       }
-    const Weight weight = prepared({.format = format, .out_features = rows, .in_features = cols, .data = plane.get()});
+    const Weight weight =
+        prepared({.format = format, .out_features = rows, .in_features = cols, .data = plane.get()}, prepare);
     if (weight.data == plane.get()) weights_.converted.push_back(std::move(plane));
     return weight;
   }
@@ -342,7 +346,7 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
     layer.attention[i] = load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."));
     if (i == 0 || shard.adds_ffn()) layer.ffn[i] = load_ffn(builder, shard, str_cat(prefix, "mlps.", i, "."));
   }
-  layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight");
+  layer.moe.classifier = builder.router(prefix + "mlp.router.classifier.weight");
   layer.moe.e_score_correction_bias = builder.vector(prefix + "mlp.router.e_score_correction_bias");
   for (int64_t e = shard.experts.begin; e < shard.experts.end; ++e) {
     const std::string expert = str_cat(prefix, "mlp.experts.", e, ".");

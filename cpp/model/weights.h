@@ -44,7 +44,7 @@ struct FfnWeights {
 };
 
 struct MoeWeights {
-  Weight classifier;               // [num_router_outputs, hidden_size] f32
+  Weight classifier;               // [num_router_outputs, hidden_size] f32, or by Ops::prepare_router
   Tensor e_score_correction_bias;  // [num_router_outputs] f32, only added for the selection
   // experts here: [expert_ffn, hidden_size] for gate and up, [hidden_size, expert_ffn] for down
   std::vector<Weight> gate_proj, up_proj, down_proj;

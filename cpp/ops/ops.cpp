@@ -11,6 +11,11 @@ Weight Ops::prepare_table(const Weight& logical, Placement, const ReadPlane&, Bu
   return prepare(logical, storage);
 }
 
+void Ops::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b) {
+  linear(out_a, x, weight_a);
+  linear(out_b, x, weight_b);
+}
+
 void Ops::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
   linear(out, x, gate_proj);
   linear(scratch, x, up_proj);

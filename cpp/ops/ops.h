@@ -80,6 +80,9 @@ struct Routing {
   Tensor expert_offsets;   // [experts here + 1] i32, prefix sums of the rows per expert, in permuted order
   Tensor permuted_tokens;  // [T * moe_topk] i32, token of each permuted row, ascending within an expert
   Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick; -1 when its expert is not here
+  // [1 + 3 * experts here] i32 or empty: the number of experts with rows, then (expert, first row, end) of each, in
+  // ascending order. moe_route() writes it where moe_experts() of the same backend reads it.
+  Tensor expert_list = {};
 };
 
 struct ExpertWeights {
@@ -139,6 +142,9 @@ class Ops {
   // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
 
+  // Like prepare(), for the classifier of moe_route(), in f32. The default is prepare().
+  virtual Weight prepare_router(const Weight& logical, Buffer& storage) { return prepare(logical, storage); }
+
   // linear() is fastest on a matrix of fp8 blocks whose rows are a multiple of this number. The loader appends rows of
   // zeros where the output has room for them.
   virtual int64_t fp8_row_multiple() const { return 1; }
@@ -196,6 +202,9 @@ class Ops {
   // --- linear layers ---------------------------------------------------------------------------------------------
   // out = x W^T. out: [T, out_features]; x: [T, in_features].
   virtual void linear(Tensor out, Tensor x, const Weight& weight) = 0;
+
+  // Two linear() of one x. The default calls linear() twice.
+  virtual void linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b);
 
   // out[t, h] = x[t, h] W_h^T, where W_h = rows [h * out_dim, (h + 1) * out_dim) of weight. out: [T, heads, out_dim];
   // x: [T, heads, in_features], may be strided.

@@ -18,6 +18,7 @@ void fail_emulated_kernels(int64_t num_kernels);
 // For tests: counts calls on all emulated devices of this process so far.
 struct EmulatedCalls {
   int64_t uploads, host_allocations;
+  int64_t thread_kernels;  // launches of kernels over simt.h
 };
 EmulatedCalls emulated_calls();
 
@@ -58,6 +59,7 @@ class EmulatedDevice : public GpuDevice {
                    const void* kernel) override;
   bool reversed() const override { return reversed_; }
   bool multiplies_fp8() const override { return fp8_; }
+  bool multiplies_few_tokens() const override { return true; }
   bool reads_registered_memory() const override;
 
   const Arena& arena() const { return arena_; }

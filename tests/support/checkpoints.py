@@ -106,6 +106,24 @@ VARIANTS: dict[str, dict] = {
     "no_zero_experts": {"config_overrides": {"zero_expert_num": 0, "moe_topk": 1}},
 }
 
+# The smallest that all kernels for few tokens on tensor cores take (cuda/gemm/few_tokens.h), of one layer.
+TENSOR_CORE_SHAPES = {
+    "hidden_size": 256,
+    "num_layers": 1,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 64,
+    "ffn_hidden_size": 128,
+    "expert_ffn_hidden_size": 128,
+    "n_routed_experts": 20,
+    "zero_expert_num": 364,
+    "moe_topk": 12,
+    "emb_neighbor_num": 3,
+    "emb_split_num": 2,
+}
+
 
 # --- random numbers -------------------------------------------------------------------------------
 

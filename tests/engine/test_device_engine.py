@@ -6,7 +6,7 @@ import pytest
 from longcat import _core
 from longcat import _testing as testing
 
-from support.checkpoints import make_checkpoint, random_token_ids
+from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint, random_token_ids
 from support.devices import EMULATED, EMULATED_FP8, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, FP8_OPS
 
@@ -52,6 +52,18 @@ def completions(engine, prompts, temperature, max_tokens=NEW_TOKENS, n=1):
 def make(checkpoint, device, **options):
     options = {"max_num_seqs": 8, "kv_cache_memory": 1 << 22, **options}
     return DeviceEngine(checkpoint, device=device, **options)
+
+
+def test_completions_of_few_token_kernels_do_not_depend_on_the_batch(tmp_path, device):
+    """Prompts of 63 to 65 tokens: on the tensor cores' two ways."""
+    make_checkpoint(tmp_path, seed=7, dtype="BF16", config_overrides=TENSOR_CORE_SHAPES)
+    before = testing.emulated_thread_kernels()
+    with make(str(tmp_path), device, enable_prefix_caching=False, max_num_seqs=1) as engine:
+        alone = [completions(engine, [prompt], 0.8, max_tokens=2)[0] for prompt in PROMPTS[1:4]]
+    if device == EMULATED:
+        assert testing.emulated_thread_kernels() > before
+    with make(str(tmp_path), device, max_num_seqs=4) as engine:
+        assert completions(engine, PROMPTS[1:4], 0.8, max_tokens=2) == alone
 
 
 def row_errors(found, expected):

@@ -14,7 +14,7 @@ struct RouterPicks {
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
   static constexpr int kOutputs = 384, kEach = kOutputs / 32, kTopk = 12;
   static constexpr int kMaxExperts = kThreads;
-  static constexpr int64_t kMaxBlocks = 64;  // tokens: a mask has so many bits
+  static constexpr int64_t kMaxBlocks = 64;  // tokens: the bits of a mask
 
   // Layout of the shared memory [bytes].
   static constexpr uint32_t kPicksAt = 0;                             // [kTopk] i32

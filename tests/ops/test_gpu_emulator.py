@@ -92,6 +92,11 @@ def test_a_deadlock_on_the_emulated_device_is_an_error():
         testing.launch_on_emulated_device(reversed=False, broken=True)
 
 
+def test_a_kernel_says_how_many_blocks_it_can_have():
+    with pytest.raises(RuntimeError, match="65 blocks"):
+        testing.launch_router_picks(65)
+
+
 # --- tensor cores ---------------------------------------------------------------------------------------------------
 
 

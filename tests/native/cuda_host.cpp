@@ -80,6 +80,7 @@ void register_cuda_host(py::module_& testing) {
   testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
               py::arg("fp8") = false, py::arg("compute_capability") = 90);
   testing.def("kv_piece_begin", &kv_piece_begin);
+  testing.def("kv_piece_index", &kv_piece_index);
   testing.def("num_kv_pieces", &num_kv_pieces);
   testing.def("order_key", &order_key);
   testing.def("expert_of_row", [](const std::vector<int32_t>& offsets, int64_t row) {

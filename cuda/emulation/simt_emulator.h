@@ -28,6 +28,7 @@ struct EmulatorOptions {
   Arithmetic arithmetic = Arithmetic::hopper;
   int resident_blocks = 4;
   bool backwards = false;  // without checks: the order of blocks, warps and lanes
+  bool stops = false;      // at the first finding; launches after that do nothing
 };
 
 class SimtEmulator final : public simt::Machine {
@@ -200,6 +201,7 @@ class SimtEmulator final : public simt::Machine {
   void end_thread();
   void pause(Wait wait, simt::Place place);
   [[noreturn]] void stop();
+  bool has_stopped() const { return options_.stops && findings_.total() > 0; }
   void wake(int index);
   int next_thread();
   void report_deadlock();

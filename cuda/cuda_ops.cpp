@@ -19,7 +19,8 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
     : device_(std::move(device)),
       activation_dtype_(activation_dtype),
       workspace_(*device_, workspace_bytes),
-      branch_workspace_(*device_, kBranchWorkspaceBytes) {
+      branch_workspace_(*device_, kBranchWorkspaceBytes),
+      decode_memory_(*device_, workspace_bytes) {
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
 }
 

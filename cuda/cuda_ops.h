@@ -16,6 +16,13 @@ namespace longcat {
 
 struct GroupedProblem;
 
+// What MLA decode on tensor cores keeps between its launches (kernels/mla_decode.cu).
+struct MlaDecodeMemory {
+  Buffer plan;      // the list of a step: i32
+  Buffer arrivals;  // counters of partial results, 0 between launches: u32
+  MlaDecodeMemory(Device& device, int64_t workspace_bytes);
+};
+
 class CudaOps final : public Ops {
  public:
   // Workspace for partial results of decode pieces, fp8 rows, and CUTLASS's scheduling data. A token's piece takes 64
@@ -59,6 +66,7 @@ class CudaOps final : public Ops {
                  const ForwardBatch& batch) override;
   void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps, Tensor cos,
                       Tensor sin, const ForwardBatch& batch) override;
+  void plan_decode(const ForwardBatch& batch, const MlaShape& shape, DType latents) override;
   void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                   float scale) override;
   void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
@@ -76,6 +84,11 @@ class CudaOps final : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
+  bool decodes_on_tensor_cores(DType latents, int64_t num_heads, int64_t kv_lora_rank, int64_t rope_dim) const;
+  // mla_decode() for the shapes that have tensor-core kernels. Returns false for others.
+  bool decode_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                              float scale);
+
   // out = x W^T * scale, or with `add`, out = (x W^T + out) * scale.
   void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
   // out[row] = x[row] W_e^T for the rows of each expert e. Without expert_offsets, one expert has all rows.
@@ -96,10 +109,11 @@ class CudaOps final : public Ops {
   std::unique_ptr<GpuDevice> device_;
   DType activation_dtype_;
   Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
-  Buffer sampling_scores_;               // [rows sampled at once, vocab] f32
-  Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
-  Buffer sampling_rows_;                 // sampling rows and the data of their spans, packed
-  std::vector<std::byte> packed_rows_;   // the same on the host
+  MlaDecodeMemory decode_memory_;
+  Buffer sampling_scores_;              // [rows sampled at once, vocab] f32
+  Buffer sampling_marks_;               // [rows sampled at once, vocab] u32
+  Buffer sampling_rows_;                // sampling rows and the data of their spans, packed
+  std::vector<std::byte> packed_rows_;  // the same on the host
 };
 
 }  // namespace longcat

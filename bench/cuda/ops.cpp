@@ -175,6 +175,12 @@ class OpsBench {
     const int64_t heads = c_.num_attention_heads, latent = c_.latent_dim();
     const Activations a = buffers_.first(sequences);
     const ForwardBatch batch = maker.decodes(sequences, context);
+    const MlaShape shape{.num_heads = heads,
+                         .kv_lora_rank = c_.kv_lora_rank,
+                         .qk_nope_head_dim = c_.qk_nope_head_dim,
+                         .qk_rope_head_dim = c_.qk_rope_head_dim,
+                         .v_head_dim = c_.v_head_dim};
+    b_.run([&] { b_.ops().plan_decode(batch, shape, cache_.dtype()); });
     row(str_cat("mla_decode, ", sequences, " x ", context / 1024, "k"),
         static_cast<double>(sequences * context * latent * 2),
         2.0 * static_cast<double>(sequences * context * heads) * static_cast<double>(latent + c_.kv_lora_rank), [&] {

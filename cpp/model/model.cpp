@@ -42,7 +42,7 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
 Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   a_ = buffers_.first(batch.num_tokens());
   embed(batch, cache);
-  rope_angles(batch);
+  prepare_attention(batch, cache);
   ops_.add_rms_norm(a_.h, a_.residual, {}, weights_.layers[0].input_norm[0], static_cast<float>(config_.rms_norm_eps));
   for (int64_t l = 0; l < config_.num_layers; ++l) decoder_layer(l, batch, cache);
   return a_.h;
@@ -66,7 +66,7 @@ Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidd
   ops_.rms_norm(a_.x, a_.x, w.word_norm, eps);
   ops_.linear(a_.residual, a_.x, w.word_proj);
   ops_.linear(a_.x, a_.moe_in, w.hidden_proj);
-  rope_angles(batch);
+  prepare_attention(batch, cache);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm, eps);
   attention(w.attention, cache.latents(config_.num_sub_layers()), batch);
   ranks_.tp->all_reduce(a_.x);
@@ -128,9 +128,17 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   ranks_.world->all_reduce(a_.residual);
 }
 
-void Model::rope_angles(const ForwardBatch& batch) {
+// What all attentions of a step share.
+void Model::prepare_attention(const ForwardBatch& batch, const KvCache& cache) {
   ops_.rope_angles(a_.cos, a_.sin, batch.positions, inv_freq_.tensor(DType::f32, {config_.qk_rope_head_dim / 2}),
                    static_cast<float>(rope_.cos_sin_factor));
+  ops_.plan_decode(batch,
+                   {.num_heads = shard().heads.size(),
+                    .kv_lora_rank = config_.kv_lora_rank,
+                    .qk_nope_head_dim = config_.qk_nope_head_dim,
+                    .qk_rope_head_dim = config_.qk_rope_head_dim,
+                    .v_head_dim = config_.v_head_dim},
+                   cache.dtype());
 }
 
 // Two attentions and two dense FFNs in a row. The MoE reads the first FFN's input, and its output is added at the end

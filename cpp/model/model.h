@@ -47,7 +47,7 @@ class Model {
 
  private:
   void embed(const ForwardBatch& batch, KvCache& cache);
-  void rope_angles(const ForwardBatch& batch);
+  void prepare_attention(const ForwardBatch& batch, const KvCache& cache);
   void decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache);
   void attention(const AttentionWeights& weights, Tensor latents, const ForwardBatch& batch);
   void ffn(const FfnWeights& weights, Tensor h);

@@ -224,6 +224,10 @@ class Ops {
   virtual void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
                               Tensor cos, Tensor sin, const ForwardBatch& batch);
 
+  // Prepares mla_decode() for the generated tokens of a batch. Called once a step, before the first attention. shape:
+  // of the attentions, with the heads here; latents: dtype of the cache. The default does nothing.
+  virtual void plan_decode(const ForwardBatch& /*batch*/, const MlaShape& /*shape*/, DType /*latents*/) {}
+
   // Absorbed attention of the generated tokens, rows [0, D) of the batch with D = num_decode_tokens. A token at
   // position p attends to the stored latents [c_s | k_s] of its own sequence at positions s = 0..p:
   // out[t, h] = sum_s softmax_s((q_latent[t, h] . c_s + q_rope[t, h] . k_s) * scale) c_s.

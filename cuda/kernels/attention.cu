@@ -490,6 +490,7 @@ void CudaOps::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor
 
 void CudaOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                          float scale) {
+  if (decode_on_tensor_cores(out, q_latent, q_rope, latents, batch, scale)) return;
   switch (latents.dtype()) {
     case DType::f8_e4m3:
       return decode<DecodePiece<DType::f8_e4m3>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);

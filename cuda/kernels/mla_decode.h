@@ -55,7 +55,7 @@ struct MlaDecode {
   static constexpr int kSlices = 4, kSliceSteps = kDim / kSlices / 16, kSliceLora = kLora / kSlices;  // of Q K^T
   static constexpr int kGroups = kFp8 ? kLora / Fp8Latent::kGroup : 1;                                // scales of P
   static constexpr int kQueryCopies = kDim / 8;                                                       // of 16 bytes
-  static constexpr int kSegment = 16;  // pieces that are added first
+  static constexpr int kSegment = 16;               // pieces that are added first
   static constexpr int kShare = kThreads / kHeads;  // threads that add up one head
   static_assert(!kFp8 || kSliceLora == Fp8Latent::kGroup);
 
@@ -82,23 +82,23 @@ struct MlaDecode {
   static_assert(kSlices * kHeads * kScoreRow <= kHeads * kRow);
 
   MlaTokens tokens;
-  int32_t first_token, last_token;                       // of this launch
-  const bf16* q_latent;                                  // [num_tokens, heads, kLora]
-  const bf16* q_rope;                                    // [num_tokens, heads, kRope]
-  bf16* out;                                             // [num_tokens, heads, kLora]
-  int64_t q_latent_strides[2];                           // [elements], of a token and a head: multiples of 8
-  int64_t q_rope_strides[2], out_strides[2];             // [elements]; those of out: multiples of 4
-  const unsigned char* latents;                          // [num_blocks, 64, kRowBytes]: rows contiguous
-  int64_t block_bytes;                                   // between cache blocks
-  const int32_t* block_tables;                           // [num_sequences, block_table_stride]
-  int64_t block_table_stride;                            // [elements]
-  int32_t head_blocks;                                   // heads / kHeads
-  int32_t num_pieces;                                    // of the longest history there may be
-  float* sums;                                           // [launch's tokens, head_blocks, num_pieces, kHeads, kLora]
-  float* maxima;                                         // [.., kHeads]: of the scores, times log2 e
-  float* weights;                                        // [.., kHeads]: sums of the weights
-  uint32_t* arrivals;                                    // [tokens, head_blocks, num_segments + 1]: 0 between launches
-  float scale_log2;                                      // softmax scale times log2 e
+  int32_t first_token, last_token;            // of this launch
+  const bf16* q_latent;                       // [num_tokens, heads, kLora]
+  const bf16* q_rope;                         // [num_tokens, heads, kRope]
+  bf16* out;                                  // [num_tokens, heads, kLora]
+  int64_t q_latent_strides[2];                // [elements], of a token and a head: multiples of 8
+  int64_t q_rope_strides[2], out_strides[2];  // [elements]; those of out: multiples of 4
+  const unsigned char* latents;               // [num_blocks, 64, kRowBytes]: rows contiguous
+  int64_t block_bytes;                        // between cache blocks
+  const int32_t* block_tables;                // [num_sequences, block_table_stride]
+  int64_t block_table_stride;                 // [elements]
+  int32_t head_blocks;                        // heads / kHeads
+  int32_t num_pieces;                         // of the longest history there may be
+  float* sums;                                // [launch's tokens, head_blocks, num_pieces, kHeads, kLora]
+  float* maxima;                              // [.., kHeads]: of the scores, times log2 e
+  float* weights;                             // [.., kHeads]: sums of the weights
+  uint32_t* arrivals;                         // [tokens, head_blocks, num_segments + 1]: 0 between launches
+  float scale_log2;                           // softmax scale times log2 e
 
   LC_HD int32_t num_segments() const { return (num_pieces + kSegment - 1) / kSegment; }
 

@@ -14,7 +14,7 @@ namespace longcat::gpu {
 
 using namespace simt;
 
-constexpr int32_t kMlaGroup = 5;        // tokens: one, and 4 draft tokens
+constexpr int32_t kMlaGroup = 5;         // tokens: one, and 4 draft tokens
 constexpr int32_t kMlaShortPieces = 16;  // pieces of 128 positions
 static_assert(kv_piece_begin(kMlaShortPieces) == kMlaShortPieces * 128);
 

@@ -588,8 +588,8 @@ LC_HD inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   return product;
 #else
   const auto half = [&](int shift) {
-    const float product = to_float(bf16{static_cast<uint16_t>(a >> shift)}) *
-                          to_float(bf16{static_cast<uint16_t>(b >> shift)});
+    const float product =
+        to_float(bf16{static_cast<uint16_t>(a >> shift)}) * to_float(bf16{static_cast<uint16_t>(b >> shift)});
     return uint32_t{to_bf16(product).bits} << shift;
   };
   return half(0) | half(16);

@@ -100,13 +100,49 @@ def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
     assert np.array_equal(*logits)
 
 
-def test_nodes_of_a_recorded_step(tmp_path):
+# The published shape of attention, but for the number of heads: decode runs on tensor cores.
+TENSOR_CORE_SHAPE = {"num_attention_heads": 16, "kv_lora_rank": 512, "qk_nope_head_dim": 16, "qk_rope_head_dim": 64}
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
+def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, kv_cache_dtype):
+    """Generated tokens one by one, as neighbours, beside others, padded and recorded, on either order of blocks."""
+    make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides={"num_layers": 1, **TENSOR_CORE_SHAPE})
+    prompt, generated = ids_of(3), ids_of(7, seed=1)
+
+    def run(counts, device=EMULATED, neighbours=False, rows=0):
+        model = testing.DeviceModel(str(tmp_path), device, kv_cache_dtype=kv_cache_dtype, num_blocks=16)
+        model.poison()
+        model.forward([([4], 0, prompt), ([7], 0, prompt)])
+        logits, start = [], 0
+        for count in counts:
+            batch = [([4], len(prompt) + start, generated[start : start + count])]
+            if neighbours:
+                batch.append(([7], len(prompt) + start, generated[:count]))
+            out = model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=rows > 0)
+            logits.append(out[:count])
+            start += count
+        return np.concatenate(logits)
+
+    alone = run([1] * 7)
+    assert np.isfinite(alone).all()
+    for variant in (
+        {"counts": [5, 2]},
+        {"counts": [7], "neighbours": True},
+        {"counts": [1, 4, 2], "rows": 8},
+        {"counts": [3, 4], "device": EMULATED_REVERSED},
+    ):
+        assert np.array_equal(run(**variant), alone), variant
+
+
+@pytest.mark.parametrize("shape,expected", [({}, (41, 7)), (TENSOR_CORE_SHAPE, (39, 8))], ids=["plain", "tensor cores"])
+def test_nodes_of_a_recorded_step(tmp_path, shape, expected):
     """What a graph launches: so much a layer, whatever the number of tokens."""
 
     def nodes(num_layers, num_tokens):
         folder = tmp_path / str(num_layers)
         if not folder.exists():
-            make_checkpoint(folder, dtype="BF16", config_overrides={"num_layers": num_layers})
+            make_checkpoint(folder, dtype="BF16", config_overrides={"num_layers": num_layers, **shape})
         model = testing.DeviceModel(str(folder), EMULATED)
         model.forward([([block], 0, [3, 4]) for block in range(1, num_tokens + 1)])
         chunks = [([block], 2, [5]) for block in range(1, num_tokens + 1)]
@@ -115,7 +151,7 @@ def test_nodes_of_a_recorded_step(tmp_path):
 
     layer = nodes(2, 1) - nodes(1, 1)
     assert nodes(2, 3) == nodes(2, 1)
-    assert (layer, nodes(1, 1) - layer) == (41, 7)
+    assert (layer, nodes(1, 1) - layer) == expected
 
 
 def test_nodes_of_a_recorded_step_do_not_grow_with_the_longest_context(checkpoint):

@@ -321,6 +321,13 @@ class DeviceOps {
     const Tensor queries = s.activations(q);
     Tensor out;
     if (generated) {
+      ops_->plan_decode(batch,
+                        {.num_heads = q.shape(1),
+                         .kv_lora_rank = kv_lora,
+                         .qk_nope_head_dim = 0,
+                         .qk_rope_head_dim = rope,
+                         .v_head_dim = 0},
+                        dtype);
       out = s.activations({num_tokens, q.shape(1), kv_lora});
       // mla_decode takes q_latent contiguous or strided. Here both queries are views of one array.
       ops_->mla_decode(out, queries.slice(2, 0, kv_lora), queries.slice(2, kv_lora, kv_lora + rope), latents, batch,

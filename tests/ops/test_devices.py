@@ -344,6 +344,39 @@ def test_attention(ops, tolerance, cache_dtype, generated, lengths):
         assert differ < 0.05, f"{differ:.1%} of the stored bytes differ"
 
 
+@pytest.mark.parametrize("cache_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("heads,lengths", [(32, [1, 130]), (16, [3, 65]), (48, [2])], ids=str)
+def test_decode_of_the_published_shape(ops, tolerance, cache_dtype, heads, lengths):
+    """512 latent and 64 rope values, and a multiple of 16 heads: on tensor cores, where activations are bf16."""
+    case = attention_case(lengths, True, heads=heads, latent=512, rope=64)
+    case["scale"] = 0.02
+    found, expected = (o.attention(cache_dtype=cache_dtype, **case)[0] for o in (ops, CPU))
+    assert_rows_close(found, expected, tolerance if cache_dtype != "fp8" else max(tolerance, 0.04))
+
+
+DECODERS = [EMULATED, EMULATED_REVERSED, pytest.param("cuda", marks=needs_gpu)]
+
+
+@pytest.mark.parametrize("device", DECODERS)
+@pytest.mark.parametrize("cache_dtype", ["bf16", "fp8"])
+def test_decode_of_the_published_shape_ignores_its_batch(device, cache_dtype):
+    """133 rows of a sequence in chunks of all kinds, so that others are neighbours, and beside another sequence."""
+    case = attention_case([133, 70], True, heads=16, latent=512, rope=64)
+    blocks, _, tokens = case["chunks"].pop(0)
+    alone = {name: case[name][:133] for name in ("kv_a", "q", "q_a")}
+    expected = testing.DeviceOps(EMULATED).attention(
+        cache_dtype=cache_dtype, **{**case, **alone, "chunks": [(blocks, 0, tokens)]}
+    )[0]
+    ops = testing.DeviceOps(device)
+    if device == "cuda":
+        expected = ops.attention(cache_dtype=cache_dtype, **{**case, **alone, "chunks": [(blocks, 0, tokens)]})[0]
+    for counts in ([133], [128, 5], [126, 1, 4, 2]):
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        chunks = [(blocks, start, [0] * count) for start, count in zip(starts, counts, strict=True)]
+        found = ops.attention(cache_dtype=cache_dtype, **{**case, "chunks": chunks + case["chunks"]})[0]
+        assert np.array_equal(found[:133], expected)
+
+
 @pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "fp8"])
 def test_norm_and_store_in_one_give_the_bits_of_the_two(ops, cache_dtype):
     case = attention_case([1, 65], True, heads=2, latent=24, rope=6)
@@ -370,7 +403,9 @@ def test_attention_pieces_by_index_are_the_same_list():
     begin = 0
     for piece in range(340):
         assert testing.kv_piece_begin(piece) == begin
-        begin = testing.kv_piece_end(begin)
+        end = testing.kv_piece_end(begin)
+        assert testing.kv_piece_index(begin) == testing.kv_piece_index(end - 1) == piece
+        begin = end
     assert begin > 327_680
     for positions in (1, 128, 129, 2048, 2049, 16384, 16385, 65536, 65537, 131072, 131073, 327680):
         count = testing.num_kv_pieces(positions)

@@ -255,7 +255,6 @@ struct MlaDecode {
         const Work work = load_work(ends_item ? following_at : work_at);
         if (work.item.count > 0) load_tile(other, work, ends_item ? work.item.begin : begin + kTile);
       }
-      cp_async_commit();
       uint32_t tile = shared + stage * kStage;
       if constexpr (kFp8) {
         convert(shared, tile);

@@ -251,6 +251,7 @@ int main(int argc, char** argv) {
   return prove(
       argc, argv,
       {bf16("129 positions, a falling score", {.chunks = {{0, 128, 1}}, .blocks = 2}, "0 at 128"),
+       bf16("2,049 positions", {.chunks = {{1, 2048, 1}}, .blocks = 5}, "1 at 2,048"),
        fp8("a group of 5 over the end of a piece", {.chunks = {{1, 125, 5}}, .watched = 3}, "fp8, 1 at 128"),
        bf16("a group of 5 over the end of a piece", {.chunks = {{0, 125, 5}}, .watched = 3}, "0 at 128"),
        bf16("1 position", {.chunks = {{2, 0, 1}}, .blocks = 1}),
@@ -263,6 +264,5 @@ int main(int argc, char** argv) {
        fp8("129 positions, one at a time",
            {.chunks = {{3, 5, 1}, {1, 126, 3}}, .watched = 3, .blocks = 5, .groups = false}, "fp8, 1 at 128"),
        fp8("127 positions in a group with NaN", {.chunks = {{1, 124, 5}}, .watched = 2, .broken = 127}),
-       bf16("2,049 positions", {.chunks = {{1, 2048, 1}}, .blocks = 5}, "1 at 2,048"),
        bf16("2,047 to 2,049 positions", {.chunks = {{1, 2046, 3}}, .watched = 2, .blocks = 7}, "1 at 2,048")});
 }

@@ -1,5 +1,5 @@
-// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels; faster ones
-// must keep their order of additions.
+// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels. Decode of the
+// published shape runs on tensor cores (mla_decode.cu), with an order of additions of its own.
 //
 // Decode is bound by the latent rows it reads: 1,152 bytes per position in bf16. All heads share a row; here each group
 // of 8 heads reads it, mostly from L2. A block takes one token, 8 heads and one piece of the history, at a fixed

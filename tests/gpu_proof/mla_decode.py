@@ -148,7 +148,7 @@ MUTATIONS = {
         "if (segments == 1) return;",
     ),
     "one counter for segments and tokens": ("counters + num_segments(), segments)", "counters, segments)"),
-    "counters of the next token": ("arrivals + place * (num_segments() + 1)", "arrivals + place * num_segments()"),
+    "counters of the first token": ("arrivals + place * (num_segments() + 1)", "arrivals"),
     "a piece of a segment is left out": (
         "left < kSegment ? left : kSegment, segments == 1",
         "left < kSegment ? left : kSegment - 1, segments == 1",

@@ -553,6 +553,13 @@ LC_HD inline float mul_rn(float a, float b) {
   return a * b;
 #endif
 }
+LC_HD inline double mul_rn(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 LC_HD inline float add_rn(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fadd_rn(a, b);
@@ -582,7 +589,7 @@ LC_HD inline uint32_t pack_bf16(float low, float high) {
 }
 LC_HD inline float low_bf16(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 LC_HD inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
-LC_HD inline float minus_infinity() { return std::bit_cast<float>(0xff800000u); }
+LC_HD constexpr float minus_infinity() { return std::bit_cast<float>(0xff800000u); }
 
 LC_HD inline int count_bits(uint32_t bits) {
 #ifdef __CUDA_ARCH__

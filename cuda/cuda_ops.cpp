@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "cuda/kernels/sampler.h"
 #include "ops/packed.h"
 
 namespace longcat {
@@ -11,6 +12,7 @@ namespace longcat {
 namespace {
 
 constexpr int64_t kBranchWorkspaceBytes = int64_t{16} << 20;
+constexpr int64_t kSamplingRowsBytes = 64 << 10;    // at first
 constexpr int64_t kTablePiece = int64_t{64} << 20;  // [bytes] of a table per read
 
 }  // namespace
@@ -19,8 +21,12 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
     : device_(std::move(device)),
       activation_dtype_(activation_dtype),
       workspace_(*device_, workspace_bytes),
-      branch_workspace_(*device_, kBranchWorkspaceBytes) {
+      branch_workspace_(*device_, kBranchWorkspaceBytes),
+      sampling_rows_address_(*device_, sizeof(void*)),
+      sampling_states_(*device_, kSamplingRowsAtOnce * int64_t{sizeof(gpu::SamplerState)}),
+      sampling_bins_(*device_, kSamplingRowsAtOnce * gpu::Sampler::kBins * 8) {
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
+  allocate_sampling_rows(kSamplingRowsBytes);
 }
 
 // Planes are copied unchanged. Scales are transposed, because the fp8 kernel reads those of a column of blocks
@@ -104,10 +110,11 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
   return weight;
 }
 
-void CudaOps::grow(Buffer& buffer, int64_t bytes) {
-  if (bytes <= buffer.bytes()) return;
-  buffer = {};  // work in flight may still read it: see CudaDevice::free
-  buffer = Buffer(*device_, bytes + bytes / 4);
+// The address of the rows is itself in device memory, so that a recorded graph finds rows that had to move.
+void CudaOps::allocate_sampling_rows(int64_t bytes) {
+  sampling_rows_ = Buffer(*device_, bytes);
+  void* const address = sampling_rows_.data();
+  device_->copy_from_host(sampling_rows_address_.data(), &address, sizeof(address));
 }
 
 }  // namespace longcat

@@ -71,11 +71,13 @@ class CudaOps final : public Ops {
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void merge_vocab_parts(Tensor out, Tensor parts) override;
-  void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
-              Tensor block_tables) override;
+  void set_sampling_rows(std::span<const SamplingRow> rows) override;
+  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
+  static constexpr int64_t kSamplingRowsAtOnce = 64;
+
   // out = x W^T * scale, or with `add`, out = (x W^T + out) * scale.
   void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
   // out[row] = x[row] W_e^T for the rows of each expert e. Without expert_offsets, one expert has all rows.
@@ -90,16 +92,16 @@ class CudaOps final : public Ops {
                      int64_t num_experts);
 
   const Buffer& workspace() const { return device_->in_branch() ? branch_workspace_ : workspace_; }
-  // Makes `buffer` at least `bytes` large. Its content is lost.
-  void grow(Buffer& buffer, int64_t bytes);
+  void allocate_sampling_rows(int64_t bytes);
 
   std::unique_ptr<GpuDevice> device_;
   DType activation_dtype_;
   Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
-  Buffer sampling_scores_;               // [rows sampled at once, vocab] f32
-  Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
   Buffer sampling_rows_;                 // sampling rows and the data of their spans, packed
   std::vector<std::byte> packed_rows_;   // the same on the host
+  Buffer sampling_rows_address_;         // [1] of sampling_rows_
+  Buffer sampling_states_;               // [kSamplingRowsAtOnce] gpu::SamplerState
+  Buffer sampling_bins_;                 // [kSamplingRowsAtOnce, gpu::Sampler::kBins] u64, zero between calls
 };
 
 }  // namespace longcat

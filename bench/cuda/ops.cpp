@@ -222,8 +222,8 @@ class OpsBench {
         like.position = 10;
         rows.push_back(like);
       }
-      row(op + shape, bytes, 0,
-          [&] { b_.ops().sample(token_ids, all, rows, cache_.token_lane(), batch.block_tables); });
+      b_.run([&] { b_.ops().set_sampling_rows(rows); });
+      row(op + shape, bytes, 0, [&] { b_.ops().sample(token_ids, all, cache_.token_lane(), batch.block_tables); });
     };
     // The logits have a deviation of 0.02. The temperature spreads them as wide as a model's.
     sample("sample top-k top-p", {.temperature = 0.005, .top_k = 40, .top_p = 0.95, .repetition_penalty = 1.06});

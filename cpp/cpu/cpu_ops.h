@@ -2,6 +2,8 @@
 // and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp and attention_prefill.cpp in attention/.
 #pragma once
 
+#include <vector>
+
 #include "base/thread_pool.h"
 #include "cpu/cpu_device.h"
 #include "cpu/gemm/packed_matmul.h"
@@ -51,8 +53,10 @@ class CpuOps : public Ops {
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void merge_vocab_parts(Tensor out, Tensor parts) override;
-  void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
-              Tensor block_tables) override;
+  void set_sampling_rows(std::span<const SamplingRow> rows) override {
+    sampling_rows_.assign(rows.begin(), rows.end());
+  }
+  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
@@ -62,6 +66,7 @@ class CpuOps : public Ops {
   CpuDevice device_;
   ThreadPool pool_;
   cpu::QuantizedInputs quantized_;
+  std::vector<SamplingRow> sampling_rows_;
 };
 
 }  // namespace longcat

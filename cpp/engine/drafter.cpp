@@ -183,8 +183,10 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
   }
   const Tensor ids = ids_of(depth, count);
   if (model_.shard().world() > 1) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
-  if (!rows.empty())
-    ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.token_lane(), batch.block_tables);
+  if (!rows.empty()) {
+    ops_.set_sampling_rows(rows);
+    ops_.sample(ids.slice(0, own.begin, own.end), logits, cache_.token_lane(), batch.block_tables);
+  }
   model_.world().all_reduce(ids);
 }
 

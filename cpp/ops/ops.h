@@ -111,6 +111,7 @@ struct SamplingRow {
   int32_t sequence = 0;           // row of the batch's block_tables
   int32_t position = 0;           // of the last token of the history; the sampled token gets position + 1
   int32_t num_prompt_tokens = 0;  // positions below this are prompt
+  // Each id once.
   std::span<const LogitBias> logit_bias = {};
   // Token sequences: the last id is removed when the history ends with the others.
   std::span<const std::vector<int32_t>> bad_words = {};
@@ -261,16 +262,21 @@ class Ops {
   // vocabulary. out: [num_rows, num_parts * part_size] f32; parts: [num_parts, num_rows or more, part_size] f32.
   virtual void merge_vocab_parts(Tensor out, Tensor parts) = 0;
 
-  // Samples the next token of each row, in the order of transformers' generate():
+  // Sets how the next sample() calls draw, row by row. What the spans name stays valid until this work is done. Not
+  // part of a recording.
+  virtual void set_sampling_rows(std::span<const SamplingRow> rows) = 0;
+
+  // Samples the next token of each row that is set, in the order of transformers' generate():
   //   1. logit bias, repetition penalty, presence and frequency penalties;
   //   2. removals: bad words, banned, allowed, mask;
   //   3. temperature, top-k (ties with the k-th stay), top-p (among equals the higher id is removed first), min-p;
   //   4. one Gumbel-max draw with Philox4x32-10.
   // The draw's key is the seed and its counter is (token id, position, sample_idx), so it does not depend on the batch.
-  // token_ids: [rows.size()] i32, -1 for a row whose logits hold a NaN or +infinity, or whose ids are all removed;
-  // logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup; block_tables: of the batch.
-  virtual void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
-                      Tensor block_tables) = 0;
+  // A recording of this call draws as is set when it is launched.
+  // token_ids: [at least as many as rows] i32, unchanged behind the rows. It is -1 for a row whose logits hold a NaN or
+  // +infinity, or whose ids are all removed. logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup;
+  // block_tables: of the batch.
+  virtual void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) = 0;
 
   // Log-probabilities under the unchanged logits. Column 0 is the given token; columns 1.. are the most likely ids,
   // best first, ties to the lowest id. logprobs: [num_rows, 1 + top] f32; ids: [num_rows, 1 + top] i32; ranks:

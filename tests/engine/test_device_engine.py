@@ -205,6 +205,17 @@ def test_steps_of_short_contexts_are_recorded_at_load(checkpoint):
     assert engine.num_recordings() == 5  # of 1, 2, 4, 8, 16 rows
 
 
+def test_recorded_steps_draw(checkpoint):
+    """Behind the model, the graph of a step has the three kernels of the sampler; before it, the choice of ids."""
+    options = _core.EngineOptions()
+    options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 1, 1 << 22
+    engine = testing.Engine(checkpoint, options)
+    assert engine.num_recordings() == 1
+    model = testing.DeviceModel(checkpoint, EMULATED)
+    model.forward([([1], 0, [5])], num_generated=1, num_rows=1, recorded=True)
+    assert engine.num_recorded_nodes() == 1 + model.num_nodes() + 3
+
+
 @pytest.fixture(scope="module")
 def fp8_checkpoint(tmp_path_factory):
     """The latent projection has 128 + 64 rows, one and a half blocks of 128."""

@@ -214,8 +214,8 @@ class TestOps {
                               const std::vector<std::vector<int32_t>>& histories) {
     const SamplingCase c(params, histories);
     std::vector<int32_t> ids(static_cast<size_t>(logits.shape(0)));
-    ops_->sample(Tensor(ids.data(), DType::i32, {logits.shape(0)}), f32(logits), c.rows, c.lane_tensor(),
-                 c.table_tensor());
+    ops_->set_sampling_rows(c.rows);
+    ops_->sample(Tensor(ids.data(), DType::i32, {logits.shape(0)}), f32(logits), c.lane_tensor(), c.table_tensor());
     return ids;
   }
 

@@ -82,6 +82,7 @@ void register_cuda_host(py::module_& testing) {
   testing.def("kv_piece_begin", &kv_piece_begin);
   testing.def("num_kv_pieces", &num_kv_pieces);
   testing.def("order_key", &order_key);
+  testing.def("value_of_key", &value_of_key);
   testing.def("expert_of_row", [](const std::vector<int32_t>& offsets, int64_t row) {
     return expert_of_row(offsets.data(), static_cast<int64_t>(offsets.size()) - 1, row);
   });

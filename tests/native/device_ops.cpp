@@ -373,8 +373,41 @@ class DeviceOps {
     Scratch s(*ops_);
     const SamplingCase c(params, histories);
     const Tensor ids = s.empty(DType::i32, {static_cast<int64_t>(params.size())});
-    ops_->sample(ids, s.f32(logits), c.rows, on_device(s, c.lane_tensor()), on_device(s, c.table_tensor()));
+    ops_->set_sampling_rows(c.rows);
+    ops_->sample(ids, s.f32(logits), on_device(s, c.lane_tensor()), on_device(s, c.table_tensor()));
     return s.ints(ids);
+  }
+
+  // A recording of sample() for as many rows as there are histories, launched for each of `params`, which have as many
+  // rows or fewer. Returns the ids of each launch, where 77 is an id that no row has written, and the recording's
+  // nodes.
+  py::tuple sample_recorded(const Array<float>& logits, const std::vector<std::vector<py::dict>>& params,
+                            const std::vector<std::vector<int32_t>>& histories) {
+    Scratch s(*ops_);
+    Device& device = ops_->device();
+    std::vector<SamplingCase> cases;
+    for (const std::vector<py::dict>& rows : params) cases.emplace_back(rows, histories);
+    const SamplingCase all(std::vector<py::dict>(histories.size()), histories);
+    const Tensor ids = s.empty(DType::i32, {static_cast<int64_t>(histories.size())}), values = s.f32(logits),
+                 lane = on_device(s, all.lane_tensor()), tables = on_device(s, all.table_tensor());
+    const std::vector<int32_t> unwritten(histories.size(), 77);
+    py::list found;
+    int64_t nodes = 0;
+    std::unique_ptr<Recording> recording;
+    device.wait(device.submit([&] {
+      ops_->set_sampling_rows({});
+      recording = device.record([&] { ops_->sample(ids, values, lane, tables); });
+    }));
+    for (const SamplingCase& c : cases) {
+      device.copy_from_host(ids.raw(), unwritten.data(), ids.num_bytes());
+      device.wait(device.submit([&] {
+        ops_->set_sampling_rows(c.rows);
+        recording->launch();
+      }));
+      nodes = recording->num_nodes();
+      found.append(s.ints(ids));
+    }
+    return py::make_tuple(found, nodes);
   }
 
   py::tuple token_logprobs(const Array<float>& logits, const Array<int32_t>& token_ids, int64_t top) {
@@ -432,6 +465,7 @@ void register_device_ops(py::module_& testing) {
            py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1, py::arg("first_expert") = 0,
            py::arg("n_routed_experts") = -1)
       .def("sample", &DeviceOps::sample)
+      .def("sample_recorded", &DeviceOps::sample_recorded)
       .def("token_logprobs", &DeviceOps::token_logprobs);
 }
 

@@ -202,6 +202,7 @@ void register_test_engine(py::module_& testing) {
              return sequence ? sequence->drafts : std::vector<int32_t>{};
            })
       .def("num_recordings", [](TestEngine& self) { return self.engine().runner().num_recordings(); })
+      .def("num_recorded_nodes", [](TestEngine& self) { return self.engine().runner().num_recorded_nodes(); })
       .def("poison_free_blocks", &TestEngine::poison_free_blocks)
       .def("break_next_step", &TestEngine::break_next_step)
       .def("fail_allocation", &TestEngine::fail_allocation, py::arg("part"))

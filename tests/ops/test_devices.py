@@ -545,6 +545,26 @@ def test_many_rows_at_once_are_the_rows_alone(ops):
     assert together == CPU.sample(logits, params, histories).tolist()
 
 
+def test_a_recording_samples_the_rows_that_are_set(ops):
+    """Three kernels and no copy, whatever the rows ask, even after their lists have outgrown their memory."""
+    rng = np.random.default_rng(9)
+    logits = rng.normal(size=(5, 9000)).astype(np.float32)
+    histories = [rng.integers(0, 9000, 1 + 60 * s).tolist() for s in range(5)]
+    allowed = [int(i) for i in rng.permutation(9000)[:8000]]
+    calls = [
+        [{"temperature": 0.0}] * 5,
+        [{"seed": s, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2} for s in range(5)],
+        [],
+        [{"seed": s, "top_p": 0.7, "allowed_ids": allowed} for s in range(4)],
+        [{"seed": 3, "min_p": 0.1}, {"temperature": 0.0, "banned_ids": [int(logits[1].argmax())]}],
+    ]
+    found, nodes = ops.sample_recorded(logits, calls, histories)
+    for ids, params in zip(found, calls, strict=True):
+        expected = CPU.sample(logits[: len(params)], params, histories[: len(params)]) if params else []
+        assert ids.tolist() == [*expected, *[77] * (5 - len(params))]
+    assert nodes == 3
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_broken_logits_give_no_token(ops, value):
     logits = np.zeros((2, 40), np.float32)
@@ -568,6 +588,7 @@ def test_token_logprobs(ops):
 def test_order_keys_are_ordered_like_floats():
     values = np.array([-np.inf, -3e38, -1.5, -1e-45, -0.0, 0.0, 1e-45, 1.5, 3e38, np.inf], np.float32)
     keys = [testing.order_key(float(v)) for v in values]
+    assert [testing.value_of_key(key) for key in keys] == values.tolist()
     assert keys == sorted(keys) and keys[4] == keys[5] and len(set(keys)) == len(keys) - 1
 
 

@@ -4,14 +4,17 @@
 # FILE: the module, or objects of cuda/kernels. Needs cuobjdump and nvdisasm (CUDA toolkit, or the PyPI packages
 # nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm).
 # Each listed kernel must have its 16-byte loads. No kernel may spill (LDL, STL: accesses to the stack) beyond what
-# the list allows, or loop over a compare-and-swap.
+# the list allows, or loop over a compare-and-swap. Those with a budget of registers keep to it.
 set -euo pipefail
 cuobjdump=${CUOBJDUMP:-cuobjdump}
 command -v "$cuobjdump" > /dev/null || { echo "check_sass: cuobjdump is not found; put it on PATH" >&2; exit 1; }
 
-sass=$(mktemp)
-trap 'rm -f "$sass"' EXIT
-for file in "$@"; do "$cuobjdump" -sass -arch sm_90a "$file"; done > "$sass"
+sass=$(mktemp) resources=$(mktemp)
+trap 'rm -f "$sass" "$resources"' EXIT
+for file in "$@"; do
+  "$cuobjdump" -sass -arch sm_90a "$file" >> "$sass"
+  "$cuobjdump" -res-usage -arch sm_90a "$file" >> "$resources" 2>&1
+done
 
 failed=0
 # expect NAME WIDE STACK: kernels whose name contains NAME have at least WIDE 16-byte loads and at most STACK accesses
@@ -36,5 +39,23 @@ expect NgramLookupINS_4bf16E 1 0
 expect GatherWordsINS_4bf16E 1 0
 expect RoutePicks 0 0
 expect DecodePiece 0 0
-expect SampleRow 0 4  # log() of the draw has a frame of 16 bytes
+# expect_registers NAME MOST: kernels whose name contains NAME have at most MOST registers and no frame on the stack.
+expect_registers() {
+  awk -v name="$1" -v most="$2" '
+    /Function / { inside = index($0, name) > 0; found += inside }
+    inside && match($0, /REG:[0-9]+/) {
+      registers = substr($0, RSTART + 4, RLENGTH - 4) + 0
+      printf "check_sass: %-28s %d registers of %d\n", name, registers, most
+      if (registers > most || !/STACK:0 /) failed = 1
+    }
+    END { exit !found || failed }' "$resources" && return
+  echo "check_sass: expected $1 with at most $2 registers and no stack" >&2
+  failed=1
+}
+
+# Three blocks of 256 threads a multiprocessor and more; kernels/sampler.h asserts their shared memory.
+for kernel in SamplerScores SamplerBins SamplerDraws; do
+  expect $kernel 0 0
+  expect_registers $kernel 80
+done
 exit $failed

@@ -591,4 +591,8 @@ struct SamplerDraws : Sampler {
   }
 };
 
+// More than one block fits a multiprocessor, and none needs an attribute.
+static_assert(SamplerScores::kSharedBytes <= 48 << 10 && SamplerBins::kSharedBytes <= 48 << 10 &&
+              SamplerDraws::kSharedBytes <= 48 << 10);
+
 }  // namespace longcat::gpu

@@ -17,6 +17,7 @@ class CpuOps : public Ops {
   int num_threads() const override { return pool_.num_threads(); }
 
   bool reads_latents(DType) const override { return true; }
+  void use_dtype(DType dtype) override;
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
 
@@ -56,12 +57,14 @@ class CpuOps : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // x in 8 bits when the weight's format needs that, else nullptr. Valid until the next call.
+  // x in 8 bits when the weight's format needs that, rounded to bf16 for bf16_x8 when use_dtype() said so, else
+  // nullptr. Valid until the next call.
   const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
 
   CpuDevice device_;
   ThreadPool pool_;
   cpu::QuantizedInputs quantized_;
+  bool rounds_inputs_ = false;
 };
 
 }  // namespace longcat

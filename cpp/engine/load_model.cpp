@@ -154,6 +154,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     std::unique_ptr<Ops> ops = std::move(backend.ops);
     if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization, num_communicators);
     check_cache_dtype(options, kv_cache_dtype, *ops);
+    ops->use_dtype(dtype);
     ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
     const auto ranks_of_color = [&](int color) {

@@ -129,6 +129,10 @@ class Ops {
   // The dtype of activations between operations: f32 or bf16.
   virtual DType activation_dtype() const { return DType::f32; }
 
+  // The model's dtype, before anything else is called. Under bf16, a backend may round the inputs of products with bf16
+  // weights to bf16, as the reference does.
+  virtual void use_dtype(DType) {}
+
   // The placements that prepare_table() supports for N-gram tables, the default first.
   virtual std::span<const Placement> table_placements() const;
 

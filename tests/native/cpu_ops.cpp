@@ -65,7 +65,9 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
 
 class TestOps {
  public:
-  explicit TestOps(int num_threads) : ops_(make_cpu_ops(num_threads)) {}
+  TestOps(int num_threads, const std::string& dtype) : ops_(make_cpu_ops(num_threads)) {
+    ops_->use_dtype(dtype == "bf16" ? DType::bf16 : DType::f32);
+  }
 
   Array<float> linear(const Array<float>& x, const py::array& weight, const py::object& scales) {
     Array<float> out({x.shape(0), weight.shape(0)});
@@ -85,9 +87,11 @@ class TestOps {
     return out;
   }
 
+  // linear_per_head() with a matrix as the loader prepares it.
   Array<float> linear_per_head(const Array<float>& x, const py::array& weight) {
     Array<float> out({x.shape(0), x.shape(1), weight.shape(0) / x.shape(1)});
-    ops_->linear_per_head(f32(out), f32(x), as_weight(weight));
+    Buffer storage;
+    ops_->linear_per_head(f32(out), f32(x), ops_->prepare(as_weight(weight), storage));
     return out;
   }
 
@@ -248,7 +252,7 @@ void register_cpu_ops(py::module_& testing) {
               py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"),
               py::arg("chunk_sizes") = std::vector<int64_t>{});
   py::class_<TestOps>(testing, "Ops")
-      .def(py::init<int>(), py::arg("num_threads") = 1)
+      .def(py::init<int, const std::string&>(), py::arg("num_threads") = 1, py::arg("dtype") = "f32")
       .def("linear", &TestOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none())
       .def("linear_packed", &TestOps::linear_packed, py::arg("x"), py::arg("packed"), py::arg("format"),
            py::arg("out_features"))

@@ -2,6 +2,8 @@
 //
 // With many inputs, a block of inputs stays in the second-level cache during the loop over weight rows. A tile's weight
 // rows are then widened to f32 once per block.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -107,6 +109,7 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
         weight.format = WeightFormat::bf16_x8;
         storage = Buffer(device_, weight.num_bytes());
         weight.data = storage.data();
+        ::madvise(storage.data(), static_cast<size_t>(weight.num_bytes()), MADV_HUGEPAGE);  // read faster
         pool_.parallel_for(num_packed_groups(weight.out_features), 64, [&](int64_t begin, int64_t end) {
           cpu::pack_bf16(static_cast<uint8_t*>(storage.data()), logical, begin, end);
         });
@@ -133,9 +136,17 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
   }
 }
 
+void CpuOps::use_dtype(DType dtype) {
+  rounds_inputs_ = dtype == DType::bf16 && cpu::kernels<cpu::PackedKernels>().round_row;
+}
+
 const cpu::QuantizedInputs* CpuOps::quantize_for(const Weight& weight, Tensor x) {
-  if (!cpu::want_quantized_inputs(weight.format)) return nullptr;
-  quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+  if (cpu::want_quantized_inputs(weight.format)) {
+    quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+    return &quantized_;
+  }
+  if (!rounds_inputs_ || weight.format != WeightFormat::bf16_x8) return nullptr;
+  quantized_.round(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
   return &quantized_;
 }
 
@@ -161,8 +172,7 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
 void CpuOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
   LC_CHECK(gate_proj.out_features == up_proj.out_features && out.size(1) == up_proj.out_features &&
            x.size(1) == gate_proj.in_features && x.size(1) == up_proj.in_features);
-  if (cpu::want_quantized_inputs(gate_proj.format) != cpu::want_quantized_inputs(up_proj.format))
-    return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
+  if (gate_proj.format != up_proj.format) return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
   const cpu::QuantizedInputs* quantized = quantize_for(gate_proj, x);
   const int64_t num_inputs = x.size(0);
   pool_.parallel_for(out.size(1), row_grain(out.size(1), pool_.num_threads()), [&](int64_t begin, int64_t end) {

@@ -140,7 +140,9 @@ def test_bf16_rounds_inputs_where_the_processor_multiplies_bf16(shape, threads):
         found = ops.linear_packed(x, packed, "bf16_x8", shape[0])
         bound = np.abs(used).astype(np.float64) @ np.abs(stored).astype(np.float64).T
         assert np.all(np.abs(found - used.astype(np.float64) @ stored.T.astype(np.float64)) <= 5e-6 * bound + 1e-30)
-        alone = np.concatenate([ops.linear_packed(x[i : i + 1], packed, "bf16_x8", shape[0]) for i in range(num_inputs)])
+        alone = np.concatenate(
+            [ops.linear_packed(x[i : i + 1], packed, "bf16_x8", shape[0]) for i in range(num_inputs)]
+        )
         assert np.array_equal(found, alone), f"{num_inputs} inputs together differ from each alone"
     exact = testing.Ops(threads).linear_packed(x, packed, "bf16_x8", shape[0])
     assert np.array_equal(found, exact) != rounds

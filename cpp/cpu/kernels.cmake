@@ -37,6 +37,7 @@ function(longcat_add_kernels target)
 endfunction()
 
 set(_kernel_files
+  attention/index_kernels.cpp
   attention/latent_kernels.cpp
   attention/softmax_kernels.cpp
   gemm/dot_kernels.cpp

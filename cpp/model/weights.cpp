@@ -293,9 +293,11 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const
   for (int64_t t = 0; t < c.num_tables(); ++t) {
     const int64_t i = t - shard.first_table;
     if (0 <= i && i < static_cast<int64_t>(shard.tables.size())) {
-      ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight"),
-                                           shard.tables[static_cast<size_t>(i)]));
-      projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
+      const bool lite = !config.sparse;
+      ngram.tables.push_back(
+          builder.table(str_cat(lite ? "model.ngram_embeddings.embedders." : "model.oe_embed_tokens", t, ".weight"),
+                        shard.tables[static_cast<size_t>(i)]));
+      projections.push_back(str_cat(lite ? "model.ngram_embeddings.post_projs." : "model.oe_embed_proj", t, ".weight"));
     }
     const int64_t modulus = c.rows_of(t);
     // Ids are i32, and the unreduced sum x + sum_d s_d * power_d must fit in i64.
@@ -310,9 +312,16 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const
 
 Range scaled(Range range, int64_t factor) { return {range.begin * factor, range.end * factor}; }
 
+IndexerWeights load_indexer(WeightBuilder& builder, const std::string& prefix) {
+  return {.q_proj = builder.matrix(prefix + "wq_b.weight"),
+          .k_proj = builder.matrix(prefix + "wk.weight"),
+          .k_norm = builder.vector(prefix + "k_norm.weight"),
+          .weights_proj = builder.matrix_f32(prefix + "weights_proj.weight")};
+}
+
 // `prefix` ends with a dot.
 AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, const Shard& shard,
-                                const std::string& prefix) {
+                                const std::string& prefix, bool has_indexer) {
   const double hidden = static_cast<double>(c.hidden_size);
   const double q_scale = c.mla_scale_q_lora ? std::sqrt(hidden / static_cast<double>(c.q_lora_rank)) : 1;
   const double kv_scale = c.mla_scale_kv_lora ? std::sqrt(hidden / static_cast<double>(c.kv_lora_rank)) : 1;
@@ -324,6 +333,7 @@ AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, co
   attention.kv_a_norm = builder.vector(prefix + "kv_a_layernorm.weight", kv_scale);
   builder.split_kv_b(attention, prefix + "kv_b_proj.weight", c, shard.heads);
   attention.o_proj = builder.cols_of(prefix + "o_proj.weight", scaled(shard.heads, c.v_head_dim));
+  if (has_indexer) attention.indexer = load_indexer(builder, prefix + "indexer.");
   return attention;
 }
 
@@ -339,7 +349,8 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
   for (int i = 0; i < 2; ++i) {
     layer.input_norm[i] = builder.vector(str_cat(prefix, "input_layernorm.", i, ".weight"));
     layer.post_attention_norm[i] = builder.vector(str_cat(prefix, "post_attention_layernorm.", i, ".weight"));
-    layer.attention[i] = load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."));
+    layer.attention[i] =
+        load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."), c.sparse && c.sparse->is_owner(i));
     if (i == 0 || shard.adds_ffn()) layer.ffn[i] = load_ffn(builder, shard, str_cat(prefix, "mlps.", i, "."));
   }
   layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight");
@@ -363,7 +374,7 @@ MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& s
           .hidden_proj = builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size}),
           .input_norm = builder.vector(layer + "input_layernorm.weight"),
           .post_attention_norm = builder.vector(layer + "post_attention_layernorm.weight"),
-          .attention = load_attention(builder, c, shard, layer + "self_attn."),
+          .attention = load_attention(builder, c, shard, layer + "self_attn.", c.sparse.has_value()),
           .ffn = load_ffn(builder, shard, layer + "transformer_layer.mlp."),
           .final_norm = builder.vector("model.mtp.norm.weight")};
 }
@@ -372,6 +383,9 @@ int64_t bytes_of(const AttentionWeights& a) {
   int64_t total = a.q_a_norm.num_bytes() + a.kv_a_norm.num_bytes();
   for (const Weight* weight : {&a.q_a_proj, &a.q_b_proj, &a.kv_a_proj, &a.k_up, &a.v_up, &a.o_proj})
     total += weight->num_bytes();
+  if (a.indexer)
+    total += a.indexer->q_proj.num_bytes() + a.indexer->k_proj.num_bytes() + a.indexer->k_norm.num_bytes() +
+             a.indexer->weights_proj.num_bytes();
   return total;
 }
 

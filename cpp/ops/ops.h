@@ -12,7 +12,8 @@
 //   1. Each op has one accumulation order per weight format, whatever the number of rows.
 //   2. A token's kind selects its arithmetic. mla_prefill computes prompt tokens, even one alone in a chunk. mla_decode
 //      computes generated tokens, even when they are recomputed. Both split the history into fixed pieces by absolute
-//      position (kPrefillTile, kv_piece_end) and combine the partial results in ascending order.
+//      position (kPrefillTile, kv_piece_end) and combine the partial results in ascending order. With sparse attention,
+//      a token whose visible positions are not all selected has one arithmetic, whatever its kind.
 //   3. Attention reads stored latents only: a latent is first rounded to the cache format and written. Slots after a
 //      token's position are never read, because a recycled block may hold NaN there.
 //   4. Ties go to the lowest id. Expert outputs are summed per token in ascending expert id. Sums use no atomics.
@@ -91,6 +92,12 @@ struct MlaShape {
   int64_t num_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
 };
 
+// How many positions sparse attention selects for a token at position p, and which ones always: j < init_tokens and
+// j > p - local_tokens.
+struct SelectionRule {
+  int64_t topk, init_tokens, local_tokens;
+};
+
 struct LogitBias {
   int32_t token_id;
   float bias;
@@ -134,6 +141,9 @@ class Ops {
 
   // Whether attention supports latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
+
+  // Whether this backend implements sparse attention.
+  virtual bool attends_sparsely() const { return false; }
 
   // Converts `logical`, whose planes are in host memory, to the form that linear() reads fastest. Called once per
   // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
@@ -238,6 +248,42 @@ class Ops {
   // kv_lora, nope]; v_up: [heads * v_head_dim, kv_lora].
   virtual void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                            const ForwardBatch& batch, float scale) = 0;
+
+  // --- sparse attention (LSA) ------------------------------------------------------------------------------------
+  // Only a backend that attends_sparsely() has these; the default throws Error.
+  //
+  // Writes one index key per token to its slot: rms_norm(k), whose first values are then rotated in pairs (2j, 2j + 1),
+  // as many as the angles are for. Rounded to the dtype of index_keys. k: [T, index_head_dim], overwritten; index_keys:
+  // one set [num_blocks, 64, index_head_dim], f32 or bf16, blocks strided; norm_weight: [index_head_dim] f32.
+  virtual void index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                           const ForwardBatch& batch);
+
+  // Selects the positions that each token at a position p >= topk attends to, in ascending order. These are the ones
+  // that `rule` always selects, and the best of the other positions j <= p. The score of a position is
+  //   scale * sum_h head_weights[h] * max(q[h] . key_j, 0).
+  // Of equal scores, the lower position is selected. A row with p < topk is left as it is: such a token attends to all
+  // visible positions. selected: [T, topk] i32; q: [T, index_n_heads, index_head_dim], already rotated; head_weights:
+  // [T, index_n_heads] f32; index_keys as in index_store.
+  virtual void select_positions(Tensor selected, Tensor q, Tensor head_weights, Tensor index_keys,
+                                const ForwardBatch& batch, const SelectionRule& rule, float scale);
+
+  // The selection of draft tokens behind the first one: that of the first, and the positions written since. In place,
+  // row i becomes the first width - 1 columns of row rows[i], then positions[i]. selected: [n or more, width] i32;
+  // rows: [n] i32, ascending; positions: [n] i32.
+  virtual void extend_selection(Tensor selected, Tensor rows, Tensor positions);
+
+  // mla_decode where a token at a position p >= topk attends to the positions of its row of `selected` [D, topk] only.
+  // Selected positions are split into pieces by their index in the row, like positions. Other tokens get the bits of
+  // mla_decode.
+  virtual void mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                                   const ForwardBatch& batch, float scale);
+
+  // mla_prefill where a prompt token at a position p >= topk attends to its row of `selected` [T - D, topk] only. It is
+  // absorbed, with the arithmetic of mla_decode_selected. Other tokens get the bits of mla_prefill.
+  // q_latent, latent_out: [T - D, heads, kv_lora], overwritten.
+  virtual void mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                                    Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
+                                    float scale);
 
   // --- mixture of experts ----------------------------------------------------------------------------------------
   // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts. The topk largest g + bias are

@@ -72,6 +72,8 @@ def test_checkpoints_of_the_tests_keep_their_bytes(case, tmp_path):
         ("small", 224_766_912, 515),
         ("medium", 3_649_060_056, 615),
         ("lite", 68_562_465_024, 11_143),  # the published model
+        ("tiny-sparse", 295_538, 123),
+        ("lite-sparse", 68_612_700_160, 11_199),
     ],
 )
 def test_sizes_of_the_presets(preset, parameters, num_tensors):

@@ -9,7 +9,7 @@ import pytest
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from reference import ops as reference
-from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
+from support.checkpoints import SPARSE_VARIANTS, VARIANTS, make_checkpoint, random_token_ids, read_config
 from support.devices import CPU_PADDED
 from support.engines import Outcome, Steps, assert_same, make_engine, sampling
 
@@ -25,6 +25,9 @@ CONFIGS = [
     ("odd int8", "bf16", "auto"),
     ("lite", "f32", "int8"),
     ("odd int4", "bf16", "int8"),
+    ("sparse", "f32", "auto"),
+    ("sparse_wide", "bf16", "int8"),
+    ("sparse_odd", "bf16", "fp8"),
 ]
 
 
@@ -33,7 +36,7 @@ class Case:
 
     def __init__(self, folder: str, variant: str, dtype: str, kv_cache_dtype: str):
         variant, _, quant = variant.partition(" ")
-        make_checkpoint(folder, seed=1, mtp=True, **VARIANTS[variant])
+        make_checkpoint(folder, seed=1, mtp=True, **(VARIANTS | SPARSE_VARIANTS)[variant])
         if quant:
             original, folder = folder, f"{folder}/{quant}"
             convert_checkpoint(original, folder, PRESETS[quant])
@@ -168,7 +171,10 @@ def block_size(case) -> int:
     fp8_row = -(-(-(-latent // 4) * 4 + 4 * groups + 2 * rope) // 4) * 4
     int8_row = -(-(4 * (groups + -(-rope // 128)) + -(-latent // 2) * 2 + 2 * rope) // 4) * 4
     row = {"f32": 4 * (latent + rope), "bf16": 2 * (latent + rope), "fp8": fp8_row, "int8": int8_row}[dtype]
-    return 64 * ((2 * c["num_layers"] + 1) * row + 4)
+    keys = 0
+    if c["attention_method"] == "LSA":
+        keys = (2 * c["num_layers"] // c["cli_factor"] + 1) * c["index_head_dim"] * (4 if dtype == "f32" else 2)
+    return 64 * ((2 * c["num_layers"] + 1) * row + keys + 4)
 
 
 @pytest.mark.parametrize("max_num_seqs", [2, 8])

@@ -106,6 +106,37 @@ VARIANTS: dict[str, dict] = {
     "no_zero_experts": {"config_overrides": {"zero_expert_num": 0, "moe_topk": 1}},
 }
 
+# LongCat-Flash-Lite-Sparse at toy sizes. transformers has no such model: the reference is reference.sparse.
+_SPARSE = {
+    "architectures": ["LongcatCausalLM"],
+    "attention_method": "LSA",
+    "index_n_heads": 4,
+    "index_head_dim": 16,
+    "index_topk": 24,
+    "index_init_tokens": 2,
+    "index_local_tokens": 8,
+    "index_k_norm_type": "rms",
+    "cli_factor": 2,
+}
+SPARSE_VARIANTS: dict[str, dict] = {
+    "sparse": {"config_overrides": _SPARSE},
+    # more selected positions than a block of the cache has, and most of them free
+    "sparse_wide": {"config_overrides": {**_SPARSE, "index_topk": 80, "index_init_tokens": 1, "index_local_tokens": 3}},
+    # sizes that fill no register, no first positions, and an indexer in every sub-layer
+    "sparse_odd": {
+        "config_overrides": {
+            **VARIANTS["odd"]["config_overrides"],
+            **_SPARSE,
+            "index_n_heads": 3,
+            "index_head_dim": 10,
+            "index_topk": 21,
+            "index_init_tokens": 0,
+            "index_local_tokens": 5,
+            "cli_factor": 1,
+        }
+    },
+}
+
 
 # --- random numbers -------------------------------------------------------------------------------
 

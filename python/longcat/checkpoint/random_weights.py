@@ -46,6 +46,9 @@ _TAGS = {"bf16": "BF16", "f32": "F32"}
 # LongCat-Flash-Lite itself: 68.5 B parameters, 137 GB in bf16.
 LITE_CONFIG: JsonObject = read_json_object(Path(__file__).with_name("configs") / "lite.json", "[config]")
 
+# LongCat-Flash-Lite-Sparse: 69.1 B parameters with the MTP layer, 138 GB in bf16.
+LITE_SPARSE_CONFIG: JsonObject = read_json_object(Path(__file__).with_name("configs") / "lite_sparse.json", "[config]")
+
 # Real widths with fewer layers and experts: 3.65 B parameters, 7.3 GB in bf16, of which the N-gram tables take 0.8 GB.
 # With a ratio of 1 each table has about 131073 rows: a lookup still reads one page, but the tables are small.
 MEDIUM_CONFIG = LITE_CONFIG | {
@@ -102,11 +105,33 @@ TINY_CONFIG = LITE_CONFIG | {
     "ngram_vocab_size_ratio": 3,
 }
 
+# The same sizes with sparse attention: from position 32 on, a token attends to 32 positions.
+_TINY_SIZES = (
+    "vocab_size hidden_size num_layers num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim "
+    "v_head_dim ffn_hidden_size expert_ffn_hidden_size n_routed_experts zero_expert_num moe_topk rope_theta "
+    "max_position_embeddings"
+).split()
+TINY_SPARSE_CONFIG = (
+    LITE_SPARSE_CONFIG
+    | {name: TINY_CONFIG[name] for name in _TINY_SIZES}
+    | {
+        "rope_scaling": TINY_CONFIG["rope_scaling"] | {"rope_type": "deepseek_yarn"},
+        "oe_vocab_size_ratio": 3,
+        "index_n_heads": 4,
+        "index_head_dim": 16,
+        "index_topk": 32,
+        "index_init_tokens": 2,
+        "index_local_tokens": 12,
+    }
+)
+
 PRESETS: dict[str, JsonObject] = {
     "tiny": TINY_CONFIG,
     "small": SMALL_CONFIG,
     "medium": MEDIUM_CONFIG,
     "lite": LITE_CONFIG,
+    "tiny-sparse": TINY_SPARSE_CONFIG,
+    "lite-sparse": LITE_SPARSE_CONFIG,
 }
 
 
@@ -115,7 +140,7 @@ PRESETS: dict[str, JsonObject] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and distribution of one tensor. `kind`: "linear" (FP8 in FP8 files), "plain" or "router" (F32)."""
+    """Shape and distribution of one tensor. `kind`: "linear" (FP8 in FP8 files), "plain" or "router" (always F32)."""
 
     shape: tuple[int, ...]
     std: float
@@ -137,7 +162,7 @@ def tensor_specs(config: Mapping[str, object], mtp: bool = False) -> dict[str, T
         longcat.Error: the config is not of this architecture, or its sizes do not fit together.
     """
     tensors = list(_core.expected_tensors(json.dumps(config)))
-    num_tables = sum(".embedders." in name for name, _, _ in tensors)
+    num_tables = sum(".embedders." in name or ".oe_embed_tokens" in name for name, _, _ in tensors)
     if mtp:
         tensors += _core.expected_mtp_tensors(json.dumps(config))
     return {name: _spec(name, shape, is_linear, config, num_tables) for name, shape, is_linear in tensors}
@@ -147,6 +172,7 @@ def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[st
     hidden, in_dim, vectors = config["hidden_size"], shape[-1], 1 + num_tables
     path = name.removesuffix(".weight").split(".")
     module = path[-2] if path[-1].isdigit() or path[-1] == "m" else path[-1]  # input_layernorm.0, enorm.m
+    module = module.rstrip("0123456789")  # oe_embed_tokens0
     if module.endswith("norm"):
         return TensorSpec(shape, 0.2, mean=1.0)
     kind, std, tail = "linear" if is_linear else "plain", 1 / math.sqrt(in_dim), None
@@ -155,9 +181,9 @@ def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[st
             # The embedding is a mean of 1 + tables vectors. The word has standard deviation 0.4, all tables together
             # 0.8.
             std = 0.9 if "mtp" in path or not num_tables else 0.4 * vectors
-        case "embedders":
+        case "embedders" | "oe_embed_tokens":
             std = 1.0
-        case "post_projs":
+        case "post_projs" | "oe_embed_proj":
             std = 0.8 * vectors / math.sqrt(num_tables * in_dim)
         case "q_a_proj" | "kv_a_proj_with_mqa":
             # The low-rank activations are small (0.05), so that the epsilon of their norms affects the logits. q_b and
@@ -171,6 +197,8 @@ def _spec(name: str, shape: tuple[int, ...], is_linear: bool, config: Mapping[st
             std = 1.5 / math.sqrt(in_dim)
         case "lm_head":
             std = 1.5 / math.sqrt(hidden)
+        case "weights_proj":  # of the indexer; f32 as published
+            kind = "router"
         case "classifier":  # router logits with deviation 1.5: no expert is picked always or never
             kind, std = "router", 1.5 / math.sqrt(hidden)
         case "e_score_correction_bias":  # a fraction of the mean score: influences the picks without deciding them
@@ -283,7 +311,11 @@ def preset_config(preset: str, fields: Mapping[str, object] | None = None) -> Js
         if name not in config and name != "model_type":
             raise unknown_name("config.json of a preset", name, config)
         config[name] = value
-    if "num_attention_heads" in (fields or {}) and "num_key_value_heads" not in (fields or {}):
+    if (
+        "num_attention_heads" in (fields or {})
+        and "num_key_value_heads" in config
+        and "num_key_value_heads" not in (fields or {})
+    ):
         config["num_key_value_heads"] = config["num_attention_heads"]
     return {name: value for name, value in config.items() if value is not None or name == "rope_scaling"}
 
@@ -307,7 +339,7 @@ def write_checkpoint(
     Args:
         folder: must not exist, or be empty.
         config: config.json; `torch_dtype` is set to `dtype`.
-        dtype: "bf16" or "f32"; the router is always f32, as in official checkpoints.
+        dtype: "bf16" or "f32"; the router, and the indexer's weights_proj, are always f32, as in official checkpoints.
         seed: the same seed, config and dtype give the same bytes.
         mtp: include the multi-token-prediction layer, in model-auxiliary.safetensors.
         tokenizer: a folder whose tokenizer files are copied.

@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         required=True,
         choices=PRESETS,
-        help="tiny (0.3 M parameters), small (225 M), medium (3.65 B: real widths, 6 layers, 24 experts) "
-        "or lite (68.5 B, 137 GB: the shape of LongCat-Flash-Lite)",
+        help="tiny (0.3 M parameters), small (225 M), medium (3.65 B: real widths, 6 layers, 24 experts), "
+        "lite (68.5 B, 137 GB: the shape of LongCat-Flash-Lite), tiny-sparse (0.3 M), or lite-sparse (68.6 B, 137 GB: "
+        "the shape of LongCat-Flash-Lite-Sparse)",
     )
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"], help="format of the weights (default bf16)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,14 @@ def component_of(name: str) -> str:
         return "head"
     if name.startswith(("model.embed_tokens.", "model.mtp.embed_tokens.")):
         return "embedding"
-    return "tables" if name.startswith("model.ngram_embeddings.embedders.") else "core"
+    return "tables" if name.startswith(("model.ngram_embeddings.embedders.", "model.oe_embed_tokens")) else "core"
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    """A tensor's name as in LongCat-Flash-Lite and as in LongCat-Flash-Lite-Sparse; most names are the same in both."""
+    lite = re.sub(r"^model\.oe_embed_tokens(?=\d)", "model.ngram_embeddings.embedders.", name)
+    sparse = re.sub(r"^model\.ngram_embeddings\.embedders\.(?=\d)", "model.oe_embed_tokens", name)
+    return lite, sparse
 
 
 def convert_checkpoint(
@@ -213,14 +221,15 @@ def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, s
 
 
 def _packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:
-    if name not in uses:
+    use = next((uses[spelling] for spelling in _spellings(name) if spelling in uses), None)
+    if use is None:
         return None
     wanted = formats[component_of(name)]
     if wanted == "int4" and ".kv_a_proj_with_mqa." in name:
         wanted = "int8"
-    if wanted == "keep" or (wanted == "bf16" and uses[name] == "table"):
+    if wanted == "keep" or (wanted == "bf16" and use == "table"):
         return None
-    return f"{wanted}_{'x8' if uses[name] == 'matrix' else 'row'}"
+    return f"{wanted}_{'x8' if use == 'matrix' else 'row'}"
 
 
 def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Tensor]]:

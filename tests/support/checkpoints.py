@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from longcat.checkpoint.random_weights import AUXILIARY_FILE, TINY_CONFIG, TensorSpec, random_bits, tensor_specs
+from longcat.checkpoint.random_values import TensorSpec, random_bits
+from longcat.checkpoint.random_weights import AUXILIARY_FILE, TINY_CONFIG, tensor_specs
 
 FP8_BLOCK = 128  # one weight_scale_inv per 128 x 128 block of an FP8 matrix
 FP8_MAX = 448.0  # largest finite e4m3 value

@@ -100,9 +100,9 @@ class ValuePool:
 class PackedPool:
     """Rings of random bytes, from which tensors in packed formats are copied (cpp/ops/packed.h describes the formats).
 
-    The integers of a tensor are consecutive bytes of the ring, and each row has one scale: `std` of the tensor over the
-    standard deviation of the ring. The most negative integer does not occur, so that the mean is 0. (seed, tensor name)
-    give the start, as in ValuePool.
+    The integers of a tensor are consecutive bytes of the ring. Each row has one scale: `std` of the tensor over the
+    standard deviation of the ring. The most negative integer does not occur, so the mean is 0. (seed, tensor name) give
+    the start, as in ValuePool.
     """
 
     PERIOD = ValuePool.PERIOD

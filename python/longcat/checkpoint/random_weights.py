@@ -242,8 +242,8 @@ def write_checkpoint(
         dtype: "bf16" or "f32"; the router is always f32, as in official checkpoints.
         quant: "int8" or "int4": the files, tensors and formats that `longcat convert --quant` makes of the checkpoint,
             without the copy in `dtype`. None: the official layout.
-        sparse_tables: leave holes in the files in place of the rows of the N-gram tables: zeros, which take no room on
-            the disk and are read without it.
+        sparse_tables: leave holes in the files in place of the rows of the N-gram tables. They read as zeros, and take
+            no room on the disk.
         seed: the same seed, config and formats give the same bytes.
         mtp: include the multi-token-prediction layer, in model-auxiliary.safetensors.
         tokenizer: a folder whose tokenizer files are copied.

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quant",
         choices=PACKED,
         help="write what `longcat convert --quant` makes of the checkpoint, without the checkpoint itself (lite in "
-        "int4: 37 GB, of which 16 GB are N-gram tables)",
+        "int4: 38 GB, of which 16 GB are N-gram tables)",
     )
     parser.add_argument(
         "--sparse-tables",

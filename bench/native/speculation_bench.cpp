@@ -1,13 +1,17 @@
 // Measures what draft tokens of the MTP layer cost and gain at a given acceptance, beside steps without draft tokens.
 //
 //   speculation_bench CHECKPOINT [--drafts 3] [--tokens-a-step 315] [--generate 60] [--rounds 7] [--batch 1]
-//                     [--context 32] [--threads N] [--kv-cache-dtype auto]
+//                     [--context 32] [--threads N] [--kv-cache-dtype auto] [--fixed] [--no-parts]
 //
 // Weights are random, so the drafts of the layer are never accepted. The bench therefore replaces the draft tokens
-// between two steps: by the tokens of the text without draft tokens, which it knows, or by wrong ones. A draft token is
-// right with the probability that makes steps of `drafts` draft tokens give tokens-a-step / 100 tokens on average (315:
-// what the authors of LongCat-Flash report for three). All other work is the engine's own. The program checks that both
-// texts are equal.
+// between two steps: by the tokens of the text without draft tokens, which it knows, or by wrong ones. All other work
+// is the engine's own. The program checks that both texts are equal.
+//
+// tokens-a-step: what steps of `drafts` draft tokens give on average, in hundredths; 315 is what the authors of
+// LongCat-Flash report for three. It sets the probability that a draft token is right.
+//
+// --fixed drafts as many tokens in every step, whatever they gain. --no-parts leaves out the table of the parts of a
+// step.
 //
 // Engines with and without draft tokens take turns. The tables show medians of the rounds: elapsed time, and the
 // process's time on its cores, which other programs disturb less.
@@ -37,10 +41,11 @@ struct Arguments {
   std::string checkpoint, kv_cache_dtype = "auto";
   int64_t drafts = 3, tokens_a_step = 315, generate = 60, rounds = 7, batch = 1, context = 32;
   int threads = 0;
+  bool fixed = false, no_parts = false;
 };
 
 Arguments parse(int argc, char** argv) {
-  bench::CommandLine line(argc, argv);
+  bench::CommandLine line(argc, argv, {"--fixed", "--no-parts"});
   const Arguments fallback;
   Arguments arguments{.checkpoint = line.checkpoint(),
                       .kv_cache_dtype = line.text("--kv-cache-dtype", fallback.kv_cache_dtype),
@@ -50,7 +55,9 @@ Arguments parse(int argc, char** argv) {
                       .rounds = line.number("--rounds", fallback.rounds),
                       .batch = line.number("--batch", fallback.batch),
                       .context = line.number("--context", fallback.context),
-                      .threads = static_cast<int>(line.number("--threads", fallback.threads))};
+                      .threads = static_cast<int>(line.number("--threads", fallback.threads)),
+                      .fixed = line.flag("--fixed"),
+                      .no_parts = line.flag("--no-parts")};
   line.finish();
   return arguments;
 }
@@ -89,14 +96,15 @@ class Run {
  public:
   Run(const Arguments& arguments, int64_t drafts)
       : arguments_(arguments),
-        engine_(arguments.checkpoint,
-                {.kv_cache_dtype = arguments.kv_cache_dtype,
-                 .max_num_seqs = arguments.batch,
-                 .kv_cache_memory = int64_t{256} << 20,
-                 .enable_prefix_caching = false,
-                 .speculation =
-                     drafts > 0 ? Speculation{.method = Speculation::Method::mtp, .num_tokens = drafts} : Speculation{},
-                 .num_threads = arguments.threads}) {}
+        engine_(arguments.checkpoint, {.kv_cache_dtype = arguments.kv_cache_dtype,
+                                       .max_num_seqs = arguments.batch,
+                                       .kv_cache_memory = int64_t{256} << 20,
+                                       .enable_prefix_caching = false,
+                                       .speculation = drafts > 0 ? Speculation{.method = Speculation::Method::mtp,
+                                                                               .num_tokens = drafts,
+                                                                               .adaptive = !arguments.fixed}
+                                                                 : Speculation{},
+                                       .num_threads = arguments.threads}) {}
 
   Engine& engine() { return engine_; }
 
@@ -178,7 +186,9 @@ void print_parts(Engine& engine, int64_t most_rows, int64_t repeats) {
     }
     std::printf(" %.2f, %.2f |", *std::ranges::min_element(elapsed), median(cpu));
   };
-  std::printf("\n| rows | forward [ms], cores' time | head | MTP layer | sample |\n| --- | --- | --- | --- | --- |\n");
+  std::printf(
+      "\n| rows | forward [ms], cores' time | head | draft head | MTP layer | latents of the MTP layer | sample |\n| "
+      "--- | --- | --- | --- | --- | --- | --- |\n");
   for (int64_t rows = 1; rows <= most_rows; ++rows) {
     std::vector<int32_t> token_ids(static_cast<size_t>(rows));
     Tensor hidden;
@@ -197,7 +207,9 @@ void print_parts(Engine& engine, int64_t most_rows, int64_t repeats) {
     std::printf("| %ld |", rows);
     timed([&](int64_t round) { hidden = engine.model().forward(upload(round), engine.cache()); });
     timed([&](int64_t) { engine.model().logits(logits, hidden, row_idx); });
+    timed([&](int64_t) { engine.model().draft_logits(logits, hidden, row_idx); });
     timed([&](int64_t round) { engine.model().forward_mtp(upload(round), engine.cache(), hidden); });
+    timed([&](int64_t round) { engine.model().store_mtp(upload(round), engine.cache(), hidden); });
     const ForwardBatch batch = upload(0);
     timed([&](int64_t) {
       engine.ops().sample(ids_memory.tensor(DType::i32, {rows}), logits, sampling, engine.cache().token_lane(),
@@ -237,7 +249,11 @@ int main(int argc, char** argv) try {
   std::printf("| none | 1 | %.2f | %.2f | | |\n", median(plain_ms), median(plain_cpu_ms));
   std::printf("| mtp, %ld | %.2f | %.2f | %.2f | %.2f | %.2f |\n", arguments.drafts, median(tokens_a_step),
               median(drafting_ms), median(drafting_cpu_ms), median(gains), median(cpu_gains));
-  print_parts(drafting.engine(), arguments.drafts + 1, 15);
+  const EngineMetrics metrics = drafting.engine().metrics();
+  std::printf(
+      "\nmeasured by the engine: %.1f %% of draft tokens accepted, one costs %.2f steps; at the end %ld a step\n",
+      100 * metrics.draft_acceptance, metrics.draft_cost, metrics.num_drafts_now);
+  if (!arguments.no_parts) print_parts(drafting.engine(), arguments.drafts + 1, 15);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "speculation_bench: %s\n", error.what());

@@ -14,6 +14,7 @@ Locking needs root or `ulimit -l unlimited`.
 mapped. Each of both loads is a process of its own; the second goes on to all other rows. Rates are medians of the
 rounds. Prompts are random, so each token reads 12 random rows of the N-gram tables. "disk" is what the process read
 from the disk during the row, and "faults" are its waits for the disk.
+The plan counts the whole latent cache, which the run does not fill.
 """
 
 from __future__ import annotations

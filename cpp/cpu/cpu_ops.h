@@ -1,5 +1,5 @@
-// The CPU implementation of Ops: plain and readable. Each area has its file: elementwise.cpp, moe.cpp, ngram_embed.cpp
-// and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp and attention_prefill.cpp in attention/.
+// The CPU implementation of Ops: plain and readable. Each area has its file: draft_head.cpp, elementwise.cpp, moe.cpp,
+// ngram_embed.cpp and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp and attention_prefill.cpp in attention/.
 #pragma once
 
 #include "base/thread_pool.h"
@@ -19,6 +19,7 @@ class CpuOps : public Ops {
   bool reads_latents(DType) const override { return true; }
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
+  Weight draft_head(const Weight& head, Buffer& storage) override;
 
   void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;

@@ -54,6 +54,29 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
 Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows) {
   const MtpWeights& w = *weights_.mtp;
   const float eps = static_cast<float>(config_.rms_norm_eps);
+  embed_mtp(batch, hidden, rows);
+  attention(w.attention, cache.latents(config_.num_sub_layers()), batch);
+  ranks_.tp->all_reduce(a_.x);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm, eps);
+  ffn(w.ffn, a_.h);
+  ranks_.tp->all_reduce(a_.x);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.final_norm, eps);
+  return a_.h;
+}
+
+void Model::store_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden) {
+  const AttentionWeights& w = weights_.mtp->attention;
+  embed_mtp(batch, hidden, {});
+  ops_.linear(a_.q_a, a_.h, w.q_a_proj);
+  ops_.linear(a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.kv_a_proj);
+  ops_.mla_norm_store(a_.q_a, w.q_a_norm, cache.latents(config_.num_sub_layers()),
+                      a_.kv_a.slice(1, 0, config_.latent_dim()), w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
+}
+
+// residual = eh_proj [enorm(word) | hnorm(hidden)], and h is normalised for the layer.
+void Model::embed_mtp(const ForwardBatch& batch, Tensor hidden, Tensor rows) {
+  const MtpWeights& w = *weights_.mtp;
+  const float eps = static_cast<float>(config_.rms_norm_eps);
   a_ = buffers_.first(batch.num_tokens());
   if (rows.empty()) {
     ops_.rms_norm(a_.moe_in, hidden, w.hidden_norm, eps);
@@ -68,13 +91,6 @@ Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidd
   ops_.linear(a_.x, a_.moe_in, w.hidden_proj);
   rope_angles(batch);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm, eps);
-  attention(w.attention, cache.latents(config_.num_sub_layers()), batch);
-  ranks_.tp->all_reduce(a_.x);
-  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm, eps);
-  ffn(w.ffn, a_.h);
-  ranks_.tp->all_reduce(a_.x);
-  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.final_norm, eps);
-  return a_.h;
 }
 
 void Model::abort_ranks(const std::string& reason) noexcept {
@@ -92,16 +108,16 @@ Range Model::own_logits(int64_t num_rows) const {
   return {begin, std::min(begin + rows_of_a_rank, num_rows)};
 }
 
-void Model::logits(Tensor out, Tensor hidden, Tensor rows) {
+void Model::logits(Tensor out, Tensor hidden, Tensor rows, const Weight& head) {
   const int64_t num_rows = rows.size(0), world = shard().world(), vocab_rows = shard().vocab.size();
   const Tensor picked = buffers_.first(num_rows).moe_in;  // free between steps
   ops_.gather_rows(picked, hidden, rows);
-  if (world == 1) return ops_.linear(out, picked, weights_.lm_head);
+  if (world == 1) return ops_.linear(out, picked, head);
 
   const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
   const Tensor sent = sent_logits_.tensor(DType::f32, {rows_of_a_rank * world, vocab_rows});
   const Tensor received = received_logits_.tensor(DType::f32, {world, rows_of_a_rank, vocab_rows});
-  ops_.linear(sent.first(num_rows), picked, weights_.lm_head);
+  ops_.linear(sent.first(num_rows), picked, head);
   ranks_.world->all_to_all(received, sent);
   if (own_logits(num_rows).size() > 0) ops_.merge_vocab_parts(out, received);
 }

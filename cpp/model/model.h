@@ -31,6 +31,9 @@ class Model {
   // [num_tokens, hidden_size] that predict the token after, valid until the next call.
   Tensor forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows = {});
 
+  // Stores the latents that forward_mtp() would, and computes nothing else: a fifth of its weights.
+  void store_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden);
+
   // The rows, of num_rows, whose logits this rank gets. Each rank has own_logits_capacity() of them, the last ranks
   // fewer or none.
   Range own_logits(int64_t num_rows) const;
@@ -40,13 +43,18 @@ class Model {
   // vocabulary for all rows; an all-to-all then brings the parts of a row to its rank. out: [own rows, vocab_size] f32;
   // hidden: of forward() or forward_mtp(); rows: [num_rows] i32, at most max_tokens. Overwrites buffers of the step,
   // not `hidden`.
-  void logits(Tensor out, Tensor hidden, Tensor rows);
+  void logits(Tensor out, Tensor hidden, Tensor rows) { logits(out, hidden, rows, weights_.lm_head); }
+
+  // The same with the head for draft tokens (Ops::draft_head).
+  void draft_logits(Tensor out, Tensor hidden, Tensor rows) { logits(out, hidden, rows, weights_.mtp->head); }
 
   // Rows of the N-gram tables that the last step read: [num_tokens, num_tables] i32, empty without tables.
   Tensor last_ngram_ids() const { return a_.ngram_ids; }
 
  private:
   void embed(const ForwardBatch& batch, KvCache& cache);
+  void logits(Tensor out, Tensor hidden, Tensor rows, const Weight& head);
+  void embed_mtp(const ForwardBatch& batch, Tensor hidden, Tensor rows);
   void rope_angles(const ForwardBatch& batch);
   void decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache);
   void attention(const AttentionWeights& weights, Tensor latents, const ForwardBatch& batch);

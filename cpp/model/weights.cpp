@@ -66,6 +66,13 @@ class WeightBuilder {
     return prepared_slice(view(name, stored), rows, cols, name);
   }
 
+  Weight draft_head(const Weight& head) {
+    Buffer storage;
+    const Weight weight = ops_.draft_head(head, storage);
+    if (storage.data()) weights_.storage.push_back(std::move(storage));
+    return weight;
+  }
+
   // Like matrix(). An fp8 matrix gets additional rows of zeros where linear() is faster with them.
   Weight matrix_of_whole_blocks(const std::string& name) {
     const int64_t multiple = ops_.fp8_row_multiple();
@@ -399,6 +406,7 @@ int64_t ModelWeights::num_bytes() const {
   if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
   total += table_bytes();
   if (mtp) total += bytes_of(*mtp);
+  if (mtp && mtp->head.data != lm_head.data) total += mtp->head.num_bytes();
   for (const LayerWeights& layer : layers) {
     for (int i = 0; i < 2; ++i) {
       total += bytes_of(layer.attention[i]) + bytes_of(layer.ffn[i]);
@@ -430,7 +438,10 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   weights.final_norm = builder.vector("model.norm.weight");
   weights.lm_head =
       config.tie_word_embeddings ? weights.word_embedding : builder.rows_of("lm_head.weight", shard.vocab);
-  if (with_mtp) weights.mtp = load_mtp(builder, config, shard);
+  if (with_mtp) {
+    weights.mtp = load_mtp(builder, config, shard);
+    weights.mtp->head = builder.draft_head(weights.lm_head);
+  }
   builder.finish();
   return weights;
 }

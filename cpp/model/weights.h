@@ -68,6 +68,7 @@ struct MtpWeights {
   AttentionWeights attention;
   FfnWeights ffn;
   Tensor final_norm;
+  Weight head;  // Ops::draft_head of lm_head
 };
 
 struct ModelWeights {

@@ -7,6 +7,8 @@ std::span<const Placement> Ops::table_placements() const {
   return kPlacements;
 }
 
+Weight Ops::draft_head(const Weight& head, Buffer&) { return head; }
+
 Weight Ops::prepare_table(const Weight& logical, Placement, const ReadPlane&, Buffer& storage, HostBuffer&) {
   return prepare(logical, storage);
 }

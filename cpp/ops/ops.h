@@ -147,6 +147,10 @@ class Ops {
   // magnitude / 448. The planes go to `storage`.
   virtual Weight quantize_fp8(const Weight& logical, Buffer& storage) = 0;
 
+  // Returns the head that draws draft tokens, which may differ from `head`: a wrong draft token costs time alone.
+  // `head` is a result of prepare(). New planes go to `storage`. The default is `head`.
+  virtual Weight draft_head(const Weight& head, Buffer& storage);
+
   // Like prepare(), for an N-gram table, which is only read by single rows. The result is at `placement`, one of
   // table_placements(). `read(to, begin, bytes)` copies bytes of the table's data plane without mapping them. The
   // default is prepare().

@@ -81,7 +81,9 @@ def test_completions_survive_preemption(checkpoint, device):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp"}])
+@pytest.mark.parametrize(
+    "speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp", "adaptive": False}]
+)
 def test_completions_with_draft_tokens(checkpoint, device, temperature, speculative):
     prompts = [[5, 6, 7] * 8, *PROMPTS]
     with make(checkpoint, device) as engine:

@@ -121,6 +121,19 @@ def test_options_change_the_plan(drafting):
     assert mtp.parameters - plain.parameters == sum(sizes)
 
 
+def test_the_draft_head_is_planned(drafting, tmp_path):
+    """A packed head has a copy in 4 bits for draft tokens."""
+    folder = str(tmp_path / "int4")
+    convert_checkpoint(drafting, folder, PRESETS["int4"])
+    made, plain = (plan(folder, bandwidth=1e9, kv_cache_memory="1MiB", **options) for options in (MTP, {}))
+    [head] = [part for part in made.parts if part.name == "draft head"]
+    config = made.config
+    assert head.held == math.prod(_core.packed_shape("int4_x8", config["vocab_size"], config["hidden_size"]))
+    with Engine(folder, kv_cache_memory="1MiB", **MTP) as engine:
+        assert made.rank_weights == [engine._core.info()["weight_bytes"]]
+    assert "draft head" not in {part.name for part in plain.parts}
+
+
 def test_what_an_engine_refuses_is_not_planned(drafting):
     for options, message in [
         ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, "max_num_seqs=8 is more than max_num_batched_tokens=4"),

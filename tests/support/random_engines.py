@@ -172,7 +172,7 @@ def _speculative(rng: random.Random, checkpoint: Checkpoint) -> dict[str, Any] |
     if (kind := rng.random()) < 0.3:
         return None
     if kind < 0.65:
-        return {"method": "mtp", "num_speculative_tokens": rng.choice([1, 2, 3, 6])}
+        return {"method": "mtp", "num_speculative_tokens": rng.choice([1, 2, 3, 6]), "adaptive": rng.random() < 0.5}
     least = rng.choice([1, 1, 2])
     return {"method": "ngram", "num_speculative_tokens": rng.choice([1, 3, 8]), "prompt_lookup_min": least,
             "prompt_lookup_max": least + rng.choice([0, 2])}  # fmt: skip

@@ -179,7 +179,9 @@ class EngineConfig:
         core="speculation",
         details="A step verifies all draft tokens of a sequence, so texts are the same in fewer steps. "
         "num_speculative_tokens (3) is the most draft tokens at a time. mtp drafts by the checkpoint's MTP "
-        "layer (model.mtp.*, in model-auxiliary.safetensors). ngram drafts what followed the last prompt_lookup_min "
+        "layer (model.mtp.*, in model-auxiliary.safetensors). It drafts fewer tokens, or none, while they do not "
+        'pay. "adaptive": false drafts the most in every step. '
+        "ngram drafts what followed the last prompt_lookup_min "
         "(2) to prompt_lookup_max (4) tokens where they occurred before: it needs no weights.",
         default="none",
         aliases=("speculative_config",),

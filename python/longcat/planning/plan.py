@@ -50,6 +50,7 @@ _PARTS = [
     ("norms", r"model\.(layers\.\d+\.\w*norm|norm)\."),
     ("MTP embedding", r"model\.mtp\.embed_tokens\."),
     ("MTP layer", r"model\.mtp\."),
+    ("draft head", r"$."),  # of no tensor: the engine makes it of a packed head
 ]
 _LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
 # Tensors that the engine copies, in the form that its kernels read.
@@ -332,6 +333,7 @@ def _parts(
 ) -> list[Part]:
     """The components. touched, copied, read and held are those of the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
+    with_mtp = any(name.startswith("model.mtp.") for name in expected)
     for name, shape in expected.items():
         if (part := _part_of(name, parts)) is not None:
             part.weights += math.prod(shape)
@@ -353,9 +355,11 @@ def _parts(
         part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
         part.read += 0 if looked_up else copied or here
+        if with_mtp and part.name == "head" and tensor.name.endswith(("int8_x8", "bf16_x8")):
+            parts["draft head"].copied = parts["draft head"].held = math.prod(_core.packed_shape("int4_x8", rows, cols))
         if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split per head
             part.held += copied or here
-    return [part for part in parts.values() if part.stored]
+    return [part for part in parts.values() if part.stored or part.copied]
 
 
 def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: JsonObject) -> tuple[int, int]:

@@ -98,7 +98,7 @@ $(SANITIZED)/.built: $(VENV)/.installed-test
 bench: $(VENV)/.installed-build
 	$(IN_VENV) cmake -S . -B build/bench -G Ninja -DLONGCAT_BENCH=ON -DSKBUILD_PROJECT_VERSION=0 \
 	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
-	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat_bench ops_bench
+	$(IN_VENV) cmake --build build/bench --target attention_bench engine_bench limits longcat_bench ops_bench speculation_bench
 
 # The kernels of Arm: compiled by Debian's g++-aarch64-linux-gnu, run by its qemu-user, and compared bit for bit.
 ARM_CXX ?= aarch64-linux-gnu-g++

@@ -9,9 +9,10 @@ set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each take
 
 # Files of both the GPU backend and the emulation.
 set(_kernels
-  cuda/gemm/gemm.cu
-  cuda/kernels/attention.cu cuda/kernels/elementwise.cu cuda/kernels/moe.cu cuda/kernels/ngram_embed.cu
-  cuda/kernels/quantize.cu cuda/kernels/rank_sum.cu cuda/kernels/rope.cu cuda/kernels/sample.cu)
+  cuda/gemm/few_tokens.cu cuda/gemm/gemm.cu
+  cuda/kernels/attention.cu cuda/kernels/elementwise.cu cuda/kernels/mla_decode.cu cuda/kernels/moe.cu
+  cuda/kernels/ngram_embed.cu cuda/kernels/quantize.cu cuda/kernels/rank_sum.cu cuda/kernels/rope.cu
+  cuda/kernels/sample.cu)
 set(_shared
   cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/gemm/heuristics.cpp cuda/nccl/nccl_api.cpp
   cuda/nccl/nccl_communicator.cpp ${_kernels})

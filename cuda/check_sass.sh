@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Checks the machine code for sm_90a of the load-bound kernels:
+# Checks the machine code for sm_90a of the load-bound kernels and of those on tensor cores:
 #   cuda/check_sass.sh FILE...
 # FILE: the module, or objects of cuda/kernels. Needs cuobjdump and nvdisasm (CUDA toolkit, or the PyPI packages
 # nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm).
 # Each listed kernel must have its 16-byte loads. No kernel may spill (LDL, STL: accesses to the stack) beyond what
-# the list allows, or loop over a compare-and-swap.
+# the list allows, or loop over a compare-and-swap. Kernels on tensor cores have exact counts, and a budget of registers.
 set -euo pipefail
 cuobjdump=${CUOBJDUMP:-cuobjdump}
 command -v "$cuobjdump" > /dev/null || { echo "check_sass: cuobjdump is not found; put it on PATH" >&2; exit 1; }
 
-sass=$(mktemp)
-trap 'rm -f "$sass"' EXIT
+sass=$(mktemp) resources=$(mktemp)
+trap 'rm -f "$sass" "$resources"' EXIT
 for file in "$@"; do "$cuobjdump" -sass -arch sm_90a "$file"; done > "$sass"
+for file in "$@"; do "$cuobjdump" -res-usage -arch sm_90a "$file"; done > "$resources" 2>&1
 
 failed=0
 # expect NAME WIDE STACK: kernels whose name contains NAME have at least WIDE 16-byte loads and at most STACK accesses
@@ -36,5 +37,67 @@ expect NgramLookupINS_4bf16E 1 0
 expect GatherWordsINS_4bf16E 1 0
 expect RoutePicks 0 0
 expect DecodePiece 0 0
-expect SampleRow 0 4  # log() of the draw has a frame of 16 bytes
+
+# expect_each NAME KERNELS HMMA LDSM COPIES REGISTERS: that many kernels have NAME. Each has these counts of products,
+# of loads of fragments, and of copies, all of 16 bytes; no more REGISTERS; no stack.
+expect_each() {
+  awk -v name="$1" -v kernels="$2" -v hmma="$3" -v ldsm="$4" -v copies="$5" -v registers="$6" '
+    function check() {
+      if (inside && (h != hmma || l != ldsm || c != copies || narrow || stacked)) {
+        printf "check_sass: %s: %d HMMA, %d LDSM, %d copies of 16 bytes, %d others, %d stack accesses\n",
+          kernel, h, l, c, narrow, stacked
+        wrong = 1
+      }
+      h = l = c = narrow = stacked = 0
+    }
+    /Function :/ { check(); kernel = $3; inside = index($0, name) > 0; found += inside }
+    /HMMA/ { h++ }
+    /LDSM/ { l++ }
+    /LDGSTS/ { if (/LDGSTS\.E\..*128/) c++; else narrow++ }
+    /(LDL|STL)[. ]/ { stacked++ }
+    FNR == 1 && NR > 1 { check(); inside = 0 }
+    / Function / { used = index($0, name) > 0 }
+    used && /REG:/ { split($0, parts, /REG:/); if (parts[2] + 0 > most) most = parts[2] + 0; counted++ }
+    END {
+      printf "check_sass: %-28s %d kernels, each %d HMMA, %d LDSM, %d copies of 16 bytes; at most %d registers\n",
+        name, found, hmma, ldsm, copies, most
+      if (wrong || found != kernels || counted != kernels || most > registers) exit 1
+    }' "$sass" "$resources" && return
+  echo "check_sass: expected $2 kernels $1 with $3 HMMA, $4 LDSM, $5 copies, at most $6 registers, no stack" >&2
+  failed=1
+}
+# Layers of few tokens: two plain ones, the router, the pair, gate and up, two of experts (cuda/gemm/few_tokens.cu).
+expect_each FewTokenLinearILi8E 7 8 12 14 48
+expect_each FewTokenLinearILi16E 7 8 12 16 48
+expect_each FewTokenLinearILi32E 7 8 12 20 64
+expect_each FewTokenLinearILi64E 7 16 16 24 80
+expect_each RouterPicks 1 0 0 0 48
+# Per kernel: 68 HMMA for each 16 heads (36 of Q K^T, 32 of P V); tiles and queries by copies of 16 bytes; partial
+# results by loads of 16 bytes. 256 threads may have 255 registers each.
+expect_each MlaDecodeILNS_5DTypeE1ELi16E 1 68 47 18 255
+expect_each MlaDecodeILNS_5DTypeE1ELi32E 1 136 60 18 255
+expect_each MlaDecodeILNS_5DTypeE3ELi16E 1 68 47 18 255
+expect_each MlaDecodeILNS_5DTypeE3ELi32E 1 136 60 18 255
+expect MlaDecode 16 0
+expect MlaPlan 0 0
+
+# expect_registers NAME MOST: kernels whose name contains NAME have at most MOST registers and no frame on the stack.
+expect_registers() {
+  awk -v name="$1" -v most="$2" '
+    /Function / { inside = index($0, name) > 0; found += inside }
+    inside && match($0, /REG:[0-9]+/) {
+      registers = substr($0, RSTART + 4, RLENGTH - 4) + 0
+      printf "check_sass: %-28s %d registers of %d\n", name, registers, most
+      if (registers > most || !/STACK:0 /) failed = 1
+    }
+    END { exit !found || failed }' "$resources" && return
+  echo "check_sass: expected $1 with at most $2 registers and no stack" >&2
+  failed=1
+}
+
+# Three blocks of 256 threads a multiprocessor and more; kernels/sampler.h asserts their shared memory.
+for kernel in SamplerScores SamplerBins SamplerDraws; do
+  expect $kernel 0 0
+  expect_registers $kernel 80
+done
 exit $failed

@@ -1,9 +1,12 @@
 #include "cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 
+#include "cuda/gemm/few_tokens.h"
+#include "cuda/kernels/sampler.h"
 #include "ops/packed.h"
 
 namespace longcat {
@@ -11,6 +14,7 @@ namespace longcat {
 namespace {
 
 constexpr int64_t kBranchWorkspaceBytes = int64_t{16} << 20;
+constexpr int64_t kSamplingRowsBytes = 64 << 10;    // at first
 constexpr int64_t kTablePiece = int64_t{64} << 20;  // [bytes] of a table per read
 
 }  // namespace
@@ -19,8 +23,14 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
     : device_(std::move(device)),
       activation_dtype_(activation_dtype),
       workspace_(*device_, workspace_bytes),
-      branch_workspace_(*device_, kBranchWorkspaceBytes) {
+      branch_workspace_(*device_, kBranchWorkspaceBytes),
+      router_counts_(*device_, gpu::kRouterCountsBytes),
+      decode_memory_(*device_, workspace_bytes),
+      sampling_rows_address_(*device_, sizeof(void*)),
+      sampling_states_(*device_, kSamplingRowsAtOnce * int64_t{sizeof(gpu::SamplerState)}),
+      sampling_bins_(*device_, kSamplingRowsAtOnce * gpu::Sampler::kBins * 8) {
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
+  allocate_sampling_rows(kSamplingRowsBytes);
 }
 
 // Planes are copied unchanged. Scales are transposed, because the fp8 kernel reads those of a column of blocks
@@ -51,6 +61,35 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
     device_->copy_from_host(scales, transposed.data(), scale_bytes);
     weight.scales = reinterpret_cast<const float*>(scales);
   }
+  return weight;
+}
+
+// Two bf16 planes where kernels over tensor cores read them. The small one is first: its products would be lost below
+// the sum of the large one's.
+Weight CudaOps::prepare_router(const Weight& logical, Buffer& storage) {
+  LC_CHECK(logical.format == WeightFormat::f32, name_of(logical.format));
+  if (!device_->multiplies_few_tokens() || activation_dtype_ != DType::bf16 ||
+      !fits_few_tokens({.out_features = logical.out_features,
+                        .in_features = logical.in_features,
+                        .out_stride = logical.out_features,
+                        .x_stride = logical.in_features,
+                        .x_dtype = DType::bf16,
+                        .format = WeightFormat::bf16}))
+    return prepare(logical, storage);
+  const int64_t count = logical.out_features * logical.in_features;
+  std::vector<bf16> planes(static_cast<size_t>(2 * count));
+  for (int64_t i = 0; i < count; ++i) {
+    float value;  // a plane in a file may be unaligned
+    std::memcpy(&value, static_cast<const char*>(logical.data) + 4 * i, 4);
+    const bf16 large = to_bf16(value);
+    planes[static_cast<size_t>(count + i)] = large;
+    planes[static_cast<size_t>(i)] = to_bf16(std::isfinite(to_float(large)) ? value - to_float(large) : 0);
+  }
+  Weight weight = logical;
+  weight.format = WeightFormat::bf16_planes;
+  storage = Buffer(*device_, weight.num_bytes());
+  device_->copy_from_host(storage.data(), planes.data(), weight.num_bytes());
+  weight.data = storage.data();
   return weight;
 }
 
@@ -104,10 +143,11 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
   return weight;
 }
 
-void CudaOps::grow(Buffer& buffer, int64_t bytes) {
-  if (bytes <= buffer.bytes()) return;
-  buffer = {};  // work in flight may still read it: see CudaDevice::free
-  buffer = Buffer(*device_, bytes + bytes / 4);
+// The address of the rows is itself in device memory, so that a recorded graph finds rows that had to move.
+void CudaOps::allocate_sampling_rows(int64_t bytes) {
+  sampling_rows_ = Buffer(*device_, bytes);
+  void* const address = sampling_rows_.data();
+  device_->copy_from_host(sampling_rows_address_.data(), &address, sizeof(address));
 }
 
 }  // namespace longcat

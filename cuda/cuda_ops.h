@@ -14,7 +14,15 @@
 
 namespace longcat {
 
+struct GemmProblem;
 struct GroupedProblem;
+
+// What MLA decode on tensor cores keeps between its launches (kernels/mla_decode.cu).
+struct MlaDecodeMemory {
+  Buffer plan;      // the list of a step: i32
+  Buffer arrivals;  // counters of partial results, 0 between launches: u32
+  MlaDecodeMemory(Device& device, int64_t workspace_bytes);
+};
 
 class CudaOps final : public Ops {
  public:
@@ -31,6 +39,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
 
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  Weight prepare_router(const Weight& logical, Buffer& storage) override;
   int64_t fp8_row_multiple() const override;
   std::span<const Placement> table_placements() const override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
@@ -50,8 +59,10 @@ class CudaOps final : public Ops {
                              Tensor weight, float eps) override;
 
   void linear(Tensor out, Tensor x, const Weight& weight) override;
+  void linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b) override;
   void linear_per_head(Tensor out, Tensor x, const Weight& weight) override;
   void silu_mul(Tensor out, Tensor gate, Tensor up) override;
+  void linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) override;
 
   void rope_angles(Tensor cos, Tensor sin, Tensor positions, Tensor inv_freq, float factor) override;
   void rope(Tensor x, Tensor cos, Tensor sin) override;
@@ -59,6 +70,7 @@ class CudaOps final : public Ops {
                  const ForwardBatch& batch) override;
   void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps, Tensor cos,
                       Tensor sin, const ForwardBatch& batch) override;
+  void plan_decode(const ForwardBatch& batch, const MlaShape& shape, DType latents) override;
   void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                   float scale) override;
   void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
@@ -71,17 +83,33 @@ class CudaOps final : public Ops {
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void merge_vocab_parts(Tensor out, Tensor parts) override;
-  void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
-              Tensor block_tables) override;
+  void set_sampling_rows(std::span<const SamplingRow> rows) override;
+  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
+  static constexpr int64_t kSamplingRowsAtOnce = 64;
+
+  bool decodes_on_tensor_cores(DType latents, int64_t num_heads, int64_t kv_lora_rank, int64_t rope_dim) const;
+  // mla_decode() for the shapes that have tensor-core kernels. Returns false for others.
+  bool decode_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                              float scale);
+
   // out = x W^T * scale, or with `add`, out = (x W^T + out) * scale.
   void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
   // out[row] = x[row] W_e^T for the rows of each expert e. Without expert_offsets, one expert has all rows.
   void grouped_linear(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void run_grouped(const GroupedProblem& problem, std::span<const Weight> weights);
+
+  // Whether a kernel for few tokens computes this layer.
+  bool takes_few_tokens(const GemmProblem& problem) const;
+  // The experts' matrices by rows in permuted order. permuted: [rows, dim], their outputs; gate, up: [rows,
+  // expert_ffn].
+  void permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x, const Routing& routing,
+                        const ExpertWeights& experts);
+  // Whether moe_experts() of at most 64 tokens may read Routing::expert_list.
+  bool lists_experts(const Routing& routing, Tensor x) const;
 
   // Whether linear() with this weight reads its inputs as fp8 rows on this device.
   bool multiplies_fp8(const Weight& weight) const;
@@ -90,16 +118,18 @@ class CudaOps final : public Ops {
                      int64_t num_experts);
 
   const Buffer& workspace() const { return device_->in_branch() ? branch_workspace_ : workspace_; }
-  // Makes `buffer` at least `bytes` large. Its content is lost.
-  void grow(Buffer& buffer, int64_t bytes);
+  void allocate_sampling_rows(int64_t bytes);
 
   std::unique_ptr<GpuDevice> device_;
   DType activation_dtype_;
   Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
-  Buffer sampling_scores_;               // [rows sampled at once, vocab] f32
-  Buffer sampling_marks_;                // [rows sampled at once, vocab] u32
+  Buffer router_counts_;                 // masks and the counter of RouterPicks: zero between its launches
+  MlaDecodeMemory decode_memory_;
   Buffer sampling_rows_;                 // sampling rows and the data of their spans, packed
   std::vector<std::byte> packed_rows_;   // the same on the host
+  Buffer sampling_rows_address_;         // [1] of sampling_rows_
+  Buffer sampling_states_;               // [kSamplingRowsAtOnce] gpu::SamplerState
+  Buffer sampling_bins_;                 // [kSamplingRowsAtOnce, gpu::Sampler::kBins] u64, zero between calls
 };
 
 }  // namespace longcat

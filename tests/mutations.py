@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGITS = "tests/model/test_logits.py::test_logits_equal_transformers"
+SPARSE_PARTS = "tests/model/test_sparse.py::test_all_parts_equal_the_reference"
 
 # name -> (file, what is there, what replaces it, tests that must fail)
 MUTATIONS = {
@@ -67,6 +68,63 @@ MUTATIONS = {
         "float max = cpu::kNothing, sum = 0;",
         "pieces = pieces.first(1);\n  float max = cpu::kNothing, sum = 0;",
         ["tests/ops/test_ops.py::test_mla_decode_attends_to_what_is_stored"],
+    ),
+    "count one local position too few": (
+        "cpp/model/model.cpp",
+        "{c.index_topk, c.index_init_tokens, c.index_local_tokens}",
+        "{c.index_topk, c.index_init_tokens, c.index_local_tokens - 1}",
+        [SPARSE_PARTS],
+    ),
+    "select the first positions of the chunk": (
+        "cpp/cpu/attention/selection.cpp",
+        "for (int64_t j = 0; j < rule.init_tokens; ++j) *out++ = static_cast<int32_t>(j);",
+        "for (int64_t j = 0; j < rule.init_tokens; ++j)\n"
+        "      *out++ = static_cast<int32_t>(positions[batch.query_starts.data<int32_t>()[sequences[row]]] + j);",
+        ["tests/model/test_sparse.py::test_chunks_and_batches_have_the_same_bits"],
+    ),
+    "select the fixed positions beside index_topk": (
+        "cpp/model/model.cpp",
+        "{c.index_topk, c.index_init_tokens, c.index_local_tokens}",
+        "{c.index_topk + c.index_init_tokens + c.index_local_tokens, c.index_init_tokens, c.index_local_tokens}",
+        [SPARSE_PARTS],
+    ),
+    "share one selection among all layers": (
+        "cpp/model/model.cpp",
+        "  if (!may_select(batch)) return;\n  if (!selection_rows_",
+        "  if (!may_select(batch) || &w != &*weights_.layers[0].attention[0].indexer) return;\n  if (!selection_rows_",
+        [SPARSE_PARTS],
+    ),
+    "rotate the index keys before their norm": (
+        "cpp/cpu/attention/selection.cpp",
+        "    cpu::norm_row(row, row, norm_weight.data<float>(), k.size(1), eps);\n"
+        "    cpu::rotate_pairs(row, cos.row<float>(t), sin.row<float>(t), 2 * cos.size(1));\n",
+        "    cpu::rotate_pairs(row, cos.row<float>(t), sin.row<float>(t), 2 * cos.size(1));\n"
+        "    cpu::norm_row(row, row, norm_weight.data<float>(), k.size(1), eps);\n",
+        [SPARSE_PARTS],
+    ),
+    "store no index keys while nothing is selected": (
+        "cpp/model/model.cpp",
+        "  ops_.linear(a_.index_k, a_.h, w.k_proj);\n",
+        "  if (!may_select(batch)) return;\n  ops_.linear(a_.index_k, a_.h, w.k_proj);\n",
+        ["tests/model/test_sparse.py::test_index_keys_are_stored_before_anything_is_selected"],
+    ),
+    "let the whole batch select": (
+        "cpp/cpu/attention/attention.cpp",
+        "const bool selects = !selected.empty() && visible > selected.size(1);",
+        "const bool selects = !selected.empty();",
+        ["tests/model/test_sparse.py::test_generated_tokens_equal_prompt_tokens"],
+    ),
+    "verify draft tokens by one selection": (
+        "cpp/cpu/attention/attention.cpp",
+        "selects ? selected.row<int32_t>(last) : nullptr",
+        "selects ? selected.row<int32_t>(num_rows - 1) : nullptr",
+        ["tests/model/test_sparse.py::test_each_draft_token_selects_for_itself"],
+    ),
+    "let draft tokens not see each other": (
+        "cpp/cpu/attention/selection.cpp",
+        "to[last] = positions.data<int32_t>()[i];",
+        "to[last] = to[0];",
+        ["tests/model/test_sparse.py::test_drafts_equal_the_reference"],
     ),
     "swap what the MTP layer reads": (
         "cpp/model/weights.cpp",

@@ -8,50 +8,50 @@ namespace longcat {
 namespace {
 
 constexpr Expectation kExpectations[] = {
-    // A layer takes its kernels before the fork, and then the longer of the two branches. A step has 14 layers and 0.24
-    // ms of other kernels.
-    {"model", "decode 1 x 1k, graph", 5080, "us"},
-    {"model", "decode 8 x 1k, graph", 7240, "us"},     // the MoE branch: 316 us of experts
-    {"model", "decode 64 x 1k, graph", 21400, "us"},   // the MoE branch: 1,122 us of experts; attention 229 us
-    {"model", "decode 256 x 1k, graph", 35100, "us"},  // attention 914 us
-    {"model", "decode 1 x 32k, graph", 7580, "us"},    // attention 118 us
-    {"model", "decode 8 x 32k, graph", 29900, "us"},   // attention 914 us
-    // Here the MoE branch runs in place, so its time is added and not hidden.
-    {"model", "decode 1 x 1k, graph, one stream", 6370, "us"},
-    {"model", "decode 64 x 1k, graph, one stream", 26900, "us"},
-    // Counted on the emulated device: 41 kernels a layer and 7 others. In each layer three grouped products describe
-    // their experts first.
-    {"model", "decode 1 x 1k, nodes", 623, "nodes"},
-    {"model", "decode 256 x 1k, nodes", 623, "nodes"},
-    // The graph's time, and 0.12 ms of sampling, upload, launch and read-back.
-    {"model", "decode 1 x 1k, step", 5200, "us"},
+    // From bench/scripts/gpu_step.py: bytes, chains and gaps of each kernel.
+    {"model", "decode 1 x 1k, graph", 2630, "us"},
+    {"model", "decode 8 x 1k, graph", 6030, "us"},
+    {"model", "decode 64 x 1k, graph", 18400, "us"},
+    {"model", "decode 256 x 1k, graph", 23300, "us"},
+    {"model", "decode 1 x 32k, graph", 3000, "us"},
+    {"model", "decode 8 x 32k, graph", 8000, "us"},
+    // The same where the MoE branch runs in place, so that its time is added and not hidden.
+    {"model", "decode 1 x 1k, graph, one stream", 3170, "us"},
+    {"model", "decode 64 x 1k, graph, one stream", 20600, "us"},
+    // Counted on the emulated device: 29 kernels a layer for few tokens, 39 for many, and 8 others. With many, three
+    // grouped products in each layer describe their experts first.
+    {"model", "decode 1 x 1k, nodes", 414, "nodes"},
+    {"model", "decode 256 x 1k, nodes", 596, "nodes"},
+    // The graph's time, and 0.12 ms of sampling in the graph, upload, launch and read-back.
+    {"model", "decode 1 x 1k, step", 2740, "us"},
     // MLA prefill alone, from 32 scalar instructions for each multiply-add: 1 to 1.5 s, 8 to 25 s, 2 to 6 minutes.
     {"model", "prefill 512", 1300, "ms"},
     {"model", "prefill 2048", 16000, "ms"},
     {"model", "prefill 8192", 240000, "ms"},
 
-    // [us] RouteScores 6, RoutePicks 5, Permute 3.
-    {"ops", "moe_route, 1 token", 14, "us"},
-    // 3.2 M warp instructions for 1,024 positions, at 927,000 of them a us: at least 25 us. Combining the pieces adds 4
-    // us or more.
-    {"ops", "mla_decode, 1 x 1k", 29, "us"},
-    {"ops", "mla_decode, 1 x 16k", 61, "us"},
-    {"ops", "mla_decode, 64 x 1k", 229, "us"},
-    {"ops", "mla_decode, 64 x 4k", 900, "us"},
-    // Reads 8, 58 and 222 of 256 experts of 18.9 MB, at two fifths of the bandwidth for 1 token and nearly all of it
-    // for 64.
-    {"ops", "moe_experts, 1 token", 78, "us"},
-    {"ops", "moe_experts, 8 tokens", 316, "us"},
-    {"ops", "moe_experts, 64 tokens", 1122, "us"},
-    // 7 passes over 512 KB at 75 GB/s, one multiprocessor for each row.
-    {"ops", "sample top-k top-p, 1 row", 80, "us"},
+    // [us] The router's chain of 384 products 7.2, its start 1.5, RouterPicks 4.
+    {"ops", "moe_route, 1 token", 13, "us"},
+    // MlaDecode on tensor cores. [us] A block: list 2, first tile and query 2, 1.4 a tile of 64 positions, results and
+    // arrival 1.5. The last block adds 16 partial results of 66 KB at 110 GB/s. 64 x 4k: 302 MB at 3.6 TB/s, and partial
+    // results of 101 MB.
+    {"ops", "mla_decode, 1 x 1k", 13, "us"},
+    {"ops", "mla_decode, 1 x 16k", 24, "us"},
+    {"ops", "mla_decode, 64 x 1k", 28, "us"},
+    {"ops", "mla_decode, 64 x 4k", 110, "us"},
+    // Reads 8, 58 and 222 of 256 experts of 18.9 MB at 3.6 TB/s, and 6 us.
+    {"ops", "moe_experts, 1 token", 48, "us"},
+    {"ops", "moe_experts, 8 tokens", 310, "us"},
+    {"ops", "moe_experts, 64 tokens", 1170, "us"},
+    // 3 kernels of 32 blocks a row. 1 row: launches and barriers. 64 rows: 32 MB from memory, then three times from or
+    // to the L2 cache, and 2 million atomics there.
+    {"ops", "sample top-k top-p, 1 row", 20, "us"},
     {"ops", "sample top-k top-p, 64 rows", 80, "us"},
-    // Tiles of 128 rows occupy 12, 5, 24, 48 and 24 of 132 multiprocessors.
-    {"ops", "q_a_proj, 1 token", 15, "us"},
-    {"ops", "kv_a_proj, 1 token", 14, "us"},
-    {"ops", "o_proj, 1 token", 18, "us"},
-    {"ops", "ffn gate, 1 token", 15, "us"},
-    {"ops", "ffn down, 1 token", 25, "us"},
+    // 1.5 us, and the longer of two: the weights at 3.6 TB/s, or a chain of K / 16 products of 33 cycles each.
+    {"ops", "q_a_proj, 1 token", 5, "us"},
+    {"ops", "kv_a_proj, 1 token", 5, "us"},
+    {"ops", "o_proj, 1 token", 8.5, "us"},
+    {"ops", "ffn gate, 1 token", 12, "us"},
+    {"ops", "ffn down, 1 token", 12, "us"},
     // 805 MB at 3.6 TB/s.
     {"ops", "lm_head, 1 token", 224, "us"},
     // [us] vocabulary rows 4, projection 14.

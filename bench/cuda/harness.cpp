@@ -99,6 +99,15 @@ Weight Bench::matrix(Buffer& storage, int64_t out_features, int64_t in_features,
   return weight;
 }
 
+Weight Bench::router(Buffer& storage, int64_t out_features, int64_t in_features) {
+  Buffer plane;
+  Weight logical = matrix(plane, out_features, in_features, WeightFormat::f32);
+  std::vector<char> host(static_cast<size_t>(plane.bytes()));
+  device().copy_to_host(host.data(), plane.data(), plane.bytes());
+  logical.data = host.data();
+  return ops().prepare_router(logical, storage);
+}
+
 double Bench::run(const std::function<void()>& work) {
   const bench::Clock::time_point begin = bench::Clock::now();
   device().wait(device().submit(work));

@@ -40,6 +40,8 @@ class Bench {
   void randomise(void* data, int64_t bytes, DType dtype = DType::bf16);
   Buffer random(int64_t bytes);
   Weight matrix(Buffer& storage, int64_t out_features, int64_t in_features, WeightFormat format = WeightFormat::bf16);
+  // The classifier of moe_route().
+  Weight router(Buffer& storage, int64_t out_features, int64_t in_features);
 
   // Returns the median time of `work` on the device [us], after one call that does not count. It makes up to 15 calls,
   // and fewer when they would take longer than `most_seconds`. cold: the L2 cache holds none of the data.

@@ -127,7 +127,7 @@ class OpsBench {
   void router(int64_t tokens) {
     a_ = buffers_.first(tokens);
     Buffer storage;
-    const Weight classifier = b_.matrix(storage, c_.num_router_outputs(), c_.hidden_size, WeightFormat::f32);
+    const Weight classifier = b_.router(storage, c_.num_router_outputs(), c_.hidden_size);
     const Buffer bias(b_.device(), c_.num_router_outputs() * 4);
     const ForwardBatch batch = few_.prompt(tokens);
     row("moe_route, " + tokens_of(tokens), static_cast<double>(classifier.num_bytes() + a_.moe_in.num_bytes()),
@@ -151,7 +151,7 @@ class OpsBench {
     const int64_t width = c_.expert_ffn_hidden_size, rows = tokens * c_.moe_topk;
     a_ = buffers_.first(tokens);
     Buffer storage[4];
-    const Weight classifier = b_.matrix(storage[3], c_.num_router_outputs(), c_.hidden_size, WeightFormat::f32);
+    const Weight classifier = b_.router(storage[3], c_.num_router_outputs(), c_.hidden_size);
     const Buffer bias(b_.device(), c_.num_router_outputs() * 4);
     const ForwardBatch batch = few_.prompt(tokens);
     b_.run([&] { route(batch, classifier, bias); });
@@ -175,6 +175,12 @@ class OpsBench {
     const int64_t heads = c_.num_attention_heads, latent = c_.latent_dim();
     const Activations a = buffers_.first(sequences);
     const ForwardBatch batch = maker.decodes(sequences, context);
+    const MlaShape shape{.num_heads = heads,
+                         .kv_lora_rank = c_.kv_lora_rank,
+                         .qk_nope_head_dim = c_.qk_nope_head_dim,
+                         .qk_rope_head_dim = c_.qk_rope_head_dim,
+                         .v_head_dim = c_.v_head_dim};
+    b_.run([&] { b_.ops().plan_decode(batch, shape, cache_.dtype()); });
     row(str_cat("mla_decode, ", sequences, " x ", context / 1024, "k"),
         static_cast<double>(sequences * context * latent * 2),
         2.0 * static_cast<double>(sequences * context * heads) * static_cast<double>(latent + c_.kv_lora_rank), [&] {
@@ -222,8 +228,8 @@ class OpsBench {
         like.position = 10;
         rows.push_back(like);
       }
-      row(op + shape, bytes, 0,
-          [&] { b_.ops().sample(token_ids, all, rows, cache_.token_lane(), batch.block_tables); });
+      b_.run([&] { b_.ops().set_sampling_rows(rows); });
+      row(op + shape, bytes, 0, [&] { b_.ops().sample(token_ids, all, cache_.token_lane(), batch.block_tables); });
     };
     // The logits have a deviation of 0.02. The temperature spreads them as wide as a model's.
     sample("sample top-k top-p", {.temperature = 0.005, .top_k = 40, .top_p = 0.95, .repetition_penalty = 1.06});

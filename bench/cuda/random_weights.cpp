@@ -61,7 +61,7 @@ class RandomWeights {
                   .up_proj = matrix(c_.ffn_hidden_size, hidden),
                   .down_proj = matrix(hidden, c_.ffn_hidden_size)};
     }
-    w.moe.classifier = b_.matrix(weights_.storage.emplace_back(), c_.num_router_outputs(), hidden, WeightFormat::f32);
+    w.moe.classifier = b_.router(weights_.storage.emplace_back(), c_.num_router_outputs(), hidden);
     w.moe.e_score_correction_bias = vector(c_.num_router_outputs(), 0);
     for (int64_t e = 0; e < c_.n_routed_experts; ++e) {
       w.moe.gate_proj.push_back(expert(c_.expert_ffn_hidden_size, hidden));

@@ -29,9 +29,8 @@ ModelConfig parity_config() {
   c.q_lora_rank = 256;
   c.ffn_hidden_size = 512;
   c.expert_ffn_hidden_size = 256;
-  c.n_routed_experts = 8;
-  c.zero_expert_num = 4;
-  c.moe_topk = 4;
+  c.n_routed_experts = 32;
+  c.zero_expert_num = 384 - c.n_routed_experts;  // as many outputs and picks as the whole model has
   c.ngram->table_rows = 500;
   return c;
 }

@@ -5,6 +5,8 @@
 //
 // decode: one generated token after `depth` tokens. The bound is the larger of two times: its multiply-adds at the
 // machine's peak (exact int8 for int8 latents, else f32), and reading its latents.
+// select: the indexer of sparse attention for this token. The bound: its products at the f32 peak, or reading its keys.
+// decode selected: attention to the positions that it selected. One selection serves two of them (cli_factor).
 // prefill: a chunk of prompt tokens that ends at `depth`. The bound is the multiply-adds of its keys, values, scores
 // and weighted sums at the f32 peak.
 // step (with a checkpoint): whole decode steps of its model. The bound is that of the attention alone.
@@ -36,6 +38,10 @@ namespace {
 const ModelConfig kLite = lite_config();
 const int64_t kHeads = kLite.num_attention_heads, kLatent = kLite.kv_lora_rank, kRope = kLite.qk_rope_head_dim,
               kNope = kLite.qk_nope_head_dim, kValue = kLite.v_head_dim;
+
+// index_n_heads, index_head_dim, and the rule of LongCat-Flash-Lite-Sparse.
+constexpr int64_t kIndexHeads = 16, kIndexDim = 128;
+constexpr SelectionRule kRule{.topk = 2048, .init_tokens = 16, .local_tokens = 1024};
 
 std::vector<float> random_values(int64_t n) {
   std::mt19937 random(7);
@@ -82,6 +88,33 @@ class Attention {
       ops_.mla_decode(Tensor(out.data(), DType::f32, {1, kHeads, kLatent}),
                       Tensor(q.data(), DType::f32, {1, kHeads, kLatent}),
                       Tensor(q.data() + kHeads * kLatent, DType::f32, {1, kHeads, kRope}), latents_, at_end, 0.07f);
+    });
+  }
+
+  // Calls time_select(function) and time_decode(function): the selection of one generated token, and its attention.
+  template <class TimeSelect, class TimeDecode>
+  void decode_selected(TimeSelect&& time_select, TimeDecode&& time_decode) {
+    const DType dtype = latents_.dtype() == DType::f32 ? DType::f32 : DType::bf16;
+    const Buffer memory(ops_.device(), (num_blocks_ + 1) * kBlockSize * kIndexDim * size_of(dtype));
+    const Tensor keys = memory.tensor(dtype, {num_blocks_ + 1, kBlockSize, kIndexDim});
+    std::vector<float> rows = random_values(depth_ * kIndexDim), ones(static_cast<size_t>(depth_ * kRope / 2), 1.0f),
+                       norm(static_cast<size_t>(kIndexDim), 1.0f);
+    const Tensor angles(ones.data(), DType::f32, {depth_, kRope / 2});
+    ops_.index_store(keys, Tensor(rows.data(), DType::f32, {depth_, kIndexDim}),
+                     Tensor(norm.data(), DType::f32, {kIndexDim}), 1e-6f, angles, angles, batch(0, depth_, false));
+    std::vector<float> q = random_values(kHeads * (kLatent + kRope)), out(static_cast<size_t>(kHeads * kLatent)),
+                       head_weights = random_values(kIndexHeads);
+    std::vector<int32_t> positions(static_cast<size_t>(kRule.topk));
+    const Tensor selected(positions.data(), DType::i32, {1, kRule.topk});
+    const ForwardBatch at_end = batch(depth_ - 1, 1, true);
+    time_select([&] {
+      ops_.select_positions(selected, Tensor(q.data(), DType::f32, {1, kIndexHeads, kIndexDim}),
+                            Tensor(head_weights.data(), DType::f32, {1, kIndexHeads}), keys, at_end, kRule, 0.02f);
+    });
+    time_decode([&] {
+      ops_.mla_decode_selected(
+          Tensor(out.data(), DType::f32, {1, kHeads, kLatent}), Tensor(q.data(), DType::f32, {1, kHeads, kLatent}),
+          Tensor(q.data() + kHeads * kLatent, DType::f32, {1, kHeads, kRope}), latents_, selected, at_end, 0.07f);
     });
   }
 
@@ -201,6 +234,21 @@ int main(int argc, char** argv) try {
         measure("decode", format.name, depth, rounds, 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)),
                 bytes, format.dtype == DType::i8 && cpu_isa() != Isa::portable, work);
       });
+      if (depth > kRule.topk) {
+        const double keys = static_cast<double>(kIndexHeads * kIndexDim * depth);
+        const int64_t key_bytes = format.dtype == DType::f32 ? 4 : 2;
+        attention.decode_selected(
+            [&](auto&& work) {
+              measure("select", format.name, depth, rounds, 2.0 * keys,
+                      static_cast<double>(depth * kIndexDim * key_bytes), false, work);
+            },
+            [&](auto&& work) {
+              measure("decode selected", format.name, depth, rounds,
+                      2.0 * static_cast<double>(kHeads * kRule.topk * (2 * kLatent + kRope)),
+                      bytes * static_cast<double>(kRule.topk) / static_cast<double>(depth),
+                      format.dtype == DType::i8 && cpu_isa() != Isa::portable, work);
+            });
+      }
       if (!checkpoint.empty()) {
         DeepModel model(checkpoint, format.name, threads, depth);
         const double sub_layers = static_cast<double>(model.num_sub_layers());

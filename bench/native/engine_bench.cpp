@@ -86,8 +86,9 @@ class BarePass {
       return all;
     }();
     std::vector<int32_t> ids(static_cast<size_t>(batch_));
+    engine_.ops().set_sampling_rows(rows);
     engine_.ops().sample(Tensor(ids.data(), DType::i32, {batch_}),
-                         logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}), rows,
+                         logits_.tensor(DType::f32, {batch_, engine_.config().vocab_size}),
                          engine_.cache().token_lane(), buffers_.upload(0).block_tables);
   }
 

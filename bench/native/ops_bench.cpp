@@ -112,7 +112,9 @@ class Bench {
       : limits_(bench::limits_of_machine(threads)),
         ops_(make_cpu_ops(threads)),
         matrices_(memory_bytes),
-        rounds_(rounds) {}
+        rounds_(rounds) {
+    ops_->use_dtype(DType::bf16);
+  }
 
   const bench::Limits& limits() const { return limits_; }
 

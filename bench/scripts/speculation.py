@@ -2,9 +2,9 @@
 
 python bench/scripts/speculation.py CHECKPOINT [--tokens 200] [--temperature 0] [--num-threads N] [--rounds 5]
 
-Prompts are the beginnings of tests/data/stories.txt. With random weights no draft token is accepted and each step has
-one, so the difference in time is the cost of a draft token. "faster" is the ratio of tokens a second between the best
-rounds. Rounds of all methods take turns.
+Prompts are the beginnings of tests/data/stories.txt. "fixed mtp" drafts as many tokens in every step, whatever they
+gain. With random weights no draft token is accepted, so its time is the cost of draft tokens. "faster" is the ratio of
+tokens a second between the best rounds. Rounds of all methods take turns.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import longcat
 
 STORIES = (Path(__file__).parents[2] / "tests" / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200]
-METHODS = [None, ("ngram", 3), ("mtp", 1), ("mtp", 2), ("mtp", 3), ("mtp", 4)]
+METHODS = [None, ("ngram", 3), ("mtp", 3), ("fixed mtp", 1), ("fixed mtp", 2), ("fixed mtp", 3), ("fixed mtp", 4)]
 
 
 def run(engine: longcat.Engine, prompts: list, args: argparse.Namespace) -> tuple[float, int, int, int, int]:
@@ -42,7 +42,11 @@ def main() -> None:
 
     engines = []
     for method in METHODS:
-        speculative = None if method is None else {"method": method[0], "num_speculative_tokens": method[1]}
+        speculative = None
+        if method is not None:
+            speculative = {"method": method[0].split()[-1], "num_speculative_tokens": method[1]}
+            if method[0] == "fixed mtp":
+                speculative["adaptive"] = False
         engines.append(longcat.Engine(args.checkpoint, num_threads=args.num_threads, speculative=speculative,
                                       kv_cache_memory="256MiB"))  # fmt: skip
     if (Path(args.checkpoint) / "tokenizer.json").exists():

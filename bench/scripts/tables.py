@@ -26,7 +26,7 @@ def drop_tables(model: str) -> int:
     shards = [Path(model, name) for name, *_ in checkpoint.shards()]
     size = 0
     for name, _, _, shard, begin, end in checkpoint.tensors():
-        if not name.startswith("model.ngram_embeddings.embedders."):
+        if not name.startswith(("model.ngram_embeddings.embedders.", "model.oe_embed_tokens")):
             continue
         with shards[shard].open("rb") as file:
             data = 8 + int.from_bytes(file.read(8), "little")

@@ -49,6 +49,9 @@ py::dict to_dict(const EngineMetrics& m) {
   d["prefix_cache_hits"] = c.num_prefix_hits;
   d["num_draft_tokens"] = c.num_draft_tokens;
   d["num_accepted_tokens"] = c.num_accepted_tokens;
+  d["draft_tokens_now"] = m.num_drafts_now;
+  d["draft_acceptance"] = m.draft_acceptance;
+  d["draft_cost"] = m.draft_cost;
   d["num_swaps"] = c.num_swaps;
   d["num_recomputes"] = c.num_recomputes;
   d["num_steps"] = c.num_steps;
@@ -103,13 +106,14 @@ void register_engine(py::module_& module) {
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
       .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
-      .def_property(  // (method, num_tokens, max_match, min_match); the last two are for prompt lookup
+      .def_property(  // (method, num_tokens, max_match, min_match of prompt lookup, adaptive of the MTP layer)
           "speculation", nullptr,
-          [](EngineOptions& o, const std::tuple<std::string, int64_t, int64_t, int64_t>& values) {
-            const auto& [method, num_tokens, max_match, min_match] = values;
+          [](EngineOptions& o, const std::tuple<std::string, int64_t, int64_t, int64_t, bool>& values) {
+            const auto& [method, num_tokens, max_match, min_match, adaptive] = values;
             o.speculation = {.method = speculation_method(method),
                              .num_tokens = num_tokens,
-                             .lookup = {.max_match = max_match, .min_match = min_match}};
+                             .lookup = {.max_match = max_match, .min_match = min_match},
+                             .adaptive = adaptive};
           })
       .def_property_readonly("drafts_by_mtp", [](const EngineOptions& o) { return o.speculation.by_mtp(); })
       .def_readwrite("gpu_memory_utilization", &EngineOptions::gpu_memory_utilization)

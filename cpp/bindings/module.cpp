@@ -18,7 +18,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("available_memory", [] { return available_memory(); }, "Bytes this process may still take.");
   module.def(
       "cpu_isa", [] { return name_of(cpu_isa()); },
-      "Instruction set the CPU backend runs: avx512_vnni, avx512, avx2 or portable.");
+      "Instruction set the CPU backend runs: avx512_bf16, avx512_vnni, avx512, avx2 or portable.");
   module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
 
   // The most derived exception comes last: translators are tried from the newest to the oldest.

@@ -1,6 +1,9 @@
-// The CPU implementation of Ops: plain and readable. Each area has its file: elementwise.cpp, moe.cpp, ngram_embed.cpp
-// and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp and attention_prefill.cpp in attention/.
+// The CPU implementation of Ops: plain and readable. Each area has its file: draft_head.cpp, elementwise.cpp, moe.cpp,
+// ngram_embed.cpp and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp, attention_prefill.cpp and
+// selection.cpp in attention/.
 #pragma once
+
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "cpu/cpu_device.h"
@@ -17,8 +20,11 @@ class CpuOps : public Ops {
   int num_threads() const override { return pool_.num_threads(); }
 
   bool reads_latents(DType) const override { return true; }
+  void use_dtype(DType dtype) override;
+  bool attends_sparsely() const override { return true; }
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
+  Weight draft_head(const Weight& head, Buffer& storage) override;
 
   void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
@@ -44,6 +50,17 @@ class CpuOps : public Ops {
   void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                    const ForwardBatch& batch, float scale) override;
 
+  void index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                   const ForwardBatch& batch) override;
+  void select_positions(Tensor selected, Tensor q, Tensor head_weights, Tensor index_keys, const ForwardBatch& batch,
+                        const SelectionRule& rule, float scale) override;
+  void extend_selection(Tensor selected, Tensor rows, Tensor positions) override;
+  void mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                           const ForwardBatch& batch, float scale) override;
+  void mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                            Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
+                            float scale) override;
+
   void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
                  Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) override;
   void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
@@ -51,17 +68,31 @@ class CpuOps : public Ops {
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void merge_vocab_parts(Tensor out, Tensor parts) override;
-  void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
-              Tensor block_tables) override;
+  void set_sampling_rows(std::span<const SamplingRow> rows) override {
+    sampling_rows_.assign(rows.begin(), rows.end());
+  }
+  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // x in 8 bits when the weight's format needs that, else nullptr. Valid until the next call.
+  // x in 8 bits when the weight's format needs that, rounded to bf16 for bf16_x8 when use_dtype() said so, else
+  // nullptr. Valid until the next call.
   const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
+
+  // Absorbed attention of the batch's rows [first_row, first_row + out.size(0)). Without `selected`, all of them attend
+  // to every visible position. Row i of the tensors is row first_row + i of the batch.
+  void attend_absorbed(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                       const ForwardBatch& batch, int64_t first_row, float scale);
+
+  // mla_prefill of the prompt tokens at positions below end_position.
+  void attend_materialised(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                           const ForwardBatch& batch, float scale, int64_t end_position);
 
   CpuDevice device_;
   ThreadPool pool_;
   cpu::QuantizedInputs quantized_;
+  bool rounds_inputs_ = false;
+  std::vector<SamplingRow> sampling_rows_;
 };
 
 }  // namespace longcat

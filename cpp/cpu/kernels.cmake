@@ -6,13 +6,14 @@ set(_kernels_portable -ffp-contract=fast)
 set(_kernels_avx2 ${_kernels_portable} -mavx2 -mfma -mbmi -mbmi2)
 set(_kernels_avx512 ${_kernels_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(_kernels_avx512_vnni ${_kernels_avx512} -mavx512vnni)
+set(_kernels_avx512_bf16 ${_kernels_avx512_vnni} -mavx512bf16)
 # GCC 12 for Arm moves all loads of a tile to its begin, and then spills them.
 set(_kernels_neon_dotprod
   ${_kernels_portable} -march=armv8.2-a+dotprod $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
 
 set(_kernel_sets portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
-  list(APPEND _kernel_sets avx2 avx512 avx512_vnni)
+  list(APPEND _kernel_sets avx2 avx512 avx512_vnni avx512_bf16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   list(APPEND _kernel_sets neon_dotprod)
 endif()
@@ -37,6 +38,7 @@ function(longcat_add_kernels target)
 endfunction()
 
 set(_kernel_files
+  attention/index_kernels.cpp
   attention/latent_kernels.cpp
   attention/softmax_kernels.cpp
   gemm/dot_kernels.cpp

@@ -65,15 +65,16 @@ PlannedChunk plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count
   return chunk;
 }
 
-void plan_drafts(const Speculation& speculation, StepPlan& plan) {
+void plan_drafts(const Speculation& speculation, DraftPolicy& policy, StepPlan& plan) {
+  policy.begin_plan(std::ranges::count_if(plan.chunks, &PlannedChunk::is_drawn_from));
   int64_t room = speculation.most_in_a_step();
   for (PlannedChunk& chunk : plan.chunks) {
     const Sequence& s = *chunk.sequence;
     if (!chunk.is_drawn_from) {
       chunk.next_token_id = s.token_ids[static_cast<size_t>(chunk.start + chunk.count)];
     } else if (!s.params.constrained) {
-      chunk.num_next_drafts =
-          std::max<int64_t>(0, std::min({room, speculation.num_tokens, s.max_tokens - s.num_output_tokens() - 1}));
+      chunk.num_next_drafts = std::max<int64_t>(
+          0, std::min({room, policy.num_drafts(s.acceptance), s.max_tokens - s.num_output_tokens() - 1}));
       room -= chunk.num_next_drafts;
     }
   }

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/draft_policy.h"
 #include "engine/speculation.h"
 #include "engine/step_plan.h"
 
@@ -25,6 +26,6 @@ std::span<const int32_t> draft_tokens(const Sequence& sequence, int64_t most, co
 PlannedChunk plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count, std::span<const int32_t> drafts);
 
 // Writes to each chunk of a finished plan which token the MTP layer reads behind it, and how many draft tokens to make.
-void plan_drafts(const Speculation& speculation, StepPlan& plan);
+void plan_drafts(const Speculation& speculation, DraftPolicy& policy, StepPlan& plan);
 
 }  // namespace longcat

@@ -44,8 +44,11 @@ Tensor Drafter::ids_of(int64_t depth, int64_t count) const {
 }
 
 void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
-  hidden = read_step(step, batch, hidden, sampled_ids);
+  const ForwardBatch next = next_tokens(step, batch, sampled_ids);
   step.drafts.assign(step.plan.chunks.size(), {});
+  if (std::ranges::none_of(step.plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_next_drafts > 0; }))
+    return model_.store_mtp(next, cache_, hidden);
+  hidden = model_.forward_mtp(next, cache_, hidden);
   std::vector<Draft> drafts = begin(step, sampled_ids);
   ForwardBatch last = batch;
   for (int64_t depth = 0; !drafts.empty(); ++depth) {
@@ -63,9 +66,9 @@ void Drafter::draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden
   }
 }
 
-// Runs the MTP layer over all rows of the step. The layer combines a row's hidden state with the token that follows the
-// row: the next token of the chunk, or the token drawn from the row.
-Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids) {
+// Returns the batch with the token that follows each row: the next token of the chunk, or the token drawn from the row.
+// The MTP layer combines it with the row's hidden state.
+ForwardBatch Drafter::next_tokens(const StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
   const std::vector<int32_t> first_draw = first_draws(plan);
   std::vector<int32_t> next_ids, sources;
@@ -84,18 +87,15 @@ Tensor Drafter::read_step(const StepInFlight& step, const ForwardBatch& batch, T
   ForwardBatch next = batch;
   next.token_ids = upload(next_ids_, next_ids);
   ops_.select_token_ids(next.token_ids, sampled_ids, upload(sources_, sources));
-  return model_.forward_mtp(next, cache_, hidden);
+  return next;
 }
 
-// Each sequence goes on from its last accepted draft token. It gets one draft token more than the step accepted,
-// because text that is hard to predict stays so for a while. The layer stores the draft tokens in the block of the
+// Each sequence goes on from its last accepted draft token. The layer stores the draft tokens in the block of the
 // newest token. Where the newest token begins a block, the sequence does not have that block yet, and gets one draft
 // token only.
 std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor sampled_ids) {
   const StepPlan& plan = step.plan;
   std::vector<Draft> drafts;
-  if (std::ranges::none_of(plan.chunks, [](const PlannedChunk& chunk) { return chunk.num_next_drafts > 0; }))
-    return drafts;
   std::vector<int32_t> drawn(plan.draws.size());
   device_.copy_to_host(drawn.data(), sampled_ids.raw(), static_cast<int64_t>(drawn.size()) * 4);
   std::vector<int64_t> num_accepted(plan.chunks.size(), 0);
@@ -114,8 +114,7 @@ std::vector<Drafter::Draft> Drafter::begin(const StepInFlight& step, Tensor samp
     end_row += chunk.count;
     const int64_t num_rejected = chunk.num_draft_tokens - num_accepted[c];
     const int64_t next_position = chunk.start + chunk.count - num_rejected, place = next_position % kBlockSize;
-    const int64_t num_wanted =
-        std::min({chunk.num_next_drafts, num_accepted[c] + 1, place == 0 ? 1 : kBlockSize - 1 - place});
+    const int64_t num_wanted = std::min(chunk.num_next_drafts, place == 0 ? 1 : kBlockSize - 1 - place);
     if (num_wanted > 0)
       drafts.push_back({.chunk = c,
                         .next_position = next_position,
@@ -165,7 +164,7 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
   for (const Draft& draft : drafts) logit_rows.push_back(draft.row);
   const Range own = model_.own_logits(count);
   const Tensor logits = logits_.tensor(DType::f32, {own.size(), model_.config().vocab_size});
-  model_.logits(logits, hidden, upload(rows_, logit_rows));
+  model_.draft_logits(logits, hidden, upload(rows_, logit_rows));
 
   std::vector<SamplingRow> rows;
   for (int64_t i = own.begin; i < own.end; ++i) {
@@ -183,8 +182,10 @@ void Drafter::draw(const StepInFlight& step, const std::vector<Draft>& drafts, c
   }
   const Tensor ids = ids_of(depth, count);
   if (model_.shard().world() > 1) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
-  if (!rows.empty())
-    ops_.sample(ids.slice(0, own.begin, own.end), logits, rows, cache_.token_lane(), batch.block_tables);
+  if (!rows.empty()) {
+    ops_.set_sampling_rows(rows);
+    ops_.sample(ids.slice(0, own.begin, own.end), logits, cache_.token_lane(), batch.block_tables);
+  }
   model_.world().all_reduce(ids);
 }
 

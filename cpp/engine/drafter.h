@@ -16,9 +16,9 @@ class Drafter {
   Drafter(Ops& ops, Model& model, KvCache& cache, int64_t max_num_tokens, int64_t max_num_seqs,
           int64_t max_blocks_per_sequence, int64_t num_tokens);
 
-  // Fills step.drafts. Call it inside submitted work, after the draws of the step. It waits for the draws, which decide
-  // the accepted draft tokens. The MTP layer first reads all tokens of the step, so that its latents cover the same
-  // positions as those of the other layers. batch: of the step; sampled_ids: [max_draws] i32.
+  // Fills step.drafts. Call it inside submitted work, after the draws of the step. The MTP layer reads all tokens of
+  // the step, so that its latents cover the same positions as those of the other layers. Where the plan asks for draft
+  // tokens, this waits for the draws, which decide the accepted ones. batch: of the step; sampled_ids: [max_draws] i32.
   void draft(StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids);
 
  private:
@@ -34,7 +34,7 @@ class Drafter {
   // Whether the newest token has a slot in a block of the sequence.
   static bool has_slot(const Draft& draft) { return draft.next_position % kBlockSize != 0; }
 
-  Tensor read_step(const StepInFlight& step, const ForwardBatch& batch, Tensor hidden, Tensor sampled_ids);
+  ForwardBatch next_tokens(const StepInFlight& step, const ForwardBatch& batch, Tensor sampled_ids);
   std::vector<Draft> begin(const StepInFlight& step, Tensor sampled_ids);
   ForwardBatch read_drafts(const StepInFlight& step, std::vector<Draft>& drafts, int64_t depth, Tensor& hidden);
   void write_history(const StepInFlight& step, const Draft& draft, int64_t depth);

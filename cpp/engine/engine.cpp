@@ -75,12 +75,16 @@ std::string Engine::failure() const {
 
 EngineMetrics Engine::metrics() const {
   const std::lock_guard lock(status_.mutex);
+  const DraftPolicy& policy = scheduler_->draft_policy();
   return {.counts = scheduler_->stats(),
           .num_running = scheduler_->num_running(),
           .num_waiting = scheduler_->num_waiting(),
           .num_kv_blocks = num_kv_blocks(),
           .num_free_blocks = scheduler_->blocks().num_free(),
-          .num_cached_blocks = scheduler_->blocks().num_cached()};
+          .num_cached_blocks = scheduler_->blocks().num_cached(),
+          .num_drafts_now = policy.num_drafts_now(),
+          .draft_acceptance = policy.acceptance(),
+          .draft_cost = policy.cost()};
 }
 
 // --- requests ------------------------------------------------------------------------------------------------------

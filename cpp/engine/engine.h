@@ -30,6 +30,10 @@ struct EngineMetrics {
   SchedulerStats counts;
   int64_t num_running = 0, num_waiting = 0;
   int64_t num_kv_blocks = 0, num_free_blocks = 0, num_cached_blocks = 0;
+  // Draft tokens of the MTP layer (DraftPolicy): the most that a sequence gets now, the share that is accepted, and the
+  // time that each adds [steps without draft tokens].
+  int64_t num_drafts_now = 0;
+  double draft_acceptance = 0, draft_cost = 0;
 };
 
 class Engine {

@@ -83,9 +83,9 @@ BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const Eng
     const BatchBuffers drafts(steps, sequences, sequences, limits.max_blocks_per_sequence);
     values += 2 * tokens + rows_here(sequences) * config.vocab_size + (1 + limits.num_drafts) * sequences;
   }
-  // Pages that are never written cost nothing. Only decoding tokens have latent queries; only picks of routed experts
-  // have expert rows.
-  const int64_t latent_rows = tokens - std::min(limits.max_num_seqs, tokens);
+  // Pages that are never written cost nothing. With dense attention, only decoding tokens have latent queries; only
+  // picks of routed experts have expert rows.
+  const int64_t latent_rows = config.sparse ? 0 : tokens - std::min(limits.max_num_seqs, tokens);
   const int64_t picks = tokens * config.moe_topk;
   const int64_t picks_elsewhere =
       picks * (config.num_router_outputs() - shard.experts.size()) / config.num_router_outputs();

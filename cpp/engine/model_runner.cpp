@@ -45,6 +45,7 @@ void ModelRunner::warm_up() {
     device_.wait(device_.submit([&] {
       const ForwardBatch batch = batch_buffers_.upload(0);
       const Tensor logit_rows = all_rows_.tensor(DType::i32, {padded});
+      ops_.set_sampling_rows({});
       if (rows == 1) compute(batch, logit_rows);  // kernels are loaded outside a capture
       model_.launch(*recording_of(batch, logit_rows).graph);
     }));
@@ -132,12 +133,18 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
   return static_cast<char*>(memory.data()) + in_slab * limits_.block_bytes;
 }
 
-// The work of a recorded graph: everything that has the same shape in all steps with this number of rows.
+// The work of a recorded graph: everything that has the same shape in all steps with this number of rows. With peers,
+// the draws come behind the graph: their place among all draws depends on the step.
 Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_draws}),
                         batch_buffers_.sources());
   const Tensor hidden = model_.forward(batch, cache_);
-  if (!logit_rows.empty()) model_.logits(logits(model_.own_logits(logit_rows.size(0)).size()), hidden, logit_rows);
+  if (logit_rows.empty()) return hidden;
+  const int64_t rows = logit_rows.size(0);
+  const Tensor own_logits = logits(model_.own_logits(rows).size());
+  model_.logits(own_logits, hidden, logit_rows);
+  if (!has_peers())
+    ops_.sample(sampled_ids_.tensor(DType::i32, {rows}), own_logits, cache_.token_lane(), batch.block_tables);
   return hidden;
 }
 
@@ -146,6 +153,12 @@ ModelRunner::RecordedStep& ModelRunner::recording_of(const ForwardBatch& batch, 
   if (!step.graph)
     step.graph = device_.record([this, &step, batch, logit_rows] { step.hidden = compute(batch, logit_rows); });
   return step;
+}
+
+int64_t ModelRunner::num_recorded_nodes() const {
+  int64_t nodes = 0;
+  for (const auto& [shape, step] : recordings_) nodes += step.graph->num_nodes();
+  return nodes;
 }
 
 void ModelRunner::run(StepInFlight& step) {
@@ -157,6 +170,7 @@ void ModelRunner::run(StepInFlight& step) {
   std::vector<int32_t> logit_rows;                      // rows whose logits are computed
   std::vector<int32_t> logits_row(plan.chunks.size());  // for each chunk, the row of its first logits among `rows`
   Range own;                                            // the part of logit_rows that this rank owns
+  OwnDraws draws;
   Tensor hidden;
   int64_t first_row = 0;
   if (recorded_rows > 0) {
@@ -164,10 +178,12 @@ void ModelRunner::run(StepInFlight& step) {
       logits_row[c] = static_cast<int32_t>(first_row);
       first_row += plan.chunks[c].count;
     }
+    own = model_.own_logits(recorded_rows);
+    draws = own_draws(step, logits_row, own);
+    ops_.set_sampling_rows(draws.rows);
     const RecordedStep& recorded = recording_of(batch, all_rows_.tensor(DType::i32, {recorded_rows}));
     model_.launch(*recorded.graph);
     hidden = recorded.hidden;
-    own = model_.own_logits(recorded_rows);
     if (observer_) observer_->after_forward(plan, model_, hidden);
   } else {
     hidden = compute(batch, {});
@@ -181,8 +197,10 @@ void ModelRunner::run(StepInFlight& step) {
         logit_rows.push_back(static_cast<int32_t>(first_row - 1 - behind));
     }
     if (!logit_rows.empty()) own = compute_logits(hidden, logit_rows);
+    draws = own_draws(step, logits_row, own);
+    if (!draws.rows.empty()) ops_.set_sampling_rows(draws.rows);
   }
-  if (!plan.draws.empty()) sample(step, batch, logits_row, own);
+  if (!plan.draws.empty()) sample(step, batch, draws, own);
   if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_draws}));
 }
 
@@ -251,29 +269,35 @@ void ModelRunner::score_prompt(StepInFlight& step, size_t chunk_idx, Tensor hidd
   step.chunk_errors[chunk_idx] = error.what();
 }
 
-// Each rank draws from the rows of logits that it owns. An all-reduce, with zeros for the other rows, gives every rank
-// all draws.
-void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows,
-                         Range own) {
-  const StepPlan& plan = step.plan;
-  std::vector<SamplingRow> rows;
-  Range mine;  // the draws of this rank, in the order of their rows
-  for (size_t i = 0; i < plan.draws.size(); ++i) {
-    const PlannedDraw& planned = plan.draws[i];
+ModelRunner::OwnDraws ModelRunner::own_draws(const StepInFlight& step, std::span<const int32_t> logits_rows,
+                                             Range own) const {
+  OwnDraws draws;
+  for (size_t i = 0; i < step.plan.draws.size(); ++i) {
+    const PlannedDraw& planned = step.plan.draws[i];
     const int32_t logits_row = logits_rows[planned.chunk] + static_cast<int32_t>(planned.num_drafts);
-    if (logits_row < own.begin) ++mine.begin;
+    if (logits_row < own.begin) ++draws.mine.begin;
     if (logits_row < own.begin || logits_row >= own.end) continue;
     const Sequence& sequence = *planned.sequence;
-    SamplingRow& row = rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, planned.num_tokens));
+    SamplingRow& row =
+        draws.rows.emplace_back(sampling_row(sequence.params, sequence.num_prompt_tokens, planned.num_tokens));
     row.logits_row = logits_row - static_cast<int32_t>(own.begin);
     row.sequence = static_cast<int32_t>(planned.chunk);
     row.mask = step.masks[i];
   }
-  mine.end = mine.begin + static_cast<int64_t>(rows.size());
+  draws.mine.end = draws.mine.begin + static_cast<int64_t>(draws.rows.size());
+  return draws;
+}
+
+// Each rank draws from the rows of logits that it owns. An all-reduce, with zeros for the other rows, gives every rank
+// all draws.
+void ModelRunner::sample(StepInFlight& step, const ForwardBatch& batch, const OwnDraws& draws, Range own) {
+  const StepPlan& plan = step.plan;
+  const auto& [rows, mine] = draws;
   const Tensor ids = sampled_ids_.tensor(DType::i32, {static_cast<int64_t>(plan.draws.size())});
   if (has_peers()) device_.upload(ids.raw(), zeros_.data(), ids.num_bytes());
-  if (!rows.empty())
-    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), rows, cache_.token_lane(), batch.block_tables);
+  const bool is_sampled = step.recorded_rows > 0 && !has_peers();  // see compute()
+  if (!rows.empty() && !is_sampled)
+    ops_.sample(ids.slice(0, mine.begin, mine.end), logits(own.size()), cache_.token_lane(), batch.block_tables);
   model_.world().all_reduce(ids);
   device_.download(step.sampled_ids.data(), ids.raw(), ids.num_bytes());
   for (size_t i = 0; i < plan.draws.size(); ++i) try {

@@ -44,6 +44,8 @@ class ModelRunner {
   void forward(const Chunk& chunk, float* out);
 
   int64_t num_recordings() const { return static_cast<int64_t>(recordings_.size()); }
+  // Kernels and copies of all recorded steps.
+  int64_t num_recorded_nodes() const;
 
  private:
   int64_t padded_rows(int64_t rows) const;
@@ -63,7 +65,13 @@ class ModelRunner {
   std::vector<TokenLogprobs> compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
                                               int64_t top);
   void score_prompt(StepInFlight& step, size_t chunk, Tensor hidden, int64_t first_row);
-  void sample(StepInFlight& step, const ForwardBatch& batch, std::span<const int32_t> logits_rows, Range own);
+  // The draws of a step that this rank makes: those from its rows of logits.
+  struct OwnDraws {
+    std::vector<SamplingRow> rows;
+    Range mine;  // among all draws
+  };
+  OwnDraws own_draws(const StepInFlight& step, std::span<const int32_t> logits_rows, Range own) const;
+  void sample(StepInFlight& step, const ForwardBatch& batch, const OwnDraws& draws, Range own);
   bool has_peers() const { return model_.shard().world() > 1; }
 
   Ops& ops_;

@@ -29,7 +29,8 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
       mask_timeout_(std::chrono::duration_cast<Clock::duration>(
           std::chrono::duration<double, std::milli>(std::min(options.mask_timeout_ms, kForeverMs)))),
-      blocks_(options.num_blocks, options.enable_prefix_caching) {
+      blocks_(options.num_blocks, options.enable_prefix_caching),
+      draft_policy_(options.speculation) {
   for (int64_t host = options.num_host_blocks - 1; host >= 0; --host)
     free_host_blocks_.push_back(static_cast<int32_t>(host));
 }
@@ -141,6 +142,21 @@ void Scheduler::commit_accepted(Sequence& sequence, int32_t token_id, Clock::tim
   ++sequence.num_pending;
   ++stats_.num_accepted_tokens;
   commit(sequence, token_id, now);
+}
+
+void Scheduler::record_drafts(const StepPlan& plan, std::span<const int64_t> num_accepted, int64_t num_made,
+                              double ms) {
+  int64_t num_verified = 0;
+  for (size_t c = 0; c < plan.chunks.size(); ++c) {
+    const PlannedChunk& chunk = plan.chunks[c];
+    num_verified += chunk.num_draft_tokens;
+    if (chunk.num_draft_tokens > 0)
+      draft_policy_.record_verified(chunk.sequence->acceptance, chunk.num_draft_tokens, num_accepted[c]);
+  }
+  const bool decodes_only = std::ranges::all_of(
+      plan.chunks, [](const PlannedChunk& chunk) { return chunk.generated && chunk.is_drawn_from; });
+  if (decodes_only && plan.moves.empty())
+    draft_policy_.record_step(static_cast<int64_t>(plan.chunks.size()), num_verified, num_made, ms);
 }
 
 bool Scheduler::waits_for_mask(const Sequence& sequence) const {
@@ -514,7 +530,7 @@ void Scheduler::schedule(Clock::time_point now, StepPlan& plan) {
 
   if (!room_was_made) admit(now, plan);
   if (budget > 0) add_long_chunks(budget, plan);
-  if (options_.speculation.by_mtp()) plan_drafts(options_.speculation, plan);
+  if (options_.speculation.by_mtp()) plan_drafts(options_.speculation, draft_policy_, plan);
   if (!plan.chunks.empty()) ++stats_.num_steps;
 }
 

@@ -66,6 +66,7 @@ class Scheduler {
   explicit Scheduler(const SchedulerOptions& options);
 
   const SchedulerStats& stats() const { return stats_; }
+  const DraftPolicy& draft_policy() const { return draft_policy_; }
   const BlockManager& blocks() const { return blocks_; }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
@@ -99,6 +100,10 @@ class Scheduler {
 
   // Commits the draw behind an accepted draft token, of the same plan. That draft token is the token committed last.
   void commit_accepted(Sequence& sequence, int32_t token_id, Clock::time_point now);
+
+  // Records what a committed step did with draft tokens of the MTP layer. num_accepted: [chunks]; num_made: draft
+  // tokens behind the drawn ones; ms: time from its launch to its results.
+  void record_drafts(const StepPlan& plan, std::span<const int64_t> num_accepted, int64_t num_made, double ms);
 
   // Preempts a running sequence, as a lack of blocks would. Returns false when it is not running.
   bool preempt(int64_t request_id, bool may_swap);
@@ -155,6 +160,7 @@ class Scheduler {
   std::vector<std::shared_ptr<Sequence>> filling_;  // sequences with a chunk of their prompt in the last plan
   std::vector<BlockMove> pending_moves_;            // moves to send with the next plan: swaps out and drops
   SchedulerStats stats_;
+  DraftPolicy draft_policy_;
 };
 
 }  // namespace longcat

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/draft_policy.h"
 #include "engine/sampling_params.h"
 #include "engine/step_output.h"
 
@@ -33,6 +34,7 @@ struct Sequence {
   int32_t pending_row = -1;        // index of its newest token among the draws of the last step
   int64_t num_scheduled = 0;       // tokens whose latents are in the cache once the launched steps are done
   std::vector<int32_t> drafts;     // draft tokens of the MTP layer behind the newest token
+  DraftAcceptance acceptance;      // of these
   std::vector<TokenLogprobs> prompt_logprobs;
   int64_t num_scored = 0;  // prompt tokens with log-probabilities, computed or in flight; token 0 has none
 

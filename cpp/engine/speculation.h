@@ -11,6 +11,7 @@ struct Speculation {
   enum class Method : uint8_t { none, prompt_lookup, mtp } method = Method::none;
   int64_t num_tokens = 0;  // most draft tokens of a sequence in a step; 0: no speculative decoding
   PromptLookup lookup = {};
+  bool adaptive = true;  // of the MTP layer: make fewer draft tokens, or none, where they do not pay (DraftPolicy)
 
   bool by_mtp() const { return method == Method::mtp; }
   int64_t most_in_a_step() const {

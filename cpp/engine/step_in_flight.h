@@ -17,6 +17,7 @@ class Model;
 struct StepInFlight {
   StepPlan plan;
   int64_t ticket = 0;
+  Clock::time_point launched;
   int slot = 0;               // index of its slot among the staging buffers
   int64_t recorded_rows = 0;  // rows of its recorded graph, with padding; 0: it has none
 

@@ -141,6 +141,7 @@ bool StepLoop::launch(NextStep& next, std::vector<StepOutput>& outputs) {
       if (observer_) observer_->at("stage");
       in_flight_.push_back(runner_.stage(std::move(next.plan)));
     }
+    in_flight_.back()->launched = Clock::now();
     runner_.submit(*in_flight_.back());  // without the lock, so that other threads can add requests meanwhile
     return true;
   } catch (const std::bad_alloc&) {
@@ -224,7 +225,17 @@ void StepLoop::commit(StepInFlight& step, std::vector<StepOutput>& outputs) {
       deliver(s, std::move(output), outputs);
     }
   }
+  if (loaded_.model->weights().mtp) record_drafts(step, now);
   for (size_t c = 0; c < step.drafts.size(); ++c) step.plan.chunks[c].sequence->drafts = std::move(step.drafts[c]);
+}
+
+void StepLoop::record_drafts(const StepInFlight& step, Clock::time_point now) {
+  std::vector<int64_t> accepted;
+  for (size_t c = 0; c < step.plan.chunks.size(); ++c) accepted.push_back(num_accepted(step, c));
+  int64_t num_made = 0;
+  for (const auto& drafts : step.drafts) num_made += static_cast<int64_t>(drafts.size());
+  scheduler_.record_drafts(step.plan, accepted, num_made,
+                           std::chrono::duration<double, std::milli>(now - step.launched).count());
 }
 
 // Handles the failure of a whole step: the requests in it end. All others start over, because the content of the cache

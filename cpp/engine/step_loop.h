@@ -50,6 +50,7 @@ class StepLoop final : public EngineRole {
   bool finish_oldest(std::vector<StepOutput>& outputs);
   void finish_all(std::vector<StepOutput>& outputs);
   void commit(StepInFlight& step, std::vector<StepOutput>& outputs);
+  void record_drafts(const StepInFlight& step, Clock::time_point now);
   void fail_step(std::vector<std::shared_ptr<Sequence>> lost, const std::string& error,
                  std::vector<StepOutput>& outputs);
   void end(Sequence& sequence, StepOutput output, std::vector<StepOutput>& outputs);

@@ -34,6 +34,14 @@ bool is_accepted(const StepInFlight& step, size_t draw_idx) {
   return std::equal(drafts, drafts + draw.num_drafts, drawn);
 }
 
+int64_t num_accepted(const StepInFlight& step, size_t chunk_idx) {
+  int64_t count = 0;
+  for (size_t i = 0; i < step.plan.draws.size(); ++i)
+    if (const PlannedDraw& draw = step.plan.draws[i]; draw.chunk == chunk_idx && is_accepted(step, i))
+      count = std::max(count, draw.num_drafts);
+  return count;
+}
+
 StepOutput output_of(const StepInFlight& step, size_t draw_idx) {
   const PlannedDraw& draw = step.plan.draws[draw_idx];
   const int32_t token_id = step.sampled_ids[draw_idx];

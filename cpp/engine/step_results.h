@@ -10,6 +10,9 @@ namespace longcat {
 // Returns whether draw `draw_idx` counts: the draft tokens in its history equal the draws before it.
 bool is_accepted(const StepInFlight& step, size_t draw_idx);
 
+// Returns how many draft tokens of a chunk are accepted.
+int64_t num_accepted(const StepInFlight& step, size_t chunk_idx);
+
 // Returns the output of draw `draw_idx`, without statistics: a token, an error, or an end without a token. The finish
 // reason of a token stays none, because it depends on the sequence with that token (finish_reason).
 StepOutput output_of(const StepInFlight& step, size_t draw_idx);

@@ -33,7 +33,9 @@ constexpr double kTiny = 1e-30;  // larger values are not zero as float
 
 constexpr const char* kNgramArchitecture = "LongcatFlashNgramForCausalLM";
 constexpr const char* kPlainArchitecture = "LongcatFlashForCausalLM";
-constexpr const char* kScope = "this runtime runs LongCat-Flash-Lite and LongCat-Flash-Chat only";
+constexpr const char* kSparseArchitecture = "LongcatCausalLM";
+constexpr const char* kScope =
+    "this runtime runs LongCat-Flash-Lite, LongCat-Flash-Lite-Sparse and LongCat-Flash-Chat only";
 
 // Related models with other maths: they would load and generate nonsense.
 struct Relative {
@@ -48,11 +50,10 @@ constexpr Relative kRefused[] = {
      {"mtp_replicate_modules", "mtp_disable_over_tokenizer"},
      "LongCat-2.0, whose attention (LSA) and MTP modules differ"},
     {"LongcatNext", "longcat_next", {}, "LongCat-Next, whose N-gram rule differs for token ids from 131072 on"},
-    {"LongcatCausalLM",
-     "longcat_sparse",
-     {"index_topk", "index_n_heads"},
-     "LongCat-Flash-Lite-Sparse, whose sparse attention (LSA) differs"},
 };
+
+// Fields that only a checkpoint with sparse attention has.
+constexpr const char* kSparseFields[] = {"index_topk", "index_n_heads", "index_head_dim"};
 
 // The first pass over the text checks grammar, depth and duplicate keys, of which a document would keep only one.
 class ConfigEvents final : public JsonEvents {
@@ -100,6 +101,25 @@ std::string describe(const std::string& architecture, const std::string& model_t
          (model_type.empty() ? "" : ", model_type " + in_quotes(model_type));
 }
 
+// Whether config.json describes LongCat-Flash-Lite-Sparse: attention_method "LSA" with index_topk. LongCat-2.0 has the
+// same architecture name, so the name alone does not decide. Throws where only a part of the description is there.
+bool is_sparse(ConfigFields& fields, const std::string& architecture, const std::string& found,
+               const std::string& where) {
+  const json* method = fields.find({"attention_method"});
+  const bool is_lsa = method && *method == "LSA";
+  if (is_lsa && is_set(fields.find({"index_topk"}))) return true;
+  const std::string shown = method ? ConfigFields::show(*method) : "absent";
+  if (is_lsa || architecture == kSparseArchitecture)
+    throw Error(
+        str_cat(where, ": ", found, " with attention_method ", shown, is_lsa ? " but no index_topk" : "",
+                ", expected attention_method \"LSA\" and index_topk, as in LongCat-Flash-Lite-Sparse: ", kScope));
+  for (const char* field : kSparseFields)
+    if (is_set(fields.find({field})))
+      throw Error(str_cat(where, ": ", found, " with ", field, " but attention_method ", shown,
+                          ", expected \"LSA\", as in LongCat-Flash-Lite-Sparse: ", kScope));
+  return false;
+}
+
 // The architecture decides; model_type counts only where there is none. Throws at once, because the other fields of an
 // unknown model have no known meaning.
 std::string read_architecture(ConfigFields& fields, const std::string& where) {
@@ -118,6 +138,10 @@ std::string read_architecture(ConfigFields& fields, const std::string& where) {
   for (const Relative& relative : kRefused)
     if (architecture.starts_with(relative.architecture) || model_type.starts_with(relative.model_type))
       throw Error(str_cat(where, ": ", found, " is ", relative.reason, ": ", kScope));
+  // A checkpoint of Sparse that was saved again may have the features of LongCat-2.0.
+  const bool is_known = architecture.empty() || architecture == kSparseArchitecture ||
+                        architecture == kNgramArchitecture || architecture == kPlainArchitecture;
+  if (is_known && is_sparse(fields, architecture, found, where)) return kSparseArchitecture;
   for (const Relative& relative : kRefused)
     for (const char* feature : relative.features)
       if (feature && is_set(fields.find({feature})))
@@ -125,7 +149,8 @@ std::string read_architecture(ConfigFields& fields, const std::string& where) {
   if (architecture == kNgramArchitecture || architecture == kPlainArchitecture) return architecture;
   if (architecture.empty() && model_type == "longcat_flash_ngram") return kNgramArchitecture;
   if (architecture.empty() && model_type == "longcat_flash") return kPlainArchitecture;
-  throw Error(str_cat(where, ": ", found, ", expected ", kNgramArchitecture, " or ", kPlainArchitecture, ": ", kScope));
+  throw Error(str_cat(where, ": ", found, ", expected ", kNgramArchitecture, ", ", kSparseArchitecture, " or ",
+                      kPlainArchitecture, ": ", kScope));
 }
 
 // num_layers counts layers with two attentions each. Hugging Face sets num_hidden_layers to twice that for its KV
@@ -168,7 +193,7 @@ void read_sizes(ConfigFields& fields, ModelConfig& config) {
 // Choices that all published models make alike. Most have only one supported value.
 void read_choices(ConfigFields& fields, ModelConfig& config) {
   fields.only("hidden_act", "silu", "no other activation is built");
-  fields.only("attention_method", "MLA", "no other attention is built");
+  if (config.architecture != kSparseArchitecture) fields.only("attention_method", "MLA", "no other attention is built");
   fields.only("attention_bias", false, "the projections have no biases");
   fields.only("router_bias", false, "the router has a correction bias for selection only");
   fields.only("partial_rotary_factor", 1.0, "all of qk_rope_head_dim is rotated");
@@ -181,7 +206,7 @@ void read_choices(ConfigFields& fields, ModelConfig& config) {
 }
 
 std::optional<NgramConfig> read_ngram(ConfigFields& fields, const ModelConfig& config) {
-  const bool expected = config.architecture == kNgramArchitecture;
+  const bool expected = config.architecture != kPlainArchitecture;
   const bool found = fields.find({"ngram_vocab_size_ratio", "oe_vocab_size_ratio"}) ||
                      fields.find({"emb_neighbor_num", "oe_neighbor_num"}) ||
                      fields.find({"emb_split_num", "oe_split_num"});
@@ -191,6 +216,32 @@ std::optional<NgramConfig> read_ngram(ConfigFields& fields, const ModelConfig& c
                           .emb_neighbor_num = fields.integer({"emb_neighbor_num", "oe_neighbor_num"}, 2, 16),
                           .emb_split_num = fields.integer({"emb_split_num", "oe_split_num"}, 1, 1024)};
   return ngram;
+}
+
+std::optional<SparseConfig> read_sparse(ConfigFields& fields, const ModelConfig& config) {
+  if (config.architecture != kSparseArchitecture) return std::nullopt;
+  ConfigProblems& problems = fields.problems();
+  const SparseConfig sparse{.index_n_heads = fields.integer({"index_n_heads"}, 1, kMaxHeads),
+                            .index_head_dim = fields.integer({"index_head_dim"}, 2, kMaxHeadDim),
+                            .index_topk = fields.integer({"index_topk"}, 1, kMaxPositions),
+                            .index_init_tokens = fields.integer({"index_init_tokens"}, 0, kMaxPositions),
+                            .index_local_tokens = fields.integer({"index_local_tokens"}, 0, kMaxPositions),
+                            .cli_factor = fields.integer({"cli_factor"}, 1, 2)};
+  if (!fields.has("index_k_norm_type")) problems.missing.push_back("index_k_norm_type");
+  fields.only("index_k_norm_type", "rms", "no other norm of the index keys is built");
+  fields.only("indexer_rope_interleave", true, "the indexer rotates interleaved pairs");
+  fields.only("dsa_mtp_cli", true, "draft tokens share the selection of the first one");
+  fields.only("mtp_disable_over_tokenizer", true, "the MTP layer has a plain word embedding");
+  // A copy that was saved again says 3, the number of draft tokens, for the same file.
+  if (const json* count = fields.find({"mtp_num_layers"}); count && *count != 1 && *count != 3)
+    problems.add("mtp_num_layers is ", ConfigFields::show(*count), ", expected 1 or 3");
+  if (problems.none() && sparse.index_init_tokens + sparse.index_local_tokens > sparse.index_topk)
+    problems.add("index_init_tokens + index_local_tokens is ", sparse.index_init_tokens + sparse.index_local_tokens,
+                 ", expected at most index_topk, ", sparse.index_topk);
+  if (problems.none() && config.qk_rope_head_dim > sparse.index_head_dim)
+    problems.add("qk_rope_head_dim is ", config.qk_rope_head_dim, ", expected at most index_head_dim, ",
+                 sparse.index_head_dim);
+  return sparse;
 }
 
 std::optional<YarnConfig> read_yarn(const json& scaling, const char* field, int64_t max_position_embeddings,
@@ -333,9 +384,12 @@ void check_together(const ModelConfig& config, ConfigProblems& problems) {
                            heads * real(config.qk_head_dim()) * real(config.q_lora_rank) +
                            heads * real(config.qk_nope_head_dim + config.v_head_dim) * real(config.kv_lora_rank) +
                            heads * real(config.v_head_dim) * hidden;
+  const double indexer = config.sparse ? real(config.sparse->index_n_heads) *
+                                             (real(config.sparse->index_head_dim) * real(config.q_lora_rank) + hidden)
+                                       : 0;
   const double experts = real(config.n_routed_experts) * 3 * hidden * real(config.expert_ffn_hidden_size);
-  const double layer =
-      2 * attention + 6 * hidden * real(config.ffn_hidden_size) + experts + hidden * real(config.num_router_outputs());
+  const double layer = 2 * (attention + indexer) + 6 * hidden * real(config.ffn_hidden_size) + experts +
+                       hidden * real(config.num_router_outputs());
   const double total = tables + 2 * real(config.vocab_size) * hidden + real(config.num_layers) * layer;
   if (total > kMaxParameters)
     problems.add("the sizes make a model of ", total, " parameters, expected at most ", kMaxParameters);
@@ -353,6 +407,7 @@ ModelConfig parse_model_config(std::string_view text, const std::string& where) 
   read_sizes(fields, config);
   read_choices(fields, config);
   config.ngram = read_ngram(fields, config);
+  config.sparse = read_sparse(fields, config);
   read_rope(fields, config);
   read_token_ids(fields, config);
   config.torch_dtype = read_dtype(fields);

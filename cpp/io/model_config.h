@@ -34,8 +34,20 @@ struct YarnConfig {
   bool operator==(const YarnConfig&) const = default;
 };
 
+// LongCat Sparse Attention (LSA) of LongCat-Flash-Lite-Sparse. An indexer scores the visible positions; attention reads
+// the index_topk best. The first index_init_tokens positions and the last index_local_tokens are always among them.
+struct SparseConfig {
+  int64_t index_n_heads = 0, index_head_dim = 0;
+  int64_t index_topk = 0;  // a token with at most this many visible positions attends to all of them
+  int64_t index_init_tokens = 0, index_local_tokens = 0;
+  int64_t cli_factor = 0;  // consecutive sub-layers that share a selection: 1 or 2
+
+  // Whether a sub-layer has an indexer. Another one uses the selection of the sub-layer before it.
+  bool is_owner(int64_t sub_layer) const { return sub_layer % cli_factor == 0; }
+};
+
 struct ModelConfig {
-  std::string architecture;  // LongcatFlashNgramForCausalLM or LongcatFlashForCausalLM
+  std::string architecture;  // LongcatFlashNgramForCausalLM, LongcatFlashForCausalLM or LongcatCausalLM
 
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
@@ -51,8 +63,9 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   double rms_norm_eps = 1e-5;
   double rope_theta = 10000;
-  std::optional<YarnConfig> yarn;    // rope_scaling, null when absent
-  std::optional<NgramConfig> ngram;  // null: plain word embedding (LongCat-Flash-Chat)
+  std::optional<YarnConfig> yarn;      // rope_scaling, null when absent
+  std::optional<NgramConfig> ngram;    // null: plain word embedding (LongCat-Flash-Chat)
+  std::optional<SparseConfig> sparse;  // null: dense attention
   int64_t max_position_embeddings = 0;
   int64_t bos_token_id = 1, eos_token_id = 2;  // only this id ends an N-gram segment
   DType torch_dtype = DType::bf16;

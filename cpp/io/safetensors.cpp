@@ -342,6 +342,18 @@ ShardIndex parse_safetensors_index(std::string_view text, const std::string& whe
   return index;
 }
 
+std::string other_spelling(const std::string& name) {
+  constexpr std::pair<const char*, const char*> kSpellings[] = {
+      {"model.ngram_embeddings.embedders.", "model.oe_embed_tokens"},
+      {"model.ngram_embeddings.post_projs.", "model.oe_embed_proj"}};
+  for (const auto& [lite, sparse] : kSpellings)
+    for (const auto& [from, to] : {std::pair(lite, sparse), std::pair(sparse, lite)})
+      if (const size_t end = std::string_view(from).size();
+          name.starts_with(from) && name.size() > end && '0' <= name[end] && name[end] <= '9')
+        return to + name.substr(end);
+  return {};
+}
+
 Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   require_model_folder(folder, "[safetensors]");
   try {
@@ -400,7 +412,8 @@ void Checkpoint::add_indexed_shards(const fs::path& index_path) {
 }
 
 const StoredTensor* Checkpoint::find(const std::string& name) const {
-  const auto entry = tensors_.find(name);
+  auto entry = tensors_.find(name);
+  if (entry == tensors_.end()) entry = tensors_.find(other_spelling(name));
   return entry == tensors_.end() ? nullptr : &entry->second;
 }
 

@@ -53,13 +53,18 @@ struct StoredTensor {
   int32_t shard = 0;  // index into Checkpoint::shards()
 };
 
+// The other name of an N-gram table or projection: LongCat-Flash-Lite and -Sparse spell them differently. Returns an
+// empty string for any other tensor.
+std::string other_spelling(const std::string& name);
+
 class Checkpoint {
  public:
   // Maps every shard of `folder`. Throws Error.
   explicit Checkpoint(const std::filesystem::path& folder);
 
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
-  const StoredTensor* find(const std::string& name) const;  // nullptr when absent
+  // Returns nullptr when the tensor is absent under both of its names (other_spelling).
+  const StoredTensor* find(const std::string& name) const;
   const std::vector<MappedFile>& shards() const { return shards_; }
   const std::filesystem::path& folder() const { return folder_; }
 

@@ -31,6 +31,13 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   full_.q_latent = act({T, H, config.kv_lora_rank});
   full_.latent_out = act({T, H, config.kv_lora_rank});
   full_.attn_out = act({T, H, config.v_head_dim});
+  if (config.sparse) {
+    const SparseConfig& c = *config.sparse;
+    full_.index_q = act({T, c.index_n_heads, c.index_head_dim});
+    full_.index_k = act({T, c.index_head_dim});
+    full_.index_weights = f32({T, c.index_n_heads});
+    full_.selected = i32({T, c.index_topk + kMaxDrafts});
+  }
   full_.gate = act({T, shard.ffn.size()});
   full_.up = act({T, shard.ffn.size()});
   full_.moe_in = act({T, hidden});
@@ -41,6 +48,7 @@ ActivationBuffers::ActivationBuffers(Device& device, const ModelConfig& config, 
   full_.routing.expert_offsets = i32({shard.experts.size() + 1});
   full_.routing.permuted_tokens = i32({T * topk});
   full_.routing.permuted_rows = i32({T, topk});
+  full_.routing.expert_list = i32({1 + 3 * shard.experts.size()});
   full_.expert_gate = act({T * topk, shard.expert_ffn.size()});
   full_.expert_up = act({T * topk, shard.expert_ffn.size()});
   full_.expert_out = act({T * topk, hidden});
@@ -63,6 +71,10 @@ Activations ActivationBuffers::first(int64_t num_tokens) const {
                                   &a.q_latent,
                                   &a.latent_out,
                                   &a.attn_out,
+                                  &a.index_q,
+                                  &a.index_k,
+                                  &a.index_weights,
+                                  &a.selected,
                                   &a.gate,
                                   &a.up,
                                   &a.moe_in,

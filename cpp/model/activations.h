@@ -11,6 +11,9 @@
 
 namespace longcat {
 
+// More than the draft tokens of a sequence in a step, which lie in one block of the cache.
+constexpr int64_t kMaxDrafts = kBlockSize;
+
 struct Activations {
   // embedding
   Tensor ngram_ids;   // [T, num_tables] i32, of all tables
@@ -27,6 +30,11 @@ struct Activations {
   Tensor q_latent;    // [T, H, kv_lora_rank]
   Tensor latent_out;  // [T, H, kv_lora_rank]
   Tensor attn_out;    // [T, H, v_head_dim]
+  // indexer of sparse attention; empty without
+  Tensor index_q;        // [T, index_n_heads, index_head_dim]
+  Tensor index_k;        // [T, index_head_dim]
+  Tensor index_weights;  // [T, index_n_heads] f32
+  Tensor selected;       // [T, index_topk + kMaxDrafts] i32, of which the first index_topk are used but by drafts
   // dense FFN
   Tensor gate, up;  // [T, ffn]
   // shortcut MoE: buffers of its own, because it may run concurrently with the dense branch
@@ -46,6 +54,7 @@ class ActivationBuffers {
                     int64_t kv_a_width = 0);
 
   Activations first(int64_t num_tokens) const;
+  Activations all() const { return full_; }
 
  private:
   Tensor allocate(Device& device, DType dtype, std::initializer_list<int64_t> shape);

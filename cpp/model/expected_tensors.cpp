@@ -59,6 +59,15 @@ class TensorList {
            TensorUse::values);
     linear(name + ".o_proj", c_.hidden_size, c_.num_attention_heads * c_.v_head_dim);
   }
+  // Never packed or fp8: rounding it would choose other positions.
+  void indexer(const std::string& name) {
+    const SparseConfig& sparse = *c_.sparse;
+    const int64_t dim = sparse.index_head_dim;
+    plain(name + ".wq_b.weight", {sparse.index_n_heads * dim, c_.q_lora_rank});
+    plain(name + ".wk.weight", {dim, c_.hidden_size});
+    plain(name + ".k_norm.weight", {dim});
+    plain(name + ".weights_proj.weight", {sparse.index_n_heads, c_.hidden_size});
+  }
   std::vector<ExpectedTensor> take() { return std::move(expected_); }
 
  private:
@@ -75,14 +84,17 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
   if (c.ngram)
     for (int64_t t = 0; t < c.ngram->num_tables(); ++t) {
       const int64_t table_dim = c.hidden_size / c.ngram->num_tables();
-      list.plain(str_cat("model.ngram_embeddings.embedders.", t, ".weight"), {c.ngram->rows_of(t), table_dim},
-                 TensorUse::table);
-      list.plain(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"), {c.hidden_size, table_dim});
+      const bool lite = !c.sparse;
+      list.plain(str_cat(lite ? "model.ngram_embeddings.embedders." : "model.oe_embed_tokens", t, ".weight"),
+                 {c.ngram->rows_of(t), table_dim}, TensorUse::table);
+      list.plain(str_cat(lite ? "model.ngram_embeddings.post_projs." : "model.oe_embed_proj", t, ".weight"),
+                 {c.hidden_size, table_dim});
     }
   for (int64_t l = 0; l < c.num_layers; ++l) {
     const std::string layer = str_cat("model.layers.", l, ".");
     for (int i = 0; i < 2; ++i) {
       list.attention(str_cat(layer, "self_attn.", i));
+      if (c.sparse && c.sparse->is_owner(i)) list.indexer(str_cat(layer, "self_attn.", i, ".indexer"));
       list.norm(str_cat(layer, "input_layernorm.", i));
       list.norm(str_cat(layer, "post_attention_layernorm.", i));
       list.ffn(str_cat(layer, "mlps.", i), c.ffn_hidden_size);
@@ -110,6 +122,7 @@ std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& c) {
   list.norm(layer + "input_layernorm");
   list.norm(layer + "post_attention_layernorm");
   list.attention(layer + "self_attn");
+  if (c.sparse) list.indexer(layer + "self_attn.indexer");
   list.ffn(layer + "transformer_layer.mlp", c.ffn_hidden_size);
   return list.take();
 }
@@ -123,12 +136,27 @@ bool may_be_packed(const ExpectedTensor& tensor, WeightFormat format) {
 
 std::string packed_name(const std::string& name, WeightFormat format) { return str_cat(name, ".", name_of(format)); }
 
+namespace {
+
+// An indexer beside a config without sparse attention: dense attention would compute something else.
+void refuse_indexers(const Checkpoint& checkpoint, const ModelConfig& config) {
+  if (config.sparse) return;
+  for (const auto& [name, tensor] : checkpoint.tensors())
+    if (name.find(".indexer.") != std::string::npos)
+      throw Error(str_cat("[weights] ", checkpoint.folder().string(), ": has \"", name,
+                          "\", but config.json describes dense attention; expected attention_method \"LSA\" and "
+                          "index_topk: use the config.json that belongs to the files"));
+}
+
+}  // namespace
+
 std::vector<std::string> check_tensors(const Checkpoint& checkpoint, const ModelConfig& config, bool with_mtp) {
+  refuse_indexers(checkpoint, config);
   std::vector<std::string> problems;
   std::set<std::string> known;
   const auto check_one = [&](const std::string& name, const std::vector<int64_t>& shape, auto&& dtype_fits,
                              const char* dtypes) {
-    known.insert(name);
+    known.insert(checkpoint.tensors().contains(name) ? name : other_spelling(name));
     const StoredTensor* tensor = checkpoint.find(name);
     if (!tensor) {
       problems.push_back(str_cat("\"", name, "\" ", shape_string(shape), " is missing"));

@@ -7,8 +7,11 @@ namespace longcat {
 
 namespace {
 
-// The reference builds the q_a and kv_a norms with the default eps of its RMSNorm, not with rms_norm_eps.
+// The reference of Lite builds the q_a and kv_a norms with the default eps of its RMSNorm, not with rms_norm_eps. The
+// published engine of Sparse uses rms_norm_eps. The difference moves logits by up to 3e-4.
 constexpr float kInnerNormEps = 1e-6f;
+
+constexpr float kIndexNormEps = 1e-6f;  // of the index keys
 
 // The most rows of any kv_a_proj. They differ when a checkpoint stores its matrices in several formats.
 int64_t kv_a_width(const ModelWeights& weights) {
@@ -28,6 +31,7 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
       weights_(std::move(weights)),
       rope_(make_rope_scaling(config)),
       softmax_scale_(static_cast<float>(rope_.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim())))),
+      inner_norm_eps_(config.sparse ? static_cast<float>(config.rms_norm_eps) : kInnerNormEps),
       inv_freq_(ops.device(), config.qk_rope_head_dim / 2 * size_of(DType::f32)),
       buffers_(ops.device(), config, ranks_.shard, max_tokens, ops.activation_dtype(), kv_a_width(weights_)) {
   const std::vector<float> inv_freq(rope_.inv_freq.begin(), rope_.inv_freq.end());
@@ -41,8 +45,10 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
 
 Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   a_ = buffers_.first(batch.num_tokens());
+  selection_rows_ = {};
+  num_drafts_ = 0;
   embed(batch, cache);
-  rope_angles(batch);
+  prepare_attention(batch, cache);
   ops_.add_rms_norm(a_.h, a_.residual, {}, weights_.layers[0].input_norm[0], static_cast<float>(config_.rms_norm_eps));
   for (int64_t l = 0; l < config_.num_layers; ++l) decoder_layer(l, batch, cache);
   return a_.h;
@@ -54,7 +60,33 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
 Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows) {
   const MtpWeights& w = *weights_.mtp;
   const float eps = static_cast<float>(config_.rms_norm_eps);
+  embed_mtp(batch, cache, hidden, rows);
+  attention(w.attention, cache.latents(config_.num_sub_layers()), mtp_index_keys(cache), batch);
+  ranks_.tp->all_reduce(a_.x);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm, eps);
+  ffn(w.ffn, a_.h);
+  ranks_.tp->all_reduce(a_.x);
+  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.final_norm, eps);
+  return a_.h;
+}
+
+void Model::store_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden) {
+  const AttentionWeights& w = weights_.mtp->attention;
+  embed_mtp(batch, cache, hidden, {});
+  ops_.linear_pair(a_.q_a, a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.q_a_proj, w.kv_a_proj);
+  ops_.mla_norm_store(a_.q_a, w.q_a_norm, cache.latents(config_.num_sub_layers()),
+                      a_.kv_a.slice(1, 0, config_.latent_dim()), w.kv_a_norm, inner_norm_eps_, a_.cos, a_.sin, batch);
+  if (w.indexer) store_index_keys(*w.indexer, mtp_index_keys(cache), batch);
+}
+
+// residual = eh_proj [enorm(word) | hnorm(hidden)], and h is normalised for the layer.
+void Model::embed_mtp(const ForwardBatch& batch, const KvCache& cache, Tensor hidden, Tensor rows) {
+  const MtpWeights& w = *weights_.mtp;
+  const float eps = static_cast<float>(config_.rms_norm_eps);
   a_ = buffers_.first(batch.num_tokens());
+  selection_rows_ = rows;
+  num_drafts_ = rows.empty() ? 0 : num_drafts_ + 1;
+  LC_CHECK(num_drafts_ < kMaxDrafts);
   if (rows.empty()) {
     ops_.rms_norm(a_.moe_in, hidden, w.hidden_norm, eps);
   } else {
@@ -66,15 +98,8 @@ Tensor Model::forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidd
   ops_.rms_norm(a_.x, a_.x, w.word_norm, eps);
   ops_.linear(a_.residual, a_.x, w.word_proj);
   ops_.linear(a_.x, a_.moe_in, w.hidden_proj);
-  rope_angles(batch);
+  prepare_attention(batch, cache);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm, eps);
-  attention(w.attention, cache.latents(config_.num_sub_layers()), batch);
-  ranks_.tp->all_reduce(a_.x);
-  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm, eps);
-  ffn(w.ffn, a_.h);
-  ranks_.tp->all_reduce(a_.x);
-  ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.final_norm, eps);
-  return a_.h;
 }
 
 void Model::abort_ranks(const std::string& reason) noexcept {
@@ -92,16 +117,16 @@ Range Model::own_logits(int64_t num_rows) const {
   return {begin, std::min(begin + rows_of_a_rank, num_rows)};
 }
 
-void Model::logits(Tensor out, Tensor hidden, Tensor rows) {
+void Model::logits(Tensor out, Tensor hidden, Tensor rows, const Weight& head) {
   const int64_t num_rows = rows.size(0), world = shard().world(), vocab_rows = shard().vocab.size();
   const Tensor picked = buffers_.first(num_rows).moe_in;  // free between steps
   ops_.gather_rows(picked, hidden, rows);
-  if (world == 1) return ops_.linear(out, picked, weights_.lm_head);
+  if (world == 1) return ops_.linear(out, picked, head);
 
   const int64_t rows_of_a_rank = own_logits_capacity(num_rows);
   const Tensor sent = sent_logits_.tensor(DType::f32, {rows_of_a_rank * world, vocab_rows});
   const Tensor received = received_logits_.tensor(DType::f32, {world, rows_of_a_rank, vocab_rows});
-  ops_.linear(sent.first(num_rows), picked, weights_.lm_head);
+  ops_.linear(sent.first(num_rows), picked, head);
   ranks_.world->all_to_all(received, sent);
   if (own_logits(num_rows).size() > 0) ops_.merge_vocab_parts(out, received);
 }
@@ -128,9 +153,17 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   ranks_.world->all_reduce(a_.residual);
 }
 
-void Model::rope_angles(const ForwardBatch& batch) {
+// What all attentions of a step share.
+void Model::prepare_attention(const ForwardBatch& batch, const KvCache& cache) {
   ops_.rope_angles(a_.cos, a_.sin, batch.positions, inv_freq_.tensor(DType::f32, {config_.qk_rope_head_dim / 2}),
                    static_cast<float>(rope_.cos_sin_factor));
+  ops_.plan_decode(batch,
+                   {.num_heads = shard().heads.size(),
+                    .kv_lora_rank = config_.kv_lora_rank,
+                    .qk_nope_head_dim = config_.qk_nope_head_dim,
+                    .qk_rope_head_dim = config_.qk_rope_head_dim,
+                    .v_head_dim = config_.v_head_dim},
+                   cache.dtype());
 }
 
 // Two attentions and two dense FFNs in a row. The MoE reads the first FFN's input, and its output is added at the end
@@ -146,7 +179,10 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   const Tensor next_norm =
       is_last ? weights_.final_norm : weights_.layers[static_cast<size_t>(layer_idx) + 1].input_norm[0];
 
-  attention(w.attention[0], cache.latents(2 * layer_idx), batch);
+  const auto index_keys = [&](int64_t sub_layer) {
+    return w.attention[sub_layer % 2].indexer ? cache.index_keys(sub_layer / config_.sparse->cli_factor) : Tensor();
+  };
+  attention(w.attention[0], cache.latents(2 * layer_idx), index_keys(2 * layer_idx), batch);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.moe_in, a_.residual, a_.x, w.post_attention_norm[0], eps);
 
@@ -157,7 +193,7 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   ffn(w.ffn[0], a_.moe_in);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.input_norm[1], eps);
-  attention(w.attention[1], cache.latents(2 * layer_idx + 1), batch);
+  attention(w.attention[1], cache.latents(2 * layer_idx + 1), index_keys(2 * layer_idx + 1), batch);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm[1], eps);
   const Tensor routed = ffn_beside_branch(w.ffn[1]);
@@ -182,30 +218,82 @@ Tensor Model::ffn_beside_branch(const FfnWeights& w) {
 
 // x = MLA(h). Prompt tokens attend to keys and values materialised from the latents. Generated tokens attend absorbed:
 // queries go into the latent space and attend to the cache as one head of kv_lora_rank + rope values. Each head's W_uv
-// takes the result out.
-void Model::attention(const AttentionWeights& w, Tensor latents, const ForwardBatch& batch) {
+// takes the result out. With sparse attention, both kinds attend to the selected positions.
+void Model::attention(const AttentionWeights& w, Tensor latents, Tensor index_keys, const ForwardBatch& batch) {
   const int64_t nope = config_.qk_nope_head_dim, head_dim = config_.qk_head_dim(), num_heads = shard().heads.size();
   const int64_t num_tokens = batch.num_tokens(), attn_width = num_heads * config_.v_head_dim;
   const int64_t num_decodes = batch.num_decode_tokens;
   const Tensor q_rope = a_.q.slice(2, nope, head_dim);
 
-  ops_.linear(a_.q_a, a_.h, w.q_a_proj);
-  ops_.linear(a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.kv_a_proj);
+  ops_.linear_pair(a_.q_a, a_.kv_a.slice(1, 0, w.kv_a_proj.out_features), a_.h, w.q_a_proj, w.kv_a_proj);
   const Tensor kv_a = a_.kv_a.slice(1, 0, config_.latent_dim());
-  ops_.mla_norm_store(a_.q_a, w.q_a_norm, latents, kv_a, w.kv_a_norm, kInnerNormEps, a_.cos, a_.sin, batch);
+  ops_.mla_norm_store(a_.q_a, w.q_a_norm, latents, kv_a, w.kv_a_norm, inner_norm_eps_, a_.cos, a_.sin, batch);
+  if (w.indexer) select_positions(*w.indexer, index_keys, batch);
   ops_.linear(a_.q.reshape({num_tokens, num_heads * head_dim}), a_.q_a, w.q_b_proj);
   ops_.rope(q_rope, a_.cos, a_.sin);
 
   if (num_decodes > 0) {
     const Tensor q_latent = a_.q_latent.first(num_decodes), latent_out = a_.latent_out.first(num_decodes);
     ops_.linear_per_head(q_latent, a_.q.first(num_decodes).slice(2, 0, nope), w.k_up);
-    ops_.mla_decode(latent_out, q_latent, q_rope.first(num_decodes), latents, batch, softmax_scale_);
+    if (may_select(batch)) {
+      ops_.mla_decode_selected(latent_out, q_latent, q_rope.first(num_decodes), latents, selected().first(num_decodes),
+                               batch, softmax_scale_);
+    } else {
+      ops_.mla_decode(latent_out, q_latent, q_rope.first(num_decodes), latents, batch, softmax_scale_);
+    }
     ops_.linear_per_head(a_.attn_out.first(num_decodes), latent_out, w.v_up);
   }
-  if (num_decodes < num_tokens)
-    ops_.mla_prefill(a_.attn_out.slice(0, num_decodes, num_tokens), a_.q.slice(0, num_decodes, num_tokens), latents,
-                     w.k_up, w.v_up, batch, softmax_scale_);
+  if (num_decodes < num_tokens) {
+    const auto prompt_rows = [&](Tensor x) { return x.slice(0, num_decodes, num_tokens); };
+    if (may_select(batch)) {
+      ops_.mla_prefill_selected(prompt_rows(a_.attn_out), prompt_rows(a_.q), latents, w.k_up, w.v_up,
+                                prompt_rows(selected()), prompt_rows(a_.q_latent), prompt_rows(a_.latent_out), batch,
+                                softmax_scale_);
+    } else {
+      ops_.mla_prefill(prompt_rows(a_.attn_out), prompt_rows(a_.q), latents, w.k_up, w.v_up, batch, softmax_scale_);
+    }
+  }
   ops_.linear(a_.x, a_.attn_out.reshape({num_tokens, attn_width}), w.o_proj);
+}
+
+// Whether a token of the batch may have more than index_topk visible positions. Blocks are counted, so a backend that
+// launches by the number of blocks decides the same for all steps that it records together.
+bool Model::may_select(const ForwardBatch& batch) const {
+  return config_.sparse && batch.block_tables.size(1) * kBlockSize > config_.sparse->index_topk;
+}
+
+void Model::store_index_keys(const IndexerWeights& w, Tensor index_keys, const ForwardBatch& batch) {
+  ops_.linear(a_.index_k, a_.h, w.k_proj);
+  ops_.index_store(index_keys, a_.index_k, w.k_norm, kIndexNormEps, a_.cos, a_.sin, batch);
+}
+
+Tensor Model::mtp_index_keys(const KvCache& cache) const {
+  return config_.sparse ? cache.index_keys(KvCache::num_index_layers(config_) - 1) : Tensor();
+}
+
+// The indexer (LSA) stores an index key of every token and selects positions. This sub-layer attends to them, and so do
+// those without an indexer behind it. The indexer reads the normalised input h, and the query latent before q_b_proj.
+// Draft tokens behind the first one share its selection (dsa_mtp_cli).
+void Model::select_positions(const IndexerWeights& w, Tensor index_keys, const ForwardBatch& batch) {
+  const SparseConfig& c = *config_.sparse;
+  const int64_t num_tokens = batch.num_tokens();
+  store_index_keys(w, index_keys, batch);
+  if (!may_select(batch)) return;
+  if (!selection_rows_.empty()) {
+    const Tensor before = buffers_.all().selected.slice(1, 0, c.index_topk + num_drafts_);
+    return ops_.extend_selection(before, selection_rows_, batch.positions);
+  }
+  ops_.linear(a_.index_q.reshape({num_tokens, c.index_n_heads * c.index_head_dim}), a_.q_a, w.q_proj);
+  ops_.rope(a_.index_q.slice(2, 0, config_.qk_rope_head_dim), a_.cos, a_.sin);
+  ops_.linear(a_.index_weights, a_.h, w.weights_proj);
+  // The query latent carries sqrt(hidden / q_lora_rank), which the scores do not have.
+  const double rank_scale =
+      config_.mla_scale_q_lora
+          ? std::sqrt(static_cast<double>(config_.q_lora_rank) / static_cast<double>(config_.hidden_size))
+          : 1;
+  const double scale = rank_scale / std::sqrt(static_cast<double>(c.index_n_heads * c.index_head_dim));
+  ops_.select_positions(selected(), a_.index_q, a_.index_weights, index_keys, batch,
+                        {c.index_topk, c.index_init_tokens, c.index_local_tokens}, static_cast<float>(scale));
 }
 
 // x = down(silu(gate(h)) * up(h)).

@@ -28,8 +28,13 @@ class Model {
   // Runs the MTP layer over `batch`. Row i combines its token with the hidden state of the token before it. That is row
   // rows[i] of `hidden`, which forward() or this call returned; without `rows`, it is row i. Stores the layer's latents
   // at the positions of the batch (slot p for the pair of hidden state p and token p + 1). Returns the hidden states
-  // [num_tokens, hidden_size] that predict the token after, valid until the next call.
+  // [num_tokens, hidden_size] that predict the token after, valid until the next call. With sparse attention, a call
+  // with `rows` uses the selections of the call before it, and the positions of the batch. Its tokens are at the
+  // positions after those of the rows.
   Tensor forward_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden, Tensor rows = {});
+
+  // Stores the latents that forward_mtp() would, and computes nothing else: a fifth of its weights.
+  void store_mtp(const ForwardBatch& batch, KvCache& cache, Tensor hidden);
 
   // The rows, of num_rows, whose logits this rank gets. Each rank has own_logits_capacity() of them, the last ranks
   // fewer or none.
@@ -40,16 +45,29 @@ class Model {
   // vocabulary for all rows; an all-to-all then brings the parts of a row to its rank. out: [own rows, vocab_size] f32;
   // hidden: of forward() or forward_mtp(); rows: [num_rows] i32, at most max_tokens. Overwrites buffers of the step,
   // not `hidden`.
-  void logits(Tensor out, Tensor hidden, Tensor rows);
+  void logits(Tensor out, Tensor hidden, Tensor rows) { logits(out, hidden, rows, weights_.lm_head); }
+
+  // The same with the head for draft tokens (Ops::draft_head).
+  void draft_logits(Tensor out, Tensor hidden, Tensor rows) { logits(out, hidden, rows, weights_.mtp->head); }
 
   // Rows of the N-gram tables that the last step read: [num_tokens, num_tables] i32, empty without tables.
   Tensor last_ngram_ids() const { return a_.ngram_ids; }
 
+  // The buffers of the last step. Those of a sub-layer hold what its last layer computed.
+  const Activations& activations() const { return a_; }
+
  private:
   void embed(const ForwardBatch& batch, KvCache& cache);
-  void rope_angles(const ForwardBatch& batch);
+  void prepare_attention(const ForwardBatch& batch, const KvCache& cache);
+  void logits(Tensor out, Tensor hidden, Tensor rows, const Weight& head);
+  void embed_mtp(const ForwardBatch& batch, const KvCache& cache, Tensor hidden, Tensor rows);
   void decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache& cache);
-  void attention(const AttentionWeights& weights, Tensor latents, const ForwardBatch& batch);
+  void attention(const AttentionWeights& weights, Tensor latents, Tensor index_keys, const ForwardBatch& batch);
+  bool may_select(const ForwardBatch& batch) const;
+  Tensor mtp_index_keys(const KvCache& cache) const;
+  void store_index_keys(const IndexerWeights& weights, Tensor index_keys, const ForwardBatch& batch);
+  void select_positions(const IndexerWeights& weights, Tensor index_keys, const ForwardBatch& batch);
+  Tensor selected() const { return a_.selected.slice(1, 0, config_.sparse->index_topk + num_drafts_); }
   void ffn(const FfnWeights& weights, Tensor h);
   Tensor ffn_beside_branch(const FfnWeights& weights);
   void moe(const MoeWeights& weights, Tensor num_real_tokens);
@@ -59,10 +77,12 @@ class Model {
   Ranks ranks_;
   ModelWeights weights_;
   RopeScaling rope_;
-  float softmax_scale_;
+  float softmax_scale_, inner_norm_eps_;
   Buffer inv_freq_;  // [rope / 2] f32
   ActivationBuffers buffers_;
   Buffer sent_logits_, received_logits_;  // [max_logits, vocabulary rows of a rank] f32, with several ranks
+  Tensor selection_rows_;                 // of forward_mtp(): rows whose selections are used again; else empty
+  int64_t num_drafts_ = 0;                // positions that these selections have beside index_topk
   Activations a_;                         // views for the step in progress
 };
 

@@ -66,6 +66,13 @@ class WeightBuilder {
     return prepared_slice(view(name, stored), rows, cols, name);
   }
 
+  Weight draft_head(const Weight& head) {
+    Buffer storage;
+    const Weight weight = ops_.draft_head(head, storage);
+    if (storage.data()) weights_.storage.push_back(std::move(storage));
+    return weight;
+  }
+
   // Like matrix(). An fp8 matrix gets additional rows of zeros where linear() is faster with them.
   Weight matrix_of_whole_blocks(const std::string& name) {
     const int64_t multiple = ops_.fp8_row_multiple();
@@ -112,11 +119,14 @@ class WeightBuilder {
     return weight;
   }
 
-  Weight matrix_f32(const std::string& name) {
+  using Prepare = Weight (Ops::*)(const Weight& logical, Buffer& storage);
+
+  Weight matrix_f32(const std::string& name, Prepare prepare = &Ops::prepare) {
     const StoredTensor& stored = get(name);
     const int64_t rows = stored.shape[0], cols = stored.shape[1];
-    return converted(WeightFormat::f32, rows, cols,
-                     [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); });
+    return converted(
+        WeightFormat::f32, rows, cols,
+        [&](int64_t r, int64_t c) { return element(stored.data, stored.dtype, r * cols + c); }, prepare);
   }
 
   // Per head, kv_b_proj holds qk_nope_head_dim rows of W_uk, then v_head_dim rows of W_uv.
@@ -240,9 +250,9 @@ class WeightBuilder {
     return weight;
   }
 
-  Weight prepared(const Weight& logical) {
+  Weight prepared(const Weight& logical, Prepare prepare = &Ops::prepare) {
     Buffer storage;
-    const Weight weight = ops_.prepare(logical, storage);
+    const Weight weight = (ops_.*prepare)(logical, storage);
     if (storage.data()) weights_.storage.push_back(std::move(storage));
     return weight;
   }
@@ -258,7 +268,7 @@ class WeightBuilder {
   // Makes a weight whose element (r, c) is value(r, c), as f32 or bf16 in new memory. That memory is kept when the
   // backend uses it directly.
   template <class Value>
-  Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value) {
+  Weight converted(WeightFormat format, int64_t rows, int64_t cols, Value&& value, Prepare prepare = &Ops::prepare) {
     const int64_t element_bytes = format == WeightFormat::bf16 ? 2 : 4;
     std::unique_ptr<std::byte[]> plane(new std::byte[static_cast<size_t>(rows * cols * element_bytes)]);
     for (int64_t r = 0; r < rows; ++r)
@@ -269,7 +279,8 @@ class WeightBuilder {
           reinterpret_cast<float*>(plane.get())[r * cols + c] = value(r, c);
         }
       }
-    const Weight weight = prepared({.format = format, .out_features = rows, .in_features = cols, .data = plane.get()});
+    const Weight weight =
+        prepared({.format = format, .out_features = rows, .in_features = cols, .data = plane.get()}, prepare);
     if (weight.data == plane.get()) weights_.converted.push_back(std::move(plane));
     return weight;
   }
@@ -293,9 +304,11 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const
   for (int64_t t = 0; t < c.num_tables(); ++t) {
     const int64_t i = t - shard.first_table;
     if (0 <= i && i < static_cast<int64_t>(shard.tables.size())) {
-      ngram.tables.push_back(builder.table(str_cat("model.ngram_embeddings.embedders.", t, ".weight"),
-                                           shard.tables[static_cast<size_t>(i)]));
-      projections.push_back(str_cat("model.ngram_embeddings.post_projs.", t, ".weight"));
+      const bool lite = !config.sparse;
+      ngram.tables.push_back(
+          builder.table(str_cat(lite ? "model.ngram_embeddings.embedders." : "model.oe_embed_tokens", t, ".weight"),
+                        shard.tables[static_cast<size_t>(i)]));
+      projections.push_back(str_cat(lite ? "model.ngram_embeddings.post_projs." : "model.oe_embed_proj", t, ".weight"));
     }
     const int64_t modulus = c.rows_of(t);
     // Ids are i32, and the unreduced sum x + sum_d s_d * power_d must fit in i64.
@@ -310,9 +323,16 @@ NgramWeights load_ngram(WeightBuilder& builder, const ModelConfig& config, const
 
 Range scaled(Range range, int64_t factor) { return {range.begin * factor, range.end * factor}; }
 
+IndexerWeights load_indexer(WeightBuilder& builder, const std::string& prefix) {
+  return {.q_proj = builder.matrix(prefix + "wq_b.weight"),
+          .k_proj = builder.matrix(prefix + "wk.weight"),
+          .k_norm = builder.vector(prefix + "k_norm.weight"),
+          .weights_proj = builder.matrix_f32(prefix + "weights_proj.weight")};
+}
+
 // `prefix` ends with a dot.
 AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, const Shard& shard,
-                                const std::string& prefix) {
+                                const std::string& prefix, bool has_indexer) {
   const double hidden = static_cast<double>(c.hidden_size);
   const double q_scale = c.mla_scale_q_lora ? std::sqrt(hidden / static_cast<double>(c.q_lora_rank)) : 1;
   const double kv_scale = c.mla_scale_kv_lora ? std::sqrt(hidden / static_cast<double>(c.kv_lora_rank)) : 1;
@@ -324,6 +344,7 @@ AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, co
   attention.kv_a_norm = builder.vector(prefix + "kv_a_layernorm.weight", kv_scale);
   builder.split_kv_b(attention, prefix + "kv_b_proj.weight", c, shard.heads);
   attention.o_proj = builder.cols_of(prefix + "o_proj.weight", scaled(shard.heads, c.v_head_dim));
+  if (has_indexer) attention.indexer = load_indexer(builder, prefix + "indexer.");
   return attention;
 }
 
@@ -339,10 +360,11 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
   for (int i = 0; i < 2; ++i) {
     layer.input_norm[i] = builder.vector(str_cat(prefix, "input_layernorm.", i, ".weight"));
     layer.post_attention_norm[i] = builder.vector(str_cat(prefix, "post_attention_layernorm.", i, ".weight"));
-    layer.attention[i] = load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."));
+    layer.attention[i] =
+        load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."), c.sparse && c.sparse->is_owner(i));
     if (i == 0 || shard.adds_ffn()) layer.ffn[i] = load_ffn(builder, shard, str_cat(prefix, "mlps.", i, "."));
   }
-  layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight");
+  layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight", &Ops::prepare_router);
   layer.moe.e_score_correction_bias = builder.vector(prefix + "mlp.router.e_score_correction_bias");
   for (int64_t e = shard.experts.begin; e < shard.experts.end; ++e) {
     const std::string expert = str_cat(prefix, "mlp.experts.", e, ".");
@@ -363,7 +385,7 @@ MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& s
           .hidden_proj = builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size}),
           .input_norm = builder.vector(layer + "input_layernorm.weight"),
           .post_attention_norm = builder.vector(layer + "post_attention_layernorm.weight"),
-          .attention = load_attention(builder, c, shard, layer + "self_attn."),
+          .attention = load_attention(builder, c, shard, layer + "self_attn.", c.sparse.has_value()),
           .ffn = load_ffn(builder, shard, layer + "transformer_layer.mlp."),
           .final_norm = builder.vector("model.mtp.norm.weight")};
 }
@@ -372,6 +394,9 @@ int64_t bytes_of(const AttentionWeights& a) {
   int64_t total = a.q_a_norm.num_bytes() + a.kv_a_norm.num_bytes();
   for (const Weight* weight : {&a.q_a_proj, &a.q_b_proj, &a.kv_a_proj, &a.k_up, &a.v_up, &a.o_proj})
     total += weight->num_bytes();
+  if (a.indexer)
+    total += a.indexer->q_proj.num_bytes() + a.indexer->k_proj.num_bytes() + a.indexer->k_norm.num_bytes() +
+             a.indexer->weights_proj.num_bytes();
   return total;
 }
 
@@ -399,6 +424,7 @@ int64_t ModelWeights::num_bytes() const {
   if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
   total += table_bytes();
   if (mtp) total += bytes_of(*mtp);
+  if (mtp && mtp->head.data != lm_head.data) total += mtp->head.num_bytes();
   for (const LayerWeights& layer : layers) {
     for (int i = 0; i < 2; ++i) {
       total += bytes_of(layer.attention[i]) + bytes_of(layer.ffn[i]);
@@ -430,7 +456,10 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   weights.final_norm = builder.vector("model.norm.weight");
   weights.lm_head =
       config.tie_word_embeddings ? weights.word_embedding : builder.rows_of("lm_head.weight", shard.vocab);
-  if (with_mtp) weights.mtp = load_mtp(builder, config, shard);
+  if (with_mtp) {
+    weights.mtp = load_mtp(builder, config, shard);
+    weights.mtp->head = builder.draft_head(weights.lm_head);
+  }
   builder.finish();
   return weights;
 }

@@ -27,6 +27,14 @@ struct NgramWeights {
 // bits.
 void append_powers(std::vector<int64_t>& powers, int64_t vocab_size, int64_t modulus, int64_t max_order);
 
+// Scores positions for sparse attention (SparseConfig). Every rank has all of it.
+struct IndexerWeights {
+  Weight q_proj;        // wq_b: [index_n_heads * index_head_dim, q_lora_rank], the rope values of a head first
+  Weight k_proj;        // wk: [index_head_dim, hidden_size], the rope values first
+  Tensor k_norm;        // [index_head_dim] f32
+  Weight weights_proj;  // [index_n_heads, hidden_size] f32
+};
+
 struct AttentionWeights {
   Weight q_a_proj;   // [q_lora_rank, hidden_size]
   Tensor q_a_norm;   // [q_lora_rank] f32, times sqrt(hidden_size / q_lora_rank)
@@ -36,6 +44,7 @@ struct AttentionWeights {
   Weight k_up;       // [H * kv_lora_rank, nope]: W_uk of each head, transposed; maps q_nope to a latent query
   Weight v_up;       // [H * v_head_dim, kv_lora_rank]: W_uv of each head; maps a latent result to values
   Weight o_proj;     // [hidden_size, H * v_head_dim]
+  std::optional<IndexerWeights> indexer;  // of the owner of a selection
 };
 
 struct FfnWeights {
@@ -44,7 +53,7 @@ struct FfnWeights {
 };
 
 struct MoeWeights {
-  Weight classifier;               // [num_router_outputs, hidden_size] f32
+  Weight classifier;               // [num_router_outputs, hidden_size] f32, or by Ops::prepare_router
   Tensor e_score_correction_bias;  // [num_router_outputs] f32, only added for the selection
   // experts here: [expert_ffn, hidden_size] for gate and up, [hidden_size, expert_ffn] for down
   std::vector<Weight> gate_proj, up_proj, down_proj;
@@ -68,6 +77,7 @@ struct MtpWeights {
   AttentionWeights attention;
   FfnWeights ffn;
   Tensor final_norm;
+  Weight head;  // Ops::draft_head of lm_head
 };
 
 struct ModelWeights {

@@ -7,8 +7,15 @@ std::span<const Placement> Ops::table_placements() const {
   return kPlacements;
 }
 
+Weight Ops::draft_head(const Weight& head, Buffer&) { return head; }
+
 Weight Ops::prepare_table(const Weight& logical, Placement, const ReadPlane&, Buffer& storage, HostBuffer&) {
   return prepare(logical, storage);
+}
+
+void Ops::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b) {
+  linear(out_a, x, weight_a);
+  linear(out_b, x, weight_b);
 }
 
 void Ops::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
@@ -28,6 +35,32 @@ void Ops::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_
                          Tensor cos, Tensor sin, const ForwardBatch& batch) {
   rms_norm(q_a, q_a, q_a_norm, eps);
   mla_store(latents, kv_a, kv_a_norm, eps, cos, sin, batch);
+}
+
+namespace {
+
+// load_model() refuses a sparse checkpoint on such a backend before any of these is called.
+[[noreturn]] void refuse_sparse(Ops& ops) {
+  throw Error(str_cat("[attention] ", ops.device().name(), " has no sparse attention; expected device=\"cpu\""));
+}
+
+}  // namespace
+
+void Ops::index_store(Tensor, Tensor, Tensor, float, Tensor, Tensor, const ForwardBatch&) { refuse_sparse(*this); }
+
+void Ops::select_positions(Tensor, Tensor, Tensor, Tensor, const ForwardBatch&, const SelectionRule&, float) {
+  refuse_sparse(*this);
+}
+
+void Ops::extend_selection(Tensor, Tensor, Tensor) { refuse_sparse(*this); }
+
+void Ops::mla_decode_selected(Tensor, Tensor, Tensor, Tensor, Tensor, const ForwardBatch&, float) {
+  refuse_sparse(*this);
+}
+
+void Ops::mla_prefill_selected(Tensor, Tensor, Tensor, const Weight&, const Weight&, Tensor, Tensor, Tensor,
+                               const ForwardBatch&, float) {
+  refuse_sparse(*this);
 }
 
 }  // namespace longcat

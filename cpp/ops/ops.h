@@ -12,7 +12,8 @@
 //   1. Each op has one accumulation order per weight format, whatever the number of rows.
 //   2. A token's kind selects its arithmetic. mla_prefill computes prompt tokens, even one alone in a chunk. mla_decode
 //      computes generated tokens, even when they are recomputed. Both split the history into fixed pieces by absolute
-//      position (kPrefillTile, kv_piece_end) and combine the partial results in ascending order.
+//      position (kPrefillTile, kv_piece_end) and combine the partial results in ascending order. With sparse attention,
+//      a token whose visible positions are not all selected has one arithmetic, whatever its kind.
 //   3. Attention reads stored latents only: a latent is first rounded to the cache format and written. Slots after a
 //      token's position are never read, because a recycled block may hold NaN there.
 //   4. Ties go to the lowest id. Expert outputs are summed per token in ascending expert id. Sums use no atomics.
@@ -80,6 +81,9 @@ struct Routing {
   Tensor expert_offsets;   // [experts here + 1] i32, prefix sums of the rows per expert, in permuted order
   Tensor permuted_tokens;  // [T * moe_topk] i32, token of each permuted row, ascending within an expert
   Tensor permuted_rows;    // [T, moe_topk] i32, permuted row of each pick; -1 when its expert is not here
+  // [1 + 3 * experts here] i32 or empty: the number of experts with rows, then (expert, first row, end) of each, in
+  // ascending order. moe_route() writes it where moe_experts() of the same backend reads it.
+  Tensor expert_list = {};
 };
 
 struct ExpertWeights {
@@ -89,6 +93,12 @@ struct ExpertWeights {
 
 struct MlaShape {
   int64_t num_heads, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+};
+
+// How many positions sparse attention selects for a token at position p, and which ones always: j < init_tokens and
+// j > p - local_tokens.
+struct SelectionRule {
+  int64_t topk, init_tokens, local_tokens;
 };
 
 struct LogitBias {
@@ -111,6 +121,7 @@ struct SamplingRow {
   int32_t sequence = 0;           // row of the batch's block_tables
   int32_t position = 0;           // of the last token of the history; the sampled token gets position + 1
   int32_t num_prompt_tokens = 0;  // positions below this are prompt
+  // Each id once.
   std::span<const LogitBias> logit_bias = {};
   // Token sequences: the last id is removed when the history ends with the others.
   std::span<const std::vector<int32_t>> bad_words = {};
@@ -129,15 +140,25 @@ class Ops {
   // The dtype of activations between operations: f32 or bf16.
   virtual DType activation_dtype() const { return DType::f32; }
 
+  // The model's dtype, before anything else is called. Under bf16, a backend may round the inputs of products with bf16
+  // weights to bf16, as the reference does.
+  virtual void use_dtype(DType) {}
+
   // The placements that prepare_table() supports for N-gram tables, the default first.
   virtual std::span<const Placement> table_placements() const;
 
   // Whether attention supports latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
 
+  // Whether this backend implements sparse attention.
+  virtual bool attends_sparsely() const { return false; }
+
   // Converts `logical`, whose planes are in host memory, to the form that linear() reads fastest. Called once per
   // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
+
+  // Like prepare(), for the classifier of moe_route(), in f32. The default is prepare().
+  virtual Weight prepare_router(const Weight& logical, Buffer& storage) { return prepare(logical, storage); }
 
   // linear() is fastest on a matrix of fp8 blocks whose rows are a multiple of this number. The loader appends rows of
   // zeros where the output has room for them.
@@ -146,6 +167,10 @@ class Ops {
   // Converts `logical` (f32 or bf16) to fp8 blocks, in the form of prepare(). The scale of a block is its largest
   // magnitude / 448. The planes go to `storage`.
   virtual Weight quantize_fp8(const Weight& logical, Buffer& storage) = 0;
+
+  // Returns the head that draws draft tokens, which may differ from `head`: a wrong draft token costs time alone.
+  // `head` is a result of prepare(). New planes go to `storage`. The default is `head`.
+  virtual Weight draft_head(const Weight& head, Buffer& storage);
 
   // Like prepare(), for an N-gram table, which is only read by single rows. The result is at `placement`, one of
   // table_placements(). `read(to, begin, bytes)` copies bytes of the table's data plane without mapping them. The
@@ -197,6 +222,9 @@ class Ops {
   // out = x W^T. out: [T, out_features]; x: [T, in_features].
   virtual void linear(Tensor out, Tensor x, const Weight& weight) = 0;
 
+  // Two linear() of one x. The default calls linear() twice.
+  virtual void linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b);
+
   // out[t, h] = x[t, h] W_h^T, where W_h = rows [h * out_dim, (h + 1) * out_dim) of weight. out: [T, heads, out_dim];
   // x: [T, heads, in_features], may be strided.
   virtual void linear_per_head(Tensor out, Tensor x, const Weight& weight) = 0;
@@ -224,6 +252,10 @@ class Ops {
   virtual void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
                               Tensor cos, Tensor sin, const ForwardBatch& batch);
 
+  // Prepares mla_decode() for the generated tokens of a batch. Called once a step, before the first attention. shape:
+  // of the attentions, with the heads here; latents: dtype of the cache. The default does nothing.
+  virtual void plan_decode(const ForwardBatch& /*batch*/, const MlaShape& /*shape*/, DType /*latents*/) {}
+
   // Absorbed attention of the generated tokens, rows [0, D) of the batch with D = num_decode_tokens. A token at
   // position p attends to the stored latents [c_s | k_s] of its own sequence at positions s = 0..p:
   // out[t, h] = sum_s softmax_s((q_latent[t, h] . c_s + q_rope[t, h] . k_s) * scale) c_s.
@@ -238,6 +270,42 @@ class Ops {
   // kv_lora, nope]; v_up: [heads * v_head_dim, kv_lora].
   virtual void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                            const ForwardBatch& batch, float scale) = 0;
+
+  // --- sparse attention (LSA) ------------------------------------------------------------------------------------
+  // Only a backend that attends_sparsely() has these; the default throws Error.
+  //
+  // Writes one index key per token to its slot: rms_norm(k), whose first values are then rotated in pairs (2j, 2j + 1),
+  // as many as the angles are for. Rounded to the dtype of index_keys. k: [T, index_head_dim], overwritten; index_keys:
+  // one set [num_blocks, 64, index_head_dim], f32 or bf16, blocks strided; norm_weight: [index_head_dim] f32.
+  virtual void index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                           const ForwardBatch& batch);
+
+  // Selects the positions that each token at a position p >= topk attends to, in ascending order. These are the ones
+  // that `rule` always selects, and the best of the other positions j <= p. The score of a position is
+  //   scale * sum_h head_weights[h] * max(q[h] . key_j, 0).
+  // Of equal scores, the lower position is selected. A row with p < topk is left as it is: such a token attends to all
+  // visible positions. selected: [T, topk] i32; q: [T, index_n_heads, index_head_dim], already rotated; head_weights:
+  // [T, index_n_heads] f32; index_keys as in index_store.
+  virtual void select_positions(Tensor selected, Tensor q, Tensor head_weights, Tensor index_keys,
+                                const ForwardBatch& batch, const SelectionRule& rule, float scale);
+
+  // The selection of draft tokens behind the first one: that of the first, and the positions written since. In place,
+  // row i becomes the first width - 1 columns of row rows[i], then positions[i]. selected: [n or more, width] i32;
+  // rows: [n] i32, ascending; positions: [n] i32.
+  virtual void extend_selection(Tensor selected, Tensor rows, Tensor positions);
+
+  // mla_decode where a token at a position p >= topk attends to the positions of its row of `selected` [D, topk] only.
+  // Selected positions are split into pieces by their index in the row, like positions. Other tokens get the bits of
+  // mla_decode.
+  virtual void mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                                   const ForwardBatch& batch, float scale);
+
+  // mla_prefill where a prompt token at a position p >= topk attends to its row of `selected` [T - D, topk] only. It is
+  // absorbed, with the arithmetic of mla_decode_selected. Other tokens get the bits of mla_prefill.
+  // q_latent, latent_out: [T - D, heads, kv_lora], overwritten.
+  virtual void mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                                    Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
+                                    float scale);
 
   // --- mixture of experts ----------------------------------------------------------------------------------------
   // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts. The topk largest g + bias are
@@ -261,16 +329,21 @@ class Ops {
   // vocabulary. out: [num_rows, num_parts * part_size] f32; parts: [num_parts, num_rows or more, part_size] f32.
   virtual void merge_vocab_parts(Tensor out, Tensor parts) = 0;
 
-  // Samples the next token of each row, in the order of transformers' generate():
+  // Sets how the next sample() calls draw, row by row. What the spans name stays valid until this work is done. Not
+  // part of a recording.
+  virtual void set_sampling_rows(std::span<const SamplingRow> rows) = 0;
+
+  // Samples the next token of each row that is set, in the order of transformers' generate():
   //   1. logit bias, repetition penalty, presence and frequency penalties;
   //   2. removals: bad words, banned, allowed, mask;
   //   3. temperature, top-k (ties with the k-th stay), top-p (among equals the higher id is removed first), min-p;
   //   4. one Gumbel-max draw with Philox4x32-10.
   // The draw's key is the seed and its counter is (token id, position, sample_idx), so it does not depend on the batch.
-  // token_ids: [rows.size()] i32, -1 for a row whose logits hold a NaN or +infinity, or whose ids are all removed;
-  // logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup; block_tables: of the batch.
-  virtual void sample(Tensor token_ids, Tensor logits, std::span<const SamplingRow> rows, Tensor lane,
-                      Tensor block_tables) = 0;
+  // A recording of this call draws as is set when it is launched.
+  // token_ids: [at least as many as rows] i32, unchanged behind the rows. It is -1 for a row whose logits hold a NaN or
+  // +infinity, or whose ids are all removed. logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup;
+  // block_tables: of the batch.
+  virtual void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) = 0;
 
   // Log-probabilities under the unchanged logits. Column 0 is the given token; columns 1.. are the most likely ids,
   // best first, ties to the lowest id. logprobs: [num_rows, 1 + top] f32; ids: [num_rows, 1 + top] i32; ranks:

@@ -57,14 +57,17 @@ void unpack_row(float* out, const Weight& weight, int64_t row) {
   }
   data += row / kPackedRows * stride;
   const int64_t r = row % kPackedRows;
+  if (weight.format == WeightFormat::bf16_x8) {  // two columns at once: attention over prompts reads many rows
+    bf16 pair[2];
+    for (int64_t k = 0; k < n; k += 2) {
+      std::memcpy(pair, data + k * 16 + r * 4, 4);
+      out[k] = to_float(pair[0]);
+      if (k + 1 < n) out[k + 1] = to_float(pair[1]);
+    }
+    return;
+  }
   const uint8_t* scales = data + value_bytes_of_group(weight.format, n);
   for (int64_t k = 0; k < n; ++k) {
-    if (weight.format == WeightFormat::bf16_x8) {
-      bf16 value;
-      std::memcpy(&value, data + (k / 2 * 16 + r * 2 + k % 2) * 2, 2);
-      out[k] = to_float(value);
-      continue;
-    }
     const int64_t block = k / kQuantBlock, quad = k % kQuantBlock / 4;
     const uint8_t* values = data + block * block_value_bytes(weight.format);
     bf16 scale;

@@ -22,7 +22,9 @@ constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, ui
 
 // Uniform in (0, 1) for one token id, position and completion of a request.
 constexpr double sampling_uniform(uint64_t seed, uint32_t token_id, uint32_t position, uint32_t sample_idx) {
-  const uint32_t word = philox4x32({token_id / 4, position, sample_idx, 0}, seed)[token_id % 4];
+  const std::array<uint32_t, 4> words = philox4x32({token_id / 4, position, sample_idx, 0}, seed);
+  const uint32_t which = token_id % 4;  // no index, which would put the words into a GPU's memory
+  const uint32_t word = which == 0 ? words[0] : which == 1 ? words[1] : which == 2 ? words[2] : words[3];
   return (word + 0.5) * 0x1p-32;
 }
 

@@ -16,6 +16,8 @@ enum class WeightFormat : uint8_t {
   int4_x8,
   int8_row,  // int8_row and int4_row: for tables, read by single rows (ops/packed.h)
   int4_row,
+  // Only in memory (Ops::prepare_router). data: two bf16 matrices whose sum is W to 17 bits, the small one first.
+  bf16_planes,
 };
 
 // Size of a matrix in a packed format [bytes]. ops/packed.h explains the formats.
@@ -46,6 +48,7 @@ struct Weight {
     const int64_t count = out_features * in_features;
     switch (format) {
       case WeightFormat::f32:
+      case WeightFormat::bf16_planes:
         return count * 4;
       case WeightFormat::bf16:
         return count * 2;
@@ -72,6 +75,7 @@ constexpr const char* name_of(Placement placement) {
   return "?";
 }
 
+// Of stored matrices.
 constexpr WeightFormat kAllWeightFormats[] = {WeightFormat::f32,      WeightFormat::bf16,    WeightFormat::fp8_block,
                                               WeightFormat::bf16_x8,  WeightFormat::int8_x8, WeightFormat::int4_x8,
                                               WeightFormat::int8_row, WeightFormat::int4_row};
@@ -94,6 +98,8 @@ constexpr const char* name_of(WeightFormat format) {
       return "int8_row";
     case WeightFormat::int4_row:
       return "int4_row";
+    case WeightFormat::bf16_planes:
+      return "bf16_planes";
   }
   return "?";
 }

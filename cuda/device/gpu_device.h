@@ -18,6 +18,8 @@ class GpuDevice : public Device {
   virtual int num_multiprocessors() const { return 1; }
   virtual int compute_capability() const { return 0; }  // 90 for 9.0
   virtual bool multiplies_fp8() const { return compute_capability() == 90; }
+  // Whether kernels over mma.sync serve few tokens: where it gives the bits of the instructions for many tokens.
+  virtual bool multiplies_few_tokens() const { return compute_capability() == 90; }
   virtual bool reads_pageable_memory() const { return false; }   // host memory as mapped by the process
   virtual bool reads_registered_memory() const { return true; }  // pinned host memory, by the host's pointers
 

@@ -17,7 +17,7 @@ namespace {
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 
 std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
-std::atomic<int64_t> num_uploads{0}, num_host_allocations{0};
+std::atomic<int64_t> num_uploads{0}, num_host_allocations{0}, num_thread_kernels{0};
 std::atomic<bool> host_memory_is_reached{true};
 
 class ReplayedFunction final : public Recording {
@@ -42,7 +42,9 @@ class ReplayedFunction final : public Recording {
 
 void fail_emulated_kernels(int64_t num_kernels) { kernels_before_failure = num_kernels; }
 
-EmulatedCalls emulated_calls() { return {.uploads = num_uploads, .host_allocations = num_host_allocations}; }
+EmulatedCalls emulated_calls() {
+  return {.uploads = num_uploads, .host_allocations = num_host_allocations, .thread_kernels = num_thread_kernels};
+}
 
 void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
 
@@ -108,6 +110,7 @@ void EmulatedDevice::free(void* data, int64_t bytes) noexcept {
 
 void EmulatedDevice::run_threads(int64_t blocks, int threads, int64_t shared_bytes,
                                  void (*entry)(const void*, uint32_t), const void* kernel) {
+  ++num_thread_kernels;
   begin_kernel();
   threads_.run(blocks, threads, shared_bytes, entry, kernel);
   end_kernel();

@@ -18,6 +18,7 @@ void fail_emulated_kernels(int64_t num_kernels);
 // For tests: counts calls on all emulated devices of this process so far.
 struct EmulatedCalls {
   int64_t uploads, host_allocations;
+  int64_t thread_kernels;  // launches of kernels over simt.h
 };
 EmulatedCalls emulated_calls();
 
@@ -56,8 +57,10 @@ class EmulatedDevice : public GpuDevice {
   void end_kernel() override;
   void run_threads(int64_t blocks, int threads, int64_t shared_bytes, void (*entry)(const void*, uint32_t),
                    const void* kernel) override;
+  int num_multiprocessors() const override { return reversed_ ? 3 : 4; }  // no result may depend on it
   bool reversed() const override { return reversed_; }
   bool multiplies_fp8() const override { return fp8_; }
+  bool multiplies_few_tokens() const override { return true; }
   bool reads_registered_memory() const override;
 
   const Arena& arena() const { return arena_; }

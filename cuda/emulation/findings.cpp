@@ -22,6 +22,8 @@ const char* name_of(Finding kind) {
       return "deadlock";
     case Finding::unfinished:
       return "unfinished";
+    case Finding::unwaited:
+      return "unwaited";
   }
   return "?";
 }

@@ -22,8 +22,9 @@ enum class Finding {
   diverged,  // lanes of a warp meet at different instructions; a barrier is used in two ways
   deadlock,
   unfinished,  // a copy that no thread waits for
+  unwaited,    // a block of a dependent launch ends without wait_for_prior_grid()
 };
-constexpr int kFindingKinds = 8;
+constexpr int kFindingKinds = 9;
 const char* name_of(Finding kind);
 
 class Findings {

@@ -52,7 +52,8 @@ int prove(int argc, char** argv, const std::vector<Case>& cases) {
       const Arithmetic arithmetic = seed % 2 ? Arithmetic::hopper : Arithmetic::plain;
       SimtEmulator gpu({.seed = static_cast<uint64_t>(seed),
                         .arithmetic = arithmetic,
-                        .resident_blocks = one.resident_blocks > 0 ? one.resident_blocks : 1 + seed % 4});
+                        .resident_blocks = one.resident_blocks > 0 ? one.resident_blocks : 1 + seed % 4,
+                        .stops = only_first});
       const Outcome outcome = one.run(gpu);
       const std::string name = one.name + ", seed " + std::to_string(seed) + ": ";
       for (const std::string& text : gpu.findings().texts()) failures.add(way_of(text), name + text);

@@ -188,6 +188,9 @@ void SimtEmulator::wait_at_least(const uint32_t* flag, uint32_t value, Place pla
   order(flag, simt::Order::acquire, place);
 }
 
-void SimtEmulator::wait_for_prior_grid(Place) { own().known.prior = true; }
+void SimtEmulator::wait_for_prior_grid(Place) {
+  own().known.prior = true;
+  own_block().waited = true;
+}
 
 }  // namespace longcat::emulation

@@ -53,6 +53,10 @@ void SimtEmulator::end_thread() {
   for (const auto& group : me.groups) unfinished(group);
   Block& block = own_block();
   if (--block.live == 0) {
+    // The grid behind this one waits for this one alone.
+    if (options_.checks && overlaps_prior_ && !block.waited)
+      findings_.add(Finding::unwaited, {}, {},
+                    "block " + std::to_string(block.index) + " ends without wait_for_prior_grid()");
     for (const Delivery& delivery : deliveries_)
       if (delivery.slot == current_ / num_threads)
         findings_.add(Finding::unfinished, delivery.copies.empty() ? Place{} : delivery.copies[0].place, {},
@@ -152,7 +156,7 @@ void SimtEmulator::report_deadlock() {
 
 void SimtEmulator::run(int64_t blocks, int threads, int64_t shared_bytes, Entry entry, const void* kernel,
                        bool overlaps_prior) {
-  if (blocks == 0) return;
+  if (blocks == 0 || has_stopped()) return;
   const int slots = static_cast<int>(std::min<int64_t>(blocks, options_.resident_blocks));
   num_threads = threads;
   num_blocks = blocks;
@@ -177,7 +181,7 @@ void SimtEmulator::run(int64_t blocks, int threads, int64_t shared_bytes, Entry 
   size_t begun = 0;
   simt::Machine* const outer = simt::machine;
   simt::machine = this;
-  while (!stopped_) {
+  while (!stopped_ && !has_stopped()) {
     if (begun < order.size())
       for (int slot = 0; slot < slots && begun < order.size(); ++slot)
         if (blocks_[static_cast<size_t>(slot)].index < 0) begin_block(slot, order[begun++]);

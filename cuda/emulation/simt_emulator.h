@@ -28,6 +28,7 @@ struct EmulatorOptions {
   Arithmetic arithmetic = Arithmetic::hopper;
   int resident_blocks = 4;
   bool backwards = false;  // without checks: the order of blocks, warps and lanes
+  bool stops = false;      // at the first finding; launches after that do nothing
 };
 
 class SimtEmulator final : public simt::Machine {
@@ -177,6 +178,7 @@ class SimtEmulator final : public simt::Machine {
     int64_t index = -1;  // -1: none runs in this slot
     int64_t generation = 0;
     int live = 0;
+    bool waited = false;  // for the grid before
     uint32_t engine_epoch = 1;
     std::vector<unsigned char> shared;
     std::vector<Cell> cells;
@@ -200,6 +202,7 @@ class SimtEmulator final : public simt::Machine {
   void end_thread();
   void pause(Wait wait, simt::Place place);
   [[noreturn]] void stop();
+  bool has_stopped() const { return options_.stops && findings_.total() > 0; }
   void wake(int index);
   int next_thread();
   void report_deadlock();

@@ -189,6 +189,7 @@ void SimtEmulator::touch(std::vector<Cell>& cells, int64_t offset, int64_t bytes
 
 void* SimtEmulator::shared(uint32_t at, int bytes, Access access, Place place) {
   if (!options_.checks) return own_block().shared.data() + (at - kSharedBase);
+  if (has_stopped()) stop();
   unsigned char* const found = shared_at(at, bytes, bytes, place);
   if (!found) return std::memset(scratch_, 0xff, static_cast<size_t>(bytes));
   touch(own_block().cells, at - kSharedBase, bytes, access, place, "shared");
@@ -198,6 +199,7 @@ void* SimtEmulator::shared(uint32_t at, int bytes, Access access, Place place) {
 
 void* SimtEmulator::global(const void* at, int bytes, int alignment, Access access, Place place) {
   if (!options_.checks) return const_cast<void*>(at);
+  if (has_stopped()) stop();
   Buffer* const buffer = buffer_at(at, bytes, alignment, access != Access::read, place);
   if (!buffer) return std::memset(scratch_, 0xff, static_cast<size_t>(bytes));
   const int64_t offset = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) - buffer->begin);

@@ -2,10 +2,12 @@
 //
 // Plain: a warp computes one output element, so any shape and any pair of dtypes works. No result depends on the number
 // of rows. The kernel reads the weights once per row of x (T * out * in elements through L2). It serves shapes that TMA
-// cannot address, f32, and the emulation.
+// cannot address, f32, and the emulation. Where kernels for few tokens serve a layer, the emulation has this kernel for
+// more than 64 tokens, as a chain: the products are added one after the other, as those kernels add them.
 #include <algorithm>
 
 #include "cuda/cuda_ops.h"
+#include "cuda/gemm/few_tokens.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/matrix.h"
@@ -18,6 +20,14 @@ using gpu::Block;
 using gpu::Matrix;
 using gpu::View;
 
+// The sum of term(0), term(1), ... term(depth - 1) in this order.
+template <class Term>
+LC_HD float chain_of(int64_t depth, const Term& term) {
+  float sum = 0;
+  for (int64_t k = 0; k < depth; ++k) sum += term(k);
+  return sum;
+}
+
 // out[t, h, o] = (out[t, h, o] * add + x[t, h] . W[h * out_dim + o]) * scale.
 struct PlainLinear {
   static constexpr int kThreads = 256;
@@ -25,7 +35,7 @@ struct PlainLinear {
   View out, x;                          // [T, num_heads, out_dim]; [T, num_heads, in_features]
   Matrix weight;                        // [num_heads * out_dim, in_features]
   int64_t num_heads, out_dim, tiles;    // tiles: per head
-  bool add;
+  bool add, chain;
   float scale;
 
   LC_HD void operator()(const Block& block) const {
@@ -34,9 +44,11 @@ struct PlainLinear {
     const int64_t count = out_dim - first < kTile ? out_dim - first : kTile;
     const int64_t from = t * x.stride0 + head * x.stride1, to = t * out.stride0 + head * out.stride1 + first;
     const int64_t row = head * out_dim + first;
-    block.dots(
-        count, weight.in_features, [&](int64_t o, int64_t k) { return x.get(from + k) * weight.get(row + o, k); },
-        [&](int64_t o, float sum) { out.set(to + o, (add ? out.get(to + o) + sum : sum) * scale); });
+    const auto term = [&](int64_t o, int64_t k) { return x.get(from + k) * weight.get(row + o, k); };
+    const auto store = [&](int64_t o, float sum) { out.set(to + o, (add ? out.get(to + o) + sum : sum) * scale); };
+    if (!chain) return block.dots(count, weight.in_features, term, store);
+    block.for_each(count,
+                   [&](int64_t o) { store(o, chain_of(weight.in_features, [&](int64_t k) { return term(o, k); })); });
   }
 };
 
@@ -47,6 +59,7 @@ struct PlainGroupedLinear {
   GroupedProblem problem;
   GroupedWeights weights;
   int64_t tiles;
+  bool chain;
 
   LC_HD float input(int64_t row, int64_t k, int64_t first, int64_t count) const {
     const int64_t at = row * problem.x_stride + k;
@@ -67,10 +80,11 @@ struct PlainGroupedLinear {
     out.data = problem.out;
     out.dtype = problem.out_dtype;
     const int64_t count = weight.out_features - first < kTile ? weight.out_features - first : kTile;
-    block.dots(
-        count, weight.in_features,
-        [&](int64_t o, int64_t k) { return input(row, k, begin, rows) * weight.get(first + o, k); },
-        [&](int64_t o, float sum) { out.set(row * problem.out_stride + first + o, sum); });
+    const auto term = [&](int64_t o, int64_t k) { return input(row, k, begin, rows) * weight.get(first + o, k); };
+    const auto store = [&](int64_t o, float sum) { out.set(row * problem.out_stride + first + o, sum); };
+    if (!chain) return block.dots(count, weight.in_features, term, store);
+    block.for_each(count,
+                   [&](int64_t o) { store(o, chain_of(weight.in_features, [&](int64_t k) { return term(o, k); })); });
   }
 };
 
@@ -113,6 +127,7 @@ void CudaOps::gemm(Tensor out, Tensor x, const Weight& weight, bool add, float s
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
   const GemmProblem problem = dense_problem(out, x, weight, add, scale);
+  if (takes_few_tokens(problem)) return gpu::few_token_linear(*device_, problem);
   if (const GemmChoice choice = choose_gemm(problem, device_->compute_capability()); choice.path != GemmPath::plain)
     return run_gemm(choice, problem, *device_, workspace());
   gpu::launch(*device_, x.size(0) * tiles_of(weight.out_features), 0,
@@ -123,7 +138,28 @@ void CudaOps::gemm(Tensor out, Tensor x, const Weight& weight, bool add, float s
                           .out_dim = weight.out_features,
                           .tiles = tiles_of(weight.out_features),
                           .add = add,
+                          .chain = device_->multiplies_few_tokens() && fits_few_tokens(problem),
                           .scale = scale});
+}
+
+bool CudaOps::takes_few_tokens(const GemmProblem& problem) const {
+  return problem.num_tokens <= gpu::kFewTokens && device_->multiplies_few_tokens() && fits_few_tokens(problem);
+}
+
+void CudaOps::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b) {
+  const GemmProblem a = dense_problem(out_a, x, weight_a, false, 1), b = dense_problem(out_b, x, weight_b, false, 1);
+  if (out_a.dtype() != DType::bf16 || out_b.dtype() != DType::bf16 || !takes_few_tokens(a) || !takes_few_tokens(b))
+    return Ops::linear_pair(out_a, out_b, x, weight_a, weight_b);
+  gpu::few_token_pair(*device_, a, b);
+}
+
+// Gate and up are rounded as linear() rounds them, so the bits are those of the default.
+void CudaOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
+  const GemmProblem gate = dense_problem(out, x, gate_proj, false, 1),
+                    up = dense_problem(scratch, x, up_proj, false, 1);
+  if (out.dtype() != DType::bf16 || !takes_few_tokens(gate) || !takes_few_tokens(up))
+    return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
+  gpu::few_token_gate_up(*device_, gate, up);
 }
 
 void CudaOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
@@ -142,6 +178,7 @@ void CudaOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
                           .out_dim = out_dim,
                           .tiles = tiles_of(out_dim),
                           .add = false,
+                          .chain = false,
                           .scale = 1});
 }
 
@@ -161,7 +198,10 @@ void CudaOps::run_grouped(const GroupedProblem& problem, std::span<const Weight>
     return run_grouped_gemm(choice, problem, grouped, *device_, workspace());
   const int64_t tiles = tiles_of(grouped.out_features);
   gpu::launch(*device_, problem.max_rows * tiles, 0,
-              PlainGroupedLinear{.problem = problem, .weights = grouped, .tiles = tiles});
+              PlainGroupedLinear{.problem = problem,
+                                 .weights = grouped,
+                                 .tiles = tiles,
+                                 .chain = device_->multiplies_few_tokens() && fits_few_tokens(problem, grouped)});
 }
 
 }  // namespace longcat

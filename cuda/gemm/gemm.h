@@ -106,6 +106,10 @@ GroupedProblem grouped_problem(Tensor out, const Fp8Rows& x, const int32_t* expe
 
 // compute_capability: 90 for 9.0. 0 without a GPU, which leaves only the plain kernel.
 GemmChoice choose_gemm(const GemmProblem& problem, int compute_capability);
+// Whether kernels for few tokens may serve a layer. Its rows of W are a multiple of 16, its K of 128. On 9.0 CUTLASS
+// serves it for more tokens, with the same chain of products for each result.
+bool fits_few_tokens(const GemmProblem& problem);
+bool fits_few_tokens(const GroupedProblem& problem, const GroupedWeights& weights);
 // Whether a layer's inputs are quantised on a device that multiplies fp8: whole blocks of 128 only.
 bool takes_fp8_rows(WeightFormat format, int64_t out_features, int64_t in_features);
 GemmChoice choose_grouped_gemm(const GroupedProblem& problem, const GroupedWeights& weights, int compute_capability);

@@ -4,6 +4,9 @@ namespace longcat {
 
 namespace {
 
+// Of the kernels for few tokens: rows of W in a block, values of K in a stage, and experts in their parameters.
+constexpr int64_t kFewTokenRows = 16, kFewTokenDepth = 128, kFewTokenExperts = 256;
+
 constexpr int64_t kAlignment = 16;  // [bytes] required by TMA and cp.async for addresses and strides
 
 bool is_aligned(const void* data, int64_t stride, int64_t batch_stride, int64_t element) {
@@ -121,6 +124,16 @@ GemmChoice choose_grouped_gemm(const GroupedProblem& p, const GroupedWeights& w,
     if (!is_aligned(w.data[e], w.in_features, 0, 2)) return {};
   // Rows per expert in an even spread. The host does not know the real counts.
   return {path, tile_tokens_for(path, p.max_rows / w.num_experts)};
+}
+
+bool fits_few_tokens(const GemmProblem& p) {
+  return p.batch == 1 && !p.add && p.scale == 1 && p.out_features % kFewTokenRows == 0 &&
+         p.in_features % kFewTokenDepth == 0 && choose_gemm(p, 90).path == GemmPath::sm90_bf16;
+}
+
+bool fits_few_tokens(const GroupedProblem& p, const GroupedWeights& w) {
+  return w.num_experts <= kFewTokenExperts && w.out_features % kFewTokenRows == 0 &&
+         w.in_features % kFewTokenDepth == 0 && choose_grouped_gemm(p, w, 90).path == GemmPath::sm90_bf16;
 }
 
 }  // namespace longcat

@@ -1,5 +1,5 @@
-// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels; faster ones
-// must keep their order of additions.
+// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels. Decode of the
+// published shape runs on tensor cores (mla_decode.cu), with an order of additions of its own.
 //
 // Decode is bound by the latent rows it reads: 1,152 bytes per position in bf16. All heads share a row; here each group
 // of 8 heads reads it, mostly from L2. A block takes one token, 8 heads and one piece of the history, at a fixed
@@ -490,6 +490,7 @@ void CudaOps::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor
 
 void CudaOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                          float scale) {
+  if (decode_on_tensor_cores(out, q_latent, q_rope, latents, batch, scale)) return;
   switch (latents.dtype()) {
     case DType::f8_e4m3:
       return decode<DecodePiece<DType::f8_e4m3>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);

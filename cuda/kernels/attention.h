@@ -1,28 +1,10 @@
-// Latent rows as kernels read and write them, and the list of attention pieces by index.
+// Latent rows as kernels read and write them.
 #pragma once
 
 #include "cuda/kernels/block.h"
-#include "ops/ops.h"
+#include "cuda/kernels/kv_pieces.h"
 
 namespace longcat {
-
-// kv_piece_begin: first position of piece number `piece` (pieces end at kv_piece_end, ops.h). num_kv_pieces: number of
-// pieces that cover `positions`.
-LC_HD constexpr int64_t kv_piece_begin(int64_t piece) {
-  constexpr int64_t kStarts[] = {0, 2048, 16384, 65536, 131072}, kSizes[] = {128, 256, 512, 1024, kMaxKvPiece};
-  constexpr int kLast = 4;
-  for (int kind = 0; kind < kLast; ++kind) {
-    const int64_t pieces = (kStarts[kind + 1] - kStarts[kind]) / kSizes[kind];
-    if (piece < pieces) return kStarts[kind] + piece * kSizes[kind];
-    piece -= pieces;
-  }
-  return kStarts[kLast] + piece * kSizes[kLast];
-}
-constexpr int64_t num_kv_pieces(int64_t positions) {
-  int64_t piece = 0;
-  while (kv_piece_begin(piece) < positions) ++piece;
-  return piece;
-}
 
 // One sub-layer's latents (batch.h).
 struct LatentView {

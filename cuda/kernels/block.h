@@ -233,38 +233,6 @@ class Block {
 #endif
   }
 
-  // Integer atomics only: their result does not depend on the order. Sums of floats never use atomics (invariance
-  // contract).
-  template <class T>
-  LC_HD static void atomic_add(T* address, T value) {
-#ifdef __CUDA_ARCH__
-    atomicAdd(address, value);
-#else
-    *address += value;
-#endif
-  }
-  // Adds to a 64-bit number in two halves. 32-bit atomics are native where 64-bit ones are loops, as in shared memory.
-  LC_HD static void atomic_add(uint32_t* low, uint32_t* high, uint64_t value) {
-    const uint32_t low_part = static_cast<uint32_t>(value), high_part = static_cast<uint32_t>(value >> 32);
-#ifdef __CUDA_ARCH__
-    const uint32_t before = atomicAdd(low, low_part);
-    const uint32_t carry = before + low_part < before ? 1 : 0;
-    if (high_part + carry > 0) atomicAdd(high, high_part + carry);
-#else
-    const uint64_t sum = (static_cast<uint64_t>(*high) << 32 | *low) + value;
-    *low = static_cast<uint32_t>(sum);
-    *high = static_cast<uint32_t>(sum >> 32);
-    (void)low_part, (void)high_part;
-#endif
-  }
-  LC_HD static void atomic_or(uint32_t* address, uint32_t value) {
-#ifdef __CUDA_ARCH__
-    atomicOr(address, value);
-#else
-    *address |= value;
-#endif
-  }
-
   // The tree that adds the lanes of a warp. On the GPU, combine_lanes() does it by shuffles for any type of 4 to 16
   // bytes, with the result in lane 0.
   LC_HD static float tree_of_lanes(float (&lanes)[32]) {

@@ -5,6 +5,7 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/elementwise.h"
+#include "cuda/kernels/silu.h"
 
 namespace longcat {
 
@@ -73,7 +74,7 @@ LC_HD void SiluMul::operator()(const Block& block) const {
   if (num_rows && t >= *num_rows) return;
   block.for_each(dim, [&](int64_t k) {
     const float g = gate.get(t * gate.stride0 + k);
-    out.set(t * out.stride0 + k, g / (1.0f + expf(-g)) * up.get(t * up.stride0 + k));
+    out.set(t * out.stride0 + k, silu(g) * up.get(t * up.stride0 + k));
   });
 }
 

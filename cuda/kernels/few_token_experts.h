@@ -25,26 +25,27 @@ struct ExpertList {
   }
 };
 
+// The matrices of one projection, [out_features, K] each. By value, so that a recorded graph contains them.
+struct ExpertMatrices {
+  static constexpr int kMost = 256;  // two of them are 4 KiB of kernel parameters
+  const bf16* of[kMost];
+};
+
 // out[row] = silu(x[token of row] G^T) * (x[token of row] U^T).
 struct ExpertGateUpLayer {
   static constexpr int kPlanes = 1;
   ExpertList list;
-  const bf16* const* gates;  // [experts] matrices [out_features, K]
-  const bf16* const* ups;    // [experts] matrices [out_features, K]
-  const int32_t* tokens;     // [rows]: the token of each row
-  bf16* out;                 // [rows, out_features]
-  int64_t out_features;      // a multiple of 8
+  ExpertMatrices gates, ups;
+  const int32_t* tokens;  // [rows]: the token of each row
+  bf16* out;              // [rows, out_features]
+  int64_t out_features;   // a multiple of 8
 
   LC_HD FewTokenTile tile(int32_t depth) const {
     const int64_t tiles = out_features / 8, column = block_idx() % tiles * 8;
     const ExpertRows item = list.item(block_idx() / tiles);
     if (item.end == item.begin) return {};
     const int64_t at = column * depth;
-    return {{load_global(gates + item.expert) + at, load_global(ups + item.expert) + at},
-            column,
-            item.begin,
-            item.end - item.begin,
-            0};
+    return {{gates.of[item.expert] + at, ups.of[item.expert] + at}, column, item.begin, item.end - item.begin, 0};
   }
   LC_HD int64_t input_row(const FewTokenTile& tile, int token) const {
     return load_global(tokens + tile.begin + token);
@@ -58,15 +59,15 @@ struct ExpertGateUpLayer {
 struct ExpertDownLayer {
   static constexpr int kPlanes = 1;
   ExpertList list;
-  const bf16* const* weights;  // [experts] matrices [out_features, K]
-  bf16* out;                   // [rows, out_features]
-  int64_t out_features;        // a multiple of 16
+  ExpertMatrices weights;
+  bf16* out;             // [rows, out_features]
+  int64_t out_features;  // a multiple of 16
 
   LC_HD FewTokenTile tile(int32_t depth) const {
     const int64_t tiles = out_features / 16, column = block_idx() % tiles * 16;
     const ExpertRows item = list.item(block_idx() / tiles);
     if (item.end == item.begin) return {};
-    const bf16* const first = load_global(weights + item.expert) + column * depth;
+    const bf16* const first = weights.of[item.expert] + column * depth;
     return {{first, first + 8 * int64_t{depth}}, column, item.begin, item.end - item.begin, 0};
   }
   LC_HD int64_t input_row(const FewTokenTile& tile, int token) const { return tile.begin + token; }

@@ -1,9 +1,12 @@
-// Layers for FewTokenLinear whose tokens are the rows [0, T) of x.
+// Layers for FewTokenLinear whose tokens are rows of x, in their order.
 #pragma once
 
 #include "cuda/kernels/few_token_linear.h"
+#include "cuda/kernels/silu.h"
 
 namespace longcat::gpu {
+
+constexpr int32_t kSlice = 64;  // the most tokens of a block
 
 // A result as the layer's type rounds it.
 LC_HD inline float rounded(float value) { return low_bf16(pack_bf16(value, 0)); }
@@ -17,37 +20,30 @@ LC_HD inline T as(float value) {
 }
 
 // silu(gate) * up. Both are rounded to bf16 first: the same bits as two bf16 layers and SiluMul.
-LC_HD inline float silu_mul(float gate, float up) {
-  const float g = rounded(gate);
-  return mul_rn(g / add_rn(1.0f, expf(-g)), rounded(up));
-}
+LC_HD inline float silu_mul(float gate, float up) { return mul_rn(silu(rounded(gate)), rounded(up)); }
 
-// out = x W^T, or residual + x W^T. Grid: out_features / 16.
+// out = x W^T. More than 64 tokens are taken by slices of 64. Grid: slices * out_features / 16.
 template <class Out, int kNumPlanes = 1>
 struct PlainLayer {
   static constexpr int kPlanes = kNumPlanes;
   const bf16* weight;    // [kPlanes, out_features, K]; out_features is a multiple of 16
   int64_t plane_stride;  // [elements], with several planes
   Out* out;              // [T, out_features]
-  const Out* residual;   // as out, and may be the same; or null
   int64_t out_stride;    // [elements]
+  int32_t tiles;         // out_features / 16
   int32_t num_tokens;
 
   LC_HD FewTokenTile tile(int32_t depth) const {
-    const bf16* const first = weight + block_idx() * 16 * depth;
-    return {{first, first + 8 * int64_t{depth}}, block_idx() * 16, 0, num_tokens, 0};
+    const int32_t block = static_cast<int32_t>(block_idx()), begin = block / tiles * kSlice;
+    const int64_t column = int64_t{block % tiles} * 16;
+    const bf16* const first = weight + column * depth;
+    return {{first, first + 8 * int64_t{depth}}, column, begin, num_tokens - begin, 0};
   }
-  LC_HD int64_t input_row(const FewTokenTile&, int token) const { return token; }
-  LC_HD void store_one(int64_t at, float value) const {
-    if (residual) {
-      const Out before = load_global(residual + at);
-      value = add_rn(to_float(before), value);
-    }
-    store_global(out + at, as<Out>(value));
-  }
+  LC_HD int64_t input_row(const FewTokenTile& tile, int token) const { return tile.begin + token; }
   LC_HD void store(const FewTokenTile& tile, int token, int row, float low, float high) const {
-    store_one(token * out_stride + tile.column + row, low);
-    store_one(token * out_stride + tile.column + row + 8, high);
+    Out* const to = out + (tile.begin + token) * out_stride + tile.column + row;
+    store_global(to, as<Out>(low));
+    store_global(to + 8, as<Out>(high));
   }
 };
 

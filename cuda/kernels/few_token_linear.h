@@ -25,7 +25,7 @@ struct FewTokenTile {
   const bf16* rows[2];  // the first of 8 rows of W, and the first of the other 8
   int64_t column;       // of the output, for the first row
   int32_t begin;        // the first row of the tokens, where they are a part of more
-  int32_t count;        // tokens; 0: no work
+  int32_t count;        // tokens from there on, of which the block takes kTokens; 0 or less: no work
   int32_t part;         // of a layer that has two
 };
 
@@ -42,6 +42,7 @@ struct FewTokenLinear {
   static constexpr int kStages = 96 * 1024 / kStage;
   static constexpr int kEarly = kStages - 1 < 4 ? kStages - 1 : 4;  // stages whose weights load before x is there
   static constexpr uint32_t kSharedBytes = kStages * kStage;
+  static_assert(2 * (kSharedBytes + 1024) <= 228 * 1024, "two blocks fit on an SM of 9.0");
 
   const bf16* x;     // [any, depth]
   int64_t x_stride;  // [elements], a multiple of 8
@@ -72,10 +73,11 @@ struct FewTokenLinear {
   LC_HD void operator()(uint32_t shared) const {
     launch_next_grid();
     const FewTokenTile tile = layer.tile(depth);
-    if (tile.count == 0) return;
     const int lane = lane_idx(), warp = warp_idx(), steps = Layer::kPlanes * (depth / kStep);
-    LC_UNROLL for (int s = 0; s < kEarly; ++s) if (s < steps) copy_weights(shared + s * kStage, tile, s);
+    LC_UNROLL for (int s = 0; s < kEarly; ++s) if (s < steps && tile.count > 0)
+        copy_weights(shared + s * kStage, tile, s);
     wait_for_prior_grid();
+    if (tile.count <= 0) return;  // not before the wait: this grid may not end before the one that it was launched over
 
     int64_t starts[kTokens / kThreadRows];  // of this thread's rows of x
     LC_UNROLL for (int i = 0; i < kTokens / kThreadRows; ++i) {

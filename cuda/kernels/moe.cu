@@ -1,14 +1,20 @@
 // Router, permutation, experts and combine of the shortcut MoE.
 //
-// Scores are bound by the 4.7 MB of weights per layer (384 x 3,072 f32). Many loads must be in flight at once: 15 loads
-// of 16 bytes per lane. One token takes 24 blocks of 16 outputs; many tokens take 12 blocks of 32 outputs per 8 tokens.
-// Picks: one warp per token. Softmax, bias, top-12 by repeated argmax, and weights are all in shared memory (12 bytes
-// per router output).
-// Permutation: one block per expert reads all picks (T * 12 ids, from L2), so rows are in token order without atomics.
+// Scores are bound by the 4.7 MB of weights per layer (384 x 3,072 f32). With bf16 planes (CudaOps::prepare_router),
+// one kernel on tensor cores computes them for any number of tokens, so that a token's picks depend on nothing else.
+// Without, many loads must be in flight at once: 15 loads of 16 bytes per lane. One token takes 24 blocks of 16
+// outputs; many tokens take 12 blocks of 32 outputs per 8 tokens. Picks and permutation of at most 64 tokens, 384
+// outputs and 12 picks: RouterPicks. Others, with the same bits:
+// - Picks: one warp per token. Softmax, bias, top-12 by repeated argmax, and weights are all in shared memory (12 bytes
+//   per router output).
+// - Permutation: one block per expert reads all picks (T * 12 ids, from L2), so rows are in token order without
+// atomics. Experts of at most 64 tokens gather their inputs themselves, by a list of the experts that have rows.
 // Combine: one block per token gathers its experts' rows in ascending expert id.
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
+#include "cuda/gemm/few_tokens.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/elementwise.h"
 #include "cuda/kernels/wide.h"
@@ -150,6 +156,11 @@ void route_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& clas
   route_scores<X, 4, 8, 1>(device, scores, x, classifier, num_real_tokens);
 }
 
+int32_t* num_items_of(Tensor expert_list) { return expert_list.data<int32_t>(); }
+gpu::ExpertRows* items_of(Tensor expert_list) {
+  return reinterpret_cast<gpu::ExpertRows*>(expert_list.data<int32_t>() + 1);
+}
+
 // Block i places the rows of expert first_expert + i after those of the experts before it. One more block writes the
 // end of the list.
 struct Permute {
@@ -175,6 +186,24 @@ struct Permute {
         });
   }
   int64_t first_expert, num_experts;
+};
+
+// The list of Routing::expert_list. One block.
+struct ListExperts {
+  static constexpr int kThreads = 256;
+  const int32_t* expert_offsets;  // [num_experts + 1]
+  int32_t* num_items;             // [1]
+  gpu::ExpertRows* items;         // [num_experts]
+  int64_t num_experts;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t count = block.compact(
+        num_experts, [&](int64_t e) { return expert_offsets[e] < expert_offsets[e + 1]; },
+        [&](int64_t e, int64_t rank) {
+          items[rank] = {static_cast<int32_t>(e), expert_offsets[e], expert_offsets[e + 1]};
+        });
+    block.for_each(1, [&](int64_t) { *num_items = static_cast<int32_t>(count); });
+  }
 };
 
 struct Combine {
@@ -203,11 +232,41 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1);
   const int64_t num_experts = routing.expert_offsets.size(0) - 1;
   LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features && scratch.is_contiguous());
-  LC_CHECK(classifier.format == WeightFormat::f32 && classifier.in_features == x.size(1), name_of(classifier.format));
-  if (x.dtype() == DType::bf16) {
+  LC_CHECK(classifier.in_features == x.size(1));
+  const bool planes = classifier.format == WeightFormat::bf16_planes;
+  LC_CHECK(planes || classifier.format == WeightFormat::f32, name_of(classifier.format));
+  if (planes) {
+    gpu::router_scores(*device_, scratch, x, classifier);
+  } else if (x.dtype() == DType::bf16) {
     route_scores<bf16>(*device_, scratch, x, classifier, num_real_tokens);
   } else {
     route_scores<float>(*device_, scratch, x, classifier, num_real_tokens);
+  }
+
+  const Tensor list = routing.expert_list;
+  using gpu::RouterPicks;
+  if (num_tokens <= RouterPicks::kMaxBlocks && classifier.out_features == RouterPicks::kOutputs &&
+      topk == RouterPicks::kTopk && num_experts <= RouterPicks::kMaxExperts && !list.empty() &&
+      device_->multiplies_few_tokens()) {
+    auto* const masks = static_cast<unsigned long long*>(router_counts_.data());
+    return gpu::router_picks(*device_, num_tokens,
+                             {.scores = scratch.data<float>(),
+                              .bias = bias.data<float>(),
+                              .num_real_tokens = num_real_tokens.data<int32_t>(),
+                              .expert_idx = routing.expert_idx.data<int32_t>(),
+                              .expert_weights = routing.expert_weights.data<float>(),
+                              .identity_weight = routing.identity_weight.data<float>(),
+                              .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                              .permuted_tokens = routing.permuted_tokens.data<int32_t>(),
+                              .expert_offsets = routing.expert_offsets.data<int32_t>(),
+                              .items = items_of(list),
+                              .num_items = num_items_of(list),
+                              .masks = masks,
+                              .finished = reinterpret_cast<uint32_t*>(masks + RouterPicks::kMaxExperts),
+                              .n_routed_experts = static_cast<int32_t>(n_routed_experts),
+                              .first_expert = static_cast<int32_t>(first_expert),
+                              .num_experts = static_cast<int32_t>(num_experts),
+                              .scaling_factor = scaling_factor});
   }
   gpu::launch(*device_, num_tokens, 4 * (3 * classifier.out_features + 4),
               RoutePicks{.expert_idx = routing.expert_idx.data<int32_t>(),
@@ -232,20 +291,54 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
                       .topk = topk,
                       .first_expert = first_expert,
                       .num_experts = num_experts});
+  if (num_tokens <= gpu::kFewTokens && lists_experts(routing, x))
+    gpu::launch(*device_, 1, 0,
+                ListExperts{.expert_offsets = routing.expert_offsets.data<int32_t>(),
+                            .num_items = num_items_of(list),
+                            .items = items_of(list),
+                            .num_experts = num_experts});
 }
 
-// TMA cannot gather rows, so the experts' inputs are first copied in permuted order. The copy uses expert_out, which is
-// free until the down projection. fp8 experts take fp8 rows, which need half the space; the down projection's rows use
-// scratch.
+bool CudaOps::lists_experts(const Routing& routing, Tensor x) const {
+  return device_->multiplies_few_tokens() && !routing.expert_list.empty() && x.dtype() == DType::bf16 &&
+         x.size(1) % 128 == 0;
+}
+
+// With few tokens, two kernels gather their inputs by the list of experts.
 void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                           const Routing& routing, const ExpertWeights& experts) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), rows = num_tokens * topk;
   const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
-  const Tensor offsets = routing.expert_offsets;
-  const int32_t* expert_offsets = offsets.data<int32_t>();
+  const Tensor gate = hidden.first(rows), up = scratch.first(rows), permuted = expert_out.first(rows);
+  const auto fits = [&](Tensor to, Tensor from, std::span<const Weight> weights) {
+    return fits_few_tokens(grouped_problem(to, from, routing.expert_offsets.data<int32_t>()), GroupedWeights(weights));
+  };
+  if (num_tokens <= gpu::kFewTokens && lists_experts(routing, x) && fits(gate, x, experts.gate_proj) &&
+      fits(up, x, experts.up_proj) && fits(permuted, gate, experts.down_proj)) {
+    gpu::few_token_experts(*device_, {items_of(routing.expert_list), num_items_of(routing.expert_list)},
+                           std::min(rows, num_experts), routing.permuted_tokens.data<int32_t>(), permuted, gate, x,
+                           experts);
+  } else {
+    permuted_experts(permuted, gate, up, x, routing, experts);
+  }
+  gpu::launch(*device_, num_tokens, 0,
+              Combine{.out = View(out),
+                      .expert_out = View(permuted),
+                      .expert_weights = routing.expert_weights.data<float>(),
+                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                      .topk = topk,
+                      .dim = x.size(1)});
+}
+
+// TMA cannot gather rows, so the experts' inputs are first copied in permuted order. The copy uses `permuted`, which is
+// free until the down projection. fp8 experts take fp8 rows, which need half the space; the down projection's rows use
+// `up`.
+void CudaOps::permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x, const Routing& routing,
+                               const ExpertWeights& experts) {
+  const int64_t rows = permuted.size(0), num_experts = static_cast<int64_t>(experts.gate_proj.size());
+  const int32_t* expert_offsets = routing.expert_offsets.data<int32_t>();
   const int32_t* tokens = routing.permuted_tokens.data<int32_t>();
   const int32_t* num_rows = expert_offsets + num_experts;
-  const Tensor gate = hidden.first(rows), up = scratch.first(rows), permuted = expert_out.first(rows);
   const bool fp8 = multiplies_fp8(experts.gate_proj[0]) && multiplies_fp8(experts.up_proj[0]) &&
                    multiplies_fp8(experts.down_proj[0]);
 
@@ -269,13 +362,6 @@ void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expe
   } else {
     grouped_linear(permuted, gate, expert_offsets, experts.down_proj);
   }
-  gpu::launch(*device_, num_tokens, 0,
-              Combine{.out = View(out),
-                      .expert_out = View(permuted),
-                      .expert_weights = routing.expert_weights.data<float>(),
-                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
-                      .topk = topk,
-                      .dim = x.size(1)});
 }
 
 }  // namespace longcat

@@ -13,7 +13,8 @@ namespace longcat::gpu {
 struct RouterPicks {
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
   static constexpr int kOutputs = 384, kEach = kOutputs / 32, kTopk = 12;
-  static constexpr int kMaxExperts = kThreads, kMaxTokens = 64;
+  static constexpr int kMaxExperts = kThreads;
+  static constexpr int64_t kMaxBlocks = 64;  // tokens: the bits of a mask
 
   // Layout of the shared memory [bytes].
   static constexpr uint32_t kPicksAt = 0;                             // [kTopk] i32

@@ -553,6 +553,13 @@ LC_HD inline float mul_rn(float a, float b) {
   return a * b;
 #endif
 }
+LC_HD inline double mul_rn(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 LC_HD inline float add_rn(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fadd_rn(a, b);
@@ -580,9 +587,24 @@ LC_HD inline uint32_t pack_bf16(float low, float high) {
   return to_bf16(low).bits | uint32_t{to_bf16(high).bits} << 16;
 #endif
 }
+// The product of two pairs, rounded to bf16. Subnormal values count.
+LC_HD inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  return product;
+#else
+  const auto half = [&](int shift) {
+    const float product =
+        to_float(bf16{static_cast<uint16_t>(a >> shift)}) * to_float(bf16{static_cast<uint16_t>(b >> shift)});
+    return uint32_t{to_bf16(product).bits} << shift;
+  };
+  return half(0) | half(16);
+#endif
+}
 LC_HD inline float low_bf16(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 LC_HD inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
-LC_HD inline float minus_infinity() { return std::bit_cast<float>(0xff800000u); }
+LC_HD constexpr float minus_infinity() { return std::bit_cast<float>(0xff800000u); }
 
 LC_HD inline int count_bits(uint32_t bits) {
 #ifdef __CUDA_ARCH__

@@ -43,13 +43,23 @@ void launch_on_gpu(GpuDevice& device, int64_t num_blocks, const Kernel& kernel, 
 }
 #endif
 
+// A kernel may say how many blocks it can have: kMaxBlocks.
+template <class Kernel>
+constexpr int64_t most_blocks() {
+  if constexpr (requires { Kernel::kMaxBlocks; }) {
+    return Kernel::kMaxBlocks;
+  } else {
+    return 0x7fffffff;
+  }
+}
+
 // Runs the kernel's blocks. overlaps_prior: a programmatic dependent launch; the kernel calls wait_for_prior_grid().
 template <class Kernel>
 void launch(GpuDevice& device, int64_t num_blocks, const Kernel& kernel, bool overlaps_prior = false) {
   static_assert(Kernel::kThreads % 32 == 0 && Kernel::kThreads >= 32 && Kernel::kThreads <= 1024);
   static_assert(Kernel::kSharedBytes <= 227 << 10);
   if (num_blocks == 0) return;
-  LC_CHECK(num_blocks <= 0x7fffffff, num_blocks, " blocks");
+  LC_CHECK(num_blocks <= most_blocks<Kernel>(), num_blocks, " blocks");
 #ifdef __CUDACC__
   if (!device.emulated()) return launch_on_gpu(device, num_blocks, kernel, overlaps_prior);
 #endif

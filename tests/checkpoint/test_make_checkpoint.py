@@ -1,22 +1,23 @@
 """`longcat make-checkpoint`: the official layout, the same bytes for the same seed, at any scale."""
 
+import errno
 import hashlib
 import json
 import math
+import os
+import resource
 import shutil
+import subprocess
+import sys
 
 import longcat
 import numpy as np
 import pytest
-from longcat.checkpoint import random_weights as product
-from longcat.checkpoint.random_weights import (
-    PRESETS,
-    ValuePool,
-    preset_config,
-    random_bits,
-    tensor_specs,
-    write_checkpoint,
-)
+from longcat.checkpoint import random_values as product
+from longcat.checkpoint.convert import convert_checkpoint
+from longcat.checkpoint.formats import PRESETS as QUANT_PRESETS
+from longcat.checkpoint.random_values import ValuePool, random_bits
+from longcat.checkpoint.random_weights import PACKED, PRESETS, preset_config, tensor_specs, write_checkpoint
 from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
 
@@ -72,6 +73,8 @@ def test_checkpoints_of_the_tests_keep_their_bytes(case, tmp_path):
         ("small", 224_766_912, 515),
         ("medium", 3_649_060_056, 615),
         ("lite", 68_562_465_024, 11_143),  # the published model
+        ("tiny-sparse", 295_538, 123),
+        ("lite-sparse", 68_612_700_160, 11_199),
     ],
 )
 def test_sizes_of_the_presets(preset, parameters, num_tensors):
@@ -237,6 +240,164 @@ def test_too_large_for_the_disk(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+# --- packed files --------------------------------------------------------------------------------
+
+
+def layout(folder):
+    """Every file's tensors with dtype, shape and offsets, and the other files' bytes."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(data[:8], "little")
+            found[path.name] = (len(data), data[8 : 8 + length])
+        else:
+            found[path.name] = data
+    return found
+
+
+@pytest.mark.parametrize("quant", PACKED)
+@pytest.mark.parametrize("variant, shard_bytes", [("lite", 10**9), ("lite", 40_000), ("odd", 10**9)])
+def test_packed_files_are_laid_out_as_convert_does(quant, variant, shard_bytes, tmp_path):
+    config = {**TINY, **VARIANTS[variant].get("config_overrides", {})}
+    write_checkpoint(tmp_path / "plain", config, mtp=True)
+    convert_checkpoint(tmp_path / "plain", tmp_path / "converted", QUANT_PRESETS[quant], max_shard_bytes=shard_bytes)
+    made = write_checkpoint(tmp_path / "m", config, mtp=True, quant=quant, max_shard_bytes=shard_bytes)
+    assert layout(tmp_path / "m") == layout(tmp_path / "converted")
+    assert made.num_bytes == sum(path.stat().st_size for path in (tmp_path / "m").glob("*.safetensors"))
+    assert verify_checkpoint(tmp_path / "m").ok
+
+
+@pytest.mark.parametrize("quant", PACKED)
+@pytest.mark.parametrize("variant", ["lite", "odd"])
+def test_packed_values(quant, variant, tmp_path):
+    """The packed bytes are those of the packer for the values that they stand for, and have the documented spread."""
+    config = {**TINY, **VARIANTS[variant].get("config_overrides", {})}
+    write_checkpoint(tmp_path / "m", config, mtp=True, quant=quant)
+    stored = read_safetensors(tmp_path / "m" / "model.safetensors")
+    checked = set()
+    for name, spec in tensor_specs(config, mtp=True).items():
+        packed = next((n for n in stored if n.startswith(name + ".")), None)
+        if packed is None:
+            continue
+        form = packed.rpartition(".")[2]
+        values, again = unpacked(np.frombuffer(stored[packed][2], np.uint8), form, spec.shape)
+        assert again.tobytes() == bytes(stored[packed][2]), packed
+        if not spec.std_tail:
+            assert values.std() == pytest.approx(spec.std, rel=0.15 if values.size > 1000 else 0.4), packed
+            assert abs(values.mean()) < 5 * spec.std / math.sqrt(values.size), packed
+        else:
+            assert values[-spec.std_tail[0] :].std() > 10 * values[: -spec.std_tail[0]].std()
+        assert len(np.unique(values, axis=0)) == len(values)
+        checked.add(form)
+    assert checked == ({"int8_x8", "int8_row"} if quant == "int8" else {"int4_x8", "int8_x8", "int8_row", "int4_row"})
+
+
+def unpacked(data, form, shape):
+    """The values of packed bytes by the description in cpp/ops/packed.h, and the bytes of their integers and scales."""
+    rows, cols = shape
+    if form.endswith("row"):
+        data = data.reshape(rows, -1)
+        scales = data[:, -4:].copy().view("<f4")
+        body = data[:, :-4]
+        q = body.view(np.int8).astype(int)
+        if "int4" in form:
+            q = np.stack([body & 15, body >> 4], axis=-1).reshape(rows, -1).astype(int) - 8
+        padded = np.zeros_like(q)
+        padded[:, :cols] = q[:, :cols]
+        if "int4" in form:
+            again = (padded[:, ::2] + 8) | (padded[:, 1::2] + 8) << 4
+        else:
+            again = padded
+        again = np.concatenate([again.astype(np.uint8), scales.view(np.uint8)], axis=1)
+        return q[:, :cols] * scales, again
+    groups, blocks = -(-rows // 8), -(-cols // 32)
+    data = data.reshape(groups, -1)
+    size = blocks * (128 if "int4" in form else 256)
+    cells = data[:, :size].reshape(groups, blocks, -1, 8, 4)
+    if "int4" in form:
+        cells = np.concatenate([cells & 15, cells >> 4], axis=2).astype(int) - 8
+    else:
+        cells = cells.view(np.int8).astype(int)
+    q = cells.transpose(0, 3, 1, 2, 4).reshape(groups * 8, blocks * 32)
+    bits = data[:, size : size + blocks * 16].copy().view("<u2").reshape(groups, blocks, 8)
+    scales = from_bf16(bits).transpose(0, 2, 1).reshape(groups * 8, blocks)
+    again = np.zeros_like(data)
+    padded = np.zeros_like(q)
+    padded[:rows, :cols] = q[:rows, :cols]
+    cells = padded.reshape(groups, 8, blocks, 8, 4).transpose(0, 2, 3, 1, 4)
+    if "int4" in form:
+        cells = (cells[:, :, :4] + 8) | (cells[:, :, 4:] + 8) << 4
+    again[:, :size] = cells.reshape(groups, -1).astype(np.uint8)
+    bits[-1, :, rows - 8 * (groups - 1) :] = 0
+    again[:, size : size + blocks * 16] = bits.reshape(groups, -1).view(np.uint8)
+    return (q * np.repeat(scales, 32, axis=1))[:rows, :cols], again
+
+
+@pytest.mark.parametrize("quant", PACKED)
+def test_a_packed_checkpoint_generates(quant, tmp_path):
+    write_checkpoint(tmp_path / "m", TINY, quant=quant)
+    token_ids, logits = generated(tmp_path / "m")
+    assert len(token_ids) == 8 and np.isfinite(logits).all() and 0.5 < logits.std() < 5
+    assert len(set(logits.argmax(axis=1).tolist())) > 8
+
+
+def test_packed_bytes_do_not_depend_on_the_machine(tmp_path):
+    write_checkpoint(tmp_path / "m", TINY, quant="int4", seed=7)
+    digest = hashlib.sha256((tmp_path / "m" / "model.safetensors").read_bytes()).hexdigest()
+    assert digest.startswith("437b807b0731b426")
+
+
+@pytest.mark.parametrize("quant", [None, "int4"])
+def test_sparse_tables(quant, tmp_path):
+    config = preset_config("tiny", {"ngram_vocab_size_ratio": 500})
+    dense = write_checkpoint(tmp_path / "dense", config, quant=quant)
+    sparse = write_checkpoint(tmp_path / "sparse", config, quant=quant, sparse_tables=True)
+    assert (sparse.num_bytes, sparse.parameters) == (dense.num_bytes, dense.parameters)
+    assert sparse.disk_bytes < 0.4 * dense.disk_bytes
+    tensors = [read_safetensors(tmp_path / name / "model.safetensors") for name in ("dense", "sparse")]
+    for name, (_, _, raw) in tensors[0].items():
+        assert tensors[1][name][2] == (bytes(len(raw)) if ".embedders." in name else raw)
+    assert np.isfinite(generated(tmp_path / "sparse")[1]).all()
+
+
+def test_a_disk_that_is_full(tmp_path, capsys, monkeypatch):
+    """Some file systems find it out when they write, not before: the folder is removed, and the error is one line."""
+
+    def fsync(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert main(["make-checkpoint", str(tmp_path / "m"), "--preset", "tiny", "--quant", "int4"]) == 1
+    error = capsys.readouterr().err
+    assert "[make-checkpoint]" in error and "No space left on device" in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [100, 2_000_000])
+def test_a_write_that_fails(limit, tmp_path):
+    def lower_limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "longcat", "make-checkpoint", str(tmp_path / "m"), "--preset", "small", "--quant"]
+    done = subprocess.run([*command, "int4"], preexec_fn=lower_limit, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    program = (
+        "import resource, sys; from longcat.checkpoint.random_weights import PRESETS, write_checkpoint\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "write_checkpoint(sys.argv[1], PRESETS['small'], quant='int4')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "m")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 150 << 10  # [KiB]
+
+
 # --- command line --------------------------------------------------------------------------------
 
 
@@ -274,6 +435,8 @@ def test_command_errors_are_one_line(tmp_path, capsys, tiny):
 def test_arguments_of_the_function(tmp_path):
     with pytest.raises(ValueError, match="f16"):
         write_checkpoint(tmp_path / "m", TINY, dtype="f16")
+    with pytest.raises(ValueError, match="bf16.*expected int8 or int4"):
+        write_checkpoint(tmp_path / "m", TINY, quant="bf16")
     with pytest.raises(ValueError, match="huge"):
         preset_config("huge")
     assert preset_config("tiny", {"num_attention_heads": 3})["num_key_value_heads"] == 3

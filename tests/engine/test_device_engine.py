@@ -6,7 +6,7 @@ import pytest
 from longcat import _core
 from longcat import _testing as testing
 
-from support.checkpoints import make_checkpoint, random_token_ids
+from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint, random_token_ids
 from support.devices import EMULATED, EMULATED_FP8, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, FP8_OPS
 
@@ -54,6 +54,18 @@ def make(checkpoint, device, **options):
     return DeviceEngine(checkpoint, device=device, **options)
 
 
+def test_completions_of_few_token_kernels_do_not_depend_on_the_batch(tmp_path, device):
+    """Prompts of 63 to 65 tokens: on the tensor cores' two ways."""
+    make_checkpoint(tmp_path, seed=7, dtype="BF16", config_overrides=TENSOR_CORE_SHAPES)
+    before = testing.emulated_thread_kernels()
+    with make(str(tmp_path), device, enable_prefix_caching=False, max_num_seqs=1) as engine:
+        alone = [completions(engine, [prompt], 0.8, max_tokens=2)[0] for prompt in PROMPTS[1:4]]
+    if device == EMULATED:
+        assert testing.emulated_thread_kernels() > before
+    with make(str(tmp_path), device, max_num_seqs=4) as engine:
+        assert completions(engine, PROMPTS[1:4], 0.8, max_tokens=2) == alone
+
+
 def row_errors(found, expected):
     return np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
 
@@ -81,7 +93,9 @@ def test_completions_survive_preemption(checkpoint, device):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp"}])
+@pytest.mark.parametrize(
+    "speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp", "adaptive": False}]
+)
 def test_completions_with_draft_tokens(checkpoint, device, temperature, speculative):
     prompts = [[5, 6, 7] * 8, *PROMPTS]
     with make(checkpoint, device) as engine:
@@ -203,6 +217,17 @@ def test_steps_of_short_contexts_are_recorded_at_load(checkpoint):
     options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 16, 1 << 22
     engine = testing.Engine(checkpoint, options)
     assert engine.num_recordings() == 5  # of 1, 2, 4, 8, 16 rows
+
+
+def test_recorded_steps_draw(checkpoint):
+    """Behind the model, the graph of a step has the three kernels of the sampler; before it, the choice of ids."""
+    options = _core.EngineOptions()
+    options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 1, 1 << 22
+    engine = testing.Engine(checkpoint, options)
+    assert engine.num_recordings() == 1
+    model = testing.DeviceModel(checkpoint, EMULATED)
+    model.forward([([1], 0, [5])], num_generated=1, num_rows=1, recorded=True)
+    assert engine.num_recorded_nodes() == 1 + model.num_nodes() + 3
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from reference import ops as reference
-from support.checkpoints import VARIANTS, make_checkpoint, random_token_ids, read_config
+from support.checkpoints import SPARSE_VARIANTS, VARIANTS, make_checkpoint, random_token_ids, read_config
 from support.devices import CPU_PADDED
 from support.engines import Outcome, Steps, assert_same, make_engine, sampling
 
@@ -25,6 +25,9 @@ CONFIGS = [
     ("odd int8", "bf16", "auto"),
     ("lite", "f32", "int8"),
     ("odd int4", "bf16", "int8"),
+    ("sparse", "f32", "auto"),
+    ("sparse_wide", "bf16", "int8"),
+    ("sparse_odd", "bf16", "fp8"),
 ]
 
 
@@ -33,7 +36,7 @@ class Case:
 
     def __init__(self, folder: str, variant: str, dtype: str, kv_cache_dtype: str):
         variant, _, quant = variant.partition(" ")
-        make_checkpoint(folder, seed=1, mtp=True, **VARIANTS[variant])
+        make_checkpoint(folder, seed=1, mtp=True, **(VARIANTS | SPARSE_VARIANTS)[variant])
         if quant:
             original, folder = folder, f"{folder}/{quant}"
             convert_checkpoint(original, folder, PRESETS[quant])
@@ -168,7 +171,10 @@ def block_size(case) -> int:
     fp8_row = -(-(-(-latent // 4) * 4 + 4 * groups + 2 * rope) // 4) * 4
     int8_row = -(-(4 * (groups + -(-rope // 128)) + -(-latent // 2) * 2 + 2 * rope) // 4) * 4
     row = {"f32": 4 * (latent + rope), "bf16": 2 * (latent + rope), "fp8": fp8_row, "int8": int8_row}[dtype]
-    return 64 * ((2 * c["num_layers"] + 1) * row + 4)
+    keys = 0
+    if c["attention_method"] == "LSA":
+        keys = (2 * c["num_layers"] // c["cli_factor"] + 1) * c["index_head_dim"] * (4 if dtype == "f32" else 2)
+    return 64 * ((2 * c["num_layers"] + 1) * row + keys + 4)
 
 
 @pytest.mark.parametrize("max_num_seqs", [2, 8])
@@ -195,7 +201,7 @@ def test_forks(case, max_num_seqs):
 def test_with_draft_tokens(case, method, most, num_blocks):
     """Accepted or rejected, a draft token changes no token and no bit, also where requests preempt each other."""
     memory = num_blocks * block_size(case)
-    steps = Steps(case.engine(speculation=(method, most, 3, 1), kv_cache_memory=memory, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, most, 3, 1, False), kv_cache_memory=memory, max_num_seqs=7))
     ids = add_all(case, steps)
     repeating = [5, 6, 7, 8] * 6, sampling(NEW_TOKENS, allowed_token_ids=[5, 6, 7])
     ids += steps.add(*repeating)
@@ -240,7 +246,7 @@ def without_drafts(outcome: Outcome) -> None:
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 def test_padded_draft_tokens(case, method):
     """Steps with draft tokens are recorded, too, by their number of rows."""
-    steps = Steps(case.engine(speculation=(method, 3, 3, 1), device=CPU_PADDED, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, 3, 3, 1, False), device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)
     steps.run()
@@ -271,7 +277,7 @@ def test_draft_tokens_by_mtp_read_nothing_stale(case):
     """They are the same when all that they must not read is NaN."""
     found = []
     for poison in (False, True):
-        steps = Steps(case.engine(speculation=("mtp", 3, 1, 1), max_num_seqs=5))
+        steps = Steps(case.engine(speculation=("mtp", 3, 1, 1, False), max_num_seqs=5))
         ids = add_all(case, steps)
         steps.add(random_token_ids(3, 50), sampling(60, allowed_token_ids=[5, 6, 7]), 3)
         while steps.engine.has_work():

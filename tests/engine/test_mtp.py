@@ -14,11 +14,12 @@ from support.engines import Steps, completions, make_engine, sampling
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
 BLOCK = 64
+ADAPTIVE = {"method": "mtp", "num_speculative_tokens": 3}
 
 
 @pytest.fixture(scope="module")
 def engines(tiny):
-    speculative = {"method": "mtp", "num_speculative_tokens": 3}
+    speculative = {"method": "mtp", "num_speculative_tokens": 3, "adaptive": False}
     with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=speculative) as drafting:
         yield plain, drafting
 
@@ -43,6 +44,34 @@ def test_completions_are_the_same(engines, sampling):
     assert completions(found) == completions(plain.generate(PROMPTS[:3], **{"max_tokens": 80, **sampling}))
     if "structured_outputs" not in sampling and sampling.get("max_tokens") != 2:  # a second token leaves none to draft
         assert drafting.metrics()["num_draft_tokens"] > before
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:4], ids=lambda s: ",".join(s))
+def test_the_count_changes_no_completion(engines, tiny, sampling):
+    """However many tokens the measured times make the engine draft, and whenever it stops and begins again."""
+    with Engine(tiny, num_threads=1, speculative={"method": "mtp", "num_speculative_tokens": 6}) as adaptive:
+        for _ in range(2):
+            found = adaptive.generate(PROMPTS[:3], **{"max_tokens": 150, **sampling})
+            assert completions(found) == completions(
+                engines[0].generate(PROMPTS[:3], **{"max_tokens": 150, **sampling})
+            )
+        assert 0 < adaptive.metrics()["draft_acceptance"] < 1 and adaptive.metrics()["draft_cost"] > 0
+
+
+def test_drafting_that_never_pays_is_switched_off(tmp_path):
+    """The layer of random weights drafts no right token."""
+    make_checkpoint(tmp_path, seed=1, mtp=True)
+    request = {"prompt_token_ids": list(range(5, 25)), "temperature": 0, "ignore_eos": True}
+    with Engine(tmp_path, num_threads=1) as plain, Engine(tmp_path, num_threads=1, speculative=ADAPTIVE) as drafting:
+        assert completions([drafting.generate(**request, max_tokens=200)]) == completions(
+            [plain.generate(**request, max_tokens=200)]
+        )
+        before = drafting.metrics()
+        drafting.generate(**request, max_tokens=300)
+        after = drafting.metrics()
+        assert after["num_steps"] - before["num_steps"] > 250
+        assert after["num_draft_tokens"] - before["num_draft_tokens"] < 30
+        assert after["draft_acceptance"] < 0.3 and after["draft_tokens_now"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -89,13 +118,13 @@ def drafts_of(model, token_ids, num_prompt_tokens, allowed, num_tokens):
 
 @pytest.mark.parametrize("allowed", [[], [5, 6, 7]], ids=["trained", "random"])
 def test_draft_tokens_are_those_of_the_layer(tiny, tmp_path, allowed):
-    """After each step, the draft tokens are those of the layer run alone: one more than were accepted before."""
+    """After each step, the draft tokens are those of the layer run alone."""
     folder, num_tokens, most = tiny, 120, 3
     if allowed:
         make_checkpoint(tmp_path, seed=1, mtp=True)
         folder = str(tmp_path)
     model = testing.DeviceModel(folder, "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
-    steps = Steps(make_engine(folder, dtype="f32", num_threads=1, speculation=("mtp", most, 1, 1)))
+    steps = Steps(make_engine(folder, dtype="f32", num_threads=1, speculation=("mtp", most, 1, 1, False)))
     prompt = random_token_ids(1, 30)
     [request_id] = steps.add(prompt, sampling(num_tokens, allowed_token_ids=allowed))
     found, deep = steps.outcomes[request_id].token_ids, 0
@@ -108,8 +137,8 @@ def test_draft_tokens_are_those_of_the_layer(tiny, tmp_path, allowed):
         slot = (
             len(ids) - 1
         ) % BLOCK  # of the newest token: draft tokens stay in its block, and the first needs no slot
-        accepted, left = len(found) - before - 1, num_tokens - before - 2
-        count = min(most, accepted + 1, 1 if slot == 0 else BLOCK - 1 - slot, left)
+        left = num_tokens - before - 2
+        count = min(most, 1 if slot == 0 else BLOCK - 1 - slot, left)
         expected = drafts_of(model, ids, len(prompt), allowed, count) if count > 0 else []
         assert steps.engine.drafts(request_id) == expected, len(ids)
         deep += len(expected) > 1
@@ -120,7 +149,7 @@ def test_quantised_checkpoints_keep_their_layer(tiny, tmp_path):
     convert_checkpoint(tiny, tmp_path / "int4", PRESETS["int4"])
     with (
         Engine(tmp_path / "int4", num_threads=1) as plain,
-        Engine(tmp_path / "int4", num_threads=1, speculative={"method": "mtp"}) as drafting,
+        Engine(tmp_path / "int4", num_threads=1, speculative={"method": "mtp", "adaptive": False}) as drafting,
     ):
         sampling = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
         assert completions(drafting.generate(PROMPTS, **sampling)) == completions(plain.generate(PROMPTS, **sampling))

@@ -71,6 +71,7 @@ def test_fewer_steps_where_a_text_repeats_itself(engines):
     "speculative, error, text",
     [
         ({"method": "eagle"}, ValueError, 'speculative method \'eagle\' is not known: use "mtp" or "ngram"'),
+        ({"method": "ngram", "adaptive": False}, TypeError, 'speculative has no parameter "adaptive"'),
         ({"method": "mtp", "num_speculative_tokens": 0}, ValueError, "num_speculative_tokens=0; expected"),
         ({"method": "mtp", "prompt_lookup_max": 4}, TypeError, 'speculative has no parameter "prompt_lookup_max"'),
         ({"num_speculative_tokens": 3}, ValueError, "speculative method None is not known"),

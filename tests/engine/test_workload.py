@@ -17,7 +17,7 @@ LOOKUP = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1
 
 @pytest.mark.parametrize(
     "swap_memory, speculative",
-    [(0, None), (3 * BLOCK_BYTES, None), (1 << 30, None), (0, LOOKUP), (0, {"method": "mtp"})],
+    [(0, None), (3 * BLOCK_BYTES, None), (1 << 30, None), (0, LOOKUP), (0, {"method": "mtp", "adaptive": False})],
     ids=["no swap", "some swap", "swap", "prompt lookup", "mtp"],
 )
 def test_random_requests(tiny, swap_memory, speculative):

@@ -43,11 +43,12 @@ struct Work {
   std::vector<int32_t> tokens;
 };
 
-std::vector<const bf16*> matrices(SimtEmulator& gpu, const Experts& in, int64_t first_row, int64_t rows) {
-  std::vector<const bf16*> all;
+gpu::ExpertMatrices matrices(SimtEmulator& gpu, const Experts& in, int64_t first_row, int64_t rows) {
+  gpu::ExpertMatrices all{};
+  size_t expert = 0;
   for (const std::vector<bf16>& w : in.w)
-    all.push_back(
-        gpu.input(std::vector<bf16>(w.begin() + first_row * in.depth, w.begin() + (first_row + rows) * in.depth)));
+    all.of[expert++] =
+        gpu.input(std::vector<bf16>(w.begin() + first_row * in.depth, w.begin() + (first_row + rows) * in.depth));
   return all;
 }
 
@@ -69,8 +70,8 @@ Outcome run_gate_up(SimtEmulator& gpu, const Experts& in, const Work& work) {
   gpu::ExpertGateUp32 kernel{.x = gpu.input(in.x), .x_stride = in.depth, .depth = static_cast<int32_t>(in.depth)};
   kernel.layer = {
       .list = {written(gpu, work.items), written(gpu, std::vector<int32_t>{static_cast<int32_t>(work.items.size())})},
-      .gates = gpu.input(matrices(gpu, in, 0, kColumns)),
-      .ups = gpu.input(matrices(gpu, in, kColumns, kColumns)),
+      .gates = matrices(gpu, in, 0, kColumns),
+      .ups = matrices(gpu, in, kColumns, kColumns),
       .tokens = written(gpu, work.tokens),
       .out = gpu.output<bf16>(rows * kColumns),
       .out_features = kColumns};
@@ -96,7 +97,7 @@ Outcome run_down(SimtEmulator& gpu, const Experts& in, const Work& work) {
   gpu::ExpertDown32 kernel{.x = gpu.input(x), .x_stride = in.depth, .depth = static_cast<int32_t>(in.depth)};
   kernel.layer = {
       .list = {written(gpu, work.items), written(gpu, std::vector<int32_t>{static_cast<int32_t>(work.items.size())})},
-      .weights = gpu.input(matrices(gpu, in, 0, 2 * kColumns)),
+      .weights = matrices(gpu, in, 0, 2 * kColumns),
       .out = gpu.output<bf16>(rows * 2 * kColumns),
       .out_features = 2 * kColumns};
   gpu.launch(kExperts * 2, kernel, true);

@@ -38,13 +38,12 @@ constexpr double kBf16Tolerance = 4e-3, kF32Tolerance = 5e-5;
 
 struct Layer {
   int64_t depth;
-  std::vector<bf16> x, w, residual;
+  std::vector<bf16> x, w;
   Products products;
-  explicit Layer(int64_t k)
+  explicit Layer(int64_t k, int64_t tokens = kMaxTokens)
       : depth(k),
-        x(random_bf16(kMaxTokens * k, 1)),
+        x(random_bf16(tokens * k, 1)),
         w(random_bf16(kColumns * k, 2, 0.02f)),
-        residual(random_bf16(kMaxTokens * kColumns, 3)),
         products(products_of(x, w, k)) {}
 };
 
@@ -53,36 +52,32 @@ std::vector<T> first_of(const std::vector<T>& all, int64_t count) {
   return std::vector<T>(all.begin(), all.begin() + count);
 }
 
-// Runs the first tokens. The bits are of token 0, so that all numbers of tokens and kTokens agree.
+// Runs the first tokens. extra_slices: blocks without work. The bits are of token 0, so that all numbers of tokens and
+// kTokens agree.
 template <int kTokens, class Out>
-Outcome run(SimtEmulator& gpu, const Layer& in, int64_t tokens, bool residual) {
+Outcome run(SimtEmulator& gpu, const Layer& in, int64_t tokens, int64_t extra_slices = 0) {
   std::vector<bf16> x;  // rows farther apart than they need be
   for (int64_t t = 0; t < tokens; ++t) {
     x.insert(x.end(), in.x.begin() + t * in.depth, in.x.begin() + (t + 1) * in.depth);
     x.insert(x.end(), kStridePadding, to_bf16(1e30f));
   }
   const int64_t stride = kColumns + 1;
-  std::vector<Out> before(static_cast<size_t>(tokens * stride));
-  std::vector<double> exact = first_of(in.products.exact, tokens * kColumns);
+  const std::vector<double> exact = first_of(in.products.exact, tokens * kColumns);
   const std::vector<float>& sums = in.products.chains[static_cast<int>(gpu.arithmetic())];
   std::vector<Out> chain;
-  for (size_t i = 0; i < static_cast<size_t>(tokens * kColumns); ++i) {
-    const float add = residual ? to_float(in.residual[i]) : 0;
-    exact[i] += add;
-    chain.push_back(rounded_to<Out>(residual ? add + sums[i] : sums[i]));
-    before[i / kColumns * static_cast<size_t>(stride) + i % kColumns] = rounded_to<Out>(add);
-  }
-  Out* const out = residual ? gpu.buffer(before) : gpu.output<Out>(tokens * stride);
+  for (size_t i = 0; i < static_cast<size_t>(tokens * kColumns); ++i) chain.push_back(rounded_to<Out>(sums[i]));
+  Out* const out = gpu.output<Out>(tokens * stride);
   FewTokenLinear<kTokens, PlainLayer<Out>> kernel{.x = gpu.input(x),
                                                   .x_stride = in.depth + kStridePadding,
                                                   .depth = static_cast<int32_t>(in.depth),
                                                   .layer = {.weight = gpu.input(in.w),
                                                             .plane_stride = 0,
                                                             .out = out,
-                                                            .residual = residual ? out : nullptr,
                                                             .out_stride = stride,
+                                                            .tiles = kColumns / 16,
                                                             .num_tokens = static_cast<int32_t>(tokens)}};
-  gpu.launch(kColumns / 16, kernel);
+  const int64_t slices = (tokens + gpu::kSlice - 1) / gpu::kSlice + extra_slices;
+  gpu.launch(slices * (kColumns / 16), kernel, extra_slices > 0);
   const std::vector<Out> wide = gpu.read(out, tokens * stride);
   std::vector<Out> found;
   for (int64_t t = 0; t < tokens; ++t)
@@ -128,8 +123,8 @@ Outcome run_planes(SimtEmulator& gpu, int64_t depth, int64_t tokens) {
                       .layer = {.weight = gpu.input(planes),
                                 .plane_stride = kColumns * depth,
                                 .out = gpu.output<float>(tokens * kColumns),
-                                .residual = nullptr,
                                 .out_stride = kColumns,
+                                .tiles = kColumns / 16,
                                 .num_tokens = static_cast<int32_t>(tokens)}};
   gpu.launch(kColumns / 16, kernel);
   const std::vector<float> found = gpu.read(kernel.layer.out, tokens * kColumns);
@@ -152,8 +147,8 @@ Outcome run_overlapping(SimtEmulator& gpu, int64_t tokens) {
                        .layer = {.weight = gpu.input(w),
                                  .plane_stride = 0,
                                  .out = gpu.output<bf16>(tokens * kDepth),
-                                 .residual = nullptr,
                                  .out_stride = kDepth,
+                                 .tiles = kDepth / 16,
                                  .num_tokens = static_cast<int32_t>(tokens)}};
   gpu.launch(kDepth / 16, kernel);
   kernel.x = kernel.layer.out;
@@ -226,22 +221,24 @@ Outcome run_gate_up(SimtEmulator& gpu, const Layer& in, int64_t tokens) {
 int main(int argc, char** argv) {
   using namespace longcat;
   using namespace longcat::emulation;
-  const Layer small(3072), large(6144), shortest(128);
-  const auto of = [](auto run_one, const Layer& in, int64_t tokens, bool residual = false) {
-    return [=, &in](SimtEmulator& gpu) { return run_one(gpu, in, tokens, residual); };
+  const Layer small(3072), large(6144), shortest(128, 130);
+  const auto of = [](auto run_one, const Layer& in, int64_t tokens, int64_t extra_slices = 0) {
+    return [=, &in](SimtEmulator& gpu) { return run_one(gpu, in, tokens, extra_slices); };
   };
   return prove(argc, argv,
                {{"1 token", of(run<8, bf16>, small, 1), "3072"},
                 {"16 tokens", of(run<16, bf16>, small, 16), "3072"},
                 {"3 tokens, two planes of W", [](SimtEmulator& gpu) { return run_planes(gpu, 3072, 3); }},
                 {"13 tokens, launched over their producer", [](SimtEmulator& gpu) { return run_overlapping(gpu, 13); }},
-                {"1 step of K", of(run<64, bf16>, shortest, 64, true)},
+                {"1 step of K", of(run<64, bf16>, shortest, 64), "128"},
                 {"17 tokens, two layers joined", [&](SimtEmulator& gpu) { return run_joined(gpu, small, 17); }},
                 {"5 tokens, gate and up", [&](SimtEmulator& gpu) { return run_gate_up(gpu, small, 5); }},
                 {"17 tokens, f32", of(run<32, float>, small, 17)},
                 {"17 tokens in room for 64", of(run<64, bf16>, small, 17), "3072"},
-                {"63 tokens, residual", of(run<64, bf16>, small, 63, true)},
+                {"63 tokens", of(run<64, bf16>, small, 63), "3072"},
                 {"64 tokens", of(run<64, bf16>, small, 64), "3072"},
+                {"130 tokens, in slices", of(run<64, bf16>, shortest, 130), "128"},
+                {"2 tokens, and blocks without work", of(run<8, bf16>, shortest, 2, 1), "128"},
                 {"K = 6144, 1 token", of(run<8, bf16>, large, 1), "6144"},
                 {"K = 6144, 64 tokens", of(run<64, bf16>, large, 64), "6144"}});
 }

@@ -9,7 +9,7 @@ KERNELS = [
     "longcat::gpu::FewTokenLinear<32, longcat::gpu::JoinedLayer>",
     "longcat::gpu::FewTokenLinear<8, longcat::gpu::GateUpLayer>",
 ]
-SOURCES = ["cuda/kernels/few_token_linear.h", "cuda/kernels/few_token_layers.h"]
+SOURCES = ["cuda/kernels/few_token_linear.h", "cuda/kernels/few_token_layers.h", "cuda/kernels/silu.h"]
 
 # name -> (what is there, exactly once; what replaces it)
 MUTATIONS = {
@@ -78,7 +78,12 @@ MUTATIONS = {
     ),
     "one step too many is loaded": ("if (s + kStages - 1 < steps) {", "if (s + kStages - 1 <= steps) {"),
     "a short K loads stages that are not there": ("if (s < steps) {", "{"),
-    "early weights of stages that are not there": ("if (s < steps) copy_weights", "copy_weights"),
+    "early weights of stages that are not there": ("if (s < steps && tile.count > 0)", "if (tile.count > 0)"),
+    "early weights of blocks without work": ("if (s < steps && tile.count > 0)", "if (s < steps)"),
+    "a block without work ends before the wait": (
+        "wait_for_prior_grid(); if (tile.count <= 0) return;",
+        "if (tile.count <= 0) return; wait_for_prior_grid();",
+    ),
     "early weights one stage late": ("if (s >= kEarly) copy_weights", "if (s > kEarly) copy_weights"),
     "bf16 results cut instead of rounded": (
         "return bf16{static_cast<uint16_t>(pack_bf16(value, 0))}",
@@ -86,25 +91,27 @@ MUTATIONS = {
     ),
     "gate and up not rounded": ("return low_bf16(pack_bf16(value, 0));", "return value;"),
     "gate and up swapped": ("silu_mul(low, high)", "silu_mul(high, low)"),
-    "SiLU of the other sign": ("expf(-g)", "expf(g)"),
+    "SiLU of the other sign": ("expf(-x)", "expf(x)"),
     "up from the gate's rows": ("up + column * depth", "gate + column * depth"),
     "columns of gate and up": ("column = block_idx() * 8;", "column = block_idx() * 16;"),
-    "plain: the first block's rows of W": ("weight + block_idx() * 16 * depth", "weight"),
-    "plain: the first block's columns": ("block_idx() * 16, 0, num_tokens, 0}", "0, 0, num_tokens, 0}"),
+    "plain: the first block's rows of W": ("weight + column * depth", "weight"),
+    "plain: the first block's columns": ("column, begin, num_tokens", "0, begin, num_tokens"),
     "plain: both halves from the same rows": (
-        "return {{first, first + 8 * int64_t{depth}}, block_idx()",
-        "return {{first, first}, block_idx()",
+        "return {{first, first + 8 * int64_t{depth}}, column, begin",
+        "return {{first, first}, column, begin",
     ),
     "plain: rows packed": (
-        "store_one(token * out_stride + tile.column + row, low)",
-        "store_one(token * 32 + tile.column + row, low)",
+        "(tile.begin + token) * out_stride + tile.column + row",
+        "(tile.begin + token) * 32 + tile.column + row",
     ),
-    "plain: no residual": ("value = add_rn(to_float(before), value);", ""),
-    "plain: rounded before the residual": (
-        "value = add_rn(to_float(before), value);",
-        "value = add_rn(to_float(before), rounded(value));",
+    "plain: slices of 32 tokens": ("block / tiles * kSlice", "block / tiles * 32"),
+    "plain: slices and columns swapped": ("begin = block / tiles * kSlice", "begin = block % tiles * kSlice"),
+    "plain: all slices of the first tokens": ("return tile.begin + token;", "return token;"),
+    "plain: all slices to the first rows": (
+        "(tile.begin + token) * out_stride + tile.column + row",
+        "token * out_stride + tile.column + row",
     ),
-    "plain: residual of another row": ("load_global(residual + at)", "load_global(residual + (at ^ 1))"),
+    "plain: a slice has all tokens": ("begin, num_tokens - begin, 0}", "begin, num_tokens, 0}"),
     "joined: one block too late": ("block_idx() >= tiles;", "block_idx() > tiles;"),
     "joined: the first layer's weights": ("(second ? weights[1] : weights[0])", "weights[0]"),
     "joined: columns run on": ("(block_idx() - (second ? tiles : 0)) * 16", "block_idx() * 16"),

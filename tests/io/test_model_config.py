@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 from longcat import _core
 from longcat import _testing as testing
 from longcat.checkpoint.random_weights import LITE_CONFIG as LITE
+from longcat.checkpoint.random_weights import LITE_SPARSE_CONFIG as LITE_SPARSE
+from longcat.checkpoint.random_weights import PRESETS
 
 from support.checkpoints import TINY_CONFIG, VARIANTS, make_config
 
@@ -167,9 +170,10 @@ def test_oddities_are_warned_of():
 
 
 RELATIVES = {
-    "Lite-Sparse": (dict(architectures=["LongcatCausalLM"]), "Lite-Sparse"),
-    "sparse attention": (dict(index_topk=2048), "Lite-Sparse"),
-    "sparse heads": (dict(index_n_heads=16), "Lite-Sparse"),
+    "Sparse by name only": (dict(architectures=["LongcatCausalLM"]), 'attention_method "MLA", expected'),
+    "LSA without index_topk": (dict(attention_method="LSA"), 'attention_method "LSA" but no index_topk'),
+    "index_topk without LSA": (dict(index_topk=2048), 'index_topk but attention_method "MLA"'),
+    "index heads without LSA": (dict(index_n_heads=16, attention_method=DROP), "attention_method absent"),
     "Next": (dict(architectures=["LongcatNextForCausalLM"]), "LongCat-Next"),
     "Next by model_type": (dict(architectures=DROP, model_type="longcat_next"), "LongCat-Next"),
     "2.0": (dict(architectures=["LongcatFlashProForCausalLM"], index_topk=2048), "LongCat-2.0"),
@@ -187,7 +191,82 @@ RELATIVES = {
 def test_relatives_are_refused_by_name(case, refused):
     fields, tells = RELATIVES[case]
     message = refused(testing.parse_model_config, changed(**fields))
-    assert tells in message and "LongCat-Flash-Lite and LongCat-Flash-Chat only" in message
+    assert tells in message and "LongCat-Flash-Lite, LongCat-Flash-Lite-Sparse and LongCat-Flash-Chat only" in message
+
+
+# --- LongCat-Flash-Lite-Sparse ---------------------------------------------------------------------
+
+TINY_SPARSE = PRESETS["tiny-sparse"]
+
+
+def test_sparse():
+    config = read(LITE_SPARSE)
+    assert config["architecture"] == "LongcatCausalLM" and config["torch_dtype"] == "BF16"
+    assert config["sparse"] == {
+        "index_n_heads": 16, "index_head_dim": 128, "index_topk": 2048, "index_init_tokens": 16,
+        "index_local_tokens": 1024, "cli_factor": 2,
+    }  # fmt: skip
+    assert config["ngram"] == {"table_rows": 10223616, "emb_neighbor_num": 4, "emb_split_num": 4}
+    assert config["yarn"]["factor"] == 120 and config["yarn"]["original_max_position_embeddings"] == 8192
+    assert not config["tie_word_embeddings"] and config["warnings"] == [] and read()["sparse"] is None
+
+
+def test_sparse_has_the_published_number_of_parameters():
+    """69.1 billion, of which the 15 indexers have 53.8 million."""
+    tensors = [*_core.expected_tensors(json.dumps(LITE_SPARSE)), *_core.expected_mtp_tensors(json.dumps(LITE_SPARSE))]
+    sizes = {name: math.prod(shape) for name, shape, _ in tensors}
+    assert (len(sizes), sum(sizes.values())) == (11_220, 69_127_158_912)
+    indexers = {name: size for name, size in sizes.items() if ".indexer." in name}
+    assert (len(indexers), sum(indexers.values())) == (60, 53_823_360)
+    f32 = [name for name in sizes if re.search(r"\.router\.|weights_proj", name)]
+    assert 2 * sum(sizes.values()) + 2 * sum(sizes[name] for name in f32) == 138_288_833_280  # bytes as published
+    shapes = {name: shape for name, shape, _ in tensors}
+    assert shapes["model.oe_embed_tokens11.weight"] == (10223639, 256)
+    assert shapes["model.layers.13.self_attn.0.indexer.wq_b.weight"] == (2048, 1536)
+    assert "model.layers.13.self_attn.1.indexer.wk.weight" not in shapes
+    assert shapes["model.mtp.layers.0.self_attn.indexer.weights_proj.weight"] == (16, 3072)
+
+
+def test_sparse_spellings():
+    """The names of Lite's N-gram fields, fields of copies that were saved again, and other architecture names."""
+    plain = read(TINY_SPARSE)
+    lite = dict(ngram_vocab_size_ratio=3, emb_neighbor_num=4, emb_split_num=4)
+    dropped = dict.fromkeys(("oe_vocab_size_ratio", "oe_neighbor_num", "oe_split_num"), DROP)
+    assert read(TINY_SPARSE, **lite) == read(TINY_SPARSE, **lite, **dropped) == plain
+    again = dict(indexer_rope_interleave=True, mtp_replicate_modules=True, dsa_mtp_cli=True, mtp_num_layers=3,
+                 mtp_disable_over_tokenizer=True)  # fmt: skip
+    assert read(TINY_SPARSE, **again) == read(TINY_SPARSE, use_mla=DROP, mtp_num_layers=DROP) == plain
+    for architectures in (DROP, ["LongcatFlashNgramForCausalLM"]):
+        assert read(TINY_SPARSE, architectures=architectures) == plain
+
+
+SPARSE_REFUSED = {
+    "norm": (dict(index_k_norm_type="layer"), ['index_k_norm_type is "layer"', '"rms"']),
+    "no norm": (dict(index_k_norm_type=DROP), ["missing index_k_norm_type"]),
+    "cli_factor": (dict(cli_factor=3), ["cli_factor is 3", "1..2"]),
+    "too many always": (
+        dict(index_init_tokens=21),
+        ["index_init_tokens + index_local_tokens is 33", "index_topk, 32"],
+    ),
+    "odd rope": (dict(qk_rope_head_dim=7), ["qk_rope_head_dim is 7", "even"]),
+    "rope beyond the index head": (dict(index_head_dim=6), ["qk_rope_head_dim is 8", "index_head_dim, 6"]),
+    "no heads": (dict(index_n_heads=DROP), ["missing index_n_heads"]),
+    "half rope": (dict(indexer_rope_interleave=False), ["indexer_rope_interleave is false"]),
+    "spellings disagree": (
+        dict(emb_split_num=2),
+        ["emb_split_num is 2 but its alias oe_split_num is 4"],
+    ),
+    "MTP layers": (dict(mtp_num_layers=2), ["mtp_num_layers is 2", "1 or 3"]),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE_REFUSED)
+def test_sparse_refused(case, refused):
+    fields, tells = SPARSE_REFUSED[case]
+    message = refused(testing.parse_model_config, changed(TINY_SPARSE, **fields))
+    assert message.startswith("[config] config.json: ")
+    for part in tells:
+        assert part in message
 
 
 REFUSED = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from longcat import _testing as testing
 
-from support.checkpoints import make_checkpoint
+from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint
 from support.compare import assert_rows_close
 from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, LOGITS
@@ -18,6 +18,13 @@ BF16_DEVICES = [EMULATED, pytest.param("cuda", marks=needs_gpu)]
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("device_model")
     make_checkpoint(folder, seed=5, dtype="BF16")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide_device_model")
+    make_checkpoint(folder, seed=5, dtype="BF16", config_overrides=TENSOR_CORE_SHAPES)
     return str(folder)
 
 
@@ -92,6 +99,48 @@ def test_bits_do_not_depend_on_chunks_batch_padding_or_recording(checkpoint, dev
         assert all(np.array_equal(a, b) for a, b in zip(stored, latents, strict=True)), variant
 
 
+# A layer: two attentions (q_a with kv_a, q_b, o), two FFNs (gate with up, down), the router's scores and picks, and two
+# of the experts. One more: the head.
+FEW_TOKEN_KERNELS = 2 * 3 + 2 * 2 + 2 + 2 + 1
+
+
+@pytest.mark.parametrize("device", BF16_DEVICES)
+def test_few_token_kernels_give_logits_near_the_cpus(wide_checkpoint, device):
+    ids = ids_of(64)
+    before = testing.emulated_thread_kernels()
+    found = testing.DeviceModel(wide_checkpoint, device).forward([([1, 2], 0, ids)])
+    if device == EMULATED:
+        assert testing.emulated_thread_kernels() - before == FEW_TOKEN_KERNELS
+    expected = testing.DeviceModel(wide_checkpoint, "cpu").forward([([1, 2], 0, ids)])
+    error = np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert np.median(error) < BF16_MODEL and np.mean(error < 4 * BF16_MODEL) > 0.9, error
+
+
+@pytest.mark.parametrize("device", [*BF16_DEVICES, EMULATED_REVERSED])
+def test_few_and_many_tokens_of_a_model_have_the_same_bits(wide_checkpoint, device):
+    """Other kernels compute a prompt of 66 tokens in one step than in chunks of few. Decodes follow, alone and beside
+    others, padded and recorded."""
+    prompt, generated = ids_of(66), ids_of(2, seed=1)
+
+    def run(chunks, neighbours, recorded):
+        model = testing.DeviceModel(wide_checkpoint, device, num_blocks=80)
+        model.poison()
+        logits, start = [], 0
+        for count in chunks:
+            logits.append(model.forward([([4, 2], start, prompt[start : start + count])]))
+            start += count
+        for i, token in enumerate(generated):
+            batch = [([4, 2], start + i, [token]), *[([10 + n], 0, [5]) for n in range(neighbours)]]
+            rows = 8 if recorded else 0
+            logits.append(model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=recorded)[:1])
+        return np.concatenate(logits)
+
+    whole = run([66], 0, False)
+    assert np.isfinite(whole).all()
+    assert np.array_equal(run([64, 2], 5, True), whole)
+    assert np.array_equal(run([1, 17, 48], 64, False), whole)
+
+
 def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
     ids = ids_of(70)
     logits = [
@@ -100,13 +149,49 @@ def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
     assert np.array_equal(*logits)
 
 
-def test_nodes_of_a_recorded_step(tmp_path):
+# The published shape of attention, but for the number of heads: decode runs on tensor cores.
+TENSOR_CORE_SHAPE = {"num_attention_heads": 16, "kv_lora_rank": 512, "qk_nope_head_dim": 16, "qk_rope_head_dim": 64}
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
+def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, kv_cache_dtype):
+    """Generated tokens one by one, as neighbours, beside others, padded and recorded, on either order of blocks."""
+    make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides={"num_layers": 1, **TENSOR_CORE_SHAPE})
+    prompt, generated = ids_of(3), ids_of(7, seed=1)
+
+    def run(counts, device=EMULATED, neighbours=False, rows=0):
+        model = testing.DeviceModel(str(tmp_path), device, kv_cache_dtype=kv_cache_dtype, num_blocks=16)
+        model.poison()
+        model.forward([([4], 0, prompt), ([7], 0, prompt)])
+        logits, start = [], 0
+        for count in counts:
+            batch = [([4], len(prompt) + start, generated[start : start + count])]
+            if neighbours:
+                batch.append(([7], len(prompt) + start, generated[:count]))
+            out = model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=rows > 0)
+            logits.append(out[:count])
+            start += count
+        return np.concatenate(logits)
+
+    alone = run([1] * 7)
+    assert np.isfinite(alone).all()
+    for variant in (
+        {"counts": [5, 2]},
+        {"counts": [7], "neighbours": True},
+        {"counts": [1, 4, 2], "rows": 8},
+        {"counts": [3, 4], "device": EMULATED_REVERSED},
+    ):
+        assert np.array_equal(run(**variant), alone), variant
+
+
+@pytest.mark.parametrize("shape,expected", [({}, (41, 7)), (TENSOR_CORE_SHAPE, (39, 8))], ids=["plain", "tensor cores"])
+def test_nodes_of_a_recorded_step(tmp_path, shape, expected):
     """What a graph launches: so much a layer, whatever the number of tokens."""
 
     def nodes(num_layers, num_tokens):
         folder = tmp_path / str(num_layers)
         if not folder.exists():
-            make_checkpoint(folder, dtype="BF16", config_overrides={"num_layers": num_layers})
+            make_checkpoint(folder, dtype="BF16", config_overrides={"num_layers": num_layers, **shape})
         model = testing.DeviceModel(str(folder), EMULATED)
         model.forward([([block], 0, [3, 4]) for block in range(1, num_tokens + 1)])
         chunks = [([block], 2, [5]) for block in range(1, num_tokens + 1)]
@@ -115,7 +200,19 @@ def test_nodes_of_a_recorded_step(tmp_path):
 
     layer = nodes(2, 1) - nodes(1, 1)
     assert nodes(2, 3) == nodes(2, 1)
-    assert (layer, nodes(1, 1) - layer) == (41, 7)
+    assert (layer, nodes(1, 1) - layer) == expected
+
+
+def test_nodes_of_a_recorded_step_on_tensor_cores(wide_checkpoint):
+    """Up to 64 tokens, fewer kernels compute router, experts, pairs of layers and FFNs."""
+
+    def nodes(num_tokens):
+        model = testing.DeviceModel(wide_checkpoint, EMULATED, num_blocks=num_tokens + 1)
+        chunks = [([block], 0, [5]) for block in range(1, num_tokens + 1)]
+        model.forward(chunks, num_generated=num_tokens, num_rows=num_tokens, recorded=True)
+        return model.num_nodes()
+
+    assert [nodes(1), nodes(64), nodes(65)] == [31 + 7, 31 + 7, 41 + 7]
 
 
 def test_nodes_of_a_recorded_step_do_not_grow_with_the_longest_context(checkpoint):

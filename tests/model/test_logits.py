@@ -111,11 +111,12 @@ def test_weights_stay_in_the_file(tmp_path):
         formats = testing.Model(str(tmp_path), dtype).weight_formats()
         assert formats["ngram_table"] == formats["q_b_proj"] == formats["expert_gate_proj"] == "bf16@disk"
         assert formats["classifier"].startswith("f32")
+        assert formats["k_up"] == formats["ngram_projection"] == "bf16_x8@device"  # made at load, so packed
 
 
 def test_f32_weights_are_rounded_under_bf16(random_checkpoint):
     formats = testing.Model(random_checkpoint, "bf16").weight_formats()
-    assert formats["q_b_proj"] == "bf16@device"
+    assert formats["q_b_proj"] == "bf16_x8@device"
     assert formats["ngram_table"] == "f32@disk"
 
 

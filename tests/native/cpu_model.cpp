@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.h"
 #include "cpu/attention/latents.h"
+#include "cpu/attention/selection.h"
 #include "engine/batch_buffers.h"
 #include "engine/load_model.h"
 #include "tests/native/arrays.h"
@@ -70,6 +71,36 @@ class TestModel {
     return out;
   }
 
+  // Returns the stored index keys of the first num_tokens positions: [T, index_head_dim].
+  Array<float> index_keys(int64_t index_layer, const std::vector<int32_t>& blocks, int64_t num_tokens) {
+    const Tensor keys = cache_.index_keys(index_layer);
+    Array<float> out({num_tokens, keys.size(2)});
+    std::vector<float> scratch(static_cast<size_t>(keys.size(2)));
+    for (int64_t p = 0; p < num_tokens; ++p)
+      std::copy_n(cpu::read_index_keys(scratch.data(), keys, blocks.data(), p, p + 1), keys.size(2),
+                  out.mutable_data(p));
+    return out;
+  }
+
+  // Returns what the indexer of the last layer computed for the tokens of the last step: {"selected": [T, topk],
+  // "queries": [T, heads, dim], "weights": [T, heads]}.
+  py::dict last_selection() {
+    const Activations& a = loaded_.model->activations();
+    const int64_t T = a.index_k.size(0), topk = loaded_.config.sparse->index_topk;
+    const auto floats = [](Tensor x) {
+      Array<float> out({x.size(0), x.numel() / x.size(0)});
+      std::copy_n(x.data<float>(), x.numel(), out.mutable_data());
+      return out;
+    };
+    Array<int32_t> selected({T, topk});
+    for (int64_t t = 0; t < T; ++t) std::copy_n(a.selected.row<int32_t>(t), topk, selected.mutable_data(t));
+    py::dict dict;
+    dict["selected"] = selected;
+    dict["queries"] = floats(a.index_q);
+    dict["weights"] = floats(a.index_weights);
+    return dict;
+  }
+
   std::vector<int32_t> lane(const std::vector<int32_t>& blocks, int64_t num_tokens) {
     std::vector<int32_t> ids;
     for (int64_t p = 0; p < num_tokens; ++p)
@@ -78,7 +109,7 @@ class TestModel {
     return ids;
   }
 
-  // Fills every latent of the cache with NaN.
+  // Fills every latent and index key of the cache with NaN.
   void poison() { poison_blocks(cache_, loaded_.config, 0, cache_.num_blocks()); }
 
   std::map<std::string, std::string> weight_formats() const {
@@ -115,6 +146,11 @@ void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begi
       const Tensor latents = cache.latents(sub_layer).index(0, block);
       std::memset(latents.raw(), 0xff, static_cast<size_t>(latents.num_bytes()));
     }
+  for (int64_t index_layer = 0; index_layer < KvCache::num_index_layers(config); ++index_layer)
+    for (int64_t block = begin; block < end; ++block) {
+      const Tensor keys = cache.index_keys(index_layer).index(0, block);
+      std::memset(keys.raw(), 0xff, static_cast<size_t>(keys.num_bytes()));
+    }
 }
 
 void register_cpu_model(py::module_& testing) {
@@ -125,6 +161,8 @@ void register_cpu_model(py::module_& testing) {
       .def("forward", &TestModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0)
       .def("last_ngram_ids", &TestModel::last_ngram_ids)
       .def("latents", &TestModel::latents)
+      .def("index_keys", &TestModel::index_keys)
+      .def("last_selection", &TestModel::last_selection)
       .def("lane", &TestModel::lane)
       .def("poison", &TestModel::poison)
       .def("weight_formats", &TestModel::weight_formats);

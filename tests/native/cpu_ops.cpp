@@ -4,6 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "cpu/attention/latents.h"
+#include "cpu/attention/selection.h"
 #include "cpu/sample.h"
 #include "engine/batch_buffers.h"
 #include "io/model_config.h"
@@ -65,7 +66,9 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
 
 class TestOps {
  public:
-  explicit TestOps(int num_threads) : ops_(make_cpu_ops(num_threads)) {}
+  TestOps(int num_threads, const std::string& dtype) : ops_(make_cpu_ops(num_threads)) {
+    ops_->use_dtype(dtype == "bf16" ? DType::bf16 : DType::f32);
+  }
 
   Array<float> linear(const Array<float>& x, const py::array& weight, const py::object& scales) {
     Array<float> out({x.shape(0), weight.shape(0)});
@@ -85,9 +88,11 @@ class TestOps {
     return out;
   }
 
+  // linear_per_head() with a matrix as the loader prepares it.
   Array<float> linear_per_head(const Array<float>& x, const py::array& weight) {
     Array<float> out({x.shape(0), x.shape(1), weight.shape(0) / x.shape(1)});
-    ops_->linear_per_head(f32(out), f32(x), as_weight(weight));
+    Buffer storage;
+    ops_->linear_per_head(f32(out), f32(x), ops_->prepare(as_weight(weight), storage));
     return out;
   }
 
@@ -158,23 +163,69 @@ class TestOps {
     return s;
   }
 
+  // selected: [T, topk] for sparse attention, else without elements.
   py::tuple mla_decode(const Array<float>& kv_a, const Array<float>& norm_weight, float eps,
                        const Array<float>& q_latent, const Array<float>& q_rope, const Array<float>& inv_freq,
-                       float scale, const std::string& cache_dtype) {
+                       float scale, const std::string& cache_dtype, const Array<int32_t>& selected) {
     const StoredLatents s = store(kv_a, norm_weight, eps, inv_freq, cache_dtype, true);
     Array<float> out({q_latent.shape(0), q_latent.shape(1), q_latent.shape(2)});
-    ops_->mla_decode(f32(out), f32(q_latent), f32(q_rope), s.latents, s.batch, scale);
+    if (selected.size() == 0) {
+      ops_->mla_decode(f32(out), f32(q_latent), f32(q_rope), s.latents, s.batch, scale);
+    } else {
+      ops_->mla_decode_selected(f32(out), f32(q_latent), f32(q_rope), s.latents, i32(selected), s.batch, scale);
+    }
     return py::make_tuple(out, s.stored);
   }
 
   // v_up: [heads * values of a head, kv_lora].
   py::tuple mla_prefill(const Array<float>& kv_a, const Array<float>& norm_weight, float eps, const Array<float>& q,
                         const py::array& k_up, const py::array& v_up, const Array<float>& inv_freq, float scale,
-                        const std::string& cache_dtype) {
+                        const std::string& cache_dtype, const Array<int32_t>& selected) {
     const StoredLatents s = store(kv_a, norm_weight, eps, inv_freq, cache_dtype, false);
     Array<float> out({q.shape(0), q.shape(1), v_up.shape(0) / q.shape(1)});
-    ops_->mla_prefill(f32(out), f32(q), s.latents, as_weight(k_up), as_weight(v_up), s.batch, scale);
+    if (selected.size() == 0) {
+      ops_->mla_prefill(f32(out), f32(q), s.latents, as_weight(k_up), as_weight(v_up), s.batch, scale);
+    } else {
+      Array<float> q_latent({q.shape(0), q.shape(1), norm_weight.size()}), latent_out(q_latent.size());
+      const Tensor spare = f32(latent_out).reshape({q.shape(0), q.shape(1), norm_weight.size()});
+      ops_->mla_prefill_selected(f32(out), f32(q), s.latents, as_weight(k_up), as_weight(v_up), i32(selected),
+                                 f32(q_latent), spare, s.batch, scale);
+    }
     return py::make_tuple(out, s.stored);
+  }
+
+  // The indexer for the last T of the positions of `keys` [n, dim], as `stored` in the index cache. Returns (selected
+  // [T, topk], -1 in rows of tokens that attend to all positions; scores [T, n] of all positions).
+  py::tuple select_positions(const Array<float>& keys, const Array<float>& q, const Array<float>& head_weights,
+                             int64_t topk, int64_t init_tokens, int64_t local_tokens, float scale,
+                             const std::string& stored) {
+    const int64_t n = keys.shape(0), dim = keys.shape(1), num_tokens = q.shape(0);
+    const DType dtype = stored == "bf16" ? DType::bf16 : DType::f32;
+    const std::vector<int32_t> blocks = consecutive_blocks(n);
+    const int64_t num_blocks = static_cast<int64_t>(blocks.size()) + 1;
+    const Buffer memory(ops_->device(), num_blocks * kBlockSize * dim * size_of(dtype));
+    std::memset(memory.data(), 0xff, static_cast<size_t>(memory.bytes()));  // slots without a token hold NaN
+    const Tensor index_keys = memory.tensor(dtype, {num_blocks, kBlockSize, dim});
+    for (int64_t p = 0; p < n; ++p) cpu::store_index_key(index_keys, blocks.data(), p, keys.data(p));
+    BatchBuffers buffers(ops_->device(), num_tokens, 1, num_blocks - 1);
+    const std::vector<int32_t> ids(static_cast<size_t>(num_tokens), 0);
+    const Chunk chunk{.token_ids = ids, .start = n - num_tokens, .blocks = blocks, .generated = false};
+    const ForwardBatch batch = buffers.upload({&chunk, 1});
+    Array<int32_t> selected({num_tokens, topk});
+    std::fill_n(selected.mutable_data(), selected.size(), -1);
+    ops_->select_positions(i32(selected), f32(q), f32(head_weights), index_keys, batch,
+                           {topk, init_tokens, local_tokens}, scale);
+    Array<float> scores({num_tokens, n});
+    std::vector<float> scratch(static_cast<size_t>(kBlockSize * dim));
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      const cpu::IndexQuery query(q.data(t), dim, head_weights.data(t), q.shape(1), dim, scale);
+      for (int64_t tile = 0; tile < n; tile += kBlockSize) {
+        const int64_t end = std::min(tile + kBlockSize, n);
+        query.score(scores.mutable_data(t) + tile,
+                    cpu::read_index_keys(scratch.data(), index_keys, blocks.data(), tile, end), end - tile);
+      }
+    }
+    return py::make_tuple(selected, scores);
   }
 
   // Returns (picks [T, topk], weights [T, topk], identity_weight [T], out [T, hidden] of the routed experts).
@@ -214,8 +265,8 @@ class TestOps {
                               const std::vector<std::vector<int32_t>>& histories) {
     const SamplingCase c(params, histories);
     std::vector<int32_t> ids(static_cast<size_t>(logits.shape(0)));
-    ops_->sample(Tensor(ids.data(), DType::i32, {logits.shape(0)}), f32(logits), c.rows, c.lane_tensor(),
-                 c.table_tensor());
+    ops_->set_sampling_rows(c.rows);
+    ops_->sample(Tensor(ids.data(), DType::i32, {logits.shape(0)}), f32(logits), c.lane_tensor(), c.table_tensor());
     return ids;
   }
 
@@ -248,7 +299,7 @@ void register_cpu_ops(py::module_& testing) {
               py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"),
               py::arg("chunk_sizes") = std::vector<int64_t>{});
   py::class_<TestOps>(testing, "Ops")
-      .def(py::init<int>(), py::arg("num_threads") = 1)
+      .def(py::init<int, const std::string&>(), py::arg("num_threads") = 1, py::arg("dtype") = "f32")
       .def("linear", &TestOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none())
       .def("linear_packed", &TestOps::linear_packed, py::arg("x"), py::arg("packed"), py::arg("format"),
            py::arg("out_features"))
@@ -257,8 +308,15 @@ void register_cpu_ops(py::module_& testing) {
       .def("add_rms_norm", &TestOps::add_rms_norm)
       .def("silu_mul", &TestOps::silu_mul)
       .def("rope", &TestOps::rope)
-      .def("mla_decode", &TestOps::mla_decode)
-      .def("mla_prefill", &TestOps::mla_prefill)
+      .def("mla_decode", &TestOps::mla_decode, py::arg("kv_a"), py::arg("norm_weight"), py::arg("eps"),
+           py::arg("q_latent"), py::arg("q_rope"), py::arg("inv_freq"), py::arg("scale"), py::arg("cache_dtype"),
+           py::arg("selected") = Array<int32_t>(0))
+      .def("mla_prefill", &TestOps::mla_prefill, py::arg("kv_a"), py::arg("norm_weight"), py::arg("eps"), py::arg("q"),
+           py::arg("k_up"), py::arg("v_up"), py::arg("inv_freq"), py::arg("scale"), py::arg("cache_dtype"),
+           py::arg("selected") = Array<int32_t>(0))
+      .def("select_positions", &TestOps::select_positions, py::arg("keys"), py::arg("q"), py::arg("head_weights"),
+           py::arg("topk"), py::arg("init_tokens"), py::arg("local_tokens"), py::arg("scale"),
+           py::arg("stored") = "f32")
       .def("moe", &TestOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
            py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("num_real_tokens") = -1)
       .def("sample", &TestOps::sample)

@@ -15,28 +15,33 @@ namespace longcat {
 
 namespace {
 
+GemmProblem dense(int64_t num_tokens, int64_t out_features, int64_t in_features, const std::string& format,
+                  const std::string& out_dtype, bool add, int64_t batch, int64_t misalignment) {
+  alignas(16) static char memory[32];
+  return {.out = memory,
+          .x = memory + misalignment,
+          .weight = memory,
+          .num_tokens = num_tokens,
+          .out_features = out_features,
+          .in_features = in_features,
+          .batch = batch,
+          .out_stride = out_features * batch,
+          .x_stride = in_features * batch,
+          .out_batch_stride = out_features,
+          .x_batch_stride = in_features,
+          .out_dtype = out_dtype == "f32" ? DType::f32 : DType::bf16,
+          .x_dtype = DType::bf16,
+          .format = format == "f32"    ? WeightFormat::f32
+                    : format == "bf16" ? WeightFormat::bf16
+                                       : WeightFormat::fp8_block,
+          .add = add};
+}
+
 py::tuple gemm_choice(int64_t num_tokens, int64_t out_features, int64_t in_features, const std::string& format,
                       const std::string& out_dtype, bool add, int64_t batch, int compute_capability,
                       int64_t misalignment) {
-  alignas(16) static char memory[32];
-  const GemmProblem problem{.out = memory,
-                            .x = memory + misalignment,
-                            .weight = memory,
-                            .num_tokens = num_tokens,
-                            .out_features = out_features,
-                            .in_features = in_features,
-                            .batch = batch,
-                            .out_stride = out_features * batch,
-                            .x_stride = in_features * batch,
-                            .out_batch_stride = out_features,
-                            .x_batch_stride = in_features,
-                            .out_dtype = out_dtype == "f32" ? DType::f32 : DType::bf16,
-                            .x_dtype = DType::bf16,
-                            .format = format == "f32"    ? WeightFormat::f32
-                                      : format == "bf16" ? WeightFormat::bf16
-                                                         : WeightFormat::fp8_block,
-                            .add = add};
-  const GemmChoice choice = choose_gemm(problem, compute_capability);
+  const GemmChoice choice = choose_gemm(
+      dense(num_tokens, out_features, in_features, format, out_dtype, add, batch, misalignment), compute_capability);
   return py::make_tuple(name_of(choice.path), choice.tile_tokens);
 }
 
@@ -75,13 +80,24 @@ void register_cuda_host(py::module_& testing) {
     const EmulatedCalls calls = emulated_calls();
     return py::make_tuple(calls.uploads, calls.host_allocations);
   });
+  testing.def(
+      "fits_few_tokens",
+      [](int64_t out_features, int64_t in_features, const std::string& format, const std::string& out_dtype, bool add,
+         int64_t batch, int64_t misalignment) {
+        return fits_few_tokens(dense(1, out_features, in_features, format, out_dtype, add, batch, misalignment));
+      },
+      py::arg("out_features"), py::arg("in_features"), py::arg("format") = "bf16", py::arg("out_dtype") = "bf16",
+      py::arg("add") = false, py::arg("batch") = 1, py::arg("misalignment") = 0);
+  testing.def("emulated_thread_kernels", [] { return emulated_calls().thread_kernels; });
   testing.def("reach_host_memory", &reach_host_memory);
   testing.def("input_scale_at", &input_scale_at);
   testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
               py::arg("fp8") = false, py::arg("compute_capability") = 90);
   testing.def("kv_piece_begin", &kv_piece_begin);
+  testing.def("kv_piece_index", &kv_piece_index);
   testing.def("num_kv_pieces", &num_kv_pieces);
   testing.def("order_key", &order_key);
+  testing.def("value_of_key", &value_of_key);
   testing.def("expert_of_row", [](const std::vector<int32_t>& offsets, int64_t row) {
     return expert_of_row(offsets.data(), static_cast<int64_t>(offsets.size()) - 1, row);
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "bindings/bindings.h"
 #include "engine/batch_buffers.h"
@@ -56,6 +57,14 @@ class Scratch {
     const Tensor out = activations(shape_of(array));
     ops_.device().copy_from_host(out.raw(), rounded.data(), out.num_bytes());
     return out;
+  }
+
+  Weight router(const Array<float>& array) {
+    Buffer storage;
+    const Weight prepared = ops_.prepare_router(
+        {.out_features = array.shape(0), .in_features = array.shape(1), .data = array.data()}, storage);
+    if (storage.data()) memory_.push_back(std::move(storage));
+    return prepared;
   }
 
   // Makes a weight [out, in] of float32, uint16 (bf16 bits), or uint8 (e4m3) with float32 scales.
@@ -200,6 +209,36 @@ class DeviceOps {
     return py::make_tuple(s.floats(sum), s.floats(out));
   }
 
+  // fused, in both: by the device's own op; otherwise by the ops that it replaces.
+  py::tuple linear_pair(const Array<float>& x, const py::array& weight_a, const py::array& weight_b, bool fused) {
+    Scratch s(*ops_);
+    const Tensor inputs = s.activations(x), a = s.activations({x.shape(0), weight_a.shape(0)});
+    // As the model's kv_a: the first columns of a wider matrix.
+    const Tensor b = s.activations({x.shape(0), weight_b.shape(0) + 8}).slice(1, 0, weight_b.shape(0));
+    if (fused) {
+      ops_->linear_pair(a, b, inputs, s.weight(weight_a), s.weight(weight_b));
+    } else {
+      ops_->Ops::linear_pair(a, b, inputs, s.weight(weight_a), s.weight(weight_b));
+    }
+    std::vector<int32_t> all(static_cast<size_t>(x.shape(0)));
+    std::iota(all.begin(), all.end(), 0);
+    const Tensor rows = s.empty(DType::i32, {x.shape(0)}), packed = s.activations({x.shape(0), weight_b.shape(0)});
+    ops_->device().copy_from_host(rows.raw(), all.data(), rows.num_bytes());
+    ops_->gather_rows(packed, b, rows);
+    return py::make_tuple(s.floats(a), s.floats(packed));
+  }
+
+  Array<float> linear_silu_mul(const Array<float>& x, const py::array& gate, const py::array& up, bool fused) {
+    Scratch s(*ops_);
+    const Tensor out = s.activations({x.shape(0), gate.shape(0)}), scratch = s.activations({x.shape(0), gate.shape(0)});
+    if (fused) {
+      ops_->linear_silu_mul(out, scratch, s.activations(x), s.weight(gate), s.weight(up));
+    } else {
+      ops_->Ops::linear_silu_mul(out, scratch, s.activations(x), s.weight(gate), s.weight(up));
+    }
+    return s.floats(out);
+  }
+
   Array<float> silu_mul(const Array<float>& gate, const Array<float>& up) {
     Scratch s(*ops_);
     const Tensor out = s.activations(gate);
@@ -321,6 +360,13 @@ class DeviceOps {
     const Tensor queries = s.activations(q);
     Tensor out;
     if (generated) {
+      ops_->plan_decode(batch,
+                        {.num_heads = q.shape(1),
+                         .kv_lora_rank = kv_lora,
+                         .qk_nope_head_dim = 0,
+                         .qk_rope_head_dim = rope,
+                         .v_head_dim = 0},
+                        dtype);
       out = s.activations({num_tokens, q.shape(1), kv_lora});
       // mla_decode takes q_latent contiguous or strided. Here both queries are views of one array.
       ops_->mla_decode(out, queries.slice(2, 0, kv_lora), queries.slice(2, kv_lora, kv_lora + rope), latents, batch,
@@ -346,11 +392,12 @@ class DeviceOps {
                     .identity_weight = s.empty(DType::f32, {num_tokens}),
                     .expert_offsets = s.empty(DType::i32, {num_experts + 1}),
                     .permuted_tokens = s.empty(DType::i32, {rows}),
-                    .permuted_rows = s.empty(DType::i32, {num_tokens, topk})};
+                    .permuted_rows = s.empty(DType::i32, {num_tokens, topk}),
+                    .expert_list = s.empty(DType::i32, {1 + 3 * num_experts})};
     Array<int32_t> num_real(std::vector<py::ssize_t>{1});
     num_real.mutable_data()[0] = static_cast<int32_t>(num_real_tokens < 0 ? num_tokens : num_real_tokens);
     const Tensor inputs = s.activations(x), out = s.activations({num_tokens, hidden});
-    ops_->moe_route(routing, s.empty(DType::f32, {num_tokens, classifier.shape(0)}), inputs, s.weight(classifier),
+    ops_->moe_route(routing, s.empty(DType::f32, {num_tokens, classifier.shape(0)}), inputs, s.router(classifier),
                     s.f32(bias), s.i32(num_real), n_routed_experts < 0 ? num_experts : n_routed_experts, first_expert,
                     scaling_factor);
     std::vector<Weight> gates, ups, downs;
@@ -373,8 +420,41 @@ class DeviceOps {
     Scratch s(*ops_);
     const SamplingCase c(params, histories);
     const Tensor ids = s.empty(DType::i32, {static_cast<int64_t>(params.size())});
-    ops_->sample(ids, s.f32(logits), c.rows, on_device(s, c.lane_tensor()), on_device(s, c.table_tensor()));
+    ops_->set_sampling_rows(c.rows);
+    ops_->sample(ids, s.f32(logits), on_device(s, c.lane_tensor()), on_device(s, c.table_tensor()));
     return s.ints(ids);
+  }
+
+  // A recording of sample() for as many rows as there are histories, launched for each of `params`, which have as many
+  // rows or fewer. Returns the ids of each launch, where 77 is an id that no row has written, and the recording's
+  // nodes.
+  py::tuple sample_recorded(const Array<float>& logits, const std::vector<std::vector<py::dict>>& params,
+                            const std::vector<std::vector<int32_t>>& histories) {
+    Scratch s(*ops_);
+    Device& device = ops_->device();
+    std::vector<SamplingCase> cases;
+    for (const std::vector<py::dict>& rows : params) cases.emplace_back(rows, histories);
+    const SamplingCase all(std::vector<py::dict>(histories.size()), histories);
+    const Tensor ids = s.empty(DType::i32, {static_cast<int64_t>(histories.size())}), values = s.f32(logits),
+                 lane = on_device(s, all.lane_tensor()), tables = on_device(s, all.table_tensor());
+    const std::vector<int32_t> unwritten(histories.size(), 77);
+    py::list found;
+    int64_t nodes = 0;
+    std::unique_ptr<Recording> recording;
+    device.wait(device.submit([&] {
+      ops_->set_sampling_rows({});
+      recording = device.record([&] { ops_->sample(ids, values, lane, tables); });
+    }));
+    for (const SamplingCase& c : cases) {
+      device.copy_from_host(ids.raw(), unwritten.data(), ids.num_bytes());
+      device.wait(device.submit([&] {
+        ops_->set_sampling_rows(c.rows);
+        recording->launch();
+      }));
+      nodes = recording->num_nodes();
+      found.append(s.ints(ids));
+    }
+    return py::make_tuple(found, nodes);
   }
 
   py::tuple token_logprobs(const Array<float>& logits, const Array<int32_t>& token_ids, int64_t top) {
@@ -413,6 +493,10 @@ void register_device_ops(py::module_& testing) {
       .def("add", &DeviceOps::add)
       .def("add_scaled_rows", &DeviceOps::add_scaled_rows)
       .def("add_shortcut_rms_norm", &DeviceOps::add_shortcut_rms_norm)
+      .def("linear_pair", &DeviceOps::linear_pair, py::arg("x"), py::arg("weight_a"), py::arg("weight_b"),
+           py::arg("fused") = true)
+      .def("linear_silu_mul", &DeviceOps::linear_silu_mul, py::arg("x"), py::arg("gate"), py::arg("up"),
+           py::arg("fused") = true)
       .def("silu_mul", &DeviceOps::silu_mul)
       .def("gather_rows", &DeviceOps::gather_rows)
       .def("merge_vocab_parts", &DeviceOps::merge_vocab_parts)
@@ -432,6 +516,7 @@ void register_device_ops(py::module_& testing) {
            py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1, py::arg("first_expert") = 0,
            py::arg("n_routed_experts") = -1)
       .def("sample", &DeviceOps::sample)
+      .def("sample_recorded", &DeviceOps::sample_recorded)
       .def("token_logprobs", &DeviceOps::token_logprobs);
 }
 

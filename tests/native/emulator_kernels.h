@@ -321,6 +321,15 @@ struct Dependent : Base {
     store_global(y + at(), value);
   }
 };
+// A dependent launch, of which block 0 has no work. Broken: that block ends without the wait.
+struct DependentEnd : Base {
+  LC_HD void operator()(uint32_t) const {
+    launch_next_grid();
+    if (broken && block_idx() == 0) return;
+    wait_for_prior_grid();
+    if (block_idx() > 0) store_global(y + at(), load_global(y + at()));
+  }
+};
 
 // Broken: two threads store the same word.
 struct TwoWriters : Base {

@@ -8,6 +8,7 @@
 
 #include "bindings/py_engine.h"
 #include "cpu/attention/latents.h"
+#include "cpu/attention/selection.h"
 #include "tests/native/devices.h"
 #include "tests/native/native.h"
 
@@ -17,7 +18,8 @@ namespace longcat {
 
 namespace {
 
-// Records the logits and N-gram ids of every token when it is computed, and the latents of a sequence at its end.
+// Records the logits and N-gram ids of every token when it is computed, and the latents and index keys of a sequence at
+// its end.
 class Recorder final : public StepObserver {
  public:
   explicit Recorder(Ops& ops) : ops_(ops) {}
@@ -26,8 +28,9 @@ class Recorder final : public StepObserver {
     std::map<int64_t, std::vector<float>> logits;       // by position
     std::map<int64_t, std::vector<int32_t>> ngram_ids;  // by position
     std::map<int64_t, int64_t> times_computed;          // by position
-    std::vector<std::vector<float>> latents;            // [sub_layer] of [num_tokens, kv_lora + rope]
-    int64_t num_tokens = 0;                             // tokens in the cache at the end
+    // [sub_layer] of [num_tokens, kv_lora + rope], then [index layer] of [num_tokens, index_head_dim]
+    std::vector<std::vector<float>> latents;
+    int64_t num_tokens = 0;  // tokens in the cache at the end
   };
 
   void after_forward(const StepPlan& plan, Model& model, Tensor hidden) override {
@@ -68,6 +71,15 @@ class Recorder final : public StepObserver {
         rows.insert(rows.end(), row, row + dim);
       }
     }
+    for (int64_t index_layer = 0; index_layer < num_index_layers; ++index_layer) {
+      const Tensor keys = cache.index_keys(index_layer);
+      scratch.resize(static_cast<size_t>(keys.size(2)));
+      std::vector<float>& rows = record.latents.emplace_back();
+      for (int64_t p = 0; p < record.num_tokens; ++p) {
+        const float* row = cpu::read_index_keys(scratch.data(), keys, s.blocks.data(), p, p + 1);
+        rows.insert(rows.end(), row, row + keys.size(2));
+      }
+    }
   }
 
   void at(const char* part) override {
@@ -84,6 +96,7 @@ class Recorder final : public StepObserver {
   }
 
   int64_t kv_lora_rank = 0, rope_dim = 0, num_sub_layers = 0;
+  int64_t num_index_layers = 0;  // without the MTP layer's, as num_sub_layers
   std::atomic<bool> break_step = false;
   std::string fails_at;  // the part of a step in which one allocation fails
 
@@ -101,6 +114,7 @@ class TestEngine {
     recorder_.kv_lora_rank = engine_.config().kv_lora_rank;
     recorder_.rope_dim = engine_.config().qk_rope_head_dim;
     recorder_.num_sub_layers = engine_.config().num_sub_layers();
+    recorder_.num_index_layers = std::max<int64_t>(0, KvCache::num_index_layers(engine_.config()) - 1);
     engine_.set_observer(&recorder_);
   }
   ~TestEngine() {
@@ -114,8 +128,8 @@ class TestEngine {
     return outputs;
   }
 
-  // Waits for the step in flight. Then writes NaN to the latents of every block that neither a sequence nor the prefix
-  // cache holds. Returns the number of these blocks.
+  // Waits for the step in flight. Then writes NaN to the latents and index keys of every block that neither a sequence
+  // nor the prefix cache holds. Returns the number of these blocks.
   int64_t poison_free_blocks() {
     std::vector<int64_t> unused;
     for (int64_t block = 1; block <= engine_.num_kv_blocks(); ++block)
@@ -128,7 +142,8 @@ class TestEngine {
   }
 
   // Returns the record of a request that has ended: {"logits": {position: bytes}, "ngram_ids": {position: [...]},
-  // "times_computed": {position: n}, "latents": [bytes for each sub-layer], "num_tokens": n}.
+  // "times_computed": {position: n}, "latents": [bytes for each sub-layer, then of each indexer's keys], "num_tokens":
+  // n}.
   py::dict record(int64_t request_id) {
     const auto bytes = [](const std::vector<float>& values) {
       return py::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
@@ -202,6 +217,7 @@ void register_test_engine(py::module_& testing) {
              return sequence ? sequence->drafts : std::vector<int32_t>{};
            })
       .def("num_recordings", [](TestEngine& self) { return self.engine().runner().num_recordings(); })
+      .def("num_recorded_nodes", [](TestEngine& self) { return self.engine().runner().num_recorded_nodes(); })
       .def("poison_free_blocks", &TestEngine::poison_free_blocks)
       .def("break_next_step", &TestEngine::break_next_step)
       .def("fail_allocation", &TestEngine::fail_allocation, py::arg("part"))

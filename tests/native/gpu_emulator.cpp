@@ -1,6 +1,7 @@
 // The emulator of tensor-core kernels: small kernels, sound and broken.
 #include "cuda/emulation/emulated_device.h"
 #include "cuda/emulation/simt_emulator.h"
+#include "cuda/kernels/router_picks.h"
 #include "cuda/kernels/simt_launch.h"
 #include "emulator_kernels.h"
 #include "native.h"
@@ -26,7 +27,7 @@ py::dict emulate(bool broken, uint64_t seed, bool checks) {
   kernel.y = gpu.output<uint32_t>(kCount);
   kernel.counter = gpu.buffer(std::vector<uint32_t>(2));
   kernel.broken = broken;
-  if constexpr (std::is_same_v<Kernel, Dependent>) {
+  if constexpr (std::is_same_v<Kernel, Dependent> || std::is_same_v<Kernel, DependentEnd>) {
     TwoWriters first;
     static_cast<Base&>(first) = kernel;
     first.broken = false;
@@ -60,6 +61,7 @@ const std::map<std::string, Emulate> kKernels = {
     {"copy arrival", emulate<CopyArrival>},
     {"copy groups", emulate<CopyGroups>},
     {"deadlock", emulate<Deadlock>},
+    {"dependent end", emulate<DependentEnd>},
     {"dependent launch", emulate<Dependent>},
     {"diverged", emulate<Diverged>},
     {"exchanges", emulate<Exchanges>},
@@ -98,6 +100,12 @@ std::vector<uint32_t> launch_on_device(bool reversed, bool broken) {
   return values;
 }
 
+// Must not run for more tokens than a mask has bits.
+void launch_router_picks(int64_t num_tokens) {
+  EmulatedDevice device(1 << 20, false, false);
+  simt::launch(device, num_tokens, gpu::RouterPicks{});
+}
+
 // a [16, 16], b [8, 16], c [16, 8]; bf16 as their bits.
 py::array_t<float> product(py::array_t<uint16_t> a, py::array_t<uint16_t> b, py::array_t<float> c, bool hopper) {
   const auto bf16s = [](py::array_t<uint16_t> bits) {
@@ -129,6 +137,7 @@ void register_gpu_emulator(py::module_& testing) {
       },
       py::arg("name"), py::arg("broken"), py::arg("seed") = 1, py::arg("checks") = true);
   testing.def("launch_on_emulated_device", launch_on_device, py::arg("reversed"), py::arg("broken") = false);
+  testing.def("launch_router_picks", launch_router_picks);
   testing.def("emulated_product", product, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("hopper"));
 }
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <random>
 
+#include "cpu/attention/index_kernels.h"
 #include "cpu/attention/latent_kernels.h"
 #include "cpu/attention/latents.h"
 #include "cpu/attention/softmax_kernels.h"
@@ -274,6 +275,17 @@ void add_latents(Results& results, Isa isa) {
   }
 }
 
+void add_index_scores(Results& results, Isa isa) {
+  Values random;
+  for (const int64_t keys : {1, 2, 63, 64})
+    for (const int64_t lanes : {16, 48}) {
+      const std::vector<float> products = random.floats(keys * lanes), weights = random.floats(lanes);
+      std::vector<float> scores(static_cast<size_t>(keys));
+      table_of<IndexKernels>(isa).weigh_heads(scores.data(), products.data(), weights.data(), keys, lanes);
+      results.add("index scores", scores);
+    }
+}
+
 void compare(std::vector<KernelBits>& out, std::span<const Isa> sets, void (*add)(Results& results, Isa isa)) {
   Results reference;
   add(reference, sets.front());
@@ -303,7 +315,8 @@ std::vector<KernelBits> compare_instruction_sets() {
   const std::span<const Isa> fused = sets;
 #endif
   if (fused.empty()) return rows;
-  for (const auto add : {add_dots, add_products, add_rows, add_softmax, add_latents}) compare(rows, fused, add);
+  for (const auto add : {add_dots, add_products, add_rows, add_softmax, add_latents, add_index_scores})
+    compare(rows, fused, add);
   return rows;
 }
 

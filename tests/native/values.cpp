@@ -64,6 +64,17 @@ py::dict to_dict(const ModelConfig& c) {
     ngram["emb_split_num"] = c.ngram->emb_split_num;
     d["ngram"] = ngram;
   }
+  d["sparse"] = py::none();
+  if (c.sparse) {
+    py::dict sparse;
+    sparse["index_n_heads"] = c.sparse->index_n_heads;
+    sparse["index_head_dim"] = c.sparse->index_head_dim;
+    sparse["index_topk"] = c.sparse->index_topk;
+    sparse["index_init_tokens"] = c.sparse->index_init_tokens;
+    sparse["index_local_tokens"] = c.sparse->index_local_tokens;
+    sparse["cli_factor"] = c.sparse->cli_factor;
+    d["sparse"] = sparse;
+  }
   return d;
 }
 
@@ -77,7 +88,7 @@ void register_values(py::module_& testing) {
         const Checkpoint checkpoint(folder);
         int64_t bytes = 0;
         for (const auto& [name, tensor] : checkpoint.tensors())
-          if (name.starts_with("model.ngram_embeddings.embedders."))
+          if (name.starts_with("model.ngram_embeddings.embedders.") || name.starts_with("model.oe_embed_tokens"))
             bytes += cached_bytes(tensor.data, static_cast<int64_t>(tensor.num_bytes));
         return bytes;
       },

@@ -103,6 +103,19 @@ def test_the_path_never_depends_on_the_number_of_tokens():
                 assert len(paths) == 1
 
 
+def test_layers_of_the_model_fit_few_tokens():
+    """All but those of k_up and v_up, which CUTLASS computes for any number of tokens, head by head."""
+    for out, width in [*LAYERS, (384, 3072), (1024, 3072), (3072, 1024), (131072, 3072)]:
+        assert testing.fits_few_tokens(out, width)
+        assert testing.fits_few_tokens(out, width, out_dtype="f32")
+    for out, width in ((24, 128), (32, 192), (33, 65)):
+        assert not testing.fits_few_tokens(out, width)
+    assert not testing.fits_few_tokens(64, 128, format="fp8_block")
+    assert not testing.fits_few_tokens(64, 128, batch=2)
+    assert not testing.fits_few_tokens(64, 128, misalignment=2)
+    assert not testing.fits_few_tokens(64, 128, add=True)  # CUTLASS rounds the sum in its own way
+
+
 def test_what_tensor_cores_cannot_address_takes_the_plain_kernel():
     assert testing.gemm_choice(4, 64, 60)[0] == "plain"  # rows of 120 bytes
     assert testing.gemm_choice(4, 60, 64)[0] == "plain"

@@ -14,6 +14,7 @@ FOUND_BY = {
     "copy arrival": "undelivered, unordered",
     "copy groups": "undelivered, unordered",
     "deadlock": "deadlock",
+    "dependent end": "unwaited",
     "dependent launch": "unordered",
     "diverged": "diverged",
     "forgotten copy": "unfinished",
@@ -89,6 +90,11 @@ def test_kernels_run_on_the_emulated_device():
 def test_a_deadlock_on_the_emulated_device_is_an_error():
     with pytest.raises(RuntimeError, match="deadlock"):
         testing.launch_on_emulated_device(reversed=False, broken=True)
+
+
+def test_a_kernel_says_how_many_blocks_it_can_have():
+    with pytest.raises(RuntimeError, match="65 blocks"):
+        testing.launch_router_picks(65)
 
 
 # --- tensor cores ---------------------------------------------------------------------------------------------------

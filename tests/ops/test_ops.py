@@ -41,11 +41,19 @@ def test_linear(ops, tokens, out, width, format):
     assert np.all(np.abs(found - x.astype(np.float64) @ exact.T.astype(np.float64)) <= F32_ROW * bound + 1e-30)
 
 
-def test_linear_per_head(ops):
-    tokens, heads, width, out = 5, 3, 20, 9
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("out", [9, 16])
+def test_linear_per_head(ops, dtype, out):
+    """bf16 is packed in groups of 8 rows, in which a head may begin anywhere."""
+    tokens, heads, width = 5, 3, 21
     x, weight = normal(tokens, heads, width), normal(heads * out, width, seed=1)
-    expected = np.einsum("thk,hok->tho", x.astype(np.float64), weight.reshape(heads, out, width))
-    assert_rows_close(ops.linear_per_head(x, weight), expected, F32_ROW)
+    stored = weight if dtype == "f32" else widen(to_bf16(weight))
+    expected = np.einsum("thk,hok->tho", x.astype(np.float64), stored.reshape(heads, out, width))
+    matrix = weight if dtype == "f32" else to_bf16(weight)
+    found = ops.linear_per_head(x, matrix)
+    assert_rows_close(found, expected, F32_ROW)
+    alone = np.concatenate([ops.linear_per_head(x[t : t + 1], matrix) for t in range(tokens)])
+    assert np.array_equal(found, alone)
 
 
 @pytest.mark.parametrize("tokens,dim", [(1, 1), (7, 96), (4, 513)])

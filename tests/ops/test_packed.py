@@ -127,6 +127,30 @@ def test_linear(shape, format, threads):
         assert np.array_equal(found, alone), f"{num_inputs} inputs together differ from each alone"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bf16_rounds_inputs_where_the_processor_multiplies_bf16(shape, threads):
+    """Under dtype bf16; under f32, and on other sets, inputs stay as they are."""
+    rounds = _core.cpu_isa() == "avx512_bf16"
+    ops = testing.Ops(threads, "bf16")
+    packed, stored = unpacked(normal(*shape), "bf16_x8")
+    for num_inputs in NUM_INPUTS:
+        x = normal(num_inputs, shape[1], seed=1)
+        used = from_bf16(to_bf16(x)) if rounds else x
+        found = ops.linear_packed(x, packed, "bf16_x8", shape[0])
+        bound = np.abs(used).astype(np.float64) @ np.abs(stored).astype(np.float64).T
+        assert np.all(np.abs(found - used.astype(np.float64) @ stored.T.astype(np.float64)) <= 5e-6 * bound + 1e-30)
+        alone = np.concatenate(
+            [ops.linear_packed(x[i : i + 1], packed, "bf16_x8", shape[0]) for i in range(num_inputs)]
+        )
+        assert np.array_equal(found, alone), f"{num_inputs} inputs together differ from each alone"
+    exact = testing.Ops(threads).linear_packed(x, packed, "bf16_x8", shape[0])
+    assert np.array_equal(found, exact) != rounds
+    x[0, 0] = np.nan
+    found = ops.linear_packed(x, packed, "bf16_x8", shape[0])
+    assert not np.isfinite(found[0]).any() and np.isfinite(found[1:]).all()
+
+
 @pytest.mark.parametrize("format", X8)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_so(format, value):
@@ -173,7 +197,7 @@ def run_on(isa):
 
 def test_every_instruction_set_gives_the_same_bits():
     results = {}
-    for isa in ["portable", "avx2", "avx512", "avx512_vnni", "neon_dotprod"]:
+    for isa in ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon_dotprod"]:
         done = run_on(isa)
         if b"this machine has" in done.stderr:
             continue

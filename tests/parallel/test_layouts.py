@@ -11,7 +11,7 @@ from longcat.checkpoint.random_weights import preset_config
 from longcat.planning.plan import plan
 
 from reference import ops as reference
-from support.checkpoints import make_checkpoint, random_token_ids, read_config
+from support.checkpoints import SPARSE_VARIANTS, make_checkpoint, random_token_ids, read_config
 from support.engines import Steps, sampling
 from support.layouts import MAX_ERROR, SMALL, TINY, generate
 from support.ranks import ThreadJob
@@ -41,7 +41,7 @@ class Case:
         return ThreadJob(self.folder, tp, ep, **{**self.options, **options})
 
 
-@pytest.fixture(scope="module", params=["tiny", "small", "longcat-tiny", "flash_chat"])
+@pytest.fixture(scope="module", params=["tiny", "small", "longcat-tiny", "flash_chat", "sparse"])
 def case(request, tiny, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp(request.param))
     if request.param == "longcat-tiny":
@@ -49,7 +49,8 @@ def case(request, tiny, tmp_path_factory):
     if request.param == "small":
         make_checkpoint(folder, seed=1, dtype="BF16", config_overrides=SMALL)
     else:
-        make_checkpoint(folder, seed=1, ngram=request.param != "flash_chat", config_overrides=TINY)
+        shape = SPARSE_VARIANTS["sparse"]["config_overrides"] if request.param == "sparse" else {}
+        make_checkpoint(folder, seed=1, ngram=request.param != "flash_chat", config_overrides=shape | TINY)
     return Case(folder)
 
 
@@ -234,7 +235,7 @@ def test_plan_knows_what_draft_tokens_take(tmp_path, stored):
         planned = plan(
             tmp_path, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep, speculative=speculative
         )
-        with ThreadJob(str(tmp_path), tp, ep, speculation=("mtp", 2, 1, 1)) as job:
+        with ThreadJob(str(tmp_path), tp, ep, speculation=("mtp", 2, 1, 1, False)) as job:
             held = [engine.info()["weight_bytes"] for engine in job.engines]
         assert planned.rank_weights == held, (tp, ep)
 

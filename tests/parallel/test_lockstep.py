@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from longcat import _core
 
-from support.checkpoints import make_checkpoint, random_token_ids
+from support.checkpoints import SPARSE_VARIANTS, VARIANTS, make_checkpoint, random_token_ids
 from support.engines import sampling
 from support.ranks import ThreadJob, all_well, on_ranks
 
@@ -15,10 +15,11 @@ TINY = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 
 LAYOUTS = [(2, 1), (2, 4), (4, 2)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    make_checkpoint(path, seed=6, mtp=True, config_overrides=TINY)
+@pytest.fixture(scope="module", params=["lite", "sparse"])
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    shape = (VARIANTS | SPARSE_VARIANTS)[request.param].get("config_overrides", {})
+    make_checkpoint(path, seed=6, mtp=True, config_overrides=shape | TINY)
     return str(path)
 
 
@@ -103,7 +104,7 @@ def test_a_crowd(folder, expected, tp, ep, overlap):
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 @pytest.mark.parametrize("tp, ep", [(2, 4), (2, 1)])
 def test_draft_tokens(folder, expected, method, tp, ep):
-    with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1)) as ranks:
+    with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1, False)) as ranks:
         assert_same(run(ranks.leader, requests()), expected)
         assert ranks.leader.metrics()["num_draft_tokens"] > 0
 

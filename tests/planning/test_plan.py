@@ -13,12 +13,13 @@ import pytest
 from longcat import Engine, Error, _core
 from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
-from longcat.checkpoint.random_weights import LITE_CONFIG, preset_config, write_checkpoint
+from longcat.checkpoint.random_weights import LITE_CONFIG, LITE_SPARSE_CONFIG, preset_config, write_checkpoint
 from longcat.cli import main
 from longcat.engine.config import EngineConfig
 from longcat.planning.plan import GIB, plan
 
 from support.checkpoints import make_checkpoint
+from support.engines import make_engine
 from support.layouts import TINY
 from support.ranks import all_well, on_ranks
 
@@ -121,6 +122,19 @@ def test_options_change_the_plan(drafting):
     assert mtp.parameters - plain.parameters == sum(sizes)
 
 
+def test_the_draft_head_is_planned(drafting, tmp_path):
+    """A packed head has a copy in 4 bits for draft tokens."""
+    folder = str(tmp_path / "int4")
+    convert_checkpoint(drafting, folder, PRESETS["int4"])
+    made, plain = (plan(folder, bandwidth=1e9, kv_cache_memory="1MiB", **options) for options in (MTP, {}))
+    [head] = [part for part in made.parts if part.name == "draft head"]
+    config = made.config
+    assert head.held == math.prod(_core.packed_shape("int4_x8", config["vocab_size"], config["hidden_size"]))
+    with Engine(folder, kv_cache_memory="1MiB", **MTP) as engine:
+        assert made.rank_weights == [engine._core.info()["weight_bytes"]]
+    assert "draft head" not in {part.name for part in plain.parts}
+
+
 def test_what_an_engine_refuses_is_not_planned(drafting):
     for options, message in [
         ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, "max_num_seqs=8 is more than max_num_batched_tokens=4"),
@@ -164,6 +178,21 @@ def test_the_real_models_rate(lite):
     assert made.tokens_per_second(1, 1024, gpu) == pytest.approx(375, abs=2)
     assert made.parameters == pytest.approx(68.5e9, rel=0.01) and not made.has_weights
     assert made.kv_bytes_per_token == 33408 + 4 and made.kv_read_per_token == pytest.approx(32256, abs=4)
+
+
+def test_the_cache_of_sparse_attention(tmp_path):
+    """Index keys beside the latents. A token reads all keys of its owners, and the latents of its selection."""
+    (tmp_path / "config.json").write_text(json.dumps(LITE_SPARSE_CONFIG))
+    made = plan(tmp_path, bandwidth=16e9, kv_cache_memory="8GiB", max_model_len=4096, kv_cache_dtype="bf16")
+    assert made.kv_bytes_per_token == 35840 + 1408 + 4
+    assert made.kv_read_per_token == pytest.approx(32256, abs=4) and made.index_read_per_token == 3584
+    assert made.cache_read(2048) == 2048 * made.kv_read_per_token
+    assert made.cache_read(32768) == 2048 * made.kv_read_per_token + 32768 * 3584
+    indexer = next(part for part in made.parts if part.name == "indexer")
+    assert (indexer.weights, indexer.copied) == (14 * 3_588_224, 14 * 4 * (16 * 3072 + 128))
+    assert all(row.state == "later" for row in made.placements() if not row.on_cpu)
+    with pytest.raises(ValueError, match="max_position_embeddings=983040"):
+        plan(tmp_path, bandwidth=16e9, max_model_len=983041)
 
 
 @pytest.mark.parametrize("quant", PRESETS)

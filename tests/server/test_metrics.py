@@ -12,7 +12,8 @@ from support.stub_engine import StubEngine
 VALUES = {
     "num_running": 3, "num_waiting": 2, "num_kv_blocks": 8, "num_free_blocks": 6, "num_prompt_tokens": 50,
     "num_generated_tokens": 40, "prefix_cache_queries": 30, "prefix_cache_hits": 20, "num_draft_tokens": 12,
-    "num_accepted_tokens": 9, "num_swaps": 4, "num_recomputes": 1,
+    "num_accepted_tokens": 9, "num_swaps": 4, "num_recomputes": 1, "draft_tokens_now": 2, "draft_acceptance": 0.75,
+    "draft_cost": 0.5,
 }  # fmt: skip
 
 
@@ -65,7 +66,9 @@ def test_values():
         "num_requests_running": 3, "num_requests_waiting": 2, "kv_cache_usage_perc": 0.25, "prompt_tokens_total": 50,
         "generation_tokens_total": 40, "prefix_cache_queries_total": 30, "prefix_cache_hits_total": 20,
         "num_preemptions_total": 5, "spec_decode_num_draft_tokens_total": 12,
-        "spec_decode_num_accepted_tokens_total": 9, "http_requests_total": 1, "time_to_first_token_seconds_sum": 1,
+        "spec_decode_num_accepted_tokens_total": 9, "spec_decode_draft_tokens_now": 2,
+        "spec_decode_draft_acceptance": 0.75, "spec_decode_draft_cost": 0.5,
+        "http_requests_total": 1, "time_to_first_token_seconds_sum": 1,
         "request_time_per_output_token_seconds_sum": 0.5, "e2e_request_latency_seconds_sum": 3,
         "request_queue_time_seconds_sum": 0.1, "request_prefill_time_seconds_sum": 0.4,
         "request_decode_time_seconds_sum": 2, "request_prompt_tokens_sum": 3, "request_generation_tokens_sum": 7,

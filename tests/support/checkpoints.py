@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from longcat.checkpoint.random_weights import AUXILIARY_FILE, TINY_CONFIG, TensorSpec, random_bits, tensor_specs
+from longcat.checkpoint.random_values import TensorSpec, random_bits
+from longcat.checkpoint.random_weights import AUXILIARY_FILE, TINY_CONFIG, tensor_specs
 
 FP8_BLOCK = 128  # one weight_scale_inv per 128 x 128 block of an FP8 matrix
 FP8_MAX = 448.0  # largest finite e4m3 value
@@ -104,6 +105,55 @@ VARIANTS: dict[str, dict] = {
         }
     },
     "no_zero_experts": {"config_overrides": {"zero_expert_num": 0, "moe_topk": 1}},
+}
+
+# The smallest that all kernels for few tokens on tensor cores take (cuda/gemm/few_tokens.h), of one layer.
+TENSOR_CORE_SHAPES = {
+    "hidden_size": 256,
+    "num_layers": 1,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 64,
+    "ffn_hidden_size": 128,
+    "expert_ffn_hidden_size": 128,
+    "n_routed_experts": 20,
+    "zero_expert_num": 364,
+    "moe_topk": 12,
+    "emb_neighbor_num": 3,
+    "emb_split_num": 2,
+}
+
+# LongCat-Flash-Lite-Sparse at toy sizes. transformers has no such model: the reference is reference.sparse.
+_SPARSE = {
+    "architectures": ["LongcatCausalLM"],
+    "attention_method": "LSA",
+    "index_n_heads": 4,
+    "index_head_dim": 16,
+    "index_topk": 24,
+    "index_init_tokens": 2,
+    "index_local_tokens": 8,
+    "index_k_norm_type": "rms",
+    "cli_factor": 2,
+}
+SPARSE_VARIANTS: dict[str, dict] = {
+    "sparse": {"config_overrides": _SPARSE},
+    # more selected positions than a block of the cache has, and most of them free
+    "sparse_wide": {"config_overrides": {**_SPARSE, "index_topk": 80, "index_init_tokens": 1, "index_local_tokens": 3}},
+    # sizes that fill no register, no first positions, and an indexer in every sub-layer
+    "sparse_odd": {
+        "config_overrides": {
+            **VARIANTS["odd"]["config_overrides"],
+            **_SPARSE,
+            "index_n_heads": 3,
+            "index_head_dim": 10,
+            "index_topk": 21,
+            "index_init_tokens": 0,
+            "index_local_tokens": 5,
+            "cli_factor": 1,
+        }
+    },
 }
 
 

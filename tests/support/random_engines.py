@@ -28,11 +28,11 @@ _FLASH_CHAT = {
     "architectures": ["LongcatFlashForCausalLM"], "rope_scaling": None, "rope_theta": 1e7,
     "ngram_vocab_size_ratio": None, "emb_neighbor_num": None, "emb_split_num": None,
 }  # fmt: skip
-# Fields of config.json by name, over those of the preset "tiny".
+# Fields of config.json by name, over those of the preset "tiny"; "sparse" is over "tiny-sparse".
 SHAPES: dict[str, dict[str, Any]] = {
     name: VARIANTS[name].get("config_overrides", {})
     for name in ("lite", "odd", "odd_small", "many_experts", "no_zero_experts", "n5", "k1", "no_yarn")
-} | {"flash_chat": _FLASH_CHAT}
+} | {"flash_chat": _FLASH_CHAT, "sparse": {}}
 WEIGHTS: dict[str, dict[str, str] | None] = {
     "stored": None,
     **PRESETS,
@@ -70,8 +70,9 @@ class Checkpoint:
         if not folder.exists():
             # Three ids more than the tokenizer knows: masks do not end at a word.
             fields = SHAPES[self.shape] | ({"vocab_size": TOKENIZER_IDS + 3} if self.has_tokenizer else {})
+            preset = "tiny-sparse" if self.shape == "sparse" else "tiny"
             write_checkpoint(
-                folder, preset_config("tiny", fields), dtype=self.dtype, seed=len(self.shape), mtp=True,
+                folder, preset_config(preset, fields), dtype=self.dtype, seed=len(self.shape), mtp=True,
                 tokenizer=TRAINED if self.has_tokenizer else None,
             )  # fmt: skip
         return folder
@@ -172,7 +173,7 @@ def _speculative(rng: random.Random, checkpoint: Checkpoint) -> dict[str, Any] |
     if (kind := rng.random()) < 0.3:
         return None
     if kind < 0.65:
-        return {"method": "mtp", "num_speculative_tokens": rng.choice([1, 2, 3, 6])}
+        return {"method": "mtp", "num_speculative_tokens": rng.choice([1, 2, 3, 6]), "adaptive": rng.random() < 0.5}
     least = rng.choice([1, 1, 2])
     return {"method": "ngram", "num_speculative_tokens": rng.choice([1, 3, 8]), "prompt_lookup_min": least,
             "prompt_lookup_max": least + rng.choice([0, 2])}  # fmt: skip

@@ -25,9 +25,11 @@ using cpu::LatentShape;
 constexpr int64_t kPrefetches = 300;  // about as often as a tile's products prefetch from the next tile
 constexpr int64_t kMaxPieces = 256;   // number of partial results kept at once, unless one token alone has more
 
-// A piece of one token's history. Its partial result is acc [heads, acc_columns], then max and sum [lanes].
+// A piece of one token's history: the positions [begin, end), or, with `selected`, the positions selected[begin..end).
+// Its partial result is acc [heads, acc_columns], then max and sum [lanes].
 struct Piece {
   int64_t token, begin, end;
+  const int32_t* selected;
   float* partial;
 };
 
@@ -49,9 +51,13 @@ void attend_piece(const Piece& piece, const float* queries, Tensor latents, cons
   std::fill_n(sum, shape.lanes(), 0.0f);
   for (int64_t begin = piece.begin; begin < piece.end; begin += kBlockSize) {
     const int64_t end = std::min(begin + kBlockSize, piece.end);
-    tile.load(latents, block_table, begin, end, shape);
+    if (piece.selected) {
+      tile.gather(latents, block_table, piece.selected + begin, end - begin, shape);
+    } else {
+      tile.load(latents, block_table, begin, end, shape);
+    }
     cpu::Prefetch next;
-    if (end < piece.end) {
+    if (end < piece.end && !piece.selected) {
       const int64_t row_bytes = latents.size(2) * size_of(latents.dtype());
       next.next = static_cast<const char*>(latents.index(0, block_table[end / kBlockSize]).raw());
       next.end = next.next + std::min(kBlockSize, piece.end - end) * row_bytes;
@@ -95,9 +101,20 @@ void CpuOps::mla_store(Tensor latents, Tensor kv_a, Tensor norm_weight, float ep
 
 void CpuOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                         float scale) {
+  attend_absorbed(out, q_latent, q_rope, latents, {}, batch, 0, scale);
+}
+
+void CpuOps::mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                                 const ForwardBatch& batch, float scale) {
+  attend_absorbed(out, q_latent, q_rope, latents, selected, batch, 0, scale);
+}
+
+void CpuOps::attend_absorbed(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                             const ForwardBatch& batch, int64_t first_row, float scale) {
   const LatentShape shape{q_latent.size(1), q_latent.size(2), q_rope.size(2)};
+  const int64_t num_rows = out.size(0);
   const auto block_table = [&](int64_t t) {
-    return batch.block_tables.row<int32_t>(batch.sequence_idx.data<int32_t>()[t]);
+    return batch.block_tables.row<int32_t>(batch.sequence_idx.data<int32_t>()[first_row + t]);
   };
   const auto attend = [&]<class Tile>(std::type_identity<Tile>) {
     thread_local std::vector<float> queries, partials;  // these vectors grow once
@@ -105,13 +122,16 @@ void CpuOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor laten
     thread_local std::vector<size_t> first_piece;  // of each token, then of the end
     const int64_t queries_size = Tile::queries_size(shape);
     // Takes as many tokens at once as have at most kMaxPieces pieces together.
-    for (int64_t first = 0, last; first < batch.num_decode_tokens; first = last) {
+    for (int64_t first = 0, last; first < num_rows; first = last) {
       pieces.clear();
       first_piece.assign(1, 0);
-      for (last = first; last < batch.num_decode_tokens; ++last) {
-        const int64_t length = batch.positions.data<int32_t>()[last] + 1;
+      for (last = first; last < num_rows; ++last) {
+        const int64_t visible = batch.positions.data<int32_t>()[first_row + last] + 1;
+        const bool selects = !selected.empty() && visible > selected.size(1);
+        const int64_t length = selects ? selected.size(1) : visible;
+        const int32_t* const positions = selects ? selected.row<int32_t>(last) : nullptr;
         for (int64_t begin = 0; begin < length; begin = kv_piece_end(begin))
-          pieces.push_back({last, begin, std::min(kv_piece_end(begin), length), nullptr});
+          pieces.push_back({last, begin, std::min(kv_piece_end(begin), length), positions, nullptr});
         if (last > first && pieces.size() > kMaxPieces) {
           pieces.resize(first_piece.back());
           break;

@@ -1,6 +1,7 @@
 // Materialised MLA of prompt tokens. For each head, keys and values of 64 positions at a time are computed from the
 // latents, for all rows of the chunk. The rows are the lanes of the scores; in attention.cpp the heads are.
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "cpu/attention/latents.h"
@@ -184,19 +185,48 @@ class PrefillHead {
 
 void CpuOps::mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                          const ForwardBatch& batch, float scale) {
+  attend_materialised(out, q, latents, k_up, v_up, batch, scale, std::numeric_limits<int64_t>::max());
+}
+
+// A chunk may begin with tokens that attend to all positions before them. The tokens after these are absorbed: each has
+// its own positions, whose keys and values would be materialised for it alone.
+void CpuOps::mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                                  Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
+                                  float scale) {
+  const int64_t topk = selected.size(1), nope = k_up.in_features;
+  const int32_t* starts = batch.query_starts.data<int32_t>();
+  attend_materialised(out, q, latents, k_up, v_up, batch, scale, topk);
+  for (int64_t sequence = batch.num_decode_sequences; sequence < batch.num_sequences(); ++sequence) {
+    if (starts[sequence] == starts[sequence + 1]) continue;
+    const int64_t start = batch.positions.data<int32_t>()[starts[sequence]];
+    const int64_t first = starts[sequence] + std::max<int64_t>(0, topk - start), end = starts[sequence + 1];
+    if (first >= end) continue;
+    const auto rows = [&](Tensor x) {
+      return x.slice(0, first - batch.num_decode_tokens, end - batch.num_decode_tokens);
+    };
+    linear_per_head(rows(q_latent), rows(q).slice(2, 0, nope), k_up);
+    attend_absorbed(rows(latent_out), rows(q_latent), rows(q).slice(2, nope, q.size(2)), latents, rows(selected), batch,
+                    first, scale);
+    linear_per_head(rows(out), rows(latent_out), v_up);
+  }
+}
+
+void CpuOps::attend_materialised(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                                 const ForwardBatch& batch, float scale, int64_t end_position) {
   const int64_t num_heads = q.size(1), head_dim = q.size(2), first_sequence = batch.num_decode_sequences;
   const int32_t* starts = batch.query_starts.data<int32_t>();
   pool_.parallel_for((batch.num_sequences() - first_sequence) * num_heads, 1, [&](int64_t begin, int64_t end) {
     thread_local PrefillScratch scratch;  // grows once
     for (int64_t i = begin; i < end; ++i) {
       const int64_t sequence = first_sequence + i / num_heads, head = i % num_heads;
-      const int64_t first = starts[sequence], num_rows = starts[sequence + 1] - first;
-      if (num_rows == 0) continue;
-      const int64_t row = first - batch.num_decode_tokens;
+      const int64_t first = starts[sequence];
+      if (first == starts[sequence + 1]) continue;
+      const int64_t start = batch.positions.data<int32_t>()[first], row = first - batch.num_decode_tokens;
+      const int64_t num_rows = std::min<int64_t>(starts[sequence + 1] - first, end_position - start);
+      if (num_rows <= 0) continue;
       PrefillHead(scratch, latents, k_up, v_up, head, num_heads, head_dim, scale)
           .attend(out.row<float>(row) + head * out.stride(1), out.stride(0), q.row<float>(row) + head * q.stride(1),
-                  q.stride(0), num_rows, batch.positions.data<int32_t>()[first],
-                  batch.block_tables.row<int32_t>(sequence));
+                  q.stride(0), num_rows, start, batch.block_tables.row<int32_t>(sequence));
     }
   });
 }

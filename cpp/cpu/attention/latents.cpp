@@ -103,15 +103,51 @@ void FloatTile::prepare_queries(float* prepared, const LatentQueries& queries, c
   transpose(prepared + shape.kv_lora_rank * lanes, queries.rope, queries.rope_stride, shape.rope_dim);
 }
 
+namespace {
+
+// Number of values after a row's end that accumulate() reads.
+int64_t values_beyond(const LatentShape& shape) {
+  return std::max<int64_t>(0, padded_columns(shape.kv_lora_rank) - shape.dim());
+}
+
+// Prefetches the stored row of a position that is gathered soon.
+void prefetch_row(Tensor latents, const int32_t* block_table, int64_t position) {
+  const int64_t row_bytes = latents.size(2) * size_of(latents.dtype());
+  const char* row = static_cast<const char*>(latents.index(0, block_table[position / kBlockSize]).raw()) +
+                    position % kBlockSize * row_bytes;
+  for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+}
+
+constexpr int64_t kRowsAhead = 8;  // between the prefetch of a scattered row and its use
+
+}  // namespace
+
 void FloatTile::load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape) {
-  const int64_t beyond =
-      // values after a row's end that accumulate() reads
-      std::max<int64_t>(0, padded_columns(shape.kv_lora_rank) - shape.dim());
+  const int64_t beyond = values_beyond(shape);
   scratch_.resize(static_cast<size_t>(kBlockSize * shape.dim() + beyond));
   rows_ = read_latents(scratch_.data(), latents, block_table, begin, end, shape.kv_lora_rank, shape.rope_dim);
   num_rows_ = end - begin;
   if (beyond > 0 && rows_ != scratch_.data())
     rows_ = std::copy_n(rows_, num_rows_ * shape.dim(), scratch_.data()) - num_rows_ * shape.dim();
+}
+
+void FloatTile::gather(Tensor latents, const int32_t* block_table, const int32_t* positions, int64_t num_rows,
+                       const LatentShape& shape) {
+  scratch_.resize(static_cast<size_t>(kBlockSize * shape.dim() + values_beyond(shape)));
+  rows_ = scratch_.data();
+  num_rows_ = num_rows;
+  int64_t prefetched = 0;
+  for (int64_t i = 0, end; i < num_rows; i = end) {
+    // Adjacent positions of a block are read at once; the last local_tokens of a selection are such runs.
+    for (end = i + 1; end < num_rows && positions[end] == positions[end - 1] + 1 && positions[end] % kBlockSize != 0;)
+      ++end;
+    for (; prefetched < std::min(end + kRowsAhead, num_rows); ++prefetched)
+      prefetch_row(latents, block_table, positions[prefetched]);
+    float* const out = scratch_.data() + i * shape.dim();
+    const float* const rows = read_latents(out, latents, block_table, positions[i], positions[i] + end - i,
+                                           shape.kv_lora_rank, shape.rope_dim);
+    if (rows != out) std::copy_n(rows, (end - i) * shape.dim(), out);
+  }
 }
 
 void FloatTile::score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const {
@@ -155,14 +191,26 @@ void Int8Tile::prepare_queries(float* prepared, const LatentQueries& queries, co
 }
 
 void Int8Tile::load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape) {
+  const uint8_t* rows = latent_row<uint8_t>(latents, block_table, begin);
+  const int64_t row_bytes = Int8Latent{shape.kv_lora_rank, shape.rope_dim}.row_bytes();
+  widen(end - begin, shape, [&](int64_t s) { return rows + s * row_bytes; });
+}
+
+void Int8Tile::gather(Tensor latents, const int32_t* block_table, const int32_t* positions, int64_t num_rows,
+                      const LatentShape& shape) {
+  for (int64_t s = 0; s < num_rows; ++s) prefetch_row(latents, block_table, positions[s]);
+  widen(num_rows, shape,
+        [&](int64_t s) -> const uint8_t* { return latent_row<uint8_t>(latents, block_table, positions[s]); });
+}
+
+template <class Row>
+void Int8Tile::widen(int64_t num_rows, const LatentShape& shape, Row&& row) {
   const Int8Latent layout{shape.kv_lora_rank, shape.rope_dim};
   const int64_t pairs = num_pairs(shape), columns = shape.acc_columns(), groups = layout.num_groups();
   keys_.resize(static_cast<size_t>(kBlockSize * pairs));
   values_.resize(static_cast<size_t>(kBlockSize / 2 * columns));
   scales_.resize(static_cast<size_t>(kBlockSize * groups));
-  num_rows_ = end - begin;
-  const uint8_t* rows = latent_row<uint8_t>(latents, block_table, begin);
-  const auto row = [&](int64_t s) { return rows + s * layout.row_bytes(); };
+  num_rows_ = num_rows;
   const auto values = [&](int64_t s) { return reinterpret_cast<const int8_t*>(row(s) + layout.values_offset()); };
   for (int64_t s = 0; s < num_rows_; ++s) {
     std::memcpy(scales_.data() + s * groups, row(s), static_cast<size_t>(4 * groups));

@@ -34,7 +34,8 @@ struct LatentQueries {
   int64_t latent_stride, rope_stride;
 };
 
-// Latent rows of one block, widened once for all heads. FloatTile and Int8Tile have the same functions.
+// At most 64 latent rows, widened once for all heads: of one block, or gathered from ascending positions. FloatTile and
+// Int8Tile have the same functions.
 class FloatTile {
  public:
   // Number of floats of one token's queries in the form that score() reads, and the conversion to that form, times
@@ -43,6 +44,8 @@ class FloatTile {
   static void prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale);
 
   void load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape);
+  void gather(Tensor latents, const int32_t* block_table, const int32_t* positions, int64_t num_rows,
+              const LatentShape& shape);
 
   // scores [rows, lanes] = rows . queries.
   void score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const;
@@ -64,10 +67,15 @@ class Int8Tile {
   static void prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale);
 
   void load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape);
+  void gather(Tensor latents, const int32_t* block_table, const int32_t* positions, int64_t num_rows,
+              const LatentShape& shape);
   void score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const;
   void accumulate(float* acc, const float* weights, const LatentShape& shape, Prefetch& next);
 
  private:
+  template <class Row>
+  void widen(int64_t num_rows, const LatentShape& shape, Row&& row);  // row(s): the stored row s
+
   static int64_t num_pairs(const LatentShape& shape) { return (shape.kv_lora_rank + 1) / 2 + shape.rope_dim / 2; }
 
   std::vector<Int16Pair> keys_;     // [rows, num_pairs] adjacent values of a row

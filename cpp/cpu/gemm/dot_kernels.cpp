@@ -74,7 +74,7 @@ LC_INLINE void dot_tile(float* out, int64_t out_stride, const W* rows, int64_t r
     Lanes inputs[T];
     LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(x[t] + k);
     LC_UNROLL for (int r = 0; r < R; ++r) {
-      if constexpr (kFew) __builtin_prefetch(rows + (r + R) * row_stride + k);  // of the next tile
+      if constexpr (kFew && R > 1) __builtin_prefetch(rows + (r + R) * row_stride + k, 0, 2);  // of the next tile
       const Lanes weights = Lanes::load(rows + r * row_stride + k);
       LC_UNROLL for (int t = 0; t < T; ++t) Lanes::multiply_add(acc[r][t], weights, inputs[t]);
     }
@@ -128,15 +128,16 @@ LC_INLINE void dot_rows(const W* rows, int64_t in_features, int64_t first_row, i
 }
 
 // Tile shapes by the registers of each instruction set: R * T sums of 16 floats, and the operands. kFew: rows are read
-// in place, from memory.
+// in place, from memory. One input reads them one by one, in the order of their addresses, which the processor
+// prefetches best: several rows at once are read at half that speed, and our own prefetches only slow it down.
 template <bool kFew, class W>
 void dot_rows_here(const W* rows, int64_t in_features, int64_t first_row, int64_t num_rows, int64_t begin, int64_t end,
                    const MatmulBlock& b) {
 #if defined(__AVX512F__)
-  dot_rows<kFew, Whole, 4, 4, 4, 4, 4>(rows, in_features, first_row, num_rows, begin, end, b);
+  dot_rows<kFew, Whole, kFew ? 1 : 4, 4, 4, 4, 4>(rows, in_features, first_row, num_rows, begin, end, b);
 #elif defined(__AVX2__)
   if constexpr (kFew) {
-    dot_rows<kFew, Halves, 4, 3, 2, 1, 1>(rows, in_features, first_row, num_rows, begin, end, b);
+    dot_rows<kFew, Halves, 1, 3, 2, 1, 1>(rows, in_features, first_row, num_rows, begin, end, b);
   } else {
     dot_rows<kFew, Halves, 4, 3>(rows, in_features, first_row, num_rows, begin, end, b);
   }

@@ -2,13 +2,17 @@
 //
 // With many inputs, a block of inputs stays in the second-level cache during the loop over weight rows. A tile's weight
 // rows are then widened to f32 once per block.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm/dot_kernels.h"
 #include "cpu/gemm/matmul.h"
+#include "cpu/gemm/pack.h"
 #include "cpu/gemm/packed_matmul.h"
 #include "cpu/row_kernels.h"
 #include "cpu/rows.h"
@@ -90,7 +94,8 @@ static int64_t row_grain(int64_t num_rows, int num_threads) {
   return std::max(kTileRows, num_rows / (num_threads * kRangesPerThread) / kTileRows * kTileRows);
 }
 
-// Kernels read aligned elements. A plane that is not aligned in the file is copied.
+// Kernels read aligned elements. A plane that is not aligned in the file is copied. A bf16 matrix that is in memory, as
+// the parts of kv_b_proj are, is packed: packed weights are read faster.
 Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
   const auto misaligned = [](const void* data, size_t alignment) {
     return reinterpret_cast<uintptr_t>(data) % alignment != 0;
@@ -100,6 +105,16 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
   switch (logical.format) {
     case WeightFormat::f32:
     case WeightFormat::bf16: {
+      if (logical.format == WeightFormat::bf16 && logical.placement == Placement::device) {
+        weight.format = WeightFormat::bf16_x8;
+        storage = Buffer(device_, weight.num_bytes());
+        weight.data = storage.data();
+        ::madvise(storage.data(), static_cast<size_t>(weight.num_bytes()), MADV_HUGEPAGE);  // read faster
+        pool_.parallel_for(num_packed_groups(weight.out_features), 64, [&](int64_t begin, int64_t end) {
+          cpu::pack_bf16(static_cast<uint8_t*>(storage.data()), logical, begin, end);
+        });
+        return weight;
+      }
       const int64_t element = logical.format == WeightFormat::f32 ? 4 : 2;
       if (!misaligned(logical.data, static_cast<size_t>(element))) return weight;
       storage = Buffer(device_, count * element);
@@ -121,9 +136,17 @@ Weight CpuOps::prepare(const Weight& logical, Buffer& storage) {
   }
 }
 
+void CpuOps::use_dtype(DType dtype) {
+  rounds_inputs_ = dtype == DType::bf16 && cpu::kernels<cpu::PackedKernels>().round_row;
+}
+
 const cpu::QuantizedInputs* CpuOps::quantize_for(const Weight& weight, Tensor x) {
-  if (!cpu::want_quantized_inputs(weight.format)) return nullptr;
-  quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+  if (cpu::want_quantized_inputs(weight.format)) {
+    quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+    return &quantized_;
+  }
+  if (!rounds_inputs_ || weight.format != WeightFormat::bf16_x8) return nullptr;
+  quantized_.round(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
   return &quantized_;
 }
 
@@ -149,8 +172,7 @@ void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {
 void CpuOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
   LC_CHECK(gate_proj.out_features == up_proj.out_features && out.size(1) == up_proj.out_features &&
            x.size(1) == gate_proj.in_features && x.size(1) == up_proj.in_features);
-  if (cpu::want_quantized_inputs(gate_proj.format) != cpu::want_quantized_inputs(up_proj.format))
-    return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
+  if (gate_proj.format != up_proj.format) return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
   const cpu::QuantizedInputs* quantized = quantize_for(gate_proj, x);
   const int64_t num_inputs = x.size(0);
   pool_.parallel_for(out.size(1), row_grain(out.size(1), pool_.num_threads()), [&](int64_t begin, int64_t end) {
@@ -178,16 +200,28 @@ void CpuOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(2) == weight.in_features && num_heads * out_dim == weight.out_features && out.size(1) == num_heads,
            "linear_per_head ", out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ",
            weight.in_features, "]");
+  // Packed rows are multiplied in groups. A head that begins inside a group computes all rows of it.
+  const auto multiply_head = [&](int64_t head) {
+    const int64_t skipped = is_packed(weight.format) ? head * out_dim % kPackedRows : 0;
+    cpu::MatmulBlock block{.out = out.data<float>() + head * out.stride(1),
+                           .out_stride = out.stride(0),
+                           .x = x.data<float>() + head * x.stride(1),
+                           .x_stride = x.stride(0),
+                           .row_idx = nullptr,
+                           .num_inputs = x.size(0),
+                           .first_row = head * out_dim - skipped,
+                           .num_rows = skipped + out_dim};
+    if (skipped == 0) return cpu::matmul_block(weight, block);
+    thread_local std::vector<float> rows;  // grows once
+    rows.resize(static_cast<size_t>(block.num_inputs * block.num_rows));
+    float* const to = std::exchange(block.out, rows.data());
+    block.out_stride = block.num_rows;
+    cpu::matmul_block(weight, block);
+    for (int64_t i = 0; i < block.num_inputs; ++i)
+      std::copy_n(rows.data() + i * block.num_rows + skipped, out_dim, to + i * out.stride(0));
+  };
   pool_.parallel_for(num_heads, grain_for(x.size(0) * out_dim * x.size(2)), [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head)
-      cpu::matmul_block(weight, {.out = out.data<float>() + head * out.stride(1),
-                                 .out_stride = out.stride(0),
-                                 .x = x.data<float>() + head * x.stride(1),
-                                 .x_stride = x.stride(0),
-                                 .row_idx = nullptr,
-                                 .num_inputs = x.size(0),
-                                 .first_row = head * out_dim,
-                                 .num_rows = out_dim});
+    for (int64_t head = begin; head < end; ++head) multiply_head(head);
   });
 }
 

@@ -113,6 +113,18 @@ void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_f
   });
 }
 
+void pack_bf16(uint8_t* data, const Weight& rows, int64_t begin_group, int64_t end_group) {
+  const int64_t n = rows.in_features, stride = packed_stride(WeightFormat::bf16_x8, n);
+  for (int64_t g = begin_group; g < end_group; ++g) {
+    bf16* group = reinterpret_cast<bf16*>(data + g * stride);
+    std::memset(group, 0, static_cast<size_t>(stride));
+    for (int64_t r = 0; r < std::min(kPackedRows, rows.out_features - g * kPackedRows); ++r) {
+      const bf16* row = static_cast<const bf16*>(rows.data) + (g * kPackedRows + r) * n;
+      for (int64_t k = 0; k < n; ++k) group[k / 2 * 16 + r * 2 + k % 2] = row[k];
+    }
+  }
+}
+
 void search_int4_scales(float* scales, const float* values, int64_t num_blocks) {
   const ScaleKernels& search = kernels<ScaleKernels>();
   ThreadPool pool(available_threads());

@@ -15,6 +15,9 @@ using RowReader = std::function<void(int64_t row, float* values)>;
 // value is not finite.
 void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row);
 
+// Writes the rows [8 * begin_group, 8 * end_group) of bf16_x8 from rows of bf16, whatever their values.
+void pack_bf16(uint8_t* data, const Weight& rows, int64_t begin_group, int64_t end_group);
+
 // The int4 scales that `pack` would choose, one per 32 values, for num_blocks blocks.
 void search_int4_scales(float* scales, const float* values, int64_t num_blocks);
 

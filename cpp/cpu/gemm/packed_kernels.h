@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "base/dtype.h"
 #include "cpu/simd/dispatch.h"
 
 namespace longcat::cpu {
@@ -27,6 +28,7 @@ struct Tile {
   int64_t begin_block, end_block;        // the range of this tile; with begin_block > 0, `out` holds the sums so far
   int64_t in_features;
   const float* x[kMaxTileInputs];                  // T rows of in_features floats (bf16_x8)
+  const bf16* rounded[kMaxTileInputs];             // the same rounded to bf16, with an even number of values
   const int8_t* q[kMaxTileInputs];                 // T rows of 8-bit inputs (int8_x8, int4_x8)
   const InputBlock* input_blocks[kMaxTileInputs];  // their scales, one entry per block
   float* out[kMaxTileInputs];                      // outputs of the first group; those of the next groups follow
@@ -56,9 +58,17 @@ struct Tiles {
 struct PackedKernels {
   Tiles bf16, int8, int4;  // bf16_x8, int8_x8, int4_x8
 
+  // bf16_x8 times inputs rounded to bf16, on sets with an instruction for it; else empty. An output is two sums,
+  // of columns 0, 1, 4, 5, 8, ... and of the others, in ascending pairs as the instruction adds them. A tile computes
+  // whole rows.
+  Tiles rounded;
+
   // Quantises one row x [n] to 8 bits, padded with zeros to whole blocks. A NaN or an infinity makes the scale of its
   // block NaN.
   void (*quantize_row)(int8_t* values, InputBlock* blocks, const float* x, int64_t n);
+
+  // Rounds one row x [n] to bf16, ties to even, padded with zeros to whole blocks of 32. Null where `rounded` is empty.
+  void (*round_row)(longcat::bf16* values, const float* x, int64_t n);
 };
 
 }  // namespace longcat::cpu

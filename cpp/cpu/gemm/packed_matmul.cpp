@@ -24,7 +24,8 @@ int inputs_of_tile(const TileSet& set, int64_t left) {
 // Multiplies a weight's rows by all inputs. With a few inputs, the weights stream from memory at the speed of the
 // products. With more than one tile of inputs, a chunk of columns of a few groups stays in the first-level cache for
 // all inputs.
-template <WeightFormat format>
+// kRounded: inputs are bf16.
+template <WeightFormat format, bool kRounded = false>
 class Walk {
  public:
   Walk(const Weight& weight, const MatmulBlock& block, const Tiles& tiles)
@@ -53,13 +54,14 @@ class Walk {
  private:
   static constexpr int64_t kBlockBytes = format == WeightFormat::bf16_x8 ? 512 : block_value_bytes(format);
   static constexpr int64_t kChunkBytes = 16 << 10;  // per tile, over its groups: half of a first-level cache
-  static constexpr int64_t kInputsAtOnce = 128;     // their columns of a chunk stay in the second-level cache
+  // The columns of a chunk of these, or whole rows in bf16, stay in the second-level cache.
+  static constexpr int64_t kInputsAtOnce = kRounded ? 48 : 128;
 
   void multiply_groups(const TileSet& set, int64_t group, int64_t begin, int64_t end) {
     const int64_t rows = std::min<int64_t>(set.groups * kPackedRows, b_.num_rows - group * kPackedRows);
     const int64_t next_groups = group + set.groups < num_groups_ ? set.groups * stride_ : 0;
     // Between chunks, the outputs hold the sums, so they need room for all groups of the tile.
-    const bool whole = end - begin == 1 || rows < set.groups * kPackedRows;
+    const bool whole = kRounded || end - begin == 1 || rows < set.groups * kPackedRows;
     const int64_t chunk = whole ? tile_.num_blocks : std::max<int64_t>(1, kChunkBytes / (kBlockBytes * set.groups));
     for (int g = 0; g < set.groups; ++g) tile_.group[g] = data_ + std::min(group + g, num_groups_ - 1) * stride_;
     tile_.next_group = next_groups;
@@ -84,7 +86,9 @@ class Walk {
   void multiply_tile(const TileSet& set, int64_t group, int64_t rows, int64_t input, int inputs) {
     for (int t = 0; t < inputs; ++t) {
       const int64_t row = b_.row_idx ? b_.row_idx[input + t] : input + t;
-      if constexpr (format == WeightFormat::bf16_x8) {
+      if constexpr (kRounded) {
+        tile_.rounded[t] = b_.quantized->rounded(b_.quantized_first + row);
+      } else if constexpr (format == WeightFormat::bf16_x8) {
         tile_.x[t] = b_.x + row * b_.x_stride;
       } else {
         tile_.q[t] = b_.quantized->values(b_.quantized_first + row);
@@ -116,6 +120,7 @@ class Walk {
 void QuantizedInputs::quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows,
                                int64_t in_features, const PackedKernels& kernels) {
   num_blocks_ = num_quant_blocks(in_features);
+  are_rounded_ = false;
   const size_t blocks = static_cast<size_t>(num_rows * num_blocks_);
   if (blocks_.size() < blocks) {
     blocks_.resize(blocks);
@@ -128,10 +133,24 @@ void QuantizedInputs::quantize(ThreadPool& pool, const float* x, int64_t x_strid
   });
 }
 
+void QuantizedInputs::round(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows, int64_t in_features,
+                            const PackedKernels& kernels) {
+  num_blocks_ = num_quant_blocks(in_features);
+  are_rounded_ = true;
+  const size_t count = static_cast<size_t>(num_rows * num_blocks_ * kQuantBlock);
+  if (rounded_.size() < count) rounded_.resize(count);
+  pool.parallel_for(num_rows, grain_for(in_features), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      kernels.round_row(rounded_.data() + row * num_blocks_ * kQuantBlock, x + row * x_stride, in_features);
+  });
+}
+
 void packed_matmul_block(const Weight& weight, const MatmulBlock& block, const PackedKernels& kernels) {
   LC_CHECK(block.first_row % kPackedRows == 0 && (block.quantized || !want_quantized_inputs(weight.format)));
   switch (weight.format) {
     case WeightFormat::bf16_x8:
+      if (block.quantized && block.quantized->are_rounded())
+        return Walk<WeightFormat::bf16_x8, true>(weight, block, kernels.rounded).run();
       return Walk<WeightFormat::bf16_x8>(weight, block, kernels.bf16).run();
     case WeightFormat::int8_x8:
       return Walk<WeightFormat::int8_x8>(weight, block, kernels.int8).run();

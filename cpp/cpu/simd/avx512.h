@@ -40,6 +40,29 @@ struct Avx512 {
   static LC_INLINE Floats high_bf16(Bytes v) {
     return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
+#if defined(__AVX512BF16__)
+  // sum + the products of a lane's two bf16, each rounded to f32 in the instruction's own order.
+  static LC_INLINE Floats dot_bf16(Floats sum, Bytes w, Bytes x) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+  }
+  // 32 values, rounded to the nearest bf16, ties to even.
+  static LC_INLINE void round_bf16(bf16* out, const float* x) {
+    _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(x + 16), load(x))));
+  }
+  // 64 bytes of one group: two columns of its 8 outputs, then the next two.
+  static LC_INLINE Bytes load_group(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  // The inputs of these: two in each of the lower lanes, the next two in the upper ones.
+  static LC_INLINE Bytes broadcast_pairs(const bf16* x) {
+    const __m512i lanes = _mm512_set_epi64(0x100000001, 0x100000001, 0x100000001, 0x100000001, 0, 0, 0, 0);
+    const __m128i four = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x));
+    return _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(four));
+  }
+  // Adds the upper lanes to the lower ones, and stores these 8.
+  static LC_INLINE void store_halves(float* p, Floats v) {
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+    _mm256_storeu_ps(p, _mm256_add_ps(_mm512_castps512_ps256(v), high));
+  }
+#endif
   static LC_INLINE Floats scales(const uint8_t* const* group, int64_t at) {
     const __m256i two = _mm256_inserti128_si256(
         _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(group[0] + at))),

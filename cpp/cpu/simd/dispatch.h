@@ -30,6 +30,8 @@ const Table& table_of(Isa isa) {
       return table_of<Table, Isa::avx512>();
     case Isa::avx512_vnni:
       return table_of<Table, Isa::avx512_vnni>();
+    case Isa::avx512_bf16:
+      return table_of<Table, Isa::avx512_bf16>();
 #elif defined(__aarch64__)
     case Isa::neon_dotprod:
       return table_of<Table, Isa::neon_dotprod>();

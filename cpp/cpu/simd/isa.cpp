@@ -17,7 +17,7 @@ namespace {
 
 #if defined(__x86_64__)
 
-constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni};
+constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
 
 // Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2.
 Isa best_of_this_machine() {
@@ -25,7 +25,9 @@ Isa best_of_this_machine() {
                     __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) return Isa::avx512_vnni;
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
+  if (vnni) return Isa::avx512_vnni;
   if (avx512) return Isa::avx512;
   return avx2 ? Isa::avx2 : Isa::portable;
 }
@@ -44,7 +46,7 @@ Isa best_of_this_machine() { return Isa::portable; }
 
 #endif
 
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::neon_dotprod};
+constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::neon_dotprod};
 
 Isa chosen() {
   const std::span<const Isa> here = isas_of_this_machine();
@@ -87,6 +89,8 @@ const char* name_of(Isa isa) {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::neon_dotprod:
       return "neon_dotprod";
   }

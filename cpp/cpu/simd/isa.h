@@ -10,6 +10,7 @@ enum class Isa {
   avx2,          // and FMA, BMI 1 and 2
   avx512,        // F, BW, DQ, VL
   avx512_vnni,   // 8-bit products summed in 32 bits
+  avx512_bf16,   // bf16 products summed in f32
   neon_dotprod,  // Arm v8.2: 8-bit products summed in 32 bits
 };
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longcat.chat.tool_stream import Delta, StreamingResponseParser, ToolCallDelta
+from longcat.chat.tool_text import THINK
 from longcat.request.outputs import Logprob, RequestOutput, ShortRepr, StreamChunk
 from longcat.request.sampling_params import SamplingParams
 from longcat.support.json_types import JsonObject
@@ -95,6 +96,11 @@ class PlainText:
         return []
 
 
+def ends_in_think(prompt: str) -> bool:
+    """Returns whether a prompt ends inside a think block, so that the completion begins with reasoning."""
+    return prompt.rstrip().endswith(THINK)
+
+
 class ChatReader:
     """Makes chat chunks of token chunks. It parses reasoning and tool calls as they arrive.
 
@@ -102,20 +108,27 @@ class ChatReader:
 
     Args:
         is_forced: a grammar holds the answers to calls whose arguments fit.
+        starts_thinking: of each prompt, whether it ends inside a think block (`ends_in_think`). False where a grammar
+            holds the answer to a form, which has no think block. Default: none does.
     """
 
     def __init__(
-        self, tools: Sequence[Mapping[str, object]] | None, tool_choice: str | None = None, is_forced: bool = False
+        self,
+        tools: Sequence[Mapping[str, object]] | None,
+        tool_choice: str | None = None,
+        is_forced: bool = False,
+        starts_thinking: Sequence[bool] = (),
     ):
         self._tools = tools
         self._is_forced = is_forced
+        self._starts_thinking = starts_thinking
         self.may_call = bool(tools) and tool_choice != "none"
         self._parsers: dict[tuple[int, int], StreamingResponseParser | PlainText] = {}
 
     def read(self, news: StreamChunk) -> ChatChunk:
         key = (news.prompt_index, news.index)
         if key not in self._parsers:
-            self._parsers[key] = self._parser()
+            self._parsers[key] = self._parser(news.prompt_index)
         parser = self._parsers[key]
         deltas = parser.push(news.delta)
         reason = news.finish_reason
@@ -139,7 +152,12 @@ class ChatReader:
             chunk.output = self._whole(news.output, news.prompt_index)
         return chunk
 
-    def _parser(self) -> StreamingResponseParser | PlainText:
+    def _parser(self, prompt_index: int) -> StreamingResponseParser | PlainText:
+        if prompt_index < len(self._starts_thinking) and self._starts_thinking[prompt_index]:
+            # The first end tag counts: otherwise all content would be held back until the end.
+            return StreamingResponseParser(
+                self._tools, hold_after_think=False, starts_thinking=True, reads_calls=self.may_call
+            )
         return StreamingResponseParser(self._tools, fits=self._is_forced) if self.may_call else PlainText()
 
     def _whole(self, output: RequestOutput, prompt_index: int) -> ChatOutput:

@@ -86,10 +86,18 @@ class StreamingResponseParser:
             that do not start with a think block stream the same either way.
         fits: the text is held to a grammar, so that arguments fit the schema: those that can be no text are given out
             as they come, too.
+        starts_thinking: the prompt ends inside a think block. All text before the first </longcat_think> is reasoning.
+        reads_calls: False: the tags of calls are content.
     """
 
     def __init__(
-        self, tools: Sequence[Mapping[str, object]] | None = None, *, hold_after_think: bool = True, fits: bool = False
+        self,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        hold_after_think: bool = True,
+        fits: bool = False,
+        starts_thinking: bool = False,
+        reads_calls: bool = True,
     ):
         self._schemas = ToolSchemas(tools)
         self._fits = fits
@@ -97,7 +105,9 @@ class StreamingResponseParser:
         self._buffer = ""  # what has arrived and is not taken yet, from _at on
         self._at = 0
         self._final = False
-        self._state = self._start  # takes from the buffer; returns False when it needs more text
+        # Takes from the buffer; returns False when it needs more text.
+        self._state = self._in_think if starts_thinking else self._start
+        self._reads_calls = reads_calls
         self._deltas: list[Delta] = []
         self._reasoning = _Stripped()
         self._content = _Stripped()
@@ -199,6 +209,10 @@ class StreamingResponseParser:
         return bool(tag)
 
     def _in_content(self) -> bool:
+        if not self._reads_calls:
+            text, self._at = self._buffer[self._at :], len(self._buffer)
+            self._emit(content=self._content.push(text))
+            return False
         text, tag = self._until(CALL)
         if not self._calls:  # text between calls is dropped
             self._emit(content=self._content.push(text))

@@ -21,6 +21,7 @@ import numpy as np
 import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.calibration import InputMoments, check_text
+from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, component_of, packed_as, place
 from longcat.checkpoint.gptq import error_propagation, round_int4
 from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import (
@@ -29,22 +30,13 @@ from longcat.checkpoint.writer import (
     check_new,
     check_room,
     header,
-    split,
     write_index,
 )
 from longcat.support.files import open_regular, read_text
 from longcat.support.json_types import JsonObject
 
-COMPONENTS = ("core", "experts", "head", "embedding", "tables")
-FORMATS = ("keep", "bf16", "int8", "int4")
-# The formats of --quant NAME per component. Few bits cost more quality in the word embedding than in the N-gram tables,
-# and in the head no calibration helps: int4 keeps both in int8. It also does so with the few rows that make the latents
-# (kv_a_proj), which every later token reads.
-PRESETS: dict[str, dict[str, str]] = {
-    "bf16": dict.fromkeys(("core", "experts", "head"), "bf16") | {"embedding": "keep", "tables": "keep"},
-    "int8": dict.fromkeys(COMPONENTS, "int8"),
-    "int4": {"core": "int4", "experts": "int4", "head": "int8", "embedding": "int8", "tables": "int4"},
-}
+__all__ = ["COMPONENTS", "FORMATS", "PRESETS", "Converted", "convert_checkpoint"]
+
 _ROWS = 1024  # of a matrix that are rounded at a time, a multiple of 8: 12 MB of f32 with 3072 columns
 _PLAN_FILE = "convert.json"  # in the partial folder: source, formats and options of the run
 
@@ -74,17 +66,6 @@ class _Tensor:
     shard: int = 0  # of the source file; the tensor is its bytes [begin, end)
     begin: int = 0
     end: int = 0
-
-
-def component_of(name: str) -> str:
-    """The component of a tensor that may be packed: core, experts, head, embedding or tables."""
-    if ".mlp.experts." in name:
-        return "experts"
-    if name.startswith("lm_head."):
-        return "head"
-    if name.startswith(("model.embed_tokens.", "model.mtp.embed_tokens.")):
-        return "embedding"
-    return "tables" if name.startswith("model.ngram_embeddings.embedders.") else "core"
 
 
 def convert_checkpoint(
@@ -134,7 +115,7 @@ def convert_checkpoint(
                 f"calibration rounds the core's int4 matrices, and core is {formats['core']}: leave it out"
             )
     tensors = _tensors(checkpoint, source, formats)
-    shards = _shards(tensors, max_shard_bytes)
+    shards = place(tensors, max_shard_bytes)
     total = sum(tensor.num_bytes for tensor in tensors)
     plan = _plan(checkpoint, source, formats, max_shard_bytes, calibration)
     source_total = sum(tensor.end - tensor.begin for tensor in tensors)
@@ -200,38 +181,16 @@ def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, s
     for name, (dtype, shape, shard, begin, end) in stored.items():
         if name.rpartition(".")[2] in _core.PACKED_FORMATS:
             raise Error(f'[convert] {source}: "{name}" is packed already: convert the original checkpoint')
-        if name.endswith("_scale_inv") and _packed_as(uses, name.removesuffix("_scale_inv"), formats):
+        if name.endswith("_scale_inv") and packed_as(uses, name.removesuffix("_scale_inv"), formats):
             continue
         tensor = _Tensor(name, name, dtype, shape, end - begin, None, 0, shard, begin, end)
-        if packed := _packed_as(uses, name, formats):
+        if packed := packed_as(uses, name, formats):
             rows, stride = _core.packed_shape(packed, shape[0], shape[1])
             tensor = _Tensor(
                 name, f"{name}.{packed}", "U8", (rows, stride), rows * stride, packed, shape[1], shard, begin, end
             )
         tensors.append(tensor)
     return tensors
-
-
-def _packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:
-    if name not in uses:
-        return None
-    wanted = formats[component_of(name)]
-    if wanted == "int4" and ".kv_a_proj_with_mqa." in name:
-        wanted = "int8"
-    if wanted == "keep" or (wanted == "bf16" and uses[name] == "table"):
-        return None
-    return f"{wanted}_{'x8' if uses[name] == 'matrix' else 'row'}"
-
-
-def _shards(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Tensor]]:
-    by_name = {tensor.name: tensor for tensor in tensors}
-    files = split({tensor.name: tensor.num_bytes for tensor in tensors}, max_shard_bytes)
-    shards = {file: [by_name[name] for name in names] for file, names in files.items()}
-    for members in shards.values():  # multiples of 64 bytes first, then of 4, so that all tensors are aligned
-        members.sort(
-            key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16")
-        )
-    return shards
 
 
 def _plan(

@@ -43,6 +43,8 @@ _KNOWN_FIELDS = frozenset(
     bos_token_id eos_token_id pad_token_id quantization_config
     ngram_vocab_size_ratio emb_neighbor_num emb_split_num oe_vocab_size_ratio oe_neighbor_num oe_split_num
     mtp_num_layers num_nextn_predict_layers router_dtype
+    use_mla index_n_heads index_head_dim index_topk index_k_norm_type index_init_tokens index_local_tokens cli_factor
+    indexer_rope_interleave mtp_replicate_modules dsa_mtp_cli mtp_disable_over_tokenizer
     """.split()
 )
 
@@ -107,11 +109,21 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[Fact]:
         f"either is accepted{code}",
     )
     yield _rope_fact(config)
+    is_sparse = config.get("attention_method") == "LSA"
+    inner = "rms_norm_eps, as the published engine does" if is_sparse else "1e-6, as transformers does"
     yield Fact(
         "norms",
         f"rms_norm_eps {config.get('rms_norm_eps', 'absent')}",
-        "the two norms inside attention use 1e-6, as transformers does; which one training used no file tells",
+        f"the two norms inside attention use {inner}; which one training used no file tells",
     )
+    if is_sparse:
+        yield Fact(
+            "sparse attention",
+            f"index_topk {config['index_topk']}, of these the first {config['index_init_tokens']} and the last "
+            f"{config['index_local_tokens']}; {config['index_n_heads']} index heads of {config['index_head_dim']}; "
+            f"cli_factor {config['cli_factor']}",
+            "equal scores: the lower position is selected; other engines leave that open",
+        )
     scale, zero = config.get("routed_scaling_factor"), config.get("zero_expert_num", 0)
     if zero:
         yield Fact(
@@ -178,7 +190,7 @@ def _tensor_facts(
         + ("" if classifier == "F32" else "; F32 is what the model is described with"),
         classifier == "F32",
     )
-    tables = of(r"ngram_embeddings\.embedders\.")
+    tables = of(r"ngram_embeddings\.embedders\.|oe_embed_tokens\d")
     size = sum(tensors[name][3] - tensors[name][2] for name in tables)
     word = f"word embedding {dtypes(of(r'^model.embed_tokens.weight$'))}, head {dtypes(of(r'^lm_head.weight$'))}"
     if tables:

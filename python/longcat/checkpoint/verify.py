@@ -16,8 +16,8 @@ from pathlib import Path
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.convert import component_of
 from longcat.checkpoint.facts import Fact, collect_facts
+from longcat.checkpoint.formats import component_of
 from longcat.checkpoint.lock import FolderLock
 from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
 from longcat.checkpoint.writer import INDEX_FILE

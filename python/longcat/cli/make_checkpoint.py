@@ -11,17 +11,29 @@ from longcat.support.json_types import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from longcat.checkpoint.random_weights import PRESETS
+    from longcat.checkpoint.random_weights import PACKED, PRESETS
 
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
     parser.add_argument(
         "--preset",
         required=True,
         choices=PRESETS,
-        help="tiny (0.3 M parameters), small (225 M), medium (3.65 B: real widths, 6 layers, 24 experts) "
-        "or lite (68.5 B, 137 GB: the shape of LongCat-Flash-Lite)",
+        help="tiny (0.3 M parameters), small (225 M), medium (3.65 B: real widths, 6 layers, 24 experts), "
+        "lite (68.5 B, 137 GB: the shape of LongCat-Flash-Lite), tiny-sparse (0.3 M), or lite-sparse (68.6 B, 137 GB: "
+        "the shape of LongCat-Flash-Lite-Sparse)",
     )
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"], help="format of the weights (default bf16)")
+    parser.add_argument(
+        "--quant",
+        choices=PACKED,
+        help="write what `longcat convert --quant` makes of the checkpoint, without the checkpoint itself (lite in "
+        "int4: 38 GB, of which 16 GB are N-gram tables)",
+    )
+    parser.add_argument(
+        "--sparse-tables",
+        action="store_true",
+        help="holes in place of the rows of the N-gram tables: they take no room on the disk",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")
     parser.add_argument("--layers", type=int, help="num_layers in place of the preset's")
     parser.add_argument(
@@ -50,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 config,
                 dtype=args.dtype,
+                quant=args.quant,
+                sparse_tables=args.sparse_tables,
                 seed=args.seed,
                 mtp=args.mtp,
                 tokenizer=args.tokenizer,
@@ -58,10 +72,11 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             bar.print("[stopped]", sys.stderr)
             return 130
-    rate = made.num_bytes / made.seconds / 1e6
+    on_disk = f" ({bytes_text(made.disk_bytes)} on the disk)" if args.sparse_tables else ""
+    rate = made.disk_bytes / made.seconds / 1e6
     print(
-        f"{args.out}: {made.parameters:,} parameters, {bytes_text(made.num_bytes)} of {args.dtype} in "
-        f"{count(made.files, 'file')}, {made.seconds:.1f} s ({rate:.0f} MB/s)"
+        f"{args.out}: {made.parameters:,} parameters, {bytes_text(made.num_bytes)}{on_disk} of "
+        f"{args.quant or args.dtype} in {count(made.files, 'file')}, {made.seconds:.1f} s ({rate:.0f} MB/s)"
     )
     return 0
 

@@ -110,7 +110,8 @@ class EngineConfig:
         "format of f32 and f16 weights and the latent cache: auto, f32 or bf16",
         checks.number_format,
         core="dtype",
-        details="auto is what config.json says.",
+        details="auto is what config.json says. Under bf16, a CPU with AVX512_BF16 rounds the inputs of bf16 matrices "
+        "that are packed, by `longcat convert` or at load, to bf16, which is faster; other products keep f32 inputs.",
         metavar="TYPE",
     )
     quantization: str | None = option(
@@ -179,7 +180,9 @@ class EngineConfig:
         core="speculation",
         details="A step verifies all draft tokens of a sequence, so texts are the same in fewer steps. "
         "num_speculative_tokens (3) is the most draft tokens at a time. mtp drafts by the checkpoint's MTP "
-        "layer (model.mtp.*, in model-auxiliary.safetensors). ngram drafts what followed the last prompt_lookup_min "
+        "layer (model.mtp.*, in model-auxiliary.safetensors). It drafts fewer tokens, or none, while they do not "
+        'pay. "adaptive": false drafts the most in every step. '
+        "ngram drafts what followed the last prompt_lookup_min "
         "(2) to prompt_lookup_max (4) tokens where they occurred before: it needs no weights.",
         default="none",
         aliases=("speculative_config",),

@@ -300,13 +300,14 @@ class Engine(TextMethods, Uncopied):
         variables: Mapping[str, Any],
         request_id: str | None,
     ) -> AsyncGenerator[ChatChunk, None]:
-        from longcat.chat.reader import ChatReader, force_calls
+        from longcat.chat.reader import ChatReader, ends_in_think, force_calls
 
         params, choice = force_calls(SamplingParams.of(sampling_params, sampling), tools, tool_choice)
         prompt = self.render_chat(messages, tools=tools, tool_choice=choice, **variables)
         params = await self._intake.compiled(params)
         [request] = self._intake.requests([prompt], [params], request_id)
-        reader = ChatReader(tools, choice)
+        thinks = params.structured_outputs is None and ends_in_think(prompt[0])
+        reader = ChatReader(tools, choice, starts_thinking=[thinks])
         async with aclosing(self._loops.running().stream(self._requests, request)) as chunks:
             async for chunk in chunks:
                 yield reader.read(chunk)
@@ -385,7 +386,7 @@ class Engine(TextMethods, Uncopied):
             ValueError: a message or tool is malformed, or the prompt is too long.
             longcat.Error: the checkpoint has no chat template, or it refuses the messages.
         """
-        from longcat.chat.reader import ChatReader, force_calls
+        from longcat.chat.reader import ChatReader, ends_in_think, force_calls
 
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise ValueError(f"messages is a {type(messages).__name__}: expected a list of messages")
@@ -401,8 +402,12 @@ class Engine(TextMethods, Uncopied):
             self.render_chat(conversation, tools=tools, tool_choice=choice, **variables)
             for conversation in conversations
         ]
+        thinks = [
+            given.structured_outputs is None and ends_in_think(text)
+            for given, (text, _) in zip(params, prompts, strict=True)
+        ]
         tokens = TokenStream(self._requests, self._intake.requests(prompts, params))
-        chunks = ChatStream(tokens, ChatReader(tools, choice))
+        chunks = ChatStream(tokens, ChatReader(tools, choice, starts_thinking=thinks))
         if stream:
             return chunks
         last = read_all(chunks, len(prompts), use_tqdm)

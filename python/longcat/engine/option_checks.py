@@ -11,7 +11,7 @@ from longcat.support.values import parse_bytes, positive
 # The further options of each method of speculative decoding, with their defaults.
 _SPECULATIVE_DEFAULTS = {
     "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
-    "mtp": {"num_speculative_tokens": 3},
+    "mtp": {"num_speculative_tokens": 3, "adaptive": True},
 }
 _MOST_SPECULATIVE = 64
 
@@ -61,11 +61,12 @@ def anything(name: str, value: object) -> None:
     """Checks nothing: the code that reads the option does."""
 
 
-def speculation(name: str, value: object) -> tuple[str, int, int, int]:
+def speculation(name: str, value: object) -> tuple[str, int, int, int, bool]:
     """Checks the options of speculative decoding.
 
     Returns:
-        (method, most draft tokens, most and fewest tokens that must agree).
+        (method, most draft tokens, most and fewest tokens that must agree, whether fewer are drafted where they do not
+        pay).
     Raises:
         ValueError, TypeError: it is malformed.
     """
@@ -79,15 +80,17 @@ def speculation(name: str, value: object) -> tuple[str, int, int, int]:
         if part != "method" and part not in defaults:
             raise unknown_name(name, part, ["method", *defaults])
     given = {part: count for part, count in value.items() if part != "method" and count is not None}
-    counts = {part: positive(part, count) for part, count in (defaults | given).items()}
+    parts = defaults | given
+    adaptive = switch("adaptive", parts.pop("adaptive", False))
+    counts = {part: positive(part, count) for part, count in parts.items()}
     for part, count in counts.items():
         if count > _MOST_SPECULATIVE:
             raise ValueError(f"{part}={count}; expected at most {_MOST_SPECULATIVE}")
     if method == "mtp":
-        return method, counts["num_speculative_tokens"], 1, 1
+        return method, counts["num_speculative_tokens"], 1, 1, adaptive
     if counts["prompt_lookup_min"] > counts["prompt_lookup_max"]:
         raise ValueError(
             f"prompt_lookup_min={counts['prompt_lookup_min']} is more than "
             f"prompt_lookup_max={counts['prompt_lookup_max']}"
         )
-    return method, counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"]
+    return method, counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"], adaptive

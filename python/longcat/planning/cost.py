@@ -135,7 +135,7 @@ def decode_step(
     read = layers * busiest * expert * ep / world
     seconds_experts = hardware.matrix_time(read, expert_bits, rows / busiest) if busiest else 0.0
 
-    latents = batch * context * plan.kv_read_per_token
+    latents = batch * plan.cache_read(context)
     latent_dim = int(c["kv_lora_rank"]) + int(c["qk_rope_head_dim"])
     attended = 2 * layers * batch * context * heads / tp * 2 * (latent_dim + int(c["kv_lora_rank"]))
     sent = batch * hidden * hardware.activation_bytes

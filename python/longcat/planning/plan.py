@@ -40,8 +40,9 @@ _BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / _FP8_BLOCK**2} | {
 # The part that a tensor belongs to; the first pattern that matches its name decides.
 _PARTS = [
     ("word embedding", r"model\.embed_tokens\."),
-    ("N-gram tables", r"model\.ngram_embeddings\.embedders\."),
-    ("N-gram projections", r"model\.ngram_embeddings\.post_projs\."),
+    ("N-gram tables", r"model\.(ngram_embeddings\.embedders\.|oe_embed_tokens)"),
+    ("N-gram projections", r"model\.(ngram_embeddings\.post_projs\.|oe_embed_proj)"),
+    ("indexer", r"model\.layers\.\d+\.self_attn\.\d\.indexer\."),
     ("attention", r"model\.layers\.\d+\.self_attn\."),
     ("dense FFN", r"model\.layers\.\d+\.mlps\."),
     ("experts", r"model\.layers\.\d+\.mlp\.experts\."),
@@ -50,12 +51,13 @@ _PARTS = [
     ("norms", r"model\.(layers\.\d+\.\w*norm|norm)\."),
     ("MTP embedding", r"model\.mtp\.embed_tokens\."),
     ("MTP layer", r"model\.mtp\."),
+    ("draft head", r"$."),  # of no tensor: the engine makes it of a packed head
 ]
 _LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
 # Tensors that the engine copies, in the form that its kernels read.
-_COPIED = re.compile(r"norm|kv_b_proj|post_projs|\.router\.")
+_COPIED = re.compile(r"norm|kv_b_proj|post_projs|oe_embed_proj|\.router\.|weights_proj")
 _COPIED_AS_STORED = re.compile(r"\.eh_proj\.")  # its two halves
-_COPIED_AS_F32 = re.compile(r"norm|\.router\.")
+_COPIED_AS_F32 = re.compile(r"norm|\.router\.|weights_proj")
 
 
 @dataclass
@@ -104,7 +106,9 @@ class Plan:
     parts: list[Part]
     kv_cache: int
     kv_bytes_per_token: int  # including the MTP layer's latents, which have room in every cache
-    kv_read_per_token: int
+    kv_read_per_token: int  # of a position that a token attends to
+    index_read_per_token: int  # of every position, by the indexer of sparse attention
+    index_topk: int | None  # most positions that a token attends to; None: all
     activations: int
     process: int  # Python, libraries, tokenizer
     available: int
@@ -139,7 +143,7 @@ class Plan:
 
     def step_bytes(self, batch: int, context: int, row: Row | None = None) -> float:
         """Bytes read for one token of each of `batch` requests at `context` tokens: as stored, or as in `row`."""
-        total = float(batch * context * self.kv_read_per_token)
+        total = float(batch * self.cache_read(context))
         for part in self.parts:
             if part.name in _LOOKED_UP:
                 continue
@@ -147,6 +151,12 @@ class Plan:
             size = part.read if row is None else part.weights * (row.expert_bits if is_expert else row.core_bits) / 8
             total += size * self._share_of_experts(batch) if is_expert else size
         return total
+
+    def cache_read(self, context: int) -> int:
+        """Bytes of the cache that one decoded token reads at `context` tokens."""
+        attended = min(context, self.index_topk or context)
+        indexed = context if self.index_topk and context > self.index_topk else 0
+        return attended * self.kv_read_per_token + indexed * self.index_read_per_token
 
     def tokens_per_second(self, batch: int, context: int, row: Row | None = None) -> float:
         """Tokens per second of all requests together, if reading memory took all the time."""
@@ -174,11 +184,12 @@ class Plan:
         rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
         rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, "today"))
         rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up, "today"))
-        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "untried"))
-        rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, "untried"))
+        gpu = "later" if self.index_topk else "untried"  # sparse attention has no CUDA kernels
+        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, gpu))
+        rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, gpu))
         if tables:
-            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, "untried"))
-            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
+            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, gpu))
+            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, gpu))
             rows.append(row("GPU, all lookups in host memory", "fp8 experts", "fp8", "bf16", tables + words))
             rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
         return rows
@@ -251,6 +262,14 @@ def plan(
     allocated, unwritten = memory["buffers"][largest]
     bytes_per_token = memory["block_bytes"] // memory["block_tokens"]
     sub_layers = 2 * int(config["num_layers"])  # and one of the MTP layer, which only drafts read
+    index_bytes, index_topk = 0, None
+    if config.get("attention_method") == "LSA":
+        index_topk = int(config["index_topk"])
+        key_bytes = int(config["index_head_dim"]) * (4 if memory["kv_cache_dtype"] == "F32" else 2)
+        index_bytes = sub_layers // int(config["cli_factor"]) * key_bytes
+        bytes_of_latents = bytes_per_token - index_bytes - key_bytes
+    else:
+        bytes_of_latents = bytes_per_token
     return Plan(
         model=model,
         architecture=config["architectures"][0],
@@ -264,7 +283,9 @@ def plan(
         parts=parts[largest],
         kv_cache=num_blocks * memory["block_bytes"],
         kv_bytes_per_token=bytes_per_token,
-        kv_read_per_token=bytes_per_token if with_mtp else bytes_per_token * sub_layers // (sub_layers + 1),
+        kv_read_per_token=bytes_of_latents if with_mtp else bytes_of_latents * sub_layers // (sub_layers + 1),
+        index_read_per_token=index_bytes,
+        index_topk=index_topk,
         activations=allocated - unwritten,
         process=process_bytes(model),
         available=available,
@@ -332,6 +353,7 @@ def _parts(
 ) -> list[Part]:
     """The components. touched, copied, read and held are those of the rank of `shard`."""
     parts = {name: Part(name) for name, _ in _PARTS}
+    with_mtp = any(name.startswith("model.mtp.") for name in expected)
     for name, shape in expected.items():
         if (part := _part_of(name, parts)) is not None:
             part.weights += math.prod(shape)
@@ -353,9 +375,11 @@ def _parts(
         part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
         part.read += 0 if looked_up else copied or here
+        if with_mtp and part.name == "head" and tensor.name.endswith(("int8_x8", "bf16_x8")):
+            parts["draft head"].copied = parts["draft head"].held = math.prod(_core.packed_shape("int4_x8", rows, cols))
         if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split per head
             part.held += copied or here
-    return [part for part in parts.values() if part.stored]
+    return [part for part in parts.values() if part.stored or part.copied]
 
 
 def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: JsonObject) -> tuple[int, int]:
@@ -368,9 +392,9 @@ def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: Jso
 
     if re.match(r"model\.(mtp\.)?embed_tokens\.|lm_head\.", name):
         return shard["vocab"][1] - shard["vocab"][0], cols
-    if found := re.match(r"model\.ngram_embeddings\.(\w+)\.(\d+)\.", name):
+    if found := re.match(r"model\.(?:ngram_embeddings\.|oe_embed_)(\D+?)\.?(\d+)\.", name):
         first, last = shard["tables"].get(int(found[2]), (0, 0))
-        if found[1] == "post_projs":  # complete for any rows of its table
+        if found[1] in ("post_projs", "proj"):  # complete for any rows of its table
             return (rows, cols) if first < last else (0, 0)
         return last - first, cols
     if re.search(r"\.(q_b_proj|kv_b_proj|o_proj)\.", name):

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from longcat.chat.reader import ChatChunk, ChatReader, force_calls
+from longcat.chat.reader import ChatChunk, ChatReader, ends_in_think, force_calls
 from longcat.chat.tool_stream import ToolCallDelta
 from longcat.chat.tool_text import CALL, json_text
 from longcat.request.outputs import Logprob, RequestOutput
@@ -76,7 +76,14 @@ def plan_chat(texts: Texts, body: ChatRequest, field: str = "messages") -> ChatP
         token_ids = _prompt(texts, body, tools, tool_choice)
         texts.check_room(token_ids, field)
         done = Done([token_ids], grammar)
-    return ChatPlan(body, model, params, ChatReader(tools, tool_choice, is_forced), done)
+    thinks = params.structured_outputs is None and _starts_thinking(texts, done)
+    reader = ChatReader(tools, tool_choice, is_forced, [thinks])
+    return ChatPlan(body, model, params, reader, done)
+
+
+def _starts_thinking(texts: Texts, done: Done) -> bool:
+    """Returns whether the prompt ends inside a think block. Its tag and white space are a few tokens."""
+    return ends_in_think(texts.engine.decode(done.token_ids[0][-32:], skip_special_tokens=False))
 
 
 def chat_prompt(texts: Texts, body: ChatRequest) -> list[int]:

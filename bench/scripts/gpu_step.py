@@ -1,0 +1,258 @@
+"""Estimates a decode step of LongCat-Flash-Lite in bf16 on an H200, kernel by kernel. Nothing here is measured.
+
+python bench/scripts/gpu_step.py --context 1024
+
+A kernel takes the time of its bytes, at what its multiprocessors can read together, or of its longest chain of
+operations, and a gap to the kernel before it. The router and the experts run beside the dense layers: both share the
+memory's speed. Bytes follow from config.json and the number of tokens; the constants below are from public figures.
+tests/model/test_device_model.py holds the number of kernels against a recorded graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from importlib import resources
+
+MEMORY = 3.9e12  # [bytes/s] of reads that large kernels reach
+L2 = 5.5e12  # [bytes/s] of reads that hit the L2 cache
+MULTIPROCESSORS, EACH = 132, 75e9  # a multiprocessor reads at most so many bytes/s
+GAP, DEPENDENT_GAP = 1.0e-6, 0.4e-6  # [s] between kernels; where the next is a dependent launch
+START = 0.65e-6  # [s] the first bytes; dependent launches read weights before their inputs are there
+CHAIN = 33 / 1.755e9 / 16  # [s] a value of K, of the chain of products that makes a result of few tokens
+CHAIN_START = 1.5e-6  # [s]
+PIECE = 6.8e-6  # [s] a piece of 128 positions in MLA decode: list 2, first tile and query 2, two tiles of 1.4
+TILE = 1.4e-6  # [s] 64 positions
+ARRIVAL, PARTIAL = 1.5e-6, 66e3 / 110e9  # [s] the last block adds each partial result, in groups of 16
+ROW = 1.5e-6  # [s] a norm of one row: two rounds of loads and a reduction
+FEW_TOKENS = 64
+ELEMENT, F32 = 2, 4  # [bytes]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One node of the graph.
+
+    Args:
+        bytes: that it reads and writes.
+        blocks: each can use one multiprocessor.
+        seconds: the least time, whatever the bytes.
+        dependent: it begins before the kernel before it ends.
+        inputs: bytes that its blocks read again and again, from the L2 cache.
+    """
+
+    name: str
+    bytes: float
+    blocks: float
+    seconds: float = 0.0
+    dependent: bool = False
+    inputs: float = 0.0
+
+    def gap(self) -> float:
+        return DEPENDENT_GAP if self.dependent else GAP
+
+    def time(self) -> float:
+        """Without the gap, and with the whole memory for itself [s]."""
+        speed = min(MEMORY, min(self.blocks, MULTIPROCESSORS) * EACH)
+        return max(self.seconds, self.bytes / speed + (0 if self.dependent else START), self.inputs / L2)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the kernels of a step depend on."""
+
+    config: dict[str, int]
+    num_tokens: int
+    context: int
+
+    @property
+    def few(self) -> bool:
+        return self.num_tokens <= FEW_TOKENS
+
+    def linear(self, name: str, out: int, depth: int, cutlass: bool = False) -> Kernel:
+        traffic = (out * depth + self.num_tokens * (out + depth)) * ELEMENT
+        few = self.few and not cutlass
+        blocks = out / (16 if few else 128)
+        again = blocks * self.num_tokens * depth * ELEMENT
+        chain = CHAIN_START + depth * CHAIN if few else 0.0
+        return Kernel(name, traffic, blocks, chain, dependent=few, inputs=again)
+
+    def rows(self, name: str, width: int) -> Kernel:
+        return Kernel(name, 3 * self.num_tokens * width * ELEMENT, self.num_tokens, ROW)
+
+    def attention(self) -> list[Kernel]:
+        c, tokens = self.config, self.num_tokens
+        heads, nope, rope, value = (c[f"{name}"] for name in _HEADS)
+        hidden, q_lora, kv_lora = c["hidden_size"], c["q_lora_rank"], c["kv_lora_rank"]
+        down = [self.linear("q_a, kv_a", q_lora + kv_lora + rope, hidden)]
+        if not self.few:
+            down = [self.linear("q_a", q_lora, hidden), self.linear("kv_a", kv_lora + rope, hidden)]
+        per_head = heads * kv_lora * ELEMENT
+        return [
+            *down,
+            self.rows("norms, store", q_lora + kv_lora + rope),
+            self.linear("q_b", heads * (nope + rope), q_lora),
+            Kernel("rope", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
+            Kernel("k_up", per_head * nope + tokens * heads * (nope + kv_lora) * ELEMENT, heads * 4),
+            Kernel(
+                "MLA decode",
+                tokens * (self.context * (kv_lora + rope) + 2 * heads * kv_lora) * ELEMENT,
+                tokens * self.context / 128,
+                self.decode_chain(),
+                dependent=True,
+            ),
+            Kernel("v_up", per_head * value + tokens * heads * (value + kv_lora) * ELEMENT, heads),
+            self.linear("o", hidden, heads * value),
+        ]
+
+    def decode_chain(self) -> float:
+        """Of MLA decode: the longest piece, and the sums of the pieces [s]."""
+        pieces, begin = 0, 0
+        while begin < self.context:  # kv_piece_size() of cpp/ops/ops.h
+            size = next((size for end, size in _PIECES if begin < end), 2048)
+            pieces, begin = pieces + 1, begin + size
+        groups = -(-pieces // 16)
+        sums = min(pieces, 16) + (groups if groups > 1 else 0)
+        return PIECE + (size / 64 - 2) * TILE + ARRIVAL + sums * PARTIAL
+
+    def ffn(self) -> list[Kernel]:
+        hidden, width = self.config["hidden_size"], self.config["ffn_hidden_size"]
+        down = self.linear("down", hidden, width)
+        if self.few:
+            return [self.linear("gate, up, SiLU", 2 * width, hidden), down]
+        each = [self.linear(name, width, hidden) for name in ("gate", "up")]
+        return [*each, self.rows("SiLU", width), down]
+
+    def experts(self) -> list[Kernel]:
+        c, tokens = self.config, self.num_tokens
+        hidden, width, routed, topk = (c[name] for name in _EXPERTS)
+        outputs = routed + c["zero_expert_num"]
+        picks = tokens * topk * routed / outputs  # of routed experts, where all outputs are alike
+        again = picks * hidden * ELEMENT  # inputs that one row of blocks reads
+        met = routed * (1 - (1 - topk / outputs) ** tokens)
+        slices = -(-tokens // FEW_TOKENS)
+        router_chain = CHAIN_START + 2 * hidden * CHAIN
+        scores = Kernel("router", outputs * hidden * 2 * ELEMENT, outputs / 16 * slices, router_chain)
+        up, down = (met * part * hidden * width * ELEMENT for part in (2, 1))
+        rows = 2 * picks * (hidden + width) * ELEMENT
+        end = Kernel("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens, ROW)
+        if self.few:
+            return [
+                scores,
+                Kernel("picks", tokens * outputs * F32, tokens, 5e-6, dependent=True),
+                Kernel(
+                    "experts' gate, up, SiLU",
+                    up + rows,
+                    met * width / 8,
+                    CHAIN_START + hidden * CHAIN,
+                    True,
+                    again * width / 8,
+                ),
+                Kernel(
+                    "experts' down",
+                    down + rows,
+                    met * hidden / 16,
+                    CHAIN_START + width * CHAIN,
+                    True,
+                    again * width / 16,
+                ),
+                end,
+            ]
+        grouped = [
+            kernel
+            for name, share in (("gate", up / 2), ("up", up / 2), ("down", down))
+            for kernel in (
+                Kernel(f"description of {name}", 0, 1, 2e-6),
+                Kernel(f"experts' {name}", share + rows, met * width / 128),
+            )
+        ]
+        picks_and_order = [
+            Kernel("picks", tokens * outputs * F32, tokens, 5e-6),
+            Kernel("order", 0, routed, 3e-6),
+        ]
+        silu = Kernel("experts' SiLU", 3 * picks * width * ELEMENT, picks, ROW)
+        gather = Kernel("gather", 2 * picks * hidden * ELEMENT, picks, ROW)
+        return [scores, *picks_and_order, gather, *grouped[:4], silu, *grouped[4:], end]
+
+    def main_stream(self) -> list[Kernel]:
+        """A layer without its branch."""
+        norm = self.rows("add, norm", self.config["hidden_size"])
+        return [*self.attention(), norm, *self.ffn(), norm, *self.attention(), norm, *self.ffn(), norm]
+
+    def ends(self) -> list[Kernel]:
+        """The kernels of a step outside its layers."""
+        c, tokens = self.config, self.num_tokens
+        tables = (c["emb_neighbor_num"] - 1) * c["emb_split_num"]
+        hidden = c["hidden_size"]
+        return [
+            Kernel("ids, lookup", tokens * hidden * ELEMENT, tokens, 3e-6 + tokens * hidden * ELEMENT / 55e9),
+            Kernel("words", 2 * tokens * hidden * ELEMENT, tokens, ROW),
+            self.linear(f"projections of {tables} tables", hidden, hidden, cutlass=True),
+            Kernel("angles", 0, tokens, ROW),
+            Kernel("list of pieces", 0, 1, ROW),
+            self.rows("norm", hidden),
+            Kernel("rows of the head", 2 * tokens * hidden * ELEMENT, tokens, ROW),
+            self.linear("head", c["vocab_size"], hidden),
+        ]
+
+    def layer_seconds(self) -> float:
+        """Of a layer, whose branch shares the memory with the main stream between its fork and its join."""
+        main, branch = self.main_stream(), self.experts()
+        beside = main[len(self.attention()) + 1 : -1]
+        alone = sum(kernel.time() + kernel.gap() for kernel in [*main[: len(self.attention()) + 1], main[-1]])
+        streams = [sum(kernel.time() + kernel.gap() for kernel in part) for part in (beside, branch)]
+        shared = sum(kernel.bytes for kernel in [*beside, *branch]) / MEMORY
+        gaps = sum(kernel.gap() for kernel in beside)
+        return alone + max(*streams, shared + gaps)
+
+    def num_kernels(self) -> tuple[int, int]:
+        """Of a layer, and outside the layers."""
+        return len(self.main_stream()) + len(self.experts()), len(self.ends())
+
+    def seconds(self) -> float:
+        """Of a step with its sampling, upload, launch and read-back."""
+        ends = sum(kernel.time() + kernel.gap() for kernel in self.ends())
+        return self.config["num_layers"] * self.layer_seconds() + ends + SAMPLING + HOST
+
+    def num_bytes(self) -> float:
+        layer = [*self.main_stream(), *self.experts()]
+        return self.config["num_layers"] * sum(k.bytes for k in layer) + sum(k.bytes for k in self.ends())
+
+
+_PIECES = ((2048, 128), (16384, 256), (65536, 512), (131072, 1024))
+_HEADS = ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_EXPERTS = ("hidden_size", "expert_ffn_hidden_size", "n_routed_experts", "moe_topk")
+SAMPLING, HOST = 25e-6, 30e-6  # [s]
+
+
+def lite() -> dict[str, int]:
+    text = (resources.files("longcat") / "checkpoint/configs/lite.json").read_text()
+    config: dict[str, int] = json.loads(text)
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--context", type=int, default=1024, help="tokens of each sequence (default 1024)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 256], help="sequences of a step")
+    parser.add_argument("--kernels", action="store_true", help="also tell each kernel of a layer")
+    args = parser.parse_args()
+    print("| sequences | kernels | GB | ms of the bytes | ms | tokens/s | times the bytes |")
+    print("| --: | --: | --: | --: | --: | --: | --: |")
+    for num_tokens in args.tokens:
+        shape = Shape(lite(), num_tokens, args.context)
+        layer, ends = shape.num_kernels()
+        bound, seconds = shape.num_bytes() / MEMORY, shape.seconds()
+        print(
+            f"| {num_tokens} | {shape.config['num_layers'] * layer + ends} | {shape.num_bytes() / 1e9:.1f} "
+            f"| {1e3 * bound:.2f} | {1e3 * seconds:.2f} | {num_tokens / seconds:,.0f} | {seconds / bound:.2f} |"
+        )
+        if args.kernels:
+            for stream, kernels in (("main", shape.main_stream()), ("branch", shape.experts())):
+                for k in kernels:
+                    print(f"    {stream:7} {k.name:24} {1e-6 * k.bytes:8.2f} MB {1e6 * (k.time() + k.gap()):6.2f} us")
+
+
+if __name__ == "__main__":
+    main()

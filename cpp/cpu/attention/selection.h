@@ -1,0 +1,54 @@
+// Index scores of sparse attention, and the positions with the best of them.
+#pragma once
+
+#include <vector>
+
+#include "ops/batch.h"
+
+namespace longcat::cpu {
+
+// Writes `values` as the index key of a position, rounded to the dtype of `index_keys`.
+void store_index_key(Tensor index_keys, const int32_t* block_table, int64_t position, const float* values);
+
+// Returns the index keys of the positions [begin, end) of one block as floats [end - begin, index_head_dim]. They are
+// in the cache itself or in `scratch` [64, index_head_dim].
+const float* read_index_keys(float* scratch, Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end);
+
+// The index queries of one token, in the form that scores many keys at once.
+class IndexQuery {
+ public:
+  // q: [num_heads, dim], heads q_stride apart; head_weights: [num_heads], multiplied by `scale`.
+  IndexQuery(const float* q, int64_t q_stride, const float* head_weights, int64_t num_heads, int64_t dim, float scale);
+
+  // scores [num_keys] of keys [num_keys, dim], at most 64. A score's bits do not depend on the other keys.
+  void score(float* scores, const float* keys, int64_t num_keys) const;
+
+ private:
+  int64_t dim_, lanes_;
+  std::vector<float> queries_;  // [dim, lanes]
+  std::vector<float> weights_;  // [lanes]
+};
+
+// The best positions of those added so far. Positions are added in ascending order; of equal scores, the lower position
+// is better. NaN is worse than every number.
+class RunningTopK {
+ public:
+  explicit RunningTopK(int64_t k) : k_(static_cast<size_t>(k)) { entries_.reserve(2 * k_); }
+
+  // Adds the positions first.. with scores [count].
+  void add(const float* scores, int64_t first, int64_t count);
+
+  // The best k entries, or all when there are fewer, in no order. A larger entry is better: it holds the score's order
+  // in its upper half, and the position, inverted, in its lower half.
+  std::vector<uint64_t>& best();
+
+  static int32_t position_of(uint64_t entry) { return static_cast<int32_t>(~static_cast<uint32_t>(entry)); }
+
+ private:
+  size_t k_;
+  uint32_t threshold_ = 0;  // order of the k-th best score; a later position must exceed it
+  bool has_threshold_ = false;
+  std::vector<uint64_t> entries_;  // at most 2 k
+};
+
+}  // namespace longcat::cpu

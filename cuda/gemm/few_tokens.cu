@@ -1,0 +1,106 @@
+// Launches of the kernels for few tokens, each in the width that fits the number of tokens.
+#include "cuda/gemm/few_tokens.h"
+#include "cuda/kernels/simt_launch.h"
+
+namespace longcat::gpu {
+
+namespace {
+
+template <int kTokens, class Layer>
+void launch_width(GpuDevice& device, int64_t blocks, const bf16* x, int64_t x_stride, int64_t depth, const Layer& layer,
+                  bool overlaps_prior) {
+  simt::launch(device, blocks,
+               FewTokenLinear<kTokens, Layer>{
+                   .x = x, .x_stride = x_stride, .depth = static_cast<int32_t>(depth), .layer = layer},
+               overlaps_prior);
+}
+
+// tokens: the most of a block.
+template <class Layer>
+void launch_layer(GpuDevice& device, int64_t blocks, int64_t tokens, const void* x, int64_t x_stride, int64_t depth,
+                  const Layer& layer, bool overlaps_prior = true) {
+  const auto launch_of = tokens <= 8    ? launch_width<8, Layer>
+                         : tokens <= 16 ? launch_width<16, Layer>
+                         : tokens <= 32 ? launch_width<32, Layer>
+                                        : launch_width<64, Layer>;
+  launch_of(device, blocks, static_cast<const bf16*>(x), x_stride, depth, layer, overlaps_prior);
+}
+
+template <class Out>
+PlainLayer<Out> plain_layer(const GemmProblem& p) {
+  return {.weight = static_cast<const bf16*>(p.weight),
+          .plane_stride = 0,
+          .out = static_cast<Out*>(p.out),
+          .out_stride = p.out_stride,
+          .tiles = static_cast<int32_t>(p.out_features / 16),
+          .num_tokens = static_cast<int32_t>(p.num_tokens)};
+}
+
+ExpertMatrices matrices_of(std::span<const Weight> experts) {
+  ExpertMatrices all{};
+  for (size_t e = 0; e < experts.size(); ++e) all.of[e] = static_cast<const bf16*>(experts[e].data);
+  return all;
+}
+
+}  // namespace
+
+void few_token_linear(GpuDevice& device, const GemmProblem& p) {
+  const int64_t blocks = p.out_features / 16;
+  if (p.out_dtype == DType::f32)
+    return launch_layer(device, blocks, p.num_tokens, p.x, p.x_stride, p.in_features, plain_layer<float>(p));
+  launch_layer(device, blocks, p.num_tokens, p.x, p.x_stride, p.in_features, plain_layer<bf16>(p));
+}
+
+void few_token_pair(GpuDevice& device, const GemmProblem& first, const GemmProblem& second) {
+  const int64_t tiles = first.out_features / 16;
+  launch_layer(device, tiles + second.out_features / 16, first.num_tokens, first.x, first.x_stride, first.in_features,
+               JoinedLayer{.weights = {static_cast<const bf16*>(first.weight), static_cast<const bf16*>(second.weight)},
+                           .outs = {static_cast<bf16*>(first.out), static_cast<bf16*>(second.out)},
+                           .out_strides = {first.out_stride, second.out_stride},
+                           .tiles = static_cast<int32_t>(tiles),
+                           .num_tokens = static_cast<int32_t>(first.num_tokens)});
+}
+
+void few_token_gate_up(GpuDevice& device, const GemmProblem& gate, const GemmProblem& up) {
+  launch_layer(device, gate.out_features / 8, gate.num_tokens, gate.x, gate.x_stride, gate.in_features,
+               GateUpLayer{.gate = static_cast<const bf16*>(gate.weight),
+                           .up = static_cast<const bf16*>(up.weight),
+                           .out = static_cast<bf16*>(gate.out),
+                           .out_stride = gate.out_stride,
+                           .num_tokens = static_cast<int32_t>(gate.num_tokens)});
+}
+
+void router_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& classifier) {
+  const int64_t num_tokens = x.size(0), tiles = classifier.out_features / 16;
+  launch_layer(device, (num_tokens + kSlice - 1) / kSlice * tiles, num_tokens, x.raw(), x.stride(0),
+               classifier.in_features,
+               PlainLayer<float, 2>{.weight = static_cast<const bf16*>(classifier.data),
+                                    .plane_stride = classifier.out_features * classifier.in_features,
+                                    .out = scores.data<float>(),
+                                    .out_stride = scores.stride(0),
+                                    .tiles = static_cast<int32_t>(tiles),
+                                    .num_tokens = static_cast<int32_t>(num_tokens)},
+               false);
+}
+
+void router_picks(GpuDevice& device, int64_t num_tokens, const RouterPicks& kernel) {
+  simt::launch(device, num_tokens, kernel, true);
+}
+
+void few_token_experts(GpuDevice& device, const ExpertList& list, int64_t max_items, const int32_t* tokens, Tensor out,
+                       Tensor inner, Tensor x, const ExpertWeights& experts) {
+  const int64_t num_tokens = x.size(0), width = experts.gate_proj[0].out_features, dim = x.size(1);
+  launch_layer(device, max_items * (width / 8), num_tokens, x.raw(), x.stride(0), dim,
+               ExpertGateUpLayer{.list = list,
+                                 .gates = matrices_of(experts.gate_proj),
+                                 .ups = matrices_of(experts.up_proj),
+                                 .tokens = tokens,
+                                 .out = inner.data<bf16>(),
+                                 .out_features = width});
+  launch_layer(
+      device, max_items * (dim / 16), num_tokens, inner.raw(), inner.stride(0), width,
+      ExpertDownLayer{
+          .list = list, .weights = matrices_of(experts.down_proj), .out = out.data<bf16>(), .out_features = dim});
+}
+
+}  // namespace longcat::gpu

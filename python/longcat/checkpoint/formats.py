@@ -1,0 +1,80 @@
+"""Formats of a packed checkpoint: the format of each tensor, and the place of the tensors in the files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Protocol, TypeVar
+
+from longcat.checkpoint.writer import split
+
+COMPONENTS = ("core", "experts", "head", "embedding", "tables")
+FORMATS = ("keep", "bf16", "int8", "int4")
+# The formats of --quant NAME per component. Few bits cost more quality in the word embedding than in the N-gram tables,
+# and in the head no calibration helps: int4 keeps both in int8. It also does so with the few rows that make the latents
+# (kv_a_proj), which every later token reads.
+PRESETS: dict[str, dict[str, str]] = {
+    "bf16": dict.fromkeys(("core", "experts", "head"), "bf16") | {"embedding": "keep", "tables": "keep"},
+    "int8": dict.fromkeys(COMPONENTS, "int8"),
+    "int4": {"core": "int4", "experts": "int4", "head": "int8", "embedding": "int8", "tables": "int4"},
+}
+
+
+def component_of(name: str) -> str:
+    """The component of a tensor that may be packed: core, experts, head, embedding or tables."""
+    if ".mlp.experts." in name:
+        return "experts"
+    if name.startswith("lm_head."):
+        return "head"
+    if name.startswith(("model.embed_tokens.", "model.mtp.embed_tokens.")):
+        return "embedding"
+    return "tables" if name.startswith(("model.ngram_embeddings.embedders.", "model.oe_embed_tokens")) else "core"
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    """A tensor's name as in LongCat-Flash-Lite and as in LongCat-Flash-Lite-Sparse; most names are the same in both."""
+    lite = re.sub(r"^model\.oe_embed_tokens(?=\d)", "model.ngram_embeddings.embedders.", name)
+    sparse = re.sub(r"^model\.ngram_embeddings\.embedders\.(?=\d)", "model.oe_embed_tokens", name)
+    return lite, sparse
+
+
+def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:
+    """The packed format of a tensor, as in "int4_x8"; None: it is stored as it is.
+
+    Args:
+        uses: tensor -> "matrix" or "table", of the tensors that may be packed (`_core.packable_tensors`).
+        name: the tensor.
+        formats: component -> "keep", "bf16", "int8" or "int4".
+    """
+    use = next((uses[spelling] for spelling in _spellings(name) if spelling in uses), None)
+    if use is None:
+        return None
+    wanted = formats[component_of(name)]
+    if wanted == "int4" and ".kv_a_proj_with_mqa." in name:
+        wanted = "int8"
+    if wanted == "keep" or (wanted == "bf16" and use == "table"):
+        return None
+    return f"{wanted}_{'x8' if use == 'matrix' else 'row'}"
+
+
+class Stored(Protocol):
+    """A tensor as a file of a packed checkpoint has it."""
+
+    name: str
+    dtype: str
+    num_bytes: int
+
+
+AnyStored = TypeVar("AnyStored", bound=Stored)
+
+
+def place(tensors: Iterable[AnyStored], max_shard_bytes: int) -> dict[str, list[AnyStored]]:
+    """file name -> its tensors, so that all tensors are aligned. `tensors` are in the order of their source names."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    files = split({tensor.name: tensor.num_bytes for tensor in by_name.values()}, max_shard_bytes)
+    shards = {file: [by_name[name] for name in names] for file, names in files.items()}
+    for members in shards.values():  # multiples of 64 bytes first, then of 4
+        members.sort(
+            key=lambda t: (0 if t.num_bytes % 64 == 0 else 1 if t.num_bytes % 4 == 0 else 2, t.dtype == "BF16")
+        )
+    return shards

@@ -1,0 +1,51 @@
+"""The registration of cuda/kernels/mla_work.h for the mutation proof (prove.py)."""
+
+KERNELS = ["longcat::gpu::MlaPlan", "longcat::gpu::MlaItems"]
+SOURCES = ["cuda/kernels/mla_work.h", "tests/gpu_proof/mla_items.h"]
+
+# name -> (what is there, exactly once; what replaces it)
+MUTATIONS = {
+    "groups over the ends of launches": ("round - in_round,", "round,"),
+    "no group where a launch begins": ("if (place > 0 && in_round > 0) return 0;", "if (place > 0) return 0;"),
+    "a group at each token": ("if (place > 0 && in_round > 0) return 0;", ""),
+    "groups over the ends of sequences": (
+        "load_global(query_starts + sequence + 1) - token",
+        "num_tokens - token",
+    ),
+    "groups with prompts": ("num_tokens - token}", "round}"),
+    "groups anew at a launch": ("int32_t count = most - place;", "int32_t count = most;"),
+    "place in the batch": ("(token - load_global(query_starts + sequence)) % most", "token % most"),
+    "pieces of the first token": ("positions + token + count - 1)) + 1;", "positions + token)) + 1;"),
+    "long pieces once a group": ("+ (pieces - kMlaShortPieces) * count;", "+ (pieces - kMlaShortPieces);"),
+    "search: steps too short": ("(last - first + 31) / 32", "(last - first) / 32 + 1 - 1"),
+    "search: the token before": ("(before - 1) * step", "(before > 1 ? before - 2 : 0) * step"),
+    "search: beyond the end": ("at < last && first_item(at)", "first_item(at)"),
+    "search: items that begin later": ("first_item(at) <= number", "first_item(at) < number"),
+    "search: the end stays": ("last = first + step < last ? first + step : last;", "last = first + step;"),
+    "groups of the first choice": ("group_at(first, load_global(plan))", "group_at(first, kMlaGroup)"),
+    "items from the list's begin": ("rank = number - first_item(first)", "rank = number"),
+    "long pieces: tokens apart": ("(rank - shared) / count;", "(rank - shared) % count;"),
+    "long pieces: the first token": ("item.token += (rank - shared) % count;", ""),
+    "long pieces: the first position": ("item.position += (rank - shared) % count;", ""),
+    "long pieces for all": ("item.count = 1;", ""),
+    "sequence of the first token": ("sequence_idx + first);\n    item.begin", "sequence_idx);\n    item.begin"),
+    "pieces end one position early": ("kv_piece_end(item.begin))", "kv_piece_end(item.begin) - 1)"),
+    "tokens that do not reach the piece": ("if (below > 0) {", "if (false) {"),
+    "count of those that do": ("item.count - below : 0;", "item.count : 0;"),
+    "position of those that do": ("item.position += below;", ""),
+    "negative counts": ("below < item.count ? item.count - below : 0", "item.count - below"),
+    "groups whatever the number of items": ("total >= enough", "true"),
+    "groups never": ("total >= enough", "false"),
+    "groups for more than enough": ("total >= enough", "total > enough"),
+    "first choice stays": ("store_global(tokens.plan, most)", "store_global(tokens.plan, kMlaGroup)"),
+    "scan: one lane too far": ("lane_idx() >= delta ? below", "lane_idx() >= delta - 1 ? below"),
+    "scan: over 16 lanes": ("delta < 32; delta *= 2", "delta < 16; delta *= 2"),
+    "scan: totals of the lanes before": ("if (lane_idx() == 31) store", "if (lane_idx() == 30) store"),
+    "scan: with its own warp": ("warp < warp_idx() ? of_warp", "warp <= warp_idx() ? of_warp"),
+    "scan: one warp too few": ("warp < kWarps; ++warp", "warp < kWarps - 1; ++warp"),
+    "scan: anew each 256 tokens": ("int32_t before = total;", "int32_t before = 0;"),
+    "scan: with its own items": ("before + sum - items)", "before + sum)"),
+    "only 256 tokens": ("first < tokens.num_tokens; first += kThreads", "first < 1; first += kThreads"),
+    "no end of the list": ("store_global(tokens.plan + 1 + tokens.num_tokens, total);", ""),
+    "too little shared memory": ("kSharedBytes = kWarps * 4", "kSharedBytes = kWarps * 2"),
+}

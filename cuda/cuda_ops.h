@@ -31,7 +31,7 @@ class CudaOps final : public Ops {
   // 256 at 2,048 (16 pieces).
   static constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
 
-  // workspace_bytes changes no result.
+  // workspace_bytes changes no result. MLA decode on tensor cores throws where it does not hold the pieces of a token.
   CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int64_t workspace_bytes = kWorkspaceBytes);
 
   GpuDevice& device() override { return *device_; }
@@ -125,11 +125,11 @@ class CudaOps final : public Ops {
   Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
   Buffer router_counts_;                 // masks and the counter of RouterPicks: zero between its launches
   MlaDecodeMemory decode_memory_;
-  Buffer sampling_rows_;                 // sampling rows and the data of their spans, packed
-  std::vector<std::byte> packed_rows_;   // the same on the host
-  Buffer sampling_rows_address_;         // [1] of sampling_rows_
-  Buffer sampling_states_;               // [kSamplingRowsAtOnce] gpu::SamplerState
-  Buffer sampling_bins_;                 // [kSamplingRowsAtOnce, gpu::Sampler::kBins] u64, zero between calls
+  Buffer sampling_rows_;                // sampling rows and the data of their spans, packed
+  std::vector<std::byte> packed_rows_;  // the same on the host
+  Buffer sampling_rows_address_;        // [1] of sampling_rows_
+  Buffer sampling_states_;              // [kSamplingRowsAtOnce] gpu::SamplerState
+  Buffer sampling_bins_;                // [kSamplingRowsAtOnce, gpu::Sampler::kBins] u64, zero between calls
 };
 
 }  // namespace longcat

@@ -212,7 +212,8 @@ void print_parts(Engine& engine, int64_t most_rows, int64_t repeats) {
     timed([&](int64_t round) { engine.model().store_mtp(upload(round), engine.cache(), hidden); });
     const ForwardBatch batch = upload(0);
     timed([&](int64_t) {
-      engine.ops().sample(ids_memory.tensor(DType::i32, {rows}), logits, sampling, engine.cache().token_lane(),
+      engine.ops().set_sampling_rows(sampling);
+      engine.ops().sample(ids_memory.tensor(DType::i32, {rows}), logits, engine.cache().token_lane(),
                           batch.block_tables);
     });
     std::printf("\n");

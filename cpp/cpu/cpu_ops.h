@@ -23,6 +23,7 @@ class CpuOps : public Ops {
   void use_dtype(DType dtype) override;
   bool attends_sparsely() const override { return true; }
   Weight prepare(const Weight& logical, Buffer& storage) override;
+  Weight prepare_lookup(const Weight& logical, Buffer&) override { return logical; }  // a row stays in one place
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
   Weight draft_head(const Weight& head, Buffer& storage) override;
 

@@ -66,7 +66,7 @@ PlannedChunk plan_chunk(const std::shared_ptr<Sequence>& sequence, int64_t count
 }
 
 void plan_drafts(const Speculation& speculation, DraftPolicy& policy, StepPlan& plan) {
-  policy.begin_plan(std::ranges::count_if(plan.chunks, &PlannedChunk::is_drawn_from));
+  policy.begin_plan(std::ranges::count_if(plan.chunks, &PlannedChunk::is_drawn_from), plan.decodes_only());
   int64_t room = speculation.most_in_a_step();
   for (PlannedChunk& chunk : plan.chunks) {
     const Sequence& s = *chunk.sequence;

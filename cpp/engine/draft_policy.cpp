@@ -39,8 +39,13 @@ double DraftPolicy::RecentTime::value() const {
 
 double DraftPolicy::acceptance() const { return all_.share(kFirstAcceptance, kFirstDrafts); }
 
+// Of one sequence. Before it was measured, any number: then all costs are relative to it.
+double DraftPolicy::plain_ms() const {
+  return now_->plain_ms.count() > 0 ? now_->plain_ms.value() / static_cast<double>(num_sequences_) : 1;
+}
+
 double DraftPolicy::draft_ms() const {
-  const double plain_ms = now_->plain_ms.value() / static_cast<double>(num_sequences_);
+  const double plain_ms = this->plain_ms();
   if (now_->draft_ms.count() < kFewTimes) return kFirstCost * plain_ms;
   return std::max(now_->draft_ms.value(), kLeastCost * plain_ms);
 }
@@ -52,7 +57,7 @@ double DraftPolicy::cost() const {
 
 // The number of draft tokens of a sequence with the most tokens in a unit of time.
 int64_t DraftPolicy::best(double acceptance) const {
-  const double plain_ms = now_->plain_ms.value() / static_cast<double>(num_sequences_);
+  const double plain_ms = this->plain_ms();
   double tokens = 1, power = 1, best_rate = kLeastGain / plain_ms;
   int64_t best = 0;
   for (int64_t k = 1; k <= speculation_.num_tokens; ++k) {
@@ -66,13 +71,14 @@ int64_t DraftPolicy::best(double acceptance) const {
   return best;
 }
 
-void DraftPolicy::begin_plan(int64_t num_sequences) {
+void DraftPolicy::begin_plan(int64_t num_sequences, bool decodes_only) {
   num_sequences_ = std::max<int64_t>(num_sequences, 1);
   now_ = &costs_[num_sequences_];
-  measures_plain_ = now_->plain_ms.count() < kFewTimes || now_->num_steps >= kStepsBetweenPlain;
+  measures_plain_ = decodes_only && (now_->plain_ms.count() < kFewTimes || now_->num_steps >= kStepsBetweenPlain);
   sequence_idx_ = -1;
   num_drafts_now_ = 0;
-  ++num_plans_off_;
+  // The sequence whose turn it was got no draft tokens, as a constrained one: it is another's turn.
+  if (++num_plans_off_ > num_plans_to_probe_) ++num_probes_;
 }
 
 int64_t DraftPolicy::num_drafts(const DraftAcceptance& sequence) {

@@ -31,8 +31,9 @@ class DraftPolicy {
  public:
   explicit DraftPolicy(const Speculation& speculation) : speculation_(speculation) {}
 
-  // Begins the plan of a step with `num_sequences` decoding sequences.
-  void begin_plan(int64_t num_sequences);
+  // Begins the plan of a step with `num_sequences` decoding sequences. decodes_only: it does nothing else, so that its
+  // time can be recorded.
+  void begin_plan(int64_t num_sequences, bool decodes_only);
 
   // The most draft tokens to make for a sequence of that plan.
   int64_t num_drafts(const DraftAcceptance& sequence);
@@ -66,6 +67,7 @@ class DraftPolicy {
   };
 
   int64_t best(double acceptance) const;
+  double plain_ms() const;
   double draft_ms() const;
 
   Speculation speculation_;

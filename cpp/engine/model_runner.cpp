@@ -157,7 +157,7 @@ ModelRunner::RecordedStep& ModelRunner::recording_of(const ForwardBatch& batch, 
 
 int64_t ModelRunner::num_recorded_nodes() const {
   int64_t nodes = 0;
-  for (const auto& [shape, step] : recordings_) nodes += step.graph->num_nodes();
+  for (const auto& [shape, step] : recordings_) nodes += step.graph ? step.graph->num_nodes() : 0;
   return nodes;
 }
 

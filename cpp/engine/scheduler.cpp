@@ -153,9 +153,7 @@ void Scheduler::record_drafts(const StepPlan& plan, std::span<const int64_t> num
     if (chunk.num_draft_tokens > 0)
       draft_policy_.record_verified(chunk.sequence->acceptance, chunk.num_draft_tokens, num_accepted[c]);
   }
-  const bool decodes_only = std::ranges::all_of(
-      plan.chunks, [](const PlannedChunk& chunk) { return chunk.generated && chunk.is_drawn_from; });
-  if (decodes_only && plan.moves.empty())
+  if (plan.decodes_only() && plan.moves.empty())
     draft_policy_.record_step(static_cast<int64_t>(plan.chunks.size()), num_verified, num_made, ms);
 }
 

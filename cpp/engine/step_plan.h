@@ -1,6 +1,7 @@
 // The plan of one step: moves of cache blocks, chunks of sequences, and the draws from the chunks' rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -48,6 +49,12 @@ struct StepPlan {
   std::vector<PlannedDraw> draws;
 
   bool empty() const { return moves.empty() && chunks.empty(); }
+  // Whether each chunk is the next token of a sequence with its draft tokens.
+  bool decodes_only() const {
+    return std::ranges::all_of(chunks, [](const PlannedChunk& chunk) {
+      return chunk.generated && chunk.is_drawn_from && chunk.count == 1 + chunk.num_draft_tokens;
+    });
+  }
   int64_t num_tokens() const {
     int64_t total = 0;
     for (const PlannedChunk& chunk : chunks) total += chunk.count;

@@ -53,16 +53,25 @@ class WeightBuilder {
   // A matrix, or a range of its rows or columns. It keeps its stored format where a kernel reads that, and is converted
   // otherwise.
   Weight matrix(const std::string& name) { return matrix(name, all_rows(name), all_cols(name)); }
+  using Prepare = Weight (Ops::*)(const Weight& logical, Buffer& storage);
+
   Weight rows_of(const std::string& name, Range rows) { return matrix(name, rows, all_cols(name)); }
+  // The same of a matrix of which single rows are read.
+  Weight looked_up(const std::string& name, Range rows) {
+    return matrix(name, rows, all_cols(name), &Ops::prepare_lookup);
+  }
   Weight cols_of(const std::string& name, Range cols) { return matrix(name, all_rows(name), cols); }
 
-  Weight matrix(const std::string& name, Range rows, Range cols) {
+  Weight matrix(const std::string& name, Range rows, Range cols, Prepare prepare = &Ops::prepare) {
     if (const std::optional<Weight> weight = packed(name)) return prepared_slice(*weight, rows, cols, name);
     const StoredTensor& stored = get(name);
     if (stored.dtype == DType::f16 || (stored.dtype == DType::f32 && dtype_ == DType::bf16))
-      return rounded(rows.size(), cols.size(), [&](int64_t r, int64_t c) {
-        return element(stored.data, stored.dtype, (rows.begin + r) * stored.shape[1] + cols.begin + c);
-      });
+      return rounded(
+          rows.size(), cols.size(),
+          [&](int64_t r, int64_t c) {
+            return element(stored.data, stored.dtype, (rows.begin + r) * stored.shape[1] + cols.begin + c);
+          },
+          false, prepare);
     return prepared_slice(view(name, stored), rows, cols, name);
   }
 
@@ -119,8 +128,6 @@ class WeightBuilder {
     return weight;
   }
 
-  using Prepare = Weight (Ops::*)(const Weight& logical, Buffer& storage);
-
   Weight matrix_f32(const std::string& name, Prepare prepare = &Ops::prepare) {
     const StoredTensor& stored = get(name);
     const int64_t rows = stored.shape[0], cols = stored.shape[1];
@@ -164,7 +171,7 @@ class WeightBuilder {
 
  private:
   Weight table_as_stored(const std::string& name, Range rows) {
-    if (checkpoint_.find(name) == nullptr || find(name).dtype == DType::f16) return rows_of(name, rows);
+    if (checkpoint_.find(name) == nullptr || find(name).dtype == DType::f16) return looked_up(name, rows);
     const StoredTensor& stored = find(name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
     std::optional<FileReader> file;  // opened by the first read, because not every device copies its tables
@@ -260,9 +267,10 @@ class WeightBuilder {
   // Makes a weight whose element (r, c) is value(r, c), in the working dtype. A matrix that is exact in bf16 is stored
   // as bf16 even when the working dtype is f32.
   template <class Value>
-  Weight rounded(int64_t rows, int64_t cols, Value&& value, bool exact_in_bf16 = false) {
+  Weight rounded(int64_t rows, int64_t cols, Value&& value, bool exact_in_bf16 = false,
+                 Prepare prepare = &Ops::prepare) {
     const bool narrow = exact_in_bf16 || dtype_ == DType::bf16;
-    return converted(narrow ? WeightFormat::bf16 : WeightFormat::f32, rows, cols, value);
+    return converted(narrow ? WeightFormat::bf16 : WeightFormat::f32, rows, cols, value, prepare);
   }
 
   // Makes a weight whose element (r, c) is value(r, c), as f32 or bf16 in new memory. That memory is kept when the
@@ -378,7 +386,7 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
 MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& shard) {
   const std::string layer = "model.mtp.layers.0.", eh_proj = layer + "eh_proj.weight";
   const Range all_rows{0, c.hidden_size};
-  return {.word_embedding = builder.rows_of("model.mtp.embed_tokens.weight", shard.vocab),
+  return {.word_embedding = builder.looked_up("model.mtp.embed_tokens.weight", shard.vocab),
           .word_norm = builder.vector(layer + "enorm.m.weight"),
           .hidden_norm = builder.vector(layer + "hnorm.m.weight"),
           .word_proj = builder.matrix(eh_proj, all_rows, {0, c.hidden_size}),
@@ -450,7 +458,7 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config, with_mtp);
   WeightBuilder builder(checkpoint, config, dtype, ops, table_placement, quantize_experts, weights, progress);
-  weights.word_embedding = builder.rows_of("model.embed_tokens.weight", shard.vocab);
+  weights.word_embedding = builder.looked_up("model.embed_tokens.weight", shard.vocab);
   weights.ngram = load_ngram(builder, config, shard);
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, shard, l));
   weights.final_norm = builder.vector("model.norm.weight");

@@ -160,6 +160,10 @@ class Ops {
   // Like prepare(), for the classifier of moe_route(), in f32. The default is prepare().
   virtual Weight prepare_router(const Weight& logical, Buffer& storage) { return prepare(logical, storage); }
 
+  // Like prepare(), for a bf16 or f32 matrix in memory of which single rows are read: embeddings and tables. The
+  // default is prepare().
+  virtual Weight prepare_lookup(const Weight& logical, Buffer& storage) { return prepare(logical, storage); }
+
   // linear() is fastest on a matrix of fp8 blocks whose rows are a multiple of this number. The loader appends rows of
   // zeros where the output has room for them.
   virtual int64_t fp8_row_multiple() const { return 1; }

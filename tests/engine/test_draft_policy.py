@@ -54,6 +54,32 @@ class Simulation:
         return tokens / batch / time
 
 
+def test_a_sequence_without_drafts_keeps_no_other_from_trying():
+    """The first never asks for draft tokens, as one whose output a grammar constrains."""
+    policy, free = testing.DraftPolicy(3, True), testing.DraftAcceptance()
+
+    def tried(plans, is_right):
+        total = 0
+        for _ in range(plans):
+            policy.begin_plan(2)
+            made = policy.num_drafts(free)
+            total += made
+            if made:
+                policy.record_verified(free, made, made if is_right else 0)
+            policy.record_step(2, made, made, 1 + made * (0.05 if is_right else 1))
+        return total
+
+    assert 0 < tried(600, is_right=False) < 60
+    assert tried(600, is_right=True) > 300
+
+
+def test_drafts_are_made_beside_a_long_prompt():
+    """No step decodes only, so no time of a plain step is known."""
+    policy, sequence = testing.DraftPolicy(3, True), testing.DraftAcceptance()
+    policy.begin_plan(2, False)
+    assert policy.num_drafts(sequence) > 0
+
+
 def best_fixed(most, acceptance, cost):
     return max(sum(acceptance**i for i in range(k + 1)) / (1 + cost * k) for k in range(most + 1))
 

@@ -15,7 +15,7 @@ void register_draft_policy(py::module_& testing) {
              return DraftPolicy({.method = Speculation::Method::mtp, .num_tokens = most, .adaptive = adaptive});
            }),
            py::arg("most"), py::arg("adaptive") = true)
-      .def("begin_plan", &DraftPolicy::begin_plan, py::arg("num_sequences"))
+      .def("begin_plan", &DraftPolicy::begin_plan, py::arg("num_sequences"), py::arg("decodes_only") = true)
       .def("num_drafts", &DraftPolicy::num_drafts, py::arg("sequence"))
       .def("record_verified", &DraftPolicy::record_verified, py::arg("sequence"), py::arg("num_drafts"),
            py::arg("num_accepted"))

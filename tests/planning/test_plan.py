@@ -19,7 +19,6 @@ from longcat.engine.config import EngineConfig
 from longcat.planning.plan import GIB, plan
 
 from support.checkpoints import make_checkpoint
-from support.engines import make_engine
 from support.layouts import TINY
 from support.ranks import all_well, on_ranks
 

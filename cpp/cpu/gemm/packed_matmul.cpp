@@ -146,7 +146,8 @@ void QuantizedInputs::round(ThreadPool& pool, const float* x, int64_t x_stride, 
 }
 
 void packed_matmul_block(const Weight& weight, const MatmulBlock& block, const PackedKernels& kernels) {
-  LC_CHECK(block.first_row % kPackedRows == 0 && (block.quantized || !want_quantized_inputs(weight.format)));
+  LC_CHECK(block.first_row % kPackedRows == 0 &&
+           (!want_quantized_inputs(weight.format) || (block.quantized && !block.quantized->are_rounded())));
   switch (weight.format) {
     case WeightFormat::bf16_x8:
       if (block.quantized && block.quantized->are_rounded())

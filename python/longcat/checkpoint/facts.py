@@ -121,7 +121,7 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[Fact]:
             "sparse attention",
             f"index_topk {config['index_topk']}, of these the first {config['index_init_tokens']} and the last "
             f"{config['index_local_tokens']}; {config['index_n_heads']} index heads of {config['index_head_dim']}; "
-            f"cli_factor {config['cli_factor']}",
+            f"{config['cli_factor']} attentions share a selection (cli_factor)",
             "equal scores: the lower position is selected; other engines leave that open",
         )
     scale, zero = config.get("routed_scaling_factor"), config.get("zero_expert_num", 0)

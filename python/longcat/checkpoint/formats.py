@@ -31,7 +31,7 @@ def component_of(name: str) -> str:
     return "tables" if name.startswith(("model.ngram_embeddings.embedders.", "model.oe_embed_tokens")) else "core"
 
 
-def _spellings(name: str) -> tuple[str, str]:
+def spellings(name: str) -> tuple[str, str]:
     """A tensor's name as in LongCat-Flash-Lite and as in LongCat-Flash-Lite-Sparse; most names are the same in both."""
     lite = re.sub(r"^model\.oe_embed_tokens(?=\d)", "model.ngram_embeddings.embedders.", name)
     sparse = re.sub(r"^model\.ngram_embeddings\.embedders\.(?=\d)", "model.oe_embed_tokens", name)
@@ -46,7 +46,7 @@ def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) ->
         name: the tensor.
         formats: component -> "keep", "bf16", "int8" or "int4".
     """
-    use = next((uses[spelling] for spelling in _spellings(name) if spelling in uses), None)
+    use = next((uses[spelling] for spelling in spellings(name) if spelling in uses), None)
     if use is None:
         return None
     wanted = formats[component_of(name)]

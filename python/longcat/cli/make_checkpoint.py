@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparse-tables",
         action="store_true",
-        help="holes in place of the rows of the N-gram tables: they take no room on the disk",
+        help="N-gram tables of zeros that take no room on the disk, to measure speed",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same bytes (default 0)")
     parser.add_argument("--layers", type=int, help="num_layers in place of the preset's")

@@ -445,7 +445,7 @@ class Engine(TextMethods, Uncopied):
 
     # --- lifetime ----------------------------------------------------------------------------------------------
 
-    def metrics(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, float]:
         """Returns counters since the start, and the present load: requests, tokens, prefix cache, preemptions."""
         return self._core.metrics()
 

@@ -137,7 +137,16 @@ def decode_step(
 
     latents = batch * plan.cache_read(context)
     latent_dim = int(c["kv_lora_rank"]) + int(c["qk_rope_head_dim"])
-    attended = 2 * layers * batch * context * heads / tp * 2 * (latent_dim + int(c["kv_lora_rank"]))
+    attended = (
+        2
+        * layers
+        * batch
+        * min(context, plan.index_topk or context)
+        * heads
+        / tp
+        * 2
+        * (latent_dim + int(c["kv_lora_rank"]))
+    )
     sent = batch * hidden * hardware.activation_bytes
     sums = layers * (SUMS_OF_HEADS * hardware.sum_time(tp, sent) + hardware.sum_time(world, sent))
     if world > 1:  # the embedding, the logits to the ranks that sample, the sampled ids

@@ -7,7 +7,7 @@ import time
 
 import longcat._core as _core
 
-_WHEN_AT_WORK = 3 << 19  # [bytes] for thread stacks, and code that is first read in computation (measured)
+_WHEN_AT_WORK = 4 << 19  # [bytes] for thread stacks, and code that is first read in computation (measured)
 
 # A process that has imported everything an engine needs, with the tokenizer if there is one.
 _BARE_PROCESS = """

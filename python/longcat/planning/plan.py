@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.formats import spellings
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
 from longcat.support.files import read_json_object
@@ -361,7 +362,7 @@ def _parts(
         if (part := _part_of(tensor.name, parts)) is None:
             continue
         part.stored += tensor.num_bytes
-        shape = expected.get(tensor.logical_name, tensor.shape)
+        shape = next((expected[n] for n in spellings(tensor.logical_name) if n in expected), tensor.shape)
         rows, cols = held_shape(tensor.logical_name, shape, config, shard)
         if rows == 0:
             continue
@@ -375,7 +376,11 @@ def _parts(
         part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
         part.read += 0 if looked_up else copied or here
-        if with_mtp and part.name == "head" and tensor.name.endswith(("int8_x8", "bf16_x8")):
+        is_head = part.name == ("word embedding" if config.get("tie_word_embeddings") else "head")
+        is_packed = tensor.name.endswith(("int8_x8", "bf16_x8")) or (
+            part.name == "head" and copied > 0 and dtype == "bf16"
+        )
+        if with_mtp and is_head and is_packed:
             parts["draft head"].copied = parts["draft head"].held = math.prod(_core.packed_shape("int4_x8", rows, cols))
         if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split per head
             part.held += copied or here

@@ -147,7 +147,7 @@ class Summary:
 
     def __init__(self, engine: ServedEngine):
         self._engine = engine
-        self._before: dict[str, int] | None = None
+        self._before: dict[str, float] | None = None
         self._time = 0.0
 
     def line(self, now: float) -> str | None:
@@ -157,7 +157,7 @@ class Summary:
             now: time of a monotonic clock [s].
         """
         try:
-            values: dict[str, int] = self._engine.metrics()
+            values = self._engine.metrics()
         except RuntimeError:  # the engine is closed
             return None
         before, seconds = self._before, now - self._time

@@ -46,7 +46,7 @@ class MetricInfo:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     unit: str
-    engine_value: Callable[[Mapping[str, int]], float] | None = None
+    engine_value: Callable[[Mapping[str, float]], float] | None = None
     labels: tuple[tuple[str, str], ...] = ()
     buckets: tuple[float, ...] = ()
     is_vllms: bool = True
@@ -61,7 +61,7 @@ class MetricInfo:
         return [MODEL_LABEL, *(name for name, _ in self.labels)]
 
 
-def _cache_usage(values: Mapping[str, int]) -> float:
+def _cache_usage(values: Mapping[str, float]) -> float:
     return 1 - values["num_free_blocks"] / max(values["num_kv_blocks"], 1)
 
 
@@ -124,7 +124,7 @@ METRICS = (
     MetricInfo(
         "spec_decode_draft_tokens_now",
         "gauge",
-        "Most draft tokens that the MTP layer makes for a sequence of the newest step; 0: they do not pay.",
+        "Most draft tokens that the MTP layer makes for a sequence of the newest step; 0: none in the newest step.",
         "tokens",
         itemgetter("draft_tokens_now"),
         is_vllms=False,
@@ -140,7 +140,7 @@ METRICS = (
     MetricInfo(
         "spec_decode_draft_cost",
         "gauge",
-        "Time that a draft token of the MTP layer adds, in steps without draft tokens.",
+        "Time that a draft token of the MTP layer adds, as a share of the time of a step without draft tokens.",
         "steps",
         itemgetter("draft_cost"),
         is_vllms=False,

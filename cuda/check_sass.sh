@@ -72,8 +72,8 @@ expect_each FewTokenLinearILi16E 7 8 12 16 48
 expect_each FewTokenLinearILi32E 7 8 12 20 64
 expect_each FewTokenLinearILi64E 7 16 16 24 80
 expect_each RouterPicks 1 0 0 0 48
-# Per kernel: 68 HMMA for each 16 heads (36 of Q K^T, 32 of P V); tiles and queries by copies of 16 bytes; partial
-# results by loads of 16 bytes. 256 threads may have 255 registers each.
+# Per kernel: 68 HMMA for each 16 heads, 36 of Q K^T and 32 of P V. Tiles and queries come by copies of 16 bytes,
+# partial results by loads of 16 bytes. 256 threads may have 255 registers each.
 expect_each MlaDecodeILNS_5DTypeE1ELi16E 1 68 47 18 255
 expect_each MlaDecodeILNS_5DTypeE1ELi32E 1 136 60 18 255
 expect_each MlaDecodeILNS_5DTypeE3ELi16E 1 68 47 18 255

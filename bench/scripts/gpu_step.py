@@ -2,10 +2,9 @@
 
 python bench/scripts/gpu_step.py --context 1024
 
-A kernel takes the time of its bytes, at what its multiprocessors can read together, or of its longest chain of
-operations, and a gap to the kernel before it. The router and the experts run beside the dense layers: both share the
-memory's speed. Bytes follow from config.json and the number of tokens; the constants below are from public figures.
-tests/model/test_device_model.py holds the number of kernels against a recorded graph.
+A kernel takes the time of its bytes or of its longest chain of operations, and a gap to the kernel before it. The
+router and the experts run beside the dense layers: both share the memory's speed. Bytes follow from config.json and the
+number of tokens; the constants below are from public figures. docs/cuda.md has the table.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from importlib import resources
 
 MEMORY = 3.9e12  # [bytes/s] of reads that large kernels reach
 L2 = 5.5e12  # [bytes/s] of reads that hit the L2 cache
-MULTIPROCESSORS, EACH = 132, 75e9  # a multiprocessor reads at most so many bytes/s
+MULTIPROCESSORS, EACH = 132, 75e9  # [bytes/s] that a multiprocessor reads at most
 GAP, DEPENDENT_GAP = 1.0e-6, 0.4e-6  # [s] between kernels; where the next is a dependent launch
 START = 0.65e-6  # [s] the first bytes; dependent launches read weights before their inputs are there
 CHAIN = 33 / 1.755e9 / 16  # [s] a value of K, of the chain of products that makes a result of few tokens

@@ -2,8 +2,8 @@
 //
 // Bound by the latent rows, 1,152 bytes a position in bf16 and 656 in fp8, read once for all heads: 60 and 106 FLOP a
 // byte. The grid has a block for each multiprocessor, whatever the batch and the context. A block takes items of the
-// step's list (mla_work.h) by stride: a piece of the history for one token, or for up to 5 neighbours one after the
-// other, which find the piece in shared memory.
+// step's list (mla_work.h) by stride. An item is a piece of the history for one token, or for up to 5 neighbours. They
+// come one after the other and find the piece in shared memory.
 //
 // 8 warps; a tile is 64 positions, one cache block. For each tile
 //   S = Q K^T   [heads, 64] over 576 values: warp w takes half w / 4 of the positions and slice w % 4 of the values,
@@ -16,10 +16,10 @@
 // the sum over its 128 codes times the scale of the position, in f32, before the rope part is added. In P V the scale
 // goes to the weight: P times scale is rounded to bf16, once for each group. So no latent is rounded again.
 //
-// A token's pieces are by absolute position. The last block to arrive for 16 pieces adds them in ascending order; where
-// a token has more than 16, the last block to arrive for the token then adds those sums in ascending order. So the bits
-// of a token depend on its history only. Rows behind a token's end are zeros in shared memory, in a group too: the last
-// token goes first, and each gives its own row back.
+// A token's pieces are by absolute position. The last block to arrive for 16 pieces adds them in ascending order.
+// Where a token has more, the last block to arrive for the token adds those sums in ascending order. So the bits of a
+// token depend on its history only. Rows behind a token's end are zeros in shared memory. That holds in a group too:
+// its last token goes first, and each clears its own row.
 //
 // Shared memory: two stages of a tile, so that one loads while the other is used. The first tile of the next item loads
 // during the last tile of this one, and the next query during its P V. Rows are 16 bytes longer than they need be: no

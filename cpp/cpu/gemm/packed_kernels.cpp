@@ -67,8 +67,8 @@ void tile_bf16(const Tile& tile) {
 
 #if defined(__AVX512BF16__)
 // R groups as bf16, times rounded inputs. A register holds two pairs of columns of one group, so that an output is two
-// partial sums. With one input, the weights are read in the order of their addresses, with few instructions: the
-// processor's own prefetches then reach the speed of the memory.
+// partial sums. With one input, few instructions read the weights in the order of their addresses. The processor's
+// own prefetches then reach the speed of the memory.
 template <int R, int T>
 void tile_rounded(const Tile& tile) {
   constexpr int64_t kStepsPerBlock = kQuantBlock / 4;

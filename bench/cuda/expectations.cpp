@@ -32,7 +32,8 @@ constexpr Expectation kExpectations[] = {
     // [us] The router's chain of 384 products 7.2, its start 1.5, RouterPicks 4.
     {"ops", "moe_route, 1 token", 13, "us"},
     // MlaDecode on tensor cores. [us] A block: list 2, first tile and query 2, 1.4 a tile of 64 positions, results and
-    // arrival 1.5. The last block adds 16 partial results of 66 KB at 110 GB/s. 64 x 4k: 302 MB at 3.6 TB/s, and partial
+    // arrival 1.5. The last block adds 16 partial results of 66 KB at 110 GB/s. 64 x 4k: 302 MB at 3.6 TB/s, and
+    // partial
     // results of 101 MB.
     {"ops", "mla_decode, 1 x 1k", 13, "us"},
     {"ops", "mla_decode, 1 x 16k", 24, "us"},

@@ -30,7 +30,7 @@ class StubEngine:
     def info(self) -> dict[str, Any]:
         return {"max_model_len": 10**6}
 
-    def metrics(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, float]:
         raise RuntimeError("nothing to tell")
 
     def failure(self) -> str | None:

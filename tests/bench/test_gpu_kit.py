@@ -20,6 +20,7 @@ TESTS = [
     "model/test_device_model.py",
     "model/test_mtp.py",
     "ops/test_devices.py",
+    "ops/test_few_tokens.py",
 ]
 
 pytestmark = pytest.mark.skipif(

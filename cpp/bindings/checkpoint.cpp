@@ -118,6 +118,7 @@ void register_checkpoint(py::module_& module) {
   module.def(
       "expected_mtp_tensors", [=](const std::string& text) { return to_list(expected_mtp_tensors(config_of(text))); },
       py::arg("config_text"));
+  module.def("other_spelling", &other_spelling, py::arg("name"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
   module.def("plan_memory", &plan_memory, py::arg("folder"), py::arg("options"), py::arg("available"));
   module.def("shard", &shard, py::arg("config_text"), py::arg("tp"), py::arg("ep"), py::arg("rank"));

@@ -10,6 +10,7 @@ from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import preset_config, write_checkpoint
 from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
+from longcat.planning.plan import plan
 
 from support.checkpoints import read_safetensors, write_safetensors
 
@@ -63,8 +64,11 @@ def test_names_of_lite(made, tmp_path):
         check for check in verify_checkpoint(made).checks if check.status != "ok"
     ]
     for source, name in [(made, "converted"), (folder, "renamed-converted")]:
-        convert_checkpoint(source, tmp_path / name, PRESETS["int8"])
+        convert_checkpoint(source, tmp_path / name, PRESETS["int4"])
     assert np.array_equal(logits(tmp_path / "converted"), logits(tmp_path / "renamed-converted"))
+    assert (
+        plan(tmp_path / "converted", bandwidth=1e9).parts == plan(tmp_path / "renamed-converted", bandwidth=1e9).parts
+    )
 
 
 def test_both_spellings_in_one_checkpoint(made, tmp_path):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeVar
 
+import longcat._core as _core
 from longcat.checkpoint.writer import split
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
@@ -32,10 +32,8 @@ def component_of(name: str) -> str:
 
 
 def spellings(name: str) -> tuple[str, str]:
-    """A tensor's name as in LongCat-Flash-Lite and as in LongCat-Flash-Lite-Sparse; most names are the same in both."""
-    lite = re.sub(r"^model\.oe_embed_tokens(?=\d)", "model.ngram_embeddings.embedders.", name)
-    sparse = re.sub(r"^model\.ngram_embeddings\.embedders\.(?=\d)", "model.oe_embed_tokens", name)
-    return lite, sparse
+    """A tensor's name and its name in the other of LongCat-Flash-Lite and -Sparse, which is empty for most tensors."""
+    return name, _core.other_spelling(name)
 
 
 def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:

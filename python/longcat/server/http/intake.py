@@ -185,8 +185,8 @@ class Intake:
     async def _pace(self, num_bytes: int) -> None:
         """Waits until the next piece of a large body may be read; its connection is not read from meanwhile.
 
-        All large bodies share one rate, and the pieces come one by one: where the event loop was late, those that
-        waited do not all come at once, which would make it later.
+        All large bodies share one rate, and their pieces come one by one. So the pieces that waited while the event
+        loop was late do not all come at once.
         """
         async with self._turn:
             await asyncio.sleep(num_bytes / _LARGE_BODY_RATE)

@@ -343,10 +343,14 @@ def test_a_lost_rank(launcher, served, how, rank):
     if rank == 1 and (how == signal.SIGSTOP or launcher == "torchrun"):  # mpirun kills rank 0 when another was killed
         assert len(ends[0]) == 8  # in the stream
     assert_nothing_left(served.environment)
-    until(lambda: any("[parallel]" in line for line in served.lines), 2)
+    # MPICH kills all ranks when one was killed, and may be faster than the rank that would tell.
+    may_be_silent = launcher == "mpich" and how == signal.SIGKILL
+    if not may_be_silent:
+        until(lambda: any("[parallel]" in line for line in served.lines), 2)
     what = "has ended without a word" if how == signal.SIGKILL else "has not answered for"
     lines = [line for line in served.lines if line.startswith("longcat: [parallel]")]
-    assert len(lines) == 1 and f"rank {rank} {what}" in lines[0]
+    assert len(lines) == 1 or (may_be_silent and not lines)
+    assert all(f"rank {rank} {what}" in line for line in lines)
 
 
 @both_launchers

@@ -149,6 +149,7 @@ MUTATIONS = {
     ),
     "one counter for segments and tokens": ("counters + num_segments(), segments)", "counters, segments)"),
     "counters of the first token": ("arrivals + place * (num_segments() + 1)", "arrivals"),
+    "counters of the next token": ("arrivals + place * (num_segments() + 1)", "arrivals + place * num_segments()"),
     "a piece of a segment is left out": (
         "left < kSegment ? left : kSegment, segments == 1",
         "left < kSegment ? left : kSegment - 1, segments == 1",

@@ -95,6 +95,8 @@ add_library(longcat_gemm_sm90a OBJECT
   cuda/gemm/grouped_bf16_sm90_16.cu cuda/gemm/grouped_bf16_sm90_64.cu cuda/gemm/grouped_bf16_sm90_128.cu
   cuda/gemm/grouped_fp8_sm90.cu)
 longcat_cuda_target(longcat_gemm_sm90a 90a-real)
+# The dense kernels wait for the prior grid themselves, and are launched before it ends.
+target_compile_definitions(longcat_gemm_sm90a PRIVATE CUTLASS_ENABLE_GDC_FOR_SM90)
 add_library(longcat_gemm_sm80 OBJECT
   cuda/gemm/dense_bf16_sm80.cu cuda/gemm/dense_f32_sm80.cu cuda/gemm/grouped_bf16_sm80.cu)
 longcat_cuda_target(longcat_gemm_sm80 80)

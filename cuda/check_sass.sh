@@ -31,6 +31,25 @@ expect() {
   echo "check_sass: expected $1 with at least $2 loads of 16 bytes, at most $3 stack accesses, no others" >&2
   failed=1
 }
+# expect_waits NAME: kernels whose name contains NAME wait for the prior grid (ACQBULK): they may be launched before it
+# ends.
+expect_waits() {
+  awk -v name="$1" '
+    function check() { if (inside && !waits) { print "check_sass: does not wait: " kernel; missing = 1 } waits = 0 }
+    /Function :/ { check(); kernel = $3; inside = index($0, name) > 0; found += inside }
+    /ACQBULK/ { waits = 1 }
+    END {
+      check()
+      printf "check_sass: %-28s %d kernels, each waits for the prior grid\n", name, found
+      exit missing || !found
+    }' "$sass" && return
+  echo "check_sass: expected $1 to wait for the prior grid" >&2
+  failed=1
+}
+expect_waits run_blocks                           # over Block
+expect_waits run_threads                          # over simt.h
+expect_waits MainloopSm90TmaGmmaWarpSpecialized   # CUTLASS's dense ones; grouped ones have Array in that name
+
 expect RouteScoresINS_4bf16ELi2 30 0  # few tokens: a ring of 3 steps x (2 rows x 2 loads + 1), before the loop and in it
 expect RouteScoresINS_4bf16ELi4 32 0  # many tokens: (4 rows x 2 loads + 8 tokens), before the loop and in it
 expect NgramLookupINS_4bf16E 1 0

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 MEMORY = 3.9e12  # [bytes/s] of reads that large kernels reach
 L2 = 5.5e12  # [bytes/s] of reads that hit the L2 cache
 MULTIPROCESSORS, EACH = 132, 75e9  # [bytes/s] that a multiprocessor reads at most
 GAP, DEPENDENT_GAP = 1.0e-6, 0.4e-6  # [s] between kernels; where the next is a dependent launch
-START = 0.65e-6  # [s] the first bytes; dependent launches read weights before their inputs are there
+START = 0.65e-6  # [s] the first bytes, unless a dependent launch reads weights before its inputs are there
 CHAIN = 33 / 1.755e9 / 16  # [s] a value of K, of the chain of products that makes a result of few tokens
 CHAIN_START = 1.5e-6  # [s]
 PIECE = 6.8e-6  # [s] a piece of 128 positions in MLA decode: list 2, first tile and query 2, two tiles of 1.4
@@ -37,7 +37,9 @@ class Kernel:
         bytes: that it reads and writes.
         blocks: each can use one multiprocessor.
         seconds: the least time, whatever the bytes.
-        dependent: it begins before the kernel before it ends.
+        dependent: it begins before the kernel before it ends, as all do but the first behind an event or a copy, and
+            CUTLASS's grouped kernels.
+        preloads: it reads weights before the kernel before it ends.
         inputs: bytes that its blocks read again and again, from the L2 cache.
     """
 
@@ -45,7 +47,8 @@ class Kernel:
     bytes: float
     blocks: float
     seconds: float = 0.0
-    dependent: bool = False
+    dependent: bool = True
+    preloads: bool = False
     inputs: float = 0.0
 
     def gap(self) -> float:
@@ -54,7 +57,7 @@ class Kernel:
     def time(self) -> float:
         """Without the gap, and with the whole memory for itself [s]."""
         speed = min(MEMORY, min(self.blocks, MULTIPROCESSORS) * EACH)
-        return max(self.seconds, self.bytes / speed + (0 if self.dependent else START), self.inputs / L2)
+        return max(self.seconds, self.bytes / speed + (0 if self.preloads else START), self.inputs / L2)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Shape:
         blocks = out / (16 if few else 128)
         again = blocks * self.num_tokens * depth * ELEMENT
         chain = CHAIN_START + depth * CHAIN if few else 0.0
-        return Kernel(name, traffic, blocks, chain, dependent=few, inputs=again)
+        return Kernel(name, traffic, blocks, chain, preloads=few, inputs=again)
 
     def rows(self, name: str, width: int) -> Kernel:
         return Kernel(name, 3 * self.num_tokens * width * ELEMENT, self.num_tokens, ROW)
@@ -99,7 +102,6 @@ class Shape:
                 tokens * (self.context * (kv_lora + rope) + 2 * heads * kv_lora) * ELEMENT,
                 tokens * self.context / 128,
                 self.decode_chain(),
-                dependent=True,
             ),
             Kernel("v_up", per_head * value + tokens * heads * (value + kv_lora) * ELEMENT, heads),
             self.linear("o", hidden, heads * value),
@@ -132,29 +134,27 @@ class Shape:
         met = routed * (1 - (1 - topk / outputs) ** tokens)
         slices = -(-tokens // FEW_TOKENS)
         router_chain = CHAIN_START + 2 * hidden * CHAIN
-        scores = Kernel("router", outputs * hidden * 2 * ELEMENT, outputs / 16 * slices, router_chain)
+        scores = Kernel("router", outputs * hidden * 2 * ELEMENT, outputs / 16 * slices, router_chain, dependent=False)
         up, down = (met * part * hidden * width * ELEMENT for part in (2, 1))
         rows = 2 * picks * (hidden + width) * ELEMENT
         end = Kernel("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens, ROW)
         if self.few:
             return [
                 scores,
-                Kernel("picks", tokens * outputs * F32, tokens, 5e-6, dependent=True),
+                Kernel("picks", tokens * outputs * F32, tokens, 5e-6),
                 Kernel(
                     "experts' gate, up, SiLU",
                     up + rows,
                     met * width / 8,
                     CHAIN_START + hidden * CHAIN,
-                    True,
-                    again * width / 8,
+                    inputs=again * width / 8,
                 ),
                 Kernel(
                     "experts' down",
                     down + rows,
                     met * hidden / 16,
                     CHAIN_START + width * CHAIN,
-                    True,
-                    again * width / 16,
+                    inputs=again * width / 16,
                 ),
                 end,
             ]
@@ -162,8 +162,8 @@ class Shape:
             kernel
             for name, share in (("gate", up / 2), ("up", up / 2), ("down", down))
             for kernel in (
-                Kernel(f"description of {name}", 0, 1, 2e-6),
-                Kernel(f"experts' {name}", share + rows, met * width / 128),
+                Kernel(f"description of {name}", 0, 1, 2e-6, dependent=False),
+                Kernel(f"experts' {name}", share + rows, met * width / 128, dependent=False),
             )
         ]
         picks_and_order = [
@@ -177,7 +177,8 @@ class Shape:
     def main_stream(self) -> list[Kernel]:
         """A layer without its branch."""
         norm = self.rows("add, norm", self.config["hidden_size"])
-        return [*self.attention(), norm, *self.ffn(), norm, *self.attention(), norm, *self.ffn(), norm]
+        join = replace(norm, name="join, add, norm", dependent=False)
+        return [*self.attention(), norm, *self.ffn(), norm, *self.attention(), norm, *self.ffn(), join]
 
     def ends(self) -> list[Kernel]:
         """The kernels of a step outside its layers."""
@@ -185,7 +186,13 @@ class Shape:
         tables = (c["emb_neighbor_num"] - 1) * c["emb_split_num"]
         hidden = c["hidden_size"]
         return [
-            Kernel("ids, lookup", tokens * hidden * ELEMENT, tokens, 3e-6 + tokens * hidden * ELEMENT / 55e9),
+            Kernel(
+                "ids, lookup",
+                tokens * hidden * ELEMENT,
+                tokens,
+                3e-6 + tokens * hidden * ELEMENT / 55e9,
+                dependent=False,
+            ),
             Kernel("words", 2 * tokens * hidden * ELEMENT, tokens, ROW),
             self.linear(f"projections of {tables} tables", hidden, hidden, cutlass=True),
             Kernel("angles", 0, tokens, ROW),

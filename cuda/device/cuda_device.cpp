@@ -301,8 +301,18 @@ char* CudaDevice::take_from_ring(int64_t bytes) {
   return data;
 }
 
+// By LONGCAT_OVERLAP=0 a user finds out whether a failure comes from overlapping kernels.
+bool CudaDevice::next_kernel_overlaps() {
+  static const bool allowed = [] {
+    const char* value = std::getenv("LONGCAT_OVERLAP");
+    return !value || *value != '0';
+  }();
+  return std::exchange(behind_kernel_[in_branch_], true) && allowed && compute_capability_ == 90;
+}
+
 void CudaDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
   if (bytes <= 0) return;
+  end_overlap();
   const void* from = host_data;
   if (!is_pinned(host_data, bytes)) {
     char* staged = take_from_ring(bytes);
@@ -315,6 +325,7 @@ void CudaDevice::upload(void* device_data, const void* host_data, int64_t bytes)
 
 void CudaDevice::download(void* host_data, const void* device_data, int64_t bytes) {
   if (bytes <= 0) return;
+  end_overlap();
   void* to = host_data;
   if (!is_pinned(host_data, bytes)) {
     char* staged = take_from_ring(bytes);
@@ -327,6 +338,7 @@ void CudaDevice::download(void* host_data, const void* device_data, int64_t byte
 
 void CudaDevice::copy(void* to, const void* from, int64_t bytes) {
   if (bytes <= 0) return;
+  end_overlap();
   CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, main_stream_));
 }
 
@@ -334,6 +346,7 @@ std::unique_ptr<Recording> CudaDevice::record(std::function<void()> work) {
   LC_CHECK(!in_branch_);
   // Relaxed: a kernel's first launch may happen here, which loads it. The other modes may refuse that.
   CUDA_CHECK(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeRelaxed));
+  end_overlap();  // a recording begins with no kernel before it
   cudaGraph_t graph = nullptr;
   try {
     work();
@@ -345,6 +358,7 @@ std::unique_ptr<Recording> CudaDevice::record(std::function<void()> work) {
     throw;
   }
   CUDA_CHECK(cudaStreamEndCapture(main_stream_, &graph));
+  end_overlap();
   return std::make_unique<Graph>(*this, graph);
 }
 
@@ -354,6 +368,7 @@ void CudaDevice::begin_branch() {
   CUDA_CHECK(cudaEventRecord(fork_event_, main_stream_));
   CUDA_CHECK(cudaStreamWaitEvent(branch_stream_, fork_event_, 0));
   in_branch_ = true;
+  end_overlap();
 }
 
 void CudaDevice::end_branch() {
@@ -361,6 +376,9 @@ void CudaDevice::end_branch() {
   in_branch_ = false;
 }
 
-void CudaDevice::join_branch() { CUDA_CHECK(cudaStreamWaitEvent(main_stream_, join_event_, 0)); }
+void CudaDevice::join_branch() {
+  CUDA_CHECK(cudaStreamWaitEvent(main_stream_, join_event_, 0));
+  end_overlap();
+}
 
 }  // namespace longcat

@@ -46,6 +46,8 @@ class CudaDevice : public GpuDevice {
 
   void* stream() override { return in_branch_ ? branch_stream_ : main_stream_; }
   bool in_branch() const override { return in_branch_; }
+  bool next_kernel_overlaps() override;
+  void end_overlap() override { behind_kernel_[in_branch_] = false; }
   int num_multiprocessors() const override { return num_multiprocessors_; }
   int compute_capability() const override { return compute_capability_; }
   bool reads_pageable_memory() const override { return reads_pageable_memory_; }
@@ -85,6 +87,7 @@ class CudaDevice : public GpuDevice {
   cudaStream_t main_stream_ = nullptr, branch_stream_ = nullptr;
   cudaEvent_t fork_event_ = nullptr, join_event_ = nullptr;
   bool in_branch_ = false;
+  bool behind_kernel_[2] = {};  // by stream: its last work is a kernel
   char* memory_ = nullptr;
   Arena arena_{0};
   std::map<const char*, Pinned> pinned_;  // from allocate_host, by start address

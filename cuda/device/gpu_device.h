@@ -15,6 +15,12 @@ class GpuDevice : public Device {
   virtual void* stream() = 0;
   virtual bool in_branch() const { return false; }
 
+  // Whether the next kernel of the current stream may begin before the one before it ends (programmatic dependent
+  // launch): on 9.0, right behind a kernel. Every launch asks once.
+  virtual bool next_kernel_overlaps() { return false; }
+  // The current stream has work that is no kernel of ours: the next one waits for it whole.
+  virtual void end_overlap() {}
+
   virtual int num_multiprocessors() const { return 1; }
   virtual int compute_capability() const { return 0; }  // 90 for 9.0
   virtual bool multiplies_fp8() const { return compute_capability() == 90; }

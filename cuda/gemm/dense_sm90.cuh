@@ -63,7 +63,7 @@ void run_dense_sm90(const GemmProblem& p, GpuDevice& device, const Buffer& works
   LC_CHECK(static_cast<int64_t>(Kernel::get_workspace_size(arguments)) <= workspace.bytes());
   const typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, workspace.data());
 
-  launch_sm90<Kernel>(params, static_cast<cudaStream_t>(device.stream()));
+  launch_sm90<Kernel>(device, params, Overlap::yes);
 }
 
 }  // namespace longcat

@@ -7,23 +7,22 @@ namespace longcat::gpu {
 namespace {
 
 template <int kTokens, class Layer>
-void launch_width(GpuDevice& device, int64_t blocks, const bf16* x, int64_t x_stride, int64_t depth, const Layer& layer,
-                  bool overlaps_prior) {
+void launch_width(GpuDevice& device, int64_t blocks, const bf16* x, int64_t x_stride, int64_t depth,
+                  const Layer& layer) {
   simt::launch(device, blocks,
                FewTokenLinear<kTokens, Layer>{
-                   .x = x, .x_stride = x_stride, .depth = static_cast<int32_t>(depth), .layer = layer},
-               overlaps_prior);
+                   .x = x, .x_stride = x_stride, .depth = static_cast<int32_t>(depth), .layer = layer});
 }
 
 // tokens: the most of a block.
 template <class Layer>
 void launch_layer(GpuDevice& device, int64_t blocks, int64_t tokens, const void* x, int64_t x_stride, int64_t depth,
-                  const Layer& layer, bool overlaps_prior = true) {
+                  const Layer& layer) {
   const auto launch_of = tokens <= 8    ? launch_width<8, Layer>
                          : tokens <= 16 ? launch_width<16, Layer>
                          : tokens <= 32 ? launch_width<32, Layer>
                                         : launch_width<64, Layer>;
-  launch_of(device, blocks, static_cast<const bf16*>(x), x_stride, depth, layer, overlaps_prior);
+  launch_of(device, blocks, static_cast<const bf16*>(x), x_stride, depth, layer);
 }
 
 template <class Out>
@@ -79,12 +78,11 @@ void router_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& cla
                                     .out = scores.data<float>(),
                                     .out_stride = scores.stride(0),
                                     .tiles = static_cast<int32_t>(tiles),
-                                    .num_tokens = static_cast<int32_t>(num_tokens)},
-               false);
+                                    .num_tokens = static_cast<int32_t>(num_tokens)});
 }
 
 void router_picks(GpuDevice& device, int64_t num_tokens, const RouterPicks& kernel) {
-  simt::launch(device, num_tokens, kernel, true);
+  simt::launch(device, num_tokens, kernel);
 }
 
 void few_token_experts(GpuDevice& device, const ExpertList& list, int64_t max_items, const int32_t* tokens, Tensor out,

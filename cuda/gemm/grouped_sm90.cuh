@@ -105,7 +105,7 @@ void run_grouped_sm90(const GroupedProblem& p, const GroupedWeights& weights, Gp
   const typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, layout.rest());
   CUTLASS_CHECK(Kernel::initialize_workspace(arguments, layout.rest(), stream));
 
-  launch_sm90<Kernel>(params, stream);
+  launch_sm90<Kernel>(device, params, Overlap::no);
 }
 
 }  // namespace longcat

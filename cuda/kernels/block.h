@@ -18,9 +18,8 @@
 #include "cuda/kernels/qualifiers.h"
 
 #ifdef __CUDACC__
-#include <cuda_runtime.h>
-
-#include "cuda/device/check.h"
+#include "cuda/kernels/grid_launch.h"
+#include "cuda/kernels/simt.h"
 #endif
 
 namespace longcat::gpu {
@@ -299,19 +298,10 @@ struct View {
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1) run_blocks(const __grid_constant__ Kernel kernel) {
   extern __shared__ __align__(16) unsigned char memory[];
+  simt::launch_next_grid();
+  simt::wait_for_prior_grid();
   const Block block(blockIdx.x, Kernel::kThreads, memory, false);
   kernel(block);
-}
-
-template <class Kernel>
-void launch_on_gpu(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const Kernel& kernel) {
-  constexpr int64_t kDefaultShared = 48 << 10;  // larger sizes need an attribute
-  if (shared_bytes > kDefaultShared)
-    CUDA_CHECK(cudaFuncSetAttribute(run_blocks<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)));
-  run_blocks<Kernel><<<static_cast<unsigned>(num_blocks), Kernel::kThreads, static_cast<size_t>(shared_bytes),
-                       static_cast<cudaStream_t>(device.stream())>>>(kernel);
-  check_launch(static_cast<cudaStream_t>(device.stream()));
 }
 #endif
 
@@ -324,7 +314,12 @@ void launch(GpuDevice& device, int64_t num_blocks, int64_t shared_bytes, const K
   LC_CHECK(num_blocks <= 0x7fffffff, num_blocks, " blocks");
   shared_bytes += Kernel::kThreads * kReduceSlot;
 #ifdef __CUDACC__
-  if (!device.emulated()) return launch_on_gpu(device, num_blocks, shared_bytes, kernel);
+  if (!device.emulated())
+    return launch_grid(device,
+                       {.blocks = dim3(static_cast<unsigned>(num_blocks)),
+                        .threads = dim3(Kernel::kThreads),
+                        .shared_bytes = static_cast<size_t>(shared_bytes)},
+                       run_blocks<Kernel>, kernel);
 #endif
   LC_CHECK(device.emulated());
   std::vector<unsigned char> memory(static_cast<size_t>(shared_bytes) + 16);

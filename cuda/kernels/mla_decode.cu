@@ -71,7 +71,7 @@ void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& m
   for (int64_t first = 0; first < batch.num_decode_tokens; first += round) {
     kernel.first_token = static_cast<int32_t>(first);
     kernel.last_token = static_cast<int32_t>(std::min(first + round, batch.num_decode_tokens));
-    simt::launch(device, device.num_multiprocessors(), kernel, true);
+    simt::launch(device, device.num_multiprocessors(), kernel);
   }
 }
 
@@ -97,8 +97,7 @@ void CudaOps::plan_decode(const ForwardBatch& batch, const MlaShape& shape, DTyp
   const int64_t round = tokens_at_once(workspace(), batch, shape.num_heads);
   simt::launch(*device_, 1,
                gpu::MlaPlan{.tokens = tokens_of(batch, decode_memory_.plan, round),
-                            .enough = static_cast<int32_t>(device_->num_multiprocessors() / head_blocks)},
-               true);
+                            .enough = static_cast<int32_t>(device_->num_multiprocessors() / head_blocks)});
 }
 
 bool CudaOps::decode_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents,

@@ -113,9 +113,9 @@ void CudaOps::sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_
   for (int64_t first = 0; first < num_rows; first += rows_at_once) {
     sampler.first_row = static_cast<int32_t>(first);
     const int64_t grid = std::min(rows_at_once, num_rows - first) * blocks;
-    simt::launch(*device_, grid, gpu::SamplerScores{sampler}, true);
-    simt::launch(*device_, grid, gpu::SamplerBins{sampler}, true);
-    simt::launch(*device_, grid, gpu::SamplerDraws{sampler}, true);
+    simt::launch(*device_, grid, gpu::SamplerScores{sampler});
+    simt::launch(*device_, grid, gpu::SamplerBins{sampler});
+    simt::launch(*device_, grid, gpu::SamplerDraws{sampler});
   }
 }
 

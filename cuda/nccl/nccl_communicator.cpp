@@ -157,6 +157,7 @@ class NcclCommunicator final : public Communicator {
   // Collectives stay on the main stream, because all ranks must start them in the same order.
   NcclApi::Stream stream() const {
     LC_CHECK(!device_.in_branch());
+    device_.end_overlap();
     return device_.stream();
   }
 

@@ -264,5 +264,5 @@ int main(int argc, char** argv) {
        fp8("129 positions, one at a time",
            {.chunks = {{3, 5, 1}, {1, 126, 3}}, .watched = 3, .blocks = 5, .groups = false}, "fp8, 1 at 128"),
        fp8("127 positions in a group with NaN", {.chunks = {{1, 124, 5}}, .watched = 2, .broken = 127}),
-       bf16("2,047 to 2,050 positions", {.chunks = {{1, 2046, 4}}, .watched = 2, .blocks = 3}, "1 at 2,048")});
+       bf16("2,047 to 2,050 positions", {.chunks = {{1, 2046, 4}}, .watched = 2, .blocks = 5}, "1 at 2,048")});
 }

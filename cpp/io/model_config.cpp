@@ -226,11 +226,11 @@ std::optional<SparseConfig> read_sparse(ConfigFields& fields, const ModelConfig&
                             .index_topk = fields.integer({"index_topk"}, 1, kMaxPositions),
                             .index_init_tokens = fields.integer({"index_init_tokens"}, 0, kMaxPositions),
                             .index_local_tokens = fields.integer({"index_local_tokens"}, 0, kMaxPositions),
-                            .cli_factor = fields.integer({"cli_factor"}, 1, 2)};
+                            .cli_factor = fields.integer({"cli_factor"}, 1, 2),
+                            .dsa_mtp_cli = fields.boolean("dsa_mtp_cli", true)};
   if (!fields.has("index_k_norm_type")) problems.missing.push_back("index_k_norm_type");
   fields.only("index_k_norm_type", "rms", "no other norm of the index keys is built");
   fields.only("indexer_rope_interleave", true, "the indexer rotates interleaved pairs");
-  fields.only("dsa_mtp_cli", true, "draft tokens share the selection of the first one");
   fields.only("mtp_disable_over_tokenizer", true, "the MTP layer has a plain word embedding");
   // A copy that was saved again says 3, the number of draft tokens, for the same file.
   if (const json* count = fields.find({"mtp_num_layers"}); count && *count != 1 && *count != 3)

@@ -40,7 +40,8 @@ struct SparseConfig {
   int64_t index_n_heads = 0, index_head_dim = 0;
   int64_t index_topk = 0;  // a token with at most this many visible positions attends to all of them
   int64_t index_init_tokens = 0, index_local_tokens = 0;
-  int64_t cli_factor = 0;  // consecutive sub-layers that share a selection: 1 or 2
+  int64_t cli_factor = 0;   // consecutive sub-layers that share a selection: 1 or 2
+  bool dsa_mtp_cli = true;  // draft tokens share the selection of the first one
 
   // Whether a sub-layer has an indexer. Another one uses the selection of the sub-layer before it.
   bool is_owner(int64_t sub_layer) const { return sub_layer % cli_factor == 0; }

@@ -84,8 +84,8 @@ void Model::embed_mtp(const ForwardBatch& batch, const KvCache& cache, Tensor hi
   const MtpWeights& w = *weights_.mtp;
   const float eps = static_cast<float>(config_.rms_norm_eps);
   a_ = buffers_.first(batch.num_tokens());
-  selection_rows_ = rows;
-  num_drafts_ = rows.empty() ? 0 : num_drafts_ + 1;
+  selection_rows_ = config_.sparse && config_.sparse->dsa_mtp_cli ? rows : Tensor();
+  num_drafts_ = selection_rows_.empty() ? 0 : num_drafts_ + 1;
   LC_CHECK(num_drafts_ < kMaxDrafts);
   if (rows.empty()) {
     ops_.rms_norm(a_.moe_in, hidden, w.hidden_norm, eps);
@@ -273,7 +273,7 @@ Tensor Model::mtp_index_keys(const KvCache& cache) const {
 
 // The indexer (LSA) stores an index key of every token and selects positions. This sub-layer attends to them, and so do
 // those without an indexer behind it. The indexer reads the normalised input h, and the query latent before q_b_proj.
-// Draft tokens behind the first one share its selection (dsa_mtp_cli).
+// Draft tokens behind the first one share its selection where dsa_mtp_cli says so.
 void Model::select_positions(const IndexerWeights& w, Tensor index_keys, const ForwardBatch& batch) {
   const SparseConfig& c = *config_.sparse;
   const int64_t num_tokens = batch.num_tokens();

@@ -199,9 +199,12 @@ def test_other_devices_refuse(case):
 # --- MTP ------------------------------------------------------------------------------------------
 
 
-def test_drafts_equal_the_reference(case):
-    """Three draft tokens; those after the first use its selection and the positions written since."""
-    folder, config, token_ids, expected = case
+@pytest.mark.parametrize("shared", [True, False])
+def test_drafts_equal_the_reference(case, tmp_path, shared):
+    """Three draft tokens; those after the first use its selection and the positions written since, or their own."""
+    original, config, token_ids, expected = case
+    folder = Path(shutil.copytree(original, tmp_path / "copy"))
+    (folder / "config.json").write_text(json.dumps(config | {"dsa_mtp_cli": shared}))
     clear = clear_positions(expected)
     reference = SparseModel(folder)
     for length in (config["index_topk"] - 1, config["index_topk"] + 1, int(clear.sum())):

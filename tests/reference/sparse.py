@@ -106,7 +106,8 @@ class SparseModel:
 
         Args:
             token_ids: [T]; hidden: [T, hidden_size] of SparseTrace.
-            steps: number of draft tokens. Those after the first use its set, and the positions written since.
+            steps: number of draft tokens. Those after the first use its set, and the positions written since; with
+                "dsa_mtp_cli": false each has a set of its own.
         Returns:
             logits [vocab_size] and token id of each step. The first step reads row i with token i + 1, and the last
             row with the first token of the sequence.
@@ -121,7 +122,7 @@ class SparseModel:
             inputs.append(np.concatenate(pair, axis=1) @ self.weights[f"{p}.eh_proj.weight"].T)
             u = np.concatenate(inputs)
             x = self._norm(u, f"{p}.input_layernorm")
-            if step == 0:
+            if step == 0 or not self.config.get("dsa_mtp_cli", True):
                 sets = self.index(x, f"{p}.self_attn").sets
                 set_of_first = sets[-1]
             else:

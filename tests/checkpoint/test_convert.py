@@ -177,7 +177,7 @@ def test_calibrated_matrices_are_the_same_in_one_reading_and_in_many(plain, tmp_
     lines = []
     convert_calibrated(plain, tmp_path / "once", log=lines.append)
     assert len(lines) == 1
-    monkeypatch.setattr("longcat.checkpoint.calibration._MIN_MEMORY", 1)
+    monkeypatch.setattr("longcat.checkpoint.calibration.moments._MIN_MEMORY", 1)
     monkeypatch.setattr("longcat._core.available_memory", lambda: 0)
     convert_calibrated(plain, tmp_path / "often", log=lines.append)
     assert len(lines) > 10

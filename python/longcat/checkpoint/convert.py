@@ -20,10 +20,10 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.calibration import InputMoments, check_text
+from longcat.checkpoint.calibration.moments import InputMoments, check_text
 from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, component_of, packed_as, place
-from longcat.checkpoint.gptq import error_propagation, round_int4
-from longcat.checkpoint.lock import LOCK_FILE, FolderLock
+from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
+from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.writer import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
@@ -90,7 +90,7 @@ def convert_checkpoint(
             tables one scale per row. "bf16" and "keep" leave tables unchanged.
         calibration: token ids of a text like those the model will read; default_token_ids() has one. The core's int4
             matrices are then rounded for their inputs on that text, which costs far less quality; see
-            longcat.checkpoint.gptq.
+            longcat.checkpoint.calibration.gptq.
         max_shard_bytes: maximum tensor bytes per file.
         progress: called with (bytes done, total bytes) of the source.
         log: called with a line before each slow step.

@@ -18,7 +18,7 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.facts import Fact, collect_facts
 from longcat.checkpoint.formats import component_of
-from longcat.checkpoint.lock import FolderLock
+from longcat.support.folder_lock import FolderLock
 from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
 from longcat.checkpoint.writer import INDEX_FILE
 from longcat.support.files import open_regular, read_json_object, read_text

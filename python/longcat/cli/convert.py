@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
-    from longcat.checkpoint.texts import default_token_ids
+    from longcat.checkpoint.calibration.texts import default_token_ids
     from longcat.support.text import bytes_text, count
 
     formats = PRESETS[args.quant] | {c: getattr(args, c) for c in COMPONENTS if getattr(args, c)}

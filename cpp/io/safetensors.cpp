@@ -22,7 +22,7 @@ constexpr uint64_t kLengthBytes = 8;     // size of the length field before the 
 constexpr uint64_t kMaxMetadata = 1000;  // number of keys, which are kept to find duplicates
 
 constexpr DType kDTypes[] = {DType::bf16, DType::f16, DType::f32, DType::f8_e4m3,
-                             DType::i8,   DType::u8,  DType::i32, DType::i64};
+                             DType::i8,   DType::u8,  DType::i32, DType::u32, DType::i64};
 
 std::string area(const std::string& where) { return "[safetensors] " + printable(where, 1024); }
 
@@ -395,17 +395,33 @@ void Checkpoint::add_indexed_shards(const fs::path& index_path) {
     const MappedFile file(index_path, where);
     index = parse_safetensors_index(file.text(), index_path);
   }
+  // A shard may be missing when it has the MTP layer alone, which no model needs.
+  std::set<int32_t> needed;
+  for (const auto& [name, shard] : index.weight_map)
+    if (!name.starts_with("model.mtp.")) needed.insert(shard);
   std::vector<std::string> missing;
-  for (const std::string& name : index.shards)
-    if (!fs::exists(folder_ / name)) missing.push_back(name);
+  std::set<int32_t> left_out;
+  for (size_t i = 0; i < index.shards.size(); ++i) {
+    const auto shard = static_cast<int32_t>(i);
+    if (fs::exists(folder_ / index.shards[i])) continue;
+    if (needed.contains(shard)) missing.push_back(index.shards[i]);
+    left_out.insert(shard);
+  }
   if (!missing.empty())
     throw Error(str_cat(where, ": ", missing.size(), " of ", index.shards.size(), " shards not found (",
                         some_of(missing), "): the download is incomplete, fetch them too"));
 
   shards_.reserve(index.shards.size());
-  for (const std::string& name : index.shards) add_shard(name);
+  std::vector<int32_t> position(index.shards.size(), -1);  // in shards_
+  for (size_t i = 0; i < index.shards.size(); ++i) {
+    if (left_out.contains(static_cast<int32_t>(i))) continue;
+    position[i] = static_cast<int32_t>(shards_.size());
+    add_shard(index.shards[i]);
+  }
   for (const auto& [name, shard] : index.weight_map)
-    if (const StoredTensor* tensor = find(name); !tensor || tensor->shard != shard) missing.push_back(name);
+    if (const StoredTensor* tensor = find(name);
+        !left_out.contains(shard) && (!tensor || tensor->shard != position[static_cast<size_t>(shard)]))
+      missing.push_back(name);
   if (!missing.empty())
     throw Error(str_cat(where, ": ", missing.size(), " tensors are not in the shard that the index names (",
                         some_of(missing), "): index and shards do not belong together; download them again"));

@@ -42,9 +42,7 @@ class Mlx:
             return self._default
         if override is False:
             raise Error(f'[convert] "{module}" has scales, but {self._settings.where} says that it is not quantised')
-        inner = self._settings.inner(module)
-        mode, bits, group_size = self._default
-        return self._scheme(Settings({"mode": mode, "bits": bits, "group_size": group_size} | inner.fields, inner.where))
+        return self._scheme(self._settings.inner(module))  # its mode is affine unless it says otherwise
 
     def matrix(self, module: str, stored: dict[str, Array], shape: tuple[int, int]) -> Matrix | None:
         """The matrix of a module, or None when it is not quantised."""

@@ -157,6 +157,10 @@ void packed_matmul_block(const Weight& weight, const MatmulBlock& block, const P
       return Walk<WeightFormat::int8_x8>(weight, block, kernels.int8).run();
     case WeightFormat::int4_x8:
       return Walk<WeightFormat::int4_x8>(weight, block, kernels.int4).run();
+    case WeightFormat::int8_x8_f16:
+      return Walk<WeightFormat::int8_x8_f16>(weight, block, kernels.int8_f16).run();
+    case WeightFormat::int4_x8_f16:
+      return Walk<WeightFormat::int4_x8_f16>(weight, block, kernels.int4_f16).run();
     default:
       throw Error(str_cat("[cpu] a ", name_of(weight.format), " weight cannot be multiplied"));
   }

@@ -180,7 +180,9 @@ def _write(
         matrix = _core.read_matrix(checkpoint, tensor.source)
         _check_finite(source, f'"{tensor.source}"', matrix)
         for begin in range(0, len(matrix), _ROWS):
-            stream.write(_core.pack_int4(*round_int4(matrix[begin : begin + _ROWS], propagation)).data)
+            q, scales = round_int4(matrix[begin : begin + _ROWS], propagation)
+            bf16_bits = (scales.view(np.uint32) >> 16).astype(np.uint16)
+            stream.write(_core.pack_grid(q, bf16_bits, "int4_x8").data)
         return
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)

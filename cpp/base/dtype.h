@@ -6,7 +6,7 @@
 
 namespace longcat {
 
-enum class DType : uint8_t { f32, bf16, f16, f8_e4m3, i8, u8, i32, u32, i64 };
+enum class DType : uint8_t { f32, bf16, f16, f8_e4m3, i8, u8, i32, i64 };
 
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
@@ -23,7 +23,6 @@ constexpr int64_t size_of(DType dtype) {
     case DType::u8:
       return 1;
     case DType::i32:
-    case DType::u32:
       return 4;
     case DType::i64:
       return 8;
@@ -48,8 +47,6 @@ constexpr const char* name_of(DType dtype) {
       return "U8";
     case DType::i32:
       return "I32";
-    case DType::u32:
-      return "U32";
     case DType::i64:
       return "I64";
   }

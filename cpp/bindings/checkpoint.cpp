@@ -17,7 +17,7 @@ namespace {
 
 DType dtype_of(const std::string& name) {
   for (const DType dtype :
-       {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::i8, DType::u8, DType::i32, DType::u32, DType::i64})
+       {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::i8, DType::u8, DType::i32, DType::i64})
     if (name == name_of(dtype)) return dtype;
   throw std::invalid_argument(str_cat("dtype \"", name, "\" is not known"));
 }

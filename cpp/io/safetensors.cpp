@@ -22,7 +22,7 @@ constexpr uint64_t kLengthBytes = 8;     // size of the length field before the 
 constexpr uint64_t kMaxMetadata = 1000;  // number of keys, which are kept to find duplicates
 
 constexpr DType kDTypes[] = {DType::bf16, DType::f16, DType::f32, DType::f8_e4m3,
-                             DType::i8,   DType::u8,  DType::i32, DType::u32, DType::i64};
+                             DType::i8,   DType::u8,  DType::i32, DType::i64};
 
 std::string area(const std::string& where) { return "[safetensors] " + printable(where, 1024); }
 
@@ -88,6 +88,7 @@ class HeaderEvents final : public JsonEvents {
   void on_string(std::string& text) override {
     if (depth() == 2 && in_metadata()) return;
     if (depth() != 2 || field_ != dtype) unexpected("a string");
+    if (text == "U32") text = name_of(DType::i32);  // the same bits: MLX packs integers into it, and we read them as bits
     const auto known =
         std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](DType d) { return text == name_of(d); });
     if (known == std::end(kDTypes)) {

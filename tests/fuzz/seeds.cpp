@@ -39,7 +39,7 @@ constexpr const char* kIndex =
   "model.embed_tokens.weight": "model-00001-of-00002.safetensors", "\u00e9": "model-auxiliary.safetensors"}})";
 
 constexpr DType kDTypes[] = {DType::bf16, DType::f16, DType::f32, DType::f8_e4m3,
-                             DType::i8,   DType::u8,  DType::i32, DType::u32, DType::i64};
+                             DType::i8,   DType::u8,  DType::i32, DType::i64};
 
 }  // namespace
 

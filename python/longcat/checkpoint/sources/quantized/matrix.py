@@ -89,7 +89,7 @@ class Quantized:
         return Grid(self.bits, _SCALES[self.scale_dtype])
 
     def rows(self, begin: int, end: int) -> np.ndarray:
-        values = self.values(begin, end).astype(np.float32)
+        values = self.values(begin, end).astype(np.float32, order="C")
         values *= self._spread(self._finite(begin, as_float32(self.scales(begin, end), self.scale_dtype)))
         if self.offsets:
             values += self._spread(self._finite(begin, self.offsets(begin, end)))
@@ -108,7 +108,7 @@ class Quantized:
                 f"point; expected {low} to {high}, as its configuration says: download it again"
             )
         repeated = scales.view(np.uint16).repeat(-(-min(self.group_of, self.columns) // BLOCK), axis=1)
-        return values.astype(np.int8), repeated[:, : self.columns // BLOCK]
+        return values.astype(np.int8, order="C"), np.ascontiguousarray(repeated[:, : self.columns // BLOCK])
 
     def _spread(self, groups: np.ndarray) -> np.ndarray:
         """[rows, groups] -> [rows, columns]."""

@@ -56,7 +56,7 @@ class Mlx:
         out, width = shape
         if width * bits % 32 or width % group_size:
             raise Error(f'[convert] "{module}" has {width} columns; expected whole groups of {group_size}')
-        check(weight, ("U32",), (out, width * bits // 32))
+        check(weight, ("I32",), (out, width * bits // 32))
         groups = (out, width // group_size)
         size = total_bytes(weight, scales, biases)
 

@@ -24,8 +24,7 @@ _BITS: dict[str, type[np.generic]] = {
     "F8_E4M3": np.uint8,
     "I8": np.int8,
     "U8": np.uint8,
-    "I32": np.int32,
-    "U32": np.uint32,
+    "I32": np.int32,  # and U32, which the core reads as I32
     "I64": np.int64,
 }
 FLOATS = ("F32", "F16", "BF16")

@@ -20,9 +20,9 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
 from longcat.checkpoint.calibration.moments import InputMoments, check_text
 from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, checked_formats, component_of, packed_as, place
-from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
 from longcat.checkpoint.partial import PartialFolder, is_no_copy
 from longcat.checkpoint.writer import MAX_SHARD_BYTES
 from longcat.support.files import open_regular, read_text

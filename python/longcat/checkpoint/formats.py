@@ -51,7 +51,7 @@ def checked_formats(formats: Mapping[str, str]) -> dict[str, str]:
 
 
 def use_of(uses: Mapping[str, str], name: str) -> str | None:
-    """"matrix" or "table" of `uses`, under either name of the tensor; None: it may not be packed."""
+    """ "matrix" or "table" of `uses`, under either name of the tensor; None: it may not be packed."""
     return next((uses[spelling] for spelling in spellings(name) if spelling in uses), None)
 
 

@@ -21,10 +21,10 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.formats import PRESETS as QUANT_PRESETS
 from longcat.checkpoint.formats import component_of, packed_as, place
-from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.random_values import PackedPool, TensorSpec, ValuePool
 from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
 from longcat.support.files import read_json_object
+from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # the file of official checkpoints for MTP tensors

@@ -1,7 +1,9 @@
 """`longcat convert MODEL.gguf`: which tensors become which, in which formats, and what is refused."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import longcat
 import numpy as np
@@ -67,10 +69,6 @@ def stored(folder) -> dict[str, tuple[str, np.ndarray]]:
 def logits(folder, **options):
     with longcat.Engine(folder, **options) as engine:
         return engine.forward(IDS)
-
-
-def is_of_indexer(name):
-    return ".indexer." in name
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -356,3 +354,33 @@ def test_an_engine_converts_a_file_once(tmp_path, monkeypatch, capsys):
 
 def test_sizes_of_the_test_model():
     assert CONFIG["vocab_size"] == len(vocabulary()["tokenizer.ggml.tokens"])
+
+
+def test_files_of_the_other_engine(tmp_path):
+    """LONGCAT_GGUF_SAMPLES names a folder with s-TYPE.gguf, and logits.npz: the logits of the engine that wrote them.
+
+    That engine rounds the inputs of products to 8 bits.
+    """
+    folder = os.environ.get("LONGCAT_GGUF_SAMPLES")
+    if folder is None:
+        pytest.skip("LONGCAT_GGUF_SAMPLES names no folder")
+    logits_of = np.load(Path(folder, "logits.npz"))
+    for kind, least in (("q8_0", 0.999), ("q4_0", 0.999), ("q4_K_M", 0.99)):
+        model = GgufModel(Path(folder, f"s-{kind}.gguf"))
+        made = import_weights(model, tmp_path / kind)
+        found = stored(tmp_path / kind)
+        exact = [name for name, tensor in model.tensors().items() if tensor.grid or tensor.dtype]
+        for name in exact:
+            rows = model.rows(name, 0, len(found[name][1]) if found[name][1].ndim == 2 else 1)
+            assert (found[name][1] == rows.reshape(found[name][1].shape)).all(), name
+        cosines = []
+        with longcat.Engine(tmp_path / kind, dtype="f32") as engine:
+            for i in range(3):
+                ours = engine.forward(logits_of[f"tokens{i}"].tolist())[logits_of[f"rows{i}"]]
+                theirs = logits_of[f"{kind}.logits{i}"]
+                lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+                cosines += ((ours * theirs).sum(axis=1) / lengths).tolist()
+        added = {f"{read} -> {written}": f"{sums.relative:.5f}" for (read, written), sums in made.added.items()}
+        print(f"{kind}: median cosine {np.median(cosines):.5f}, 10th percentile {np.percentile(cosines, 10):.5f}")
+        print(f"  {len(exact)} of {len(found)} tensors exact; {added}")
+        assert np.median(cosines) >= least

@@ -74,7 +74,8 @@ def test_all_files_but_the_weights_are_copied(plain, tmp_path):
     (plain / "generation_config.json").write_text('{"top_k": 4}')
     convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    added = {"README.md", "provenance.json", "SHA256SUMS"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"} | added
     assert (tmp_path / "out" / "config.json").read_bytes() == (plain / "config.json").read_bytes()
 
 

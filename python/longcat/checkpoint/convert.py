@@ -20,19 +20,23 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.calibration.moments import InputMoments, check_text
-from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, component_of, packed_as, place
 from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
-from longcat.support.folder_lock import LOCK_FILE, FolderLock
+from longcat.checkpoint.calibration.moments import InputMoments, check_text
+from longcat.checkpoint.card import Provenance, source_name, write_card
+from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, component_of, formats_of, packed_as, place
+from longcat.checkpoint.verify import known_hashes
 from longcat.checkpoint.writer import (
+    HASH_FILE,
     INDEX_FILE,
     MAX_SHARD_BYTES,
     check_new,
     check_room,
     header,
+    new_shard,
     write_index,
 )
 from longcat.support.files import open_regular, read_text
+from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
 
 __all__ = ["COMPONENTS", "FORMATS", "PRESETS", "Converted", "convert_checkpoint"]
@@ -78,7 +82,7 @@ def convert_checkpoint(
     progress: Callable[[int, int], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Converted:
-    """Writes a checkpoint in packed formats.
+    """Writes a checkpoint in packed formats, with a model card, provenance.json and SHA256SUMS.
 
     Files are written to `out`.partial, which is renamed to `out` at the end. An interrupted run continues when it is
     started again with the same arguments. A second run at the same time is refused.
@@ -87,7 +91,7 @@ def convert_checkpoint(
         folder: a checkpoint in the Hugging Face layout; bf16, f16, f32 or FP8 blocks.
         out: must not exist, or be empty.
         formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get one scale per 32 columns,
-            tables one scale per row. "bf16" and "keep" leave tables unchanged.
+            tables one scale per row. "bf16" and "keep" leave tables unchanged. "fp8" is for embedding and tables.
         calibration: token ids of a text like those the model will read; default_token_ids() has one. The core's int4
             matrices are then rounded for their inputs on that text, which costs far less quality; see
             longcat.checkpoint.calibration.gptq.
@@ -138,21 +142,18 @@ def convert_checkpoint(
                 resumed += 1
                 done += sum(tensor.end - tensor.begin for tensor in members)
                 continue
-            unfinished = partial / (file + ".unfinished")
-            with open(unfinished, "wb") as stream:
+            with new_shard(partial / file) as stream:
                 stream.write(header((t.name, t.dtype, t.shape, t.num_bytes) for t in members))
                 for tensor in members:
                     _write(stream, tensor, checkpoint, source, moments)
                     done += tensor.end - tensor.begin
                     if progress:
                         progress(done, source_total)
-                stream.flush()
-                os.fsync(stream.fileno())
-            unfinished.rename(partial / file)
         if list(shards) != ["model.safetensors"]:
             write_index(partial, {file: [t.name for t in members] for file, members in shards.items()}, total)
         _copy_small_files(source, partial)
         (partial / _PLAN_FILE).unlink()
+        write_card(partial, _provenance(checkpoint, source, formats, calibration))
         if target.exists():
             target.rmdir()  # empty, as _open_partial checked
         partial.rename(target)
@@ -169,8 +170,8 @@ def _checked(formats: Mapping[str, str]) -> dict[str, str]:
     for component, name in formats.items():
         if component not in COMPONENTS:
             raise ValueError(f'component "{component}"; expected {", ".join(COMPONENTS)}')
-        if name not in FORMATS:
-            raise ValueError(f'{component}="{name}"; expected {", ".join(FORMATS)}')
+        if name not in formats_of(component):
+            raise ValueError(f'{component}="{name}"; expected {", ".join(formats_of(component))}')
     return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
 
 
@@ -204,8 +205,21 @@ def _plan(
     shards = {}
     for name, num_bytes in checkpoint.shards():
         shards[name] = [num_bytes, (source / name).stat().st_mtime_ns]
-    text = None if calibration is None else hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
+    text = None if calibration is None else _text_hash(calibration)
     return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards, "calibration": text}
+
+
+def _provenance(
+    checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str], calibration: Sequence[int] | None
+) -> Provenance:
+    hashes = {name: digest for name, (digest, _) in known_hashes(source).items()}
+    text = None if calibration is None else {"tokens": len(calibration), "sha256": _text_hash(calibration)}
+    options = {"formats": dict(formats), "calibration": text}
+    return Provenance("convert", source_name(source), options, dict(checkpoint.shards()), hashes)
+
+
+def _text_hash(calibration: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
 
 
 def _open_partial(target: Path, partial: Path, plan: Mapping[str, object], total: int) -> FolderLock:
@@ -271,5 +285,5 @@ def _check_finite(source: Path, what: str, values: np.ndarray) -> None:
 def _copy_small_files(source: Path, partial: Path) -> None:
     """Copies config.json, tokenizer, generation defaults and licence: all files except weights, index and hashes."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, "SHA256SUMS", LOCK_FILE):
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, HASH_FILE, LOCK_FILE):
             shutil.copyfile(path, partial / path.name)

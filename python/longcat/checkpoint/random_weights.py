@@ -19,12 +19,13 @@ from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.card import Provenance, write_card
 from longcat.checkpoint.formats import PRESETS as QUANT_PRESETS
 from longcat.checkpoint.formats import component_of, packed_as, place
-from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.random_values import PackedPool, TensorSpec, ValuePool
-from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
+from longcat.checkpoint.writer import MAX_SHARD_BYTES, HashedStream, check_new, check_room, header, split, write_index
 from longcat.support.files import read_json_object
+from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # the file of official checkpoints for MTP tensors
@@ -273,7 +274,7 @@ def write_checkpoint(
         config: config.json; `torch_dtype` is set to `dtype`.
         dtype: "bf16" or "f32"; the router, and the indexer's weights_proj, are always f32, as in official checkpoints.
         quant: "int8" or "int4": the files, tensors and formats that `longcat convert --quant` makes of the checkpoint,
-            without the copy in `dtype`. None: the official layout.
+            without the copy in `dtype`. A model card and hashes are written, too. None: the official layout.
         sparse_tables: leave holes in the files in place of the rows of the N-gram tables. They read as zeros, and take
             no room on the disk.
         seed: the same seed, config and formats give the same bytes.
@@ -315,6 +316,10 @@ def write_checkpoint(
             for source in copies:
                 shutil.copyfile(source, partial / source.name)
             disk_bytes = _write_tensors(partial, files, headers, dtype, seed, total, progress)
+            if quant:
+                options = {"quant": quant, "sparse_tables": sparse_tables, "mtp": mtp}
+                name = f"random values with seed {seed}"
+                write_card(partial, Provenance("make-checkpoint", name, options, files={}, hashes={}))
             partial.rename(target)
             written = target
         except BaseException:
@@ -403,8 +408,10 @@ def _write_tensors(
     values, packed = ValuePool(seed), PackedPool(seed)
     done = disk_bytes = 0
     for file_name, tensors in files.items():
+        is_hashed = any(tensor.packed for tensor in tensors) and not any(tensor.is_hole for tensor in tensors)
         with open(folder / file_name, "xb") as file:
-            done += file.write(headers[file_name])
+            stream = HashedStream(file) if is_hashed else file
+            done += stream.write(headers[file_name])
             for tensor in tensors:
                 if tensor.is_hole:
                     file.seek(tensor.num_bytes, os.SEEK_CUR)
@@ -415,12 +422,14 @@ def _write_tensors(
                 else:
                     pieces = values.chunks(tensor.source, tensor.spec, "f32" if tensor.dtype == "F32" else dtype)
                 for piece in pieces:
-                    done += file.write(piece.data)
+                    done += stream.write(piece.data)
                     if progress:
                         progress(done, total)
             file.truncate(file.tell())  # where it ends with a hole
             os.fsync(file.fileno())  # file systems may find that the disk is full no sooner
             disk_bytes += os.fstat(file.fileno()).st_blocks * 512
+        if isinstance(stream, HashedStream):
+            stream.store_hash(folder / file_name)
         if progress:
             progress(done, total)
     return disk_bytes

@@ -11,7 +11,7 @@ from longcat import _core
 from longcat import _testing as testing
 from longcat.checkpoint.card import source_name
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
-from longcat.checkpoint.random_weights import TINY_CONFIG, write_checkpoint
+from longcat.checkpoint.random_weights import TINY_CONFIG, tensor_specs, write_checkpoint
 from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
 
@@ -128,6 +128,19 @@ def test_random_weights_have_the_files_too(tmp_path, sparse_tables):
     assert checks(out, "hashes", "warn" if sparse_tables else "ok")
     write_checkpoint(tmp_path / "official", TINY_CONFIG)
     assert {path.name for path in (tmp_path / "official").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_random_tables_in_fp8(tmp_path):
+    out = tmp_path / "made"
+    write_checkpoint(out, TINY_CONFIG, quant="int8", tables="fp8")
+    for name, spec in tensor_specs(TINY_CONFIG).items():
+        if "embedders" in name:
+            values = packed_reader.read_packed(out, f"{name}.fp8_row", *spec.shape)
+            assert values.std() == pytest.approx(spec.std, rel=0.1) and len(np.unique(values, axis=0)) == len(values)
+    with longcat.Engine(out) as engine:
+        assert np.isfinite(engine.forward([3, 4, 5])).all()
+    with pytest.raises(ValueError, match='tables "fp8"; expected fp8, int8, int4, with quant'):
+        write_checkpoint(tmp_path / "other", TINY_CONFIG, tables="fp8")
 
 
 def test_another_format_version_is_refused(folder):

@@ -16,8 +16,8 @@ from typing import Any
 
 import longcat
 import numpy as np
-from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 from longcat.checkpoint.calibration.texts import default_token_ids
+from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 
 # The presets, and each component alone in few bits, to see which one costs quality.
 MIXED = {"int4, head int4": PRESETS["int4"] | {"head": "int4"}}

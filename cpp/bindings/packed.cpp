@@ -2,6 +2,8 @@
 #include "ops/packed.h"
 
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
@@ -51,10 +53,46 @@ py::dict packable_tensors(const std::string& config_text) {
   return uses;
 }
 
+// Returns {tensor: shape} of all tensors of the text model and of its MTP layer.
+py::dict expected_shapes(const std::string& config_text) {
+  py::dict shapes;
+  const ModelConfig config = parse_model_config(config_text, "config.json");
+  for (const auto& tensors : {expected_tensors(config), expected_mtp_tensors(config)})
+    for (const ExpectedTensor& tensor : tensors) shapes[py::str(tensor.name)] = py::tuple(py::cast(tensor.shape));
+  return shapes;
+}
+
+// Packs rows of finite floats. Returns the bytes, and of each eighth row the sums of squared errors and of squares.
+py::tuple pack_values(const Floats& values, const std::string& name) {
+  const WeightFormat format = packed_format(name);
+  const int64_t rows = values.shape(0), cols = values.shape(1);
+  const float* data = values.data();
+  py::array_t<uint8_t> packed = packed_array(format, rows, cols, [&](int64_t row, float* out) {
+    std::memcpy(out, data + row * cols, static_cast<size_t>(cols) * sizeof(float));
+  });
+  const Weight weight{.format = format, .out_features = rows, .in_features = cols, .data = packed.data()};
+  double error = 0, norm = 0;
+  {
+    const GilRelease nogil;
+    std::vector<float> row_values(static_cast<size_t>(cols));
+    for (int64_t row = 0; row < rows; row += kPackedRows) {
+      unpack_row(row_values.data(), weight, row);
+      for (int64_t col = 0; col < cols; ++col) {
+        const double value = data[row * cols + col], difference = row_values[static_cast<size_t>(col)] - value;
+        error += difference * difference;
+        norm += value * value;
+      }
+    }
+  }
+  return py::make_tuple(packed, error, norm);
+}
+
 }  // namespace
 
 void register_packed(py::module_& module) {
   module.def("packable_tensors", &packable_tensors, py::arg("config_text"));
+  module.def("expected_shapes", &expected_shapes, py::arg("config_text"));
+  module.def("pack_values", &pack_values, py::arg("values"), py::arg("format"));
   // Returns the shape of the U8 tensor that holds a matrix in a packed format.
   module.def(
       "packed_shape",

@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,27 +22,17 @@ import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
 from longcat.checkpoint.calibration.moments import InputMoments, check_text
-from longcat.checkpoint.card import Provenance, source_name, write_card
-from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, component_of, formats_of, packed_as, place
+from longcat.checkpoint.card import Provenance, source_name
+from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, checked_formats, component_of, packed_as, place
+from longcat.checkpoint.partial import PartialFolder, is_no_copy
 from longcat.checkpoint.verify import known_hashes
-from longcat.checkpoint.writer import (
-    HASH_FILE,
-    INDEX_FILE,
-    MAX_SHARD_BYTES,
-    check_new,
-    check_room,
-    header,
-    new_shard,
-    write_index,
-)
+from longcat.checkpoint.writer import MAX_SHARD_BYTES
 from longcat.support.files import open_regular, read_text
-from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
 
 __all__ = ["COMPONENTS", "FORMATS", "PRESETS", "Converted", "convert_checkpoint"]
 
 _ROWS = 1024  # of a matrix that are rounded at a time, a multiple of 8: 12 MB of f32 with 3072 columns
-_PLAN_FILE = "convert.json"  # in the partial folder: source, formats and options of the run
 
 
 @dataclass
@@ -107,9 +97,8 @@ def convert_checkpoint(
             the calibration.
     """
     start = time.perf_counter()
-    formats = _checked(formats)
+    formats = checked_formats(formats)
     source, target = Path(folder), Path(out)
-    partial = target.with_name(target.name + ".partial")
     checkpoint = _core.Checkpoint(str(source))
     checkpoint.check_tensors()
     if calibration is not None:
@@ -118,61 +107,27 @@ def convert_checkpoint(
             raise ValueError(
                 f"calibration rounds the core's int4 matrices, and core is {formats['core']}: leave it out"
             )
-    tensors = _tensors(checkpoint, source, formats)
-    shards = place(tensors, max_shard_bytes)
-    total = sum(tensor.num_bytes for tensor in tensors)
+    shards = place(_tensors(checkpoint, source, formats), max_shard_bytes)
+    source_total = sum(tensor.end - tensor.begin for members in shards.values() for tensor in members)
     plan = _plan(checkpoint, source, formats, max_shard_bytes, calibration)
-    source_total = sum(tensor.end - tensor.begin for tensor in tensors)
-    done = resumed = 0
-    moments: InputMoments | None = None
-    lock: FolderLock | None = None
-    written = partial  # the folder with the files; `target` after the rename
-    try:
-        lock = _open_partial(target, partial, plan, total)
-        if calibration is not None:
-            left = [tensor for file, members in shards.items() if not (partial / file).exists() for tensor in members]
-            widths = {
-                t.source: t.width
-                for t in left
-                if t.packed == "int4_x8" and component_of(t.source) == "core" and not t.source.startswith("model.mtp.")
-            }
-            moments = InputMoments(source, calibration, widths, log)
-        for file, members in shards.items():
-            if (partial / file).exists():
-                resumed += 1
-                done += sum(tensor.end - tensor.begin for tensor in members)
-                continue
-            with new_shard(partial / file) as stream:
-                stream.write(header((t.name, t.dtype, t.shape, t.num_bytes) for t in members))
-                for tensor in members:
-                    _write(stream, tensor, checkpoint, source, moments)
-                    done += tensor.end - tensor.begin
-                    if progress:
-                        progress(done, source_total)
-        if list(shards) != ["model.safetensors"]:
-            write_index(partial, {file: [t.name for t in members] for file, members in shards.items()}, total)
-        _copy_small_files(source, partial)
-        (partial / _PLAN_FILE).unlink()
-        write_card(partial, _provenance(checkpoint, source, formats, calibration))
-        if target.exists():
-            target.rmdir()  # empty, as _open_partial checked
-        partial.rename(target)
-        written = target
-    except OSError as error:
-        raise Error(f"[convert] {error.filename or target}: {error.strerror or error}") from None
-    finally:
-        if lock:
-            lock.release(written)
-    return Converted(total, source_total, len(shards), resumed, time.perf_counter() - start)
+    with PartialFolder(target, plan, shards) as partial:
+        left = [tensor for file, members in shards.items() if file not in partial.done for tensor in members]
+        done = source_total - sum(tensor.end - tensor.begin for tensor in left)
+        moments = None if calibration is None else InputMoments(source, calibration, _widths(left), log)
 
+        def write(stream: BinaryIO, members: Sequence[_Tensor]) -> None:
+            nonlocal done
+            for tensor in members:
+                _write(stream, tensor, checkpoint, source, moments)
+                done += tensor.end - tensor.begin
+                if progress:
+                    progress(done, source_total)
 
-def _checked(formats: Mapping[str, str]) -> dict[str, str]:
-    for component, name in formats.items():
-        if component not in COMPONENTS:
-            raise ValueError(f'component "{component}"; expected {", ".join(COMPONENTS)}')
-        if name not in formats_of(component):
-            raise ValueError(f'{component}="{name}"; expected {", ".join(formats_of(component))}')
-    return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
+        partial.write_shards(write)
+        _copy_small_files(source, partial.path)
+        partial.finish(_provenance(checkpoint, source, formats, calibration))
+    seconds = time.perf_counter() - start
+    return Converted(partial.num_bytes, source_total, len(shards), len(partial.done), seconds)
 
 
 def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str]) -> list[_Tensor]:
@@ -222,35 +177,17 @@ def _text_hash(calibration: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
 
 
-def _open_partial(target: Path, partial: Path, plan: Mapping[str, object], total: int) -> FolderLock:
-    """The folder for the files, new or from an earlier run, and its lock."""
-    check_new("convert", target)
-    if not partial.exists():
-        check_room("convert", target, total, "free some, or name a folder on another disk")
-    lock = FolderLock("convert", partial)
-    try:
-        check_new("convert", target)  # again, because another run may have ended meanwhile
-        if {path.name for path in partial.iterdir()} <= {LOCK_FILE, _PLAN_FILE}:
-            (partial / _PLAN_FILE).write_text(json.dumps(plan))
-            return lock
-        try:
-            earlier = json.loads(read_text(partial / _PLAN_FILE, "[convert]"))
-        except (Error, ValueError):
-            earlier = None
-        if earlier != plan:
-            raise Error(
-                f"[convert] {partial} belongs to an interrupted run with another source or other options. Remove it"
-            )
-        return lock
-    except BaseException:
-        lock.release(partial)
-        if lock.created:
-            partial.rmdir()
-        raise
+def _widths(tensors: Iterable[_Tensor]) -> dict[str, int]:
+    """The input widths of the matrices that are rounded for the calibration text."""
+    return {
+        t.source: t.width
+        for t in tensors
+        if t.packed == "int4_x8" and component_of(t.source) == "core" and not t.source.startswith("model.mtp.")
+    }
 
 
 def _write(
-    stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
+    stream: BinaryIO, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
 ) -> None:
     if moments is not None and (inputs := moments.of(tensor.source)) is not None:
         _check_finite(source, f'what reaches "{tensor.source}"', inputs)
@@ -285,5 +222,5 @@ def _check_finite(source: Path, what: str, values: np.ndarray) -> None:
 def _copy_small_files(source: Path, partial: Path) -> None:
     """Copies config.json, tokenizer, generation defaults and licence: all files except weights, index and hashes."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, HASH_FILE, LOCK_FILE):
+        if path.is_file() and path.suffix != ".safetensors" and not is_no_copy(path.name):
             shutil.copyfile(path, partial / path.name)

@@ -42,6 +42,25 @@ def spellings(name: str) -> tuple[str, str]:
     return name, _core.other_spelling(name)
 
 
+def checked_formats(formats: Mapping[str, str]) -> dict[str, str]:
+    """component -> format for every component; "keep" where none is given.
+
+    Raises:
+        ValueError: a component or format is unknown.
+    """
+    for component, name in formats.items():
+        if component not in COMPONENTS:
+            raise ValueError(f'component "{component}"; expected {", ".join(COMPONENTS)}')
+        if name not in formats_of(component):
+            raise ValueError(f'{component}="{name}"; expected {", ".join(formats_of(component))}')
+    return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
+
+
+def use_of(uses: Mapping[str, str], name: str) -> str | None:
+    """ "matrix" or "table" of `uses`, under either name of the tensor; None: it may not be packed."""
+    return next((uses[spelling] for spelling in spellings(name) if spelling in uses), None)
+
+
 def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:
     """The packed format of a tensor, as in "int4_x8"; None: it is stored as it is.
 
@@ -52,7 +71,7 @@ def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) ->
     Raises:
         ValueError: the word embedding is to be fp8, and it is the head, too.
     """
-    use = next((uses[spelling] for spelling in spellings(name) if spelling in uses), None)
+    use = use_of(uses, name)
     if use is None:
         return None
     wanted = formats[component_of(name)]
@@ -70,6 +89,7 @@ class Stored(Protocol):
 
     name: str
     dtype: str
+    shape: tuple[int, ...]
     num_bytes: int
 
 

@@ -20,7 +20,8 @@ _MAX_TEXT_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from longcat.checkpoint.convert import COMPONENTS, FORMATS, PRESETS
+    from longcat.checkpoint.convert import COMPONENTS, PRESETS
+    from longcat.checkpoint.formats import formats_of
 
     parser.add_argument("model", metavar="PATH", help="folder of a checkpoint, or a GGUF file")
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tables": "the N-gram tables",
     }
     for component in COMPONENTS:
-        parser.add_argument(f"--{component}", choices=FORMATS, help=f"another format for {what[component]}")
+        formats = formats_of(component)
+        parser.add_argument(f"--{component}", choices=formats, help=f"another format for {what[component]}")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,10 +16,12 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.card import Provenance, source_name
 from longcat.checkpoint.formats import checked_formats, component_of, packed_as, place, spellings, use_of
 from longcat.checkpoint.partial import PartialFolder
 from longcat.checkpoint.sources.source import SourceTensor, WeightSource
 from longcat.checkpoint.writer import MAX_SHARD_BYTES
+from longcat.support.json_types import JsonObject
 from longcat.support.text import count, printable, some_of
 
 _CHUNK_VALUES = 1 << 21  # that a thread decodes at a time: 8 MB as f32
@@ -138,9 +140,18 @@ def import_weights(
         partial.write_shards(write)
         for name, content in source.folder_files.items():
             (partial.path / name).write_bytes(content)
-        partial.finish()
+        options = {"formats": dict(formats)}
+        partial.finish(Provenance("convert", source_name(Path(source.path)), options, _sizes(source.identity), {}))
     seconds = time.perf_counter() - start
     return Imported(partial.num_bytes, total, len(shards), len(partial.done), seconds, added, notes)
+
+
+def _sizes(identity: JsonObject) -> dict[str, int]:
+    """The size of each file of a source, by its identity."""
+    sizes: dict[str, int] = {}
+    for name, entry in identity.items():
+        sizes |= _sizes(entry) if isinstance(entry, dict) else {name: entry[0]}
+    return sizes
 
 
 # --- what is written -------------------------------------------------------------------------------------------------

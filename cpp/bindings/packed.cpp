@@ -8,8 +8,10 @@
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "cpu/gemm/pack.h"
+#include "io/safetensors.h"
 #include "model/expected_tensors.h"
 #include "model/stored_values.h"
+#include "ops/packed_scan.h"
 
 namespace py = pybind11;
 
@@ -100,6 +102,19 @@ void register_packed(py::module_& module) {
         return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
+  // Returns the first group or row of these that holds a NaN or an infinity, or -1.
+  module.def(
+      "scan_packed",
+      [](const py::buffer& data, const std::string& name, int64_t cols) {
+        const WeightFormat format = packed_format(name);
+        const py::buffer_info info = data.request();
+        const int64_t bytes = info.size * info.itemsize, stride = packed_stride(format, cols);
+        if (info.ndim != 1 || info.strides[0] != info.itemsize || bytes % stride)
+          throw std::invalid_argument(str_cat("[packed] found ", bytes, " bytes; expected a multiple of ", stride));
+        const GilRelease nogil;
+        return first_not_finite(static_cast<const uint8_t*>(info.ptr), bytes / stride, format, cols);
+      },
+      py::arg("data"), py::arg("format"), py::arg("cols"));
   // Returns a matrix as f32, whatever its stored format.
   module.def(
       "read_matrix",
@@ -178,6 +193,8 @@ void register_packed(py::module_& module) {
   for (const WeightFormat format : kAllWeightFormats)
     if (is_packed(format)) names.append(name_of(format));
   module.attr("PACKED_FORMATS") = py::tuple(names);
+  module.attr("FORMAT_VERSION_KEY") = kFormatVersionKey;
+  module.attr("FORMAT_VERSION") = kFormatVersion;
 }
 
 }  // namespace longcat

@@ -47,6 +47,7 @@ class HeaderEvents final : public JsonEvents {
     } else if (in_metadata()) {
       if (!metadata_keys_.insert(key).second) fail("__metadata__: duplicate key ", in_quotes(key));
       if (metadata_keys_.size() > kMaxMetadata) fail("__metadata__: more than ", kMaxMetadata, " keys");
+      is_version_ = key == kFormatVersionKey;
     } else {
       field_ = static_cast<Field>(std::find(kFieldNames, kFieldNames + kNumFields, key) - kFieldNames);
       if (field_ == kNumFields)
@@ -86,7 +87,7 @@ class HeaderEvents final : public JsonEvents {
   }
 
   void on_string(std::string& text) override {
-    if (depth() == 2 && in_metadata()) return;
+    if (depth() == 2 && in_metadata()) return check_version(text);
     if (depth() != 2 || field_ != dtype) unexpected("a string");
     if (text == "U32") text = name_of(DType::i32);  // the same bits: MLX packs integers into it, and we read them as bits
     const auto known =
@@ -122,6 +123,12 @@ class HeaderEvents final : public JsonEvents {
   }
   const char* expected() const { return field_ == dtype ? "a string" : "a list of unsigned 64-bit integers"; }
 
+  void check_version(const std::string& value) const {
+    if (is_version_ && value != kFormatVersion)
+      fail(kFormatVersionKey, " is ", in_quotes(value), ", expected \"", kFormatVersion,
+           "\": install the longcat that wrote the file, or a later one");
+  }
+
   // Requires end - begin = shape x dtype. Every product must fit in 63 bits, even with a zero among the dimensions, so
   // that later code can multiply any of them without a check.
   void check_size() const {
@@ -151,7 +158,7 @@ class HeaderEvents final : public JsonEvents {
   Field field_ = dtype;
   std::bitset<kNumFields> seen_;
   int offsets_found_ = 0;
-  bool has_metadata_ = false;
+  bool has_metadata_ = false, is_version_ = false;
   std::set<std::string> metadata_keys_;
 };
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from longcat import _core
 from longcat import _testing as testing
-from longcat.checkpoint.calibration.moments import InputMoments
 from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
+from longcat.checkpoint.calibration.moments import InputMoments
 
 from support.checkpoints import VARIANTS, make_checkpoint, read_checkpoint, to_bf16
 

@@ -20,10 +20,12 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.calibration.moments import InputMoments, check_text
-from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, checked_formats, component_of, packed_as, place
 from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
+from longcat.checkpoint.calibration.moments import InputMoments, check_text
+from longcat.checkpoint.card import Provenance, source_name
+from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, checked_formats, component_of, packed_as, place
 from longcat.checkpoint.partial import PartialFolder, is_no_copy
+from longcat.checkpoint.verify import known_hashes
 from longcat.checkpoint.writer import MAX_SHARD_BYTES
 from longcat.support.files import open_regular, read_text
 from longcat.support.json_types import JsonObject
@@ -70,7 +72,7 @@ def convert_checkpoint(
     progress: Callable[[int, int], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Converted:
-    """Writes a checkpoint in packed formats.
+    """Writes a checkpoint in packed formats, with a model card, provenance.json and SHA256SUMS.
 
     Files are written to `out`.partial, which is renamed to `out` at the end. An interrupted run continues when it is
     started again with the same arguments. A second run at the same time is refused.
@@ -79,7 +81,7 @@ def convert_checkpoint(
         folder: a checkpoint in the Hugging Face layout; bf16, f16, f32 or FP8 blocks.
         out: must not exist, or be empty.
         formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get one scale per 32 columns,
-            tables one scale per row. "bf16" and "keep" leave tables unchanged.
+            tables one scale per row. "bf16" and "keep" leave tables unchanged. "fp8" is for embedding and tables.
         calibration: token ids of a text like those the model will read; default_token_ids() has one. The core's int4
             matrices are then rounded for their inputs on that text, which costs far less quality; see
             longcat.checkpoint.calibration.gptq.
@@ -123,7 +125,7 @@ def convert_checkpoint(
 
         partial.write_shards(write)
         _copy_small_files(source, partial.path)
-        partial.finish()
+        partial.finish(_provenance(checkpoint, source, formats, calibration))
     seconds = time.perf_counter() - start
     return Converted(partial.num_bytes, source_total, len(shards), len(partial.done), seconds)
 
@@ -158,8 +160,21 @@ def _plan(
     shards = {}
     for name, num_bytes in checkpoint.shards():
         shards[name] = [num_bytes, (source / name).stat().st_mtime_ns]
-    text = None if calibration is None else hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
+    text = None if calibration is None else _text_hash(calibration)
     return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards, "calibration": text}
+
+
+def _provenance(
+    checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str], calibration: Sequence[int] | None
+) -> Provenance:
+    hashes = {name: digest for name, (digest, _) in known_hashes(source).items()}
+    text = None if calibration is None else {"tokens": len(calibration), "sha256": _text_hash(calibration)}
+    options = {"formats": dict(formats), "calibration": text}
+    return Provenance("convert", source_name(source), options, dict(checkpoint.shards()), hashes)
+
+
+def _text_hash(calibration: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
 
 
 def _widths(tensors: Iterable[_Tensor]) -> dict[str, int]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Generic
 
 from longcat._core import Error
+from longcat.checkpoint.card import Provenance, write_card
 from longcat.checkpoint.formats import AnyStored
-from longcat.checkpoint.writer import INDEX_FILE, check_new, check_room, header, write_index
+from longcat.checkpoint.writer import HASH_FILE, INDEX_FILE, check_new, check_room, header, new_shard, write_index
 from longcat.support.files import read_text
 from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
@@ -57,20 +57,17 @@ class PartialFolder(Generic[AnyStored]):
         for file, members in self._shards.items():
             if file in self.done:
                 continue
-            unfinished = self.path / (file + ".unfinished")
-            with open(unfinished, "wb") as stream:
+            with new_shard(self.path / file) as stream:
                 stream.write(header((t.name, t.dtype, t.shape, t.num_bytes) for t in members))
                 write(stream, members)
-                stream.flush()
-                os.fsync(stream.fileno())
-            unfinished.rename(self.path / file)
 
-    def finish(self) -> None:
-        """Writes the index and renames the folder. Other files must be there by now."""
+    def finish(self, provenance: Provenance) -> None:
+        """Writes index, model card and hashes, and renames the folder. Other files must be there by now."""
         if list(self._shards) != ["model.safetensors"]:
             names = {file: [tensor.name for tensor in members] for file, members in self._shards.items()}
             write_index(self.path, names, self.num_bytes)
         (self.path / _PLAN_FILE).unlink()
+        write_card(self.path, provenance)
         if self._target.exists():
             self._target.rmdir()  # empty, as _open checked
         self.path.rename(self._target)
@@ -108,4 +105,4 @@ class PartialFolder(Generic[AnyStored]):
 
 def is_no_copy(name: str) -> bool:
     """Whether a file beside the weights belongs to the folder it is in: an index, hashes or a lock."""
-    return name in (INDEX_FILE, "SHA256SUMS", LOCK_FILE)
+    return name in (INDEX_FILE, HASH_FILE, LOCK_FILE)

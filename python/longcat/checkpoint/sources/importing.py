@@ -16,10 +16,12 @@ import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.card import Provenance, source_name
 from longcat.checkpoint.formats import checked_formats, component_of, packed_as, place, spellings, use_of
 from longcat.checkpoint.partial import PartialFolder
 from longcat.checkpoint.sources.source import SourceTensor, WeightSource
 from longcat.checkpoint.writer import MAX_SHARD_BYTES
+from longcat.support.json_types import JsonObject
 from longcat.support.text import count, printable, some_of
 
 _CHUNK_VALUES = 1 << 21  # that a thread decodes at a time: 8 MB as f32
@@ -110,8 +112,11 @@ def import_weights(
     start = time.perf_counter()
     formats = checked_formats(formats or {})
     config = source.folder_files["config.json"].decode()
-    found, notes = _complete(source, _core.expected_shapes(config))
-    uses = _core.packable_tensors(config)
+    try:
+        expected, uses = _core.expected_shapes(config), _core.packable_tensors(config)
+    except Error as error:
+        raise Error(f"[convert] {source.path}: {error}") from None
+    found, notes = _complete(source, expected)
     shards = place([_stored(name, tensor, uses, formats) for name, tensor in found.items()], max_shard_bytes)
     plan = {"source": source.identity, "formats": dict(formats), "max_shard_bytes": max_shard_bytes}
     total = sum(tensor.num_bytes for tensor in found.values())
@@ -135,9 +140,18 @@ def import_weights(
         partial.write_shards(write)
         for name, content in source.folder_files.items():
             (partial.path / name).write_bytes(content)
-        partial.finish()
+        options = {"formats": dict(formats)}
+        partial.finish(Provenance("convert", source_name(Path(source.path)), options, _sizes(source.identity), {}))
     seconds = time.perf_counter() - start
     return Imported(partial.num_bytes, total, len(shards), len(partial.done), seconds, added, notes)
+
+
+def _sizes(identity: JsonObject) -> dict[str, int]:
+    """The size of each file of a source, by its identity."""
+    sizes: dict[str, int] = {}
+    for name, entry in identity.items():
+        sizes |= _sizes(entry) if isinstance(entry, dict) else {name: entry[0]}
+    return sizes
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -218,7 +232,7 @@ def _grid_format(tensor: SourceTensor, use: str) -> str | None:
 
 
 def _encoded(source: WeightSource, tensors: Sequence[_Tensor]) -> Iterator[tuple[_Tensor, _Chunk, bool]]:
-    """The data of tensors in their order, encoded by threads: (tensor, some of its rows, whether these are the last)."""
+    """Encodes tensors in threads. Yields in order: a tensor, some of its rows, whether these are the last ones."""
     threads = len(os.sched_getaffinity(0))
     waiting: deque[tuple[_Tensor, Future[_Chunk], bool]] = deque()
     with ThreadPoolExecutor(threads, "convert") as pool:

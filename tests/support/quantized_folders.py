@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from support.checkpoints import (
+    decode,
     encode,
     from_bf16,
     from_e4m3,
@@ -47,6 +48,11 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 def is_linear(name: str) -> bool:
     """Whether tools for PyTorch quantise the tensor: the matrices of layers but for the router's."""
     return name.startswith("model.layers.") and name.endswith("_proj.weight") or ".kv_a_proj" in name
+
+
+def is_wide(name: str) -> bool:
+    """As `is_linear`, but not the matrices of 64 columns."""
+    return is_linear(name) and ".kv_b_proj" not in name
 
 
 @dataclass
@@ -129,6 +135,22 @@ def gptq(bits=4, size=128, symmetric=True, added=1, dtype="F16", g_idx=None) -> 
         if g_idx:
             tensors["g_idx"] = ("I32", (back // (width if size == -1 else size)).astype(np.int32))
         return Packed(tensors, values[:, back])
+
+    return pack
+
+
+def awq(size=128) -> Pack:
+    """qweight, qzeros and scales of AWQ: words of 8 rows of the matrix, in an order of their own."""
+
+    def interleave(integers: np.ndarray) -> np.ndarray:
+        columns, rows = integers.shape
+        order = [0, 2, 4, 6, 1, 3, 5, 7]  # the row in each nibble
+        return words(integers.reshape(columns, rows // 8, 8)[:, :, order].reshape(columns, rows), 4)
+
+    def pack(x: np.ndarray) -> Packed:
+        integers, zeros, stored, _, values = quantise(x, 4, size, False, "F16")
+        tensors = {"qweight": ("I32", interleave(integers.T)), "qzeros": ("I32", interleave(zeros.T))}
+        return Packed(tensors | {"scales": ("F16", stored.T)}, values)
 
     return pack
 
@@ -278,6 +300,21 @@ def mlx_names(stored: Stored) -> Stored:
             experts = range(CONFIG["n_routed_experts"])
             members = [stored[name.replace(".experts.0.", f".experts.{e}.")] for e in experts]
             out[name.replace(".experts.0.", ".switch_mlp.")] = stack(members)
+    return out
+
+
+def mlx_flash_names(stored: Stored) -> Stored:
+    """As `mlx_names` for models without N-gram tables: kv_b_proj is in two stacks of heads."""
+    out: Stored = {}
+    nope, value, rank = (CONFIG[name] for name in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank"))
+    for name, tensor in mlx_names(stored).items():
+        name = name.replace("model.ngram_embeddings.word_embeddings.", "model.embed_tokens.")
+        if not name.endswith(".kv_b_proj.weight"):
+            out[name] = tensor
+            continue
+        by_heads = decode(tensor[2], tensor[0], tensor[1]).reshape(-1, nope + value, rank)
+        for half, part in (("embed_q", by_heads[:, :nope].transpose(0, 2, 1)), ("unembed_out", by_heads[:, nope:])):
+            out[name.replace("kv_b_proj", half)] = (tensor[0], part.shape, encode(part, tensor[0]))
     return out
 
 

@@ -53,7 +53,7 @@ class Imported:
     resumed_files: int  # complete from an earlier run
     seconds: float
     added: dict[tuple[str, str], Added]  # (format of the source, format written), of the tensors that this run wrote
-    notes: list[str] = field(default_factory=list)  # tensors that were left out
+    notes: list[str] = field(default_factory=list)  # of the source, and tensors that were left out
 
 
 @dataclass
@@ -143,7 +143,7 @@ def import_weights(
         options = {"formats": dict(formats)}
         partial.finish(Provenance("convert", source_name(Path(source.path)), options, _sizes(source.identity), {}))
     seconds = time.perf_counter() - start
-    return Imported(partial.num_bytes, total, len(shards), len(partial.done), seconds, added, notes)
+    return Imported(partial.num_bytes, total, len(shards), len(partial.done), seconds, added, [*source.notes, *notes])
 
 
 def _sizes(identity: JsonObject) -> dict[str, int]:

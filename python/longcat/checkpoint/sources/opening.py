@@ -6,6 +6,7 @@ import os
 
 from longcat._core import Error
 from longcat.checkpoint.sources.gguf.model import GgufModel
+from longcat.checkpoint.sources.quantized.opening import open_quantized
 from longcat.checkpoint.sources.source import WeightSource
 
 _GGUF = b"GGUF"
@@ -15,9 +16,9 @@ def open_source(path: str | os.PathLike[str]) -> WeightSource | None:
     """The reader of `path`; None for a folder that `convert_checkpoint` reads.
 
     Raises:
-        longcat.Error: the file is damaged, or holds another model.
+        longcat.Error: the file or folder is damaged, holds another model, or is quantised in an unknown way.
     """
-    return GgufModel(path) if is_gguf(path) else None
+    return GgufModel(path) if is_gguf(path) else open_quantized(path)
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -46,6 +46,10 @@ class WeightSource(Protocol):
     @property
     def identity(self) -> JsonObject:
         """The files with sizes and times of change. An interrupted import continues only for the same identity."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines for the user: where the weights differ from what their config.json says."""
 
     @property
     def folder_files(self) -> Mapping[str, bytes]:

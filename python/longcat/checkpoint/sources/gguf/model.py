@@ -28,6 +28,7 @@ class GgufModel:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = os.fspath(path)
+        self.notes: list[str] = []
         self._parts = open_parts(path)
         first = self._parts[0]
         infos = {info.name: info for part in self._parts for info in part.tensors}

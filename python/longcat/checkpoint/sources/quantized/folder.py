@@ -133,19 +133,10 @@ class QuantizedFolder:
             self._config["n_routed_experts"] = counts[low]
 
     def _find_all(self) -> None:
-        text = json.dumps(self._config)
-        missing = [name for name, shape, _ in _core.expected_tensors(text) if not self._find(name, shape)]
-        if missing:
-            raise Error(f"[convert] {self._folder} has no {some_of(missing)}: is the download complete?")
-        if any(module.startswith("model.mtp.") for module in self._modules):
-            missing = [name for name, shape, _ in _core.expected_mtp_tensors(text) if not self._find(name, shape)]
-            if missing:
-                raise Error(f"[convert] {self._folder} has no {some_of(missing)}: download it again")
-        else:
-            self.notes.append("no MTP layer: speculative decoding with method mtp needs one")
-        unknown = sorted(self._files.arrays.keys() - self._used)
-        if unknown:
-            self.notes.append(f"not used: {some_of(unknown)}")
+        for name, shape in _core.expected_shapes(json.dumps(self._config)).items():
+            self._find(name, shape)
+        if unknown := sorted(self._files.arrays.keys() - self._used):
+            self.notes.append(f"{count(len(unknown), 'tensor')} not used: {some_of(unknown)}")
 
     def _find(self, name: str, shape: tuple[int, ...]) -> bool:
         """Finds the matrix of a tensor. False: the folder has none."""

@@ -10,9 +10,9 @@ import pytest
 from longcat.checkpoint.sources.quantized.opening import open_quantized
 from longcat.checkpoint.sources.quantized.settings import Patterns
 
-from checkpoint.test_quantized_folders import CASES
 from support import quantized_folders as q
 from support.checkpoints import read_safetensors, write_safetensors
+from support.quantized_cases import CASES
 
 MODULE = "model.layers.0.mlps.0.up_proj"
 BASES = {
@@ -135,12 +135,20 @@ DAMAGES = [
     ("ct4", tensor("weight_scale", with_nan), f'"{MODULE}", row 0, group 0 has the scale nan'),
     ("ct4", tensor("weight_zero_point", lost), f'"{MODULE}" has no weight_zero_point'),
     ("ct4", tensor("weight_zero_point", short), r"weight_zero_point.* is I32 \[15, 12\]; expected I32 \[16, 12\]"),
-    ("ct4", tensor("weight_shape", lambda d, s, b: (d, s, b[::-1])), r"weight_shape.* holds \[.*\]; expected \[128, 384\]"),
+    (
+        "ct4",
+        tensor("weight_shape", lambda d, s, b: (d, s, b[::-1])),
+        r"weight_shape.* holds \[.*\]; expected \[128, 384\]",
+    ),
     *(("ct4", field(f"{WEIGHTS}/group_size", size), "group_0.weights.group_size") for size in GROUPS if size),
     ("ct4", field(f"{WEIGHTS}/num_bits", 3), "group_0.weights.num_bits is 3; expected 4 or 8"),
     ("ct4", field(f"{WEIGHTS}/type", "float"), "group_0.weights.num_bits is 4; expected what pack-quantized holds"),
     ("ct4", field(f"{WEIGHTS}/strategy", "token"), 'weights.strategy is "token"; expected "group" or "channel"'),
-    ("ct4", field("config_groups/group_0/format", "nvfp4-pack-quantized"), "group_0.format is .*; expected .pack-quant"),
+    (
+        "ct4",
+        field("config_groups/group_0/format", "nvfp4-pack-quantized"),
+        "group_0.format is .*; expected .pack-quant",
+    ),
     ("ct4", field("config_groups", {}), "config_groups is {}; expected at least one group"),
     ("ct4", field("config_groups", []), r"config_groups is \[\]; expected an object"),
     ("ct4", field("config_groups/group_0/targets", ["re:.*experts.*"]), "no entry of .*config_groups names it"),
@@ -167,7 +175,11 @@ DAMAGES = [
     ("mlx", override("mode", "nvfp4"), 'quantization.mode is "nvfp4"; expected "affine" or "mxfp4"'),
     ("mlx", override(MODULE, False), f'"{MODULE}" has scales, but .* says that it is not quantised'),
     ("mlx", override(MODULE, {"group_size": 64, "bits": 8}), rf'"{MODULE}.weight" is I32 \[128, 48\]; expected I32'),
-    ("mlx", tensor("model.layers.0.mlp.switch_mlp.up_proj.scales", short), r"is BF16 \[3, 128, 12\]; expected \[4, ...\]"),
+    (
+        "mlx",
+        tensor("model.layers.0.mlp.switch_mlp.up_proj.scales", short),
+        r"is BF16 \[3, 128, 12\]; expected \[4, ...\]",
+    ),
     # --- FP8
     ("fp8", tensor("weight", with_nan), f'"{MODULE}.weight", row 0, column 0 is nan'),
     ("fp8", tensor("weight", as_bytes), f'"{MODULE}" has scales without F8_E4M3 weights'),

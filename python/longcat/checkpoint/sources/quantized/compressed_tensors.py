@@ -2,12 +2,13 @@
 
 | format | tensors of a module |
 | --- | --- |
-| pack-quantized | weight_packed I32 [out, in * bits / 32], weight_scale, weight_shape, weight_zero_point if asymmetric |
-| int-quantized, naive-quantized | weight I8, weight_scale, weight_zero_point if asymmetric |
+| pack-quantized | weight_packed I32 [out, in * bits / 32], weight_scale, weight_shape |
+| int-quantized, naive-quantized | weight I8, weight_scale |
 | float-quantized, naive-quantized | weight F8_E4M3, weight_scale |
 | mxfp4-pack-quantized | weight_packed U8 [out, in / 2], weight_scale U8 [out, in / 32] |
 
-weight_scale is [out, groups], [out, 1] or [1]. Packed integers have 2^(bits - 1) added.
+weight_scale is [out, groups], [out, 1] or [1]. Packed integers have 2^(bits - 1) added. Asymmetric modules also have
+weight_zero_point.
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ class CompressedTensors:
         sparsity = settings.get("sparsity_config")
         if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
             raise settings.refuse("sparsity_config", "none, or format dense")
-        for transform in ("transform_config",):
-            if settings.get(transform):
-                raise settings.refuse(transform, "none")
+        if settings.get("transform_config"):
+            raise settings.refuse("transform_config", "none")
         groups = settings.inner("config_groups")
         self._groups = [self._group(groups.inner(name), whole) for name in groups.fields]
         if not self._groups:
@@ -117,8 +117,8 @@ class CompressedTensors:
             return None
         if ignored := self._matches(self._ignore, module, "ignore"):
             raise Error(
-                f'[convert] "{module}" is quantised, but {self._where}.ignore has "{ignored}": take the config.json that '
-                "belongs to the files"
+                f'[convert] "{module}" is quantised, but {self._where}.ignore has "{ignored}": take the '
+                "config.json that belongs to the files"
             )
         group = next((g for g in self._groups if self._matches(g.targets, module, "targets")), None)
         if group is None:
@@ -150,7 +150,10 @@ class CompressedTensors:
             raise Error(f'[convert] "{module}" has {width} columns; expected whole groups of 32 for MXFP4')
         check(data, ("U8",), (out, width // 2))
         check(scale, ("U8",), (out, width // 32))
-        codes = lambda begin, end: unpack(data.rows(begin, end), 4, width)  # noqa: E731
+
+        def codes(begin: int, end: int) -> np.ndarray:
+            return unpack(data.rows(begin, end), 4, width)
+
         return mxfp4_matrix(module, "MXFP4", size, width, codes, scale)
 
     def _integers(
@@ -177,11 +180,13 @@ class CompressedTensors:
 
         def values(begin: int, end: int) -> np.ndarray:
             raw = data.rows(begin, end)
-            found = unpack(raw, bits, width).astype(np.int16) - middle if is_packed else raw.astype(np.int16)
+            found: np.ndarray = unpack(raw, bits, width) - middle if is_packed else raw.astype(np.int16)
             if zeros is None:
                 return found
             part = zeros(begin, end)
-            return found - (part[:, group_of] if not isinstance(group_of, int) else part.repeat(of_group, 1)[:, :width])
+            of_columns = part[:, group_of] if not isinstance(group_of, int) else part.repeat(of_group, 1)[:, :width]
+            found -= of_columns
+            return found
 
         def scales(begin: int, end: int) -> np.ndarray:
             if len(scale.shape) == 0 or scale.shape[0] == 1 < out:

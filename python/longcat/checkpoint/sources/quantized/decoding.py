@@ -11,7 +11,8 @@ def _e4m3_values() -> np.ndarray:
     exponent, mantissa = code >> 3, code & 7
     values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10))
     values[127] = np.nan
-    return np.concatenate([values, -values]).astype(np.float32)
+    both: np.ndarray = np.concatenate([values, -values]).astype(np.float32)
+    return both
 
 
 E4M3 = _e4m3_values()
@@ -23,9 +24,8 @@ def as_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
     """The values of F32, F16, BF16 or F8_E4M3 elements."""
     if dtype == "BF16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
-    if dtype == "F8_E4M3":
-        return E4M3[bits]
-    return bits.astype(np.float32, copy=False)
+    values: np.ndarray = E4M3[bits] if dtype == "F8_E4M3" else bits.astype(np.float32, copy=False)
+    return values
 
 
 def unpack(packed: np.ndarray, bits: int, width: int) -> np.ndarray:
@@ -46,7 +46,9 @@ def unpack(packed: np.ndarray, bits: int, width: int) -> np.ndarray:
         return np.stack([raw & 15, raw >> 4], axis=-1).reshape(rows, -1)[:, :width]
     groups = -(-width // 8)  # 8 values take `bits` bytes
     raw = np.pad(raw, [(0, 0), (0, max(0, groups * bits - raw.shape[1]) + 1)])
-    octets = np.lib.stride_tricks.sliding_window_view(raw, bits + 1, axis=1)[:, : groups * bits : bits].astype(np.uint16)
+    octets = np.lib.stride_tricks.sliding_window_view(raw, bits + 1, axis=1)[:, : groups * bits : bits].astype(
+        np.uint16
+    )
     out = np.empty((rows, groups, 8), np.uint8)
     for i in range(8):
         byte, shift = divmod(i * bits, 8)

@@ -163,7 +163,7 @@ class QuantizedFolder:
         self._used.update(array.name for array in stored.values())
         if place.expert is None:
             return stored
-        members = stacked or self._sizes("n_routed_experts")[0]
+        members = stacked or self._size("n_routed_experts")
         for array in stored.values():
             if not array.shape or array.shape[0] != members:
                 raise Error(f"[convert] {array}; expected [{members}, ...]: download it again")
@@ -180,9 +180,8 @@ class QuantizedFolder:
 
     def _find_kv_b(self, name: str, attention: str, shape: tuple[int, ...]) -> bool:
         """MLX stores kv_b_proj as two stacks of heads in the models without N-gram tables."""
-        sizes = self._sizes("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
-        [heads] = self._sizes("num_attention_heads")
-        rank, nope, value = sizes
+        rank, nope, value = map(self._size, ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"))
+        heads = self._size("num_attention_heads")
         halves: list[list[Matrix]] = []
         for half, of_head in (("embed_q", (rank, nope)), ("unembed_out", (value, rank))):
             places = [Place(attention + half, head) for head in range(heads)]
@@ -190,12 +189,12 @@ class QuantizedFolder:
             if not all(stored):
                 return False
             halves.append([self._matrix(*found, of_head) for found in zip(places, stored, strict=True)])
-        self._add(name, JoinedHeads(*halves, sizes), Place(attention + "embed_q"), shape)
+        self._add(name, JoinedHeads(halves[0], halves[1], (rank, nope, value)), Place(attention + "embed_q"), shape)
         return True
 
-    def _sizes(self, *names: str) -> tuple[int, ...]:
-        """Fields of config.json, which the core has checked."""
-        return tuple(int(str(self._config[name])) for name in names)
+    def _size(self, name: str) -> int:
+        """A field of config.json, which the core has checked."""
+        return int(str(self._config[name]))
 
     def _add(self, name: str, matrix: Matrix, place: Place, shape: tuple[int, ...]) -> None:
         self._matrices[name] = matrix, place, shape

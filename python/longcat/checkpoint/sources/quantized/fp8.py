@@ -63,10 +63,12 @@ def fp8_matrix(module: str, weight: Array, scales: Array, block: tuple[int, int]
         check(scales, ("F32", "BF16", "F16"), (), (1,), (1, 1), (out,), (out, 1))
 
     def values(begin: int, end: int) -> np.ndarray:
-        found = E4M3[weight.rows(begin, end)]
+        found: np.ndarray = E4M3[weight.rows(begin, end)]
         if np.isnan(found).any():
             row, column = np.argwhere(np.isnan(found))[0]
-            raise Error(f'[convert] "{weight.name}", row {begin + row}, column {column} is nan; expected a finite value')
+            raise Error(
+                f'[convert] "{weight.name}", row {begin + row}, column {column} is nan; expected a finite value'
+            )
         return found
 
     def scale_rows(begin: int, end: int) -> np.ndarray:

@@ -69,8 +69,8 @@ class Gptq:
                 self._overrides[name] = None if name.startswith("-:") else inner.inner(name)
 
     def _scheme(self, settings: Settings, default: _Scheme | None) -> _Scheme:
-        bits = settings.integer("bits", BITS, default and default.bits)
-        group_size = settings.integer("group_size", GROUPS, default and default.group_size)
+        bits = settings.integer("bits", BITS, default.bits if default else None)
+        group_size = settings.integer("group_size", GROUPS, default.group_size if default else None)
         symmetric = settings.flag("sym", default.symmetric if default else True)
         return _Scheme(4 if bits == 4 else 8, group_size, symmetric)
 
@@ -85,7 +85,13 @@ class Gptq:
                 find = self._patterns.search if self._auto_round else self._patterns.match
                 found = name if find(pattern, module, where) else None
         override = self._overrides.get(found) if found else None
-        if found and override is None or override and isinstance(override.get("bits"), int) and override.get("bits") == 16:
+        if (
+            found
+            and override is None
+            or override
+            and isinstance(override.get("bits"), int)
+            and override.get("bits") == 16
+        ):
             raise Error(f'[convert] "{module}.qweight" is there, but {where}.{found} says that it is not quantised')
         return self._scheme(override, self._default) if override else self._default
 
@@ -168,7 +174,9 @@ class Gptq:
         """The group of each column; desc_act orders columns by their activations, and the groups with them."""
         if g_idx is None:
             if self._settings.get("desc_act") is True:
-                raise Error(f"[convert] {self._settings.where}.desc_act is true, and g_idx is missing: download it again")
+                raise Error(
+                    f"[convert] {self._settings.where}.desc_act is true, and g_idx is missing: download it again"
+                )
             return size
         order = check(g_idx, ("I32", "I64"), (width,)).all()
         if np.array_equal(order, np.arange(width) // size):

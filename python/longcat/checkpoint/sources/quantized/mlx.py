@@ -6,6 +6,7 @@ value is scales * integer + biases. It is on a grid of ours where each bias is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -73,11 +74,10 @@ class Mlx:
         if grid_bits := zeros.grid_bits(bits):
 
             def centred(begin: int, end: int) -> np.ndarray:
-                return codes(begin, end).astype(np.int16) - zeros.rows(begin, end).repeat(group_size, axis=1)
+                integers: np.ndarray = codes(begin, end) - zeros.rows(begin, end).repeat(group_size, axis=1)
+                return integers
 
-            return Quantized(
-                module, kind, size, width, centred, scales.rows, scales.dtype, group_size, bits=grid_bits
-            )
+            return Quantized(module, kind, size, width, centred, scales.rows, scales.dtype, group_size, bits=grid_bits)
 
         def offsets(begin: int, end: int) -> np.ndarray:
             return as_float32(biases.rows(begin, end), biases.dtype)
@@ -121,9 +121,10 @@ class _Zeros:
         return found
 
 
-def mxfp4_matrix(module: str, kind: str, num_bytes: int, width: int, codes: object, scales: Array) -> Quantized:
+def mxfp4_matrix(
+    module: str, kind: str, num_bytes: int, width: int, codes: Callable[[int, int], np.ndarray], scales: Array
+) -> Quantized:
     """4-bit floats with power-of-two scales of 32: twice the values are integers, half the scales are bf16."""
-    assert callable(codes)
     return Quantized(
         module,
         kind,

@@ -113,7 +113,8 @@ def import_weights(
     formats = checked_formats(formats or {})
     config = source.folder_files["config.json"].decode()
     try:
-        expected, uses = _core.expected_shapes(config), _core.packable_tensors(config)
+        expected = [*_core.expected_tensors(config), *_core.expected_mtp_tensors(config)]
+        uses = _core.packable_tensors(config)
     except Error as error:
         raise Error(f"[convert] {source.path}: {error}") from None
     found, notes = _complete(source, expected)
@@ -158,12 +159,12 @@ def _sizes(identity: JsonObject) -> dict[str, int]:
 
 
 def _complete(
-    source: WeightSource, expected: Mapping[str, tuple[int, ...]]
+    source: WeightSource, expected: Sequence[tuple[str, tuple[int, ...], bool]]
 ) -> tuple[dict[str, SourceTensor], list[str]]:
     """The tensors that config.json asks for, and notes of the others. The MTP layer may be missing."""
     tensors = dict(source.tensors())
     notes, taken, missing = [], {}, []
-    for name, shape in expected.items():
+    for name, shape, _ in expected:
         found = next((spelling for spelling in spellings(name) if spelling in tensors), None)
         if found is None:
             missing.append(name)

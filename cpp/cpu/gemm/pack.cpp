@@ -17,6 +17,12 @@ namespace {
 
 constexpr float kMostHalf = 65504;
 
+// Rounds to the nearest integer, ties to even, as nearbyint does, but in vector instructions. |x| < 2^22.
+float round_small(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: adding it leaves no bits for a fraction
+  return (x + kRound) - kRound;
+}
+
 // Quantises one row of a block of 32 to integers and a scale. Returns the scale's bits.
 uint16_t quantize_block(int8_t* q, WeightFormat format, const float* x) {
   const float least = is_int4(format) ? -8.0f : -127.0f, most = is_int4(format) ? 7.0f : 127.0f;
@@ -31,20 +37,20 @@ uint16_t quantize_block(int8_t* q, WeightFormat format, const float* x) {
   const uint16_t bits = has_half_scales(format) ? to_half(to_float(scale)) : scale.bits;
   const float s = scale_value(format, bits);
   for (int64_t k = 0; k < kQuantBlock; ++k)
-    q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / s), least, most));
+    q[k] = s == 0 ? int8_t{0} : static_cast<int8_t>(round_small(std::clamp(x[k] / s, least, most)));
   return bits;
 }
 
-// Stores q at column k of row r in a group's block.
-void put(uint8_t* values, WeightFormat format, int64_t r, int64_t k, int8_t q) {
-  const int64_t quad = k / 4;
+// Stores the 32 integers of row r in a group's block.
+void put_block(uint8_t* values, WeightFormat format, int64_t r, const int8_t* q) {
   if (is_int8_x8(format)) {
-    values[quad * 32 + r * 4 + k % 4] = static_cast<uint8_t>(q);
+    for (int64_t quad = 0; quad < 8; ++quad) std::memcpy(values + quad * 32 + r * 4, q + quad * 4, 4);
     return;
   }
-  uint8_t& byte = values[quad % 4 * 32 + r * 4 + k % 4];
-  const uint8_t nibble = static_cast<uint8_t>(q + 8);
-  byte = quad < 4 ? nibble : static_cast<uint8_t>(byte | nibble << 4);
+  uint8_t bytes[kQuantBlock / 2];
+  for (int64_t k = 0; k < kQuantBlock / 2; ++k)
+    bytes[k] = static_cast<uint8_t>((q[k] + 8) | (q[k + kQuantBlock / 2] + 8) << 4);
+  for (int64_t j = 0; j < 4; ++j) std::memcpy(values + j * 32 + r * 4, bytes + j * 4, 4);
 }
 
 // Stores the integers of a table's row.
@@ -71,7 +77,7 @@ void pack_group(uint8_t* group, WeightFormat format, int64_t in_features, const 
     for (int64_t r = 0; r < kPackedRows; ++r) {
       int8_t q[kQuantBlock];
       scales[b * kPackedRows + r] = quantize_block(q, format, rows.data() + r * width + b * kQuantBlock);
-      for (int64_t k = 0; k < kQuantBlock; ++k) put(group + b * block_value_bytes(format), format, r, k, q[k]);
+      put_block(group + b * block_value_bytes(format), format, r, q);
     }
 }
 
@@ -80,7 +86,7 @@ float quantize_row(int8_t* q, WeightFormat format, int64_t n, const float* x, fl
   const float most = is_int4(format) ? 7.0f : 127.0f;
   const float scale = is_int4(format) ? kernels<ScaleKernels>().int4_row(x, n, largest) : largest / most;
   for (int64_t k = 0; k < n; ++k)
-    q[k] = scale == 0 ? int8_t{0} : static_cast<int8_t>(std::clamp(std::nearbyint(x[k] / scale), -most, most));
+    q[k] = scale == 0 ? int8_t{0} : static_cast<int8_t>(round_small(std::clamp(x[k] / scale, -most, most)));
   return scale;
 }
 
@@ -111,9 +117,9 @@ void pack_table_row(uint8_t* out, int8_t* q, WeightFormat format, int64_t n, con
 void put_grid_row(uint8_t* group, WeightFormat format, int64_t r, int64_t n, const int8_t* q, const uint16_t* scales) {
   uint16_t* group_scales = reinterpret_cast<uint16_t*>(group + value_bytes_of_group(format, n));
   for (int64_t b = 0; b < num_quant_blocks(n); ++b) {
-    for (int64_t k = 0; k < kQuantBlock; ++k)
-      put(group + b * block_value_bytes(format), format, r, k,
-          q && b * kQuantBlock + k < n ? q[b * kQuantBlock + k] : int8_t{0});
+    int8_t block[kQuantBlock] = {};
+    if (q) std::memcpy(block, q + b * kQuantBlock, static_cast<size_t>(std::min(kQuantBlock, n - b * kQuantBlock)));
+    put_block(group + b * block_value_bytes(format), format, r, block);
     if (scales) group_scales[b * kPackedRows + r] = scales[b];
   }
 }
@@ -125,7 +131,9 @@ void check_grid_row(WeightFormat format, int64_t row, int64_t n, const int8_t* q
       throw Error(
           str_cat("row ", row, ": the scale of column ", b * kQuantBlock, " is ", scale, "; expected a finite value"));
   if (!is_int4(format)) return;
-  for (int64_t k = 0; k < n; ++k)
+  int outside = 0;
+  for (int64_t k = 0; k < n; ++k) outside |= (q[k] + 8) & ~15;
+  for (int64_t k = 0; outside && k < n; ++k)
     if (q[k] < -8 || q[k] > 7)
       throw std::invalid_argument(str_cat("[packed] row ", row, ", column ", k, " is ", static_cast<int>(q[k]),
                                           "; expected -8 to 7 in ", name_of(format)));
@@ -148,7 +156,9 @@ void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_f
       for (int64_t r = 0; r < count; ++r) {
         float* row = rows.data() + r * width;
         read_row(first + r, row);
-        for (int64_t k = 0; k < in_features; ++k)
+        int unsound = 0;
+        for (int64_t k = 0; k < in_features; ++k) unsound |= !(std::abs(row[k]) <= most);
+        for (int64_t k = 0; unsound && k < in_features; ++k)
           if (!(std::abs(row[k]) <= most))
             throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], "; expected a finite value",
                                 most == kMostHalf ? " up to 65504" : ""));

@@ -20,6 +20,7 @@ from longcat.checkpoint.card import PROVENANCE_FILE, check_provenance
 from longcat.checkpoint.facts import Fact, collect_facts
 from longcat.checkpoint.formats import component_of, spellings
 from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
+from longcat.checkpoint.sources.opening import refuse_gguf
 from longcat.checkpoint.writer import HASH_FILE, INDEX_FILE
 from longcat.support.files import open_regular, read_json_object, read_text
 from longcat.support.folder_lock import FolderLock
@@ -105,6 +106,7 @@ def verify_checkpoint(
     if headers_only and write_hashes:
         raise ValueError("headers_only reads no data, so there is nothing to hash: drop it or write_hashes")
     folder = Path(path)
+    refuse_gguf(folder, "verify")
     if not folder.is_dir():
         _core.config_warnings(os.fspath(path))  # raises the error
     with _right_to_write(folder) if write_hashes else nullcontext():

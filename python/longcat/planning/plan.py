@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.formats import spellings
+from longcat.checkpoint.sources.opening import refuse_gguf
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
 from longcat.support.files import read_json_object
@@ -274,6 +275,7 @@ def plan(
         ValueError, TypeError: an option is wrong.
     """
     model = os.path.expanduser(os.fspath(model))
+    refuse_gguf(model, "plan")
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s; expected more than 0")
     core = EngineConfig.of(model, options).core_options()

@@ -112,8 +112,11 @@ def import_weights(
     start = time.perf_counter()
     formats = checked_formats(formats or {})
     config = source.folder_files["config.json"].decode()
-    found, notes = _complete(source, _core.expected_shapes(config))
-    uses = _core.packable_tensors(config)
+    try:
+        expected, uses = _core.expected_shapes(config), _core.packable_tensors(config)
+    except Error as error:
+        raise Error(f"[convert] {source.path}: {error}") from None
+    found, notes = _complete(source, expected)
     shards = place([_stored(name, tensor, uses, formats) for name, tensor in found.items()], max_shard_bytes)
     plan = {"source": source.identity, "formats": dict(formats), "max_shard_bytes": max_shard_bytes}
     total = sum(tensor.num_bytes for tensor in found.values())
@@ -229,7 +232,7 @@ def _grid_format(tensor: SourceTensor, use: str) -> str | None:
 
 
 def _encoded(source: WeightSource, tensors: Sequence[_Tensor]) -> Iterator[tuple[_Tensor, _Chunk, bool]]:
-    """The data of tensors in their order, encoded by threads: (tensor, some of its rows, whether these are the last)."""
+    """Encodes tensors in threads. Yields in order: a tensor, some of its rows, whether these are the last ones."""
     threads = len(os.sched_getaffinity(0))
     waiting: deque[tuple[_Tensor, Future[_Chunk], bool]] = deque()
     with ThreadPoolExecutor(threads, "convert") as pool:

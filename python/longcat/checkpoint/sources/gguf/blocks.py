@@ -98,7 +98,9 @@ def _q8_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _q4_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8), _half_bits(blocks, 0)
+    integers = _nibbles(blocks[:, 2:]).view(np.int8)
+    integers -= np.int8(8)
+    return integers, _half_bits(blocks, 0)
 
 
 def _q5_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,12 +109,17 @@ def _q5_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _q4_1(blocks: np.ndarray) -> np.ndarray:
-    return _half(blocks, 0) * _nibbles(blocks[:, 4:]).astype(_F32) + _half(blocks, 2)
+    out = _nibbles(blocks[:, 4:]).astype(_F32)
+    out *= _half(blocks, 0)
+    out += _half(blocks, 2)
+    return out
 
 
 def _q5_1(blocks: np.ndarray) -> np.ndarray:
-    integers = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    return _half(blocks, 0) * integers.astype(_F32) + _half(blocks, 2)
+    out: np.ndarray = (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])).astype(_F32)
+    out *= _half(blocks, 0)
+    out += _half(blocks, 2)
+    return out
 
 
 _IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
@@ -138,7 +145,10 @@ def _q2_k(blocks: np.ndarray) -> np.ndarray:
     step = _half(blocks, 80) * (scales & 15).astype(_F32)
     least = _half(blocks, 82) * (scales >> 4).astype(_F32)
     integers = _shifted(blocks[:, 16:80], 32, (0, 2, 4, 6), 3).reshape(n, 16, 16)
-    return (step[:, :, None] * integers.astype(_F32) - least[:, :, None]).reshape(n, _SUPER)
+    out = integers.astype(_F32)
+    out *= step[:, :, None]
+    out -= least[:, :, None]
+    return out.reshape(n, _SUPER)
 
 
 def _q3_k(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,6 +80,7 @@ def make_config(part: Part, tensors: Mapping[str, TensorInfo]) -> JsonObject:
         "rope_theta": number(part, f"{arch}.rope.freq_base"),
         "rope_scaling": _rope_scaling(part, arch),
         "max_position_embeddings": size("context_length"),
+        "torch_dtype": "bfloat16",
         "tie_word_embeddings": "output.weight" not in tensors,
         f"{'oe' if sparse else 'ngram'}_vocab_size_ratio": size("ngram.vocab_size_ratio"),
         f"{prefix}_neighbor_num": size("ngram.neighbor_num"),

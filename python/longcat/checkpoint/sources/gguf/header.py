@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,7 +55,7 @@ class TensorInfo:
 
 
 class Part:
-    """One file: open for reading, with its metadata and tensors.
+    """One file: its metadata and tensors. It is opened for each read, and must not change.
 
     Raises:
         longcat.Error: the file cannot be read, or a field of its header is impossible.
@@ -62,39 +63,40 @@ class Part:
 
     def __init__(self, path: Path, index: int = 0):
         self.path = path
-        self._file = open_regular(path, "[gguf]")
-        try:
-            status = os.fstat(self._file.fileno())
-            self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
-            cursor = _Cursor(self)
-            num_tensors, num_pairs = _read_counts(cursor)
-            self.metadata = _read_metadata(cursor, num_pairs)
-            self.tensors = _read_tensors(cursor, num_tensors, _alignment(self), index)
-        except BaseException:
-            self._file.close()
-            raise
+        with open_regular(path, "[gguf]") as file:
+            self.size, self.mtime_ns = _state(file)
+        cursor = _Cursor(self)
+        num_tensors, num_pairs = _read_counts(cursor)
+        self.metadata = _read_metadata(cursor, num_pairs)
+        self.tensors = _read_tensors(cursor, num_tensors, _alignment(self), index)
 
     def read(self, begin: int, num_bytes: int) -> np.ndarray:
-        """Bytes [begin, begin + num_bytes) as uint8. Threads may read at the same time."""
+        """Bytes [begin, begin + num_bytes) as uint8."""
         out = np.empty(num_bytes, np.uint8)
-        view, done = memoryview(out), 0
-        while done < num_bytes:
-            try:
-                count = os.preadv(self._file.fileno(), [view[done:]], begin + done)
-            except OSError as error:
-                raise Error(f"[gguf] {self.path} cannot be read: {error.strerror or error}") from None
-            if count == 0:
-                self.fail(f"became shorter while it was read; expected {begin + num_bytes} bytes or more")
-            done += count
+        view, done = memoryview(out.data), 0
+        with open_regular(self.path, "[gguf]") as file:
+            if _state(file) != (self.size, self.mtime_ns):
+                self.fail("was changed while it was read; expected it to stay as it is")
+            file.seek(begin)
+            while done < num_bytes:
+                try:
+                    count = file.readinto(view[done:])
+                except OSError as error:
+                    raise Error(f"[gguf] {self.path} cannot be read: {error.strerror or error}") from None
+                if not count:
+                    self.fail(f"became shorter while it was read; expected {begin + num_bytes} bytes or more")
+                done += count
         return out
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
 
     def fail(self, problem: str) -> NoReturn:
         """Raises the error of one line."""
         raise Error(f"[gguf] {self.path} {problem}")
+
+
+def _state(file: FileIO) -> tuple[int, int]:
+    """Size and time of change."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def open_parts(path: str | os.PathLike[str]) -> list[Part]:
@@ -104,34 +106,22 @@ def open_parts(path: str | os.PathLike[str]) -> list[Part]:
         longcat.Error: a file is missing or damaged, or the files do not belong together.
     """
     given = Part(Path(path))
-    parts = [given]
-    try:
-        count = integer(given, "split.count", 1, 99_999, 1)
-        if count == 1:
-            return parts
-        match = _SPLIT_NAME.fullmatch(given.path.name)
-        if not match or int(match[3]) != count or not 1 <= int(match[2]) <= count:
-            given.fail(f"is one of {count} files by its split.count; expected a name like NAME-00001-of-{count:05d}.gguf")
-        folder = given.path.parent
-        names = [f"{match[1]}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
-        if missing := [name for name in names if not (folder / name).exists()]:
-            raise Error(f"[gguf] {folder / missing[0]} is missing, 1 of {len(missing)}; expected all {count} files")
-        given.close()
-        parts = []
-        for index, name in enumerate(names):
-            parts.append(part := Part(folder / name, index))
-            for key, found, expected in (
-                ("split.count", integer(part, "split.count", 0, 1 << 16, 0), count),
-                ("split.no", integer(part, "split.no", 0, 1 << 16, -1), index),
-            ):
-                if found != expected:
-                    part.fail(f"has {key} {found}; expected {expected}: the files are not of one model")
-        _check_together(parts)
-        return parts
-    except BaseException:
-        for part in parts:
-            part.close()
-        raise
+    count = integer(given, "split.count", 1, 99_999, 1)
+    if count == 1:
+        return [given]
+    match = _SPLIT_NAME.fullmatch(given.path.name)
+    if not match or int(match[3]) != count or not 1 <= int(match[2]) <= count:
+        given.fail(f"is one of {count} files by its split.count; expected a name like NAME-00001-of-{count:05d}.gguf")
+    paths = [given.path.with_name(f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
+    if missing := [path for path in paths if not path.exists()]:
+        raise Error(f"[gguf] {missing[0]} is missing, 1 of {len(missing)}; expected all {count} files")
+    parts = [Part(path, index) for index, path in enumerate(paths)]
+    for index, part in enumerate(parts):
+        for key, expected in (("split.count", count), ("split.no", index)):
+            if (found := integer(part, key, 0, 1 << 16)) != expected:
+                part.fail(f"has {key} {found}; expected {expected}: the files are not of one model")
+    _check_together(parts)
+    return parts
 
 
 def _check_together(parts: list[Part]) -> None:
@@ -345,7 +335,9 @@ def _bools(cursor: _Cursor, data: bytes, field: str) -> np.ndarray:
 
 def _numbers(cursor: _Cursor, field: str, code: int, count: int) -> np.ndarray:
     if code not in _NUMBERS:
-        cursor.fail(f"{field} of type {code}{' (an array in an array)' if code == _ARRAY else ''}", "a type from 0 to 12")
+        cursor.fail(
+            f"{field} of type {code}{' (an array in an array)' if code == _ARRAY else ''}", "a type from 0 to 12"
+        )
     dtype = np.dtype(_NUMBERS[code])
     return np.frombuffer(cursor.take(count * dtype.itemsize, field), dtype).copy()
 
@@ -394,7 +386,9 @@ def _check_places(cursor: _Cursor, infos: Iterable[TensorInfo], alignment: int, 
         if info.begin % alignment:
             cursor.fail(f"{what} at offset {info.begin}", f"a multiple of {alignment}")
         if data + info.end > size:
-            cursor.fail(f"{what} in bytes {data + info.begin} to {data + info.end}", f"at most {size}, where the file ends")
+            cursor.fail(
+                f"{what} in bytes {data + info.begin} to {data + info.end}", f"at most {size}, where the file ends"
+            )
         if before and info.begin < before.end:
             cursor.fail(f"{what} and tensor {quoted(before.name)} in the same bytes", "each in its own")
         before = info

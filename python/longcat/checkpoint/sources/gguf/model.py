@@ -61,16 +61,11 @@ class GgufModel:
     def grid_rows(self, name: str, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """As WeightSource.grid_rows."""
         found = self._places[name]
-        block = BLOCKS[found.tensor.type] if isinstance(found, Rows) else None
-        if block is None or block.grid is None:
+        split = BLOCKS[found.tensor.type].grid if isinstance(found, Rows) else None
+        if not isinstance(found, Rows) or split is None:
             raise ValueError(f"{name} has no grid")
-        integers, scales = block.grid(self._blocks(found.tensor, found.first_row + begin, found.first_row + end))
+        integers, scales = split(self._blocks(found.tensor, found.first_row + begin, found.first_row + end))
         return integers.reshape(end - begin, -1), scales.reshape(end - begin, -1)
-
-    def close(self) -> None:
-        """Closes the files."""
-        for part in self._parts:
-            part.close()
 
     def _check_heads(self) -> None:
         heads, nope = self._config["num_attention_heads"], self._config["qk_nope_head_dim"]
@@ -98,7 +93,9 @@ class GgufModel:
         for head in range(first, last):
             k = self._values(found.k, head * found.latent, (head + 1) * found.latent)
             out[head - first, : found.nope] = k.T
-            out[head - first, found.nope :] = self._values(found.v, head * found.v_head_dim, (head + 1) * found.v_head_dim)
+            out[head - first, found.nope :] = self._values(
+                found.v, head * found.v_head_dim, (head + 1) * found.v_head_dim
+            )
         return out.reshape(-1, found.latent)[begin - first * height : end - first * height]
 
 
@@ -110,7 +107,9 @@ def _described(found: Rows | KeyValue) -> SourceTensor:
         return SourceTensor(found.shape, names, num_bytes, k.dtype if k == v else None)
     block = BLOCKS[found.tensor.type]
     num_rows = found.shape[0] if len(found.shape) == 2 else 1
-    return SourceTensor(found.shape, block.name, num_rows * found.tensor.row_bytes, block.dtype, _grid(block, found.shape))
+    return SourceTensor(
+        found.shape, block.name, num_rows * found.tensor.row_bytes, block.dtype, _grid(block, found.shape)
+    )
 
 
 def _grid(block: Block, shape: tuple[int, ...]) -> Grid | None:

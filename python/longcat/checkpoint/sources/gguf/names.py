@@ -161,8 +161,8 @@ def _key_value(part: Part, tensors: Mapping[str, TensorInfo], name: str) -> KeyV
     k_dims, v_dims = _dims(part, k, 3), _dims(part, v, 3)
     if k_dims[0] != v_dims[0] or k_dims[1] != v_dims[2]:
         part.fail(
-            f"has {quoted(name)} of {list(k_dims)} and {other} of {list(v_dims)}; expected [heads, rank, key width] and "
-            "[heads, value width, rank]"
+            f"has {quoted(name)} of {list(k_dims)} and {other} of {list(v_dims)}; expected [heads, rank, key width] "
+            "and [heads, value width, rank]"
         )
     return KeyValue(k, v)
 

@@ -22,7 +22,8 @@ IDS = [5, 9, 2, 33, 7, 60, 12, 4, 21, 90] * 4
 
 def read_converted(folder):
     """name -> (format, values), by a reader that does not use the product."""
-    shapes = _core.expected_shapes((folder / "config.json").read_text())
+    config = (folder / "config.json").read_text()
+    shapes = {name: shape for name, shape, _ in _core.expected_tensors(config) + _core.expected_mtp_tensors(config)}
     found = {}
     for name, (dtype, shape, data) in read_safetensors(folder / "model.safetensors").items():
         if dtype == "U8":

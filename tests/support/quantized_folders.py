@@ -303,12 +303,11 @@ def mlx_names(stored: Stored) -> Stored:
     return out
 
 
-def mlx_flash_names(stored: Stored) -> Stored:
-    """As `mlx_names` for models without N-gram tables: kv_b_proj is in two stacks of heads."""
+def mlx_names_by_heads(stored: Stored) -> Stored:
+    """As `mlx_names`, with kv_b_proj in two stacks of heads."""
     out: Stored = {}
     nope, value, rank = (CONFIG[name] for name in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank"))
     for name, tensor in mlx_names(stored).items():
-        name = name.replace("model.ngram_embeddings.word_embeddings.", "model.embed_tokens.")
         if not name.endswith(".kv_b_proj.weight"):
             out[name] = tensor
             continue

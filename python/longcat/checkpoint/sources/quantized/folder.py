@@ -70,11 +70,11 @@ class QuantizedFolder:
 
     @property
     def identity(self) -> JsonObject:
-        shards: JsonObject = {}
-        for name in self._files.names:
+        found: JsonObject = {}
+        for name in ("config.json", *self._files.names):
             status = (self._folder / name).stat()
-            shards[name] = [status.st_size, status.st_mtime_ns]
-        return {"folder": shards}
+            found[name] = [status.st_size, status.st_mtime_ns]
+        return found
 
     @property
     def folder_files(self) -> Mapping[str, bytes]:
@@ -133,7 +133,12 @@ class QuantizedFolder:
             self._config["n_routed_experts"] = counts[low]
 
     def _find_all(self) -> None:
-        for name, shape in _core.expected_shapes(json.dumps(self._config)).items():
+        text = json.dumps(self._config)
+        try:
+            expected = [*_core.expected_tensors(text), *_core.expected_mtp_tensors(text)]
+        except Error as error:
+            raise Error(f"[convert] {self._folder}: {error}") from None
+        for name, shape, _ in expected:
             self._find(name, shape)
         if unknown := sorted(self._files.arrays.keys() - self._used):
             self.notes.append(f"{count(len(unknown), 'tensor')} not used: {some_of(unknown)}")
@@ -179,7 +184,7 @@ class QuantizedFolder:
         return Dense(check_dense(stored["weight"], whole))
 
     def _find_kv_b(self, name: str, attention: str, shape: tuple[int, ...]) -> bool:
-        """MLX stores kv_b_proj as two stacks of heads in the models without N-gram tables."""
+        """MLX stores kv_b_proj as two stacks of heads."""
         rank, nope, value = map(self._size, ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"))
         heads = self._size("num_attention_heads")
         halves: list[list[Matrix]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -34,6 +33,8 @@ class Files:
     """The safetensors files of a folder. Headers are checked when it is made."""
 
     def __init__(self, folder: Path):
+        self._open: dict[int, io.FileIO] = {}
+        self._lock = threading.Lock()
         checkpoint = _core.Checkpoint(str(folder))
         self.folder = folder
         self.names = [name for name, _ in checkpoint.shards()]
@@ -41,8 +42,10 @@ class Files:
             name: Array(self, name, dtype, shape, shard, begin)
             for name, dtype, shape, shard, begin, _ in checkpoint.tensors()
         }
-        self._open: dict[int, io.FileIO] = {}
-        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            file.close()
 
     def read(self, shard: int, begin: int, size: int) -> bytes:
         """Bytes [begin, begin + size) of a file. Several threads may call it."""
@@ -107,10 +110,3 @@ class Array:
 
     def __str__(self) -> str:
         return f'"{self.name}" is {self.dtype} {list(self.shape)}'
-
-
-def parts(arrays: dict[str, Array]) -> Iterator[tuple[str, str, Array]]:
-    """(module, part, array) of each tensor: "model.norm.weight" is the part "weight" of the module "model.norm"."""
-    for name, array in arrays.items():
-        module, _, part = name.rpartition(".")
-        yield module, part, array

@@ -10,6 +10,7 @@ import pytest
 from longcat import _core
 from longcat.checkpoint.sources.importing import import_weights
 from longcat.checkpoint.sources.quantized.opening import open_quantized
+from longcat.checkpoint.verify import verify_checkpoint
 from longcat.cli import main
 
 from support import quantized_folders as q
@@ -144,6 +145,9 @@ def test_a_missing_file_of_the_mtp_layer(tmp_path):
     make_checkpoint(tmp_path / "in", seed=1, shards=2, mtp=True)
     (tmp_path / "in" / "model-auxiliary.safetensors").unlink()
     assert np.isfinite(logits(tmp_path / "in")).all()
+    report = verify_checkpoint(tmp_path / "in", headers_only=True)
+    assert report.ok
+    assert "model-auxiliary.safetensors is missing" in "\n".join(check.detail for check in report.checks)
     with pytest.raises(longcat.Error, match="has no MTP layer"):
         longcat.Engine(tmp_path / "in", speculative={"method": "mtp", "num_draft_tokens": 1})
     (tmp_path / "in" / "model-00001-of-00002.safetensors").unlink()

@@ -63,7 +63,7 @@ std::string other_spelling(const std::string& name);
 
 class Checkpoint {
  public:
-  // Maps every shard of `folder`. Throws Error.
+  // Maps every shard of `folder`. One with the MTP layer alone may be missing. Throws Error.
   explicit Checkpoint(const std::filesystem::path& folder);
 
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }

@@ -81,8 +81,8 @@ Work work_of(const ModelWeights& weights, const ModelConfig& config, double toke
       for (const Weight& w : *experts) add(w, met, picked);
     const WeightFormat format = layer.moe.gate_proj.front().format;
     if (format == WeightFormat::bf16 || format == WeightFormat::bf16_x8) work.peak = &bench::Limits::bf16_flop_per_s;
-    if (format == WeightFormat::int8_x8) work.peak = &bench::Limits::int8_op_per_s;
-    if (format == WeightFormat::int4_x8) work.peak = &bench::Limits::int4_op_per_s;
+    if (is_int8_x8(format)) work.peak = &bench::Limits::int8_op_per_s;
+    if (is_int4_x8(format)) work.peak = &bench::Limits::int4_op_per_s;
   }
   if (!weights.ngram.projection.empty()) add(weights.ngram.projection, 1, 1);
   add(weights.lm_head, 1, 0);

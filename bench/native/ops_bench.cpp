@@ -157,9 +157,9 @@ class Bench {
       bytes = work.bytes;
       operations = 2 * work.multiply_adds;
     }
-    const double peak = format == WeightFormat::int8_x8   ? limits_.int8_op_per_s
-                        : format == WeightFormat::int4_x8 ? limits_.int4_op_per_s
-                                                          : limits_.bf16_flop_per_s;
+    const double peak = is_int8_x8(format)   ? limits_.int8_op_per_s
+                        : is_int4_x8(format) ? limits_.int4_op_per_s
+                                             : limits_.bf16_flop_per_s;
     const double bound = std::max(bytes / limits_.read_bytes_per_s, operations / peak);
     std::printf("| %s | %s | %ld | %.1f | %.1f | %.1f | %.0f %% |\n", op.name, name_of(format), n, 1e6 * best_seconds,
                 bytes / best_seconds / 1e9, operations / best_seconds / 1e9, 100 * bound / best_seconds);
@@ -267,10 +267,9 @@ class Bench {
 };
 
 WeightFormat to_format(const std::string& name) {
-  for (const WeightFormat format :
-       {WeightFormat::bf16, WeightFormat::bf16_x8, WeightFormat::int8_x8, WeightFormat::int4_x8})
-    if (name == name_of(format)) return format;
-  throw std::invalid_argument(str_cat("--formats ", name, ": expected bf16, bf16_x8, int8_x8 or int4_x8"));
+  for (const WeightFormat format : kAllWeightFormats)
+    if ((format == WeightFormat::bf16 || is_x8(format)) && name == name_of(format)) return format;
+  throw std::invalid_argument(str_cat("--formats ", name, ": expected bf16 or a format of matrices (ops/packed.h)"));
 }
 
 }  // namespace

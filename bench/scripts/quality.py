@@ -16,13 +16,13 @@ from typing import Any
 
 import longcat
 import numpy as np
+from longcat.checkpoint.calibration.texts import default_token_ids
 from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
-from longcat.checkpoint.texts import default_token_ids
 
 # The presets, and each component alone in few bits, to see which one costs quality.
 MIXED = {"int4, head int4": PRESETS["int4"] | {"head": "int4"}}
 NO_TEXT = ", no text"  # ends the name of a format whose weights are rounded one by one
-ALONE = {f"{c} {q}": {c: q} for q in ("int8", "int4") for c in COMPONENTS}
+ALONE = {f"{c} {q}": {c: q} for q in ("int8", "int4") for c in COMPONENTS} | {"tables fp8": {"tables": "fp8"}}
 # The checkpoint as it is, with the latent cache in fewer bits.
 LATENTS = {f"latents {dtype}": dtype for dtype in ("f32", "bf16", "fp8", "int8")}
 

@@ -78,6 +78,20 @@ constexpr float half_to_float(uint16_t h) {
   return sign ? -magnitude : magnitude;
 }
 
+// Float to IEEE half: rounds to nearest, ties to even. Values from 65520 on become infinities, NaN stays NaN.
+constexpr uint16_t to_half(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  if (magnitude > 0x7f800000u) return sign | 0x7e00u;
+  if (magnitude >= std::bit_cast<uint32_t>(65520.0f)) return sign | 0x7c00u;
+  if (magnitude < std::bit_cast<uint32_t>(0x1p-14f)) {  // subnormal: the addition rounds to steps of 2^-24
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return sign | static_cast<uint16_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5f));
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);  // ten mantissa bits remain
+  return sign | static_cast<uint16_t>((rounded >> 13) - (112u << 10));
+}
+
 // 8-bit float of the OCP: 4 exponent bits (bias 7), no infinities, NaN = S.1111.111, largest finite value 448.
 constexpr float e4m3_to_float(uint8_t v) {
   const uint32_t exponent = (v >> 3) & 0xfu, mantissa = v & 7u;

@@ -2,11 +2,16 @@
 #include "ops/packed.h"
 
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
+#include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "cpu/gemm/pack.h"
+#include "io/safetensors.h"
 #include "model/expected_tensors.h"
 #include "model/stored_values.h"
+#include "ops/packed_scan.h"
 
 namespace py = pybind11;
 
@@ -16,9 +21,16 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read) {
+template <class T>
+using Bytes = py::array_t<T, py::array::c_style>;
+
+py::array_t<uint8_t> empty_packed_array(WeightFormat format, int64_t rows, int64_t cols) {
   const int64_t stride = packed_stride(format, cols);
-  py::array_t<uint8_t> out({packed_bytes(format, rows, cols) / stride, stride});
+  return py::array_t<uint8_t>({packed_bytes(format, rows, cols) / stride, stride});
+}
+
+py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read) {
+  py::array_t<uint8_t> out = empty_packed_array(format, rows, cols);
   uint8_t* data = out.mutable_data();
   const GilRelease nogil;
   cpu::pack(data, format, rows, cols, read);
@@ -41,10 +53,36 @@ py::dict packable_tensors(const std::string& config_text) {
   return uses;
 }
 
+// Packs rows of finite floats. Returns the bytes, and of each eighth row the sums of squared errors and of squares.
+py::tuple pack_values(const Floats& values, const std::string& name) {
+  const WeightFormat format = packed_format(name);
+  const int64_t rows = values.shape(0), cols = values.shape(1);
+  const float* data = values.data();
+  py::array_t<uint8_t> packed = packed_array(format, rows, cols, [&](int64_t row, float* out) {
+    std::memcpy(out, data + row * cols, static_cast<size_t>(cols) * sizeof(float));
+  });
+  const Weight weight{.format = format, .out_features = rows, .in_features = cols, .data = packed.data()};
+  double error = 0, norm = 0;
+  {
+    const GilRelease nogil;
+    std::vector<float> row_values(static_cast<size_t>(cols));
+    for (int64_t row = 0; row < rows; row += kPackedRows) {
+      unpack_row(row_values.data(), weight, row);
+      for (int64_t col = 0; col < cols; ++col) {
+        const double value = data[row * cols + col], difference = row_values[static_cast<size_t>(col)] - value;
+        error += difference * difference;
+        norm += value * value;
+      }
+    }
+  }
+  return py::make_tuple(packed, error, norm);
+}
+
 }  // namespace
 
 void register_packed(py::module_& module) {
   module.def("packable_tensors", &packable_tensors, py::arg("config_text"));
+  module.def("pack_values", &pack_values, py::arg("values"), py::arg("format"));
   // Returns the shape of the U8 tensor that holds a matrix in a packed format.
   module.def(
       "packed_shape",
@@ -54,6 +92,19 @@ void register_packed(py::module_& module) {
         return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
+  // Returns the first group or row of these that holds a NaN or an infinity, or -1.
+  module.def(
+      "scan_packed",
+      [](const py::buffer& data, const std::string& name, int64_t cols) {
+        const WeightFormat format = packed_format(name);
+        const py::buffer_info info = data.request();
+        const int64_t bytes = info.size * info.itemsize, stride = packed_stride(format, cols);
+        if (info.ndim != 1 || info.strides[0] != info.itemsize || bytes % stride)
+          throw std::invalid_argument(str_cat("[packed] found ", bytes, " bytes; expected a multiple of ", stride));
+        const GilRelease nogil;
+        return first_not_finite(static_cast<const uint8_t*>(info.ptr), bytes / stride, format, cols);
+      },
+      py::arg("data"), py::arg("format"), py::arg("cols"));
   // Returns a matrix as f32, whatever its stored format.
   module.def(
       "read_matrix",
@@ -91,20 +142,49 @@ void register_packed(py::module_& module) {
         return scales;
       },
       py::arg("values"));
+  // Packs integers [rows, cols] and the bits of the scales of 32 columns each [rows, ceil(cols / 32)], as they are.
   module.def(
-      "pack_int4",
-      [](const py::array_t<int8_t, py::array::c_style>& q, const Floats& scales) {
-        const int64_t rows = q.shape(0), cols = q.shape(1), stride = packed_stride(WeightFormat::int4_x8, cols);
-        if (scales.size() != rows * num_quant_blocks(cols)) throw std::invalid_argument("scales do not fit q");
-        py::array_t<uint8_t> out({num_packed_groups(rows), stride});
-        cpu::pack_int4(out.mutable_data(), rows, cols, q.data(), scales.data());
+      "pack_grid",
+      [](const Bytes<int8_t>& values, const Bytes<uint16_t>& scales, const std::string& name) {
+        const WeightFormat format = packed_format(name);
+        if (values.ndim() != 2 || scales.ndim() != 2 || scales.shape(0) != values.shape(0) ||
+            scales.shape(1) != num_quant_blocks(values.shape(1)))
+          throw std::invalid_argument(
+              "[packed] found scales that do not fit the values; expected values [rows, cols] "
+              "and scales [rows, ceil(cols / 32)]");
+        const int64_t rows = values.shape(0), cols = values.shape(1);
+        py::array_t<uint8_t> out = empty_packed_array(format, rows, cols);
+        uint8_t* data = out.mutable_data();
+        const GilRelease nogil;
+        cpu::pack_grid(data, format, rows, cols, values.data(), scales.data());
         return out;
       },
-      py::arg("q"), py::arg("scales"));
+      py::arg("values"), py::arg("scales"), py::arg("format"));
+  // Returns a packed matrix as f32.
+  module.def(
+      "unpack",
+      [](const Bytes<uint8_t>& packed, const std::string& name, int64_t rows, int64_t cols) {
+        const Weight weight{
+            .format = packed_format(name), .out_features = rows, .in_features = cols, .data = packed.data()};
+        if (rows < 0 || cols < 1 || packed.nbytes() != weight.num_bytes())
+          throw std::invalid_argument(str_cat("[packed] found ", packed.nbytes(), " bytes; expected ",
+                                              weight.num_bytes(), " for [", rows, ", ", cols, "] in ", name));
+        py::array_t<float> out({rows, cols});
+        float* values = out.mutable_data();
+        const GilRelease nogil;
+        ThreadPool pool(available_threads());
+        pool.parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row) unpack_row(values + row * cols, weight, row);
+        });
+        return out;
+      },
+      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"));
   py::list names;
   for (const WeightFormat format : kAllWeightFormats)
     if (is_packed(format)) names.append(name_of(format));
   module.attr("PACKED_FORMATS") = py::tuple(names);
+  module.attr("FORMAT_VERSION_KEY") = kFormatVersionKey;
+  module.attr("FORMAT_VERSION") = kFormatVersion;
 }
 
 }  // namespace longcat

@@ -76,9 +76,10 @@ class CpuOps : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // x in 8 bits when the weight's format needs that, rounded to bf16 for bf16_x8 when use_dtype() said so, else
-  // nullptr. Valid until the next call.
-  const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
+  // x in the forms that the weights' formats need: in 8 bits, and rounded to bf16 for bf16_x8 when use_dtype() said so.
+  // nullptr when there are none. Valid until the next call.
+  const cpu::QuantizedInputs* quantize_for(std::initializer_list<std::span<const Weight>> weights, Tensor x);
+  const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x) { return quantize_for({{&weight, 1}}, x); }
 
   // Absorbed attention of the batch's rows [first_row, first_row + out.size(0)). Without `selected`, all of them attend
   // to every visible position. Row i of the tensors is row first_row + i of the batch.

@@ -3,7 +3,7 @@
 # The options of a set need what cpp/cpu/simd/isa.cpp looks for, and no more. Compilers differ in whether they fuse
 # multiply-adds unasked, so that is said.
 set(_kernels_portable -ffp-contract=fast)
-set(_kernels_avx2 ${_kernels_portable} -mavx2 -mfma -mbmi -mbmi2)
+set(_kernels_avx2 ${_kernels_portable} -mavx2 -mfma -mf16c -mbmi -mbmi2)
 set(_kernels_avx512 ${_kernels_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(_kernels_avx512_vnni ${_kernels_avx512} -mavx512vnni)
 set(_kernels_avx512_bf16 ${_kernels_avx512_vnni} -mavx512bf16)

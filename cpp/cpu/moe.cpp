@@ -135,7 +135,7 @@ void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor exper
   for (int32_t e = 0; e < num_experts; ++e)
     if (offsets[e + 1] > offsets[e]) active.push_back(e);
   const ExpertRows rows{.active = active, .offsets = offsets};
-  const cpu::QuantizedInputs* quantized = quantize_for(experts.gate_proj.front(), x);
+  const cpu::QuantizedInputs* quantized = quantize_for({experts.gate_proj, experts.up_proj}, x);
   rows.for_blocks(pool_, hidden.size(1), [&](int32_t expert, int64_t row, int64_t num_rows) {
     const size_t e = static_cast<size_t>(expert);
     rows.multiply(hidden, x, tokens, experts.gate_proj[e], expert, row, num_rows, quantized);
@@ -143,7 +143,7 @@ void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor exper
     for (int64_t i = offsets[expert]; i < offsets[expert + 1]; ++i)
       cpu::silu_mul_row(hidden.row<float>(i) + row, hidden.row<float>(i) + row, scratch.row<float>(i) + row, num_rows);
   });
-  quantized = quantize_for(experts.down_proj.front(), hidden.first(offsets[num_experts]));
+  quantized = quantize_for({experts.down_proj}, hidden.first(offsets[num_experts]));
   rows.for_blocks(pool_, expert_out.size(1), [&](int32_t expert, int64_t row, int64_t num_rows) {
     rows.multiply(expert_out, hidden, nullptr, experts.down_proj[static_cast<size_t>(expert)], expert, row, num_rows,
                   quantized);

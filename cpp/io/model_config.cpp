@@ -331,13 +331,19 @@ DType read_dtype(ConfigFields& fields) {
   return DType::bf16;
 }
 
-// Whether weights are stored as e4m3 with a scale per 128 x 128 block. No other stored quantisation is supported.
-bool read_fp8_blocks(ConfigFields& fields) {
+// Whether weights are stored as e4m3 with a scale per 128 x 128 block. No other stored quantisation is read here:
+// `longcat convert` reads others.
+bool read_fp8_blocks(ConfigFields& fields, const std::filesystem::path& folder) {
   ConfigProblems& problems = fields.problems();
-  constexpr const char* kExpected = "expected none, or quant_method \"fp8\" with weight_block_size [128, 128]";
+  const std::string kExpected =
+      str_cat("expected none, or quant_method \"fp8\" with weight_block_size [128, 128]: `longcat convert ",
+              folder.empty() ? "FOLDER" : printable_path(folder), " OUT` reads AutoRound, GPTQ, compressed-tensors, ",
+              "MLX and FP8");
   for (const char* other : {"quantization", "compression_config"})  // MLX; early compressed-tensors
-    if (const json* field = fields.find({other}))
+    if (const json* field = fields.find({other})) {
       problems.add(other, " is ", ConfigFields::show(*field), ", ", kExpected);
+      return false;
+    }
   const json* quantization = fields.find({"quantization_config"});
   if (!quantization) return false;
   if (!quantization->is_object()) {
@@ -411,7 +417,7 @@ ModelConfig parse_model_config(std::string_view text, const std::string& where) 
   read_rope(fields, config);
   read_token_ids(fields, config);
   config.torch_dtype = read_dtype(fields);
-  config.fp8_blocks = read_fp8_blocks(fields);
+  config.fp8_blocks = read_fp8_blocks(fields, std::filesystem::path(where).parent_path());
   if (problems.none()) check_together(config, problems);
   if (!problems.none()) throw Error(area + ": " + problems.text());
   return config;

@@ -47,6 +47,7 @@ class HeaderEvents final : public JsonEvents {
     } else if (in_metadata()) {
       if (!metadata_keys_.insert(key).second) fail("__metadata__: duplicate key ", in_quotes(key));
       if (metadata_keys_.size() > kMaxMetadata) fail("__metadata__: more than ", kMaxMetadata, " keys");
+      is_version_ = key == kFormatVersionKey;
     } else {
       field_ = static_cast<Field>(std::find(kFieldNames, kFieldNames + kNumFields, key) - kFieldNames);
       if (field_ == kNumFields)
@@ -86,8 +87,9 @@ class HeaderEvents final : public JsonEvents {
   }
 
   void on_string(std::string& text) override {
-    if (depth() == 2 && in_metadata()) return;
+    if (depth() == 2 && in_metadata()) return check_version(text);
     if (depth() != 2 || field_ != dtype) unexpected("a string");
+    if (text == "U32") text = name_of(DType::i32);  // the same bits: MLX packs integers into it, and we read them as bits
     const auto known =
         std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](DType d) { return text == name_of(d); });
     if (known == std::end(kDTypes)) {
@@ -121,6 +123,12 @@ class HeaderEvents final : public JsonEvents {
   }
   const char* expected() const { return field_ == dtype ? "a string" : "a list of unsigned 64-bit integers"; }
 
+  void check_version(const std::string& value) const {
+    if (is_version_ && value != kFormatVersion)
+      fail(kFormatVersionKey, " is ", in_quotes(value), ", expected \"", kFormatVersion,
+           "\": install the longcat that wrote the file, or a later one");
+  }
+
   // Requires end - begin = shape x dtype. Every product must fit in 63 bits, even with a zero among the dimensions, so
   // that later code can multiply any of them without a check.
   void check_size() const {
@@ -150,7 +158,7 @@ class HeaderEvents final : public JsonEvents {
   Field field_ = dtype;
   std::bitset<kNumFields> seen_;
   int offsets_found_ = 0;
-  bool has_metadata_ = false;
+  bool has_metadata_ = false, is_version_ = false;
   std::set<std::string> metadata_keys_;
 };
 
@@ -395,17 +403,33 @@ void Checkpoint::add_indexed_shards(const fs::path& index_path) {
     const MappedFile file(index_path, where);
     index = parse_safetensors_index(file.text(), index_path);
   }
+  // A shard may be missing when it has the MTP layer alone, which no model needs.
+  std::set<int32_t> needed;
+  for (const auto& [name, shard] : index.weight_map)
+    if (!name.starts_with("model.mtp.")) needed.insert(shard);
   std::vector<std::string> missing;
-  for (const std::string& name : index.shards)
-    if (!fs::exists(folder_ / name)) missing.push_back(name);
+  std::set<int32_t> left_out;
+  for (size_t i = 0; i < index.shards.size(); ++i) {
+    const auto shard = static_cast<int32_t>(i);
+    if (fs::exists(folder_ / index.shards[i])) continue;
+    if (needed.contains(shard)) missing.push_back(index.shards[i]);
+    left_out.insert(shard);
+  }
   if (!missing.empty())
     throw Error(str_cat(where, ": ", missing.size(), " of ", index.shards.size(), " shards not found (",
                         some_of(missing), "): the download is incomplete, fetch them too"));
 
   shards_.reserve(index.shards.size());
-  for (const std::string& name : index.shards) add_shard(name);
+  std::vector<int32_t> position(index.shards.size(), -1);  // in shards_
+  for (size_t i = 0; i < index.shards.size(); ++i) {
+    if (left_out.contains(static_cast<int32_t>(i))) continue;
+    position[i] = static_cast<int32_t>(shards_.size());
+    add_shard(index.shards[i]);
+  }
   for (const auto& [name, shard] : index.weight_map)
-    if (const StoredTensor* tensor = find(name); !tensor || tensor->shard != shard) missing.push_back(name);
+    if (const StoredTensor* tensor = find(name);
+        !left_out.contains(shard) && (!tensor || tensor->shard != position[static_cast<size_t>(shard)]))
+      missing.push_back(name);
   if (!missing.empty())
     throw Error(str_cat(where, ": ", missing.size(), " tensors are not in the shard that the index names (",
                         some_of(missing), "): index and shards do not belong together; download them again"));

@@ -21,6 +21,9 @@ constexpr int64_t kMaxIndexBytes = 64 << 20;
 constexpr int64_t kMaxTensors = 200'000;  // limits of one file, of an index, and of a checkpoint
 constexpr int64_t kMaxShards = 10'000;
 constexpr int kMaxHeaderDepth = 8;
+// Of the packed formats (docs/formats.md): a file that has them says so in its metadata.
+constexpr const char* kFormatVersionKey = "longcat_format_version";
+constexpr const char* kFormatVersion = "1";
 constexpr int kMaxTensorDims = 8;
 
 // One entry of a safetensors header; begin and end are offsets from the end of the header [bytes].
@@ -31,7 +34,8 @@ struct TensorEntry {
 };
 
 // Checks length, depth, duplicate keys, dtype, shape product, and size = shape x dtype. The tensors must also tile the
-// `data_bytes` after the header without overlap, gap or rest. `where` names the file in messages. Throws Error.
+// `data_bytes` after the header without overlap, gap or rest. A format version other than kFormatVersion is refused.
+// `where` names the file in messages. Throws Error.
 std::map<std::string, TensorEntry> parse_safetensors_header(std::string_view header_json, uint64_t data_bytes,
                                                             const std::string& where);
 
@@ -59,7 +63,7 @@ std::string other_spelling(const std::string& name);
 
 class Checkpoint {
  public:
-  // Maps every shard of `folder`. Throws Error.
+  // Maps every shard of `folder`. One with the MTP layer alone may be missing. Throws Error.
   explicit Checkpoint(const std::filesystem::path& folder);
 
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }

@@ -18,11 +18,8 @@ Units units_of(WeightFormat format) {
       return {kFp8Block, kFp8Block};
     case WeightFormat::bf16_x8:
       return {kPackedRows, 2};
-    case WeightFormat::int8_x8:
-    case WeightFormat::int4_x8:
-      return {kPackedRows, kQuantBlock};
     default:
-      return {};
+      return is_int_x8(format) ? Units{kPackedRows, kQuantBlock} : Units{};
   }
 }
 
@@ -77,7 +74,7 @@ Weight slice_of(const Weight& whole, Range rows, Range cols, const std::string& 
     part.scales += rows.begin / kFp8Block * blocks_in(whole.in_features, kFp8Block);
   if (cols.size() == whole.in_features) return part;
 
-  LC_CHECK(whole.format != WeightFormat::int8_row && whole.format != WeightFormat::int4_row, name);
+  LC_CHECK(is_x8(whole.format) || !is_packed(whole.format), name);
   part.in_features = cols.size();
   part.placement = Placement::device;
   storage.reset(new std::byte[static_cast<size_t>(part.num_bytes())]());
@@ -100,7 +97,7 @@ Weight slice_of(const Weight& whole, Range rows, Range cols, const std::string& 
     case WeightFormat::bf16_x8:
       copy_rows(storage.get(), part_stride, data + cols.begin / 2 * 32, stride, count, (cols.size() + 1) / 2 * 32);
       break;
-    default: {  // int8_x8, int4_x8: values, then scales
+    default: {  // blocks of integers: values, then scales
       const int64_t first = cols.begin / kQuantBlock, blocks = num_quant_blocks(cols.size());
       copy_rows(storage.get(), part_stride, data + first * block_value_bytes(whole.format), stride, count,
                 blocks * block_value_bytes(whole.format));

@@ -11,11 +11,16 @@ enum class WeightFormat : uint8_t {
   f32,        // data: float
   bf16,       // data: bf16
   fp8_block,  // data: e4m3, scales: one float per 128 x 128 block (Lite-FP8, `weight_scale_inv`)
-  bf16_x8,    // bf16_x8 to int4_x8: formats of `longcat convert`, 8 rows interleaved (ops/packed.h)
+  bf16_x8,    // bf16_x8 to int4_x8_f16: formats of `longcat convert`, 8 rows interleaved (ops/packed.h)
   int8_x8,
   int4_x8,
-  int8_row,  // int8_row and int4_row: for tables, read by single rows (ops/packed.h)
+  int8_x8_f16,
+  int4_x8_f16,
+  int8_row,  // int8_row to fp8_row: for tables, read by single rows (ops/packed.h)
   int4_row,
+  int8_b32,
+  int4_b32,
+  fp8_row,
   // Only in memory (Ops::prepare_router). data: two bf16 matrices whose sum is W to 17 bits, the small one first.
   bf16_planes,
 };
@@ -76,9 +81,11 @@ constexpr const char* name_of(Placement placement) {
 }
 
 // Of stored matrices.
-constexpr WeightFormat kAllWeightFormats[] = {WeightFormat::f32,      WeightFormat::bf16,    WeightFormat::fp8_block,
-                                              WeightFormat::bf16_x8,  WeightFormat::int8_x8, WeightFormat::int4_x8,
-                                              WeightFormat::int8_row, WeightFormat::int4_row};
+constexpr WeightFormat kAllWeightFormats[] = {
+    WeightFormat::f32,      WeightFormat::bf16,     WeightFormat::fp8_block,   WeightFormat::bf16_x8,
+    WeightFormat::int8_x8,  WeightFormat::int4_x8,  WeightFormat::int8_x8_f16, WeightFormat::int4_x8_f16,
+    WeightFormat::int8_row, WeightFormat::int4_row, WeightFormat::int8_b32,    WeightFormat::int4_b32,
+    WeightFormat::fp8_row};
 
 constexpr const char* name_of(WeightFormat format) {
   switch (format) {
@@ -94,10 +101,20 @@ constexpr const char* name_of(WeightFormat format) {
       return "int8_x8";
     case WeightFormat::int4_x8:
       return "int4_x8";
+    case WeightFormat::int8_x8_f16:
+      return "int8_x8_f16";
+    case WeightFormat::int4_x8_f16:
+      return "int4_x8_f16";
     case WeightFormat::int8_row:
       return "int8_row";
     case WeightFormat::int4_row:
       return "int4_row";
+    case WeightFormat::int8_b32:
+      return "int8_b32";
+    case WeightFormat::int4_b32:
+      return "int4_b32";
+    case WeightFormat::fp8_row:
+      return "fp8_row";
     case WeightFormat::bf16_planes:
       return "bf16_planes";
   }

@@ -10,7 +10,7 @@ from longcat import _core
 from longcat.checkpoint.convert import COMPONENTS, PRESETS, convert_checkpoint
 from longcat.cli import main
 
-from support.checkpoints import VARIANTS, make_checkpoint
+from support.checkpoints import VARIANTS, make_checkpoint, read_safetensors, write_safetensors
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "examples" / "longcat-tiny")
@@ -70,11 +70,27 @@ def _component(name):
     )
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bf16"])
+def test_experts_of_several_formats(plain, tmp_path, dtype):
+    """Inputs are prepared for each format that an expert has."""
+    for quant in ("bf16", "int8"):
+        convert_checkpoint(plain, tmp_path / quant, PRESETS[quant])
+    wide, mixed = (read_safetensors(tmp_path / quant / "model.safetensors") for quant in ("bf16", "int8"))
+    for name in [name for name in wide if ".experts.1." in name or ".up_proj." in name and ".experts." in name]:
+        del mixed[name.replace("bf16_x8", "int8_x8")]
+        mixed[name] = wide[name]
+    write_safetensors(tmp_path / "int8" / "model.safetensors", mixed)
+    expected, found = logits(plain, dtype=dtype), logits(tmp_path / "int8", dtype=dtype)
+    difference = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.median(difference) < 0.03
+
+
 def test_all_files_but_the_weights_are_copied(plain, tmp_path):
     (plain / "generation_config.json").write_text('{"top_k": 4}')
     convert_checkpoint(plain, tmp_path / "out", PRESETS["int8"])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    added = {"README.md", "provenance.json", "SHA256SUMS"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"} | added
     assert (tmp_path / "out" / "config.json").read_bytes() == (plain / "config.json").read_bytes()
 
 
@@ -177,7 +193,7 @@ def test_calibrated_matrices_are_the_same_in_one_reading_and_in_many(plain, tmp_
     lines = []
     convert_calibrated(plain, tmp_path / "once", log=lines.append)
     assert len(lines) == 1
-    monkeypatch.setattr("longcat.checkpoint.calibration._MIN_MEMORY", 1)
+    monkeypatch.setattr("longcat.checkpoint.calibration.moments._MIN_MEMORY", 1)
     monkeypatch.setattr("longcat._core.available_memory", lambda: 0)
     convert_calibrated(plain, tmp_path / "often", log=lines.append)
     assert len(lines) > 10

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import longcat
 import pytest
-from longcat.checkpoint.texts import default_token_ids
+from longcat.checkpoint.calibration.texts import default_token_ids
 from longcat.request.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_no_sentence_of_the_texts_that_are_measured():
 
 
 def test_a_tokenizer_that_knows_all_kinds_reads_all(monkeypatch):
-    monkeypatch.setattr("longcat.checkpoint.texts._MOST_TOKENS_PER_BYTE", 1.1)
+    monkeypatch.setattr("longcat.checkpoint.calibration.texts._MOST_TOKENS_PER_BYTE", 1.1)
     text = "".join(documents(default_token_ids(TINY)))
     for part in ("清晨六点", "class RingBuffer", "SELECT c.city", "<longcat_user>我想学做饭", "Nora had"):
         assert part in text

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from longcat import _core
 from longcat import _testing as testing
-from longcat.checkpoint.calibration import InputMoments
-from longcat.checkpoint.gptq import error_propagation, round_int4
+from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
+from longcat.checkpoint.calibration.moments import InputMoments
 
-from support.checkpoints import VARIANTS, make_checkpoint, read_checkpoint
+from support.checkpoints import VARIANTS, make_checkpoint, read_checkpoint, to_bf16
 
 
 def matrix(q, scales):
@@ -63,7 +63,7 @@ def test_packed_values_are_those_given(shape):
     rng = np.random.default_rng(4)
     q = rng.integers(-8, 8, shape).astype(np.int8)
     scales = (2.0 ** rng.integers(-6, 0, (shape[0], -(-shape[1] // 32)))).astype(np.float32)
-    packed = _core.pack_int4(q, scales)
+    packed = _core.pack_grid(q, to_bf16(scales), "int4_x8")
     identity = np.eye(shape[1], dtype=np.float32)
     found = testing.Ops(1).linear_packed(identity, packed, "int4_x8", shape[0]).T
     assert np.allclose(found, matrix(q, scales), rtol=1e-6)

@@ -10,10 +10,10 @@ from pathlib import Path
 import longcat
 import pytest
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
-from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.random_weights import preset_config, write_checkpoint
 from longcat.checkpoint.verify import HASH_FILE, verify_checkpoint
 from longcat.cli import main
+from longcat.support.folder_lock import LOCK_FILE, FolderLock
 
 from support.checkpoints import VARIANTS, make_checkpoint
 

@@ -100,6 +100,11 @@ REFUSED = {
     "metadata holds a number": (b'{"__metadata__":{"k":1}}', 0, ["__metadata__"]),
     "metadata is a list": (b'{"__metadata__":[]}', 0, ["__metadata__"]),
     "much metadata": (header(__metadata__={str(i): "" for i in range(2000)}), 0, ["__metadata__"]),
+    "another format version": (
+        header(__metadata__={"longcat_format_version": "2", "format": "pt"}),
+        0,
+        ['longcat_format_version is "2", expected "1": install'],
+    ),
     "overlap": (header(a=entry(), b=entry(data_offsets=(8, 24))), 24, ["b", "inside", "a"]),
     "same bytes twice": (header(a=entry(), b=entry()), 16, ["inside"]),
     "empty tensor inside another": (

@@ -85,7 +85,8 @@ void add_packed(Results& results, Isa isa) {
       const std::vector<float> matrix = random.floats(out * in);
       for (const auto& [format, name] :
            {std::pair{WeightFormat::bf16_x8, "packed bf16"}, std::pair{WeightFormat::int8_x8, "packed int8"},
-            std::pair{WeightFormat::int4_x8, "packed int4"}}) {
+            std::pair{WeightFormat::int4_x8, "packed int4"}, std::pair{WeightFormat::int8_x8_f16, "packed int8, f16"},
+            std::pair{WeightFormat::int4_x8_f16, "packed int4, f16"}}) {
         std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(format, out, in)));
         pack(packed.data(), format, out, in,
              [&](int64_t row, float* to) { std::copy_n(matrix.data() + row * in, in, to); });

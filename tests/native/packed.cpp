@@ -52,19 +52,6 @@ void register_packed_formats(py::module_& testing) {
       },
       py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("row_range"),
       py::arg("col_range"));
-  testing.def(
-      "unpack_matrix",
-      [](const py::array_t<uint8_t, py::array::c_style>& packed, const std::string& format, int64_t rows,
-         int64_t cols) {
-        const Weight weight{
-            .format = packed_format(format), .out_features = rows, .in_features = cols, .data = packed.data()};
-        if (packed.nbytes() != weight.num_bytes())
-          throw std::invalid_argument(str_cat(packed.nbytes(), " bytes, expected ", weight.num_bytes()));
-        py::array_t<float> out({rows, cols});
-        for (int64_t row = 0; row < rows; ++row) unpack_row(out.mutable_data() + row * cols, weight, row);
-        return out;
-      },
-      py::arg("packed"), py::arg("format"), py::arg("rows"), py::arg("cols"));
 }
 
 }  // namespace longcat

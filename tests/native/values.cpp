@@ -118,6 +118,7 @@ void register_values(py::module_& testing) {
   testing.def("to_e4m3", &to_e4m3);
   testing.def("to_bf16", [](float x) { return to_bf16(x).bits; });
   testing.def("half_to_float", &half_to_float);
+  testing.def("to_half", &to_half);
   testing.def("e4m3_to_float", &e4m3_to_float);
 }
 

@@ -282,6 +282,13 @@ def test_dtype_conversions():
     halves = np.arange(1 << 16, dtype=np.uint16)
     found = np.array([testing.half_to_float(int(h)) for h in halves], np.float32)
     assert np.array_equal(found, halves.view(np.float16).astype(np.float32), equal_nan=True)
+    finite = halves[halves & 0x7C00 != 0x7C00]
+    values = finite.view(np.float16).astype(np.float32)
+    middles = (values + np.append(values[1:], np.float32(0))) / 2  # to even
+    for given in (values, middles, np.array([65519.99, 65520, np.inf, -np.inf, 1e-8], np.float32)):
+        with np.errstate(over="ignore"):
+            assert [testing.to_half(float(v)) for v in given] == given.astype(np.float16).view(np.uint16).tolist()
+    assert testing.to_half(float("nan")) & 0x7FFF > 0x7C00
     codes = np.arange(256, dtype=np.uint8)
     assert np.array_equal(
         np.array([testing.e4m3_to_float(int(c)) for c in codes], np.float32), from_e4m3(codes), equal_nan=True

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import longcat
@@ -12,32 +13,33 @@ import pytest
 from longcat import _core
 from longcat import _testing as testing
 
-from support.checkpoints import from_bf16, to_bf16
+from support.checkpoints import from_bf16, from_e4m3, to_bf16
 
-X8 = ["bf16_x8", "int8_x8", "int4_x8"]
+X8 = ["bf16_x8", "int8_x8", "int4_x8", "int8_x8_f16", "int4_x8_f16"]
 ROWS = ["int8_row", "int4_row"]
+GRIDS = ["int8_x8", "int4_x8", "int8_x8_f16", "int4_x8_f16", "int8_b32", "int4_b32"]
 # (out, in): one group and one block, more, groups and blocks that are not full, odd widths, several chunks of columns.
 SHAPES = [(8, 32), (64, 96), (40, 70), (17, 33), (128, 256), (9, 1), (1, 31), (200, 520), (44, 2101)]
 NUM_INPUTS = [1, 2, 3, 4, 5, 8, 9, 70]  # below, at and beyond every tile; more than are kept in the cache at once
-BITS = {"int8_x8": 8, "int4_x8": 4, "int8_row": 8, "int4_row": 4}
+BITS = {format: int(format[3]) for format in GRIDS + ROWS}
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("format, unit", [("bf16_x8", 2), ("int8_x8", 32), ("int4_x8", 32)])
+@pytest.mark.parametrize("format, unit", [(format, 2 if format == "bf16_x8" else 32) for format in X8])
 @pytest.mark.parametrize("shape", [(32, 128), (19, 70)])
 def test_slices_have_the_values_of_the_whole(format, unit, shape):
     """What a rank cuts out, which may end with the matrix's own rest of a block."""
     rows, cols = shape
     packed = testing.pack_matrix(normal(rows, cols), format)
-    whole = testing.unpack_matrix(packed, format, rows, cols)
+    whole = _core.unpack(packed, format, rows, cols)
     for row_range in [(0, rows), (8, 16), (16, rows)]:
         for col_range in [(0, cols), (0, unit), (64, cols), (unit, 2 * unit)]:
             part = testing.slice_packed(packed, format, rows, cols, row_range, col_range)
             size = (row_range[1] - row_range[0], col_range[1] - col_range[0])
-            found = testing.unpack_matrix(part, format, *size)
+            found = _core.unpack(part, format, *size)
             assert np.array_equal(found, whole[slice(*row_range), slice(*col_range)])
     for row_range, col_range in [((4, 12), (0, cols)), ((0, rows), (unit // 2, cols))]:
         with pytest.raises(_core.Error, match="expected whole blocks of"):
@@ -47,7 +49,7 @@ def test_slices_have_the_values_of_the_whole(format, unit, shape):
 def unpacked(matrix, format):
     packed = testing.pack_matrix(matrix, format)
     assert packed.shape == _core.packed_shape(format, *matrix.shape)
-    return packed, testing.unpack_matrix(packed, format, *matrix.shape)
+    return packed, _core.unpack(packed, format, *matrix.shape)
 
 
 def blocks_of(x):
@@ -73,19 +75,19 @@ def test_bf16_is_kept(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("format", ["int8_x8", "int4_x8"])
+@pytest.mark.parametrize("format", GRIDS)
 def test_values_are_within_half_a_step(shape, format):
     """Of the scale a block of 32 needs; int4's searched scale may clip one end for the good of the rest."""
     matrix = normal(*shape)
     error = blocks_of(unpacked(matrix, format)[1] - matrix)
     most = np.abs(blocks_of(matrix)).max(-1)
-    assert np.all(np.abs(error).max(-1) <= most * (0.51 / 127 + 2**-8 if format == "int8_x8" else 0.16))
+    assert np.all(np.abs(error).max(-1) <= most * (0.51 / 127 + 2**-8 if BITS[format] == 8 else 0.16))
     # No worse than the plain choice, the largest value at the end of the range, in bf16 as it is stored.
     steps = 2 ** (BITS[format] - 1) - 1
     scale = from_bf16(to_bf16(most / steps))[..., None]
     q = np.clip(np.rint(np.divide(blocks_of(matrix), scale, where=scale > 0, out=np.zeros_like(error))), -steps, steps)
     plain = ((q * scale - blocks_of(matrix)) ** 2).sum()
-    gain = 0.95 if format == "int4_x8" and matrix.size > 200 else 1.0001  # in a single block there may be none
+    gain = 0.95 if BITS[format] == 4 and matrix.size > 200 else 1.0001  # in a single block there may be none
     assert (error**2).sum() <= plain * gain + 1e-12
 
 
@@ -106,6 +108,72 @@ def test_rows_have_one_scale(shape, format):
         assert matrix.size < 200 or error.sum() < 0.97 * of_plain.sum()
         assert all(len(np.unique(row)) <= 15 for row in found)
     assert not found[0].any()
+
+
+def hostile_scales(format, shape, seed=0):
+    """Bits of finite scales of all magnitudes and signs, zeros and subnormals among them, and their values."""
+    bits = np.random.default_rng(seed).integers(0, 1 << 16, (shape[0], -(-shape[1] // 32))).astype(np.uint16)
+    bits.flat[:4] = [0, 0x8001, 0x03FF, 0x7BFF][: bits.size]
+    half = not format.endswith("x8")
+    values = bits.view(np.float16).astype(np.float32) if half else from_bf16(bits & 0xBFFF)  # no bf16 beyond 1
+    bits = np.where(np.isfinite(values), bits if half else bits & 0xBFFF, 0x3C00).astype(np.uint16)
+    return bits, bits.view(np.float16).astype(np.float32) if half else from_bf16(bits)
+
+
+def random_grid(format, shape, seed=0):
+    """Integers of the format's whole range, -128 too, and hostile scales."""
+    most = 1 << BITS[format] - 1
+    q = np.random.default_rng(seed).integers(-most, most, shape).astype(np.int8)
+    q.flat[0] = -most
+    return q, *hostile_scales(format, shape, seed)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", GRIDS)
+def test_grids_are_kept(shape, format):
+    q, bits, scales = random_grid(format, shape)
+    packed = _core.pack_grid(q, bits, format)
+    assert packed.shape == _core.packed_shape(format, *shape)
+    expected = q * np.repeat(scales, 32, axis=1)[:, : shape[1]]
+    assert np.array_equal(_core.unpack(packed, format, *shape), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_scales_change_no_value(shape):
+    """The scales that are chosen for floats are bf16 numbers, which are exact as halves."""
+    matrix = normal(*shape)
+    for integers in ("int4", "int8"):
+        expected = unpacked(matrix, f"{integers}_x8")[1]
+        for format in (f"{integers}_x8_f16", f"{integers}_b32"):
+            assert np.array_equal(unpacked(matrix, format)[1], expected), format
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp8_rows_have_one_scale(shape):
+    matrix = normal(*shape)
+    matrix[0] = 0
+    found = unpacked(matrix, "fp8_row")[1]
+    scale = np.abs(matrix).max(1, keepdims=True) / np.float32(448)
+    scale[scale == 0] = 1
+    codes = np.array([[testing.to_e4m3(float(v)) for v in row] for row in matrix / scale], np.uint8)
+    assert np.array_equal(found, from_e4m3(codes) * scale)
+
+
+@pytest.mark.parametrize("format", [format for format in GRIDS if "_x8" in format])
+def test_products_are_the_sums_of_the_definition(format):
+    """Block by block, one fused multiply-add each: sum of integers times the product of both scales."""
+    shape = (17, 100)
+    q, bits, scales = random_grid(format, shape)
+    x = normal(3, shape[1])
+    inputs, input_scales = quantized_inputs(x)
+    expected = np.zeros((3, shape[0]), np.float32)
+    for b in range(scales.shape[1]):
+        integers = inputs[:, b].astype(np.int64) @ blocks_of(q)[:, b].astype(np.int64).T
+        factors = scales[None, :, b] * input_scales[:, None, b]
+        for at, integer in np.ndenumerate(integers):
+            expected[at] = float(Fraction(int(integer)) * Fraction(float(factors[at])) + Fraction(float(expected[at])))
+    found = testing.Ops(2).linear_packed(x, _core.pack_grid(q, bits, format), format, shape[0])
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -177,8 +245,13 @@ assert _core.cpu_isa() == sys.argv[1]
 ops, rng = testing.Ops(2), np.random.default_rng(0)
 for out, width in [(8, 32), (40, 70), (17, 33), (200, 520), (44, 2101)]:
     matrix = rng.standard_normal((out, width)).astype(np.float32)
-    for format in ["bf16_x8", "int8_x8", "int4_x8"]:
+    for format in ["bf16_x8", "int8_x8", "int4_x8", "int8_x8_f16", "int4_x8_f16"]:
         packed = testing.pack_matrix(matrix, format)
+        if format.endswith("f16"):  # scales of all halves that are finite
+            most = 1 << int(format[3]) - 1
+            q = rng.integers(-most, most, (out, width)).astype(np.int8)
+            bits = rng.integers(0, 1 << 15, (out, -(-width // 32))) % 0x7C00 | rng.integers(0, 2, (out, 1)) << 15
+            packed = _core.pack_grid(q, bits.astype(np.uint16), format)
         for count in [1, 3, 7, 9]:
             x = rng.standard_normal((count, width)).astype(np.float32)
             sys.stdout.buffer.write(ops.linear_packed(x, packed, format, out).tobytes())
@@ -215,12 +288,32 @@ def test_an_unknown_instruction_set_is_refused():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match='found format "int3"; expected bf16_x8, int8_x8'):
+    with pytest.raises(ValueError, match='found format "int3"; expected one of bf16_x8, int8_x8'):
         testing.pack_matrix(normal(8, 32), "int3")
     for value in (np.nan, np.inf):
         matrix = normal(8, 32)
         matrix[5, 7] = value
         with pytest.raises(longcat.Error, match=f"row 5, column 7 is {value}; expected a finite value"):
             testing.pack_matrix(matrix, "int4_x8")
-    with pytest.raises(ValueError, match="10 bytes, expected 320"):
-        testing.unpack_matrix(np.zeros(10, np.uint8), "int8_x8", 8, 32)
+    matrix = normal(8, 32)
+    matrix[2, 3] = 1e5
+    with pytest.raises(longcat.Error, match="row 2, column 3 is 100000; expected a finite value up to 65504"):
+        testing.pack_matrix(matrix, "int4_b32")
+    with pytest.raises(ValueError, match="10 bytes; expected 320"):
+        _core.unpack(np.zeros(10, np.uint8), "int8_x8", 8, 32)
+
+
+def test_grids_that_cannot_be_stored():
+    q, scales = np.zeros((9, 70), np.int8), np.zeros((9, 3), np.uint16)
+    with pytest.raises(ValueError, match="expected values .rows, cols. and scales"):
+        _core.pack_grid(q, scales[:, :2], "int8_x8")
+    for format in ("bf16_x8", "int8_row", "fp8_row"):
+        with pytest.raises(ValueError, match=f"{format} has no scales of blocks; expected int8_x8, int4_x8"):
+            _core.pack_grid(q, scales, format)
+    q[8, 69] = 8
+    with pytest.raises(ValueError, match="row 8, column 69 is 8; expected -8 to 7 in int4_x8_f16"):
+        _core.pack_grid(q, scales, "int4_x8_f16")
+    for format, bits in [("int8_x8", 0x7F80), ("int8_x8", 0xFFC0), ("int8_x8_f16", 0x7C00), ("int8_b32", 0xFE00)]:
+        scales[4, 1] = bits
+        with pytest.raises(longcat.Error, match="row 4: the scale of column 32 is -?(inf|nan); expected a finite"):
+            _core.pack_grid(q, scales, format)

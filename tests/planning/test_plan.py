@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import longcat
@@ -194,6 +195,27 @@ def test_the_cache_of_sparse_attention(tmp_path):
         plan(tmp_path, bandwidth=16e9, max_model_len=983041)
 
 
+def test_tables_by_format(lite, tiny, tmp_path):
+    """As large as `longcat convert` makes them, and what fits beside the rest of the engine."""
+    made = plan(lite, bandwidth=16e9, kv_cache_memory="1GiB")
+    sizes = {row.format: row.num_bytes / 1e9 for row in made.tables()}
+    assert sizes == pytest.approx({"bf16": 62.7, "fp8": 31.9, "int8": 31.9, "int4": 16.2}, abs=0.1)
+    [tables] = [part for part in made.parts if part.name == "N-gram tables"]
+    rest = made.peak - made.process - tables.touched
+    for row in made.tables():
+        assert 0 < row.resident < row.num_bytes
+        for available in (rest + row.num_bytes, rest + row.num_bytes - 1):
+            [there] = [r for r in replace(made, available=available).tables() if r.format == row.format]
+            assert there.fits == (available >= rest + row.num_bytes)
+    assert made.as_dict()["tables"][3]["format"] == "int4"
+    for format in ("fp8", "int8", "int4"):
+        convert_checkpoint(tiny, tmp_path / format, {"tables": format})
+        converted = plan(tmp_path / format, bandwidth=16e9)
+        [row] = [row for row in converted.tables() if row.format == format]
+        [part] = [part for part in converted.parts if part.name == "N-gram tables"]
+        assert part.stored == row.num_bytes
+
+
 @pytest.mark.parametrize("quant", PRESETS)
 def test_a_converted_checkpoint_has_the_weights_of_its_source(tiny, tmp_path, quant):
     convert_checkpoint(tiny, tmp_path / "out", PRESETS[quant])
@@ -216,6 +238,7 @@ def test_a_page_for_people(lite, tiny, capsys):
     assert main(["plan", tiny, "--bandwidth", "16"]) == 0
     text = capsys.readouterr().out
     assert "peak" in text and "fits: " in text and "latent cache" in text and "tokens/s at 16.0 GB/s" in text
+    assert "N-gram tables by format" in text and "all in memory\n" in text
     assert "context 1024  context 2048\n" in text and "32768" not in text  # which is all that the checkpoint takes
     assert main(["plan", tiny, "--bandwidth", "16", "--max-model-len", "64"]) == 0
     assert "context 64\n" in capsys.readouterr().out

@@ -140,14 +140,17 @@ void CpuOps::use_dtype(DType dtype) {
   rounds_inputs_ = dtype == DType::bf16 && cpu::kernels<cpu::PackedKernels>().round_row;
 }
 
-const cpu::QuantizedInputs* CpuOps::quantize_for(const Weight& weight, Tensor x) {
-  if (cpu::want_quantized_inputs(weight.format)) {
-    quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
-    return &quantized_;
-  }
-  if (!rounds_inputs_ || weight.format != WeightFormat::bf16_x8) return nullptr;
-  quantized_.round(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
-  return &quantized_;
+const cpu::QuantizedInputs* CpuOps::quantize_for(std::initializer_list<std::span<const Weight>> weights, Tensor x) {
+  bool any_of_integers = false, any_rounded = false;
+  for (const std::span<const Weight> several : weights)
+    for (const Weight& weight : several) {
+      any_of_integers |= cpu::want_quantized_inputs(weight.format);
+      any_rounded |= rounds_inputs_ && weight.format == WeightFormat::bf16_x8;
+    }
+  quantized_.clear();
+  if (any_of_integers) quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+  if (any_rounded) quantized_.round(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
+  return any_of_integers || any_rounded ? &quantized_ : nullptr;
 }
 
 void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {

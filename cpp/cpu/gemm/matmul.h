@@ -1,7 +1,7 @@
 // Product of a block of weight rows and a list of rows of x, the core of linear, linear_per_head and the experts.
 #pragma once
 
-#include "ops/weight.h"
+#include "ops/packed.h"
 
 namespace longcat::cpu {
 
@@ -23,9 +23,7 @@ struct MatmulBlock {
   int64_t quantized_first = 0;
 };
 
-constexpr bool want_quantized_inputs(WeightFormat format) {
-  return format == WeightFormat::int8_x8 || format == WeightFormat::int4_x8;
-}
+constexpr bool want_quantized_inputs(WeightFormat format) { return is_int_x8(format); }
 
 void matmul_block(const Weight& weight, const MatmulBlock& block);
 

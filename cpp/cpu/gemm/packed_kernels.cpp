@@ -122,7 +122,7 @@ constexpr decltype(PackedKernels::round_row) kRoundRow = nullptr;
 template <WeightFormat format, int R, int T>
 LC_INLINE void sum_block(V::Ints (&sum)[R][T], const uint8_t* const* group, const Tile& tile, int64_t b) {
   constexpr int64_t kValueBytes = block_value_bytes(format);
-  if constexpr (format == WeightFormat::int8_x8) {
+  if constexpr (is_int8_x8(format)) {
     LC_UNROLL for (int quad = 0; quad < 8; ++quad) {
       decltype(V::int8_weights(V::Bytes{})) w[R];
       LC_UNROLL for (int r = 0; r < R; ++r) w[r] =
@@ -153,6 +153,16 @@ LC_INLINE void sum_block(V::Ints (&sum)[R][T], const uint8_t* const* group, cons
   }
 }
 
+// The scales of one block of a register's groups, at `at` [bytes] in each.
+template <WeightFormat format>
+LC_INLINE V::Floats block_scales(const uint8_t* const* group, int64_t at) {
+  if constexpr (has_half_scales(format)) {
+    return V::scales_f16(group, at);
+  } else {
+    return V::scales_bf16(group, at);
+  }
+}
+
 // Groups as integers, blocks of 32 columns.
 template <WeightFormat format, int R, int T>
 void tile_int(const Tile& tile) {
@@ -169,7 +179,7 @@ void tile_int(const Tile& tile) {
       V::Ints sum[kTogether][T];
       LC_UNROLL for (int t = 0; t < T; ++t) {
         const int32_t sum_by_8 = tile.input_blocks[t][b].sum_by_8;
-        const V::Ints begin = format == WeightFormat::int8_x8 ? V::begin_int8(sum_by_8) : V::begin_int4(sum_by_8);
+        const V::Ints begin = is_int8_x8(format) ? V::begin_int8(sum_by_8) : V::begin_int4(sum_by_8);
         LC_UNROLL for (int r = 0; r < kTogether; ++r) sum[r][t] = begin;
       }
       if constexpr (T > 1) {
@@ -181,8 +191,7 @@ void tile_int(const Tile& tile) {
         }
       } else {
         // int8 is computed faster than it is read, and needs less.
-        constexpr int64_t kBlocks =
-            (format == WeightFormat::int8_x8 && !V::kFewRegisters ? kPrefetch / 2 : kPrefetch) / kValueBytes;
+        constexpr int64_t kBlocks = (is_int8_x8(format) && !V::kFewRegisters ? kPrefetch / 2 : kPrefetch) / kValueBytes;
         const int64_t at = b + kBlocks;
         const bool here = at < tile.num_blocks;
         LC_UNROLL for (int g = 0; g < kTogether * V::kGroups; ++g) {
@@ -193,7 +202,7 @@ void tile_int(const Tile& tile) {
       }
       sum_block<format, kTogether, T>(sum, group, tile, b);
       LC_UNROLL for (int r = 0; r < kTogether; ++r) {
-        const V::Floats scales = V::scales(group + r * V::kGroups, tile.scales_offset + b * 16);
+        const V::Floats scales = block_scales<format>(group + r * V::kGroups, tile.scales_offset + b * 16);
         LC_UNROLL for (int t = 0; t < T; ++t) acc[first + r][t] =
             V::fma(V::to_floats(sum[r][t]), V::multiply(scales, V::broadcast(tile.input_blocks[t][b].scale)),
                    acc[first + r][t]);
@@ -224,7 +233,7 @@ constexpr Tiles kBf16{.several = tile_set<WeightFormat::bf16_x8, 2, 1, 2, 3, 4, 
                       .last = tile_set<WeightFormat::bf16_x8, 1, 1, 2, 3, 4, 8>()};
 template <WeightFormat format>
 constexpr Tiles kInts{.several = tile_set<format, 2, 1, 2, 3, 4>(),
-                      .single = tile_set<format, format == WeightFormat::int4_x8 ? 4 : 2, 1>(),
+                      .single = tile_set<format, is_int4_x8(format) ? 4 : 2, 1>(),
                       .last = tile_set<format, 1, 1, 2, 3, 4>()};
 #elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 #if defined(__AVX2__)
@@ -297,6 +306,8 @@ const PackedKernels& table_of<PackedKernels, Isa::LC_ISA>() {
   static constexpr PackedKernels kTable{.bf16 = kBf16,
                                         .int8 = kInts<WeightFormat::int8_x8>,
                                         .int4 = kInts<WeightFormat::int4_x8>,
+                                        .int8_f16 = kInts<WeightFormat::int8_x8_f16>,
+                                        .int4_f16 = kInts<WeightFormat::int4_x8_f16>,
                                         .rounded = kRounded,
                                         .quantize_row = quantize_row,
                                         .round_row = kRoundRow};

@@ -29,7 +29,7 @@ struct Tile {
   int64_t in_features;
   const float* x[kMaxTileInputs];                  // T rows of in_features floats (bf16_x8)
   const bf16* rounded[kMaxTileInputs];             // the same rounded to bf16, with an even number of values
-  const int8_t* q[kMaxTileInputs];                 // T rows of 8-bit inputs (int8_x8, int4_x8)
+  const int8_t* q[kMaxTileInputs];                 // T rows of 8-bit inputs (formats of integers)
   const InputBlock* input_blocks[kMaxTileInputs];  // their scales, one entry per block
   float* out[kMaxTileInputs];                      // outputs of the first group; those of the next groups follow
   // Weights are read once, so a tile prefetches later ones. With one input, it prefetches the next groups, next_group
@@ -56,7 +56,8 @@ struct Tiles {
 };
 
 struct PackedKernels {
-  Tiles bf16, int8, int4;  // bf16_x8, int8_x8, int4_x8
+  Tiles bf16, int8, int4;    // bf16_x8, int8_x8, int4_x8
+  Tiles int8_f16, int4_f16;  // int8_x8_f16, int4_x8_f16
 
   // bf16_x8 times inputs rounded to bf16, on sets with an instruction for it; else empty. An output is two sums,
   // of columns 0, 1, 4, 5, 8, ... and of the others, in ascending pairs as the instruction adds them. A tile computes

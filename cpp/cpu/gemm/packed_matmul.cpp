@@ -120,7 +120,7 @@ class Walk {
 void QuantizedInputs::quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows,
                                int64_t in_features, const PackedKernels& kernels) {
   num_blocks_ = num_quant_blocks(in_features);
-  are_rounded_ = false;
+  are_quantized_ = true;
   const size_t blocks = static_cast<size_t>(num_rows * num_blocks_);
   if (blocks_.size() < blocks) {
     blocks_.resize(blocks);
@@ -147,7 +147,7 @@ void QuantizedInputs::round(ThreadPool& pool, const float* x, int64_t x_stride, 
 
 void packed_matmul_block(const Weight& weight, const MatmulBlock& block, const PackedKernels& kernels) {
   LC_CHECK(block.first_row % kPackedRows == 0 &&
-           (!want_quantized_inputs(weight.format) || (block.quantized && !block.quantized->are_rounded())));
+           (!want_quantized_inputs(weight.format) || (block.quantized && block.quantized->are_quantized())));
   switch (weight.format) {
     case WeightFormat::bf16_x8:
       if (block.quantized && block.quantized->are_rounded())
@@ -157,6 +157,10 @@ void packed_matmul_block(const Weight& weight, const MatmulBlock& block, const P
       return Walk<WeightFormat::int8_x8>(weight, block, kernels.int8).run();
     case WeightFormat::int4_x8:
       return Walk<WeightFormat::int4_x8>(weight, block, kernels.int4).run();
+    case WeightFormat::int8_x8_f16:
+      return Walk<WeightFormat::int8_x8_f16>(weight, block, kernels.int8_f16).run();
+    case WeightFormat::int4_x8_f16:
+      return Walk<WeightFormat::int4_x8_f16>(weight, block, kernels.int4_f16).run();
     default:
       throw Error(str_cat("[cpu] a ", name_of(weight.format), " weight cannot be multiplied"));
   }

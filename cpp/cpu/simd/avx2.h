@@ -43,8 +43,11 @@ struct Avx2 {
   static LC_INLINE Floats high_bf16(Bytes v) {
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
-  static LC_INLINE Floats scales(const uint8_t* const* group, int64_t at) {
-    return low_bf16(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(group[0] + at))));
+  static LC_INLINE Floats scales_bf16(const uint8_t* const* group, int64_t at) {
+    return low_bf16(_mm256_cvtepu16_epi32(load_halves(group[0] + at)));
+  }
+  static LC_INLINE Floats scales_f16(const uint8_t* const* group, int64_t at) {
+    return _mm256_cvtph_ps(load_halves(group[0] + at));
   }
   static LC_INLINE Bytes broadcast4(const int8_t* p) { return broadcast_bytes(p); }
 
@@ -73,6 +76,9 @@ struct Avx2 {
   }
 
  private:
+  static LC_INLINE __m128i load_halves(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
   static LC_INLINE __m256i load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static LC_INLINE __m256i broadcast_bytes(const void* p) {
     int32_t four;

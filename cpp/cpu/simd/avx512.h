@@ -63,11 +63,11 @@ struct Avx512 {
     _mm256_storeu_ps(p, _mm256_add_ps(_mm512_castps512_ps256(v), high));
   }
 #endif
-  static LC_INLINE Floats scales(const uint8_t* const* group, int64_t at) {
-    const __m256i two = _mm256_inserti128_si256(
-        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(group[0] + at))),
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(group[1] + at)), 1);
-    return low_bf16(_mm512_cvtepu16_epi32(two));
+  static LC_INLINE Floats scales_bf16(const uint8_t* const* group, int64_t at) {
+    return low_bf16(_mm512_cvtepu16_epi32(load_halves(group, at)));
+  }
+  static LC_INLINE Floats scales_f16(const uint8_t* const* group, int64_t at) {
+    return _mm512_cvtph_ps(load_halves(group, at));
   }
   static LC_INLINE Bytes broadcast4(const int8_t* p) { return broadcast_bytes(p); }
 
@@ -85,6 +85,11 @@ struct Avx512 {
   static LC_INLINE Ints end_int4(Ints sum, int32_t) { return sum; }
 
  private:
+  static LC_INLINE __m256i load_halves(const uint8_t* const* group, int64_t at) {
+    return _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(group[0] + at))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(group[1] + at)), 1);
+  }
   static LC_INLINE __m512i broadcast_bytes(const void* p) {
     int32_t four;
     std::memcpy(&four, p, 4);

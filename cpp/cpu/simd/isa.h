@@ -7,7 +7,7 @@ namespace longcat {
 
 enum class Isa {
   portable,      // what every processor of the architecture has: SSE2 on x86-64, NEON on Arm
-  avx2,          // and FMA, BMI 1 and 2
+  avx2,          // and FMA, F16C, BMI 1 and 2
   avx512,        // F, BW, DQ, VL
   avx512_vnni,   // 8-bit products summed in 32 bits
   avx512_bf16,   // bf16 products summed in f32

@@ -67,10 +67,14 @@ struct Neon {
     return {vreinterpretq_f32_s32(vandq_s32(vreinterpretq_s32_s8(v.low), mask)),
             vreinterpretq_f32_s32(vandq_s32(vreinterpretq_s32_s8(v.high), mask))};
   }
-  static LC_INLINE Floats scales(const uint8_t* const* group, int64_t at) {
+  static LC_INLINE Floats scales_bf16(const uint8_t* const* group, int64_t at) {
     const uint16x8_t v = vreinterpretq_u16_u8(vld1q_u8(group[0] + at));
     return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
             vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(v), 16))};
+  }
+  static LC_INLINE Floats scales_f16(const uint8_t* const* group, int64_t at) {
+    const float16x8_t v = vreinterpretq_f16_u8(vld1q_u8(group[0] + at));
+    return {vcvt_f32_f16(vget_low_f16(v)), vcvt_high_f32_f16(v)};
   }
   static LC_INLINE int8x16_t broadcast4(const int8_t* p) { return vreinterpretq_s8_s32(broadcast_bytes(p)); }
 

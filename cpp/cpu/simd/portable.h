@@ -45,9 +45,20 @@ struct Portable {
   // The first and the second bf16 of each lane.
   static LC_INLINE Floats low_bf16(Bytes v) { return as_floats(v << 16); }
   static LC_INLINE Floats high_bf16(Bytes v) { return as_floats(v & static_cast<int32_t>(0xffff0000u)); }
-  // 8 bf16 of each group.
-  static LC_INLINE Floats scales(const uint8_t* const* group, int64_t at) {
+  // 8 bf16 of each group, or 8 IEEE halves. Both conversions are exact.
+  static LC_INLINE Floats scales_bf16(const uint8_t* const* group, int64_t at) {
     return vec::load(reinterpret_cast<const bf16*>(group[0] + at));
+  }
+  static LC_INLINE Floats scales_f16(const uint8_t* const* group, int64_t at) {
+    typedef uint16_t u16x8 __attribute__((vector_size(16)));
+    u16x8 halves;
+    std::memcpy(&halves, group[0] + at, sizeof(halves));
+    const Ints bits = __builtin_convertvector(halves, Ints), magnitude = bits & 0x7fff;
+    const Ints exponent = Ints{} + (112 << 23);  // added twice to infinities and NaN
+    const Floats subnormal = to_floats(magnitude) * 0x1p-24f;
+    Ints out = (magnitude << 13) + exponent + (magnitude >= 0x7c00 ? exponent : Ints{});
+    out = magnitude < 0x400 ? as_ints(subnormal) : out;
+    return as_floats(out | (bits & 0x8000) << 16);
   }
   // 4 inputs in each lane.
   static LC_INLINE Bytes broadcast4(const int8_t* p) { return broadcast_bytes(p); }
@@ -77,6 +88,11 @@ struct Portable {
     int32_t four;
     std::memcpy(&four, p, 4);
     return Ints{} + four;
+  }
+  static LC_INLINE Ints as_ints(Floats v) {
+    Ints out;
+    std::memcpy(&out, &v, sizeof(out));
+    return out;
   }
   static LC_INLINE Floats as_floats(Ints v) {
     Floats out;

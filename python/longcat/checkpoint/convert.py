@@ -11,34 +11,28 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.calibration import InputMoments, check_text
-from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, component_of, packed_as, place
-from longcat.checkpoint.gptq import error_propagation, round_int4
-from longcat.checkpoint.lock import LOCK_FILE, FolderLock
-from longcat.checkpoint.writer import (
-    INDEX_FILE,
-    MAX_SHARD_BYTES,
-    check_new,
-    check_room,
-    header,
-    write_index,
-)
+from longcat.checkpoint.calibration.gptq import error_propagation, round_int4
+from longcat.checkpoint.calibration.moments import InputMoments, check_text
+from longcat.checkpoint.card import Provenance, source_name
+from longcat.checkpoint.formats import COMPONENTS, FORMATS, PRESETS, checked_formats, component_of, packed_as, place
+from longcat.checkpoint.partial import PartialFolder, is_no_copy
+from longcat.checkpoint.verify import known_hashes
+from longcat.checkpoint.writer import MAX_SHARD_BYTES
 from longcat.support.files import open_regular, read_text
 from longcat.support.json_types import JsonObject
 
 __all__ = ["COMPONENTS", "FORMATS", "PRESETS", "Converted", "convert_checkpoint"]
 
 _ROWS = 1024  # of a matrix that are rounded at a time, a multiple of 8: 12 MB of f32 with 3072 columns
-_PLAN_FILE = "convert.json"  # in the partial folder: source, formats and options of the run
 
 
 @dataclass
@@ -78,7 +72,7 @@ def convert_checkpoint(
     progress: Callable[[int, int], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Converted:
-    """Writes a checkpoint in packed formats.
+    """Writes a checkpoint in packed formats, with a model card, provenance.json and SHA256SUMS.
 
     Files are written to `out`.partial, which is renamed to `out` at the end. An interrupted run continues when it is
     started again with the same arguments. A second run at the same time is refused.
@@ -87,10 +81,10 @@ def convert_checkpoint(
         folder: a checkpoint in the Hugging Face layout; bf16, f16, f32 or FP8 blocks.
         out: must not exist, or be empty.
         formats: component -> "keep", "bf16", "int8" or "int4"; see COMPONENTS. Matrices get one scale per 32 columns,
-            tables one scale per row. "bf16" and "keep" leave tables unchanged.
+            tables one scale per row. "bf16" and "keep" leave tables unchanged. "fp8" is for embedding and tables.
         calibration: token ids of a text like those the model will read; default_token_ids() has one. The core's int4
             matrices are then rounded for their inputs on that text, which costs far less quality; see
-            longcat.checkpoint.gptq.
+            longcat.checkpoint.calibration.gptq.
         max_shard_bytes: maximum tensor bytes per file.
         progress: called with (bytes done, total bytes) of the source.
         log: called with a line before each slow step.
@@ -103,9 +97,8 @@ def convert_checkpoint(
             the calibration.
     """
     start = time.perf_counter()
-    formats = _checked(formats)
+    formats = checked_formats(formats)
     source, target = Path(folder), Path(out)
-    partial = target.with_name(target.name + ".partial")
     checkpoint = _core.Checkpoint(str(source))
     checkpoint.check_tensors()
     if calibration is not None:
@@ -114,64 +107,27 @@ def convert_checkpoint(
             raise ValueError(
                 f"calibration rounds the core's int4 matrices, and core is {formats['core']}: leave it out"
             )
-    tensors = _tensors(checkpoint, source, formats)
-    shards = place(tensors, max_shard_bytes)
-    total = sum(tensor.num_bytes for tensor in tensors)
+    shards = place(_tensors(checkpoint, source, formats), max_shard_bytes)
+    source_total = sum(tensor.end - tensor.begin for members in shards.values() for tensor in members)
     plan = _plan(checkpoint, source, formats, max_shard_bytes, calibration)
-    source_total = sum(tensor.end - tensor.begin for tensor in tensors)
-    done = resumed = 0
-    moments: InputMoments | None = None
-    lock: FolderLock | None = None
-    written = partial  # the folder with the files; `target` after the rename
-    try:
-        lock = _open_partial(target, partial, plan, total)
-        if calibration is not None:
-            left = [tensor for file, members in shards.items() if not (partial / file).exists() for tensor in members]
-            widths = {
-                t.source: t.width
-                for t in left
-                if t.packed == "int4_x8" and component_of(t.source) == "core" and not t.source.startswith("model.mtp.")
-            }
-            moments = InputMoments(source, calibration, widths, log)
-        for file, members in shards.items():
-            if (partial / file).exists():
-                resumed += 1
-                done += sum(tensor.end - tensor.begin for tensor in members)
-                continue
-            unfinished = partial / (file + ".unfinished")
-            with open(unfinished, "wb") as stream:
-                stream.write(header((t.name, t.dtype, t.shape, t.num_bytes) for t in members))
-                for tensor in members:
-                    _write(stream, tensor, checkpoint, source, moments)
-                    done += tensor.end - tensor.begin
-                    if progress:
-                        progress(done, source_total)
-                stream.flush()
-                os.fsync(stream.fileno())
-            unfinished.rename(partial / file)
-        if list(shards) != ["model.safetensors"]:
-            write_index(partial, {file: [t.name for t in members] for file, members in shards.items()}, total)
-        _copy_small_files(source, partial)
-        (partial / _PLAN_FILE).unlink()
-        if target.exists():
-            target.rmdir()  # empty, as _open_partial checked
-        partial.rename(target)
-        written = target
-    except OSError as error:
-        raise Error(f"[convert] {error.filename or target}: {error.strerror or error}") from None
-    finally:
-        if lock:
-            lock.release(written)
-    return Converted(total, source_total, len(shards), resumed, time.perf_counter() - start)
+    with PartialFolder(target, plan, shards) as partial:
+        left = [tensor for file, members in shards.items() if file not in partial.done for tensor in members]
+        done = source_total - sum(tensor.end - tensor.begin for tensor in left)
+        moments = None if calibration is None else InputMoments(source, calibration, _widths(left), log)
 
+        def write(stream: BinaryIO, members: Sequence[_Tensor]) -> None:
+            nonlocal done
+            for tensor in members:
+                _write(stream, tensor, checkpoint, source, moments)
+                done += tensor.end - tensor.begin
+                if progress:
+                    progress(done, source_total)
 
-def _checked(formats: Mapping[str, str]) -> dict[str, str]:
-    for component, name in formats.items():
-        if component not in COMPONENTS:
-            raise ValueError(f'component "{component}"; expected {", ".join(COMPONENTS)}')
-        if name not in FORMATS:
-            raise ValueError(f'{component}="{name}"; expected {", ".join(FORMATS)}')
-    return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
+        partial.write_shards(write)
+        _copy_small_files(source, partial.path)
+        partial.finish(_provenance(checkpoint, source, formats, calibration))
+    seconds = time.perf_counter() - start
+    return Converted(partial.num_bytes, source_total, len(shards), len(partial.done), seconds)
 
 
 def _tensors(checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str]) -> list[_Tensor]:
@@ -204,39 +160,34 @@ def _plan(
     shards = {}
     for name, num_bytes in checkpoint.shards():
         shards[name] = [num_bytes, (source / name).stat().st_mtime_ns]
-    text = None if calibration is None else hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
+    text = None if calibration is None else _text_hash(calibration)
     return {"formats": dict(formats), "max_shard_bytes": max_shard_bytes, "shards": shards, "calibration": text}
 
 
-def _open_partial(target: Path, partial: Path, plan: Mapping[str, object], total: int) -> FolderLock:
-    """The folder for the files, new or from an earlier run, and its lock."""
-    check_new("convert", target)
-    if not partial.exists():
-        check_room("convert", target, total, "free some, or name a folder on another disk")
-    lock = FolderLock("convert", partial)
-    try:
-        check_new("convert", target)  # again, because another run may have ended meanwhile
-        if {path.name for path in partial.iterdir()} <= {LOCK_FILE, _PLAN_FILE}:
-            (partial / _PLAN_FILE).write_text(json.dumps(plan))
-            return lock
-        try:
-            earlier = json.loads(read_text(partial / _PLAN_FILE, "[convert]"))
-        except (Error, ValueError):
-            earlier = None
-        if earlier != plan:
-            raise Error(
-                f"[convert] {partial} belongs to an interrupted run with another source or other options. Remove it"
-            )
-        return lock
-    except BaseException:
-        lock.release(partial)
-        if lock.created:
-            partial.rmdir()
-        raise
+def _provenance(
+    checkpoint: _core.Checkpoint, source: Path, formats: Mapping[str, str], calibration: Sequence[int] | None
+) -> Provenance:
+    hashes = {name: digest for name, (digest, _) in known_hashes(source).items()}
+    text = None if calibration is None else {"tokens": len(calibration), "sha256": _text_hash(calibration)}
+    options = {"formats": dict(formats), "calibration": text}
+    return Provenance("convert", source_name(source), options, dict(checkpoint.shards()), hashes)
+
+
+def _text_hash(calibration: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(list(calibration)).encode()).hexdigest()
+
+
+def _widths(tensors: Iterable[_Tensor]) -> dict[str, int]:
+    """The input widths of the matrices that are rounded for the calibration text."""
+    return {
+        t.source: t.width
+        for t in tensors
+        if t.packed == "int4_x8" and component_of(t.source) == "core" and not t.source.startswith("model.mtp.")
+    }
 
 
 def _write(
-    stream: Any, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
+    stream: BinaryIO, tensor: _Tensor, checkpoint: _core.Checkpoint, source: Path, moments: InputMoments | None
 ) -> None:
     if moments is not None and (inputs := moments.of(tensor.source)) is not None:
         _check_finite(source, f'what reaches "{tensor.source}"', inputs)
@@ -244,7 +195,9 @@ def _write(
         matrix = _core.read_matrix(checkpoint, tensor.source)
         _check_finite(source, f'"{tensor.source}"', matrix)
         for begin in range(0, len(matrix), _ROWS):
-            stream.write(_core.pack_int4(*round_int4(matrix[begin : begin + _ROWS], propagation)).data)
+            q, scales = round_int4(matrix[begin : begin + _ROWS], propagation)
+            bf16_bits = (scales.view(np.uint32) >> 16).astype(np.uint16)
+            stream.write(_core.pack_grid(q, bf16_bits, "int4_x8").data)
         return
     if tensor.packed:
         stream.write(_core.pack_tensor(checkpoint, tensor.source, tensor.packed).data)
@@ -269,5 +222,5 @@ def _check_finite(source: Path, what: str, values: np.ndarray) -> None:
 def _copy_small_files(source: Path, partial: Path) -> None:
     """Copies config.json, tokenizer, generation defaults and licence: all files except weights, index and hashes."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX_FILE, "SHA256SUMS", LOCK_FILE):
+        if path.is_file() and path.suffix != ".safetensors" and not is_no_copy(path.name):
             shutil.copyfile(path, partial / path.name)

@@ -10,6 +10,7 @@ from longcat.checkpoint.writer import split
 
 COMPONENTS = ("core", "experts", "head", "embedding", "tables")
 FORMATS = ("keep", "bf16", "int8", "int4")
+_LOOKED_UP = ("embedding", "tables")  # components of which single rows are read
 # The formats of --quant NAME per component. Few bits cost more quality in the word embedding than in the N-gram tables,
 # and in the head no calibration helps: int4 keeps both in int8. It also does so with the few rows that make the latents
 # (kv_a_proj), which every later token reads.
@@ -31,9 +32,33 @@ def component_of(name: str) -> str:
     return "tables" if name.startswith(("model.ngram_embeddings.embedders.", "model.oe_embed_tokens")) else "core"
 
 
+def formats_of(component: str) -> tuple[str, ...]:
+    """The formats that a component may have."""
+    return (*FORMATS, "fp8") if component in _LOOKED_UP else FORMATS
+
+
 def spellings(name: str) -> tuple[str, str]:
     """A tensor's name and its name in the other of LongCat-Flash-Lite and -Sparse, which is empty for most tensors."""
     return name, _core.other_spelling(name)
+
+
+def checked_formats(formats: Mapping[str, str]) -> dict[str, str]:
+    """component -> format for every component; "keep" where none is given.
+
+    Raises:
+        ValueError: a component or format is unknown.
+    """
+    for component, name in formats.items():
+        if component not in COMPONENTS:
+            raise ValueError(f'component "{component}"; expected {", ".join(COMPONENTS)}')
+        if name not in formats_of(component):
+            raise ValueError(f'{component}="{name}"; expected {", ".join(formats_of(component))}')
+    return dict.fromkeys(COMPONENTS, "keep") | dict(formats)
+
+
+def use_of(uses: Mapping[str, str], name: str) -> str | None:
+    """ "matrix" or "table" of `uses`, under either name of the tensor; None: it may not be packed."""
+    return next((uses[spelling] for spelling in spellings(name) if spelling in uses), None)
 
 
 def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) -> str | None:
@@ -42,12 +67,16 @@ def packed_as(uses: Mapping[str, str], name: str, formats: Mapping[str, str]) ->
     Args:
         uses: tensor -> "matrix" or "table", of the tensors that may be packed (`_core.packable_tensors`).
         name: the tensor.
-        formats: component -> "keep", "bf16", "int8" or "int4".
+        formats: component -> one of `formats_of`.
+    Raises:
+        ValueError: the word embedding is to be fp8, and it is the head, too.
     """
-    use = next((uses[spelling] for spelling in spellings(name) if spelling in uses), None)
+    use = use_of(uses, name)
     if use is None:
         return None
     wanted = formats[component_of(name)]
+    if wanted == "fp8" and use == "matrix":
+        raise ValueError('embedding="fp8"; expected another format, because the head is the same matrix')
     if wanted == "int4" and ".kv_a_proj_with_mqa." in name:
         wanted = "int8"
     if wanted == "keep" or (wanted == "bf16" and use == "table"):
@@ -60,6 +89,7 @@ class Stored(Protocol):
 
     name: str
     dtype: str
+    shape: tuple[int, ...]
     num_bytes: int
 
 

@@ -119,7 +119,7 @@ class PackedPool:
         Args:
             name: stream label.
             spec: two-dimensional; `mean` is 0.
-            format: "int4_x8", "int8_x8", "int4_row" or "int8_row".
+            format: "int4_x8", "int8_x8", "int4_row", "int8_row" or "fp8_row".
         """
         rows, cols = spec.shape
         num_units, stride = _core.packed_shape(format, rows, cols)  # a unit: 8 rows, or a row
@@ -166,6 +166,14 @@ class PackedPool:
         ring = self._random_bytes("int8 ring")
         ring[ring == 0x80] = 0  # -128 becomes 0
         return ring, math.sqrt(2 * sum(k * k for k in range(1, 128)) / 256)
+
+    @cached_property
+    def _fp8_ring(self) -> tuple[np.ndarray, float]:
+        ring = self._random_bytes("fp8 ring")
+        ring[ring & 0x7F == 0x7F] = 0  # NaN becomes 0
+        exponents, rest = np.divmod(np.arange(127), 8)
+        values = np.ldexp(np.where(exponents > 0, 8, 0) + rest, np.maximum(exponents, 1) - 10)
+        return ring, math.sqrt(2 * np.square(values).sum() / 256)
 
     def _random_bytes(self, label: str) -> np.ndarray:
         ring = np.empty(self.PERIOD + 3 + self.CHUNK, np.uint8)  # as in ValuePool, slices never wrap

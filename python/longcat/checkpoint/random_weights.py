@@ -19,12 +19,13 @@ from typing import Any
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.card import Provenance, write_card
 from longcat.checkpoint.formats import PRESETS as QUANT_PRESETS
 from longcat.checkpoint.formats import component_of, packed_as, place
-from longcat.checkpoint.lock import LOCK_FILE, FolderLock
 from longcat.checkpoint.random_values import PackedPool, TensorSpec, ValuePool
-from longcat.checkpoint.writer import MAX_SHARD_BYTES, check_new, check_room, header, split, write_index
+from longcat.checkpoint.writer import MAX_SHARD_BYTES, HashedStream, check_new, check_room, header, split, write_index
 from longcat.support.files import read_json_object
+from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
 
 AUXILIARY_FILE = "model-auxiliary.safetensors"  # the file of official checkpoints for MTP tensors
@@ -41,6 +42,7 @@ TOKENIZER_FILES = (
 _TORCH_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 _TAGS = {"bf16": "BF16", "f32": "F32"}
 PACKED = ("int8", "int4")  # the values of --quant
+TABLES = ("fp8", "int8", "int4")  # the values of --tables
 
 # --- configurations -------------------------------------------------------------------------------
 
@@ -255,6 +257,7 @@ def write_checkpoint(
     *,
     dtype: str = "bf16",
     quant: str | None = None,
+    tables: str | None = None,
     sparse_tables: bool = False,
     seed: int = 0,
     mtp: bool = False,
@@ -273,7 +276,8 @@ def write_checkpoint(
         config: config.json; `torch_dtype` is set to `dtype`.
         dtype: "bf16" or "f32"; the router, and the indexer's weights_proj, are always f32, as in official checkpoints.
         quant: "int8" or "int4": the files, tensors and formats that `longcat convert --quant` makes of the checkpoint,
-            without the copy in `dtype`. None: the official layout.
+            without the copy in `dtype`. A model card and hashes are written, too. None: the official layout.
+        tables: the format of the N-gram tables in place of that of `quant`: "fp8", "int8" or "int4".
         sparse_tables: leave holes in the files in place of the rows of the N-gram tables. They read as zeros, and take
             no room on the disk.
         seed: the same seed, config and formats give the same bytes.
@@ -292,9 +296,12 @@ def write_checkpoint(
         raise ValueError(f'dtype "{dtype}"; expected {" or ".join(_TAGS)}')
     if quant not in (None, *PACKED):
         raise ValueError(f'quant "{quant}"; expected {" or ".join(PACKED)}')
+    if tables is not None and (quant is None or tables not in TABLES):
+        raise ValueError(f'tables "{tables}"; expected {", ".join(TABLES)}, with quant')
     config = {**config, "torch_dtype": _TORCH_DTYPES[dtype]}
     specs = tensor_specs(config, mtp)
-    files = _plan(specs, config, dtype, quant, sparse_tables, max_shard_bytes)
+    formats = QUANT_PRESETS[quant] | ({"tables": tables} if tables else {}) if quant else None
+    files = _plan(specs, config, dtype, formats, sparse_tables, max_shard_bytes)
     headers = {
         file: header((t.name, t.dtype, t.shape, t.num_bytes) for t in members) for file, members in files.items()
     }
@@ -315,6 +322,10 @@ def write_checkpoint(
             for source in copies:
                 shutil.copyfile(source, partial / source.name)
             disk_bytes = _write_tensors(partial, files, headers, dtype, seed, total, progress)
+            if quant:
+                options = {"formats": formats, "sparse_tables": sparse_tables, "mtp": mtp}
+                name = f"random values with seed {seed}"
+                write_card(partial, Provenance("make-checkpoint", name, options, files={}, hashes={}))
             partial.rename(target)
             written = target
         except BaseException:
@@ -332,15 +343,15 @@ def _plan(
     specs: Mapping[str, TensorSpec],
     config: Mapping[str, object],
     dtype: str,
-    quant: str | None,
+    formats: Mapping[str, str] | None,
     sparse_tables: bool,
     max_shard_bytes: int,
 ) -> dict[str, list[_Stored]]:
     """file name -> its tensors."""
-    uses = _core.packable_tensors(json.dumps(config)) if quant else {}
+    uses = _core.packable_tensors(json.dumps(config)) if formats else {}
     stored = {}
     for name, spec in specs.items():
-        packed = packed_as(uses, name, QUANT_PRESETS[quant]) if quant else None
+        packed = packed_as(uses, name, formats) if formats else None
         hole = sparse_tables and component_of(name) == "tables"
         if packed:
             rows, stride = _core.packed_shape(packed, *spec.shape)
@@ -350,7 +361,7 @@ def _plan(
             size = math.prod(spec.shape) * (4 if tag == "F32" else 2)
             tensor = _Stored(name, spec, name, tag, spec.shape, size, None, hole)
         stored[name] = tensor
-    if quant:
+    if formats:
         return place((stored[name] for name in sorted(stored)), max_shard_bytes)
     mtp = [name for name in specs if name.startswith("model.mtp.")]
     names = split({n: t.num_bytes for n, t in stored.items() if n not in mtp}, max_shard_bytes, more_files=bool(mtp))
@@ -403,8 +414,10 @@ def _write_tensors(
     values, packed = ValuePool(seed), PackedPool(seed)
     done = disk_bytes = 0
     for file_name, tensors in files.items():
+        is_hashed = any(tensor.packed for tensor in tensors) and not any(tensor.is_hole for tensor in tensors)
         with open(folder / file_name, "xb") as file:
-            done += file.write(headers[file_name])
+            stream = HashedStream(file) if is_hashed else file
+            done += stream.write(headers[file_name])
             for tensor in tensors:
                 if tensor.is_hole:
                     file.seek(tensor.num_bytes, os.SEEK_CUR)
@@ -415,12 +428,14 @@ def _write_tensors(
                 else:
                     pieces = values.chunks(tensor.source, tensor.spec, "f32" if tensor.dtype == "F32" else dtype)
                 for piece in pieces:
-                    done += file.write(piece.data)
+                    done += stream.write(piece.data)
                     if progress:
                         progress(done, total)
             file.truncate(file.tell())  # where it ends with a hole
             os.fsync(file.fileno())  # file systems may find that the disk is full no sooner
             disk_bytes += os.fstat(file.fileno()).st_blocks * 512
+        if isinstance(stream, HashedStream):
+            stream.store_hash(folder / file_name)
         if progress:
             progress(done, total)
     return disk_bytes

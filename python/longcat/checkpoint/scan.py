@@ -29,6 +29,12 @@ class FileTensor:
     shape: tuple[int, ...]
     begin: int  # in the file [bytes]
     end: int
+    width: int = 0  # number of columns of a packed matrix; 0: not packed
+
+    @property
+    def packed(self) -> str | None:
+        """The packed format."""
+        return self.name.rpartition(".")[2] if self.width else None
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,13 @@ def _read_file(path: Path, tensors: list[FileTensor], hashed: bool, advance: Cal
     data_begin = min((tensor.begin for tensor in tensors), default=path.stat().st_size)
 
     with open_regular(path, "[verify]") as file:
-        buffer = memoryview(bytearray(_CHUNK))
+        widest = max((tensor.shape[1] for tensor in tensors if tensor.packed), default=1)
+        buffer = memoryview(bytearray(max(_CHUNK, widest)))
 
-        def chunks(begin: int, end: int) -> Iterator[memoryview]:
-            for at in range(begin, end, _CHUNK):
-                chunk = buffer[: min(_CHUNK, end - at)]
+        def chunks(begin: int, end: int, unit: int = 1) -> Iterator[memoryview]:
+            size = max(1, _CHUNK // unit) * unit
+            for at in range(begin, end, size):
+                chunk = buffer[: min(size, end - at)]
                 filled = 0
                 while filled < len(chunk):
                     filled += (n := file.readinto(chunk[filled:]) or 0)
@@ -111,7 +119,8 @@ def _read_file(path: Path, tensors: list[FileTensor], hashed: bool, advance: Cal
         for _ in chunks(0, data_begin):
             pass
         for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
-            _scan_tensor(tensor, chunks(tensor.begin, tensor.end), path.name, result)
+            unit = tensor.shape[1] if tensor.packed else 1
+            _scan_tensor(tensor, chunks(tensor.begin, tensor.end, unit), path.name, result)
     if hashed:
         result.sha256 = digest.hexdigest()
     return result
@@ -124,6 +133,12 @@ def _scan_tensor(tensor: FileTensor, chunks: Iterable[memoryview], file_name: st
     at = 0  # [bytes]
     for chunk in chunks:
         index, is_nan, all_zero = _core.scan_tensor(chunk, tensor.dtype)
+        if tensor.packed and not not_finite and (unit := _core.scan_packed(chunk, tensor.packed, tensor.width)) >= 0:
+            rows = 8 if "_x8" in tensor.packed else 1
+            row = (unit + at // tensor.shape[1]) * rows
+            not_finite = f'"{tensor.name}" has NaN or an infinity in {"rows" if rows > 1 else "row"} {row}'
+            not_finite += f" to {row + rows - 1}" if rows > 1 else ""
+            result.not_finite.append(not_finite)
         if index >= 0 and not not_finite:
             element = index + at * math.prod(tensor.shape) // (tensor.end - tensor.begin)
             kind = "NaN" if is_nan else "an infinity"

@@ -16,16 +16,17 @@ from pathlib import Path
 
 import longcat._core as _core
 from longcat._core import Error
+from longcat.checkpoint.card import PROVENANCE_FILE, check_provenance
 from longcat.checkpoint.facts import Fact, collect_facts
-from longcat.checkpoint.formats import component_of
-from longcat.checkpoint.lock import FolderLock
+from longcat.checkpoint.formats import component_of, spellings
 from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
-from longcat.checkpoint.writer import INDEX_FILE
+from longcat.checkpoint.sources.opening import refuse_gguf
+from longcat.checkpoint.writer import HASH_FILE, INDEX_FILE
 from longcat.support.files import open_regular, read_json_object, read_text
+from longcat.support.folder_lock import FolderLock
 from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text, count, printable, some_of
 
-HASH_FILE = "SHA256SUMS"  # the format of `sha256sum`
 # Files other than the shards that affect the model's completions.
 _SMALL_FILES = (
     "config.json",
@@ -105,6 +106,7 @@ def verify_checkpoint(
     if headers_only and write_hashes:
         raise ValueError("headers_only reads no data, so there is nothing to hash: drop it or write_hashes")
     folder = Path(path)
+    refuse_gguf(folder, "verify")
     if not folder.is_dir():
         _core.config_warnings(os.fspath(path))  # raises the error
     with _right_to_write(folder) if write_hashes else nullcontext():
@@ -163,6 +165,7 @@ class _Verifier:
         self._check_index(checkpoint)
         if config_fits:
             self._check_tensors(checkpoint)
+        self._check_provenance(checkpoint)
         return checkpoint
 
     def _check_config(self) -> bool:
@@ -194,7 +197,11 @@ class _Verifier:
             found = sum(end - begin for *_, begin, end in checkpoint.tensors())
             if unlisted:
                 self._add("index", "warn", f"{count(len(unlisted), 'tensor')} in no entry of it: {some_of(unlisted)}")
-            if isinstance(total, int) and total != found:
+            # The native parser lets a file be missing only when it has the MTP layer alone.
+            absent = sorted(set(index["weight_map"].values()) - set(shards))
+            if absent:
+                self._add("index", "warn", f"{some_of(absent)} is missing: speculative decoding with mtp needs it")
+            elif isinstance(total, int) and total != found:
                 self._add("index", "warn", f"metadata.total_size is {total}, the tensors take {found} bytes")
             if not unlisted:
                 self._add("index", "ok", f"{count(len(index['weight_map']), 'tensor')} in the files it names")
@@ -210,6 +217,18 @@ class _Verifier:
         self._add("tensors", "ok", "every tensor that config.json asks for, each of its shape and a dtype that is read")
         for line in warnings:
             self._add("tensors", "warn", line)
+
+    def _check_provenance(self, checkpoint: _core.Checkpoint) -> None:
+        is_packed = any(name.rpartition(".")[2] in _core.PACKED_FORMATS for name, *_ in checkpoint.tensors())
+        try:
+            made = check_provenance(self.folder, checkpoint)
+        except Error as error:
+            self._add("provenance", "FAIL", str(error))
+            return
+        if made:
+            self._add("provenance", "ok", made)
+        elif is_packed:
+            self._add("provenance", "warn", f"no {PROVENANCE_FILE}: what the packed weights were made of is not known")
 
     # --- text ----------------------------------------------------------------------------------------------------
 
@@ -280,8 +299,9 @@ class _Verifier:
         hashed = {*known, *(shards + others if write_hashes else [])}
         missing = sorted(name for name in known if not (self.folder / name).is_file())
         tensors: dict[str, list[FileTensor]] = {name: [] for name in [*shards, *sorted(hashed - {*shards, *missing})]}
+        widths = self._packed_widths(checkpoint)
         for name, dtype, shape, shard, begin, end in checkpoint.tensors():
-            tensors[shards[shard]].append(FileTensor(name, dtype, shape, begin, end))
+            tensors[shards[shard]].append(FileTensor(name, dtype, shape, begin, end, widths.get(name, 0)))
         try:
             results = read_files(self.folder, tensors, hashed, progress)
         except Error as error:
@@ -292,6 +312,23 @@ class _Verifier:
             return
         self._add_values(results, sum(map(len, tensors.values())))
         self._add_hashes(results, known, missing, shards, write_hashes)
+
+    def _packed_widths(self, checkpoint: _core.Checkpoint) -> dict[str, int]:
+        """The number of columns of each packed matrix whose bytes have the shape that config.json asks for."""
+        try:
+            text = read_text(self.folder / "config.json", "[verify]")
+            expected = [*_core.expected_tensors(text), *_core.expected_mtp_tensors(text)]
+        except Error:
+            return {}  # the config check has reported it
+        shapes = {spelling: shape for name, shape, _ in expected for spelling in spellings(name)}
+        widths = {}
+        for name, dtype, stored, *_ in checkpoint.tensors():
+            base, _, format = name.rpartition(".")
+            shape = shapes.get(base, ())
+            if format in _core.PACKED_FORMATS and dtype == "U8" and len(shape) == 2:
+                if stored == _core.packed_shape(format, *shape):
+                    widths[name] = shape[1]
+        return widths
 
     def _add_values(self, results: dict[str, FileResult], num_tensors: int) -> None:
         bad = [line for result in results.values() for line in result.not_finite]

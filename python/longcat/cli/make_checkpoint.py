@@ -11,7 +11,7 @@ from longcat.support.json_types import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from longcat.checkpoint.random_weights import PACKED, PRESETS
+    from longcat.checkpoint.random_weights import PACKED, PRESETS, TABLES
 
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
     parser.add_argument(
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write what `longcat convert --quant` makes of the checkpoint, without the checkpoint itself (lite in "
         "int4: 38 GB, of which 16 GB are N-gram tables)",
     )
+    parser.add_argument("--tables", choices=TABLES, help="another format for the N-gram tables, with --quant")
     parser.add_argument(
         "--sparse-tables",
         action="store_true",
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 config,
                 dtype=args.dtype,
                 quant=args.quant,
+                tables=args.tables,
                 sparse_tables=args.sparse_tables,
                 seed=args.seed,
                 mtp=args.mtp,

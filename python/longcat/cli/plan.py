@@ -111,6 +111,15 @@ def text(plan: Plan) -> str:
             f"does not fit: {bytes_text(plan.available)} are free; weights that find no room are read from disk again "
             "as they are needed: lower kv_cache_memory, max_num_seqs or max_model_len, or expect that speed"
         )
+    if tables := plan.tables():
+        lines += ["", "N-gram tables by format (`longcat convert --tables`), on disk or all in memory:"]
+        lines += _table(
+            ["format", "in files", "in memory at the peak", "all in memory"],
+            [
+                [row.format, bytes_text(row.num_bytes), bytes_text(row.resident), "fits" if row.fits else "too large"]
+                for row in tables
+            ],
+        )
     lines += ["", "at most, where reading memory is all that takes time:"]
     lines += _table(
         [f"tokens/s at {plan.bandwidth / 1e9:.1f} GB/s", *(f"context {context}" for context in contexts)],

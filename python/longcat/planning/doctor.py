@@ -12,6 +12,7 @@ from pathlib import Path
 
 import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
+from longcat.checkpoint.sources.opening import is_gguf
 from longcat.support.names import install_command
 
 _SERVER_PACKAGES = (
@@ -244,6 +245,9 @@ def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
     from longcat.planning.plan import plan
 
     model = os.path.expanduser(model)
+    if is_gguf(model):
+        yield Verdict("checkpoint", "FAIL", f"{model} is a GGUF file", f"longcat convert {model} FOLDER")
+        return
     try:
         made = plan(model, bandwidth=1.0)
     except OutOfMemoryError as error:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.formats import spellings
+from longcat.checkpoint.sources.opening import refuse_gguf
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
 from longcat.support.files import read_json_object
@@ -38,10 +39,19 @@ _BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / _FP8_BLOCK**2} | {
     name: 8 * math.prod(_core.packed_shape(f"{name}_x8", 8, 1024)) / (8 * 1024) for name in ("int8", "int4")
 }
 
+_TABLES = r"model\.(ngram_embeddings\.embedders\.|oe_embed_tokens)"
+# Size of [rows, cols] of N-gram tables by format [bytes].
+_TABLE_FORMATS: dict[str, Callable[[int, int], int]] = {
+    "bf16": lambda rows, cols: 2 * rows * cols,
+    "fp8": lambda rows, cols: math.prod(_core.packed_shape("fp8_row", rows, cols)),
+    "int8": lambda rows, cols: math.prod(_core.packed_shape("int8_row", rows, cols)),
+    "int4": lambda rows, cols: math.prod(_core.packed_shape("int4_row", rows, cols)),
+}
+
 # The part that a tensor belongs to; the first pattern that matches its name decides.
 _PARTS = [
     ("word embedding", r"model\.embed_tokens\."),
-    ("N-gram tables", r"model\.(ngram_embeddings\.embedders\.|oe_embed_tokens)"),
+    ("N-gram tables", _TABLES),
     ("N-gram projections", r"model\.(ngram_embeddings\.post_projs\.|oe_embed_proj)"),
     ("indexer", r"model\.layers\.\d+\.self_attn\.\d\.indexer\."),
     ("attention", r"model\.layers\.\d+\.self_attn\."),
@@ -72,6 +82,16 @@ class Part:
     touched: int = 0  # of the files, resident in memory at the peak
     read: int = 0  # per decode step
     held: int = 0  # by one rank, in the form that its kernels read
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """The N-gram tables in one format."""
+
+    format: str  # "bf16", or as `longcat convert --tables` takes it
+    num_bytes: int
+    resident: int  # in memory at the peak, with the tables on disk
+    fits: bool  # whether memory holds all of them beside the rest of the engine
 
 
 @dataclass
@@ -118,6 +138,7 @@ class Plan:
     expert_parallel_size: int
     rank_weights: list[int]  # held by each rank
     rank_tables: list[int]  # the part of rank_weights in N-gram tables
+    table_shapes: list[tuple[int, int]] = field(repr=False, default_factory=list)  # rows and columns, of all ranks
     config: JsonObject = field(repr=False, default_factory=dict)
 
     @property
@@ -195,6 +216,17 @@ class Plan:
             rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
         return rows
 
+    def tables(self) -> list[TableRow]:
+        """The N-gram tables in each format of `longcat convert`, those of all ranks together."""
+        part = next((part for part in self.parts if part.name == "N-gram tables"), Part(""))
+        rest = self.num_ranks * (self.peak - self.process - part.touched - part.copied)
+        rows = []
+        for format, bytes_of in _TABLE_FORMATS.items():
+            sizes = [bytes_of(*shape) for shape in self.table_shapes]
+            resident = sum(_touched(size, self.num_tokens) for size in sizes)
+            rows.append(TableRow(format, sum(sizes), resident, rest + sum(sizes) <= self.available))
+        return rows if self.table_shapes else []
+
     def cache_tokens(self, row: Row, memory: int) -> int:
         """Tokens of latent cache that fit in `memory` besides the weights; negative when the weights do not fit."""
         workspace = self.activations + self.process if row.on_cpu else _core.GPU_SPARE_BYTES
@@ -202,9 +234,11 @@ class Plan:
 
     def as_dict(self) -> JsonObject:
         values = asdict(self)
-        del values["config"]
+        del values["config"], values["table_shapes"]
         rows = [asdict(row) for row in self.placements()]
-        return values | {"peak": self.peak, "fits": self.fits, "parameters": self.parameters, "placements": rows}
+        tables = [asdict(row) for row in self.tables()]
+        sums = {"peak": self.peak, "fits": self.fits, "parameters": self.parameters}
+        return values | sums | {"placements": rows, "tables": tables}
 
 
 class PlanKeywords(TypedDict, total=False):
@@ -241,6 +275,7 @@ def plan(
         ValueError, TypeError: an option is wrong.
     """
     model = os.path.expanduser(os.fspath(model))
+    refuse_gguf(model, "plan")
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s; expected more than 0")
     core = EngineConfig.of(model, options).core_options()
@@ -295,6 +330,7 @@ def plan(
         expert_parallel_size=core.expert_parallel_size,
         rank_weights=rank_weights,
         rank_tables=rank_tables,
+        table_shapes=[(s[0], s[1]) for name, s in expected.items() if re.match(_TABLES, name)],
         config=config,
     )
 
@@ -377,7 +413,7 @@ def _parts(
         part.copied += copied
         part.read += 0 if looked_up else copied or here
         is_head = part.name == ("word embedding" if config.get("tie_word_embeddings") else "head")
-        is_packed = tensor.name.endswith(("int8_x8", "bf16_x8")) or (
+        is_packed = tensor.name.endswith(("int8_x8", "int8_x8_f16", "bf16_x8")) or (
             part.name == "head" and copied > 0 and dtype == "bf16"
         )
         if with_mtp and is_head and is_packed:

@@ -20,6 +20,7 @@ from longcat.server.settings import ServerSettings
 from longcat.support.json_types import JsonObject
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # without a key
+PAGE_FOLDER = "/page/"  # its files, too
 _MAX_PATH_CHARS = 256  # in the log
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -105,7 +106,7 @@ class Guard:
         try:
             self._check_host(headers.get(b"host"))
             given = _given_keys(headers)
-            if self._keys and scope["path"] not in OPEN_PATHS:
+            if self._keys and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(PAGE_FOLDER):
                 given = [self._known_key(given)]
             scope.setdefault("state", {})["caller"] = given[0]
             length = headers.get(b"content-length", b"")

@@ -37,15 +37,17 @@ fetch = async (path, options) => {
   asked.push(JSON.parse(options.body));
   const events = replies.shift();
   if (!Array.isArray(events)) return new Response(JSON.stringify({error: events}), {status: events.status});
+  const left = new DOMException("", "AbortError");
+  const start = (sink) => options.signal.addEventListener("abort", () => sink.error(left));
   const pull = async (sink) => {
-    if (options.signal.aborted) return sink.error(new DOMException("", "AbortError"));
+    if (options.signal.aborted) return;
     if (!events.length) return sink.close();
     const event = events.shift();
     if (typeof event === "number") return new Promise(wake => setTimeout(() => wake(pull(sink)), event));
     if (event.clock !== undefined) performance.now = () => event.clock;
     sink.enqueue(new TextEncoder().encode("data: " + JSON.stringify(event) + "\\n\\n"));
   };
-  return new Response(new ReadableStream({pull}, {highWaterMark: 0}));
+  return new Response(new ReadableStream({start, pull}, {highWaterMark: 0}));
 };
 """
 
@@ -206,10 +208,10 @@ def test_send_stream_and_remember(page):
 
 
 def test_stop_by_escape_and_by_button(page, server):
-    for number, stop in enumerate([lambda: type_keys(page, Keys.ESCAPE), lambda: press(page, "Stop")], 1):
+    for stop in (lambda: type_keys(page, Keys.ESCAPE), lambda: press(page, "Stop")):
         model_says(page, [event("Once"), 5000, event("upon", "stop")])
         say(page, "Tell me a story about a dog.")
-        until(lambda: len(answers(page)) == number and "Once" in answers(page)[-1].text)
+        until(lambda: not is_idle(page) and "Once" in answers(page)[-1].text)
         stop()
         until(lambda: is_idle(page))
         assert "Stopped." in answers(page)[-1].text and "upon" not in answers(page)[-1].text
@@ -230,9 +232,9 @@ def test_another_chat_ends_an_answer_and_gets_none_of_it(page):
     ask(page, "Hi")
     time.sleep(0.4)
     assert [turn.text.split("\n")[0] for turn in every(page, ".turn")] == ["Hi", "Hello!"]
-    assert [[message["content"] for message in chat] for chat in stored(page)] == [
-        ["Hi", "Hello!"],
+    assert sorted([message["content"] for message in chat] for chat in stored(page)) == [
         ["A story, please.", "Once"],
+        ["Hi", "Hello!"],
     ]
 
 
@@ -381,10 +383,11 @@ HOSTILE_HTML = [
     *HOSTILE,
     "<a href='javascript:document.title=1' onclick='document.title=1' style='position:fixed'>x</a>",
     "<a href='&#x01;javascript:document.title=1'>x</a><a href=' javascript:document.title=1'>x</a>",
-    "<math><mi href='javascript:document.title=1' style='x' onclick='document.title=1'>x</mi><mi><script>1</script></mi></math>",
+    "<math><mi href='javascript:document.title=1' style='x' onclick='document.title=1'>x</mi><script>1</script></math>",
     "<math><annotation-xml encoding='text/html'><img src=x onerror=document.title=1></annotation-xml></math>",
-    "<svg><style><img src=x onerror=document.title=1></style></svg><svg><foreignObject><iframe srcdoc=x></iframe></svg>",
-    "<form action=//example.org><input name=x><button>x</button></form><base href=//example.org><link rel=stylesheet href=//example.org>",
+    "<svg><style><img src=x onerror=document.title=1></style></svg><svg><foreignObject><iframe></iframe></svg>",
+    "<form action=//example.org><input name=x><button>x</button></form><base href=//example.org>",
+    "<link rel=stylesheet href=//example.org>",
     "<noscript><p title='</noscript><img src=x onerror=document.title=1>'></noscript><template><img src=x></template>",
     "<span class='x y' id=problem name=x>x</span><code class='a\" onload=1'>x</code><ol start='1;x'><li>x</ol>",
 ]
@@ -396,7 +399,8 @@ def test_hostile_text_stays_text(page):
     ask(page, "Attack")
     until(lambda: rendered(page, "pre"))
     page.execute_script(
-        "document.getElementById('log').append(Object.assign(document.createElement('div'), {id: 'probe', className: 'markup'}))"
+        "const probe = Object.assign(document.createElement('div'), {id: 'probe', className: 'markup'});"
+        "document.getElementById('log').append(probe)"
     )
     for text in HOSTILE_HTML:
         in_page(page, f"document.getElementById('probe').append(...markup.safeNodes({json.dumps(text)}))")
@@ -424,22 +428,22 @@ def test_hostile_text_stays_text(page):
             key, _, value = attribute.partition("=")
             assert key in ALLOWED and "script" not in value and not key.startswith("on"), (name, attribute)
             assert key != "href" or value.startswith(("https://", "mailto:")), attribute
-    for link in every(page, ".markup a"):
-        page.execute_script("arguments[0].removeAttribute('target')", link)
     assert page.title == "longcat playground"
+    page.get_log("browser")  # the parser tells of handlers that the policy blocks
 
 
 def test_scripts_of_a_text_would_not_run_either(page):
     """The policy holds even where the list of elements would not."""
     trusted = page.execute_script(
-        "try { document.getElementById('log').innerHTML = '<img src=x onerror=document.title=1>'; } catch { return 'no' }"
+        "try { document.body.innerHTML = '<img src=x onerror=document.title=1>'; } catch { return 'no' }"
     )
     assert trusted == "no"
     page.execute_script(
-        "const made = document.createElement('button'); made.setAttribute('onclick', 'document.title = 1');"
+        "const made = document.createElement('a'); made.href = 'javascript:document.title = 1';"
         "document.body.append(made); made.click(); made.remove()"
     )
     assert page.title == "longcat playground"
+    page.get_log("browser")  # which tells of the two
 
 
 def test_a_growing_text_is_rendered_ten_times_a_second_at_most(page):
@@ -473,15 +477,17 @@ def test_chats_are_kept_searched_renamed_and_deleted(page):
     assert page.find_element("id", "text").get_attribute("value") == "half a thought"
     page.find_element("id", "search").send_keys("meow")  # also in answers
     until(lambda: titles(page) == ["About cats"])
-    press(page, "Rename", "#chat-list li:hover, #chat-list li") if False else page.execute_script(
-        "document.querySelector('#chat-list [aria-label=Rename]').click()"
-    )
+    webdriver.ActionChains(page).move_to_element(one(page, "#chat-list li")).perform()
+    press(page, "Rename", "#chat-list")
     type_keys(page, "Felines" + Keys.ENTER)
     until(lambda: titles(page) == ["Felines"])
-    page.execute_script("document.querySelector('#chat-list [aria-label=Delete]').click()")
+    webdriver.ActionChains(page).move_to_element(one(page, "#search")).move_to_element(
+        one(page, "#chat-list li")
+    ).perform()
+    press(page, "Delete", "#chat-list")
     page.switch_to.alert.dismiss()
     assert titles(page) == ["Felines"]
-    page.execute_script("document.querySelector('#chat-list [aria-label=Delete]').click()")
+    press(page, "Delete", "#chat-list")
     page.switch_to.alert.accept()
     until(lambda: one(page, "#chat-note").text == "No chat has these words.")
     page.find_element("id", "search").clear()
@@ -537,10 +543,11 @@ def test_export_and_import(page, tmp_path):
 
 
 def test_every_control_reaches_the_request(page):
-    assert page.find_element("id", "temperature").get_attribute("placeholder") == "default 0.7"
+    until(lambda: page.find_element("id", "temperature").get_attribute("placeholder") == "default 0.7")
     assert page.find_element("id", "top_k").get_attribute("placeholder") == "default 4"
     given = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "max_tokens": 7, "seed": 3,
-             "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": -0.3, "min_tokens": 2}  # fmt: skip
+             "repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": -0.3, "min_tokens": 2,
+             }  # fmt: skip
     for name, value in given.items():
         set_value(page, name, value)
     set_value(page, "stop_texts", "END\n\\n\\n")
@@ -760,7 +767,8 @@ def test_chinese_by_the_browsers_language_and_by_choice(page, server):
     rendered(page, "math")
     look(page, "chinese")
     page.execute_script(
-        "const choice = document.getElementById('language'); choice.value = 'en'; choice.dispatchEvent(new Event('change'))"
+        "const choice = document.getElementById('language'); choice.value = 'en';"
+        "choice.dispatchEvent(new Event('change'))"
     )
     assert words() == ["Send", "New chat"] and "Regenerate" in answers(page)[0].text
     page.refresh()
@@ -795,12 +803,13 @@ def test_the_keyboard_alone(page):
 
 
 def test_a_screen_reader_is_told(page):
-    model_says(page, [event("Hello, "), 200, event("world", "stop")])
-    press(page, "Add an example")
-    say(page, "Hi")
-    until(lambda: one(page, "#status").get_attribute("textContent") == "The model is writing.")
-    assert answers(page)[0].get_attribute("aria-busy") == "true"
-    until(lambda: one(page, "#status").get_attribute("textContent") == "Hello, world")
+    model_says(page, [event("Hello, "), event("world", "stop")])
+    page.execute_script(
+        "window.told = []; const status = document.getElementById('status');"
+        "new MutationObserver(() => told.push(status.textContent)).observe(status, {childList: true})"
+    )
+    ask(page, "Hi")
+    assert page.execute_script("return told") == ["The model is writing.", "Hello, world"]
     assert [turn.get_attribute("aria-label") for turn in every(page, ".turn")] == ["You", "Model"]
     names = page.execute_script(
         "return [...document.querySelectorAll('button, input, textarea, select')].filter(one => !one.hidden).map(one =>"
@@ -847,4 +856,4 @@ def test_everything_comes_from_the_server(page):
         for entry in page.get_log("browser")
         if entry["level"] == "SEVERE" and "status of 4" not in entry["message"]
     ]
-    assert all("script-src-attr" in text or "TrustedHTML" in text for text in severe), severe  # of the test above
+    assert not severe

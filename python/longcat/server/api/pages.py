@@ -42,7 +42,7 @@ def _fields(schema: JsonObject) -> str:
         f"<td>{_e(field.get('description', ''))}</td></tr>"
         for name, field in schema.get("properties", {}).items()
     ]
-    head = "<tr><th>field (* required)</th><th>type</th><th>default</th><th></th></tr>"
+    head = "<tr><th>field (* required)</th><th>type</th><th>default</th><th>meaning</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 

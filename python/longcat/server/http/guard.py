@@ -74,7 +74,7 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.count_response(status)
-            if self._access_log and scope["path"] not in PROBES:
+            if self._access_log and scope["path"] not in PROBES and not scope["path"].startswith(PAGE_FOLDER):
                 client = scope["client"][0] if scope.get("client") else None
                 facts = {
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start)) + f".{int(start % 1 * 1000):03}Z",

@@ -1,6 +1,7 @@
 """Markdown to HTML, in workers: CommonMark with tables, highlighted code, and formulas.
 
-The text is a model's or a user's. HTML in it is text, links lead to web pages and mailboxes alone, and images are links.
+The text is a model's or a user's. HTML in it is text. Links lead to web pages and mailboxes alone, and images become
+links.
 """
 
 from __future__ import annotations

@@ -185,15 +185,14 @@ function askForKey() {
 
 async function connect() {
   try {
-    const [models, props] = await Promise.all(["v1/models", "props"].map(async path => (await ask(path)).json()));
-    const [model] = models.data;
+    const [model] = (await (await ask("v1/models")).json()).data;
     showModel(model.id);
     contextLength = model.max_model_len;
-    defaults = props.default_generation_settings.params;
-    showDefaults(defaults);
     showFigures();
+    defaults = (await (await ask("props")).json()).default_generation_settings.params;
+    showDefaults(defaults);
   } catch (problem) {
-    showModel(problem.status === 401 ? say("keyWanted") : problem.message);
+    if (!contextLength) showModel(problem.status === 401 ? say("keyWanted") : problem.message);
     if (problem.status === 401) askForKey();
   }
 }

@@ -2,7 +2,10 @@
 import {say} from "../words/words.js";
 import {make} from "./dom.js";
 
-const percent = logprob => `${(100 * Math.exp(logprob)).toFixed(1)} %`;
+const percent = logprob => {
+  const value = 100 * Math.exp(logprob);
+  return value < 0.1 ? "< 0.1 %" : `${value.toFixed(1)} %`;
+};
 const visible = text => text.replaceAll("\n", "↵\n") || "∅";
 const level = logprob => Math.min(4, Math.floor(-logprob * 1.5));  // 0: nearly certain
 

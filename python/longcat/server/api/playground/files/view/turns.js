@@ -43,7 +43,8 @@ function toolbar(chat, turn, {running, actions}, ...buttons) {
       made.disabled = !all[to] || running !== null;
       return made;
     });
-    bar.append(back, make("span", {className: "version", "aria-label": say("version", at + 1, all.length)}, `${at + 1} / ${all.length}`), on);
+    bar.append(back, make("span", {className: "hidden"}, say("version", at + 1, all.length)),
+      make("span", {className: "version", "aria-hidden": "true"}, `${at + 1} / ${all.length}`), on);
   }
   bar.append(...buttons);
   return bar;
@@ -93,10 +94,10 @@ function drawAssistant(view, chat, context) {
   if (isLast && turn.reason === "tool_calls" && !running) {
     ending.append(resultForm(turn.calls, null, results => actions.sendResults(turn, results)));
   }
-  const buttons = [copyButton(turn)];
+  const buttons = turn.text ? [copyButton(turn)] : [];
   if (!running) {
-    const edit = button("edit", () => editor(view, turn.text, say("save"), text => actions.editAnswer(turn, text), actions.draw));
-    buttons.push(edit, named("again", button("again", () => actions.again(turn))));
+    if (turn.text) buttons.push(button("edit", () => editor(view, turn.text, say("save"), text => actions.editAnswer(turn, text), actions.draw)));
+    buttons.push(named("again", button("again", () => actions.again(turn))));
     if (isLast && turn.text && !turn.calls.length) buttons.push(named("goOn", button("goOn", () => actions.goOn(turn))));
     if (turn.tokens?.length) buttons.push(named("tokens", button(showsTokens ? "text" : "tokens", () => actions.toggleTokens(turn))));
   }

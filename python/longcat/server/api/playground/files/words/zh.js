@@ -79,7 +79,7 @@ export default {
   more: "更多",
   probabilities: "词元概率",
   default: "默认 {0}",
-  defaultContext: "上下文允许的长度",
+  defaultContext: "上下文上限",
   defaultRandom: "随机",
   defaultNone: "无",
   temperature: "温度",

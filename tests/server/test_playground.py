@@ -29,7 +29,7 @@ pytestmark = [
 FLAGS = "--headless=new --no-sandbox --disable-dev-shm-usage --disable-gpu --window-size=1280,800 --lang=en-US".split()
 
 # What the model of a test answers with, in place of the server's: window.replies has lists of events, one for each
-# request, and window.asked gets the bodies. An event may be a number: the milliseconds until the next.
+# request, and window.asked gets the bodies. An event may be a number, the milliseconds until the next, or "cut".
 STUB = """
 window.asked = [], window.replies = arguments[0], window.plain ??= fetch;
 fetch = async (path, options) => {
@@ -44,6 +44,7 @@ fetch = async (path, options) => {
     if (!events.length) return sink.close();
     const event = events.shift();
     if (typeof event === "number") return new Promise(wake => setTimeout(() => wake(pull(sink)), event));
+    if (event === "cut") return sink.error(new TypeError("network error"));
     if (event.clock !== undefined) performance.now = () => event.clock;
     sink.enqueue(new TextEncoder().encode("data: " + JSON.stringify(event) + "\\n\\n"));
   };
@@ -727,7 +728,7 @@ def test_a_server_that_is_gone(page):
     say(page, "Hello")
     assert "The server does not answer. See that it runs" in problem(page)
     assert page.find_element("id", "text").get_attribute("value") == "Hello"
-    model_says(page, [event("Once"), {"choices": "broken"}], [event(" upon", "stop")])
+    model_says(page, [event("Once"), "cut"], [event(" upon", "stop")])
     say(page, "?")
     until(lambda: one(page, "#problem").text and is_idle(page))
     assert answers(page)[0].text.startswith("Once")  # what had come is there, and can go on

@@ -13,9 +13,7 @@ from longcat.engine.request_table import RequestGroup, RequestTable
 from longcat.request.sampling_params import SamplingParams, core_params
 
 # Parameters with a default of the model's or of ours. max_tokens has another one in chats.
-_WITH_DEFAULT = (
-    "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty min_tokens".split()
-)
+_WITH_DEFAULT = "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty min_tokens".split()
 
 if TYPE_CHECKING:
     from longcat.request.structured import Grammar

@@ -81,7 +81,7 @@ async function answer(asked, {continued, typed} = {}) {
   const view = draw();
   toEnd(true);
   keep(own);
-  const saver = setInterval(() => keep(own), SAVE_INTERVAL);
+  const saver = setInterval(() => saveChat(own), SAVE_INTERVAL);
   let problem = null;
   try {
     await receive(turn, body(own, asked, continued), run.abort.signal, () => {

@@ -14,7 +14,7 @@ export const EXAMPLE_TOOL = {
     },
   },
 };
-const EXAMPLE_RESULT = '{"temperature": 21, "sky": "sunny"}';
+const EXAMPLE_RESULT = '{"temperature": 21}';
 
 export function callCard(call) {
   const {name} = call.function;

@@ -20,6 +20,7 @@ export function drawChats(given) {
 }
 
 export async function listChats() {
+  if ($("chat-list").querySelector("input")) return;  // a name is being typed; its end lists them
   const words = $("search").value.trim();
   const chats = (await allChats()).filter(chat => !words || hasWords(chat, words));
   $("chat-list").replaceChildren(...chats.map(row));
@@ -44,6 +45,7 @@ function rename(item, chat, name) {
   const end = async isKept => {
     if (isOver) return;
     isOver = true;
+    box.remove();
     if (isKept) {
       const own = chat.id === actions.current().id ? actions.current() : chat;
       own.title = box.value.trim();

@@ -30,9 +30,19 @@ export function signButton(sign, label, action) {
 }
 
 export async function copy(text, pressed) {
-  await navigator.clipboard.writeText(text);
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else copyOverHttp(text);
   pressed.textContent = say("copied");
   setTimeout(() => { pressed.textContent = say("copy"); }, 1500);
+}
+
+// Browsers have a clipboard for pages over HTTPS and of this machine alone.
+function copyOverHttp(text) {
+  const box = make("textarea", {value: text, className: "hidden"});
+  document.body.append(box);
+  box.select();
+  document.execCommand("copy");
+  box.remove();
 }
 
 // Fits the height of a box to its text.

@@ -135,7 +135,7 @@ function drawResults(view, chat, context) {
 // Replaces a turn by a box with its text.
 function editor({element}, text, word, save, cancel) {
   const box = make("textarea", {value: text, className: "editor", "aria-label": say("message")});
-  const submit = () => save(box.value.trim());
+  const submit = () => { if (box.value.trim()) save(box.value.trim()); };
   const ok = make("button", {type: "button", className: "main"}, word);
   ok.addEventListener("click", submit);
   box.addEventListener("input", () => grow(box));

@@ -20,6 +20,10 @@ def parser():
     return markdown.parser()
 
 
+def get(url, **options):
+    return httpx.get(url, timeout=60, **options)
+
+
 def render(server, text, **options):
     return httpx.post(server.url + "/render", json={"text": text}, timeout=60, **options)
 
@@ -41,7 +45,7 @@ def render(server, text, **options):
         ("It costs $5 or $6, and $ 7 $.", "<p>It costs $5 or $6, and $ 7 $.</p>\n"),
         ("`$a$` \\$a$", "<p><code>$a$</code> $a$</p>\n"),
         ("$$ never closed", "<p>$$ never closed</p>\n"),
-        ("$\\frac{1}$", '<code class="formula">\\frac{1}</code>'),
+        ("$x^$", '<code class="formula">x^</code>'),
         ("$" + "{" * 500 + "}" * 500 + "$", '<code class="formula">{{{'),
         ("```python\nopen", '<span class="nb">open</span>'),  # a text that is still being written
         ("", ""),
@@ -92,14 +96,14 @@ def test_answers_and_refusals(server):
     for text, words in (
         ("x" * (routes.MAX_RENDER_CHARS + 1), "at most 65536"),
         (5, "expected a text"),
-        (None, "missing"),
+        (None, "text is null"),
     ):
         refused = render(server, text)
         assert refused.status_code == 400 and words in refused.json()["error"]["message"]
 
 
 def test_half_a_character_is_rendered(server):
-    answer = httpx.post(server.url + "/render", content=b'{"text": "\xf0\x9f\x98\x80 \\u0000"}')
+    answer = httpx.post(server.url + "/render", content=b'{"text": "\xf0\x9f\x98\x80 \\u0000"}', timeout=60)
     assert answer.status_code == 200 and "\N{GRINNING FACE}" in answer.json()["html"]
 
 
@@ -131,15 +135,15 @@ def test_limits_of_the_worker(limits, reason):
 
 
 def test_files_of_the_page(server):
-    page = httpx.get(server.url + "/")
+    page = get(server.url + "/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     names = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
     size = 0
     for name in names:
-        answer = httpx.get(f"{server.url}/page/{name}")
+        answer = get(f"{server.url}/page/{name}")
         size += len(answer.content)
         assert answer.status_code == 200 and answer.headers["x-content-type-options"] == "nosniff", name
-        assert httpx.get(answer.url, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+        assert get(answer.url, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
         for wanted in re.findall(r'(?:src|href)="page/([^"]+)"|from "(\./[^"]+|\.\./[^"]+)"', answer.text):
@@ -147,10 +151,10 @@ def test_files_of_the_page(server):
             assert path.is_file(), (name, wanted)
         assert not re.search(r"https?://(?!www\.w3\.org)[a-z]", answer.text.replace("/^(https?:", "")), name
     assert size < MOST_BYTES
-    for text in (page.text, httpx.get(server.url + "/docs").text):
+    for text in (page.text, get(server.url + "/docs").text):
         assert not re.search(r"<style|<script>|\son\w+=|\sstyle=", text)
     for path in ("/page/", "/page/nothing.js", "/page/../routes.py", "/page/%2e%2e/routes.py", "/page//etc/passwd"):
-        assert httpx.get(server.url + path).status_code == 404
+        assert get(server.url + path).status_code == 404
 
 
 def test_both_languages_have_all_words():
@@ -173,12 +177,12 @@ def test_both_languages_have_all_words():
 
 def test_a_key_opens_all_but_the_page(tiny):
     with LiveServer(tiny, "--api-key", "secret") as server:
-        assert httpx.get(server.url + "/").status_code == httpx.get(server.url + "/page/main.js").status_code == 200
+        assert get(server.url + "/").status_code == get(server.url + "/page/main.js").status_code == 200
         assert render(server, "a").status_code == 401
         assert render(server, "a", headers={"Authorization": "Bearer secret"}).status_code == 200
         assert not [line for line in server.log() if line["path"] == "/render"]  # ten a second would fill it
 
 
 def test_defaults_of_sampling(server):
-    params = httpx.get(server.url + "/props").json()["default_generation_settings"]["params"]
+    params = get(server.url + "/props").json()["default_generation_settings"]["params"]
     assert params["temperature"] == pytest.approx(0.7) and params["top_k"] == 4 and params["min_p"] == 0

@@ -164,11 +164,10 @@ const startNew = () => open(newChat($("system").value));
 
 // Shows what went wrong and what to do about it; `retry` may do it again.
 function report(problem, retry) {
-  const kept = $("text").value ? ` ${say("kept")}` : "";
-  const text = [problem.message, problem.advice].filter(Boolean).join(" ") + (problem.advice ? kept : "");
+  const advice = problem.advice ? [problem.advice, $("text").value ? say("kept") : ""].filter(Boolean).join(" ") : "";
   const buttons = make("span", {className: "buttons"}, button("dismiss", clearProblem));
   if (retry) buttons.prepend(button("tryAgain", retry));
-  $("problem").replaceChildren(make("p", {}, text), buttons);
+  $("problem").replaceChildren(make("div", {}, make("p", {}, problem.message), make("p", {}, advice)), buttons);
   if (problem.status === 401) askForKey();
 }
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from longcat._core import Error
 from longcat.server.api.shapes import Rendered, answers
 from longcat.server.generation import Ready, Service
 from longcat.server.http.body import Body, Done
@@ -77,7 +78,7 @@ async def page_file(path: str, request: Request) -> Response:
 def _sent(request: Request, path: str) -> Response:
     file = page_files().get(path)
     if file is None:
-        raise ApiError(404, f"[request] the page has no file {path[:100]}; expected one of docs/serving.md.")
+        raise ApiError(404, f"[request] found no file {path[:100]} of the page; expected one that / loads.")
     headers = {**PAGE_HEADERS, "ETag": file.etag}
     if request.headers.get("if-none-match") == file.etag:
         return Response(status_code=304, headers=headers)
@@ -111,6 +112,8 @@ async def render(body: RenderRequest, request: Request) -> Response:
         page = await unless_client_leaves(request, service.renderer.acall(job, RENDER_LIMITS))
     except JobFailed as failure:
         raise _too_hard(failure.reason, service.settings.retry_after) from None
+    except Error as error:  # the workers do not start
+        raise ApiError(503, str(error), retry_after=service.settings.retry_after) from None
     return json_response({"html": page.decode()})
 
 

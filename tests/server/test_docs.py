@@ -13,6 +13,7 @@ import pytest
 from longcat.cli import Parser, main, serve
 from longcat.server import run, texts
 from longcat.server.api import protocol, service_routes
+from longcat.server.api.playground import routes as playground
 from longcat.server.http import http_protocol, json_text
 from longcat.server.settings import ServerSettings
 
@@ -105,7 +106,8 @@ def test_every_limit_is_described():
         (protocol.MAX_ALLOWED_IDS, "4,096"), (protocol.MAX_BIASES, "1,024"), (protocol.MAX_STOP_IDS, "1,024"),
         (protocol.MAX_BAD_WORDS, "128"), (protocol.MAX_BAD_WORD_CHARS, "64"), (protocol.MAX_STOP_CHARS, "1,024"),
         (protocol.MAX_CHOICES, "65,536"), (defaults.max_header_bytes + http_protocol._SLICE, "24 KiB"),
-        (run._KEEP_ALIVE_SECONDS, "75 s"),
+        (run._KEEP_ALIVE_SECONDS, "75 s"), (playground.MAX_RENDER_CHARS, "65,536"),
+        (playground.RENDER_LIMITS.cpu_seconds, "2 s"), (playground.RENDER_LIMITS.memory_bytes, "64 MiB"),
     ]:  # fmt: skip
         number, _, unit = text.replace(",", "").partition(" ")
         assert value == int(number) * {"MiB": 1 << 20, "KiB": 1 << 10}.get(unit, 1)

@@ -30,6 +30,9 @@ class StubEngine:
     def info(self) -> dict[str, Any]:
         return {"max_model_len": 10**6}
 
+    def sampling_defaults(self) -> dict[str, float]:
+        return {}
+
     def metrics(self) -> dict[str, float]:
         raise RuntimeError("nothing to tell")
 

@@ -140,6 +140,10 @@ class Engine(TextMethods, Uncopied):
         self._info = self._core.info()
         return dict(self._info)
 
+    def sampling_defaults(self) -> dict[str, float]:
+        """The sampling parameters of a request that gives none: the model's generation_config.json, else ours."""
+        return self._intake.sampling_defaults()
+
     # --- generation --------------------------------------------------------------------------------------------
 
     @overload

@@ -12,6 +12,9 @@ from longcat.engine.request import Request
 from longcat.engine.request_table import RequestGroup, RequestTable
 from longcat.request.sampling_params import SamplingParams, core_params
 
+# Parameters with a default of the model's or of ours. max_tokens has another one in chats.
+_WITH_DEFAULT = "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty min_tokens".split()
+
 if TYPE_CHECKING:
     from longcat.request.structured import Grammar
 
@@ -41,6 +44,11 @@ class Intake:
         self._defaults = defaults
         self._eos_token_ids = eos_token_ids
         self._seeds = random.Random(seed)
+
+    def sampling_defaults(self) -> dict[str, float]:
+        """Returns the parameters of a request that gives none."""
+        core = core_params(SamplingParams(), self._defaults, self._eos_token_ids, 0, lambda: self._text.tokenizer)
+        return {name: getattr(core, name) for name in _WITH_DEFAULT}
 
     def with_ids(self, prompt: str | list[int]) -> tuple[str | None, list[int]]:
         """Returns a prompt's text, or None if it came as token ids, and its token ids."""

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from longcat._core import __version__
 from longcat.server.api import chat, completions, pages, service_routes
 from longcat.server.api.messages import routes as messages
+from longcat.server.api.playground import routes as playground
 from longcat.server.api.responses import routes as responses
 from longcat.server.api.responses.store import ResponseStore
 from longcat.server.generation import Service
@@ -56,7 +57,7 @@ class Application:
         self.api.state.started = int(time.time())
         add_error_handlers(self.api)
         self.api.state.responses = ResponseStore(settings.max_stored_bytes)
-        for module in (chat, completions, responses, messages, service_routes, pages):
+        for module in (chat, completions, responses, messages, service_routes, playground, pages):
             self.api.include_router(module.router)
         app: ASGIApp = Guard(self.api, settings)
         if settings.cors_origins:

@@ -40,6 +40,7 @@ B = TypeVar("B", bound=SamplingBody)
 _TEXT_THREADS = 2  # templates, tokenizer
 _LARGE_BODIES, _NICENESS = 2, 4  # that are read at one time, behind the engine and the event loop
 _GRAMMAR_THREADS = 2
+_RENDERERS = 2  # of markdown, at one time
 FEW_TOKENS = 4096  # of an answer that is written on the event loop; more are written on a thread
 
 
@@ -63,6 +64,7 @@ class Service:
             "max_model_len": self.max_model_len,
         }
         self.intake = Intake(settings, Pool("longcat.server.api.large_bodies", setup, _LARGE_BODIES, _NICENESS))
+        self.renderer = Pool("longcat.server.api.playground.markdown", {}, _RENDERERS, _NICENESS)
         self._text_threads = ThreadPoolExecutor(_TEXT_THREADS, "longcat-text")
         self._text_threads.submit(self.texts.max_text_bytes)  # which takes a moment, once
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "longcat-grammar")
@@ -87,6 +89,7 @@ class Service:
     def close(self) -> None:
         """Ends all workers."""
         self.intake.pool.close()
+        self.renderer.close()
         self._checker.close()
 
     @contextlib.contextmanager

@@ -23,7 +23,7 @@ from longcat.support.text import bytes_text, count, printable
 log = logging.getLogger("longcat.server")
 _access = logging.getLogger("longcat.access")
 
-PROBES = frozenset({"/health", "/ready", "/metrics"})  # asked for every few seconds: not logged
+PROBES = frozenset({"/health", "/ready", "/metrics", "/render"})  # asked for all the time: not logged
 _SUMMARY_SECONDS = 10.0
 
 

@@ -19,6 +19,7 @@ from longcat.server.api.chat import plan_chat
 from longcat.server.api.completions import plan_completion
 from longcat.server.api.messages.body import CountTokensRequest, MessagesRequest
 from longcat.server.api.messages.routes import plan_count, plan_message
+from longcat.server.api.playground.routes import RenderRequest, plan_render
 from longcat.server.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from longcat.server.api.responses.body import ResponsesRequest
 from longcat.server.api.responses.routes import plan_response
@@ -41,6 +42,7 @@ PLANS: dict[type[Body], Callable[[Texts, Any], Any]] = {
     CompletionRequest: plan_completion,
     TokenizeRequest: plan_tokenize,
     DetokenizeRequest: plan_detokenize,
+    RenderRequest: plan_render,
 }
 
 

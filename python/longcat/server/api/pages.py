@@ -1,42 +1,22 @@
-"""Pages for people: the playground, and the API's description as one page without scripts."""
+"""The API's description as a page for people, without scripts."""
 
 from __future__ import annotations
 
-import functools
 import html
 import json
-from importlib import resources
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
+from longcat.server.api.playground.routes import PAGE_HEADERS
 from longcat.support.json_types import JsonObject
 
 router = APIRouter(include_in_schema=False)
 
-# Nothing from elsewhere, and only this page's own script and style.
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
-
-
-@functools.cache
-def playground() -> str:
-    """Returns a page that is stored in the package."""
-    return resources.files("longcat.server.api").joinpath("playground.html").read_text(encoding="utf-8")
-
-
-@router.head("/")  # Claude Code asks whether there is a server
-@router.get("/")
-async def root() -> Response:
-    return HTMLResponse(playground(), headers=_HEADERS)
-
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    return HTMLResponse(api_page(request.app.openapi()), headers=_HEADERS)
+    return HTMLResponse(api_page(request.app.openapi()), headers=PAGE_HEADERS)
 
 
 def api_page(description: JsonObject) -> str:
@@ -62,7 +42,7 @@ def _fields(schema: JsonObject) -> str:
         f"<td>{_e(field.get('description', ''))}</td></tr>"
         for name, field in schema.get("properties", {}).items()
     ]
-    head = "<tr><th>field (* required)</th><th>type</th><th>default</th><th></th></tr>"
+    head = "<tr><th>field (* required)</th><th>type</th><th>default</th><th>meaning</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 
@@ -84,8 +64,6 @@ def _e(text: object) -> str:
 
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>longcat API</title><style>
-:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #8884}
-h2{margin-top:2rem;font-size:1.1rem}</style>BODY</html>
+<title>longcat API</title><link rel="icon" href="/page/icon.svg"><link rel="stylesheet" href="/page/docs.css">
+<main>BODY</main></html>
 """

@@ -69,7 +69,10 @@ async def props(request: Request) -> Response:
         template = await asyncio.to_thread(lambda: service.engine.chat_template.source)
     return json_response(
         {
-            "default_generation_settings": {"n_ctx": service.max_model_len},
+            "default_generation_settings": {
+                "n_ctx": service.max_model_len,
+                "params": service.engine.sampling_defaults(),
+            },
             "model_alias": service.settings.model_names[0],
             "chat_template": template,
             "modalities": {"vision": False, "audio": False},

@@ -193,12 +193,21 @@ class Version(BaseModel):
     version: str
 
 
+class GenerationSettings(BaseModel):
+    n_ctx: int
+    params: dict[str, float]
+
+
 class Properties(BaseModel):
-    default_generation_settings: dict[str, int]
+    default_generation_settings: GenerationSettings
     model_alias: str
     chat_template: str
     modalities: dict[str, bool]
     build_info: str
+
+
+class Rendered(BaseModel):
+    html: str
 
 
 class State(BaseModel):

@@ -20,6 +20,7 @@ from longcat.server.settings import ServerSettings
 from longcat.support.json_types import JsonObject
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # without a key
+PAGE_FOLDER = "/page/"  # its files, too
 _MAX_PATH_CHARS = 256  # in the log
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -73,7 +74,7 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.count_response(status)
-            if self._access_log and scope["path"] not in PROBES:
+            if self._access_log and scope["path"] not in PROBES and not scope["path"].startswith(PAGE_FOLDER):
                 client = scope["client"][0] if scope.get("client") else None
                 facts = {
                     "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(start)) + f".{int(start % 1 * 1000):03}Z",
@@ -105,7 +106,7 @@ class Guard:
         try:
             self._check_host(headers.get(b"host"))
             given = _given_keys(headers)
-            if self._keys and scope["path"] not in OPEN_PATHS:
+            if self._keys and scope["path"] not in OPEN_PATHS and not scope["path"].startswith(PAGE_FOLDER):
                 given = [self._known_key(given)]
             scope.setdefault("state", {})["caller"] = given[0]
             length = headers.get(b"content-length", b"")

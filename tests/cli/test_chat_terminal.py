@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import sys
 sys.modules["readline"] = None if {plain} else sys.modules.get("readline")
-from longcat.cli.chat import user_turns
+from longcat.cli.commands.chat import user_turns
 print("begin", flush=True)
 for turn in user_turns():
     print("turn", repr(turn), flush=True)

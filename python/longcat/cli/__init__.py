@@ -13,15 +13,15 @@ from longcat.cli.parser import Parser, UsageError
 
 # command -> (module, one line of help). Only the module of the given command is imported.
 COMMANDS = {
-    "generate": ("longcat.cli.generate", "continue a prompt"),
-    "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
-    "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
-    "bench": ("longcat.cli.bench", "measure an engine, a server or starting"),
-    "plan": ("longcat.cli.plan", "print what a checkpoint needs and where it fits, from its headers"),
-    "doctor": ("longcat.cli.doctor", "check this machine, with a fix for each fault"),
-    "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
-    "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
-    "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
+    "generate": ("longcat.cli.commands.generate", "continue a prompt"),
+    "chat": ("longcat.cli.commands.chat", "talk with the model in the terminal"),
+    "serve": ("longcat.cli.commands.serve", "answer over HTTP, as OpenAI's API does"),
+    "bench": ("longcat.cli.commands.bench", "measure an engine, a server or starting"),
+    "plan": ("longcat.cli.commands.plan", "print what a checkpoint needs and where it fits, from its headers"),
+    "doctor": ("longcat.cli.commands.doctor", "check this machine, with a fix for each fault"),
+    "verify": ("longcat.cli.commands.verify", "check a checkpoint: files, tensors, values, hashes"),
+    "convert": ("longcat.cli.commands.convert", "quantise and pack a checkpoint for the CPU"),
+    "make-checkpoint": ("longcat.cli.commands.make_checkpoint", "write random weights of any scale in the official layout"),
 }
 
 _OF_SEVERAL_RANKS = ("generate", "chat", "serve", "bench")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 from longcat._core import Error
+from longcat.support.hub import local_checkpoint
 
 
 def folder_path(model: object) -> str:
-    """Returns the path of the checkpoint folder for the core.
+    """Returns the path of the checkpoint folder for the core; of a name on the Hub, the folder in its cache.
 
     Raises:
+        longcat.Error: a name is not in the cache.
         TypeError: the value is no path.
         ValueError: the path is not UTF-8.
     """
@@ -23,7 +25,7 @@ def folder_path(model: object) -> str:
         raise ValueError(
             f"[model] the folder name {os.fsencode(path)!r} is not UTF-8; expected UTF-8. Rename the folder."
         ) from None
-    return path
+    return local_checkpoint(path)
 
 
 def check_sources(tokenizer: str | os.PathLike[str] | None, chat_template: str | os.PathLike[str] | None) -> None:

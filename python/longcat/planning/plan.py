@@ -20,6 +20,7 @@ from longcat.checkpoint.formats import spellings
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
 from longcat.support.files import read_json_object
+from longcat.support.hub import local_checkpoint
 from longcat.support.json_types import JsonObject
 from longcat.support.values import positive
 
@@ -240,7 +241,7 @@ def plan(
         longcat.OutOfMemoryError: the latent cache has no room.
         ValueError, TypeError: an option is wrong.
     """
-    model = os.path.expanduser(os.fspath(model))
+    model = local_checkpoint(os.path.expanduser(os.fspath(model)))
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s; expected more than 0")
     core = EngineConfig.of(model, options).core_options()
@@ -356,11 +357,12 @@ def _parts(
     parts = {name: Part(name) for name, _ in _PARTS}
     with_mtp = any(name.startswith("model.mtp.") for name in expected)
     for name, shape in expected.items():
-        if (part := _part_of(name, parts)) is not None:
-            part.weights += math.prod(shape)
+        if (named := part_of(name, parts)) is not None:
+            parts[named].weights += math.prod(shape)
     for tensor in stored:
-        if (part := _part_of(tensor.name, parts)) is None:
+        if (named := part_of(tensor.name, parts)) is None:
             continue
+        part = parts[named]
         part.stored += tensor.num_bytes
         shape = next((expected[n] for n in spellings(tensor.logical_name) if n in expected), tensor.shape)
         rows, cols = held_shape(tensor.logical_name, shape, config, shard)
@@ -429,8 +431,9 @@ def _bytes_of(tensor: _Stored, rows: int, cols: int) -> int:
     return rows * cols * (tensor.num_bytes // math.prod(tensor.shape))
 
 
-def _part_of(tensor: str, parts: dict[str, Part]) -> Part | None:
-    return next((parts[part] for part, pattern in _PARTS if re.match(pattern, tensor)), None)
+def part_of(tensor: str, parts: Mapping[str, object]) -> str | None:
+    """Returns the name of the part that a tensor belongs to, if it is one of `parts`."""
+    return next((part for part, pattern in _PARTS if part in parts and re.match(pattern, tensor)), None)
 
 
 def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> int:

@@ -1,0 +1,79 @@
+"""`longcat pull`: downloads a checkpoint by its name, resumes, and checks it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from longcat.cli.progress import ByteBar
+from longcat.support.text import bytes_text, count
+
+_SMALL = 1 << 20  # bytes; smaller files come first, so that a model of another kind is refused early
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the model, as meituan-longcat/LongCat-Flash-Lite")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default main, of ModelScope master)")
+    parser.add_argument(
+        "--local-dir", metavar="FOLDER", help="folder for the files (default: the cache of huggingface_hub)"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        choices=["hub", "modelscope"],
+        default="hub",
+        help="where the model is: hub or modelscope (default hub)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command. It prints the folder on standard output, and all else on standard error."""
+    import longcat._core as _core
+    from longcat.cli.download.places import Folder, HubCache
+    from longcat.cli.download.sources import hub_listing, modelscope_listing
+    from longcat.cli.download.transfer import Transfer, missing_bytes, require_room
+    from longcat.support.hub import is_name, modelscope_folder
+
+    if not is_name(args.name):
+        raise ValueError(f'[pull] {args.name} is no name of a model; expected "org/name".')
+    from_hub = args.source == "hub"
+    revision = args.revision or ("main" if from_hub else "master")
+    listing = hub_listing(args.name, revision) if from_hub else modelscope_listing(args.name, revision)
+    if args.local_dir is not None:
+        place = Folder(Path(args.local_dir).expanduser())
+    else:
+        place = HubCache(listing, revision) if from_hub else Folder(modelscope_folder(args.name))
+    require_room(listing, place)
+    files = sorted(listing.files, key=lambda file: file.size)
+    small = [file for file in files if file.size < _SMALL]
+    try:
+        with ByteBar("downloading") as bar:
+            transfer = Transfer(listing, place, bar.update)
+            transfer.fetch(small)
+            if any(file.name == "config.json" for file in small):
+                _core.config_warnings(str(place.checkpoint))  # raises for a model that longcat does not run
+            transfer.fetch(files[len(small) :])
+    except KeyboardInterrupt:
+        missing = missing_bytes(listing.files, place)
+        print(f"longcat: [pull] stopped; {bytes_text(missing)} are missing. Run it again to resume.", file=sys.stderr)
+        return 130
+    place.finish()
+    print(
+        f"{args.name}: {count(len(files), 'file')}, {bytes_text(sum(file.size for file in files))}, each with the hash "
+        f"that {listing.endpoint} lists",
+        file=sys.stderr,
+    )
+    print(place.checkpoint)
+    return _verify(place.checkpoint)
+
+
+def _verify(folder: Path) -> int:
+    """Checks headers, index, tensors and tokenizer as `longcat verify --headers` does; the hashes are checked."""
+    from longcat.checkpoint.verify import verify_checkpoint
+
+    report = verify_checkpoint(folder, headers_only=True)
+    for check in report.checks:
+        if check.status == "FAIL":
+            print(f"longcat: [pull] {check.name}: {check.detail}", file=sys.stderr)
+    return 0 if report.ok else 1

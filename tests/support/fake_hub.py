@@ -27,7 +27,7 @@ class FakeHub:
         self.url = ""
         self.status = 200  # of all answers
         self.error_code = ""  # the header X-Error-Code, by which the Hub says what is wrong
-        self.cut_after: int | None = None  # a file's answer ends after so many bytes, once for each file
+        self.cut_after: int | None = None  # bytes of a file's answer, which then ends, once for each file
         self.wrong: set[str] = set()  # files whose next answer has one other byte
         self.stalls = threading.Event()  # set: answers of files wait until `go`
         self.go = threading.Event()

@@ -42,7 +42,7 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def wait_for(self, text: str, timeout: float = 20) -> str:
-        """Waits for a text behind the last one that was waited for; returns what came up to it."""
+        """Waits for a text behind the last one that was waited for; returns the text up to its end."""
         deadline = time.monotonic() + timeout
         while (found := self.shown.find(text, self._mark)) < 0:
             assert time.monotonic() < deadline, f"{text!r} not in {self.shown[self._mark :]!r} of {self.shown}"

@@ -181,6 +181,18 @@ def test_no_network_is_one_line(hub, capsys, monkeypatch):
     assert "HF_HUB_OFFLINE is set" in error_of(capsys, NAME)
 
 
+def test_one_writer_at_a_time(hub, capsys, tmp_path):
+    from longcat.checkpoint.lock import FolderLock
+
+    folder = tmp_path / "here"
+    lock = FolderLock("pull", folder)
+    assert "another process is writing" in error_of(capsys, NAME, "--local-dir", str(folder))
+    lock.release(folder)
+    assert pull(capsys, "--local-dir", str(folder)) == folder and not (folder / ".longcat.lock").exists()
+    (tmp_path / "file").write_text("")
+    assert "cannot be written: " in error_of(capsys, NAME, "--local-dir", str(tmp_path / "file" / "x"))
+
+
 def test_names_and_paths_are_checked(hub, capsys, tmp_path):
     assert 'is no name of a model; expected "org/name"' in error_of(capsys, "no name", code=2)
     hub.files["../outside"] = b"x"

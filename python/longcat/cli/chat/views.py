@@ -60,7 +60,7 @@ class TerminalView:
     """Markdown while it arrives. Reasoning is folded into one line, which /thinking unfolds."""
 
     def __init__(self) -> None:
-        self._color = not os.environ.get("NO_COLOR")
+        self._color = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
         self._began = 0.0  # of the reasoning [s]
         self._words = 0  # of the reasoning
         self._content: MarkdownStream | None = None

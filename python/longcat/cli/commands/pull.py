@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longcat.cli.progress import ByteBar
 from longcat.support.text import bytes_text, count
 
-_SMALL = 1 << 20  # bytes; smaller files come first, so that a model of another kind is refused early
+if TYPE_CHECKING:
+    from longcat.cli.download.places import Folder
+    from longcat.cli.download.sources import Listing
+
+_SMALL = 1 << 20  # bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command. It prints the folder on standard output, and all else on standard error."""
-    import longcat._core as _core
     from longcat.cli.download.places import Folder, HubCache
     from longcat.cli.download.sources import hub_listing, modelscope_listing
-    from longcat.cli.download.transfer import Transfer, missing_bytes, require_room
+    from longcat.cli.download.transfer import missing_bytes, require_room
     from longcat.support.hub import is_name, modelscope_folder
 
     if not is_name(args.name):
@@ -45,6 +49,32 @@ def run(args: argparse.Namespace) -> int:
     else:
         place = HubCache(listing, revision) if from_hub else Folder(modelscope_folder(args.name))
     require_room(listing, place)
+    try:
+        _fetch(listing, place)
+    except KeyboardInterrupt:
+        missing = missing_bytes(listing.files, place)
+        print(f"longcat: [pull] stopped; {bytes_text(missing)} are missing. Run it again to resume.", file=sys.stderr)
+        return 130
+    size = sum(file.size for file in listing.files)
+    print(
+        f"{args.name}: {count(len(listing.files), 'file')}, {bytes_text(size)}, each with the hash that "
+        f"{listing.endpoint} lists",
+        file=sys.stderr,
+    )
+    print(place.checkpoint)
+    return _verify(place.checkpoint)
+
+
+def _fetch(listing: Listing, place: Folder) -> None:
+    """Fetches all files as the only writer: the small ones first, so that a model of another kind is refused early."""
+    import longcat._core as _core
+    from longcat.checkpoint.lock import FolderLock
+    from longcat.cli.download.transfer import Transfer
+
+    try:
+        lock = FolderLock("pull", place.root)
+    except OSError as error:
+        raise _core.Error(f"[pull] {place.root} cannot be written: {error.strerror or error}") from None
     files = sorted(listing.files, key=lambda file: file.size)
     small = [file for file in files if file.size < _SMALL]
     try:
@@ -54,18 +84,9 @@ def run(args: argparse.Namespace) -> int:
             if any(file.name == "config.json" for file in small):
                 _core.config_warnings(str(place.checkpoint))  # raises for a model that longcat does not run
             transfer.fetch(files[len(small) :])
-    except KeyboardInterrupt:
-        missing = missing_bytes(listing.files, place)
-        print(f"longcat: [pull] stopped; {bytes_text(missing)} are missing. Run it again to resume.", file=sys.stderr)
-        return 130
-    place.finish()
-    print(
-        f"{args.name}: {count(len(files), 'file')}, {bytes_text(sum(file.size for file in files))}, each with the hash "
-        f"that {listing.endpoint} lists",
-        file=sys.stderr,
-    )
-    print(place.checkpoint)
-    return _verify(place.checkpoint)
+        place.finish()
+    finally:
+        lock.release(place.root)
 
 
 def _verify(folder: Path) -> int:

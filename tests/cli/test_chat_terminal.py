@@ -1,9 +1,12 @@
 """`longcat chat` in a terminal: editing, paste, history, commands, Ctrl-C. What is one turn where no cursor moves."""
 
+import io
 import json
+import subprocess
 import sys
 
 import pytest
+from longcat.cli.chat.views import PlainView, TerminalView
 
 from support.terminal import Terminal
 
@@ -162,3 +165,44 @@ def test_ctrl_c_stops_a_completion_and_keeps_the_conversation(tiny, tmp_path):
     terminal.wait_for("2 messages written")
     leave(terminal)
     assert [message["role"] for message in json.loads(saved.read_text())["messages"]] == ["user", "assistant"]
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_reasoning_is_folded_into_one_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", shown := io.StringIO())
+    view = TerminalView()
+    for part in ("First I ", "add the ", "numbers."):
+        view.reasoning(part)
+    view.content("It is **4**.")
+    view.end()
+    before, _, after = shown.getvalue().partition("\r\x1b[K")
+    assert "add the" not in shown.getvalue() and "thinking ... 5 words" in before
+    assert "thought for 0.0 s, 5 words; /thinking shows it" in after and "It is \x1b[1m4\x1b[0m.\n" in after
+
+
+def test_colours_can_be_turned_off(monkeypatch):
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.stdout", shown := io.StringIO())
+        view = TerminalView()
+        view.content("It is **4**.")
+        view.end()
+        view.note("stopped")
+        assert shown.getvalue() == "It is 4.\n[stopped]\n"
+        monkeypatch.delenv(name)
+
+
+def test_a_pipe_stays_plain(tiny, capsys):
+    view = PlainView()
+    view.reasoning("never shown")
+    view.content("It is **4**.")
+    view.end()
+    assert capsys.readouterr().out == "It is **4**.\n"
+    command = [sys.executable, "-m", "longcat", "chat", tiny, "--max-tokens", "8", "--temperature", "0"]
+    done = subprocess.run(command, input="Hello!\n/regen\n", capture_output=True, text=True, timeout=60)
+    first, again = [line for line in done.stdout.splitlines() if not line.startswith("[")]
+    assert done.returncode == 0 and first == again != "" and "\x1b" not in done.stdout

@@ -1,5 +1,7 @@
 """`longcat completion`: what each shell is offered. Bash runs the script here; zsh and fish where they are."""
 
+import contextlib
+import io
 import shutil
 import subprocess
 
@@ -25,9 +27,15 @@ def shell(request):
     return request.param
 
 
-def script(capsys, shell: str) -> str:
-    assert main(["completion", shell]) == 0
-    return capsys.readouterr().out
+@pytest.fixture(scope="module")
+def scripts():
+    """What the command prints for each shell."""
+    printed = {}
+    for name in SHELLS:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["completion", name]) == 0
+        printed[name] = out.getvalue()
+    return printed
 
 
 def run(program: list[str], text: str = "") -> str:
@@ -36,8 +44,8 @@ def run(program: list[str], text: str = "") -> str:
     return done.stdout
 
 
-def test_every_command_and_flag_is_offered(capsys, shell):
-    text = script(capsys, shell)
+def test_every_command_and_flag_is_offered(scripts, shell):
+    text = scripts[shell]
     for path, leaf in make_parser().leaves():
         assert path[-1] in text
         for flag, action in leaf._option_string_actions.items():
@@ -46,29 +54,29 @@ def test_every_command_and_flag_is_offered(capsys, shell):
     assert "--trust-remote-code" not in text and set(COMMANDS) >= {"pull", "top", "completion"}
 
 
-def test_scripts_are_whole(capsys, shell, tmp_path):
+def test_scripts_are_whole(scripts, shell, tmp_path):
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
     file = tmp_path / "script"
-    file.write_text(script(capsys, shell))
+    file.write_text(scripts[shell])
     run([shell, "-n", str(file)])
 
 
 @pytest.mark.parametrize("line, offered", CASES)
-def test_bash_offers(capsys, line, offered):
+def test_bash_offers(scripts, line, offered):
     words = ["longcat", *line.split(" ")]
     quoted = " ".join(f"'{word}'" for word in words)
     ask = f'\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _longcat; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
-    assert set(run(["bash", "--norc"], script(capsys, "bash") + ask).split()) == offered
+    assert set(run(["bash", "--norc"], scripts["bash"] + ask).split()) == offered
 
 
 @pytest.mark.parametrize("line, offered", CASES[:-1])
-def test_fish_offers(capsys, line, offered, tmp_path, monkeypatch):
+def test_fish_offers(scripts, line, offered, tmp_path, monkeypatch):
     if shutil.which("fish") is None:
         pytest.skip("needs fish")
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    text = script(capsys, "fish") + f"\ncomplete -C 'longcat {line}'\n"
+    text = scripts["fish"] + f"\ncomplete -C 'longcat {line}'\n"
     found = {row.split("\t")[0] for row in run(["fish", "--no-config"], text).splitlines()}
     assert offered <= found and not any(name.startswith("make") for name in found - offered)
 

@@ -1,5 +1,6 @@
 """`longcat pull` against a Hub on this machine: resume, hashes, refusals; names in the cache for every command."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,9 +12,11 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import longcat
 import pytest
 from longcat.cli import main
 from longcat.cli.download import transfer
+from longcat.server.settings import served_name
 from longcat.support.hub import hub_snapshot, local_checkpoint
 
 from support.fake_hub import COMMIT, fake_hub
@@ -66,6 +69,9 @@ def test_a_pulled_name_works_in_every_command(hub, tiny, capsys):
     assert main(["generate", NAME, "Once", "--max-tokens", "3", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("Once")
     assert main(["plan", NAME, "--bandwidth", "1"]) == 0 and main(["verify", NAME]) == 0
+    with longcat.Engine(NAME) as engine:
+        assert engine.model == str(folder)
+    assert served_name(engine.model) == NAME
 
 
 def test_the_cache_is_the_one_of_huggingface_hub(hub, capsys):
@@ -147,6 +153,14 @@ def test_a_full_disk_is_told_before(hub, capsys, monkeypatch, tmp_path):
     error = error_of(capsys, NAME)
     assert "needs " in error and f"1.00 MB are free in {tmp_path}" in error and "--local-dir" in error
     assert hub.downloads() == []
+
+
+def test_a_disk_that_fills_meanwhile_is_told(hub, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transfer.Transfer, "_read_on", full)
+    assert "the disk is full at " in error_of(capsys, NAME)
 
 
 @pytest.mark.parametrize(

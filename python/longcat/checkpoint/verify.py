@@ -22,7 +22,6 @@ from longcat.checkpoint.lock import FolderLock
 from longcat.checkpoint.scan import FileResult, FileTensor, Hole, read_files
 from longcat.checkpoint.writer import INDEX_FILE
 from longcat.support.files import open_regular, read_json_object, read_text
-from longcat.support.hub import local_checkpoint
 from longcat.support.json_types import JsonObject
 from longcat.support.text import bytes_text, count, printable, some_of
 
@@ -105,7 +104,7 @@ def verify_checkpoint(
     """
     if headers_only and write_hashes:
         raise ValueError("headers_only reads no data, so there is nothing to hash: drop it or write_hashes")
-    folder = Path(local_checkpoint(os.fspath(path)))
+    folder = Path(path)
     if not folder.is_dir():
         _core.config_warnings(os.fspath(path))  # raises the error
     with _right_to_write(folder) if write_hashes else nullcontext():

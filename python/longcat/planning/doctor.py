@@ -12,7 +12,6 @@ from pathlib import Path
 
 import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
-from longcat.support.hub import local_checkpoint
 from longcat.support.names import install_command
 
 _SERVER_PACKAGES = (
@@ -244,8 +243,8 @@ def _packages(system: System) -> Iterator[Verdict]:
 def _checkpoint(model: str, system: System) -> Iterator[Verdict]:
     from longcat.planning.plan import plan
 
+    model = os.path.expanduser(model)
     try:
-        model = local_checkpoint(os.path.expanduser(model))
         made = plan(model, bandwidth=1.0)
     except OutOfMemoryError as error:
         yield Verdict("memory", "FAIL", str(error), "free some memory, or give the container more")

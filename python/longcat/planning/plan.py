@@ -20,7 +20,6 @@ from longcat.checkpoint.formats import spellings
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
 from longcat.support.files import read_json_object
-from longcat.support.hub import local_checkpoint
 from longcat.support.json_types import JsonObject
 from longcat.support.values import positive
 
@@ -241,7 +240,7 @@ def plan(
         longcat.OutOfMemoryError: the latent cache has no room.
         ValueError, TypeError: an option is wrong.
     """
-    model = local_checkpoint(os.path.expanduser(os.fspath(model)))
+    model = os.path.expanduser(os.fspath(model))
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth={bandwidth / 1e9:g} GB/s; expected more than 0")
     core = EngineConfig.of(model, options).core_options()

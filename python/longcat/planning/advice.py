@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import longcat._core as _core
 from longcat._core import OutOfMemoryError
 from longcat.checkpoint.formats import PRESETS, packed_as
-from longcat.planning.plan import Plan, part_of, plan
+from longcat.engine.config import EngineConfig
+from longcat.planning.plan import LOOKED_UP, Plan, part_of, touched
+from longcat.support.hub import cached_name
 from longcat.support.text import bytes_text
 
-_SHORTEST = 2048  # context that is still worth a suggestion [tokens]
+_FORMATS = (None, "int8", "int4")  # None: the weights as they are stored
+# Contexts [tokens]: smaller weights come before a context below the first, and nothing goes below the second.
+_SHORTEST = (32768, 2048)
 
 
 @dataclass(frozen=True)
@@ -32,66 +37,106 @@ class Advice:
 
 
 def advise(made: Plan, options: Mapping[str, Any]) -> Advice:
-    """Finds the least change that makes a plan fit: first a shorter context, then int8 and int4 weights.
+    """Finds the least change that makes a plan fit: a shorter context, int8 or int4 weights, or both.
 
     Args:
         options: the engine's options of the plan that differ from their defaults, by keyword.
     """
-    if not made.has_weights:
-        return Advice(f"there are no weights in {made.model}; expected *.safetensors. Download them: longcat pull NAME")
-    if made.fits:
-        return Advice("run it", (_serve(made.model, options),))
-    context = made.max_model_len // 2
-    while context >= _SHORTEST:
-        if _fits(made, dict(options) | {"max_model_len": context}):
-            shorter = dict(options) | {"max_model_len": context}
-            return Advice(f"with a context of {context} tokens it fits", (_serve(made.model, shorter),))
-        context //= 2
-    small = dict(options) | {"max_model_len": min(made.max_model_len, _SHORTEST)}
-    needed = least = made.num_ranks * (made.peak - made.process)
-    for name in ("int8", "int4"):
-        saved = made.num_ranks * (made.weights - converted_weights(made, name))
-        if saved <= 0:
-            continue
-        for kept, cache in ((options, made.kv_cache), (small, _cache(made, small))):
-            if needed - saved - made.num_ranks * (made.kv_cache - cache) <= made.available:
-                out = f"{made.model.rstrip('/')}-{name}"
-                convert = f"longcat convert {shlex.quote(made.model)} {shlex.quote(out)} --quant {name}"
-                return Advice(f"with {name} weights it fits", (convert, _serve(out, kept)))
-        least = min(least, needed - saved)
+    found = _fitting(made, options)
+    if made.has_weights:
+        return found
     return Advice(
-        f"no option makes it fit: its smallest form needs {bytes_text(least)}, and {bytes_text(made.available)} are "
-        "free. More memory would, or ranks on several machines: docs/parallel.md"
+        f"{made.model} has no weights yet; longcat pull NAME fetches them. Then: {found.says}", found.commands
     )
 
 
-def converted_weights(made: Plan, preset: str) -> int:
-    """Returns the memory of the weights after `longcat convert --quant PRESET` [bytes], about."""
+def _fitting(made: Plan, options: Mapping[str, Any]) -> Advice:
+    if made.fits:
+        return Advice("run it", (_serve(_shown(made.model), options),))
+    least = made.num_ranks * (made.peak - made.process)
+    for shortest in _SHORTEST:
+        for preset in _FORMATS:
+            for shorter in _contexts(made, options, shortest):
+                needed = _needed(made, preset, shorter)
+                if needed <= made.available:
+                    return _advice(made, preset, shorter)
+                least = min(least, needed)
+    return Advice(
+        f"no option makes it fit: its smallest form needs {bytes_text(int(least))}, and {bytes_text(made.available)} "
+        "are free. More memory would, or ranks on several machines: docs/parallel.md"
+    )
+
+
+def _contexts(made: Plan, options: Mapping[str, Any], shortest: int) -> Iterator[dict[str, Any]]:
+    """Yields the options with the context of the plan, then with half of it, down to `shortest`."""
+    yield dict(options)
+    context = made.max_model_len // 2
+    while context >= shortest:
+        yield dict(options) | {"max_model_len": context}
+        context //= 2
+
+
+def _needed(made: Plan, preset: str | None, options: Mapping[str, Any]) -> float:
+    """Returns the memory that all ranks need [bytes]; infinite where the cache has no room."""
+    try:
+        core = EngineConfig.of(made.model, options).core_options()
+        memory = _core.plan_memory(made.model, core, made.available)
+    except (OutOfMemoryError, ValueError):
+        return math.inf
+    buffers = max(allocated - unwritten for allocated, unwritten in memory["buffers"])
+    num_tokens = min(made.num_tokens, int(memory["num_blocks"]) * int(memory["block_tokens"]))
+    cache = int(memory["num_blocks"]) * int(memory["block_bytes"])
+    return made.num_ranks * (weights(made, preset, num_tokens) + cache + buffers)
+
+
+def weights(made: Plan, preset: str | None, num_tokens: int) -> int:
+    """Returns the memory of a rank's weights [bytes], about.
+
+    Args:
+        preset: of `longcat convert --quant`; None: the weights as they are stored.
+        num_tokens: that were processed; each reads some rows of the N-gram tables.
+    """
     config = json.dumps(made.config)
-    uses, packed = _core.packable_tensors(config), dict.fromkeys((part.name for part in made.parts), 0)
+    uses, parts = _core.packable_tensors(config), {part.name: part for part in made.parts}
+    total = dict.fromkeys(parts, 0.0)
+    packed = dict.fromkeys(parts, 0.0)
     for name, shape, _ in _core.expected_tensors(config):
-        part = part_of(name, packed)
-        if part is not None:
-            kind = packed_as(uses, name, PRESETS[preset])
-            packed[part] += math.prod(_core.packed_shape(kind, *shape)) if kind else 2 * math.prod(shape)
+        if (part := part_of(name, parts)) is None:
+            continue
+        stored = math.prod(shape) * parts[part].stored / max(parts[part].weights, 1)
+        kind = packed_as(uses, name, PRESETS[preset]) if preset is not None else None
+        size = min(stored, math.prod(_core.packed_shape(kind, *shape))) if kind else stored
+        total[part] += stored
+        if part in LOOKED_UP:
+            packed[part] += touched(int(size / made.num_ranks), num_tokens // made.num_ranks)
+        else:
+            packed[part] += size
     return sum(
-        int(part.touched * min(1.0, packed[part.name] / part.stored)) + part.copied if part.stored else part.copied
+        part.copied
+        + int(
+            packed[part.name]
+            if part.name in LOOKED_UP
+            else part.touched * packed[part.name] / max(total[part.name], 1.0)
+        )
         for part in made.parts
     )
 
 
-def _fits(made: Plan, options: Mapping[str, Any]) -> bool:
-    try:
-        return plan(made.model, bandwidth=made.bandwidth, **options).fits
-    except (OutOfMemoryError, ValueError):
-        return False
+def _advice(made: Plan, preset: str | None, options: Mapping[str, Any]) -> Advice:
+    changes = []
+    if options.get("max_model_len", made.max_model_len) < made.max_model_len:
+        changes.append(f"a context of {options['max_model_len']} tokens")
+    if preset is None:
+        return Advice(f"with {changes[0]} it fits", (_serve(_shown(made.model), options),))
+    name = cached_name(made.model)  # the cache of the Hub is no place for other files
+    out = f"{Path(made.model) if name is None else Path(name).name}-{preset}"
+    convert = shlex.join(["longcat", "convert", _shown(made.model), out, "--quant", preset])
+    return Advice(f"with {' and '.join([f'{preset} weights', *changes])} it fits", (convert, _serve(out, options)))
 
 
-def _cache(made: Plan, options: Mapping[str, Any]) -> int:
-    try:
-        return plan(made.model, bandwidth=made.bandwidth, **options).kv_cache
-    except (OutOfMemoryError, ValueError):
-        return made.kv_cache
+def _shown(model: str) -> str:
+    """Returns the name of a checkpoint in the Hub's cache, or the folder."""
+    return cached_name(model) or model
 
 
 def _serve(model: str, options: Mapping[str, Any]) -> str:
@@ -100,9 +145,5 @@ def _serve(model: str, options: Mapping[str, Any]) -> str:
     words = [*(["mpirun", "-n", str(ranks)] if ranks > 1 else []), "longcat", "serve", model]
     for name, value in options.items():
         flag = "--speculative-config" if name == "speculative" else "--" + name.replace("_", "-")
-        words += [flag, _text(value)]
+        words += [flag, json.dumps(value) if isinstance(value, Mapping) else str(value)]
     return shlex.join(words)
-
-
-def _text(value: object) -> str:
-    return json.dumps(value) if isinstance(value, Mapping) else str(value)

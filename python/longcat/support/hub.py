@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longcat._core import Error
 
+_FOLDER = re.compile(r"models--(?:(?P<org>.+?)--)?(?P<name>.+)")
 _NAME = re.compile(r"(?P<org>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)")
 
 
@@ -67,3 +68,11 @@ def modelscope_folder(name: str) -> Path:
     """Returns the folder of a model in ModelScope's cache."""
     cache = os.environ.get("MODELSCOPE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "modelscope")
     return Path(cache, "hub", "models", *name.replace(".", "___").split("/")).expanduser()
+
+
+def cached_name(folder: str) -> str | None:
+    """Returns the name of a snapshot in the Hub's cache, "org/name", or None for another folder."""
+    parts = os.path.abspath(folder).split(os.sep)
+    if len(parts) > 2 and parts[-2] == "snapshots" and (found := _FOLDER.fullmatch(parts[-3])):
+        return "/".join(filter(None, [found["org"], found["name"]]))
+    return None

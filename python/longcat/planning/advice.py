@@ -53,7 +53,7 @@ def advise(made: Plan, options: Mapping[str, Any]) -> Advice:
 def _fitting(made: Plan, options: Mapping[str, Any]) -> Advice:
     if made.fits:
         return Advice("run it", (_serve(_shown(made.model), options),))
-    least = made.num_ranks * (made.peak - made.process)
+    least: float = made.num_ranks * (made.peak - made.process)
     for shortest in _SHORTEST:
         for preset in _FORMATS:
             for shorter in _contexts(made, options, shortest):
@@ -83,7 +83,7 @@ def _needed(made: Plan, preset: str | None, options: Mapping[str, Any]) -> float
         memory = _core.plan_memory(made.model, core, made.available)
     except (OutOfMemoryError, ValueError):
         return math.inf
-    buffers = max(allocated - unwritten for allocated, unwritten in memory["buffers"])
+    buffers = int(max(allocated - unwritten for allocated, unwritten in memory["buffers"]))
     num_tokens = min(made.num_tokens, int(memory["num_blocks"]) * int(memory["block_tokens"]))
     cache = int(memory["num_blocks"]) * int(memory["block_bytes"])
     return made.num_ranks * (weights(made, preset, num_tokens) + cache + buffers)

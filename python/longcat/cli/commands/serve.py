@@ -139,10 +139,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.model = local_checkpoint(os.path.expanduser(_model_folder(args)))
+    args.model = _model_folder(args)
     if args.gpu_memory_utilization is not None and not args.device.startswith("cuda"):
         args.ignored = [*(args.ignored or []), "--gpu-memory-utilization (on the CPU)"]
     place = join_ranks(args)
+    args.model = local_checkpoint(os.path.expanduser(args.model))
     if bool(args.ssl_keyfile) != bool(args.ssl_certfile):
         raise ValueError("--ssl-keyfile and --ssl-certfile go together: give both")
     if args.ssl_ca_certs and not args.ssl_certfile:

@@ -223,6 +223,14 @@ def test_a_model_of_another_kind_is_refused_before_its_weights(hub, capsys):
     assert "config.json" in error and error.count("\n") == 1 and SHARD not in dict(hub.downloads())
 
 
+def test_a_model_that_lacks_a_file_is_told(hub, capsys):
+    """Its source has it so: the files are kept, and no folder is printed for a script to go on with."""
+    del hub.files["model-00002-of-00002.safetensors"]
+    assert main(["pull", NAME]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "longcat: [pull] headers: " in captured.err
+
+
 def test_the_key_goes_to_its_host_alone(hub, tiny, capsys, monkeypatch):
     """Downloads of the Hub go on at another host, which has no use for the key."""
     monkeypatch.setenv("HF_TOKEN", "secret")

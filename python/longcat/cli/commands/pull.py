@@ -61,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
         f"{listing.endpoint} lists",
         file=sys.stderr,
     )
+    if not _is_whole(place.checkpoint):
+        return 1
     print(place.checkpoint)
-    return _verify(place.checkpoint)
+    return 0
 
 
 def _fetch(listing: Listing, place: Folder) -> None:
@@ -89,7 +91,7 @@ def _fetch(listing: Listing, place: Folder) -> None:
         lock.release(place.root)
 
 
-def _verify(folder: Path) -> int:
+def _is_whole(folder: Path) -> bool:
     """Checks headers, index, tensors and tokenizer as `longcat verify --headers` does; the hashes are checked."""
     from longcat.checkpoint.verify import verify_checkpoint
 
@@ -97,4 +99,4 @@ def _verify(folder: Path) -> int:
     for check in report.checks:
         if check.status == "FAIL":
             print(f"longcat: [pull] {check.name}: {check.detail}", file=sys.stderr)
-    return 0 if report.ok else 1
+    return report.ok

@@ -5,8 +5,12 @@ import json
 import subprocess
 import sys
 
+import longcat
 import pytest
+from longcat.chat.reader import ChatChunk, ChatOutput
+from longcat.cli.chat.conversation import Conversation
 from longcat.cli.chat.views import PlainView, TerminalView
+from longcat.request.outputs import RequestMetrics
 
 from support.terminal import Terminal
 
@@ -206,3 +210,18 @@ def test_a_pipe_stays_plain(tiny, capsys):
     done = subprocess.run(command, input="Hello!\n/regen\n", capture_output=True, text=True, timeout=60)
     first, again = [line for line in done.stdout.splitlines() if not line.startswith("[")]
     assert done.returncode == 0 and first == again != "" and "\x1b" not in done.stdout
+
+
+def test_a_completion_that_fails_leaves_the_conversation_as_it_was():
+    class Failing:
+        def chat(self, *_: object, **__: object):
+            yield ChatChunk("part of ")
+            output = ChatOutput(
+                0, "", [], [], RequestMetrics(), messages=[{"role": "assistant", "content": "part of "}]
+            )
+            yield ChatChunk("", finish_reason="error", error="[sampler] NaN", output=output)
+
+    talk = Conversation(Failing(), "", None, {}, PlainView())
+    with pytest.raises(longcat.Error, match=r"the completion failed: \[sampler\] NaN"):
+        talk.say("user", "Hello!")
+    assert talk.history == []

@@ -89,18 +89,18 @@ class Conversation:
         """Adds a message of the user or a tool, shows the completion as it arrives, and keeps both.
 
         Raises:
-            ValueError, longcat.Error: the request is refused; the conversation is as before.
+            ValueError, longcat.Error: the request is refused or fails; the conversation is as before.
         """
         self._complete([*self.history, {"role": role, "content": text}])
 
     def _complete(self, turns: list[JsonObject]) -> None:
         view = self._view
         stream = self._engine.chat(self._messages(turns), tools=self._tools, stream=True, **self._sampling)
-        said, thought, output, reason = "", "", None, None
+        said, thought, output, reason, error = "", "", None, None, None
         try:
             for chunk in stream:
                 said, thought = said + chunk.delta, thought + chunk.reasoning_delta
-                output, reason = chunk.output, chunk.finish_reason
+                output, reason, error = chunk.output, chunk.finish_reason, chunk.error
                 if chunk.reasoning_delta:
                     view.reasoning(chunk.reasoning_delta)
                 view.content(chunk.delta)
@@ -118,7 +118,9 @@ class Conversation:
             for call in message.get("tool_calls", []):
                 arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
                 view.note(f"calls {call['function']['name']}({arguments})")
-            if reason in ("length", "error"):
+            if reason == "error":
+                raise Error(f"[chat] the completion failed: {error}")
+            if reason == "length":
                 view.note(reason)
             view.speed(output)
         self.history = [*turns, message]

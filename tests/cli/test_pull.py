@@ -117,8 +117,8 @@ def test_an_interrupted_pull_goes_on(hub, tiny, capsys, tmp_path):
     deadline = time.monotonic() + 30
     while not list(Path(os.environ["HF_HOME"]).rglob("*.incomplete")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.3)
     done.send_signal(signal.SIGINT)
+    time.sleep(0.7)  # the threads are to stop before they get more
     hub.go.set()
     _, error = done.communicate(timeout=40)
     assert done.returncode == 130 and "Run it again to resume" in error and error.count("\n") == 1, error

@@ -23,7 +23,7 @@ from longcat.cli.download.sources import Listing, RemoteFile
 from longcat.support.text import bytes_text
 
 _CHUNK = 1 << 20  # bytes
-_TIMEOUT = 30  # without a byte [s]
+_TIMEOUT = 15  # without a byte [s]; also what Ctrl-C may have to wait for
 _TRIES = 5  # of a file without any progress
 _FILES_AT_ONCE = 4
 RETRY_SECONDS = 1.0  # the wait after a lost connection, doubled each time that brings no byte

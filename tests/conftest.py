@@ -1,10 +1,12 @@
 """Fixtures shared by all tests. Helpers are in support/ and reference/, which tests import by name."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["XDG_CONFIG_HOME"] = os.devnull  # the tests run without the developer's own settings
 
 
 @pytest.fixture(scope="session")

@@ -46,13 +46,43 @@ def test_version_and_help(capsys):
     assert exit.value.code == 0 and "--json-schema" in capsys.readouterr().out
 
 
-HEAVY = ("torch", "numpy", "tokenizers", "tqdm", "jinja2")
+HEAVY = ("torch", "numpy", "tokenizers", "tqdm", "jinja2", "prompt_toolkit", "huggingface_hub", "asyncio", "ssl")
 
 
-def test_import_loads_no_torch_and_little_else():
-    code = f"import sys, longcat; print([name for name in {HEAVY} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+def modules_after(code: str) -> list[str]:
+    program = f"import sys\n{code}\nprint(*sorted(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[-1].split()
+
+
+HELP = """
+from longcat.cli import main
+try:
+    main(["{}--help"])
+except SystemExit:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "code, most",
+    [
+        ("import longcat", 150),
+        (HELP.format(""), 165),
+        ("from longcat.cli import make_parser; make_parser(['serve'])", 165),
+    ],
+)
+def test_starting_imports_little(code, most):
+    """The time of a start is that of its imports, which tests can count where they cannot time."""
+    modules = modules_after(code)
+    assert [name for name in HEAVY if name in modules] == []
+    assert len(modules) <= most, len(modules)
+
+
+@pytest.mark.parametrize("command", ["top", "pull", "completion", "plan", "chat"])
+def test_arguments_of_a_command_import_little(command):
+    modules = modules_after(f"from longcat.cli import make_parser; make_parser(['{command}'])")
+    assert [name for name in HEAVY if name in modules] == []
 
 
 def test_nothing_of_torch_after_generating(tiny):

@@ -5,7 +5,8 @@ import os
 import shlex
 
 import pytest
-from longcat.cli import COMMANDS, Parser, main, serve
+from longcat.cli import COMMANDS, Parser, main
+from longcat.cli.commands import serve
 from longcat.support.other_engines import OTHER_OPTIONS
 
 FOLDER = "nowhere-at-all"

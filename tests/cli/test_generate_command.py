@@ -46,7 +46,15 @@ def test_json_holds_what_python_returns(tiny, capsys):
     made = json.loads(capsys.readouterr().out)
     with longcat.Engine(tiny) as engine:
         output = engine.generate("Once", max_tokens=8, temperature=0, n=2, min_p=0.1, seed=1)
-    assert made["prompt_token_ids"] == output.prompt_token_ids and made["metrics"]["total_s"] > 0
+    assert made["prompt_token_ids"] == output.prompt_token_ids
+    num_prompt, times = len(output.prompt_token_ids), made["timings"]
+    assert made["usage"] == {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": 16,
+        "total_tokens": num_prompt + 16,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    assert times["predicted_n"] == 16 and 0 < times["first_token_ms"] < times["total_ms"]
     assert [completion["text"] for completion in made["outputs"]] == [completion.text for completion in output.outputs]
     assert [completion["token_ids"] for completion in made["outputs"]] == [
         completion.token_ids for completion in output.outputs
@@ -75,6 +83,25 @@ def test_a_schema_holds_the_completion(tiny, capsys, tmp_path):
         assert main(["generate", tiny, "x", "--json-schema", wrong]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+def test_chat_takes_the_prompt_as_a_message(tiny, capsys):
+    import longcat
+
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello! I am Freya."}]
+    with longcat.Engine(tiny) as engine:
+        reply = engine.chat(messages, max_tokens=8, temperature=0)
+    given = ["generate", tiny, "Hello! I am Freya.", "--chat", "--system", "Be kind.", *GREEDY]
+    assert main(given) == 0
+    assert capsys.readouterr().out == reply.message["content"] + "\n"
+    assert main([*given, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["outputs"][0]["text"] == reply.message["content"]
+    assert made["outputs"][0]["token_ids"] == reply.outputs[0].token_ids
+    assert main([*given, "-n", "2"]) == 0
+    assert capsys.readouterr().out.count(reply.message["content"]) == 2
+    assert main(["generate", tiny, "x", "--system", "y"]) == 2
+    assert "--system goes with --chat" in capsys.readouterr().err
 
 
 def test_no_bar_outside_a_terminal(tiny, tmp_path):

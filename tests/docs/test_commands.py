@@ -15,10 +15,11 @@ NEEDS = (
     "hf ",
     "make ",
     "pip ",
-    "longcat plan LongCat",
-    "longcat convert LongCat",
+    "longcat pull ",
+    "longcat plan meituan-longcat/",
+    "longcat convert meituan-longcat/",
 )  # the network, a build, the real model
-SERVES = ("longcat serve", "longcat chat", "curl ")  # tests of the server and of the terminal run these
+SERVES = ("longcat serve", "longcat chat", "longcat top", "curl ")  # tests of the server and of the terminal run these
 SLOW = ("longcat bench", "longcat convert examples/longcat-tiny build/tiny-calibrated")  # many seconds of a core
 
 COMMANDS = [

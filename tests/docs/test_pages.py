@@ -1,13 +1,11 @@
 """The links, files, make targets and flags of the pages exist. Their lines, paragraphs and sentences are short."""
 
-import argparse
-import importlib
 import re
 import shlex
 import unicodedata
 
 import pytest
-from longcat.cli import COMMANDS, Parser
+from longcat.cli import COMMANDS, make_parser
 
 from support.documents import PAGES, README_ZH, ROOT, each_page
 from support.markdown import Page
@@ -88,13 +86,8 @@ def longcat_commands(page: Page) -> list[list[str]]:
 
 
 def flags_of(command: str, rest: list[str]) -> set[str]:
-    parser = Parser(prog=f"longcat {command}")
-    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
-    known = set(parser._option_string_actions)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction) and rest and rest[0] in action.choices:
-            known |= set(action.choices[rest[0]]._option_string_actions)
-    return known
+    _, parser = make_parser([command]).chosen([command, *rest])
+    return set(parser._option_string_actions)
 
 
 @each_page

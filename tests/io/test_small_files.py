@@ -99,7 +99,7 @@ import resource, sys
 import longcat
 from longcat import cli
 from longcat.checkpoint.verify import verify_checkpoint
-from longcat.cli.chat import load_tools
+from longcat.cli.chat.conversation import load_tools
 folder, path = sys.argv[1:3]
 {limit}
 try:

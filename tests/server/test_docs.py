@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from longcat.cli import Parser, main, serve
+from longcat.cli import Parser, main
+from longcat.cli.commands import serve
 from longcat.server import run, texts
 from longcat.server.api import protocol, service_routes
 from longcat.server.api.playground import routes as playground

@@ -7,21 +7,27 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from longcat.cli.parser import Parser, UsageError
 
 # command -> (module, one line of help). Only the module of the given command is imported.
 COMMANDS = {
-    "generate": ("longcat.cli.generate", "continue a prompt"),
-    "chat": ("longcat.cli.chat", "talk with the model in the terminal"),
-    "serve": ("longcat.cli.serve", "answer over HTTP, as OpenAI's API does"),
-    "bench": ("longcat.cli.bench", "measure an engine, a server or starting"),
-    "plan": ("longcat.cli.plan", "print what a checkpoint needs and where it fits, from its headers"),
-    "doctor": ("longcat.cli.doctor", "check this machine, with a fix for each fault"),
-    "verify": ("longcat.cli.verify", "check a checkpoint: files, tensors, values, hashes"),
-    "convert": ("longcat.cli.convert", "quantise and pack a checkpoint for the CPU"),
-    "make-checkpoint": ("longcat.cli.make_checkpoint", "write random weights of any scale in the official layout"),
+    "generate": ("longcat.cli.commands.generate", "continue a prompt"),
+    "chat": ("longcat.cli.commands.chat", "talk with the model in the terminal"),
+    "serve": ("longcat.cli.commands.serve", "answer over HTTP, as OpenAI's API does"),
+    "bench": ("longcat.cli.commands.bench", "measure an engine, a server or starting"),
+    "plan": ("longcat.cli.commands.plan", "print what a checkpoint needs and where it fits, from its headers"),
+    "doctor": ("longcat.cli.commands.doctor", "check this machine, with a fix for each fault"),
+    "verify": ("longcat.cli.commands.verify", "check a checkpoint: files, tensors, values, hashes"),
+    "convert": ("longcat.cli.commands.convert", "quantise and pack a checkpoint for the CPU"),
+    "make-checkpoint": (
+        "longcat.cli.commands.make_checkpoint",
+        "write random weights of any scale in the official layout",
+    ),
+    "pull": ("longcat.cli.commands.pull", "download a checkpoint from the Hub, resume, and check its hashes"),
+    "top": ("longcat.cli.commands.top", "watch a running server: requests, tokens/s, cache, memory"),
+    "completion": ("longcat.cli.commands.completion", "print the completion of this command for a shell"),
 }
 
 _OF_SEVERAL_RANKS = ("generate", "chat", "serve", "bench")
@@ -41,6 +47,10 @@ def make_parser(loaded: Collection[str] = COMMANDS) -> Parser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in loaded:
             importlib.import_module(module).add_arguments(command)
+            for _, leaf in command.leaves():
+                leaf.add_argument(
+                    "--config", metavar="FILE", help="settings in TOML (default ~/.config/longcat/config.toml)"
+                )
     return parser
 
 
@@ -50,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(arguments[:1])
     try:
         _check_utf8(arguments)
+        _apply_settings(parser, arguments)
         args = parser.parse_args(arguments)
     except UsageError as error:
         return _fail(error, 2)
@@ -61,13 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(args)
 
 
+def _apply_settings(parser: Parser, arguments: Sequence[str]) -> None:
+    """Gives the flags of the command their defaults from the settings file and the environment."""
+    from longcat.cli import settings
+    from longcat.cli.engine_options import add_engine_flags, add_sampling_arguments
+
+    path, leaf = parser.chosen(arguments)
+    if path and "--help" not in arguments and "-h" not in arguments:
+        tables = {name: _adder(module) for name, (module, _) in COMMANDS.items()}
+        tables |= {"engine": add_engine_flags, "sampling": add_sampling_arguments}
+        settings.apply_settings(leaf, path, arguments, tables)
+
+
+def _adder(module: str) -> Callable[[Parser], None]:
+    return lambda parser: importlib.import_module(module).add_arguments(parser)
+
+
 def _run(args: argparse.Namespace) -> int:
     from longcat._core import Error
     from longcat.parallel.launch import require_alone
+    from longcat.support.hub import local_checkpoint
 
     try:
         if args.command not in _OF_SEVERAL_RANKS:
             require_alone(args.command)
+        if getattr(args, "model", None) is not None:
+            args.model = local_checkpoint(os.path.expanduser(args.model))
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except Error as error:
         return _fail(error, 1)

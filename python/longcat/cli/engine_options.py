@@ -49,6 +49,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     add_other_engine_flags(parser)
 
 
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of all engine options, whatever commands have them."""
+    for name, one in options().items():
+        if one.metavar:
+            add_option(parser, name)
+
+
 def add_option(group: argparse._ActionsContainer, name: str, default: str = "") -> None:
     """Adds the flags of one engine option, by all its names.
 

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from longcat.support.other_engines import OTHER_OPTIONS
@@ -74,6 +74,27 @@ class Parser(argparse.ArgumentParser):
         full = _SHORT_FLAGS.get(name) or (name.replace("_", "-") if name.startswith("--") else name)
         known = self._option_string_actions
         return full + equals + value if name not in known and full in known else text
+
+    def leaves(self) -> Iterator[tuple[list[str], Parser]]:
+        """Yields the parsers that have no commands of their own, each with its names, as ["bench", "latency"]."""
+        nested = self._commands()
+        if nested is None:
+            yield [], self
+        for name, parser in (nested or {}).items():
+            yield from (([name, *path], leaf) for path, leaf in parser.leaves())
+
+    def chosen(self, arguments: Sequence[str]) -> tuple[list[str], Parser]:
+        """Returns the parser of the command that the arguments name, and the names; [] when they name none."""
+        nested = self._commands() or {}
+        for index, text in enumerate(arguments):
+            if text in nested:
+                path, leaf = nested[text].chosen(arguments[index + 1 :])
+                return [text, *path], leaf
+        return [], self
+
+    def _commands(self) -> dict[str, Parser] | None:
+        actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return dict(actions[0].choices) if actions else None
 
     def _flags(self) -> list[str]:
         return [flag for flag in self._option_string_actions if flag.startswith("--")]

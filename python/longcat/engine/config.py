@@ -65,7 +65,8 @@ class EngineConfig:
     model: str | os.PathLike[str] = option(
         "",
         "checkpoint folder in the Hugging Face layout",
-        details="It holds config.json, *.safetensors and tokenizer.json.",
+        details="It holds config.json, *.safetensors and tokenizer.json. Or the name of a model that `longcat pull` "
+        "has downloaded, as meituan-longcat/LongCat-Flash-Lite.",
         default="required",
         aliases=("model_path",),
     )

@@ -7,13 +7,16 @@ import os
 from longcat._core import Error
 from longcat.checkpoint.sources.cache import cached_checkpoint
 from longcat.checkpoint.sources.opening import is_gguf
+from longcat.support.hub import local_checkpoint
 
 
 def folder_path(model: object) -> str:
-    """Returns the path of the checkpoint folder for the core. Of a GGUF file, it is converted at the first call.
+    """Returns the path of the checkpoint folder for the core; of a name on the Hub, the folder in its cache.
+
+    A GGUF file is converted at the first call.
 
     Raises:
-        longcat.Error: the GGUF file is damaged, or its checkpoint does not fit on the disk.
+        longcat.Error: the GGUF file is damaged, its checkpoint does not fit on the disk, or a name is not in the cache.
         TypeError: the value is no path.
         ValueError: the path is not UTF-8.
     """
@@ -26,7 +29,7 @@ def folder_path(model: object) -> str:
         raise ValueError(
             f"[model] the folder name {os.fsencode(path)!r} is not UTF-8; expected UTF-8. Rename the folder."
         ) from None
-    return cached_checkpoint(path) if is_gguf(path) else path
+    return cached_checkpoint(path) if is_gguf(path) else local_checkpoint(path)
 
 
 def check_sources(tokenizer: str | os.PathLike[str] | None, chat_template: str | os.PathLike[str] | None) -> None:

@@ -64,7 +64,7 @@ _PARTS = [
     ("MTP layer", r"model\.mtp\."),
     ("draft head", r"$."),  # of no tensor: the engine makes it of a packed head
 ]
-_LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
+LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
 # Tensors that the engine copies, in the form that its kernels read.
 _COPIED = re.compile(r"norm|kv_b_proj|post_projs|oe_embed_proj|\.router\.|weights_proj")
 _COPIED_AS_STORED = re.compile(r"\.eh_proj\.")  # its two halves
@@ -167,7 +167,7 @@ class Plan:
         """Bytes read for one token of each of `batch` requests at `context` tokens: as stored, or as in `row`."""
         total = float(batch * self.cache_read(context))
         for part in self.parts:
-            if part.name in _LOOKED_UP:
+            if part.name in LOOKED_UP:
                 continue
             is_expert = part.name == "experts"
             size = part.read if row is None else part.weights * (row.expert_bits if is_expert else row.core_bits) / 8
@@ -193,7 +193,7 @@ class Plan:
     def placements(self) -> list[Row]:
         """All placements and weight formats, including planned ones."""
         size = {part.name: part.weights for part in self.parts}
-        looked_up = sum(size[name] for name in _LOOKED_UP if name in size)
+        looked_up = sum(size[name] for name in LOOKED_UP if name in size)
         tables = size.get("N-gram tables", 0)
         words = looked_up - tables
         experts = size["experts"]
@@ -392,24 +392,25 @@ def _parts(
     parts = {name: Part(name) for name, _ in _PARTS}
     with_mtp = any(name.startswith("model.mtp.") for name in expected)
     for name, shape in expected.items():
-        if (part := _part_of(name, parts)) is not None:
-            part.weights += math.prod(shape)
+        if (named := part_of(name, parts)) is not None:
+            parts[named].weights += math.prod(shape)
     for tensor in stored:
-        if (part := _part_of(tensor.name, parts)) is None:
+        if (named := part_of(tensor.name, parts)) is None:
             continue
+        part = parts[named]
         part.stored += tensor.num_bytes
         shape = next((expected[n] for n in spellings(tensor.logical_name) if n in expected), tensor.shape)
         rows, cols = held_shape(tensor.logical_name, shape, config, shard)
         if rows == 0:
             continue
-        looked_up = part.name in _LOOKED_UP
+        looked_up = part.name in LOOKED_UP
         here = _bytes_of(tensor, rows, cols)
         copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
         # a copy of the columns, after which the file's pages are dropped
         by_columns = (len(shape) == 2 and cols < shape[1]) or _COPIED_AS_STORED.search(tensor.name)
         if copied == 0 and by_columns:
             copied, here = here, 0
-        part.touched += _touched(here, num_tokens * rows // shape[0]) if looked_up else here
+        part.touched += touched(here, num_tokens * rows // shape[0]) if looked_up else here
         part.copied += copied
         part.read += 0 if looked_up else copied or here
         is_head = part.name == ("word embedding" if config.get("tie_word_embeddings") else "head")
@@ -465,8 +466,9 @@ def _bytes_of(tensor: _Stored, rows: int, cols: int) -> int:
     return rows * cols * (tensor.num_bytes // math.prod(tensor.shape))
 
 
-def _part_of(tensor: str, parts: dict[str, Part]) -> Part | None:
-    return next((parts[part] for part, pattern in _PARTS if re.match(pattern, tensor)), None)
+def part_of(tensor: str, parts: Mapping[str, object]) -> str | None:
+    """Returns the name of the part that a tensor belongs to, if it is one of `parts`."""
+    return next((part for part, pattern in _PARTS if part in parts and re.match(pattern, tensor)), None)
 
 
 def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> int:
@@ -480,7 +482,7 @@ def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> in
     return count * (2 if dtype == "bf16" else 4) if converted else 0
 
 
-def _touched(num_bytes: int, num_tokens: int) -> int:
+def touched(num_bytes: int, num_tokens: int) -> int:
     """Size of the resident pages of a table after `num_tokens` random lookups [bytes]."""
     if num_bytes == 0:
         return 0

@@ -30,7 +30,6 @@ from longcat.server.metrics import ServerMetrics, TokenClock
 from longcat.server.served_engine import Chunks, ServedEngine
 from longcat.server.settings import ServerSettings
 from longcat.server.texts import Texts
-from longcat.support.json_types import JsonObject
 from longcat.support.worker import JobFailed, Pool
 
 T = TypeVar("T")
@@ -246,16 +245,3 @@ async def respond(request: Request, body: B, start: Callable[[Service, B], Await
         return EventStream(answer, service.settings.send_timeout, service.settings.keepalive_interval)
     async with contextlib.aclosing(answer):
         return json_response(await unless_client_leaves(request, answer.whole()))
-
-
-def usage(outputs: list[RequestOutput]) -> JsonObject:
-    """Returns the token counts in OpenAI's `usage` object."""
-    prompt = sum(len(output.prompt_token_ids) for output in outputs)
-    completion = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
-    cached = sum(output.num_cached_tokens for output in outputs)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }

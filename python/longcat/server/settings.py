@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from longcat.support.hub import cached_name
+
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_HUB_FOLDER = re.compile(r"models--(?:(?P<org>.+?)--)?(?P<name>.+)")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
@@ -98,7 +99,4 @@ def origins(values: Sequence[str]) -> tuple[str, ...]:
 
 def served_name(folder: str) -> str:
     """Returns the served name of a folder: "org/name" for a snapshot in the Hub's cache, or the path's last part."""
-    parts = os.path.abspath(folder).split(os.sep)
-    if len(parts) > 2 and parts[-2] == "snapshots" and (hub := _HUB_FOLDER.fullmatch(parts[-3])):
-        return "/".join(filter(None, [hub["org"], hub["name"]]))
-    return parts[-1] or "model"
+    return cached_name(folder) or os.path.basename(os.path.abspath(folder)) or "model"

@@ -120,7 +120,6 @@ _REFUSED: dict[str, tuple[str | None, str]] = {
     "disable-fastapi-docs": (None, "Close /docs and /openapi.json in the proxy."),
     "ssl-cert-reqs": ("0", "Use --ssl-ca-certs to accept only clients with a certificate."),
     "uds": ("", "Use --host and --port."),
-    "config": ("", "Write the flags on the command line."),
 }
 
 OTHER_OPTIONS: dict[str, OtherOption] = {

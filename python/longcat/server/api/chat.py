@@ -19,10 +19,11 @@ from longcat.chat.tool_text import CALL, json_text
 from longcat.request.outputs import Logprob, RequestOutput
 from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
-from longcat.server.api.chat_chunks import ChatChunks, log_facts, prompt_entries, prompt_logprobs, timings
+from longcat.request.totals import timings, usage
+from longcat.server.api.chat_chunks import ChatChunks, log_facts, prompt_entries, prompt_logprobs
 from longcat.server.api.protocol import ChatRequest
 from longcat.server.api.shapes import ChatCompletion, answers
-from longcat.server.generation import FEW_TOKENS, Service, respond, usage
+from longcat.server.generation import FEW_TOKENS, Service, respond
 from longcat.server.http.body import Done
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute

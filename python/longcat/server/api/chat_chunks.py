@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longcat.chat.reader import ChatChunk, ChatOutput, ChatReader
+from longcat.chat.reader import ChatChunk, ChatReader
 from longcat.request.outputs import Logprob, RequestOutput
 from longcat.server.api.protocol import ChatRequest, GenerationBody
 from longcat.server.generation import Generation, Service
@@ -91,23 +91,4 @@ def log_facts(outputs: Sequence[RequestOutput]) -> JsonObject:
         "prompt_tokens": sum(len(output.prompt_token_ids) for output in outputs),
         "completion_tokens": sum(len(answer.token_ids) for answer in answers),
         "finish_reason": [answer.finish_reason for answer in answers][:8],
-    }
-
-
-def timings(output: RequestOutput | ChatOutput) -> JsonObject:
-    """llama.cpp's figures of one request: tokens, milliseconds and rates of its prompt and of what was generated."""
-    num_cached = output.num_cached_tokens
-    num_prompt = len(output.prompt_token_ids) - num_cached
-    num_tokens = sum(len(answer.token_ids) for answer in output.outputs)
-    prompt_ms, predicted_ms = output.metrics.prefill_ms, output.metrics.decode_ms
-    return {
-        "cache_n": num_cached,
-        "prompt_n": num_prompt,
-        "prompt_ms": prompt_ms,
-        "prompt_per_token_ms": prompt_ms / max(num_prompt, 1),
-        "prompt_per_second": 1000 * num_prompt / prompt_ms if prompt_ms > 0 else 0.0,
-        "predicted_n": num_tokens,
-        "predicted_ms": predicted_ms,
-        "predicted_per_token_ms": predicted_ms / max(num_tokens, 1),
-        "predicted_per_second": 1000 * num_tokens / predicted_ms if predicted_ms > 0 else 0.0,
     }

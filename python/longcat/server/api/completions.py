@@ -18,10 +18,11 @@ from longcat.request.outputs import CompletionOutput, Logprob, RequestOutput
 from longcat.request.sampling_params import SamplingParams
 from longcat.request.structured import StructuredOutputs
 from longcat.request.tokenizer import StreamDecoder
-from longcat.server.api.chat_chunks import log_facts, prompt_entries, prompt_logprobs, timings
+from longcat.request.totals import timings, usage
+from longcat.server.api.chat_chunks import log_facts, prompt_entries, prompt_logprobs
 from longcat.server.api.protocol import CompletionRequest
 from longcat.server.api.shapes import TextCompletion, answers
-from longcat.server.generation import FEW_TOKENS, Generation, Service, respond, usage
+from longcat.server.generation import FEW_TOKENS, Generation, Service, respond
 from longcat.server.http.body import Done
 from longcat.server.http.errors import ApiError
 from longcat.server.http.intake import JsonRoute

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from longcat.chat.cut_calls import whole_arguments
 from longcat.chat.reader import ChatChunk, ChatOutput
-from longcat.server.api.chat_chunks import ChatChunks, log_facts, timings
+from longcat.request.totals import timings
+from longcat.server.api.chat_chunks import ChatChunks, log_facts
 from longcat.server.api.parts import ADD, BEGIN, CALL, REASONING, Part, Parts
 from longcat.server.generation import FEW_TOKENS
 from longcat.server.http.errors import MESSAGES_PATH, ApiError

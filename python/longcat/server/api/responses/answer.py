@@ -11,7 +11,8 @@ from typing import Any
 from longcat.chat.cut_calls import whole_arguments
 from longcat.chat.reader import ChatChunk, ChatOutput
 from longcat.chat.tool_text import json_value
-from longcat.server.api.chat_chunks import ChatChunks, log_facts, timings
+from longcat.request.totals import timings
+from longcat.server.api.chat_chunks import ChatChunks, log_facts
 from longcat.server.api.parts import ADD, BEGIN, CALL, END, REASONING, TEXT, Part, Parts
 from longcat.server.api.responses.body import CUSTOM_INPUT, ENCRYPTED_REASONING, ResponsesRequest, encoded
 from longcat.server.generation import FEW_TOKENS

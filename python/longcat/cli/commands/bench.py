@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--port", type=integer(1, 65535), default=8000, metavar="N", help="port of the server (default 8000)"
     )
-    serve.add_argument("--model", metavar="NAME", help="model to ask for (default: the first that the server names)")
+    serve.add_argument(
+        "--model",
+        dest="served_model",
+        metavar="NAME",
+        help="model to ask for (default: the first that the server names)",
+    )
     serve.add_argument("--api-key", metavar="KEY", help="key of the server")
     serve.add_argument(
         "--num-prompts", type=integer(1), default=100, metavar="REQUESTS", help="requests in all (default 100)"
@@ -191,7 +196,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     load = Load(
         args.base_url or f"http://{args.host}:{args.port}",
-        args.model,
+        args.served_model,
         args.api_key,
         args.num_prompts,
         args.random_input_len,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import ssl
 
 from longcat.cli.engine_options import Place, add_engine_arguments, follow, join_ranks, open_engine
 from longcat.cli.parser import UsageError, integer, number
+from longcat.support.hub import local_checkpoint
 from longcat.support.names import install_command
 
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -143,10 +143,13 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu_memory_utilization is not None and not args.device.startswith("cuda"):
         args.ignored = [*(args.ignored or []), "--gpu-memory-utilization (on the CPU)"]
     place = join_ranks(args)
+    args.model = local_checkpoint(os.path.expanduser(args.model))
     if bool(args.ssl_keyfile) != bool(args.ssl_certfile):
         raise ValueError("--ssl-keyfile and --ssl-certfile go together: give both")
     if args.ssl_ca_certs and not args.ssl_certfile:
         raise ValueError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile: without them the server speaks no TLS")
+    import ssl
+
     try:
         from longcat.server import logs
         from longcat.server.run import bind, check_tls

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longcat.cli.engine_options import (
     add_engine_arguments,
@@ -18,10 +17,11 @@ from longcat.cli.engine_options import (
     sampling_options,
 )
 from longcat.cli.parser import UsageError, integer
+from longcat.request.totals import timings, usage
 from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
-    from longcat.engine.engine import Engine
+    from longcat.engine.streams import ChatStream, TokenStream
     from longcat.request.outputs import RequestOutput
 
 
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json-schema", metavar="SCHEMA", help="hold the completion to this JSON schema, given as JSON or as a file"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object: texts, token ids, ends, times")
+    parser.add_argument("--chat", action="store_true", help="take the prompt as a user's message and print the reply")
+    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: texts, token ids, ends, counts, times"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,20 +47,33 @@ def run(args: argparse.Namespace) -> int:
     sampling = {**sampling_options(args), "n": args.n}
     if args.json_schema is not None:
         sampling["structured_outputs"] = {"json": _schema(args.json_schema)}
+    if args.system is not None and not args.chat:
+        raise UsageError("[generate] --system goes with --chat; expected both, or neither.")
     prompt = _prompt(args.prompt) if rank == 0 else ""
     with open_engine(args) as engine:
         if rank > 0:
             return follow(engine)
-        if args.json:
-            output = engine.generate(prompt, use_tqdm=False, **sampling)
-            print(json.dumps(_as_json(output), ensure_ascii=False, indent=2))
-        elif args.n > 1:
-            output = engine.generate(prompt, use_tqdm=False, **sampling)
-            for completion in output.outputs:
-                print(f"[{completion.index + 1}] {completion.text}")
+        messages = _messages(args.system, prompt) if args.chat else None
+        if args.json or args.n > 1:
+            output: RequestOutput
+            if messages is not None:
+                output = engine.chat(messages, use_tqdm=False, **sampling)
+            else:
+                output = engine.generate(prompt, use_tqdm=False, **sampling)
+            if args.json:
+                print(json.dumps(_as_json(output), ensure_ascii=False, indent=2))
+            else:
+                for index, text in enumerate(_texts(output), start=1):
+                    print(f"[{index}] {text}")
         else:
             # With a schema the completion is a whole document, so the prompt is not printed before it.
-            streamed = _stream(engine, prompt, sampling, shown="" if args.json_schema is not None else prompt)
+            shown = "" if args.json_schema is not None or args.chat else prompt
+            stream = (
+                engine.generate(prompt, stream=True, **sampling)
+                if messages is None
+                else engine.chat(messages, stream=True, **sampling)
+            )
+            streamed = _print_stream(stream, shown)
             if streamed is None:
                 return 130
             output = streamed
@@ -100,9 +117,17 @@ def _schema(given: str) -> JsonObject:
     return schema
 
 
-def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -> RequestOutput | None:
-    """Prints the completion as it is generated. Returns None when the user interrupts it."""
-    stream = engine.generate(prompt, stream=True, **sampling)
+def _messages(system: str | None, prompt: str) -> list[JsonObject]:
+    user = {"role": "user", "content": prompt}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
+
+
+def _print_stream(stream: TokenStream | ChatStream, shown: str) -> RequestOutput | None:
+    """Prints a completion as it is generated. Returns None when the user interrupts it.
+
+    Args:
+        shown: text to print before it.
+    """
     print(shown, end="", flush=True)
     output = None
     try:
@@ -117,23 +142,34 @@ def _stream(engine: Engine, prompt: str, sampling: dict[str, Any], shown: str) -
     return output
 
 
+def _texts(output: RequestOutput) -> list[str]:
+    """Returns the texts of the completions; with --chat, the contents of the messages."""
+    messages = getattr(output, "messages", None)
+    if messages is not None:
+        return [str(message.get("content", "")) for message in messages]
+    return [completion.text for completion in output.outputs]
+
+
 def _as_json(output: RequestOutput) -> JsonObject:
     completions = [
         {
             "index": completion.index,
-            "text": completion.text,
+            "text": text,
             "token_ids": completion.token_ids,
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
             "error": completion.error,
         }
-        for completion in output.outputs
+        for completion, text in zip(output.outputs, _texts(output), strict=True)
     ]
+    first, total = output.metrics.first_token_s, output.metrics.total_s
+    times = {"first_token_ms": None if first is None else 1000 * first, "total_ms": 1000 * total}
     return {
         "prompt": output.prompt,
         "prompt_token_ids": output.prompt_token_ids,
         "outputs": completions,
-        "metrics": dataclasses.asdict(output.metrics),
+        "usage": usage([output]),
+        "timings": timings(output) | times,
     }
 
 

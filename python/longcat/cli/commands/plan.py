@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from longcat.cli.engine_options import add_option
 from longcat.cli.parser import integer, number
+from longcat.engine.config import EngineConfig
 from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
@@ -54,19 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from longcat.planning.advice import advise
     from longcat.planning.plan import plan
 
+    options = {name: getattr(args, name) for name in _OPTIONS}
     made = plan(
         args.model,
         num_tokens=args.num_tokens,
         bandwidth=None if args.bandwidth is None else args.bandwidth * 1e9,
-        **{name: getattr(args, name) for name in _OPTIONS},
+        **options,
     )
     if args.gpus is not None:
         rows = gpu_rows(made, args.gpus, args.ngram_placement)
         print(json.dumps(rows, indent=2) if args.json else gpu_text(made, args.gpus, args.ngram_placement, rows))
         return 0
-    print(json.dumps(made.as_dict(), indent=2) if args.json else text(made))
+    advice = advise(made, {name: value for name, value in options.items() if value != getattr(EngineConfig, name)})
+    if args.json:
+        print(json.dumps(made.as_dict() | {"advice": asdict(advice)}, indent=2))
+    else:
+        print("\n".join([text(made), "", f"{advice.says}:" if advice.commands else advice.says, *advice.commands]))
     return 0
 
 
@@ -109,7 +117,7 @@ def text(plan: Plan) -> str:
     else:
         lines.append(
             f"does not fit: {bytes_text(plan.available)} are free; weights that find no room are read from disk again "
-            "as they are needed: lower kv_cache_memory, max_num_seqs or max_model_len, or expect that speed"
+            "as they are needed, at its speed"
         )
     if tables := plan.tables():
         lines += ["", "N-gram tables by format (`longcat convert --tables`), on disk or all in memory:"]

@@ -1,0 +1,1 @@
+"""The parts of `longcat chat`: the conversation, reading turns, showing completions."""

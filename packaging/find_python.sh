@@ -7,5 +7,5 @@ for python in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/"pyth
     exit
   fi
 done
-echo "find_python: no Python $1 with headers: found none on PATH and none of pyenv's. Install it, or leave it out: make wheels PYTHONS=..." >&2
+echo "find_python: found no Python $1 with headers, neither on PATH nor of pyenv; install it, or set PYTHONS" >&2
 exit 1

@@ -39,7 +39,7 @@ emulated_environment() {
   tests+=(-k "not test_ranks")  # mpirun here is a program of this machine
 }
 
-facts='import os, platform; print(f"{platform.machine()} | {platform.python_version()} | {os.confstr("CS_GNU_LIBC_VERSION")}")'
+facts='import os, platform as p; print(p.machine(), p.python_version(), os.confstr("CS_GNU_LIBC_VERSION"), sep=" | ")'
 for version in "$@"; do
   read -ra tests <<< "$TESTS"
   tag=cp${version/./}
@@ -53,6 +53,7 @@ for version in "$@"; do
     continue
   fi
   # In the environment's folder: no source tree is in sight.
-  result=$(cd "$(dirname "$run")" && "$run" -m pytest -q -p no:cacheprovider "${tests[@]/#tests\//$root/tests/}" | tee /dev/stderr | tail -n 1)
+  result=$(cd "$(dirname "$run")" &&
+    "$run" -m pytest -q -p no:cacheprovider "${tests[@]/#tests\//$root/tests/}" | tee /dev/stderr | tail -n 1)
   echo "| $("$run" -c "$facts") | $("$run" -m longcat --version) | $counts packages | ${result} |"
 done

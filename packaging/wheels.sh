@@ -25,7 +25,8 @@ for version in "$@"; do
   environment=$root/build/wheels/python-$version
   if [ ! -e "$environment/.installed" ]; then
     "$python" -m venv "$environment"
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.11" "pybind11>=2.13"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.11" \
+      "pybind11>=2.13"
     touch "$environment/.installed"
   fi
   tag=cp${version/./}

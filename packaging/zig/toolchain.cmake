@@ -13,3 +13,5 @@ set(CMAKE_RANLIB :)  # ar writes the index
 set(CMAKE_STRIP "")  # that of this machine may not know the architecture, so the linker strips
 set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
 set(CMAKE_CXX_SCAN_FOR_MODULES OFF)
+# Checks compile only: the first link of each kind would compile libc++ for a minute.
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)

@@ -7,7 +7,8 @@ if(NOT LONGCAT_ARCH STREQUAL CMAKE_HOST_SYSTEM_PROCESSOR)
   # What CMake runs is the building Python, a program of this machine.
   set(CMAKE_CROSSCOMPILING_EMULATOR env)
 endif()
-set(CMAKE_CXX_COMPILER "${CMAKE_CURRENT_LIST_DIR}/c++" -target ${LONGCAT_ARCH}-linux-gnu.2.28)
+set(CMAKE_CXX_COMPILER "${CMAKE_CURRENT_LIST_DIR}/c++")
+set(CMAKE_CXX_COMPILER_TARGET ${LONGCAT_ARCH}-linux-gnu.2.28)
 set(CMAKE_AR "${CMAKE_CURRENT_LIST_DIR}/ar")
 set(CMAKE_RANLIB :)  # ar writes the index
 set(CMAKE_STRIP "")  # that of this machine may not know the architecture, so the linker strips

@@ -1,0 +1,85 @@
+"""What packages and deploys longcat fits the code: workflows, the toolchain of wheels, container and service."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from longcat.cli import Parser
+from longcat.cli.serve import add_arguments
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SERVICE = ROOT / "examples" / "systemd" / "longcat.service"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_targets_of_make_and_hold_no_secret(path):
+    text = path.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    lines = re.findall(r"\brun: *(.*)$", text, re.MULTILINE)
+    assert lines and "secrets." not in text
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert line == ".ci/run" or (program == "make" and set(words) <= targets), line
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_the_toolchain_parses(tmp_path, architecture):
+    script = tmp_path / "script.cmake"
+    values = ";".join(f"${{CMAKE_{name}}}" for name in ("CXX_COMPILER", "AR", "CXX_COMPILER_TARGET"))
+    script.write_text(f'include("{ROOT}/packaging/zig/toolchain.cmake")\nmessage("{values}")\n')
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not cmake:
+        pytest.skip("no cmake")
+    environment = os.environ | {"LONGCAT_ARCH": architecture}
+    done = subprocess.run([cmake, "-P", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    compiler, archiver, target = done.stderr.strip().split(";")
+    assert target == f"{architecture}-linux-gnu.2.28"
+    assert os.access(compiler, os.X_OK) and os.access(archiver, os.X_OK)
+
+
+def test_the_compiler_takes_the_option_of_arm_kernels():
+    """zig has a spelling of its own for what kernels.cmake asks of GCC and Clang."""
+    option = re.search(r"-march=\S*dotprod", (ROOT / "cpp" / "cpu" / "kernels.cmake").read_text())[0]
+    command = [ROOT / "packaging" / "zig" / "c++", "--target=aarch64-linux-gnu.2.28", option, "a b.cpp"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ZIG": "echo"}, check=True)
+    assert done.stdout.strip() == "c++ --target=aarch64-linux-gnu.2.28 -mcpu=generic+v8_2a+dotprod a b.cpp"
+
+
+def serve_arguments() -> dict[str, list[str]]:
+    """Arguments of `longcat serve` in what starts it."""
+    container = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    start = re.search(r"^ExecStart=(.*)$", SERVICE.read_text(encoding="utf-8"), re.MULTILINE)
+    command = re.search(r"^CMD \[(.*)\]$", container, re.MULTILINE)
+    assert start and command
+    return {"service": shlex.split(start[1])[1:], "container": command[1].replace('"', "").split(", ")}
+
+
+@pytest.mark.parametrize("name", ["service", "container"])
+def test_flags_of_the_server(name):
+    command, *arguments = serve_arguments()[name]
+    assert command == "serve"
+    parser = Parser(prog="longcat serve")
+    add_arguments(parser)
+    parser.parse_args(arguments)
+
+
+def test_the_container_copies_what_a_build_reads():
+    copied = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"CMakeLists.txt", "LICENSE", "README.md", "cpp", "cuda", "pyproject.toml", "python"} == set(copied)
+
+
+def test_the_service_is_valid(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze")
+    unit = tmp_path / SERVICE.name
+    unit.write_text(re.sub(r"/opt/longcat/bin/longcat", sys.executable, SERVICE.read_text(encoding="utf-8")))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -76,8 +76,8 @@ class CpuOps : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // x in 8 bits when the weight's format needs that, rounded to bf16 for bf16_x8 when use_dtype() said so, else
-  // nullptr. Valid until the next call.
+  // x in 8 bits when the weight's format needs that, rounded to bf16 for bf16 and bf16_x8 when use_dtype() said so,
+  // else nullptr. Valid until the next call.
   const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
 
   // Absorbed attention of the batch's rows [first_row, first_row + out.size(0)). Without `selected`, all of them attend

@@ -137,11 +137,11 @@ void QuantizedInputs::round(ThreadPool& pool, const float* x, int64_t x_stride, 
                             const PackedKernels& kernels) {
   num_blocks_ = num_quant_blocks(in_features);
   are_rounded_ = true;
-  const size_t count = static_cast<size_t>(num_rows * num_blocks_ * kQuantBlock);
-  if (rounded_.size() < count) rounded_.resize(count);
+  const size_t blocks = static_cast<size_t>(num_rows * num_blocks_);
+  if (rounded_.size() < blocks) rounded_.resize(blocks);
   pool.parallel_for(num_rows, grain_for(in_features), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      kernels.round_row(rounded_.data() + row * num_blocks_ * kQuantBlock, x + row * x_stride, in_features);
+      kernels.round_row(rounded_[static_cast<size_t>(row * num_blocks_)].values, x + row * x_stride, in_features);
   });
 }
 

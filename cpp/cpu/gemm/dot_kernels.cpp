@@ -127,10 +127,11 @@ void tile_f32(const Tile<W, float>& tile) {
 }
 
 #if defined(__AVX512BF16__)
-// bf16 times bf16. A tile prefetches the next rows: its own are read from the first-level cache.
+// bf16 times bf16. Several rows are read from the first-level cache, and a tile prefetches the next ones. One row comes
+// from memory, and makes room for the inputs in the first-level cache soon after.
 template <int R, int T>
 void tile_rounded(const Tile<bf16, bf16>& tile) {
-  constexpr int64_t kStep = 32;
+  constexpr int64_t kStep = 32, kAhead = 512;
   const bf16* const rows = tile.rows;
   const int64_t stride = tile.row_stride, n = tile.columns;
   using V = vec::Register;
@@ -138,6 +139,7 @@ void tile_rounded(const Tile<bf16, bf16>& tile) {
   LC_UNROLL for (int t = 0; t < T; ++t) LC_UNROLL for (int r = 0; r < R; ++r) acc[t][r] = V::zero();
   int64_t k = 0;
   for (; k + kStep <= n; k += kStep) {
+    if constexpr (R == 1) __builtin_prefetch(rows + k + kAhead, 0, 0);
     V::Bytes w[R];
     LC_UNROLL for (int r = 0; r < R; ++r) {
       if constexpr (R > 1) __builtin_prefetch(rows + (r + R) * stride + k, 0, 2);

@@ -23,6 +23,15 @@ def normal(*shape, seed=0, scale=1.0):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_pool_visits_each_item_once(threads):
+    for count, grain in [(0, 1), (1, 1), (3, 1), (7, 2), (64, 64), (100, 7), (1000, 1)]:
+        assert testing.pool_visits(threads, count, grain, times=20) == [20] * count
+    # A range that throws ends there; the other ranges run.
+    found = testing.pool_visits(threads, 10, 2, times=20, failing=4)
+    assert found == ([20] * 5 + [0] * 5 if threads == 1 else [20] * 5 + [0] + [20] * 4)
+
+
 @pytest.mark.parametrize("tokens,out,width", SHAPES)
 @pytest.mark.parametrize("format", ["f32", "bf16", "fp8_block"])
 def test_linear(ops, tokens, out, width, format):

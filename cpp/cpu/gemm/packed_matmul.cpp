@@ -59,7 +59,8 @@ class Walk {
 
   void multiply_groups(const TileSet& set, int64_t group, int64_t begin, int64_t end) {
     const int64_t rows = std::min<int64_t>(set.groups * kPackedRows, b_.num_rows - group * kPackedRows);
-    const int64_t next_groups = group + set.groups < num_groups_ ? set.groups * stride_ : 0;
+    // With one input, the thread reads on behind this block's rows: its next range is adjacent.
+    const int64_t next_groups = group + set.groups < num_groups_ || b_.num_inputs == 1 ? set.groups * stride_ : 0;
     // Between chunks, the outputs hold the sums, so they need room for all groups of the tile.
     const bool whole = kRounded || end - begin == 1 || rows < set.groups * kPackedRows;
     const int64_t chunk = whole ? tile_.num_blocks : std::max<int64_t>(1, kChunkBytes / (kBlockBytes * set.groups));

@@ -41,9 +41,9 @@ int available_threads() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : spans_(static_cast<size_t>(std::max(1, num_threads))) {
   try {
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
   } catch (const std::exception& error) {
     const size_t started = workers_.size() + 1;
     stop();
@@ -61,23 +61,35 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::take_ranges(uint32_t generation) {
-  for (;;) {
-    uint64_t state = state_.load();
-    const uint32_t range = static_cast<uint32_t>(state);
-    if (state >> 32 != generation || range >= num_ranges_.load()) return;
-    const RangeFunction function = function_.load();
-    void* context = context_.load();
-    const int64_t count = count_.load(), grain = grain_.load();
-    if (!state_.compare_exchange_weak(state, state + 1)) continue;
-    const int64_t begin = range * grain;
-    try {
-      function(context, begin, std::min(begin + grain, count));
-    } catch (...) {  // run() rethrows it
-      if (!failed_.exchange(true)) exception_ = std::current_exception();
+void ThreadPool::take_ranges(uint32_t generation, size_t thread) {
+  for (size_t i = 0; i < spans_.size(); ++i) {
+    const size_t span = (thread + i) % spans_.size();
+    while (take_range(generation, span)) {
     }
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_ranges_.load()) done_.notify_one();
   }
+}
+
+bool ThreadPool::take_range(uint32_t generation, size_t span) {
+  std::atomic<uint64_t>& next = spans_[span].state;
+  uint64_t state = next.load();
+  const uint32_t range = static_cast<uint32_t>(state), num_ranges = num_ranges_.load();
+  if (state >> 32 != generation || range >= first_range(span + 1, num_ranges)) return false;
+  const RangeFunction function = function_.load();
+  void* context = context_.load();
+  const int64_t count = count_.load(), grain = grain_.load();
+  if (!next.compare_exchange_weak(state, state + 1)) return true;
+  const int64_t begin = range * grain;
+  try {
+    function(context, begin, std::min(begin + grain, count));
+  } catch (...) {  // run() rethrows it
+    if (!failed_.exchange(true)) exception_ = std::current_exception();
+  }
+  if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_ranges) done_.notify_one();
+  return true;
+}
+
+uint32_t ThreadPool::first_range(size_t span, uint32_t num_ranges) const {
+  return static_cast<uint32_t>(uint64_t{num_ranges} * span / spans_.size());
 }
 
 void ThreadPool::run(int64_t count, int64_t grain, RangeFunction function, void* context) {
@@ -85,23 +97,23 @@ void ThreadPool::run(int64_t count, int64_t grain, RangeFunction function, void*
   if (workers_.empty() || count <= grain) return function(context, 0, count);
   const uint32_t generation = generation_.load() + 1;
   const uint32_t num_ranges = static_cast<uint32_t>((count + grain - 1) / grain);
-  state_ = uint64_t{generation} << 32 | kClosed;
+  for (Span& span : spans_) span.state = uint64_t{generation} << 32 | kClosed;
   function_ = function;
   context_ = context;
   count_ = count;
   grain_ = grain;
   num_ranges_ = num_ranges;
   done_ = 0;
-  state_ = uint64_t{generation} << 32;
+  for (size_t i = 0; i < spans_.size(); ++i) spans_[i].state = uint64_t{generation} << 32 | first_range(i, num_ranges);
   generation_ = generation;
   generation_.notify_all();
-  take_ranges(generation);
+  take_ranges(generation, 0);
   wait_until(done_, [&](uint32_t done) { return done == num_ranges; });
   if (failed_.exchange(false)) std::rethrow_exception(std::exchange(exception_, nullptr));
 }
 
-void ThreadPool::work() {
-  for (uint32_t seen = 0; !stop_; take_ranges(seen))
+void ThreadPool::work(size_t thread) {
+  for (uint32_t seen = 0; !stop_; take_ranges(seen, thread))
     seen = wait_until(generation_, [&](uint32_t generation) { return generation != seen; });
 }
 

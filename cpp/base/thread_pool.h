@@ -20,8 +20,9 @@ constexpr int64_t grain_for(int64_t multiply_adds_per_item) {
   return std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, multiply_adds_per_item));
 }
 
-// Threads take ranges of the work, the caller included. The caller waits only for ranges that have been started. On a
-// busy machine, a worker that gets no core therefore delays no call.
+// Threads take ranges of the work, the caller included. Each has a span of adjacent ranges, which it takes in ascending
+// order: so it reads adjacent memory. Then it takes those that are left in other spans. The caller waits only for ranges
+// that have been started. On a busy machine, a worker that gets no core therefore delays no call.
 class ThreadPool {
  public:
   // `num_threads` includes the caller. Throws Error when the system cannot start that many.
@@ -46,17 +47,21 @@ class ThreadPool {
  private:
   using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
   void run(int64_t count, int64_t grain, RangeFunction function, void* context);
-  void work();
-  void take_ranges(uint32_t generation);
+  void work(size_t thread);
+  void take_ranges(uint32_t generation, size_t thread);
+  bool take_range(uint32_t generation, size_t span);             // false: none is left
+  uint32_t first_range(size_t span, uint32_t num_ranges) const;  // of the span
   void stop();
 
-  std::vector<std::thread> workers_;
-
-  // (generation << 32) | next range. A thread takes a range by compare-and-swap of the whole word, so a range read for
-  // an older job can never be taken. Between jobs the low half is kClosed; only then are the job's fields below
-  // written.
+  // (generation << 32) | next range of a thread's span. A thread takes a range by compare-and-swap of the whole word,
+  // so a range read for an older job can never be taken. Between jobs the low half is kClosed; only then are the job's
+  // fields below written.
   static constexpr uint32_t kClosed = ~0u;
-  std::atomic<uint64_t> state_{kClosed};
+  struct alignas(64) Span {
+    std::atomic<uint64_t> state{kClosed};
+  };
+  std::vector<Span> spans_;  // one a thread
+  std::vector<std::thread> workers_;
   std::atomic<RangeFunction> function_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<int64_t> count_{0}, grain_{1};

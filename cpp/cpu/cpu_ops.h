@@ -76,8 +76,8 @@ class CpuOps : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  // x in the forms that the weights' formats need: in 8 bits, and rounded to bf16 for bf16_x8 when use_dtype() said so.
-  // nullptr when there are none. Valid until the next call.
+  // x in the forms that the weights' formats need: in 8 bits, and rounded to bf16 for bf16 and bf16_x8 when use_dtype()
+  // said so. nullptr when there are none. Valid until the next call.
   const cpu::QuantizedInputs* quantize_for(std::initializer_list<std::span<const Weight>> weights, Tensor x);
   const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x) { return quantize_for({{&weight, 1}}, x); }
 

@@ -1,7 +1,9 @@
 // Single ops of the CPU backend, on NumPy arrays.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
+#include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "cpu/attention/latents.h"
 #include "cpu/attention/selection.h"
@@ -62,6 +64,26 @@ py::array_t<int32_t> ngram_ids(const std::vector<int32_t>& token_ids, int64_t vo
     start += count;
   }
   return ids;
+}
+
+// How often a pool visits each of `count` items, over `times` loops. The item `failing` throws each time.
+std::vector<int> pool_visits(int num_threads, int64_t count, int64_t grain, int times, int64_t failing) {
+  ThreadPool pool(num_threads);
+  std::vector<std::atomic<int>> visits(static_cast<size_t>(count));
+  for (int i = 0; i < times; ++i) {
+    try {
+      pool.parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+          ++visits[static_cast<size_t>(item)];
+          if (item == failing) throw Error("failing");
+        }
+      });
+      LC_CHECK(failing < 0);
+    } catch (const Error&) {
+      if (failing < 0) throw;
+    }
+  }
+  return {visits.begin(), visits.end()};
 }
 
 class TestOps {
@@ -298,6 +320,8 @@ void register_cpu_ops(py::module_& testing) {
   testing.def("ngram_ids", &ngram_ids, py::arg("token_ids"), py::arg("vocab_size"), py::arg("table_rows"),
               py::arg("max_order"), py::arg("splits"), py::arg("eos_token_id"),
               py::arg("chunk_sizes") = std::vector<int64_t>{});
+  testing.def("pool_visits", &pool_visits, py::arg("num_threads"), py::arg("count"), py::arg("grain"), py::arg("times"),
+              py::arg("failing") = -1);
   py::class_<TestOps>(testing, "Ops")
       .def(py::init<int, const std::string&>(), py::arg("num_threads") = 1, py::arg("dtype") = "f32")
       .def("linear", &TestOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none())

@@ -132,26 +132,37 @@ void add_packed(Results& results, Isa isa) {
 void add_dots(Results& results, Isa isa) {
   const DotKernels& kernels = table_of<DotKernels>(isa);
   Values random;
-  for (const int64_t in : {1, 15, 16, 17, 64, 100, 331})
+  for (const int64_t in : {1, 15, 16, 17, 64, 100, 331, 512, 513, 1200})
     for (const int64_t out : {1, 3, 4, 5, 12, 29})
       for (const int64_t count : {1, 2, 3, 4, 5, 6, 11}) {
-        const std::vector<float> rows = random.floats((out + 4) * in), x = random.floats(count * in);
+        if (in > 331 && (out > 5 || count > 5)) continue;  // chunks of columns
+        const std::vector<float> rows = random.floats(out * in), x = random.floats(count * in);
         std::vector<bf16> short_rows;
         for (const float value : rows) short_rows.push_back(to_bf16(value));
         std::vector<float> y(static_cast<size_t>(count * out));
-        const MatmulBlock block{.out = y.data(),
+        const auto dots = [&]<class W>(const W* from) {
+          return Dots<W, float>{.out = y.data(),
                                 .out_stride = out,
+                                .rows = from,
+                                .row_stride = in,
+                                .num_rows = out,
                                 .x = x.data(),
                                 .x_stride = in,
                                 .row_idx = nullptr,
                                 .num_inputs = count,
-                                .first_row = 0,
-                                .num_rows = out};
-        kernels.few_f32(rows.data(), in, 0, out, 0, count, block);
+                                .begin = 0,
+                                .end = in};
+        };
+        kernels.few_f32(dots(rows.data()));
         results.add("dot products", y);
-        kernels.few_bf16(short_rows.data(), in, 0, out, 0, count, block);
+        kernels.few_bf16(dots(short_rows.data()));
         results.add("dot products", y);
-        kernels.many(rows.data(), in, 0, out, 0, count, block);
+        Dots<float, float> chunk = dots(rows.data());
+        for (; chunk.begin < in; chunk.begin = chunk.end) {
+          chunk.rows = rows.data() + chunk.begin;
+          chunk.end = std::min(chunk.begin + kF32Chunk, in);
+          kernels.many(chunk);
+        }
         results.add("dot products", y);
       }
 }

@@ -11,7 +11,7 @@ from support.compare import assert_rows_close
 from support.tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE, INT8_ATTENTION, INT8_STORE
 
 # Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
-SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000)]
+SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000), (131, 30, 1100)]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"{n} threads")
@@ -21,6 +21,15 @@ def ops(request):
 
 def normal(*shape, seed=0, scale=1.0):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_pool_visits_each_item_once(threads):
+    for count, grain in [(0, 1), (1, 1), (3, 1), (7, 2), (64, 64), (100, 7), (1000, 1)]:
+        assert testing.pool_visits(threads, count, grain, times=20) == [20] * count
+    # A range that throws ends there; the other ranges run.
+    found = testing.pool_visits(threads, 10, 2, times=20, failing=4)
+    assert found == ([20] * 5 + [0] * 5 if threads == 1 else [20] * 5 + [0] + [20] * 4)
 
 
 @pytest.mark.parametrize("tokens,out,width", SHAPES)

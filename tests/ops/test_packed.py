@@ -196,26 +196,30 @@ def test_linear(shape, format, threads):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", ["bf16", "bf16_x8"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_bf16_rounds_inputs_where_the_processor_multiplies_bf16(shape, threads):
+def test_bf16_rounds_inputs_where_the_processor_multiplies_bf16(shape, format, threads):
     """Under dtype bf16; under f32, and on other sets, inputs stay as they are."""
     rounds = _core.cpu_isa() == "avx512_bf16"
     ops = testing.Ops(threads, "bf16")
     packed, stored = unpacked(normal(*shape), "bf16_x8")
-    for num_inputs in NUM_INPUTS:
+
+    def linear(ops, x):
+        if format == "bf16":
+            return ops.linear(x, to_bf16(stored), None)
+        return ops.linear_packed(x, packed, format, shape[0])
+
+    for num_inputs in [*NUM_INPUTS, 131]:  # more than 128: as many are in the second-level cache at once
         x = normal(num_inputs, shape[1], seed=1)
         used = from_bf16(to_bf16(x)) if rounds else x
-        found = ops.linear_packed(x, packed, "bf16_x8", shape[0])
+        found = linear(ops, x)
         bound = np.abs(used).astype(np.float64) @ np.abs(stored).astype(np.float64).T
         assert np.all(np.abs(found - used.astype(np.float64) @ stored.T.astype(np.float64)) <= 5e-6 * bound + 1e-30)
-        alone = np.concatenate(
-            [ops.linear_packed(x[i : i + 1], packed, "bf16_x8", shape[0]) for i in range(num_inputs)]
-        )
+        alone = np.concatenate([linear(ops, x[i : i + 1]) for i in range(num_inputs)])
         assert np.array_equal(found, alone), f"{num_inputs} inputs together differ from each alone"
-    exact = testing.Ops(threads).linear_packed(x, packed, "bf16_x8", shape[0])
-    assert np.array_equal(found, exact) != rounds
+    assert np.array_equal(found, linear(testing.Ops(threads), x)) != rounds
     x[0, 0] = np.nan
-    found = ops.linear_packed(x, packed, "bf16_x8", shape[0])
+    found = linear(ops, x)
     assert not np.isfinite(found[0]).any() and np.isfinite(found[1:]).all()
 
 

@@ -1,7 +1,4 @@
 // Linear layers.
-//
-// With many inputs, a block of inputs stays in the second-level cache during the loop over weight rows. A tile's weight
-// rows are then widened to f32 once per block.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -10,87 +7,18 @@
 #include <vector>
 
 #include "cpu/cpu_ops.h"
-#include "cpu/gemm/dot_kernels.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/packed_matmul.h"
-#include "cpu/row_kernels.h"
 #include "cpu/rows.h"
 #include "ops/packed.h"
 
 namespace longcat {
 
-namespace cpu {
-
-namespace {
-
-constexpr int64_t kInputBlockBytes = 256 << 10;  // half of a small second-level cache
-
-void read_fp8_row(float* out, const Weight& weight, int64_t row) {
-  const uint8_t* data = static_cast<const uint8_t*>(weight.data) + row * weight.in_features;
-  const int64_t blocks_per_row = (weight.in_features + kFp8Block - 1) / kFp8Block;
-  const float* scales = weight.scales + (row / kFp8Block) * blocks_per_row;
-  for (int64_t k = 0; k < weight.in_features; ++k) out[k] = e4m3_to_float(data[k]) * scales[k / kFp8Block];
-}
-
-// Widens a few rows at a time, once per block of inputs.
-void matmul_widened(const Weight& weight, const MatmulBlock& block) {
-  const DotRows<float> dot_rows = kernels<DotKernels>().many;
-  constexpr int64_t kRows = 12;  // a multiple of the tile rows of every instruction set
-  const int64_t n = weight.in_features;
-  const int64_t inputs_at_once = std::max<int64_t>(8, kInputBlockBytes / (4 * n));
-  thread_local std::vector<float> rows;  // grows to the widest layer
-  rows.resize(static_cast<size_t>(kRows * n));
-  for (int64_t begin = 0; begin < block.num_inputs; begin += inputs_at_once) {
-    const int64_t end = std::min(begin + inputs_at_once, block.num_inputs);
-    for (int64_t r = 0; r < block.num_rows; r += kRows) {
-      const int64_t count = std::min(kRows, block.num_rows - r);
-      for (int64_t i = 0; i < count; ++i) read_row(rows.data() + i * n, weight, block.first_row + r + i);
-      dot_rows(rows.data(), n, r, count, begin, end, block);
-    }
-  }
-}
-
-template <class W>
-void matmul_in_place(const Weight& weight, const MatmulBlock& block, DotRows<W> dot_rows) {
-  dot_rows(static_cast<const W*>(weight.data) + block.first_row * weight.in_features, weight.in_features, 0,
-           block.num_rows, 0, block.num_inputs, block);
-}
-
-}  // namespace
-
-void matmul_block(const Weight& weight, const MatmulBlock& block) {
-  if (is_packed(weight.format)) return packed_matmul_block(weight, block);
-  const DotKernels& dot = kernels<DotKernels>();
-  if (block.num_inputs > dot.most_few_inputs || weight.format == WeightFormat::fp8_block)
-    return matmul_widened(weight, block);
-  if (weight.format == WeightFormat::bf16) return matmul_in_place<bf16>(weight, block, dot.few_bf16);
-  matmul_in_place<float>(weight, block, dot.few_f32);
-}
-
-void read_row(float* out, const Weight& weight, int64_t row) {
-  const int64_t n = weight.in_features;
-  switch (weight.format) {
-    case WeightFormat::f32:
-      std::memcpy(out, static_cast<const float*>(weight.data) + row * n, static_cast<size_t>(n) * 4);
-      return;
-    case WeightFormat::bf16: {
-      kernels<RowKernels>().widen_bf16(out, static_cast<const bf16*>(weight.data) + row * n, n);
-      return;
-    }
-    case WeightFormat::fp8_block:
-      return read_fp8_row(out, weight, row);
-    default:
-      return unpack_row(out, weight, row);
-  }
-}
-
-}  // namespace cpu
-
-// Number of weight rows that a thread takes at once, in whole tiles. Many rows reuse the inputs well; few rows keep a
-// slow thread from falling behind.
+// Number of weight rows that a thread takes at once, in whole tiles. A thread's ranges are adjacent (ThreadPool). So few
+// rows cost little, and all threads end at about the same time.
 static int64_t row_grain(int64_t num_rows, int num_threads) {
-  constexpr int64_t kTileRows = 64, kRangesPerThread = 8;
+  constexpr int64_t kTileRows = 64, kRangesPerThread = 32;
   return std::max(kTileRows, num_rows / (num_threads * kRangesPerThread) / kTileRows * kTileRows);
 }
 
@@ -145,7 +73,8 @@ const cpu::QuantizedInputs* CpuOps::quantize_for(std::initializer_list<std::span
   for (const std::span<const Weight> several : weights)
     for (const Weight& weight : several) {
       any_of_integers |= cpu::want_quantized_inputs(weight.format);
-      any_rounded |= rounds_inputs_ && weight.format == WeightFormat::bf16_x8;
+      any_rounded |=
+          rounds_inputs_ && (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::bf16_x8);
     }
   quantized_.clear();
   if (any_of_integers) quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));

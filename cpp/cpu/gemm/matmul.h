@@ -17,8 +17,8 @@ struct MatmulBlock {
   const int32_t* row_idx;  // [num_inputs], or null
   int64_t num_inputs;
   int64_t first_row, num_rows;
-  // The same rows in 8 bits, for weights that want_quantized_inputs(), or rounded to bf16, for bf16_x8. Row i of x is
-  // row quantized_first + i of them.
+  // The same rows in 8 bits, for weights that want_quantized_inputs(), or rounded to bf16, for bf16 and bf16_x8. Row i
+  // of x is row quantized_first + i of them.
   const QuantizedInputs* quantized = nullptr;
   int64_t quantized_first = 0;
 };

@@ -14,12 +14,24 @@ using V = vec::Register;
 
 LC_INLINE void bring_near(const uint8_t* p) { __builtin_prefetch(p); }
 
-// Weights that only one input reads come from memory, from several groups at once. They are prefetched kPrefetch
-// [bytes] ahead in each group, into the second-level cache. Prefetches into the first level take the places of the
-// reads' own misses, which are few: with them one core read a third less.
+// Weights that only one tile of inputs reads come from memory, from several groups at once. They are prefetched into
+// the second-level cache. Prefetches into the first level take the places of the reads' own misses, which are few: with
+// them one core read a third less. One input prefetches kPrefetch [bytes] ahead in each group.
 constexpr int64_t kPrefetch = 2048;
 
 LC_INLINE void bring_closer(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+
+// The part of the next weights that a tile prefetches: `step` [bytes] of each group, kAll if there is no other tile.
+template <int groups, int64_t kAll>
+LC_INLINE void prefetch_part(const uint8_t* const* group, int64_t at, int64_t step) {
+  if (step == kAll) {
+    LC_UNROLL for (int g = 0; g < groups; ++g) LC_UNROLL for (int64_t line = 0; line < kAll; line += 64)
+        bring_closer(group[g] + at + line);
+  } else if (step) {
+    LC_UNROLL for (int g = 0; g < groups; ++g) LC_UNROLL for (int64_t line = 0; line < (kAll + 1) / 2; line += 64)
+        bring_near(group[g] + at + line);
+  }
+}
 
 // Groups as bf16, single columns.
 template <int R, int T>
@@ -32,10 +44,8 @@ void tile_bf16(const Tile& tile) {
   int64_t ahead = tile.begin_block * 512 + tile.ahead_values;
   for (int64_t k = tile.begin_block * 16; k < end; ++k) {
     if constexpr (T > 1) {
-      if (ahead_step) {
-        LC_UNROLL for (int g = 0; g < R * V::kGroups; ++g) bring_near(tile.group[g] + ahead);
-        ahead += ahead_step;
-      }
+      prefetch_part<R * V::kGroups, 32>(tile.group, ahead, ahead_step);
+      ahead += ahead_step;
     }
     V::Floats value[R];
     LC_UNROLL for (int r = 0; r < R; ++r) {
@@ -78,10 +88,8 @@ void tile_rounded(const Tile& tile) {
   int64_t ahead = tile.ahead_values;
   for (int64_t k = 0; k < steps; ++k) {
     if constexpr (T > 1) {
-      if (ahead_step) {
-        LC_UNROLL for (int r = 0; r < R; ++r) bring_near(tile.group[r] + ahead);
-        ahead += ahead_step;
-      }
+      prefetch_part<R, 64>(tile.group, ahead, ahead_step);
+      ahead += ahead_step;
     }
     V::Bytes w[R];
     LC_UNROLL for (int r = 0; r < R; ++r) w[r] = V::load_group(tile.group[r] + k * 64);
@@ -183,16 +191,13 @@ void tile_int(const Tile& tile) {
         LC_UNROLL for (int r = 0; r < kTogether; ++r) sum[r][t] = begin;
       }
       if constexpr (T > 1) {
-        if (tile.ahead_step) {
-          LC_UNROLL for (int g = 0; g < kTogether * V::kGroups; ++g) {
-            LC_UNROLL for (int line = 0; line < kLines; ++line) bring_near(group[g] + ahead + line * 64);
-            bring_near(group[g] + tile.scales_offset + b * 16 + tile.ahead_scales);
-          }
-        }
+        constexpr int kGroups = kTogether * V::kGroups;
+        prefetch_part<kGroups, kValueBytes>(group, ahead, tile.ahead_step);
+        if (b % kScalesPerLine == 0 && tile.ahead_step)
+          LC_UNROLL for (int g = 0; g < kGroups; ++g)
+              bring_closer(group[g] + tile.scales_offset + b * 16 + tile.ahead_scales);
       } else {
-        // int8 is computed faster than it is read, and needs less.
-        constexpr int64_t kBlocks = (is_int8_x8(format) && !V::kFewRegisters ? kPrefetch / 2 : kPrefetch) / kValueBytes;
-        const int64_t at = b + kBlocks;
+        const int64_t at = b + kPrefetch / kValueBytes;
         const bool here = at < tile.num_blocks;
         LC_UNROLL for (int g = 0; g < kTogether * V::kGroups; ++g) {
           const uint8_t* values = group[g] + at * kValueBytes + (here ? 0 : tile.next_group - tile.scales_offset);
@@ -232,9 +237,9 @@ constexpr Tiles kBf16{.several = tile_set<WeightFormat::bf16_x8, 2, 1, 2, 3, 4, 
                       .single = tile_set<WeightFormat::bf16_x8, 2, 1>(),
                       .last = tile_set<WeightFormat::bf16_x8, 1, 1, 2, 3, 4, 8>()};
 template <WeightFormat format>
-constexpr Tiles kInts{.several = tile_set<format, 2, 1, 2, 3, 4>(),
-                      .single = tile_set<format, is_int4_x8(format) ? 4 : 2, 1>(),
-                      .last = tile_set<format, 1, 1, 2, 3, 4>()};
+constexpr Tiles kInts{.several = tile_set<format, 2, 1, 2, 3, 4, 5, 6>(),
+                      .single = tile_set<format, 2, 1>(),
+                      .last = tile_set<format, 1, 1, 2, 3, 4, 5, 6>()};
 #elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 #if defined(__AVX2__)
 constexpr int kSingleBf16 = 8;

@@ -59,7 +59,8 @@ class Walk {
 
   void multiply_groups(const TileSet& set, int64_t group, int64_t begin, int64_t end) {
     const int64_t rows = std::min<int64_t>(set.groups * kPackedRows, b_.num_rows - group * kPackedRows);
-    const int64_t next_groups = group + set.groups < num_groups_ ? set.groups * stride_ : 0;
+    // With one input, the thread reads on behind this block's rows: its next range is adjacent.
+    const int64_t next_groups = group + set.groups < num_groups_ || b_.num_inputs == 1 ? set.groups * stride_ : 0;
     // Between chunks, the outputs hold the sums, so they need room for all groups of the tile.
     const bool whole = kRounded || end - begin == 1 || rows < set.groups * kPackedRows;
     const int64_t chunk = whole ? tile_.num_blocks : std::max<int64_t>(1, kChunkBytes / (kBlockBytes * set.groups));
@@ -137,11 +138,11 @@ void QuantizedInputs::round(ThreadPool& pool, const float* x, int64_t x_stride, 
                             const PackedKernels& kernels) {
   num_blocks_ = num_quant_blocks(in_features);
   are_rounded_ = true;
-  const size_t count = static_cast<size_t>(num_rows * num_blocks_ * kQuantBlock);
-  if (rounded_.size() < count) rounded_.resize(count);
+  const size_t blocks = static_cast<size_t>(num_rows * num_blocks_);
+  if (rounded_.size() < blocks) rounded_.resize(blocks);
   pool.parallel_for(num_rows, grain_for(in_features), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      kernels.round_row(rounded_.data() + row * num_blocks_ * kQuantBlock, x + row * x_stride, in_features);
+      kernels.round_row(rounded_[static_cast<size_t>(row * num_blocks_)].values, x + row * x_stride, in_features);
   });
 }
 

@@ -21,7 +21,7 @@ class QuantizedInputs {
   void quantize(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows, int64_t in_features,
                 const PackedKernels& kernels = cpu::kernels<PackedKernels>());
 
-  // The same rows rounded to bf16, on sets that multiply these (PackedKernels::rounded).
+  // The same rows rounded to bf16, on sets that multiply these (PackedKernels::rounded, DotKernels::rounded).
   void round(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_rows, int64_t in_features,
              const PackedKernels& kernels = cpu::kernels<PackedKernels>());
 
@@ -29,14 +29,17 @@ class QuantizedInputs {
   const InputBlock* blocks(int64_t row) const { return blocks_.data() + row * num_blocks_; }
   bool are_quantized() const { return are_quantized_; }
   bool are_rounded() const { return are_rounded_; }
-  const bf16* rounded(int64_t row) const { return rounded_.data() + row * num_blocks_ * 32; }
+  const bf16* rounded(int64_t row) const { return rounded_[static_cast<size_t>(row * num_blocks_)].values; }
 
  private:
+  struct alignas(64) RoundedBlock {
+    bf16 values[32];
+  };
   int64_t num_blocks_ = 0;
   bool are_quantized_ = false, are_rounded_ = false;
-  std::vector<int8_t> values_;      // [num_rows, num_blocks * 32]
-  std::vector<InputBlock> blocks_;  // [num_rows, num_blocks]
-  std::vector<bf16> rounded_;       // [num_rows, num_blocks * 32]
+  std::vector<int8_t> values_;         // [num_rows, num_blocks * 32]
+  std::vector<InputBlock> blocks_;     // [num_rows, num_blocks]
+  std::vector<RoundedBlock> rounded_;  // [num_rows, num_blocks]
 };
 
 // Like matmul_block; first_row must be a multiple of 8. Formats of integers read block.quantized instead of block.x,

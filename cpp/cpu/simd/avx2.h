@@ -43,9 +43,11 @@ struct Avx2 {
   static LC_INLINE Floats high_bf16(Bytes v) {
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
-  static LC_INLINE Floats scales_bf16(const uint8_t* const* group, int64_t at) {
-    return low_bf16(_mm256_cvtepu16_epi32(load_halves(group[0] + at)));
+  // 8 adjacent values.
+  static LC_INLINE Floats load_bf16(const void* p) {
+    return low_bf16(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
   }
+  static LC_INLINE Floats scales_bf16(const uint8_t* const* group, int64_t at) { return load_bf16(group[0] + at); }
   static LC_INLINE Floats scales_f16(const uint8_t* const* group, int64_t at) {
     return _mm256_cvtph_ps(load_halves(group[0] + at));
   }

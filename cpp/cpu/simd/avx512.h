@@ -49,6 +49,22 @@ struct Avx512 {
   static LC_INLINE void round_bf16(bf16* out, const float* x) {
     _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(x + 16), load(x))));
   }
+  // 32 values of a row; or the first n of them, and zeros.
+  static LC_INLINE Bytes load_bf16(const bf16* p) { return _mm512_loadu_si512(p); }
+  static LC_INLINE Bytes load_bf16(const bf16* p, int64_t n) {
+    return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+  }
+  // The sums of the lanes of a, b, c, d: in each quarter lane i + 2 is added to lane i, then i + 1. Quarters are added
+  // in the same order.
+  static LC_INLINE void sum_four(float* sums, Floats a, Floats b, Floats c, Floats d) {
+    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    const Floats all =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), upper);
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  }
   // 64 bytes of one group: two columns of its 8 outputs, then the next two.
   static LC_INLINE Bytes load_group(const uint8_t* p) { return _mm512_loadu_si512(p); }
   // The inputs of these: two in each of the lower lanes, the next two in the upper ones.

@@ -111,9 +111,8 @@ class EngineConfig:
         "format of f32 and f16 weights and the latent cache: auto, f32 or bf16",
         checks.number_format,
         core="dtype",
-        details="auto is what config.json says. Under bf16, a CPU with AVX512_BF16 rounds the inputs of packed bf16 "
-        "matrices to bf16. That is faster, and the last bits differ from those of other CPUs. Other products keep f32 "
-        "inputs.",
+        details="auto is what config.json says. Under bf16, a CPU with AVX512_BF16 rounds the inputs of bf16 matrices "
+        "to bf16. That is faster, and the last bits differ from those of other CPUs. Other products keep f32 inputs.",
         metavar="TYPE",
     )
     quantization: str | None = option(

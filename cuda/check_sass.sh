@@ -78,6 +78,9 @@ expect_each MlaDecodeILNS_5DTypeE1ELi16E 1 68 47 18 255
 expect_each MlaDecodeILNS_5DTypeE1ELi32E 1 136 60 18 255
 expect_each MlaDecodeILNS_5DTypeE3ELi16E 1 68 47 18 255
 expect_each MlaDecodeILNS_5DTypeE3ELi32E 1 136 60 18 255
+# The scores of 8 positions: 8 products of the 16 heads, whose queries and keys come by 8 and 4 loads of fragments. 128
+# registers let two blocks share a multiprocessor.
+expect_each 11IndexScoresE 1 8 12 24 128
 expect MlaDecode 16 0
 expect MlaPlan 0 0
 
@@ -95,8 +98,9 @@ expect_registers() {
   failed=1
 }
 
-# Three blocks of 256 threads a multiprocessor and more; kernels/sampler.h asserts their shared memory.
-for kernel in SamplerScores SamplerBins SamplerDraws; do
+# Three blocks of 256 threads a multiprocessor and more. kernels/sampler.h and select_positions.h assert their shared
+# memory.
+for kernel in SamplerScores SamplerBins SamplerDraws SelectionBins SelectionLists; do
   expect $kernel 0 0
   expect_registers $kernel 80
 done

@@ -22,7 +22,7 @@ struct GroupedProblem;
 // select.
 struct AbsorbedRows {
   int64_t first, count;         // of the batch
-  int64_t topk = 0;             // a token from this position on attends to so many selected positions; 0: none does
+  int64_t topk = 0;             // 0: no lists; else tokens from this position on attend to topk selected ones
   bool only_selecting = false;  // other rows are left out
 
   static AbsorbedRows generated(const ForwardBatch& batch, int64_t topk) { return {0, batch.num_decode_tokens, topk}; }

@@ -27,8 +27,8 @@ TILE = 1.4e-6  # [s] 64 positions
 ARRIVAL, PARTIAL = 1.5e-6, 66e3 / 110e9  # [s] the last block adds each partial result, in groups of 16
 ROW = 1.5e-6  # [s] a norm of one row: two rounds of loads and a reduction
 SLICE = 4096  # positions of a block of the selection
-# [s] of the selection: its two kernels each read a slice and arrive; the last block of a row then finds a bin, or in 6
-# rounds of 4 barriers a candidate, and writes the list.
+# [s] of the selection. A block of its two kernels reads a slice and arrives. The last block of a row then finds a bin;
+# or it finds a candidate, in 6 rounds of 4 barriers, and writes the list.
 FIND_BIN, FIND_CANDIDATE = 4e-6, 8e-6
 FEW_TOKENS = 64
 ELEMENT, F32 = 2, 4  # [bytes]

@@ -490,8 +490,7 @@ void decode(GpuDevice& device, const Buffer& workspace, Tensor out, Tensor q_lat
                        .scale = scale});
     if (!in_turn)
       gpu::launch(device, count * num_heads, 4 * 5 * num_pieces,
-                  DecodeCombine{
-                      .attended = attended, .partials = partials, .out = View(out), .first_token = first});
+                  DecodeCombine{.attended = attended, .partials = partials, .out = View(out), .first_token = first});
   }
 }
 

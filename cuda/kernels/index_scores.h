@@ -43,8 +43,8 @@ struct IndexScores {
   int64_t block_table_stride;   // [elements]
   float* scores;                // [last_row - first_row, context]
   int64_t context;
-  int32_t first_row, last_row;               // of this launch
-  int32_t num_pieces, piece;                 // pieces of the positions, and their size: a multiple of kTile
+  int32_t first_row, last_row;              // of this launch
+  int32_t num_pieces, piece;                // pieces of the positions, and their size: a multiple of kTile
   int32_t topk, init_tokens, local_tokens;  // SelectionRule
   float scale;
 

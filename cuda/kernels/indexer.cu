@@ -96,12 +96,12 @@ struct PlainIndexScores {
   }
 };
 
-// A thread takes a column, and moves its rows in ascending order: no row is overwritten before it is read, since rows[i]
-// is at least i.
+// A thread takes a column, and moves its rows in ascending order: no row is overwritten before it is read, since
+// rows[i] is at least i.
 struct ExtendSelection {
   static constexpr int kThreads = 256;
-  int32_t* selected;  // [num_rows or more, width]
-  int64_t stride;     // [elements]
+  int32_t* selected;         // [num_rows or more, width]
+  int64_t stride;            // [elements]
   const int32_t* rows;       // [num_rows]
   const int32_t* positions;  // [num_rows]
   int64_t num_rows, width;
@@ -150,7 +150,8 @@ bool CudaOps::scores_on_tensor_cores(Tensor q, Tensor index_keys) const {
          (device_->emulated() || device_->compute_capability() == 90);
 }
 
-// As many rows at once as the workspace holds. The launches depend on the number of rows and on the context bucket only.
+// As many rows at once as the workspace holds. The launches depend on the number of rows and on the context bucket
+// only.
 void CudaOps::select_positions(Tensor selected, Tensor q, Tensor head_weights, Tensor index_keys,
                                const ForwardBatch& batch, const SelectionRule& rule, float scale) {
   const int64_t num_rows = q.size(0), context = batch.block_tables.size(1) * kBlockSize;
@@ -173,6 +174,7 @@ void CudaOps::select_positions(Tensor selected, Tensor q, Tensor head_weights, T
       .selected = selected.data<int32_t>(),
       .selected_stride = selected.stride(0),
       .context = context,
+      .first_row = 0,
       .blocks_per_row = has_free ? static_cast<int32_t>((context + Selection::kSlice - 1) / Selection::kSlice) : 1,
       .topk = topk,
       .init_tokens = init_tokens,

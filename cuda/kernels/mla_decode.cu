@@ -46,7 +46,8 @@ void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& m
             Tensor q_rope, Tensor latents, Tensor selected, const ForwardBatch& batch, const AbsorbedRows& rows,
             float scale) {
   using Kernel = gpu::MlaDecode<kLatents, kHeads, kSelects>;
-  const int64_t num_pieces = num_kv_pieces(rows.context(batch)), num_heads = q_latent.size(1), head_blocks = num_heads / kHeads;
+  const int64_t num_pieces = num_kv_pieces(rows.context(batch)), num_heads = q_latent.size(1),
+                head_blocks = num_heads / kHeads;
   const int64_t round = tokens_at_once(workspace, num_pieces, num_heads);
   const int64_t slots = std::min(round, rows.count) * head_blocks * num_pieces;
   const int64_t block_bytes = latents.stride(0) * size_of(latents.dtype());

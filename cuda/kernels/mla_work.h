@@ -28,8 +28,8 @@ struct MlaItem {
 
 // Tokens of a batch that attend absorbed. A launch takes `round` of them.
 //
-// With sparse attention, a token from position topk on attends to topk selected positions. They are split into pieces by
-// their index, like positions. There are no groups then, since each token has its own list.
+// With sparse attention, a token from position topk on attends to topk selected positions. They are split into pieces
+// by their index, like positions. There are no groups then, since each token has its own list.
 struct MlaTokens {
   const int32_t* positions;     // [num_tokens]
   const int32_t* sequence_idx;  // [num_tokens]
@@ -37,8 +37,8 @@ struct MlaTokens {
   // [num_tokens + 2]: most tokens of a group, the first item of each token, the end of the last
   int32_t* plan;
   int32_t num_tokens, round;
-  int32_t topk = 0;               // 0: each token attends to all positions before it
-  bool only_selecting = false;    // other tokens have no items
+  int32_t topk = 0;             // 0: each token attends to all positions before it
+  bool only_selecting = false;  // other tokens have no items
 
   LC_HD bool selects(int32_t token) const { return topk > 0 && load_global(positions + token) >= topk; }
   // The last index of what a token attends to: its own position, or the end of its list.

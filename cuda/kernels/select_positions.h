@@ -4,8 +4,8 @@
 //   SelectionBins   a histogram of the scores by the upper 11 bits of their order. The last block of a row to arrive
 //                   finds the bin of the last position to select.
 //   SelectionLists  marks the positions of better bins, a bit each, and collects the candidates, which are those of the
-//                   bin. The last block finds the last candidate to select, 8 bits of its order a round, marks the
-//                   candidates down to it, and writes out the marked positions in ascending order.
+//                   bin. The last block finds the last candidate to select, 8 bits of its order a round. It marks the
+//                   candidates down to it. Then it writes out the marked positions in ascending order.
 //
 // A score has a total order: the number, then the lower position. So lists depend neither on the slices, nor on the
 // other rows, nor on the order of blocks. Few scores share a bin where scores differ: the last block then has some
@@ -33,10 +33,10 @@ struct Selection {
   static constexpr int32_t kMaxContext = 1 << 24;
 
   // Layout of the shared memory [bytes].
-  static constexpr uint32_t kLastAt = 0;                        // whether this block is the last
-  static constexpr uint32_t kFoundAt = kLastAt + 16;            // what a search finds
-  static constexpr uint32_t kTotalsAt = kFoundAt + 16;          // [kWarps] u32, of a scan
-  static constexpr uint32_t kOwnAt = kTotalsAt + kWarps * 4;    // what a kernel has of its own
+  static constexpr uint32_t kLastAt = 0;                      // whether this block is the last
+  static constexpr uint32_t kFoundAt = kLastAt + 16;          // what a search finds
+  static constexpr uint32_t kTotalsAt = kFoundAt + 16;        // [kWarps] u32, of a scan
+  static constexpr uint32_t kOwnAt = kTotalsAt + kWarps * 4;  // what a kernel has of its own
 
   const float* scores;       // [rows at once, context]; written where a position may be chosen
   const int32_t* positions;  // [num_tokens]
@@ -84,14 +84,14 @@ struct Selection {
   }
   LC_HD static uint32_t bin_of(uint32_t order) { return order >> (kOrderBits - kBinBits); }
 
-  // Calls use(position, its order, whether it may be chosen) for the positions of a slice, 32 at a time. Each thread has
-  // the loads of 8 under way at a time. All lanes of a warp call use() together.
+  // Calls use(position, its order, whether it may be chosen) for the positions of a slice, 32 at a time. Each thread
+  // has the loads of 8 under way at a time. All lanes of a warp call use() together.
   template <class Use>
   LC_HD void for_each(const Part& part, const Use& use) const {
     constexpr int32_t kAhead = 8;
     const float* const from = scores_of(part);
-    LC_UNROLL_BY(1) for (int32_t first = part.begin / 32 * 32 + warp_idx() * 32; first < part.end;
-                         first += kAhead * kThreads) {
+    LC_UNROLL_BY(1)
+    for (int32_t first = part.begin / 32 * 32 + warp_idx() * 32; first < part.end; first += kAhead * kThreads) {
       float values[kAhead];
       LC_UNROLL for (int32_t j = 0; j < kAhead; ++j) {
         const int32_t position = first + j * kThreads + lane_idx();
@@ -112,8 +112,8 @@ struct Selection {
     return load_shared<uint32_t>(shared + kLastAt) == static_cast<uint32_t>(part.num_blocks) - 1;
   }
 
-  // Collective. Adds 1 to a bin in shared memory for each lane that counts. Lanes that want the bin of the first of them
-  // add together: where most want one bin, they do not wait for each other.
+  // Collective. Adds 1 to a bin in shared memory for each lane that counts. Lanes that want the bin of the first of
+  // them add together: where most want one bin, they do not wait for each other.
   LC_HD static void count(uint32_t bins, uint32_t bin, bool counts) {
     const uint32_t votes = ballot(counts);
     if (votes == 0) return;
@@ -277,12 +277,13 @@ struct SelectionLists : Selection {
     const int32_t each = (last - first + kThreads - 1) / kThreads, begin = first + thread_idx() * each;
     const int32_t end = begin + each < last ? begin + each : last;
     uint32_t own = 0;
-    LC_UNROLL_BY(8) for (int32_t word = begin; word < end; ++word)
-        own += static_cast<uint32_t>(count_bits(load_global(words + word)));
+    LC_UNROLL_BY(8)
+    for (int32_t word = begin; word < end; ++word) own += static_cast<uint32_t>(count_bits(load_global(words + word)));
     uint32_t at = sum_before(shared, own);
-    LC_UNROLL_BY(1) for (int32_t word = begin; word < end; ++word)
-        for (uint32_t bits = load_global(words + word); bits; bits &= bits - 1)
-            store_global(to + at++, word * 32 + lowest_bit(bits));
+    LC_UNROLL_BY(1)
+    for (int32_t word = begin; word < end; ++word) for (uint32_t bits = load_global(words + word); bits;
+                                                        bits &= bits - 1)
+        store_global(to + at++, word * 32 + lowest_bit(bits));
   }
 
   LC_HD void operator()(uint32_t shared) const {

@@ -140,8 +140,7 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
       const int sequence = sequences[static_cast<size_t>(sequence_idx[static_cast<size_t>(first + row)])];
       const float* const of = &scores[static_cast<size_t>(row * context)];
       const int64_t count = position + 1 - setup.local_tokens - setup.init_tokens;
-      const double one =
-          row_error(of + setup.init_tokens, &expected(sequence, position)[setup.init_tokens], count);
+      const double one = row_error(of + setup.init_tokens, &expected(sequence, position)[setup.init_tokens], count);
       if (std::isnan(one)) return {one, kTolerance, 0};
       error = std::max(error, one);
       for (int64_t i = 0; i < count; ++i)
@@ -167,8 +166,7 @@ int main(int argc, char** argv) {
        of("1 row, pieces of 2 tiles", {.chunks = {{1, 217, 1}}}, "1 at 217"),
        of("rows of several sequences, some without a choice",
           {.chunks = {{2, 100, 1}, {3, 38, 3}, {1, 216, 2}, {4, 3, 1}, {5, 190, 4}}, .watched = 5}, "1 at 217"),
-       of("11 rows of a chunk, two launches",
-          {.chunks = {{1, 210, 11}}, .watched = 7, .tiles_of_piece = 1, .round = 9},
+       of("11 rows of a chunk, two launches", {.chunks = {{1, 210, 11}}, .watched = 7, .tiles_of_piece = 1, .round = 9},
           "1 at 217"),
        of("first positions beyond a tile, no last ones",
           {.chunks = {{6, 145, 2}}, .topk = 90, .init_tokens = 70, .local_tokens = 0}),

@@ -30,8 +30,8 @@ struct Chunk {
 struct Setup {
   std::vector<Chunk> chunks;
   int topk;
-  int watched = 0;           // the row whose bits are compared
-  int round = 1000;          // tokens of a launch
+  int watched = 0;   // the row whose bits are compared
+  int round = 1000;  // tokens of a launch
   bool only_selecting = false;
 };
 
@@ -138,7 +138,8 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
     for (int p = 0; p < setup.chunks[s].first + setup.chunks[s].count; ++p) {
       const std::vector<unsigned char> row = stored_row(setup.chunks[s].sequence, p, kFp8);
       const int64_t block = block_tables[s * static_cast<size_t>(table_stride) + static_cast<size_t>(p / 64)];
-      std::copy(row.begin(), row.end(), &latents[static_cast<size_t>(block * block_bytes + p % 64 * Kernel::kRowBytes)]);
+      std::copy(row.begin(), row.end(),
+                &latents[static_cast<size_t>(block * block_bytes + p % 64 * Kernel::kRowBytes)]);
     }
 
   const int32_t num_tokens = static_cast<int32_t>(positions.size());
@@ -219,13 +220,13 @@ int main(int argc, char** argv) {
   const auto fp8 = [](const char* name, Setup setup, const char* watched = "") {
     return Case{name, [setup](SimtEmulator& gpu) { return run<longcat::gpu::SelectedFp8>(gpu, setup); }, watched};
   };
-  return prove(argc, argv,
-               {bf16("a list of 129 of 150", {.chunks = {{1, 149, 1}}, .topk = 129}, "1 at 149"),
-                bf16("5 draft tokens, the last three with lists",
-                     {.chunks = {{2, 70, 1}, {1, 147, 3}}, .topk = 129, .watched = 3, .round = 3}, "1 at 149"),
-                bf16("127 to 130 positions of lists of 128", {.chunks = {{3, 126, 4}}, .topk = 128}),
-                fp8("65 to 67 positions of lists of 65", {.chunks = {{4, 64, 3}, {5, 80, 1}}, .topk = 65}),
-                bf16("prompt tokens: only those with lists",
-                     {.chunks = {{6, 3, 2}, {1, 148, 2}}, .topk = 129, .watched = 3, .only_selecting = true},
-                     "1 at 149")});
+  return prove(
+      argc, argv,
+      {bf16("a list of 129 of 150", {.chunks = {{1, 149, 1}}, .topk = 129}, "1 at 149"),
+       bf16("5 draft tokens, the last three with lists",
+            {.chunks = {{2, 70, 1}, {1, 147, 3}}, .topk = 129, .watched = 3, .round = 3}, "1 at 149"),
+       bf16("127 to 130 positions of lists of 128", {.chunks = {{3, 126, 4}}, .topk = 128}),
+       fp8("65 to 67 positions of lists of 65", {.chunks = {{4, 64, 3}, {5, 80, 1}}, .topk = 65}),
+       bf16("prompt tokens: only those with lists",
+            {.chunks = {{6, 3, 2}, {1, 148, 2}}, .topk = 129, .watched = 3, .only_selecting = true}, "1 at 149")});
 }

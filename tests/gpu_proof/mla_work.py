@@ -21,7 +21,10 @@ MUTATIONS = {
     "groups of tokens with lists": ("tokens.topk > 0 ? 1 : kMlaGroup", "kMlaGroup"),
     "prompts without lists": ("if (only_selecting && !selects(token)) return 0;", ""),
     "prompts with lists": ("if (only_selecting && !selects(token)) return 0;", "if (only_selecting) return 0;"),
-    "the last with topk positions selects": ("load_global(positions + token) >= topk; }", "load_global(positions + token) >= topk - 1; }"),
+    "the last with topk positions selects": (
+        "load_global(positions + token) >= topk; }",
+        "load_global(positions + token) >= topk - 1; }",
+    ),
     "long pieces once a group": ("+ (pieces - kMlaShortPieces) * count;", "+ (pieces - kMlaShortPieces);"),
     "search: steps too short": ("(last - first + 31) / 32", "(last - first) / 32 + 1 - 1"),
     "search: the token before": ("(before - 1) * step", "(before > 1 ? before - 2 : 0) * step"),

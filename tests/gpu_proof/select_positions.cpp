@@ -32,9 +32,9 @@ struct Row {
 struct Setup {
   std::vector<Row> rows;
   int32_t topk = 2048, init_tokens = 16, local_tokens = 1024;
-  int32_t context = 0;    // 0: of the longest row
-  int32_t round = 1000;   // rows of a launch
-  int watched = 0;        // the row whose bits are compared
+  int32_t context = 0;   // 0: of the longest row
+  int32_t round = 1000;  // rows of a launch
+  int watched = 0;       // the row whose bits are compared
 };
 
 std::vector<float> scores_of(const Row& row, int32_t count) {
@@ -74,19 +74,18 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
   const bool has_free = setup.topk > setup.init_tokens + setup.local_tokens;
   std::vector<int32_t> positions;
   for (const Row& row : setup.rows) positions.push_back(row.position);
-  Selection selection{
-      .positions = written(gpu, positions),
-      .states = gpu.buffer(std::vector<gpu::SelectionState>(static_cast<size_t>(round))),
-      .bins = gpu.buffer(std::vector<uint32_t>(static_cast<size_t>(round * Selection::kBins))),
-      .marks = gpu.output<uint32_t>(int64_t{round} * context / 32),
-      .candidates = gpu.output<int32_t>(int64_t{round} * context),
-      .selected = gpu.buffer(std::vector<int32_t>(static_cast<size_t>(num_rows * stride), -1)),
-      .selected_stride = stride,
-      .context = context,
-      .blocks_per_row = has_free ? (context + Selection::kSlice - 1) / Selection::kSlice : 1,
-      .topk = setup.topk,
-      .init_tokens = setup.init_tokens,
-      .local_tokens = setup.local_tokens};
+  Selection selection{.positions = written(gpu, positions),
+                      .states = gpu.buffer(std::vector<gpu::SelectionState>(static_cast<size_t>(round))),
+                      .bins = gpu.buffer(std::vector<uint32_t>(static_cast<size_t>(round * Selection::kBins))),
+                      .marks = gpu.output<uint32_t>(int64_t{round} * context / 32),
+                      .candidates = gpu.output<int32_t>(int64_t{round} * context),
+                      .selected = gpu.buffer(std::vector<int32_t>(static_cast<size_t>(num_rows * stride), -1)),
+                      .selected_stride = stride,
+                      .context = context,
+                      .blocks_per_row = has_free ? (context + Selection::kSlice - 1) / Selection::kSlice : 1,
+                      .topk = setup.topk,
+                      .init_tokens = setup.init_tokens,
+                      .local_tokens = setup.local_tokens};
   std::vector<std::vector<int32_t>> lists;
   for (int32_t first = 0; first < num_rows; first += round) {
     const int32_t count = std::min(round, num_rows - first);
@@ -135,9 +134,11 @@ int main(int argc, char** argv) {
           {.rows = {{2047}, {2048}, {2049}, {100}, {2050}}, .round = 3, .watched = 2}, "2,050"),
        of("2,050 positions of a longer context", {.rows = {{2049}}, .context = 12288}, "2,050"),
        of("9,000 positions", {.rows = {{8999, near}}}),
-       of("4,200 equal scores", {.rows = {{4199, equal}, {4199, ties, 2}}, .topk = 70, .init_tokens = 2, .local_tokens = 9}),
+       of("4,200 equal scores",
+          {.rows = {{4199, equal}, {4199, ties, 2}}, .topk = 70, .init_tokens = 2, .local_tokens = 9}),
        of("infinite scores and no numbers",
           {.rows = {{299, odd, 3}, {64, odd, 4}, {63, odd, 5}}, .topk = 64, .init_tokens = 0, .local_tokens = 1}),
-       of("first positions beyond a slice", {.rows = {{4300, normal, 6}}, .topk = 4110, .init_tokens = 4100, .local_tokens = 0}),
+       of("first positions beyond a slice",
+          {.rows = {{4300, normal, 6}}, .topk = 4110, .init_tokens = 4100, .local_tokens = 0}),
        of("first and last alone", {.rows = {{50}}, .topk = 30, .init_tokens = 10, .local_tokens = 20})});
 }

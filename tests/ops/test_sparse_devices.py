@@ -144,7 +144,7 @@ def random_lists(chunks, topk):
 
 
 def attention_case(lengths, generated, heads, latent, rope):
-    nope, v, tokens, chunks, block = 6, 5, sum(lengths), [], 1
+    nope, v, tokens, chunks, block = 8, 5, sum(lengths), [], 1
     for length in lengths:
         blocks = -(-length // 64)
         chunks.append((list(range(block, block + blocks))[::-1], 0, [0] * length))

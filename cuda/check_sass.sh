@@ -93,10 +93,18 @@ expect_each FewTokenLinearILi64E 7 16 16 24 80
 expect_each RouterPicks 1 0 0 0 48
 # Per kernel: 68 HMMA for each 16 heads, 36 of Q K^T and 32 of P V. Tiles and queries come by copies of 16 bytes,
 # partial results by loads of 16 bytes. 256 threads may have 255 registers each.
-expect_each MlaDecodeILNS_5DTypeE1ELi16E 1 68 47 18 255
-expect_each MlaDecodeILNS_5DTypeE1ELi32E 1 136 60 18 255
-expect_each MlaDecodeILNS_5DTypeE3ELi16E 1 68 47 18 255
-expect_each MlaDecodeILNS_5DTypeE3ELi32E 1 136 60 18 255
+expect_each MlaDecodeILNS_5DTypeE1ELi16ELb0E 1 68 47 18 255
+expect_each MlaDecodeILNS_5DTypeE1ELi32ELb0E 1 136 60 18 255
+expect_each MlaDecodeILNS_5DTypeE3ELi16ELb0E 1 68 47 18 255
+expect_each MlaDecodeILNS_5DTypeE3ELi32ELb0E 1 136 60 18 255
+# Over lists of positions (kernels/mla_rows.h), a thread copies 9 or 6 times 16 bytes of each of two rows.
+expect_each MlaDecodeILNS_5DTypeE1ELi16ELb1E 1 68 47 45 255
+expect_each MlaDecodeILNS_5DTypeE1ELi32ELb1E 1 136 60 45 255
+expect_each MlaDecodeILNS_5DTypeE3ELi16ELb1E 1 68 47 33 255
+expect_each MlaDecodeILNS_5DTypeE3ELi32ELb1E 1 136 60 33 255
+# The scores of 8 positions: 8 products of the 16 heads, whose queries and keys come by 8 and 4 loads of fragments. 128
+# registers let two blocks share a multiprocessor.
+expect_each 11IndexScoresE 1 8 12 24 128
 expect MlaDecode 16 0
 expect MlaPlan 0 0
 
@@ -114,8 +122,9 @@ expect_registers() {
   failed=1
 }
 
-# Three blocks of 256 threads a multiprocessor and more; kernels/sampler.h asserts their shared memory.
-for kernel in SamplerScores SamplerBins SamplerDraws; do
+# Three blocks of 256 threads a multiprocessor and more. kernels/sampler.h and select_positions.h assert their shared
+# memory.
+for kernel in SamplerScores SamplerBins SamplerDraws SelectionBins SelectionLists; do
   expect $kernel 0 0
   expect_registers $kernel 80
 done

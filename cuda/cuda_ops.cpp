@@ -7,6 +7,7 @@
 
 #include "cuda/gemm/few_tokens.h"
 #include "cuda/kernels/sampler.h"
+#include "cuda/kernels/select_positions.h"
 #include "ops/packed.h"
 
 namespace longcat {
@@ -28,7 +29,9 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
       decode_memory_(*device_, workspace_bytes),
       sampling_rows_address_(*device_, sizeof(void*)),
       sampling_states_(*device_, kSamplingRowsAtOnce * int64_t{sizeof(gpu::SamplerState)}),
-      sampling_bins_(*device_, kSamplingRowsAtOnce * gpu::Sampler::kBins * 8) {
+      sampling_bins_(*device_, kSamplingRowsAtOnce * gpu::Sampler::kBins * 8),
+      selection_states_(*device_, kSelectionRowsAtOnce * int64_t{sizeof(gpu::SelectionState)}),
+      selection_bins_(*device_, kSelectionRowsAtOnce * gpu::Selection::kBins * 4) {
   LC_CHECK(activation_dtype == DType::bf16 || activation_dtype == DType::f32);
   allocate_sampling_rows(kSamplingRowsBytes);
 }

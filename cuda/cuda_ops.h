@@ -5,6 +5,7 @@
 // Activations are bf16. Tests may choose f32, which only plain kernels support.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -17,10 +18,27 @@ namespace longcat {
 struct GemmProblem;
 struct GroupedProblem;
 
+// The rows of a batch that attend absorbed: the generated tokens, and with sparse attention the prompt tokens that
+// select.
+struct AbsorbedRows {
+  int64_t first, count;         // of the batch
+  int64_t topk = 0;             // 0: no lists; else tokens from this position on attend to topk selected ones
+  bool only_selecting = false;  // other rows are left out
+
+  static AbsorbedRows generated(const ForwardBatch& batch, int64_t topk) { return {0, batch.num_decode_tokens, topk}; }
+  static AbsorbedRows prompt(const ForwardBatch& batch, int64_t topk) {
+    return {batch.num_decode_tokens, batch.num_tokens() - batch.num_decode_tokens, topk, true};
+  }
+  // The most positions that a row attends to.
+  int64_t context(const ForwardBatch& batch) const {
+    return only_selecting ? topk : topk > 0 ? std::min(topk, batch.decode_context) : batch.decode_context;
+  }
+};
+
 // What MLA decode on tensor cores keeps between its launches (kernels/mla_decode.cu).
 struct MlaDecodeMemory {
-  Buffer plan;      // the list of a step: i32
-  Buffer arrivals;  // counters of partial results, 0 between launches: u32
+  Buffer plan, prompt_plan;  // the lists of a step: i32
+  Buffer arrivals;           // counters of partial results, 0 between launches: u32
   MlaDecodeMemory(Device& device, int64_t workspace_bytes);
 };
 
@@ -70,11 +88,22 @@ class CudaOps final : public Ops {
                  const ForwardBatch& batch) override;
   void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps, Tensor cos,
                       Tensor sin, const ForwardBatch& batch) override;
-  void plan_decode(const ForwardBatch& batch, const MlaShape& shape, DType latents) override;
+  void plan_decode(const ForwardBatch& batch, const MlaShape& shape, DType latents, int64_t topk) override;
   void mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
                   float scale) override;
   void mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                    const ForwardBatch& batch, float scale) override;
+
+  void index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
+                   const ForwardBatch& batch) override;
+  void select_positions(Tensor selected, Tensor q, Tensor head_weights, Tensor index_keys, const ForwardBatch& batch,
+                        const SelectionRule& rule, float scale) override;
+  void extend_selection(Tensor selected, Tensor rows, Tensor positions) override;
+  void mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                           const ForwardBatch& batch, float scale) override;
+  void mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                            Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
+                            float scale) override;
 
   void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
                  Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) override;
@@ -88,12 +117,21 @@ class CudaOps final : public Ops {
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
-  static constexpr int64_t kSamplingRowsAtOnce = 64;
+  static constexpr int64_t kSamplingRowsAtOnce = 64, kSelectionRowsAtOnce = 256;
 
   bool decodes_on_tensor_cores(DType latents, int64_t num_heads, int64_t kv_lora_rank, int64_t rope_dim) const;
-  // mla_decode() for the shapes that have tensor-core kernels. Returns false for others.
-  bool decode_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
-                              float scale);
+  // Absorbed attention of some rows; the tensors have these rows. selected: empty without sparse attention.
+  void attend_absorbed(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                       const ForwardBatch& batch, const AbsorbedRows& rows, float scale);
+  // The same for the shapes that have tensor-core kernels. Returns false for others.
+  bool attend_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                              const ForwardBatch& batch, const AbsorbedRows& rows, float scale);
+  // mla_prefill() of the tokens before position `end`; other rows of `out` stay.
+  void attend_materialised(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                           const ForwardBatch& batch, float scale, int64_t end);
+
+  // Whether a tensor-core kernel computes the index scores.
+  bool scores_on_tensor_cores(Tensor q, Tensor index_keys) const;
 
   // out = x W^T * scale, or with `add`, out = (x W^T + out) * scale.
   void gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale);
@@ -130,6 +168,8 @@ class CudaOps final : public Ops {
   Buffer sampling_rows_address_;        // [1] of sampling_rows_
   Buffer sampling_states_;              // [kSamplingRowsAtOnce] gpu::SamplerState
   Buffer sampling_bins_;                // [kSamplingRowsAtOnce, gpu::Sampler::kBins] u64, zero between calls
+  Buffer selection_states_;             // [kSelectionRowsAtOnce] gpu::SelectionState, zero between calls
+  Buffer selection_bins_;               // [kSelectionRowsAtOnce, gpu::Selection::kBins] u32, zero between calls
 };
 
 }  // namespace longcat

@@ -180,7 +180,7 @@ class OpsBench {
                          .qk_nope_head_dim = c_.qk_nope_head_dim,
                          .qk_rope_head_dim = c_.qk_rope_head_dim,
                          .v_head_dim = c_.v_head_dim};
-    b_.run([&] { b_.ops().plan_decode(batch, shape, cache_.dtype()); });
+    b_.run([&] { b_.ops().plan_decode(batch, shape, cache_.dtype(), 0); });
     row(str_cat("mla_decode, ", sequences, " x ", context / 1024, "k"),
         static_cast<double>(sequences * context * latent * 2),
         2.0 * static_cast<double>(sequences * context * heads) * static_cast<double>(latent + c_.kv_lora_rank), [&] {

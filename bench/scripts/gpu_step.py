@@ -1,6 +1,7 @@
 """Estimates a decode step of LongCat-Flash-Lite in bf16 on an H200, kernel by kernel. Nothing here is measured.
 
 python bench/scripts/gpu_step.py --context 1024
+python bench/scripts/gpu_step.py --context 131072 --model lite_sparse
 
 A kernel takes the time of its bytes or of its longest chain of operations, and a gap to the kernel before it. The
 router and the experts run beside the dense layers: both share the memory's speed. Bytes follow from config.json and the
@@ -25,6 +26,10 @@ PIECE = 6.8e-6  # [s] a piece of 128 positions in MLA decode: list 2, first tile
 TILE = 1.4e-6  # [s] 64 positions
 ARRIVAL, PARTIAL = 1.5e-6, 66e3 / 110e9  # [s] the last block adds each partial result, in groups of 16
 ROW = 1.5e-6  # [s] a norm of one row: two rounds of loads and a reduction
+SLICE = 4096  # positions of a block of the selection
+# [s] of the selection. A block of its two kernels reads a slice and arrives. The last block of a row then finds a bin;
+# or it finds a candidate, in 6 rounds of 4 barriers, and writes the list.
+FIND_BIN, FIND_CANDIDATE = 4e-6, 8e-6
 FEW_TOKENS = 64
 ELEMENT, F32 = 2, 4  # [bytes]
 
@@ -83,7 +88,36 @@ class Shape:
     def rows(self, name: str, width: int) -> Kernel:
         return Kernel(name, 3 * self.num_tokens * width * ELEMENT, self.num_tokens, ROW)
 
-    def attention(self) -> list[Kernel]:
+    @property
+    def selects(self) -> bool:
+        return self.context > self.config.get("index_topk", self.context)
+
+    @property
+    def attended(self) -> int:
+        """Positions that a token attends to."""
+        return min(self.context, self.config.get("index_topk", self.context))
+
+    def indexer(self) -> list[Kernel]:
+        """Of an attention that selects for itself and the next one."""
+        c, tokens = self.config, self.num_tokens
+        heads, dim, rope, hidden = c["index_n_heads"], c["index_head_dim"], c["qk_rope_head_dim"], c["hidden_size"]
+        keys = [self.linear("index key", dim, hidden), self.rows("norm, rope, store of keys", dim)]
+        if not self.selects:
+            return keys
+        weights = 2 * heads * hidden * ELEMENT  # two planes
+        scores = tokens * self.context * F32
+        blocks = tokens * -(-self.context // SLICE)
+        return [
+            *keys,
+            self.linear("index queries", heads * dim, c["q_lora_rank"]),
+            Kernel("rope of index queries", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
+            Kernel("head weights", weights, heads / 16, CHAIN_START + 2 * hidden * CHAIN),
+            Kernel("index scores", tokens * self.context * dim * ELEMENT + scores, 2 * MULTIPROCESSORS),
+            Kernel("bins of the selection", scores, blocks, FIND_BIN),
+            Kernel("lists of the selection", scores, blocks, FIND_CANDIDATE),
+        ]
+
+    def attention(self, is_owner: bool) -> list[Kernel]:
         c, tokens = self.config, self.num_tokens
         heads, nope, rope, value = (c[f"{name}"] for name in _HEADS)
         hidden, q_lora, kv_lora = c["hidden_size"], c["q_lora_rank"], c["kv_lora_rank"]
@@ -94,13 +128,14 @@ class Shape:
         return [
             *down,
             self.rows("norms, store", q_lora + kv_lora + rope),
+            *(self.indexer() if is_owner and "index_topk" in c else []),
             self.linear("q_b", heads * (nope + rope), q_lora),
             Kernel("rope", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
             Kernel("k_up", per_head * nope + tokens * heads * (nope + kv_lora) * ELEMENT, heads * 4),
             Kernel(
                 "MLA decode",
-                tokens * (self.context * (kv_lora + rope) + 2 * heads * kv_lora) * ELEMENT,
-                tokens * self.context / 128,
+                tokens * (self.attended * (kv_lora + rope) + 2 * heads * kv_lora) * ELEMENT,
+                tokens * self.attended / 128,
                 self.decode_chain(),
             ),
             Kernel("v_up", per_head * value + tokens * heads * (value + kv_lora) * ELEMENT, heads),
@@ -110,7 +145,7 @@ class Shape:
     def decode_chain(self) -> float:
         """Of MLA decode: the longest piece, and the sums of the pieces [s]."""
         pieces, begin = 0, 0
-        while begin < self.context:  # kv_piece_size() of cpp/ops/ops.h
+        while begin < self.attended:  # kv_piece_size() of cpp/ops/ops.h
             size = next((size for end, size in _PIECES if begin < end), 2048)
             pieces, begin = pieces + 1, begin + size
         groups = -(-pieces // 16)
@@ -178,12 +213,12 @@ class Shape:
         """A layer without its branch."""
         norm = self.rows("add, norm", self.config["hidden_size"])
         join = replace(norm, name="join, add, norm", dependent=False)
-        return [*self.attention(), norm, *self.ffn(), norm, *self.attention(), norm, *self.ffn(), join]
+        return [*self.attention(True), norm, *self.ffn(), norm, *self.attention(False), norm, *self.ffn(), join]
 
     def ends(self) -> list[Kernel]:
         """The kernels of a step outside its layers."""
         c, tokens = self.config, self.num_tokens
-        tables = (c["emb_neighbor_num"] - 1) * c["emb_split_num"]
+        tables = (_either(c, "emb_neighbor_num", "oe_neighbor_num") - 1) * _either(c, "emb_split_num", "oe_split_num")
         hidden = c["hidden_size"]
         return [
             Kernel(
@@ -205,8 +240,9 @@ class Shape:
     def layer_seconds(self) -> float:
         """Of a layer, whose branch shares the memory with the main stream between its fork and its join."""
         main, branch = self.main_stream(), self.experts()
-        beside = main[len(self.attention()) + 1 : -1]
-        alone = sum(kernel.time() + kernel.gap() for kernel in [*main[: len(self.attention()) + 1], main[-1]])
+        before = len(self.attention(True)) + 1
+        beside = main[before:-1]
+        alone = sum(kernel.time() + kernel.gap() for kernel in [*main[:before], main[-1]])
         streams = [sum(kernel.time() + kernel.gap() for kernel in part) for part in (beside, branch)]
         shared = sum(kernel.bytes for kernel in [*beside, *branch]) / MEMORY
         gaps = sum(kernel.gap() for kernel in beside)
@@ -232,14 +268,19 @@ _EXPERTS = ("hidden_size", "expert_ffn_hidden_size", "n_routed_experts", "moe_to
 SAMPLING, HOST = 25e-6, 30e-6  # [s]
 
 
-def lite() -> dict[str, int]:
-    text = (resources.files("longcat") / "checkpoint/configs/lite.json").read_text()
+def _either(config: dict[str, int], *names: str) -> int:
+    return next(config[name] for name in names if name in config)
+
+
+def config_of(model: str) -> dict[str, int]:
+    text = (resources.files("longcat") / f"checkpoint/configs/{model}.json").read_text()
     config: dict[str, int] = json.loads(text)
     return config
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=["lite", "lite_sparse"], default="lite", help="(default lite)")
     parser.add_argument("--context", type=int, default=1024, help="tokens of each sequence (default 1024)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 256], help="sequences of a step")
     parser.add_argument("--kernels", action="store_true", help="also tell each kernel of a layer")
@@ -247,7 +288,7 @@ def main() -> None:
     print("| sequences | kernels | GB | ms of the bytes | ms | tokens/s | times the bytes |")
     print("| --: | --: | --: | --: | --: | --: | --: |")
     for num_tokens in args.tokens:
-        shape = Shape(lite(), num_tokens, args.context)
+        shape = Shape(config_of(args.model), num_tokens, args.context)
         layer, ends = shape.num_kernels()
         bound, seconds = shape.num_bytes() / MEMORY, shape.seconds()
         print(

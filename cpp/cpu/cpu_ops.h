@@ -21,7 +21,6 @@ class CpuOps : public Ops {
 
   bool reads_latents(DType) const override { return true; }
   void use_dtype(DType dtype) override;
-  bool attends_sparsely() const override { return true; }
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight prepare_lookup(const Weight& logical, Buffer&) override { return logical; }  // a row stays in one place
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;

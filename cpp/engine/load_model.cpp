@@ -86,13 +86,6 @@ void check_cache_dtype(const EngineOptions& options, DType kv_cache_dtype, Ops& 
                                         "; expected \"bf16\" or \"fp8\", or device=\"cpu\""));
 }
 
-// Throws where a device has no kernels of sparse attention.
-void check_sparse(const ModelConfig& config, Ops& ops) {
-  if (config.sparse && !ops.attends_sparsely())
-    throw std::invalid_argument(str_cat("[attention] attention_method \"LSA\" on ", ops.device().name(),
-                                        "; expected device=\"cpu\": sparse attention has no CUDA kernels yet"));
-}
-
 Placement parse_table_placement(const EngineOptions& options, Ops& ops) {
   const std::span<const Placement> placements = ops.table_placements();
   if (options.ngram_placement == "auto") return placements.front();
@@ -162,7 +155,6 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization, num_communicators);
     check_cache_dtype(options, kv_cache_dtype, *ops);
     ops->use_dtype(dtype);
-    check_sparse(config, *ops);
     ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
     const auto ranks_of_color = [&](int color) {

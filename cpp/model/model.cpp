@@ -163,7 +163,7 @@ void Model::prepare_attention(const ForwardBatch& batch, const KvCache& cache) {
                     .qk_nope_head_dim = config_.qk_nope_head_dim,
                     .qk_rope_head_dim = config_.qk_rope_head_dim,
                     .v_head_dim = config_.v_head_dim},
-                   cache.dtype());
+                   cache.dtype(), may_select(batch) ? selected().size(1) : 0);
 }
 
 // Two attentions and two dense FFNs in a row. The MoE reads the first FFN's input, and its output is added at the end

@@ -335,7 +335,7 @@ IndexerWeights load_indexer(WeightBuilder& builder, const std::string& prefix) {
   return {.q_proj = builder.matrix(prefix + "wq_b.weight"),
           .k_proj = builder.matrix(prefix + "wk.weight"),
           .k_norm = builder.vector(prefix + "k_norm.weight"),
-          .weights_proj = builder.matrix_f32(prefix + "weights_proj.weight")};
+          .weights_proj = builder.matrix_f32(prefix + "weights_proj.weight", &Ops::prepare_router)};
 }
 
 // `prefix` ends with a dot.

@@ -37,30 +37,4 @@ void Ops::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_
   mla_store(latents, kv_a, kv_a_norm, eps, cos, sin, batch);
 }
 
-namespace {
-
-// load_model() refuses a sparse checkpoint on such a backend before any of these is called.
-[[noreturn]] void refuse_sparse(Ops& ops) {
-  throw Error(str_cat("[attention] ", ops.device().name(), " has no sparse attention; expected device=\"cpu\""));
-}
-
-}  // namespace
-
-void Ops::index_store(Tensor, Tensor, Tensor, float, Tensor, Tensor, const ForwardBatch&) { refuse_sparse(*this); }
-
-void Ops::select_positions(Tensor, Tensor, Tensor, Tensor, const ForwardBatch&, const SelectionRule&, float) {
-  refuse_sparse(*this);
-}
-
-void Ops::extend_selection(Tensor, Tensor, Tensor) { refuse_sparse(*this); }
-
-void Ops::mla_decode_selected(Tensor, Tensor, Tensor, Tensor, Tensor, const ForwardBatch&, float) {
-  refuse_sparse(*this);
-}
-
-void Ops::mla_prefill_selected(Tensor, Tensor, Tensor, const Weight&, const Weight&, Tensor, Tensor, Tensor,
-                               const ForwardBatch&, float) {
-  refuse_sparse(*this);
-}
-
 }  // namespace longcat

@@ -150,9 +150,6 @@ class Ops {
   // Whether attention supports latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
 
-  // Whether this backend implements sparse attention.
-  virtual bool attends_sparsely() const { return false; }
-
   // Converts `logical`, whose planes are in host memory, to the form that linear() reads fastest. Called once per
   // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
@@ -256,9 +253,11 @@ class Ops {
   virtual void mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor kv_a, Tensor kv_a_norm, float eps,
                               Tensor cos, Tensor sin, const ForwardBatch& batch);
 
-  // Prepares mla_decode() for the generated tokens of a batch. Called once a step, before the first attention. shape:
-  // of the attentions, with the heads here; latents: dtype of the cache. The default does nothing.
-  virtual void plan_decode(const ForwardBatch& /*batch*/, const MlaShape& /*shape*/, DType /*latents*/) {}
+  // Prepares absorbed attention of a batch. Called once a step, before the first attention. shape: of the attentions,
+  // with the heads here; latents: dtype of the cache; topk: columns of `selected` where the step calls the operations
+  // with a selection, else 0. The default does nothing.
+  virtual void plan_decode(const ForwardBatch& /*batch*/, const MlaShape& /*shape*/, DType /*latents*/,
+                           int64_t /*topk*/) {}
 
   // Absorbed attention of the generated tokens, rows [0, D) of the batch with D = num_decode_tokens. A token at
   // position p attends to the stored latents [c_s | k_s] of its own sequence at positions s = 0..p:
@@ -276,13 +275,11 @@ class Ops {
                            const ForwardBatch& batch, float scale) = 0;
 
   // --- sparse attention (LSA) ------------------------------------------------------------------------------------
-  // Only a backend that attends_sparsely() has these; the default throws Error.
-  //
   // Writes one index key per token to its slot: rms_norm(k), whose first values are then rotated in pairs (2j, 2j + 1),
   // as many as the angles are for. Rounded to the dtype of index_keys. k: [T, index_head_dim], overwritten; index_keys:
   // one set [num_blocks, 64, index_head_dim], f32 or bf16, blocks strided; norm_weight: [index_head_dim] f32.
   virtual void index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
-                           const ForwardBatch& batch);
+                           const ForwardBatch& batch) = 0;
 
   // Selects the positions that each token at a position p >= topk attends to, in ascending order. These are the ones
   // that `rule` always selects, and the best of the other positions j <= p. The score of a position is
@@ -291,25 +288,25 @@ class Ops {
   // visible positions. selected: [T, topk] i32; q: [T, index_n_heads, index_head_dim], already rotated; head_weights:
   // [T, index_n_heads] f32; index_keys as in index_store.
   virtual void select_positions(Tensor selected, Tensor q, Tensor head_weights, Tensor index_keys,
-                                const ForwardBatch& batch, const SelectionRule& rule, float scale);
+                                const ForwardBatch& batch, const SelectionRule& rule, float scale) = 0;
 
   // The selection of draft tokens behind the first one: that of the first, and the positions written since. In place,
   // row i becomes the first width - 1 columns of row rows[i], then positions[i]. selected: [n or more, width] i32;
   // rows: [n] i32, ascending; positions: [n] i32.
-  virtual void extend_selection(Tensor selected, Tensor rows, Tensor positions);
+  virtual void extend_selection(Tensor selected, Tensor rows, Tensor positions) = 0;
 
   // mla_decode where a token at a position p >= topk attends to the positions of its row of `selected` [D, topk] only.
   // Selected positions are split into pieces by their index in the row, like positions. Other tokens get the bits of
   // mla_decode.
   virtual void mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
-                                   const ForwardBatch& batch, float scale);
+                                   const ForwardBatch& batch, float scale) = 0;
 
   // mla_prefill where a prompt token at a position p >= topk attends to its row of `selected` [T - D, topk] only. It is
   // absorbed, with the arithmetic of mla_decode_selected. Other tokens get the bits of mla_prefill.
   // q_latent, latent_out: [T - D, heads, kv_lora], overwritten.
   virtual void mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                                     Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
-                                    float scale);
+                                    float scale) = 0;
 
   // --- mixture of experts ----------------------------------------------------------------------------------------
   // logits = x classifier^T in f32; g = softmax(logits) over routed and identity experts. The topk largest g + bias are

@@ -107,6 +107,7 @@ GroupedWeights::GroupedWeights(std::span<const Weight> experts) : num_experts(st
 
 // fp8 layers with an activation as result also take their inputs in fp8, as the checkpoint's quantisation intends.
 void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) {
+  if (weight.format == WeightFormat::bf16_planes) return gpu::router_scores(*device_, out, x, weight);
   if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return gemm(out, x, weight, false, 1);
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0));
   // The kernel's own part of the workspace comes first, then the rows.

@@ -16,6 +16,7 @@
 // 48, values 32, scores 16, sums 32 KiB. It uses no tensor cores yet.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cuda/cuda_ops.h"
 #include "cuda/kernels/attention.h"
@@ -145,16 +146,28 @@ LC_HD float add_piece(float sum, float keep, float value, float take) {
 #endif
 }
 
+// What the tokens of a launch attend to: all positions up to their own, or a list of topk positions.
+struct Attended {
+  const int32_t* positions;  // [num_tokens] i32
+  const int32_t* selected;   // [num_tokens, stride] i32; null: no token has a list
+  int64_t stride, topk;      // [elements]; tokens from position topk on have a list
+  bool only_selecting;       // other tokens attend to nothing
+
+  LC_HD bool selects(int64_t t) const { return selected && positions[t] >= topk; }
+  LC_HD int64_t length(int64_t t) const { return selects(t) ? topk : only_selecting ? 0 : positions[t] + 1; }
+  LC_HD int64_t position(int64_t t, int64_t index) const { return selects(t) ? selected[t * stride + index] : index; }
+};
+
 // A block takes a token and a group of heads. It computes one piece for DecodeCombine, or with `in_turn` all pieces in
-// ascending order.
-template <DType kDType>
+// ascending order. kSelects: tokens may have lists.
+template <DType kDType, bool kSelects>
 struct DecodePiece {
   static constexpr int kThreads = 256;
+  Attended attended;
   Partials partials;
   LatentView latents;
   // [num_decode_tokens, num_heads, kv_lora_rank] for out and q_latent; [.., .., rope] for q_rope
   View out, q_latent, q_rope;
-  const int32_t* positions;                 // [num_tokens] i32
   const int32_t* sequence_idx;              // [num_tokens] i32
   const int32_t* block_tables;              // [num_sequences, max_blocks] i32
   int64_t block_table_stride;               // [elements]
@@ -169,7 +182,7 @@ struct DecodePiece {
     const int64_t slots = in_turn ? 1 : num_pieces;
     const int64_t first_piece = block.index % slots, group = block.index / slots % groups;
     const int64_t token = block.index / slots / groups, t = first_token + token;
-    const int64_t length = positions[t] + 1, kv_lora = latents.kv_lora_rank, dim = kv_lora + latents.rope_dim;
+    const int64_t length = attended.length(t), kv_lora = latents.kv_lora_rank, dim = kv_lora + latents.rope_dim;
     if (kv_piece_begin(first_piece) >= length) return;
     const int64_t first_head = group * kHeadGroup;
     const int64_t heads = partials.num_heads - first_head < kHeadGroup ? partials.num_heads - first_head : kHeadGroup;
@@ -186,7 +199,7 @@ struct DecodePiece {
     const int64_t last_piece = in_turn ? num_pieces : first_piece + 1;
     for (int64_t piece = first_piece; piece < last_piece && kv_piece_begin(piece) < length; ++piece) {
       const int64_t begin = kv_piece_begin(piece), stop = kv_piece_end(begin) < length ? kv_piece_end(begin) : length;
-      attend(block, query, scores, state, block_table, begin, stop - begin, heads,
+      attend(block, query, scores, state, block_table, t, begin, stop - begin, heads,
              [&](int64_t h) { return partials.slot(token, first_head + h, in_turn ? 0 : piece); });
     }
     if (!in_turn) return;
@@ -200,10 +213,13 @@ struct DecodePiece {
   // Computes one piece into slot_of(head of the group): alone, or added to the sum of the pieces before.
   template <class SlotOf>
   LC_HD void attend(const Block& block, const float* query, float* scores, float* state, const int32_t* block_table,
-                    int64_t begin, int64_t n, int64_t heads, const SlotOf& slot_of) const {
+                    int64_t t, int64_t begin, int64_t n, int64_t heads, const SlotOf& slot_of) const {
     const int64_t kv_lora = latents.kv_lora_rank, dim = kv_lora + latents.rope_dim;
+    const auto row_at = [&](int64_t index) {
+      return latents.row(block_table, kSelects ? attended.position(t, index) : index);
+    };
     block.multi_dots<kHeadGroup>(
-        n, dim, heads, [&](int64_t s) { return latents.row(block_table, begin + s); },
+        n, dim, heads, [&](int64_t s) { return row_at(begin + s); },
         [&](const unsigned char* row, int64_t k) { return latents.get_as<kDType>(row, k); },
         [&](int64_t h, int64_t k) { return query[h * dim + k]; },
         [&](int64_t s, int64_t h, float sum) { scores[s * kHeadGroup + h] = sum * scale; });
@@ -236,13 +252,14 @@ struct DecodePiece {
     block.for_each(kv_lora, [&](int64_t k) {
       float acc[kHeadGroup] = {};
       for (int64_t first = 0; first < n; first += kBlockSize) {  // rows of a cache block are contiguous
-        const unsigned char* row = latents.row(block_table, begin + first);
+        const unsigned char* row = kSelects ? nullptr : row_at(begin + first);
         const int64_t count = n - first < kBlockSize ? n - first : kBlockSize;
 #ifdef __CUDA_ARCH__
 #pragma unroll 8
 #endif
         for (int64_t s = 0; s < count; ++s) {
-          const float value = latents.get_as<kDType>(row + s * latents.row_bytes, k);
+          const unsigned char* from = kSelects ? row_at(begin + first + s) : row + s * latents.row_bytes;
+          const float value = latents.get_as<kDType>(from, k);
           const float* weights = scores + (first + s) * kHeadGroup;
 #ifdef __CUDA_ARCH__
 #pragma unroll
@@ -261,14 +278,15 @@ struct DecodePiece {
 // Adds the pieces of one token and head in ascending order.
 struct DecodeCombine {
   static constexpr int kThreads = 256;
+  Attended attended;
   Partials partials;
-  View out;                  // [num_decode_tokens, num_heads, kv_lora_rank]
-  const int32_t* positions;  // [num_tokens] i32
+  View out;  // [num_decode_tokens, num_heads, kv_lora_rank]
   int64_t first_token;
 
   LC_HD void operator()(const Block& block) const {
     const int64_t head = block.index % partials.num_heads, token = block.index / partials.num_heads;
-    const int64_t t = first_token + token, kv_lora = partials.kv_lora_rank, length = positions[t] + 1;
+    const int64_t t = first_token + token, kv_lora = partials.kv_lora_rank, length = attended.length(t);
+    if (length == 0) return;
     int64_t count = 0;
     while (count < partials.num_slots && kv_piece_begin(count) < length) ++count;
     float* max = block.shared<float>();  // [num_slots] each
@@ -318,6 +336,7 @@ struct Prefill {
   int64_t block_table_stride;   // [elements]
   int64_t first_row;            // row of the first prompt token in the batch
   int64_t num_rows, num_heads, tile_rows;
+  int64_t end_position;  // rows from this position on are left out
   float scale;
 
   LC_HD int64_t nope() const { return k_up.in_features; }
@@ -348,7 +367,8 @@ struct Prefill {
     for (int64_t row = begin; row < end;) {
       const int64_t chunk_end = query_starts[sequence_idx[first_row + row] + 1] - first_row;
       const int64_t stop = chunk_end < end ? chunk_end : end;
-      attend(block, s, head, row, stop - row);
+      const int64_t left = end_position - positions[first_row + row], count = left < stop - row ? left : stop - row;
+      if (count > 0) attend(block, s, head, row, count);
       row = stop;
     }
   }
@@ -431,31 +451,36 @@ struct Prefill {
 // The launches depend on the number of tokens and their context bucket only, never on the longest context of a request.
 template <class Kernel>
 void decode(GpuDevice& device, const Buffer& workspace, Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents,
-            const ForwardBatch& batch, float scale) {
+            Tensor selected, const ForwardBatch& batch, const AbsorbedRows& rows, float scale) {
   const int64_t num_heads = q_latent.size(1), kv_lora_rank = q_latent.size(2), rope_dim = q_rope.size(2);
-  const int64_t groups = (num_heads + kHeadGroup - 1) / kHeadGroup, context = batch.decode_context;
-  LC_CHECK(context > 0 && batch.num_decode_tokens > 0, "context ", context);
+  const int64_t groups = (num_heads + kHeadGroup - 1) / kHeadGroup, context = rows.context(batch);
+  LC_CHECK(context > 0 && rows.count > 0, "context ", context);
   const int64_t num_pieces = num_kv_pieces(context);
   const int64_t slot_bytes = num_heads * (kv_lora_rank + 2) * 4;  // [bytes] per token and slot
   // A batch too large for the workspace has enough tokens to fill the device without blocks per piece.
-  const bool in_turn = batch.num_decode_tokens * num_pieces * slot_bytes > workspace.bytes();
+  const bool in_turn = rows.count * num_pieces * slot_bytes > workspace.bytes();
   const Partials partials{.memory = static_cast<float*>(workspace.data()),
                           .num_heads = num_heads,
                           .kv_lora_rank = kv_lora_rank,
                           .num_slots = in_turn ? 1 : num_pieces};
-  const int64_t tokens = std::min(batch.num_decode_tokens, workspace.bytes() / (partials.num_slots * slot_bytes));
+  const int64_t tokens = std::min(rows.count, workspace.bytes() / (partials.num_slots * slot_bytes));
   LC_CHECK(tokens > 0, "workspace of ", workspace.bytes(), " bytes");
   const int64_t shared_bytes = Kernel::shared_bytes(kv_lora_rank + rope_dim, kv_piece_size(context - 1));
-  for (int64_t first = 0; first < batch.num_decode_tokens; first += tokens) {
-    const int64_t count = std::min(tokens, batch.num_decode_tokens - first);
+  const Attended attended{.positions = batch.positions.data<int32_t>() + rows.first,
+                          .selected = rows.topk > 0 ? selected.data<int32_t>() : nullptr,
+                          .stride = rows.topk > 0 ? selected.stride(0) : 0,
+                          .topk = rows.topk,
+                          .only_selecting = rows.only_selecting};
+  for (int64_t first = 0; first < rows.count; first += tokens) {
+    const int64_t count = std::min(tokens, rows.count - first);
     gpu::launch(device, count * groups * partials.num_slots, shared_bytes,
-                Kernel{.partials = partials,
+                Kernel{.attended = attended,
+                       .partials = partials,
                        .latents = LatentView(latents, kv_lora_rank, rope_dim),
                        .out = View(out),
                        .q_latent = View(q_latent),
                        .q_rope = View(q_rope),
-                       .positions = batch.positions.data<int32_t>(),
-                       .sequence_idx = batch.sequence_idx.data<int32_t>(),
+                       .sequence_idx = batch.sequence_idx.data<int32_t>() + rows.first,
                        .block_tables = batch.block_tables.data<int32_t>(),
                        .block_table_stride = batch.block_tables.stride(0),
                        .first_token = first,
@@ -465,10 +490,7 @@ void decode(GpuDevice& device, const Buffer& workspace, Tensor out, Tensor q_lat
                        .scale = scale});
     if (!in_turn)
       gpu::launch(device, count * num_heads, 4 * 5 * num_pieces,
-                  DecodeCombine{.partials = partials,
-                                .out = View(out),
-                                .positions = batch.positions.data<int32_t>(),
-                                .first_token = first});
+                  DecodeCombine{.attended = attended, .partials = partials, .out = View(out), .first_token = first});
   }
 }
 
@@ -488,21 +510,54 @@ void CudaOps::mla_norm_store(Tensor q_a, Tensor q_a_norm, Tensor latents, Tensor
                         .num_tokens = num_tokens});
 }
 
-void CudaOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
-                         float scale) {
-  if (decode_on_tensor_cores(out, q_latent, q_rope, latents, batch, scale)) return;
+void CudaOps::attend_absorbed(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                              const ForwardBatch& batch, const AbsorbedRows& rows, float scale) {
+  if (attend_on_tensor_cores(out, q_latent, q_rope, latents, selected, batch, rows, scale)) return;
+  const auto run = [&](auto dense, auto sparse) {
+    const auto decode = rows.topk > 0 ? sparse : dense;
+    decode(*device_, workspace(), out, q_latent, q_rope, latents, selected, batch, rows, scale);
+  };
   switch (latents.dtype()) {
     case DType::f8_e4m3:
-      return decode<DecodePiece<DType::f8_e4m3>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);
+      return run(decode<DecodePiece<DType::f8_e4m3, false>>, decode<DecodePiece<DType::f8_e4m3, true>>);
     case DType::bf16:
-      return decode<DecodePiece<DType::bf16>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);
+      return run(decode<DecodePiece<DType::bf16, false>>, decode<DecodePiece<DType::bf16, true>>);
     default:
-      return decode<DecodePiece<DType::f32>>(*device_, workspace(), out, q_latent, q_rope, latents, batch, scale);
+      return run(decode<DecodePiece<DType::f32, false>>, decode<DecodePiece<DType::f32, true>>);
   }
+}
+
+void CudaOps::mla_decode(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, const ForwardBatch& batch,
+                         float scale) {
+  attend_absorbed(out, q_latent, q_rope, latents, {}, batch, AbsorbedRows::generated(batch, 0), scale);
+}
+
+void CudaOps::mla_decode_selected(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                                  const ForwardBatch& batch, float scale) {
+  const AbsorbedRows rows = AbsorbedRows::generated(batch, selected.size(1));
+  attend_absorbed(out, q_latent, q_rope, latents, selected, batch, rows, scale);
 }
 
 void CudaOps::mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                           const ForwardBatch& batch, float scale) {
+  attend_materialised(out, q, latents, k_up, v_up, batch, scale, std::numeric_limits<int64_t>::max());
+}
+
+// The host does not know which rows select. So all rows of `out` are made from the absorbed result, and then those that
+// attend to all positions are written again.
+void CudaOps::mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                                   Tensor selected, Tensor q_latent, Tensor latent_out, const ForwardBatch& batch,
+                                   float scale) {
+  const int64_t topk = selected.size(1), nope = k_up.in_features;
+  linear_per_head(q_latent, q.slice(2, 0, nope), k_up);
+  attend_absorbed(latent_out, q_latent, q.slice(2, nope, q.size(2)), latents, selected, batch,
+                  AbsorbedRows::prompt(batch, topk), scale);
+  linear_per_head(out, latent_out, v_up);
+  attend_materialised(out, q, latents, k_up, v_up, batch, scale, topk);
+}
+
+void CudaOps::attend_materialised(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                                  const ForwardBatch& batch, float scale, int64_t end) {
   const int64_t num_heads = q.size(1);
   Prefill kernel{.out = View(out),
                  .q = View(q),
@@ -518,6 +573,7 @@ void CudaOps::mla_prefill(Tensor out, Tensor q, Tensor latents, const Weight& k_
                  .num_rows = q.size(0),
                  .num_heads = num_heads,
                  .tile_rows = 64,
+                 .end_position = end,
                  .scale = scale};
   constexpr int64_t kSmallShared = 99 << 10;  // shared memory per block on devices of 8.6, 8.9 and 12.0
   const int capability = device_->compute_capability();

@@ -18,20 +18,22 @@ int64_t heads_of_block(int64_t num_heads) { return num_heads % 32 == 0 ? 32 : 16
 int64_t slot_bytes(int64_t num_heads) { return heads_of_block(num_heads) * (kLora + 2) * 4; }
 
 // Tokens of a launch: those whose partial results fit in the workspace.
-int64_t tokens_at_once(const Buffer& workspace, const ForwardBatch& batch, int64_t num_heads) {
-  const int64_t slots = num_kv_pieces(batch.decode_context) * (num_heads / heads_of_block(num_heads));
+int64_t tokens_at_once(const Buffer& workspace, int64_t num_pieces, int64_t num_heads) {
+  const int64_t slots = num_pieces * (num_heads / heads_of_block(num_heads));
   const int64_t tokens = workspace.bytes() / (slots * slot_bytes(num_heads));
   LC_CHECK(tokens > 0, "workspace of ", workspace.bytes(), " bytes for ", slots, " partial results of a token");
   return std::min(tokens, kMaxTokens);
 }
 
-gpu::MlaTokens tokens_of(const ForwardBatch& batch, const Buffer& plan, int64_t round) {
-  return {.positions = batch.positions.data<int32_t>(),
-          .sequence_idx = batch.sequence_idx.data<int32_t>(),
+gpu::MlaTokens tokens_of(const ForwardBatch& batch, const AbsorbedRows& rows, const Buffer& plan, int64_t round) {
+  return {.positions = batch.positions.data<int32_t>() + rows.first,
+          .sequence_idx = batch.sequence_idx.data<int32_t>() + rows.first,
           .query_starts = batch.query_starts.data<int32_t>(),
           .plan = static_cast<int32_t*>(plan.data()),
-          .num_tokens = static_cast<int32_t>(batch.num_decode_tokens),
-          .round = static_cast<int32_t>(round)};
+          .num_tokens = static_cast<int32_t>(rows.count),
+          .round = static_cast<int32_t>(round),
+          .topk = static_cast<int32_t>(rows.topk),
+          .only_selecting = rows.only_selecting};
 }
 
 bool is_aligned(Tensor x, int64_t elements) {
@@ -39,18 +41,20 @@ bool is_aligned(Tensor x, int64_t elements) {
          x.stride(0) % elements == 0 && x.stride(1) % elements == 0;
 }
 
-template <DType kLatents, int kHeads>
+template <DType kLatents, int kHeads, bool kSelects>
 void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& memory, Tensor out, Tensor q_latent,
-            Tensor q_rope, Tensor latents, const ForwardBatch& batch, float scale) {
-  using Kernel = gpu::MlaDecode<kLatents, kHeads>;
-  const int64_t num_heads = q_latent.size(1), round = tokens_at_once(workspace, batch, num_heads);
-  const int64_t num_pieces = num_kv_pieces(batch.decode_context), head_blocks = num_heads / kHeads;
-  const int64_t slots = std::min(round, batch.num_decode_tokens) * head_blocks * num_pieces;
+            Tensor q_rope, Tensor latents, Tensor selected, const ForwardBatch& batch, const AbsorbedRows& rows,
+            float scale) {
+  using Kernel = gpu::MlaDecode<kLatents, kHeads, kSelects>;
+  const int64_t num_pieces = num_kv_pieces(rows.context(batch)), num_heads = q_latent.size(1),
+                head_blocks = num_heads / kHeads;
+  const int64_t round = tokens_at_once(workspace, num_pieces, num_heads);
+  const int64_t slots = std::min(round, rows.count) * head_blocks * num_pieces;
   const int64_t block_bytes = latents.stride(0) * size_of(latents.dtype());
   LC_CHECK(reinterpret_cast<uintptr_t>(latents.raw()) % 16 == 0 && block_bytes % 16 == 0, "unaligned latents");
   LC_CHECK(latents.size(1) == kBlockSize && latents.size(2) * size_of(latents.dtype()) == Kernel::kRowBytes,
            latents.shape_string());
-  Kernel kernel{.tokens = tokens_of(batch, memory.plan, round),
+  Kernel kernel{.tokens = tokens_of(batch, rows, rows.only_selecting ? memory.prompt_plan : memory.plan, round),
                 .q_latent = q_latent.data<bf16>(),
                 .q_rope = q_rope.data<bf16>(),
                 .out = out.data<bf16>(),
@@ -66,11 +70,12 @@ void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& m
                 .sums = static_cast<float*>(workspace.data()),
                 .arrivals = static_cast<uint32_t*>(memory.arrivals.data()),
                 .scale_log2 = scale * 1.44269504f};
+  if constexpr (kSelects) kernel.lists = {selected.data<int32_t>(), selected.stride(0)};
   kernel.maxima = kernel.sums + slots * kHeads * kLora;
   kernel.weights = kernel.maxima + slots * kHeads;
-  for (int64_t first = 0; first < batch.num_decode_tokens; first += round) {
+  for (int64_t first = 0; first < rows.count; first += round) {
     kernel.first_token = static_cast<int32_t>(first);
-    kernel.last_token = static_cast<int32_t>(std::min(first + round, batch.num_decode_tokens));
+    kernel.last_token = static_cast<int32_t>(std::min(first + round, rows.count));
     simt::launch(device, device.num_multiprocessors(), kernel);
   }
 }
@@ -79,6 +84,7 @@ void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& m
 
 MlaDecodeMemory::MlaDecodeMemory(Device& device, int64_t workspace_bytes)
     : plan(device, 4 * (kMaxTokens + 2)),
+      prompt_plan(device, 4 * (kMaxTokens + 2)),
       // A token has a counter more than segments, and at least one slot of the workspace a segment.
       arrivals(device, 2 * 4 * (workspace_bytes / slot_bytes(16) + 1)) {}
 
@@ -88,31 +94,38 @@ bool CudaOps::decodes_on_tensor_cores(DType latents, int64_t num_heads, int64_t 
          (device_->emulated() || device_->compute_capability() == 90);
 }
 
-void CudaOps::plan_decode(const ForwardBatch& batch, const MlaShape& shape, DType latents) {
-  if (batch.num_decode_tokens == 0 ||
-      !decodes_on_tensor_cores(latents, shape.num_heads, shape.kv_lora_rank, shape.qk_rope_head_dim))
-    return;
-  LC_CHECK(batch.num_decode_tokens <= kMaxTokens, batch.num_decode_tokens, " generated tokens in a step");
+void CudaOps::plan_decode(const ForwardBatch& batch, const MlaShape& shape, DType latents, int64_t topk) {
+  if (!decodes_on_tensor_cores(latents, shape.num_heads, shape.kv_lora_rank, shape.qk_rope_head_dim)) return;
   const int64_t head_blocks = shape.num_heads / heads_of_block(shape.num_heads);
-  const int64_t round = tokens_at_once(workspace(), batch, shape.num_heads);
-  simt::launch(*device_, 1,
-               gpu::MlaPlan{.tokens = tokens_of(batch, decode_memory_.plan, round),
-                            .enough = static_cast<int32_t>(device_->num_multiprocessors() / head_blocks)});
+  const auto plan = [&](const AbsorbedRows& rows, const Buffer& memory) {
+    if (rows.count == 0) return;
+    LC_CHECK(rows.count <= kMaxTokens, rows.count, " tokens in a step");
+    const int64_t round = tokens_at_once(workspace(), num_kv_pieces(rows.context(batch)), shape.num_heads);
+    simt::launch(*device_, 1,
+                 gpu::MlaPlan{.tokens = tokens_of(batch, rows, memory, round),
+                              .enough = static_cast<int32_t>(device_->num_multiprocessors() / head_blocks)});
+  };
+  plan(AbsorbedRows::generated(batch, topk), decode_memory_.plan);
+  if (topk > 0) plan(AbsorbedRows::prompt(batch, topk), decode_memory_.prompt_plan);
 }
 
-bool CudaOps::decode_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents,
-                                     const ForwardBatch& batch, float scale) {
+bool CudaOps::attend_on_tensor_cores(Tensor out, Tensor q_latent, Tensor q_rope, Tensor latents, Tensor selected,
+                                     const ForwardBatch& batch, const AbsorbedRows& rows, float scale) {
   const int64_t num_heads = q_latent.size(1);
   if (!decodes_on_tensor_cores(latents.dtype(), num_heads, q_latent.size(2), q_rope.size(2)) ||
       !is_aligned(q_latent, 8) || !is_aligned(q_rope, 8) || !is_aligned(out, 4))
     return false;
-  const auto run = [&](auto decode) {
-    decode(*device_, workspace(), decode_memory_, out, q_latent, q_rope, latents, batch, scale);
+  const auto run = [&](auto dense, auto sparse) {
+    const auto decode = rows.topk > 0 ? sparse : dense;
+    decode(*device_, workspace(), decode_memory_, out, q_latent, q_rope, latents, selected, batch, rows, scale);
   };
+  const bool is_wide = heads_of_block(num_heads) == 32;
   if (latents.dtype() == DType::f8_e4m3) {
-    run(heads_of_block(num_heads) == 32 ? decode<DType::f8_e4m3, 32> : decode<DType::f8_e4m3, 16>);
+    is_wide ? run(decode<DType::f8_e4m3, 32, false>, decode<DType::f8_e4m3, 32, true>)
+            : run(decode<DType::f8_e4m3, 16, false>, decode<DType::f8_e4m3, 16, true>);
   } else {
-    run(heads_of_block(num_heads) == 32 ? decode<DType::bf16, 32> : decode<DType::bf16, 16>);
+    is_wide ? run(decode<DType::bf16, 32, false>, decode<DType::bf16, 32, true>)
+            : run(decode<DType::bf16, 16, false>, decode<DType::bf16, 16, true>);
   }
   return true;
 }

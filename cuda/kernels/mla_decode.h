@@ -26,7 +26,7 @@
 // bank conflicts.
 #pragma once
 
-#include "cuda/kernels/mla_work.h"
+#include "cuda/kernels/mla_rows.h"
 #include "ops/batch.h"
 
 namespace longcat::gpu {
@@ -44,7 +44,8 @@ LC_HD inline Word2 bf16_of_e4m3(uint32_t codes) {
 // Bit 8 i + 7: whether code i is NaN.
 LC_HD inline uint32_t nan_codes(uint32_t codes) { return ((codes & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u; }
 
-template <DType kLatents, int kHeads>
+// kSelects: tokens may attend to lists of positions (MlaTokens::topk). A tile is then 64 rows of the list.
+template <DType kLatents, int kHeads, bool kSelects = false>
 struct MlaDecode {
   static_assert(kLatents == DType::bf16 || kLatents == DType::f8_e4m3);
   static_assert(kHeads == 16 || kHeads == 32);
@@ -99,6 +100,7 @@ struct MlaDecode {
   float* weights;                             // [.., kHeads]: sums of the weights
   uint32_t* arrivals;                         // [tokens, head_blocks, num_segments + 1]: 0 between launches
   float scale_log2;                           // softmax scale times log2 e
+  MlaLists lists = {};                        // where kSelects
 
   LC_HD int32_t num_segments() const { return (num_pieces + kSegment - 1) / kSegment; }
 
@@ -147,6 +149,11 @@ struct MlaDecode {
   // Copies the positions [begin, begin + kTile) to a stage; zeros behind the end of the item's last token.
   LC_HD void load_tile(uint32_t stage, const Work& work, int32_t begin) const {
     const int32_t end = work.end(work.item.count - 1);
+    if constexpr (kSelects) {
+      const int32_t* const table = block_tables + int64_t{work.item.sequence} * block_table_stride;
+      return copy_rows<kRowBytes, kStageRow, kThreads>(stage, latents, block_bytes, table,
+                                                       lists.of(tokens, work.item.token), begin, end);
+    }
     const int64_t block = load_global(block_tables + work.item.sequence * block_table_stride + begin / kTile);
     const unsigned char* const rows = latents + block * block_bytes;
     LC_UNROLL_BY(3) for (int copy = thread_idx(); copy < kTile * kRowCopies; copy += kThreads) {

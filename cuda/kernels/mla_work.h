@@ -21,12 +21,15 @@ static_assert(kv_piece_begin(kMlaShortPieces) == kMlaShortPieces * 128);
 // One piece of the history of `count` tokens, all of which reach it.
 struct MlaItem {
   int32_t token, count;  // rows of the batch; count 0: no work
-  int32_t position;      // of the first token; the others follow
+  int32_t position;      // last_index() of the first token; the others follow
   int32_t sequence;      // row of the block tables
   int32_t piece, begin, end;
 };
 
-// The generated tokens of a batch. A launch takes `round` of them.
+// Tokens of a batch that attend absorbed. A launch takes `round` of them.
+//
+// With sparse attention, a token from position topk on attends to topk selected positions. They are split into pieces
+// by their index, like positions. There are no groups then, since each token has its own list.
 struct MlaTokens {
   const int32_t* positions;     // [num_tokens]
   const int32_t* sequence_idx;  // [num_tokens]
@@ -34,7 +37,15 @@ struct MlaTokens {
   // [num_tokens + 2]: most tokens of a group, the first item of each token, the end of the last
   int32_t* plan;
   int32_t num_tokens, round;
+  int32_t topk = 0;             // 0: each token attends to all positions before it
+  bool only_selecting = false;  // other tokens have no items
 
+  LC_HD bool selects(int32_t token) const { return topk > 0 && load_global(positions + token) >= topk; }
+  // The last index of what a token attends to: its own position, or the end of its list.
+  LC_HD int32_t last_index(int32_t token) const {
+    const int32_t position = load_global(positions + token);
+    return topk > 0 && position >= topk ? topk - 1 : position;
+  }
   LC_HD int32_t first_item(int32_t token) const { return load_global(plan + 1 + token); }
 
   // Number of tokens of the group that begins with this token; 0 where none does.
@@ -49,7 +60,8 @@ struct MlaTokens {
   }
 
   LC_HD int32_t num_items(int32_t token, int32_t count) const {
-    const int32_t pieces = kv_piece_index(load_global(positions + token + count - 1)) + 1;
+    if (only_selecting && !selects(token)) return 0;
+    const int32_t pieces = kv_piece_index(last_index(token + count - 1)) + 1;
     return pieces <= kMlaShortPieces ? pieces : kMlaShortPieces + (pieces - kMlaShortPieces) * count;
   }
 
@@ -62,7 +74,7 @@ struct MlaTokens {
       first += (before - 1) * step;
       last = first + step < last ? first + step : last;
     }
-    const int32_t count = group_at(first, load_global(plan)), position = load_global(positions + first);
+    const int32_t count = group_at(first, load_global(plan)), position = last_index(first);
     const int32_t pieces = kv_piece_index(position + count - 1) + 1, rank = number - first_item(first);
     const int32_t shared = pieces < kMlaShortPieces ? pieces : kMlaShortPieces;
     MlaItem item{.token = first, .count = count, .position = position, .piece = rank};
@@ -97,7 +109,7 @@ struct MlaPlan {
   LC_HD void operator()(uint32_t shared) const {
     launch_next_grid();
     wait_for_prior_grid();
-    int32_t most = kMlaGroup;
+    int32_t most = tokens.topk > 0 ? 1 : kMlaGroup;
     while (true) {
       const int32_t total = plan(shared, most);
       if (most == 1 || total >= enough) break;

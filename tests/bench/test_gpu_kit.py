@@ -21,6 +21,7 @@ TESTS = [
     "model/test_mtp.py",
     "ops/test_devices.py",
     "ops/test_few_tokens.py",
+    "ops/test_sparse_devices.py",
 ]
 
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ from longcat import _core
 from longcat import _testing as testing
 from longcat.checkpoint.convert import convert_checkpoint
 
-from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint, random_token_ids
+from support.checkpoints import SPARSE_VARIANTS, TENSOR_CORE_SHAPES, make_checkpoint, random_token_ids
 from support.devices import EMULATED, EMULATED_FP8, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, FP8_OPS
 
@@ -65,6 +65,24 @@ def test_completions_of_few_token_kernels_do_not_depend_on_the_batch(tmp_path, d
         assert testing.emulated_thread_kernels() > before
     with make(str(tmp_path), device, max_num_seqs=4) as engine:
         assert completions(engine, PROMPTS[1:4], 0.8, max_tokens=2) == alone
+
+
+def test_completions_of_sparse_attention_do_not_depend_on_the_batch(tmp_path, device):
+    """Alone; together, padded and recorded; with prefix hits; in chunks; with draft tokens; preempted."""
+    make_checkpoint(tmp_path, seed=7, dtype="BF16", mtp=True, **SPARSE_VARIANTS["sparse"])
+    with make(str(tmp_path), device, enable_prefix_caching=False, max_num_seqs=1) as engine:
+        alone = [completions(engine, [prompt], 0.8)[0] for prompt in PROMPTS]
+    with make(str(tmp_path), device) as engine:
+        assert completions(engine, PROMPTS, 0.8) == alone
+        assert completions(engine, PROMPTS, 0.8) == alone
+    with make(str(tmp_path), device, max_num_batched_tokens=16) as engine:
+        assert completions(engine, PROMPTS, 0.8) == alone
+    with make(str(tmp_path), device, speculative={"method": "mtp", "adaptive": False}) as engine:
+        assert completions(engine, PROMPTS, 0.8) == alone
+        assert engine.metrics()["num_draft_tokens"] > 0
+    with make(str(tmp_path), device, kv_cache_memory=150_000, enable_prefix_caching=False) as engine:
+        assert completions(engine, PROMPTS, 0.8) == alone
+        assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
 
 
 def row_errors(found, expected):

@@ -27,6 +27,8 @@ struct Setup {
   std::vector<Chunk> chunks;
   int32_t most;                                     // tokens of a group, as the plan must choose them
   int32_t enough = 1, round = 1 << 20, behind = 0;  // behind: tokens of prompts, which have no work
+  int32_t topk = 0;
+  bool only_selecting = false;
 };
 
 // What is wrong with the list: a number of faults.
@@ -45,14 +47,22 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
                          .query_starts = gpu.input(query_starts),
                          .plan = gpu.output<int32_t>(num_tokens + 2),
                          .num_tokens = num_tokens,
-                         .round = setup.round};
+                         .round = setup.round,
+                         .topk = setup.topk,
+                         .only_selecting = setup.only_selecting};
+  std::vector<int32_t> counts;  // pieces of each token
+  for (int32_t& position : positions) {
+    const bool selects = setup.topk > 0 && position >= setup.topk;
+    counts.push_back(setup.only_selecting && !selects ? 0 : kv_piece_index(selects ? setup.topk - 1 : position) + 1);
+    if (selects) position = setup.topk - 1;  // the end of its list
+  }
   gpu.launch(1, MlaPlan{.tokens = tokens, .enough = setup.enough}, true);
   const std::vector<int32_t> plan = gpu.read(tokens.plan, num_tokens + 2);
   double faults = plan[0] != setup.most;
   uint64_t bits = hash_of(plan);
   std::map<std::pair<int32_t, int32_t>, int> met;  // token, piece
   int64_t expected = 0, num_items = 0;
-  for (int32_t t = 0; t < num_tokens; ++t) expected += kv_piece_index(positions[t]) + 1;
+  for (int32_t t = 0; t < num_tokens; ++t) expected += counts[t];
   for (int32_t first = 0; first < num_tokens; first += setup.round) {
     const int32_t last = std::min(num_tokens, first + setup.round), count = plan[1 + last] - plan[1 + first];
     if (count < 1 || count > 100'000) return {1e9, 0, bits};
@@ -78,7 +88,7 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
   int64_t fewest = 0;
   for (int32_t t = 0; t < num_tokens; ++t) {
     const int32_t place = t - query_starts[sequence_idx[t]];
-    const int32_t pieces = kv_piece_index(positions[t]) + 1;
+    const int32_t pieces = counts[t];
     const bool ends = t + 1 == num_tokens || sequence_idx[t + 1] != sequence_idx[t] || (place + 1) % setup.most == 0 ||
                       (t + 1) % setup.round == 0;
     if (ends) fewest += std::min(pieces, gpu::kMlaShortPieces);
@@ -106,5 +116,7 @@ int main(int argc, char** argv) {
                 {"launches of 4 tokens", of({{{120, 7}, {2040, 12}, {5, 1}}, 5, 1, 4})},
                 {"one item too few for groups", of({{{125, 5}, {127, 1}}, 1, 4})},
                 {"long pieces, prompts behind", of({{{16383, 3}, {65535, 2}, {131071, 2}, {10, 6}}, 5, 1, 1 << 20, 4})},
-                {"375 tokens", of({many, 5})}});
+                {"375 tokens", of({many, 5})},
+                {"lists of 2,048 positions", of({{{2045, 5}, {9000, 2}, {70, 2}}, 1, 1, 5, 0, 2048})},
+                {"prompts: only tokens with lists", of({{{3, 2}, {127, 4}, {0, 1}}, 1, 1, 1 << 20, 0, 129, true})}});
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from longcat import _testing as testing
 
-from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint
+from support.checkpoints import SPARSE_VARIANTS, TENSOR_CORE_SHAPES, make_checkpoint
 from support.compare import assert_rows_close
 from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, LOGITS
@@ -184,14 +184,71 @@ def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, kv_
         assert np.array_equal(run(**variant), alone), variant
 
 
-@pytest.mark.parametrize("shape,expected", [({}, (41, 7)), (TENSOR_CORE_SHAPE, (39, 8))], ids=["plain", "tensor cores"])
+SPARSE = SPARSE_VARIANTS["sparse"]["config_overrides"] | {"num_layers": 2}
+SPARSE_TENSOR_CORES = SPARSE | TENSOR_CORE_SHAPE | {"num_layers": 1, "index_n_heads": 16, "index_head_dim": 128}
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("shape", [SPARSE, SPARSE_TENSOR_CORES], ids=["plain", "tensor cores"])
+def test_sparse_attention_gives_the_same_bits_in_every_batch(tmp_path, shape, kv_cache_dtype):
+    """A prompt in chunks, then generated tokens: one by one, as neighbours, beside others, padded and recorded."""
+    make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides=shape)
+    prompt, generated, blocks = ids_of(40), ids_of(6, seed=1), [4, 2]
+
+    def run(chunks, counts, device=EMULATED, neighbours=False, rows=0):
+        model = testing.DeviceModel(str(tmp_path), device, kv_cache_dtype=kv_cache_dtype)
+        model.poison()
+        logits, start = [], 0
+        for count in chunks:
+            batch = [(blocks, start, prompt[start : start + count])]
+            if neighbours:
+                batch.insert(0, ([7], 0, prompt[:30]))
+            logits.append(model.forward(batch)[-count:])
+            start += count
+        for count in counts:
+            first = start - len(prompt)
+            batch = [(blocks, start, generated[first : first + count])]
+            if neighbours:
+                batch.append(([7], 30 + first, generated[:count]))
+            out = model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=rows > 0)
+            logits.append(out[:count])
+            start += count
+        return np.concatenate(logits)
+
+    alone = run([40], [1] * 6)
+    assert np.isfinite(alone).all()
+    for variant in (
+        {"chunks": [24, 1, 15], "counts": [5, 1]},
+        {"chunks": [30, 10], "counts": [2, 4], "neighbours": True, "rows": 16},
+        {"chunks": [40], "counts": [3, 3], "device": EMULATED_REVERSED},
+    ):
+        assert np.array_equal(run(**variant), alone), variant
+
+
+def test_sparse_logits_are_near_the_cpus(tmp_path):
+    """Of the published shape of attention and indexer, but for the number of heads."""
+    make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides=SPARSE_TENSOR_CORES)
+    before = testing.emulated_thread_kernels()
+    found, expected = (testing.DeviceModel(str(tmp_path), name) for name in (EMULATED, "cpu"))
+    chunk = [([1, 2], 0, ids_of(70))]
+    error = np.abs((rows := expected.forward(chunk)) - found.forward(chunk)).max(axis=1) / np.abs(rows).max(axis=1)
+    # The list of prompt tokens, then of a layer: scores, two kernels of the selection, two attentions.
+    assert testing.emulated_thread_kernels() - before == 1 + 3 + 2
+    assert np.median(error) < BF16_MODEL
+
+
+@pytest.mark.parametrize(
+    "shape,expected",
+    [({}, (41, 7)), (TENSOR_CORE_SHAPE, (39, 8)), (SPARSE, (49, 7)), (SPARSE_TENSOR_CORES, (47, 8))],
+    ids=["plain", "tensor cores", "sparse", "sparse, tensor cores"],
+)
 def test_nodes_of_a_recorded_step(tmp_path, shape, expected):
     """What a graph launches: so much a layer, whatever the number of tokens."""
 
     def nodes(num_layers, num_tokens):
         folder = tmp_path / str(num_layers)
         if not folder.exists():
-            make_checkpoint(folder, dtype="BF16", config_overrides={"num_layers": num_layers, **shape})
+            make_checkpoint(folder, dtype="BF16", config_overrides={**shape, "num_layers": num_layers})
         model = testing.DeviceModel(str(folder), EMULATED)
         model.forward([([block], 0, [3, 4]) for block in range(1, num_tokens + 1)])
         chunks = [([block], 2, [5]) for block in range(1, num_tokens + 1)]

@@ -18,8 +18,7 @@ from support.checkpoints import (
     read_safetensors,
     write_safetensors,
 )
-from support.devices import EMULATED
-from support.engines import make_engine
+from support.devices import EMULATED_F32
 from support.tolerances import LOGITS, ROUTER_GAP
 
 BLOCKS = [3, 1, 2, 5, 4]
@@ -191,16 +190,21 @@ def test_nothing_else_is_read(case):
 
 
 @pytest.mark.device
-def test_other_devices_refuse(case):
-    with pytest.raises(ValueError, match='attention_method "LSA" on .*; expected device="cpu"'):
-        make_engine(str(case[0]), device=EMULATED)
+@pytest.mark.parametrize("num_generated", [0, 1], ids=["prompt", "generated"])
+def test_cuda_kernels_equal_the_reference(case, num_generated):
+    folder, _, token_ids, expected = case
+    clear = clear_positions(expected)
+    model = testing.DeviceModel(str(folder), EMULATED_F32, dtype="f32", kv_cache_dtype="f32")
+    logits = model.forward([(BLOCKS, 0, token_ids)], num_generated=num_generated)
+    assert np.abs(logits - expected.logits)[clear].max() <= LOGITS
 
 
 # --- MTP ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_drafts_equal_the_reference(case, tmp_path, shared):
+@pytest.mark.parametrize("device", ["cpu", pytest.param(EMULATED_F32, marks=pytest.mark.device)])
+def test_drafts_equal_the_reference(case, tmp_path, device, shared):
     """Three draft tokens; those after the first use its selection and the positions written since, or their own."""
     original, config, token_ids, expected = case
     folder = Path(shutil.copytree(original, tmp_path / "copy"))
@@ -210,7 +214,7 @@ def test_drafts_equal_the_reference(case, tmp_path, shared):
     for length in (config["index_topk"] - 1, config["index_topk"] + 1, int(clear.sum())):
         prompt = token_ids[:length]
         logits, ids = reference.drafts(prompt, expected.hidden[:length], 3)
-        model = testing.DeviceModel(str(folder), "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
+        model = testing.DeviceModel(str(folder), device, dtype="f32", kv_cache_dtype="f32", with_mtp=True)
         model.forward([(BLOCKS, 0, prompt)])
         found = [model.forward_mtp([(BLOCKS, 0, [*prompt[1:], prompt[0]])])[-1]]
         for i in range(2):

@@ -331,7 +331,7 @@ class DeviceOps {
   py::tuple attention(const Chunks& chunks, int64_t num_blocks, const Array<float>& kv_a,
                       const Array<float>& norm_weight, const Array<float>& inv_freq, const std::string& cache_dtype,
                       bool generated, const Array<float>& q, const py::object& k_up, const py::object& v_up,
-                      float scale, const Array<float>& q_a, bool fused) {
+                      float scale, const Array<float>& q_a, bool fused, const Array<int32_t>& selected) {
     Scratch s(*ops_);
     const int64_t kv_lora = norm_weight.size(), rope = kv_a.shape(1) - kv_lora, num_tokens = kv_a.shape(0);
     const DType dtype = cache_dtype == "fp8" ? DType::f8_e4m3 : cache_dtype == "bf16" ? DType::bf16 : DType::f32;
@@ -357,26 +357,83 @@ class DeviceOps {
     } else {
       ops_->Ops::mla_norm_store(low_rank, q_norm, latents, kv, kv_norm, 1e-6f, cos, sin, batch);
     }
-    const Tensor queries = s.activations(q);
+    const Tensor queries = s.activations(q), lists = selected.size() > 0 ? s.i32(selected) : Tensor{};
+    ops_->plan_decode(batch,
+                      {.num_heads = q.shape(1),
+                       .kv_lora_rank = kv_lora,
+                       .qk_nope_head_dim = 0,
+                       .qk_rope_head_dim = rope,
+                       .v_head_dim = 0},
+                      dtype, lists.empty() ? 0 : lists.size(1));
     Tensor out;
     if (generated) {
-      ops_->plan_decode(batch,
-                        {.num_heads = q.shape(1),
-                         .kv_lora_rank = kv_lora,
-                         .qk_nope_head_dim = 0,
-                         .qk_rope_head_dim = rope,
-                         .v_head_dim = 0},
-                        dtype);
       out = s.activations({num_tokens, q.shape(1), kv_lora});
       // mla_decode takes q_latent contiguous or strided. Here both queries are views of one array.
-      ops_->mla_decode(out, queries.slice(2, 0, kv_lora), queries.slice(2, kv_lora, kv_lora + rope), latents, batch,
-                       scale);
+      const Tensor q_latent = queries.slice(2, 0, kv_lora), q_rope = queries.slice(2, kv_lora, kv_lora + rope);
+      if (lists.empty()) {
+        ops_->mla_decode(out, q_latent, q_rope, latents, batch, scale);
+      } else {
+        ops_->mla_decode_selected(out, q_latent, q_rope, latents, lists, batch, scale);
+      }
     } else {
       const py::array up = v_up.cast<py::array>();
+      const Weight k = s.weight(k_up.cast<py::array>()), v = s.weight(up);
       out = s.activations({num_tokens, q.shape(1), up.shape(0) / q.shape(1)});
-      ops_->mla_prefill(out, queries, latents, s.weight(k_up.cast<py::array>()), s.weight(up), batch, scale);
+      if (lists.empty()) {
+        ops_->mla_prefill(out, queries, latents, k, v, batch, scale);
+      } else {
+        const Tensor spare = s.activations({2 * num_tokens, q.shape(1), kv_lora});
+        ops_->mla_prefill_selected(out, queries, latents, k, v, lists, spare.first(num_tokens),
+                                   spare.slice(0, num_tokens, 2 * num_tokens), batch, scale);
+      }
     }
     return py::make_tuple(s.floats(out), s.bytes(cache.raw(), cache.num_bytes()), s.floats(low_rank));
+  }
+
+  // The indexer of sparse attention. k [n, dim] are keys of the chunks' histories, row by row; the last of each chunk's
+  // are those of its tokens. Returns (selected [T, topk], -1 in rows of tokens that attend to all positions; the whole
+  // set of stored keys as bytes).
+  py::tuple select_positions(const Chunks& chunks, int64_t num_blocks, size_t num_generated, const Array<float>& k,
+                             const Array<float>& norm_weight, const Array<float>& inv_freq, const Array<float>& q,
+                             const Array<float>& head_weights, const std::vector<int64_t>& rule, float scale,
+                             const std::string& stored) {
+    Scratch s(*ops_);
+    const int64_t n = k.shape(0), dim = k.shape(1), num_tokens = q.shape(0), half = inv_freq.size();
+    const DType dtype = stored == "bf16" ? DType::bf16 : DType::f32;
+    const Tensor all = s.empty(dtype, {num_blocks, 3 * kBlockSize, dim});  // the middle one of three sets
+    const std::vector<uint8_t> nan(static_cast<size_t>(all.num_bytes()), 0xff);
+    ops_->device().copy_from_host(all.raw(), nan.data(), all.num_bytes());
+    const Tensor keys = all.slice(1, kBlockSize, 2 * kBlockSize);
+
+    Chunks histories = chunks;
+    for (auto& [blocks, start, ids] : histories) {
+      ids.resize(static_cast<size_t>(start) + ids.size());
+      start = 0;
+    }
+    BatchBuffers buffers(ops_->device(), n, static_cast<int64_t>(chunks.size()), num_blocks);
+    buffers.stage(chunk_views(histories, 0), 0);
+    const ForwardBatch history = buffers.upload(0);
+    const Tensor cos = s.empty(DType::f32, {n, half}), sin = s.empty(DType::f32, {n, half});
+    ops_->rope_angles(cos, sin, history.positions, s.f32(inv_freq), 1);
+    ops_->index_store(keys, s.activations(k), s.f32(norm_weight), 1e-6f, cos, sin, history);
+
+    buffers.stage(chunk_views(chunks, num_generated), 0);
+    const ForwardBatch batch = buffers.upload(0);
+    Array<int32_t> unselected({num_tokens, rule.at(0)});
+    std::fill_n(unselected.mutable_data(), unselected.size(), -1);
+    const Tensor selected = s.i32(unselected);
+    for (int time = 0; time < 2; ++time)  // the second time finds what the first has left
+      ops_->select_positions(selected, s.activations(q), s.f32(head_weights), keys, batch,
+                             {rule.at(0), rule.at(1), rule.at(2)}, scale);
+    return py::make_tuple(s.ints(selected), s.bytes(all.raw(), all.num_bytes()));
+  }
+
+  Array<int32_t> extend_selection(const Array<int32_t>& selected, const Array<int32_t>& rows,
+                                  const Array<int32_t>& positions) {
+    Scratch s(*ops_);
+    const Tensor lists = s.i32(selected);
+    ops_->extend_selection(lists, s.i32(rows), s.i32(positions));
+    return s.ints(lists);
   }
 
   // Returns (expert_idx, expert_weights, identity_weight, expert_offsets, permuted_tokens, permuted_rows, out).
@@ -510,7 +567,11 @@ void register_device_ops(py::module_& testing) {
       .def("attention", &DeviceOps::attention, py::arg("chunks"), py::arg("num_blocks"), py::arg("kv_a"),
            py::arg("norm_weight"), py::arg("inv_freq"), py::arg("cache_dtype"), py::arg("generated"), py::arg("q"),
            py::arg("k_up") = py::none(), py::arg("v_up") = py::none(), py::arg("scale") = 0.3f, py::arg("q_a"),
-           py::arg("fused") = true)
+           py::arg("fused") = true, py::arg("selected") = Array<int32_t>(0))
+      .def("select_positions", &DeviceOps::select_positions, py::arg("chunks"), py::arg("num_blocks"),
+           py::arg("num_generated"), py::arg("k"), py::arg("norm_weight"), py::arg("inv_freq"), py::arg("q"),
+           py::arg("head_weights"), py::arg("rule"), py::arg("scale"), py::arg("stored"))
+      .def("extend_selection", &DeviceOps::extend_selection)
       .def("moe", &DeviceOps::moe, py::arg("x"), py::arg("classifier"), py::arg("bias"), py::arg("topk"),
            py::arg("scaling_factor"), py::arg("gate"), py::arg("up"), py::arg("down"),
            py::arg("scales") = std::vector<py::object>{}, py::arg("num_real_tokens") = -1, py::arg("first_expert") = 0,

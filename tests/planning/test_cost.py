@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from longcat.checkpoint.random_weights import LITE_CONFIG, TINY_CONFIG
+from longcat.checkpoint.random_weights import LITE_CONFIG, LITE_SPARSE_CONFIG, TINY_CONFIG
 from longcat.cli import main
 from longcat.planning.cost import H100, busiest_rank, decode_step, layouts
 from longcat.planning.plan import plan
@@ -92,6 +92,19 @@ def test_plan_prints_gpus(lite, capsys):
     ]:
         assert main([*arguments, wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_plan_prints_gpus_of_sparse_attention(tmp_path, capsys):
+    """At long contexts, a token reads its index keys and its selection in place of all latents."""
+    (tmp_path / "config.json").write_text(json.dumps(LITE_SPARSE_CONFIG))
+    options = {"max_model_len": 131072, "kv_cache_memory": "16GiB", "kv_cache_dtype": "bf16"}
+    made = plan(tmp_path, bandwidth=1e10, **options)
+    steps = [decode_step(made, H100, 8, 8, 64, context, 16, 16) for context in (2048, 131072)]
+    assert steps[1].latents == 64 * steps[0].latents == 64 * 131072 * made.kv_bytes_per_token
+    read = 2048 * made.kv_read_per_token + 131072 * made.index_read_per_token
+    assert steps[1].cache == pytest.approx(64 * read / H100.bandwidth)
+    assert main(["plan", str(tmp_path), "--bandwidth", "10", "--max-model-len", "4096", "--gpus", "8"]) == 0
+    assert "--tp 8 --ep 8" in capsys.readouterr().out
 
 
 def test_plan_of_several_ranks(lite, capsys):

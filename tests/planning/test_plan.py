@@ -190,7 +190,9 @@ def test_the_cache_of_sparse_attention(tmp_path):
     assert made.cache_read(32768) == 2048 * made.kv_read_per_token + 32768 * 3584
     indexer = next(part for part in made.parts if part.name == "indexer")
     assert (indexer.weights, indexer.copied) == (14 * 3_588_224, 14 * 4 * (16 * 3072 + 128))
-    assert all(row.state == "later" for row in made.placements() if not row.on_cpu)
+    [gpu] = [row for row in made.placements() if (row.placement, row.format) == ("GPU", "bf16")]
+    assert gpu.state == "untried"
+    assert made.cache_tokens(gpu, gpu.fast_bytes + 2**34) == (2**34 - _core.GPU_SPARE_BYTES) // (35840 + 1408 + 4)
     with pytest.raises(ValueError, match="max_position_embeddings=983040"):
         plan(tmp_path, bandwidth=16e9, max_model_len=983041)
 

@@ -125,7 +125,7 @@ def decode_step(
     by_head = weights["attention"] - whole
 
     router = weights.get("router", 0)
-    core = whole + (by_head + weights["dense FFN"]) / tp
+    core = whole + weights.get("indexer", 0) + (by_head + weights["dense FFN"]) / tp
     core += weights.get("N-gram projections", 0) * share_of_projections(json.dumps(c), tp, ep)
     core += weights.get("head", weights.get("word embedding", 0)) / world
     seconds_core = hardware.matrix_time(core, core_bits, batch) + hardware.matrix_time(router, 32, batch)

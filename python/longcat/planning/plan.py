@@ -206,12 +206,11 @@ class Plan:
         rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
         rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, "today"))
         rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up, "today"))
-        gpu = "later" if self.index_topk else "untried"  # sparse attention has no CUDA kernels
-        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, gpu))
-        rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, gpu))
+        rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "untried"))
+        rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, "untried"))
         if tables:
-            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, gpu))
-            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, gpu))
+            rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, "untried"))
+            rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
             rows.append(row("GPU, all lookups in host memory", "fp8 experts", "fp8", "bf16", tables + words))
             rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
         return rows

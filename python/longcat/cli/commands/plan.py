@@ -155,13 +155,11 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject
     """Returns the layouts on `num_gpus` H100, the fastest for one request first: bytes of a rank, times of steps [ms].
 
     Raises:
-        ValueError: no layout has `num_gpus` ranks, or GPUs do not run the model.
+        ValueError: no layout has `num_gpus` ranks.
     """
     from longcat.planning.cost import H100, decode_step, layouts
     from longcat.planning.plan import expert_formats
 
-    if plan.index_topk is not None:
-        raise ValueError("--gpus: sparse attention (LSA) has no CUDA kernels; expected a model with dense attention")
     if not 1 <= num_gpus <= 64:
         raise ValueError(f"--gpus {num_gpus}: expected 1 to 64")
     if not (found := layouts(num_gpus, plan.config)):

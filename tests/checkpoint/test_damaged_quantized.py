@@ -206,8 +206,9 @@ def test_one_line(folders, tmp_path, number):
     assert "\n" not in message and len(message) < 500
 
 
-def test_layers_with_different_numbers_of_experts(folders, tmp_path):
-    shutil.copytree(folders / "gptq", tmp_path / "in")
+def test_layers_with_different_numbers_of_experts(tmp_path):
+    pack, fields, _, _ = CASES["AutoRound g128"]
+    q.write_folder(tmp_path / "in", pack, fields, overrides={**q.CONFIG, "num_layers": 2})
     path = tmp_path / "in" / "model.safetensors"
     tensors = read_safetensors(path)
     write_safetensors(path, {n: t for n, t in tensors.items() if ".layers.1.mlp.experts.3." not in n})

@@ -90,17 +90,15 @@ def logits(folder):
 
 
 def test_kv_b_in_two_stacks_of_heads(tmp_path):
-    means = q.write_folder(
-        tmp_path / "in", q.mlx(8, 32), mlx(8, 32), rename=q.mlx_names_by_heads, choose=q.is_wide
-    )
+    means = q.write_folder(tmp_path / "in", q.mlx(8, 32), mlx(8, 32), rename=q.mlx_names_by_heads, choose=q.is_wide)
     source = open_quantized(tmp_path / "in")
-    name = "model.layers.1.self_attn.0.kv_b_proj.weight"
+    name = "model.layers.0.self_attn.1.kv_b_proj.weight"
     assert np.array_equal(source.rows(name, 0, 192), means[name])
     assert np.array_equal(source.rows(name, 90, 101), means[name][90:101])
 
 
 def test_bits_that_differ_by_module(tmp_path):
-    wide, plain = "model.layers.0.self_attn.0.o_proj", "model.layers.1.mlps.1.down_proj"
+    wide, plain = "model.layers.0.self_attn.0.o_proj", "model.layers.0.mlps.1.down_proj"
 
     def pack(name):
         module = name.removesuffix(".weight")
@@ -110,7 +108,7 @@ def test_bits_that_differ_by_module(tmp_path):
     means = q.write_folder(tmp_path / "in", pack, auto_round(extra_config=extra), by_name=True)
     tensors = open_quantized(tmp_path / "in").tensors()
     assert tensors[wide + ".weight"].format == "GPTQ int8 g128 symmetric"
-    assert tensors["model.layers.1.mlps.0.up_proj.weight"].format == "GPTQ int8 g128 symmetric"
+    assert tensors["model.layers.0.mlps.0.up_proj.weight"].format == "GPTQ int8 g128 symmetric"
     assert tensors[plain + ".weight"].dtype == "BF16" and len(means) == len(tensors)
 
 

@@ -372,7 +372,7 @@ def test_files_of_the_other_engine(tmp_path):
         model = GgufModel(Path(folder, f"s-{kind}.gguf"))
         made = import_weights(model, tmp_path / kind)
         found = stored(tmp_path / kind)
-        exact = [name for name, tensor in model.tensors().items() if tensor.grid or tensor.dtype]
+        exact = [name for name, tensor in model.tensors().items() if tensor.grid or "F" in found[name][0]]
         for name in exact:
             rows = model.rows(name, 0, len(found[name][1]) if found[name][1].ndim == 2 else 1)
             assert (found[name][1] == rows.reshape(found[name][1].shape)).all(), name

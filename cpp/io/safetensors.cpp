@@ -89,7 +89,7 @@ class HeaderEvents final : public JsonEvents {
   void on_string(std::string& text) override {
     if (depth() == 2 && in_metadata()) return check_version(text);
     if (depth() != 2 || field_ != dtype) unexpected("a string");
-    if (text == "U32") text = name_of(DType::i32);  // the same bits: MLX packs integers into it, and we read them as bits
+    if (text == "U32") text = name_of(DType::i32);  // the same bits; MLX packs integers into them
     const auto known =
         std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](DType d) { return text == name_of(d); });
     if (known == std::end(kDTypes)) {

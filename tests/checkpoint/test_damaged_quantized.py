@@ -187,6 +187,7 @@ DAMAGES = [
     ("fp8", tensor("weight_scale_inv", no_groups), r"weight_scale_inv.* is F32 \[0, 3\]; expected"),
     ("fp8", tensor("weight_scale_inv", with_nan), f'"{MODULE}", row 0, group 0 has the scale nan'),
     ("fp8", field("weight_block_size", [0, 128]), r"weight_block_size is \[0, 128\]; expected two sizes"),
+    ("fp8", field("weight_block_size", [True, 128]), r"weight_block_size is \[true, 128\]; expected two sizes"),
     ("fp8", field("weight_block_size", 128), "weight_block_size is 128; expected two sizes"),
     ("fp8", field("fmt", "e5m2"), 'quantization_config.fmt is "e5m2"; expected "e4m3"'),
     ("fp8", field("ignored_layers", [MODULE]), f'ignored_layers has "{MODULE}"; expected BF16'),
@@ -205,8 +206,9 @@ def test_one_line(folders, tmp_path, number):
     assert "\n" not in message and len(message) < 500
 
 
-def test_layers_with_different_numbers_of_experts(folders, tmp_path):
-    shutil.copytree(folders / "gptq", tmp_path / "in")
+def test_layers_with_different_numbers_of_experts(tmp_path):
+    pack, fields, _, _ = CASES["AutoRound g128"]
+    q.write_folder(tmp_path / "in", pack, fields, overrides={**q.CONFIG, "num_layers": 2})
     path = tmp_path / "in" / "model.safetensors"
     tensors = read_safetensors(path)
     write_safetensors(path, {n: t for n, t in tensors.items() if ".layers.1.mlp.experts.3." not in n})

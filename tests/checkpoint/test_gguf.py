@@ -323,8 +323,8 @@ def test_command(tmp_path, capsys):
     assert "Q8_0 -> int8_x8_f16: exact (" in printed and "Q4_K -> int8_x8: adds a relative RMS error of 0." in printed
     assert main(["verify", out]) == 0
     assert main(["convert", model, str(tmp_path / "int4"), "--quant", "int4", "--tables", "keep"]) == 0
-    assert "Q8_0 -> int8_b32: exact (9 tensors)" not in (printed := capsys.readouterr().out)
-    assert "Q8_0 -> int8_b32: exact (8 tensors)" in printed and "Q4_K -> int4_x8: adds" in printed
+    printed = capsys.readouterr().out
+    assert "Q8_0 -> int8_b32: exact (9 tensors)" in printed and "Q4_K -> int4_x8: adds" in printed
     assert main(["convert", model, str(tmp_path / "no"), "--quant", "int4", "--calibrate", model]) == 2
     assert "--calibrate needs a checkpoint in the Hugging Face layout" in capsys.readouterr().err
     assert main(["convert", out, str(tmp_path / "no")]) == 2
@@ -372,7 +372,7 @@ def test_files_of_the_other_engine(tmp_path):
         model = GgufModel(Path(folder, f"s-{kind}.gguf"))
         made = import_weights(model, tmp_path / kind)
         found = stored(tmp_path / kind)
-        exact = [name for name, tensor in model.tensors().items() if tensor.grid or tensor.dtype]
+        exact = [name for name, tensor in model.tensors().items() if tensor.grid or "F" in found[name][0]]
         for name in exact:
             rows = model.rows(name, 0, len(found[name][1]) if found[name][1].ndim == 2 else 1)
             assert (found[name][1] == rows.reshape(found[name][1].shape)).all(), name

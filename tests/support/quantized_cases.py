@@ -84,7 +84,7 @@ CASES = {
         q.fp8(per="matrix"),
         compressed("naive-quantized", 8, type="float", strategy="tensor"),
         "int8_x8",
-        {"rename": q.fused_names},
+        {},
     ),
     "FP8 blocks of 64": (
         q.fp8((64, 64), "weight_scale_inv", "F32"),

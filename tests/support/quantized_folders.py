@@ -29,6 +29,7 @@ from support.checkpoints import (
 
 # Widths that are whole groups of 128, or half of one.
 CONFIG = {
+    "num_layers": 1,
     "hidden_size": 384,
     "q_lora_rank": 128,
     "kv_lora_rank": 64,

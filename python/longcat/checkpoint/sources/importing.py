@@ -213,7 +213,7 @@ def _packed(
     if formats[component_of(name)] == "keep":
         if tensor.dtype:
             return None, False
-        return (grid, True) if grid else ("int8_x8" if use == "matrix" else "int8_row", False)
+        return (grid, True) if grid else ("int8_x8" if use == "matrix" else "int8_b32", False)
     if grid and tensor.grid and wanted and wanted.startswith(("int4", "int8")) and tensor.grid.bits <= int(wanted[3]):
         return grid, True
     return wanted, False
@@ -262,8 +262,11 @@ def _encode(source: WeightSource, tensor: _Tensor, begin: int, end: int) -> _Chu
         return _Chunk(_core.pack_grid(integers, scales, tensor.packed))
     values = source.rows(tensor.source, begin, end)
     if tensor.packed:
-        _check_finite(source, tensor, begin, np.isfinite(values))
-        return _Chunk(*_core.pack_values(values, tensor.packed))
+        try:
+            return _Chunk(*_core.pack_values(values, tensor.packed))
+        except Error:
+            _check_finite(source, tensor, begin, np.isfinite(values))
+            raise
     if tensor.found.dtype is None:
         _check_finite(source, tensor, begin, np.isfinite(values))
     if tensor.dtype == "F32":

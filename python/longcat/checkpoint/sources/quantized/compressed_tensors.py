@@ -87,12 +87,7 @@ class CompressedTensors:
         strategy = weights.text("strategy", STRATEGIES, "group" if has_groups else "tensor")
         if strategy == "block" and kind != "float":
             raise weights.refuse("strategy", "group, channel or tensor for integers")
-        block: tuple[int, int] | None = None
-        if strategy == "block":
-            sides = weights.get("block_structure")
-            if not (isinstance(sides, list) and len(sides) == 2 and all(s in range(1, 4097) for s in sides)):
-                raise weights.refuse("block_structure", "two sizes such as [128, 128]")
-            block = (int(str(sides[0])), int(str(sides[1])))
+        block = weights.block("block_structure") if strategy == "block" else None
         if strategy == "group" and kind == "float" and bits == 8:
             raise weights.refuse("strategy", "channel, tensor or block for FP8")
         group_size = weights.integer("group_size", _GROUPS) if strategy == "group" else None

@@ -63,6 +63,7 @@ class QuantizedFolder:
         self._used: set[str] = set()
         self._matrices: dict[str, tuple[Matrix, Place, tuple[int, ...]]] = {}
         self._find_all()
+        self._tensors = self._in_order()
 
     @property
     def path(self) -> str:
@@ -87,6 +88,11 @@ class QuantizedFolder:
         return files | {"config.json": (json.dumps(self._config, indent=2) + "\n").encode()}
 
     def tensors(self) -> Mapping[str, SourceTensor]:
+        return self._tensors
+
+    def _in_order(self) -> dict[str, SourceTensor]:
+        """The tensors in the order of the files."""
+
         def position(name: str) -> tuple[int, int]:
             place = self._matrices[name][1]
             array = next(iter(self._modules[place.module].values()))

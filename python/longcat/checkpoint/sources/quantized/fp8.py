@@ -13,8 +13,6 @@ from longcat.checkpoint.sources.quantized.matrix import Matrix, Quantized, check
 from longcat.checkpoint.sources.quantized.settings import Settings, first_match
 from longcat.checkpoint.sources.quantized.stored import Array
 
-_SIDES = tuple(range(1, 4097))  # of a block
-
 
 class Fp8:
     """quant_method "fp8"."""
@@ -26,12 +24,8 @@ class Fp8:
         settings.text("activation_scheme", ("dynamic", "static"), "dynamic")
         self._where = settings.where
         self._ignored = [n for field in ("ignored_layers", "modules_to_not_convert") for n in settings.texts(field)]
-        self._block: tuple[int, int] | None = None
-        block = settings.get("weight_block_size")
-        if block is not None:
-            if not (isinstance(block, list) and len(block) == 2 and all(side in _SIDES for side in block)):
-                raise settings.refuse("weight_block_size", "two sizes such as [128, 128]")
-            self._block = (int(str(block[0])), int(str(block[1])))
+        has_blocks = settings.get("weight_block_size") is not None
+        self._block = settings.block("weight_block_size") if has_blocks else None
 
     def matrix(self, module: str, stored: dict[str, Array], shape: tuple[int, int]) -> Matrix | None:
         """The matrix of a module, or None when it is not quantised."""

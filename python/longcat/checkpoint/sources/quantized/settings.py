@@ -13,6 +13,7 @@ from longcat.support.json_types import Json, JsonObject
 _MAX_PATTERN = 500  # characters
 _MAX_REPEATS = 6  # in one pattern; with more, Python's matcher can take minutes for a name of 80 characters
 _MAX_SECONDS = 20.0  # for all patterns and all names
+_MAX_SIDE = 4096  # of a block
 _REPEAT = re.compile(r"(?<!\\)[*+{]")
 _REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
 
@@ -61,6 +62,14 @@ class Settings:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.refuse(name, "a list of module names")
         return [item for item in value if isinstance(item, str)]
+
+    def block(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a block."""
+        value = self.fields.get(name)
+        sides = [side for side in value if type(side) is int and 0 < side <= _MAX_SIDE] if type(value) is list else []
+        if not isinstance(value, list) or len(value) != 2 or len(sides) != 2:
+            raise self.refuse(name, "two sizes such as [128, 128]")
+        return sides[0], sides[1]
 
     def inner(self, name: str) -> Settings:
         return Settings(self.fields.get(name), f"{self.where}.{name}")

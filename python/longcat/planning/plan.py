@@ -222,7 +222,7 @@ class Plan:
         rows = []
         for format, bytes_of in _TABLE_FORMATS.items():
             sizes = [bytes_of(*shape) for shape in self.table_shapes]
-            resident = sum(_touched(size, self.num_tokens) for size in sizes)
+            resident = sum(touched(size, self.num_tokens) for size in sizes)
             rows.append(TableRow(format, sum(sizes), resident, rest + sum(sizes) <= self.available))
         return rows if self.table_shapes else []
 

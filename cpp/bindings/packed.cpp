@@ -53,15 +53,6 @@ py::dict packable_tensors(const std::string& config_text) {
   return uses;
 }
 
-// Returns {tensor: shape} of all tensors of the text model and of its MTP layer.
-py::dict expected_shapes(const std::string& config_text) {
-  py::dict shapes;
-  const ModelConfig config = parse_model_config(config_text, "config.json");
-  for (const auto& tensors : {expected_tensors(config), expected_mtp_tensors(config)})
-    for (const ExpectedTensor& tensor : tensors) shapes[py::str(tensor.name)] = py::tuple(py::cast(tensor.shape));
-  return shapes;
-}
-
 // Packs rows of finite floats. Returns the bytes, and of each eighth row the sums of squared errors and of squares.
 py::tuple pack_values(const Floats& values, const std::string& name) {
   const WeightFormat format = packed_format(name);
@@ -91,7 +82,6 @@ py::tuple pack_values(const Floats& values, const std::string& name) {
 
 void register_packed(py::module_& module) {
   module.def("packable_tensors", &packable_tensors, py::arg("config_text"));
-  module.def("expected_shapes", &expected_shapes, py::arg("config_text"));
   module.def("pack_values", &pack_values, py::arg("values"), py::arg("format"));
   // Returns the shape of the U8 tensor that holds a matrix in a packed format.
   module.def(

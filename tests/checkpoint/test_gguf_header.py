@@ -1,11 +1,13 @@
 """Headers of GGUF files: every field of a damaged one is named in one line."""
 
+import random
 import struct
 from pathlib import Path
 
 import longcat
 import pytest
 from longcat.checkpoint.sources.gguf.header import Part, open_parts
+from longcat.checkpoint.sources.gguf.model import GgufModel
 
 from support.gguf_files import TYPES, header, make_model, string, value, write
 
@@ -169,3 +171,31 @@ def test_files_that_do_not_belong_together_are_refused(split):
     write(second, {"split.no": value(1, "u16"), "split.count": value(3, "u16")}, [])
     with pytest.raises(longcat.Error, match=r"has split.tensors.count \d+; the 3 files have \d+ tensors"):
         open_parts(first)
+
+
+SMALL = {
+    **{"embedding_length": 32, "feed_forward_length": 32, "expert_feed_forward_length": 32},
+    **{"attention.kv_lora_rank": 32, "ngram.neighbor_num": 2, "ngram.split_num": 1, "ngram.vocab_size_ratio": 1},
+}
+
+
+def test_random_changes_raise_only_our_error(tmp_path):
+    path = tmp_path / "m.gguf"
+    make_model(path, changes=SMALL)
+    content, rng = path.read_bytes(), random.Random(3)
+    end = content.rindex(b"blk.1") + 64
+    read = 0
+    for _ in range(300):
+        at, changed = rng.randrange(end), bytearray(content)
+        width = rng.choice([1, 4, 8])
+        number = rng.choice([0, 1, rng.randrange(256), 2**31, 2**63, 2**64 - 1])
+        changed[at : at + width] = number.to_bytes(8, "little")[:width]
+        path.write_bytes(changed)
+        try:
+            model = GgufModel(path)
+            for name, tensor in model.tensors().items():
+                model.rows(name, 0, min(tensor.shape[0], 2) if len(tensor.shape) == 2 else 1)
+            read += 1
+        except longcat.Error as error:
+            assert "\n" not in str(error)
+    assert 10 < read < 290

@@ -1,6 +1,7 @@
 #include "cpu/gemm/pack.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -23,6 +24,13 @@ float round_small(float x) {
   return (x + kRound) - kRound;
 }
 
+// The largest |x[k]| of finite values. Magnitudes are ordered as their bits, which vector instructions compare.
+float largest_magnitude(const float* x, int64_t n) {
+  int32_t largest = 0;
+  for (int64_t k = 0; k < n; ++k) largest = std::max(largest, std::bit_cast<int32_t>(x[k]) & 0x7fffffff);
+  return std::bit_cast<float>(largest);
+}
+
 // Quantises one row of a block of 32 to integers and a scale. Returns the scale's bits.
 uint16_t quantize_block(int8_t* q, WeightFormat format, const float* x) {
   const float least = is_int4(format) ? -8.0f : -127.0f, most = is_int4(format) ? 7.0f : 127.0f;
@@ -30,9 +38,7 @@ uint16_t quantize_block(int8_t* q, WeightFormat format, const float* x) {
   if (is_int4(format)) {
     scale = kernels<ScaleKernels>().int4_block(x);
   } else {
-    float largest = 0;
-    for (int64_t k = 0; k < kQuantBlock; ++k) largest = std::max(largest, std::abs(x[k]));
-    scale = to_bf16(largest / 127);
+    scale = to_bf16(largest_magnitude(x, kQuantBlock) / 127);
   }
   const uint16_t bits = has_half_scales(format) ? to_half(to_float(scale)) : scale.bits;
   const float s = scale_value(format, bits);
@@ -100,8 +106,7 @@ void pack_table_row(uint8_t* out, int8_t* q, WeightFormat format, int64_t n, con
     }
     return put_row(out, format, n, q);
   }
-  float largest = 0;
-  for (int64_t k = 0; k < n; ++k) largest = std::max(largest, std::abs(x[k]));
+  const float largest = largest_magnitude(x, n);
   float scale;
   if (format == WeightFormat::fp8_row) {
     scale = fp8_scale(largest);

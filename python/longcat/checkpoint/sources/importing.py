@@ -113,7 +113,8 @@ def import_weights(
     formats = checked_formats(formats or {})
     config = source.folder_files["config.json"].decode()
     try:
-        expected, uses = _core.expected_shapes(config), _core.packable_tensors(config)
+        expected = [*_core.expected_tensors(config), *_core.expected_mtp_tensors(config)]
+        uses = _core.packable_tensors(config)
     except Error as error:
         raise Error(f"[convert] {source.path}: {error}") from None
     found, notes = _complete(source, expected)
@@ -158,12 +159,12 @@ def _sizes(identity: JsonObject) -> dict[str, int]:
 
 
 def _complete(
-    source: WeightSource, expected: Mapping[str, tuple[int, ...]]
+    source: WeightSource, expected: Sequence[tuple[str, tuple[int, ...], bool]]
 ) -> tuple[dict[str, SourceTensor], list[str]]:
     """The tensors that config.json asks for, and notes of the others. The MTP layer may be missing."""
     tensors = dict(source.tensors())
     notes, taken, missing = [], {}, []
-    for name, shape in expected.items():
+    for name, shape, _ in expected:
         found = next((spelling for spelling in spellings(name) if spelling in tensors), None)
         if found is None:
             missing.append(name)
@@ -212,7 +213,7 @@ def _packed(
     if formats[component_of(name)] == "keep":
         if tensor.dtype:
             return None, False
-        return (grid, True) if grid else ("int8_x8" if use == "matrix" else "int8_row", False)
+        return (grid, True) if grid else ("int8_x8" if use == "matrix" else "int8_b32", False)
     if grid and tensor.grid and wanted and wanted.startswith(("int4", "int8")) and tensor.grid.bits <= int(wanted[3]):
         return grid, True
     return wanted, False
@@ -261,8 +262,11 @@ def _encode(source: WeightSource, tensor: _Tensor, begin: int, end: int) -> _Chu
         return _Chunk(_core.pack_grid(integers, scales, tensor.packed))
     values = source.rows(tensor.source, begin, end)
     if tensor.packed:
-        _check_finite(source, tensor, begin, np.isfinite(values))
-        return _Chunk(*_core.pack_values(values, tensor.packed))
+        try:
+            return _Chunk(*_core.pack_values(values, tensor.packed))
+        except Error:
+            _check_finite(source, tensor, begin, np.isfinite(values))
+            raise
     if tensor.found.dtype is None:
         _check_finite(source, tensor, begin, np.isfinite(values))
     if tensor.dtype == "F32":

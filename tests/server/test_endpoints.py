@@ -260,7 +260,7 @@ def test_keys_cors_and_template(tiny, tmp_path):
     template.write_text("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}")
     options = ["--api-key", "secret", "other", "--cors-origin", "https://a.example", "--chat-template", str(template)]
     with LiveServer(tiny, *options, env={"LONGCAT_API_KEY": "third"}) as server:
-        for path in ("/health", "/ready", "/"):
+        for path in ("/health", "/ready", "/", "/page/main.js"):
             assert httpx.get(server.url + path).status_code == 200
         for path in ("/metrics", "/v1/models", "/docs", "/openapi.json", "/nowhere"):
             assert httpx.get(server.url + path).status_code == 401
@@ -276,6 +276,9 @@ def test_keys_cors_and_template(tiny, tmp_path):
         both = {"x-api-key": "secret", "Authorization": "Bearer x"}
         assert httpx.get(server.url + "/v1/models", headers=both).status_code == 200
         responses_are_kept_apart(server)
+        assert post(server, "/render", {"text": "a"}).status_code == 401
+        assert post(server, "/render", {"text": "a"}, headers=both | {"Authorization": ""}).status_code == 200
+        assert "/render" not in {line["path"] for line in server.log()}  # ten a second would fill it
 
         asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST",
                  "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip

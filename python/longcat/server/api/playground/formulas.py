@@ -36,8 +36,7 @@ _VALUE = re.compile(r"[\w .:/%+-]{0,64}")
 
 def add_formulas(markdown: MarkdownIt) -> None:
     """Lets a parser read formulas."""
-    ends = {"alt": ["paragraph", "reference", "blockquote", "list"]}
-    markdown.block.ruler.before("fence", "formula", _block, ends)
+    markdown.block.ruler.before("fence", "formula", _block, {"alt": ["paragraph", "reference", "blockquote", "list"]})
     markdown.inline.ruler.before("escape", "formula", _inline)
     markdown.add_render_rule("formula", _render)
 

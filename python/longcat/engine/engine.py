@@ -50,7 +50,7 @@ class Engine(TextMethods, Uncopied):
 
     Args:
         model: a local folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json), or the name of a
-            model that `longcat pull` has downloaded, or an EngineConfig, which names one of them.
+            model that `longcat pull` has downloaded. Or an EngineConfig, which names one of them.
         options: fields of EngineConfig, or other engines' names for them, such as `tp` or `max_running_requests`;
             docs/reference/engine.md lists them with their defaults.
     Raises:

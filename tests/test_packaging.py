@@ -1,0 +1,60 @@
+"""What packages and deploys longcat fits the code: workflows, container and service."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from longcat.cli import Parser
+from longcat.cli.serve import add_arguments
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SERVICE = ROOT / "examples" / "systemd" / "longcat.service"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_targets_of_make_and_hold_no_secret(path):
+    text = path.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    lines = re.findall(r"\brun: *(.*)$", text, re.MULTILINE)
+    assert lines and "secrets." not in text
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert line == ".ci/run" or (program == "make" and set(words) <= targets), line
+
+
+def serve_arguments() -> dict[str, list[str]]:
+    """Arguments of `longcat serve` in what starts it."""
+    container = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    start = re.search(r"^ExecStart=(.*)$", SERVICE.read_text(encoding="utf-8"), re.MULTILINE)
+    command = re.search(r"^CMD \[(.*)\]$", container, re.MULTILINE)
+    assert start and command
+    return {"service": shlex.split(start[1])[1:], "container": command[1].replace('"', "").split(", ")}
+
+
+@pytest.mark.parametrize("name", ["service", "container"])
+def test_flags_of_the_server(name):
+    command, *arguments = serve_arguments()[name]
+    assert command == "serve"
+    parser = Parser(prog="longcat serve")
+    add_arguments(parser)
+    parser.parse_args(arguments)
+
+
+def test_the_container_copies_what_a_build_reads():
+    copied = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"CMakeLists.txt", "LICENSE", "README.md", "cpp", "cuda", "pyproject.toml", "python"} == set(copied)
+
+
+def test_the_service_is_valid(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze")
+    unit = tmp_path / SERVICE.name
+    unit.write_text(re.sub(r"/opt/longcat/bin/longcat", sys.executable, SERVICE.read_text(encoding="utf-8")))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr

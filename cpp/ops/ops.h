@@ -154,7 +154,7 @@ class Ops {
   // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
 
-  // Like prepare(), for the classifier of moe_route(), in f32. The default is prepare().
+  // Like prepare(), for f32 layers that choose: the classifier of moe_route(), and weights_proj of the indexer.
   virtual Weight prepare_router(const Weight& logical, Buffer& storage) { return prepare(logical, storage); }
 
   // Like prepare(), for a bf16 or f32 matrix in memory of which single rows are read: embeddings and tables. The
@@ -254,8 +254,8 @@ class Ops {
                               Tensor cos, Tensor sin, const ForwardBatch& batch);
 
   // Prepares absorbed attention of a batch. Called once a step, before the first attention. shape: of the attentions,
-  // with the heads here; latents: dtype of the cache; topk: columns of `selected` where the step calls the operations
-  // with a selection, else 0. The default does nothing.
+  // with the heads here. latents: dtype of the cache. topk: columns of `selected`, or 0 where the step calls no
+  // operation with a selection. The default does nothing.
   virtual void plan_decode(const ForwardBatch& /*batch*/, const MlaShape& /*shape*/, DType /*latents*/,
                            int64_t /*topk*/) {}
 

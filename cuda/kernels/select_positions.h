@@ -281,8 +281,8 @@ struct SelectionLists : Selection {
     for (int32_t word = begin; word < end; ++word) own += static_cast<uint32_t>(count_bits(load_global(words + word)));
     uint32_t at = sum_before(shared, own);
     LC_UNROLL_BY(1)
-    for (int32_t word = begin; word < end; ++word) for (uint32_t bits = load_global(words + word); bits;
-                                                        bits &= bits - 1)
+    for (int32_t word = begin; word < end; ++word)
+      for (uint32_t bits = load_global(words + word); bits; bits &= bits - 1)
         store_global(to + at++, word * 32 + lowest_bit(bits));
   }
 

@@ -21,8 +21,9 @@ using gpu::Selection;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// normal: of both signs. near: all in one bin. equal: zeros. ties: of three values. odd: infinite, or no number.
-enum class Scores { normal, near, equal, ties, odd };
+// normal: of both signs. near: all in one bin. equal: zeros. ties: of three values. odd: infinite, or no number. few:
+// every fiftieth is better.
+enum class Scores { normal, near, equal, ties, odd, few };
 
 struct Row {
   int32_t position;
@@ -44,6 +45,7 @@ std::vector<float> scores_of(const Row& row, int32_t count) {
     if (row.kind == Scores::near) score = 1.5f + 0.01f * std::tanh(score);
     if (row.kind == Scores::equal) score = 0;
     if (row.kind == Scores::ties) score = std::round(std::clamp(score, -1.0f, 1.0f));
+    if (row.kind == Scores::few) score = i % 50 ? 1.0f : 2.0f;
     if (row.kind == Scores::odd && i % 5 == 0) score = i % 2 ? kInfinity : i % 4 ? -kInfinity : std::nanf("");
   }
   return scores;
@@ -140,5 +142,7 @@ int main(int argc, char** argv) {
           {.rows = {{299, odd, 3}, {64, odd, 4}, {63, odd, 5}}, .topk = 64, .init_tokens = 0, .local_tokens = 1}),
        of("first positions beyond a slice",
           {.rows = {{4300, normal, 6}}, .topk = 4110, .init_tokens = 4100, .local_tokens = 0}),
+       of("as many good scores as positions to choose",
+          {.rows = {{199, few}}, .topk = 5, .init_tokens = 0, .local_tokens = 1}),
        of("first and last alone", {.rows = {{50}}, .topk = 30, .init_tokens = 10, .local_tokens = 20})});
 }

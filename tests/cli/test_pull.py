@@ -196,7 +196,7 @@ def test_no_network_is_one_line(hub, capsys, monkeypatch):
 
 
 def test_one_writer_at_a_time(hub, capsys, tmp_path):
-    from longcat.checkpoint.lock import FolderLock
+    from longcat.support.folder_lock import FolderLock
 
     folder = tmp_path / "here"
     lock = FolderLock("pull", folder)

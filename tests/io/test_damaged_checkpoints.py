@@ -155,7 +155,7 @@ def test_undamaged(folder):
 
 
 def test_paths_that_are_no_folder(folder, refused):
-    assert "does not download" in refused(open_engine, "meituan-longcat/LongCat-Flash-Lite")
+    assert "longcat pull" in refused(open_engine, "meituan-longcat/LongCat-Flash-Lite")
     assert "is a file" in refused(open_engine, folder / MODEL)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 
 from longcat._core import Error
-from longcat.checkpoint.sources.cache import cached_checkpoint
-from longcat.checkpoint.sources.opening import is_gguf
 from longcat.support.hub import local_checkpoint
 
 
@@ -29,7 +27,13 @@ def folder_path(model: object) -> str:
         raise ValueError(
             f"[model] the folder name {os.fsencode(path)!r} is not UTF-8; expected UTF-8. Rename the folder."
         ) from None
-    return cached_checkpoint(path) if is_gguf(path) else local_checkpoint(path)
+    if os.path.isfile(path):  # the readers of other formats are imported where they are needed
+        from longcat.checkpoint.sources.cache import cached_checkpoint
+        from longcat.checkpoint.sources.opening import is_gguf
+
+        if is_gguf(path):
+            return cached_checkpoint(path)
+    return local_checkpoint(path)
 
 
 def check_sources(tokenizer: str | os.PathLike[str] | None, chat_template: str | os.PathLike[str] | None) -> None:

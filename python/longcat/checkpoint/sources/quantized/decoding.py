@@ -24,7 +24,8 @@ def as_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
     """The values of F32, F16, BF16 or F8_E4M3 elements."""
     if dtype == "BF16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
-    values: np.ndarray = E4M3[bits] if dtype == "F8_E4M3" else bits.astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore"):  # NaN: the caller looks for it
+        values: np.ndarray = E4M3[bits] if dtype == "F8_E4M3" else bits.astype(np.float32, copy=False)
     return values
 
 

@@ -52,9 +52,10 @@ class QuantizedFolder:
     def __init__(self, folder: Path, config: JsonObject, method: Method | None):
         self._folder = folder
         self._files = Files(folder)
+        self._arrays = self._files.arrays()
         self._method = method
         self._modules: dict[str, dict[str, Array]] = {}
-        for name, array in self._files.arrays.items():
+        for name, array in self._arrays.items():
             module, part = split(name)
             self._modules.setdefault(module, {})[part] = array
         self.notes: list[str] = []
@@ -146,13 +147,13 @@ class QuantizedFolder:
             raise Error(f"[convert] {self._folder}: {error}") from None
         for name, shape, _ in expected:
             self._find(name, shape)
-        if unknown := sorted(self._files.arrays.keys() - self._used):
+        if unknown := sorted(self._arrays.keys() - self._used):
             self.notes.append(f"{count(len(unknown), 'tensor')} not used: {some_of(unknown)}")
 
     def _find(self, name: str, shape: tuple[int, ...]) -> bool:
         """Finds the matrix of a tensor. False: the folder has none."""
-        if name in self._files.arrays and not name.endswith(".weight"):  # a bias of the router
-            self._add(name, Dense(check_dense(self._files.arrays[name], shape)), Place(name.rpartition(".")[0]), shape)
+        if name in self._arrays and not name.endswith(".weight"):  # a bias of the router
+            self._add(name, Dense(check_dense(self._arrays[name], shape)), Place(name.rpartition(".")[0]), shape)
             self._used.add(name)
             return True
         module = name.removesuffix(".weight")

@@ -90,9 +90,11 @@ class Quantized:
 
     def rows(self, begin: int, end: int) -> np.ndarray:
         values = self.values(begin, end).astype(np.float32, order="C")
-        values *= self._spread(self._finite(begin, as_float32(self.scales(begin, end), self.scale_dtype)))
-        if self.offsets:
-            values += self._spread(self._finite(begin, self.offsets(begin, end)))
+        scales = self._spread(self._finite(begin, as_float32(self.scales(begin, end), self.scale_dtype)))
+        with np.errstate(over="ignore", invalid="ignore"):  # the writer refuses what is not finite
+            values *= scales
+            if self.offsets:
+                values += self._spread(self._finite(begin, self.offsets(begin, end)))
         return values
 
     def grid_rows(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:

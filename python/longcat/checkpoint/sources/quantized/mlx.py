@@ -92,16 +92,18 @@ class _Zeros:
         self._scales, self._biases = scales, biases
 
     def _ratio(self, begin: int, end: int) -> np.ndarray:
-        scales, biases = (
-            as_float32(array.rows(begin, end), array.dtype).astype(np.float64) for array in (self._scales, self._biases)
-        )
         with np.errstate(divide="ignore", invalid="ignore"):
+            scales, biases = (
+                as_float32(array.rows(begin, end), array.dtype).astype(np.float64)
+                for array in (self._scales, self._biases)
+            )
             ratio = np.where((scales == 0) & (biases == 0), 0.0, -biases / scales)
             whole = np.rint(ratio)
             return np.where(whole * scales == -biases, whole, np.nan)
 
     def rows(self, begin: int, end: int) -> np.ndarray:
-        return self._ratio(begin, end).astype(np.int16)
+        with np.errstate(invalid="ignore"):  # the scales of damaged rows are not finite, which is said later
+            return self._ratio(begin, end).astype(np.int16)
 
     def grid_bits(self, bits: int) -> Literal[4, 8] | None:
         """The bits of the integers less their zero points; None: more than 8, or a bias is no multiple of a scale.

@@ -38,9 +38,12 @@ class Files:
         checkpoint = _core.Checkpoint(str(folder))
         self.folder = folder
         self.names = [name for name, _ in checkpoint.shards()]
-        self.arrays = {
-            name: Array(self, name, dtype, shape, shard, begin)
-            for name, dtype, shape, shard, begin, _ in checkpoint.tensors()
+        self._tensors = checkpoint.tensors()
+
+    def arrays(self) -> dict[str, Array]:
+        """All tensors by name."""
+        return {
+            name: Array(self, name, dtype, shape, shard, begin) for name, dtype, shape, shard, begin, _ in self._tensors
         }
 
     def __del__(self) -> None:

@@ -36,5 +36,6 @@ for version in "$@"; do
   _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=.cpython-${version/./}-$arch-linux-gnu.so \
     "$environment/bin/python" -c "import scikit_build_core.build as backend; backend.build_wheel('$folder/raw')" \
     > "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }
-  auditwheel --quiet repair --plat "manylinux_2_28_$arch" --wheel-dir "$wheels" "$folder"/raw/*-"$tag"-*.whl
+  auditwheel repair --only-plat --plat "manylinux_2_28_$arch" --wheel-dir "$wheels" "$folder"/raw/*-"$tag"-*.whl \
+    >> "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }
 done

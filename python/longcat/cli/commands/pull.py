@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
 def _fetch(listing: Listing, place: Folder) -> None:
     """Fetches all files as the only writer: the small ones first, so that a model of another kind is refused early."""
     import longcat._core as _core
-    from longcat.support.folder_lock import FolderLock
     from longcat.cli.download.transfer import Transfer
+    from longcat.support.folder_lock import FolderLock
 
     try:
         lock = FolderLock("pull", place.root)

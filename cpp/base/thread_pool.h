@@ -21,8 +21,8 @@ constexpr int64_t grain_for(int64_t multiply_adds_per_item) {
 }
 
 // Threads take ranges of the work, the caller included. Each has a span of adjacent ranges, which it takes in ascending
-// order: so it reads adjacent memory. Then it takes those that are left in other spans. The caller waits only for ranges
-// that have been started. On a busy machine, a worker that gets no core therefore delays no call.
+// order: so it reads adjacent memory. Then it takes those that are left in other spans. The caller waits only for
+// ranges that have been started. On a busy machine, a worker that gets no core therefore delays no call.
 class ThreadPool {
  public:
   // `num_threads` includes the caller. Throws Error when the system cannot start that many.

@@ -15,8 +15,8 @@
 
 namespace longcat {
 
-// Number of weight rows that a thread takes at once, in whole tiles. A thread's ranges are adjacent (ThreadPool). So few
-// rows cost little, and all threads end at about the same time.
+// Number of weight rows that a thread takes at once, in whole tiles. A thread's ranges are adjacent (ThreadPool). So
+// few rows cost little, and all threads end at about the same time.
 static int64_t row_grain(int64_t num_rows, int num_threads) {
   constexpr int64_t kTileRows = 64, kRangesPerThread = 32;
   return std::max(kTileRows, num_rows / (num_threads * kRangesPerThread) / kTileRows * kTileRows);

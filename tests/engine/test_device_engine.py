@@ -68,20 +68,27 @@ def test_completions_of_few_token_kernels_do_not_depend_on_the_batch(tmp_path, d
 
 
 def test_completions_of_sparse_attention_do_not_depend_on_the_batch(tmp_path, device):
-    """Alone; together, padded and recorded; with prefix hits; in chunks; with draft tokens; preempted."""
+    """Alone; together, padded and recorded; with prefix hits; in chunks with draft tokens."""
     make_checkpoint(tmp_path, seed=7, dtype="BF16", mtp=True, **SPARSE_VARIANTS["sparse"])
+    prompts = PROMPTS[::2]
     with make(str(tmp_path), device, enable_prefix_caching=False, max_num_seqs=1) as engine:
-        alone = [completions(engine, [prompt], 0.8)[0] for prompt in PROMPTS]
+        alone = [completions(engine, [prompt], 0.8)[0] for prompt in prompts]
     with make(str(tmp_path), device) as engine:
-        assert completions(engine, PROMPTS, 0.8) == alone
-        assert completions(engine, PROMPTS, 0.8) == alone
-    with make(str(tmp_path), device, max_num_batched_tokens=16) as engine:
-        assert completions(engine, PROMPTS, 0.8) == alone
-    with make(str(tmp_path), device, speculative={"method": "mtp", "adaptive": False}) as engine:
-        assert completions(engine, PROMPTS, 0.8) == alone
+        assert completions(engine, prompts, 0.8) == alone
+        assert completions(engine, prompts, 0.8) == alone
+    drafts = {"method": "mtp", "adaptive": False}
+    with make(str(tmp_path), device, max_num_batched_tokens=16, speculative=drafts) as engine:
+        assert completions(engine, prompts, 0.8) == alone
         assert engine.metrics()["num_draft_tokens"] > 0
+
+
+def test_preempted_completions_of_sparse_attention(tmp_path, device):
+    make_checkpoint(tmp_path, seed=7, dtype="BF16", mtp=True, **SPARSE_VARIANTS["sparse"])
+    three = {"prompts": [random_token_ids(5, 40)], "temperature": 0.8, "max_tokens": 30, "n": 3}
+    with make(str(tmp_path), device) as engine:
+        undisturbed = completions(engine, **three)
     with make(str(tmp_path), device, kv_cache_memory=150_000, enable_prefix_caching=False) as engine:
-        assert completions(engine, PROMPTS, 0.8) == alone
+        assert completions(engine, **three) == undisturbed
         assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
 
 

@@ -73,8 +73,7 @@ const cpu::QuantizedInputs* CpuOps::quantize_for(std::initializer_list<std::span
   for (const std::span<const Weight> several : weights)
     for (const Weight& weight : several) {
       any_of_integers |= cpu::want_quantized_inputs(weight.format);
-      any_rounded |=
-          rounds_inputs_ && (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::bf16_x8);
+      any_rounded |= rounds_inputs_ && (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::bf16_x8);
     }
   quantized_.clear();
   if (any_of_integers) quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));

@@ -5,7 +5,7 @@ import pytest
 from longcat import _testing as testing
 
 from support.devices import DEVICES, EMULATED, EMULATED_REVERSED, needs_gpu
-from support.tolerances import BF16_OPS, F32_TRANSCENDENTAL
+from support.tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_STORE
 
 pytestmark = pytest.mark.device
 
@@ -183,5 +183,7 @@ def test_attention_to_lists(device, cache_dtype, generated, lengths, topk, heads
     has_list = lists[:, 0] < 2**30
     assert has_list.any() and np.array_equal(found[~has_list], dense[~has_list])
     scale = np.abs(expected).max(axis=(1, 2))
-    assert (np.abs(found - expected).max(axis=(1, 2)) <= 0.05 * scale).all()
+    # A latent that lies between two codes of e4m3 may get the other one.
+    tolerance = FP8_STORE if cache_dtype == "fp8" else BF16_OPS
+    assert (np.abs(found - expected).max(axis=(1, 2)) <= 1.2 * tolerance * scale).all()
     assert (np.abs(dense - expected).max(axis=(1, 2)) > 0.05 * scale)[has_list].any()

@@ -14,6 +14,7 @@
 #endif
 #endif
 #ifdef LC_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -92,15 +93,22 @@ thread_local Fibers* entering = nullptr;  // a new fiber begins without argument
 
 }  // namespace
 
-Fibers::~Fibers() {
-  if (memory_) ::munmap(memory_, memory_bytes_);
+Fibers::~Fibers() { unmap(); }
+
+// ASan marks the frames of fibers that never return. Other memory may get these addresses.
+void Fibers::unmap() {
+  if (!memory_) return;
+#ifdef LC_ASAN
+  __asan_unpoison_memory_region(memory_, memory_bytes_);
+#endif
+  ::munmap(memory_, memory_bytes_);
+  memory_ = nullptr;
 }
 
 void Fibers::reset(int count) {
   const size_t bytes = static_cast<size_t>(count) * (stack_bytes_ + kGuard);
   if (bytes > memory_bytes_) {
-    if (memory_) ::munmap(memory_, memory_bytes_);
-    memory_ = nullptr;
+    unmap();
     void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     memory_ = static_cast<char*>(memory);

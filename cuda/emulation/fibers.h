@@ -28,6 +28,7 @@ class Fibers {
     void* argument = nullptr;
   };
   static void enter(Fibers* self);
+  void unmap();
   char* stack_of(int index) const { return memory_ + static_cast<size_t>(index) * (stack_bytes_ + kGuard); }
 
   static constexpr size_t kGuard = 4096;  // [bytes] below each stack: an overflow crashes there

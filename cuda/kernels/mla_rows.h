@@ -18,7 +18,8 @@ struct MlaLists {
 };
 
 // Copies 64 rows to a stage, whose rows are kStageRow bytes apart: those of the positions list[begin..end), or without
-// a list of the positions [begin, end). Rows behind the end become zeros. 8 threads copy a row, 128 bytes at a time.
+// a list of the positions [begin, end). Rows behind the end repeat the last, whose weights there are
+// zero. 8 threads copy a row, 128 bytes at a time.
 // So a thread looks up two addresses, and no bank is met twice.
 template <uint32_t kRowBytes, uint32_t kStageRow, int kThreads>
 LC_HD void copy_rows(uint32_t stage, const unsigned char* latents, int64_t block_bytes, const int32_t* block_table,
@@ -33,7 +34,7 @@ LC_HD void copy_rows(uint32_t stage, const unsigned char* latents, int64_t block
     const unsigned char* const from = latents + block * block_bytes + position % kBlock * kRowBytes;
     LC_UNROLL for (uint32_t copy = 0; copy < kRowBytes / 16; copy += kOfRow) {
       const uint32_t at = (copy + lane) * 16;
-      if (at < kRowBytes) cp_async(stage + row * kStageRow + at, from + at, begin + row < end);
+      if (at < kRowBytes) cp_async(stage + row * kStageRow + at, from + at);
     }
   }
 }

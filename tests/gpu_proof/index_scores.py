@@ -38,7 +38,6 @@ MUTATIONS = {
         "begin / kTile * block_stride",
     ),
     "block table of the first sequence": ("block_tables + sequence * block_table_stride", "block_tables"),
-    "rows behind the end": ("rows + row * kDim + k, begin + row < run.end)", "rows + row * kDim + k)"),
     "last row is zero": ("k, begin + row < run.end)", "k, begin + row < run.end - 1)"),
     "runs over sequences": ("load_global(sequence_idx + stop) == sequence) ++stop", "true) ++stop"),
     "end of the run's first token": ("positions + stop - 1), chosen_end", "positions + row), chosen_end"),

@@ -10,8 +10,6 @@ MUTATIONS = {
     "lists for all": ("tokens.selects(token) ?", "true ?"),
     "positions without the list": ("list ? load_global(list + index) : index;", "index;"),
     "rows of the first half": ("row = first + thread_idx() / kOfRow;", "row = thread_idx() / kOfRow;"),
-    "rows behind the end": ("from + at, begin + row < end);", "from + at);"),
-    "last row is zero": ("from + at, begin + row < end);", "from + at, begin + row < end - 1);"),
     "beyond the list": ("index = begin + row < end ? begin + row : end - 1;", "index = begin + row;"),
     "one row for all": ("position % kBlock * kRowBytes;", "begin % kBlock * kRowBytes;"),
     "the block of the index": ("block_table + position / kBlock", "block_table + index / kBlock"),

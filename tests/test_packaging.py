@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from longcat.cli import Parser
-from longcat.cli.serve import add_arguments
+from longcat.cli.commands.serve import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

@@ -1,7 +1,6 @@
 // The register functions of the native module, one for each file. module.cpp calls them.
 #pragma once
 
-#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,7 +20,7 @@ class GilRelease {
   ~GilRelease() {
     try {
       PyEval_RestoreThread(state_);
-    } catch (abi::__forced_unwind&) {
+    } catch (...) {  // not by its type, which libc++ does not declare
       while (true) pause();
     }
   }

@@ -18,8 +18,8 @@ struct MlaLists {
 };
 
 // Copies 64 rows to a stage, whose rows are kStageRow bytes apart: those of the positions list[begin..end), or without
-// a list of the positions [begin, end). Rows behind the end repeat the last, and their weights are zero. 8 threads copy a
-// row, 128 bytes at a time: so a thread looks up two addresses, and no bank is met twice.
+// a list of the positions [begin, end). Rows behind the end repeat the last, and their weights are zero. 8 threads copy
+// a row, 128 bytes at a time: so a thread looks up two addresses, and no bank is met twice.
 template <uint32_t kRowBytes, uint32_t kStageRow, int kThreads>
 LC_HD void copy_rows(uint32_t stage, const unsigned char* latents, int64_t block_bytes, const int32_t* block_table,
                      const int32_t* list, int32_t begin, int32_t end) {

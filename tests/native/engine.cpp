@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <mutex>
 
 #include "bindings/py_engine.h"
 #include "cpu/attention/latents.h"
@@ -42,6 +43,7 @@ class Recorder final : public StepObserver {
     if (model.shard().world() == 1) model.logits(out, hidden, all);
     const Tensor ngram_ids = model.last_ngram_ids();
     const bool has_logits = model.shard().world() == 1;  // with several ranks, no rank has the logits of all rows
+    const std::scoped_lock lock(mutex_);
     int64_t row = 0;
     for (const PlannedChunk& chunk : plan.chunks) {
       Record& record = records_[chunk.sequence->request_id];
@@ -57,6 +59,7 @@ class Recorder final : public StepObserver {
   }
 
   void before_release(const Sequence& s, const KvCache& cache) override {
+    const std::scoped_lock lock(mutex_);
     Record& record = records_[s.request_id];
     // A step in flight may be computing the last token.
     record.num_tokens = std::min(s.num_scheduled, static_cast<int64_t>(s.token_ids.size()) - 1);
@@ -90,6 +93,7 @@ class Recorder final : public StepObserver {
   }
 
   Record take(int64_t request_id) {
+    const std::scoped_lock lock(mutex_);
     Record record = std::move(records_[request_id]);
     records_.erase(request_id);
     return record;
@@ -102,6 +106,7 @@ class Recorder final : public StepObserver {
 
  private:
   Ops& ops_;
+  std::mutex mutex_;  // a step in flight runs beside the end of the one before it
   std::map<int64_t, Record> records_;
 };
 

@@ -1,6 +1,7 @@
 // The register functions of the native module, one for each file. module.cpp calls them.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,7 +21,7 @@ class GilRelease {
   ~GilRelease() {
     try {
       PyEval_RestoreThread(state_);
-    } catch (...) {  // not by its type, which libc++ does not declare
+    } catch (abi::__forced_unwind&) {
       while (true) pause();
     }
   }

@@ -26,6 +26,7 @@ class Terminal:
     def __init__(self, command: Sequence[str], variables: Mapping[str, str] | None = None):
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would the program
             os.execve(command[0], list(command), {**os.environ, **(variables or {})})
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self.raw = ""
@@ -54,11 +55,12 @@ class Terminal:
         begin, self._mark = self._mark, found + len(text)
         return self.shown[begin : self._mark]
 
-    def end(self) -> int:
-        """Waits for the end; returns the exit code."""
-        data = b"-"
+    def end(self, timeout: float = 30) -> int:
+        """Waits for the end, and kills the program after `timeout` seconds; returns the exit code."""
+        deadline, data = time.monotonic() + timeout, b"-"
         while data:
-            if not select.select([self._fd], [], [], 30)[0]:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._fd], [], [], left)[0] or not left:
                 os.kill(self._pid, signal.SIGKILL)
             try:
                 data = os.read(self._fd, 65536)

@@ -1,12 +1,16 @@
 """Fixtures shared by all tests. Helpers are in support/ and reference/, which tests import by name."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["XDG_CONFIG_HOME"] = os.devnull  # the tests run without the developer's own settings
+# A shell's background jobs ignore it, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ class Terminal:
     def __init__(self, command: Sequence[str], variables: Mapping[str, str] | None = None):
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would the program
             os.execve(command[0], list(command), {**os.environ, **(variables or {})})
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self.raw = ""

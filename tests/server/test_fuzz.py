@@ -40,7 +40,7 @@ def test_requests_by_the_description(small):
     schema = schemathesis.openapi.from_dict(description)
     operations = [result.ok() for result in schema.get_all_operations()]
     posts = [operation for operation in operations if operation.method.upper() == "POST"]
-    assert len(posts) == 7
+    assert len(posts) == 8
     statuses: Counter[int] = Counter()
     start = time.perf_counter()
     with httpx.Client(base_url=small.url, timeout=60) as client:
@@ -125,6 +125,7 @@ GOOD = [
         "input": "hi", "max_output_tokens": 3, "store": False, "metadata": {"a": "b"}, "temperature": 0.5,
         "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}, "verbosity": "low"}}),
     ("/tokenize", {"messages": [{"role": "user", "content": "hi"}], "return_token_strs": True}),
+    ("/render", {"text": "# a\n\n| b | c |\n| - | - |\n| `d` | $e^2$ |\n\n```python\nprint(1)\n```\n"}),
     ("/detokenize", {"tokens": [1, 2, 3]}),
 ]  # fmt: skip
 ODD = [None, True, 0, -1, 1, 3.5, 1e308, 2**31, 2**63, 2**64, -(2**65), "", "a", "\x00", "\ud800", "é" * 50, [],

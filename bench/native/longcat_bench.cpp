@@ -23,6 +23,7 @@
 #include "command_line.h"
 #include "engine/engine.h"
 #include "machine_limits.h"
+#include "ops/packed.h"
 #include "timing.h"
 
 using namespace longcat;

@@ -38,7 +38,10 @@ class Graph final : public Recording {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  void launch() override { CUDA_CHECK(cudaGraphLaunch(executable_, static_cast<cudaStream_t>(device_.stream()))); }
+  void launch() override {
+    device_.end_overlap();
+    CUDA_CHECK(cudaGraphLaunch(executable_, static_cast<cudaStream_t>(device_.stream())));
+  }
   int64_t num_nodes() const override { return static_cast<int64_t>(num_nodes_); }
 
  private:
@@ -143,7 +146,7 @@ void* CudaDevice::allocate(int64_t bytes) {
     throw OutOfMemory(str_cat("[cuda] ", name(), " cannot allocate ", bytes, " bytes: ", arena_.used_bytes(), " of ",
                               arena_.bytes(), " are in use, the largest free range has ", arena_.largest_free()));
   make_current();
-  CUDA_CHECK(cudaMemsetAsync(memory_ + offset, 0, static_cast<size_t>(bytes), main_stream_));
+  CUDA_CHECK(cudaMemsetAsync(memory_ + offset, 0, static_cast<size_t>(bytes), no_kernel()));
   CUDA_CHECK(cudaStreamSynchronize(main_stream_));
   return memory_ + offset;
 }
@@ -222,14 +225,14 @@ bool CudaDevice::is_pinned(const void* data, int64_t bytes) const {
 void CudaDevice::copy_from_host(void* device_data, const void* host_data, int64_t bytes) {
   if (bytes <= 0) return;
   make_current();
-  CUDA_CHECK(cudaMemcpyAsync(device_data, host_data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, main_stream_));
+  CUDA_CHECK(cudaMemcpyAsync(device_data, host_data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, no_kernel()));
   CUDA_CHECK(cudaStreamSynchronize(main_stream_));
 }
 
 void CudaDevice::copy_to_host(void* host_data, const void* device_data, int64_t bytes) {
   if (bytes <= 0) return;
   make_current();
-  CUDA_CHECK(cudaMemcpyAsync(host_data, device_data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, main_stream_));
+  CUDA_CHECK(cudaMemcpyAsync(host_data, device_data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, no_kernel()));
   CUDA_CHECK(cudaStreamSynchronize(main_stream_));
 }
 
@@ -248,10 +251,10 @@ int64_t CudaDevice::submit(std::function<void()> work) {
   } catch (...) {
     ticket.failure = std::current_exception();
     in_branch_ = false;  // the branch's remaining work must precede this ticket's event
-    if (cudaEventRecord(join_event_, branch_stream_) == cudaSuccess) cudaStreamWaitEvent(main_stream_, join_event_, 0);
+    if (cudaEventRecord(join_event_, branch_stream_) == cudaSuccess) cudaStreamWaitEvent(no_kernel(), join_event_, 0);
   }
   current_ = nullptr;
-  if (const cudaError_t status = cudaEventRecord(ticket.event, main_stream_); status != cudaSuccess && !ticket.failure)
+  if (const cudaError_t status = cudaEventRecord(ticket.event, no_kernel()); status != cudaSuccess && !ticket.failure)
     try {
       cuda_failed(status, __FILE__, __LINE__, "cudaEventRecord");
     } catch (...) {
@@ -312,7 +315,6 @@ bool CudaDevice::next_kernel_overlaps() {
 
 void CudaDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
   if (bytes <= 0) return;
-  end_overlap();
   const void* from = host_data;
   if (!is_pinned(host_data, bytes)) {
     char* staged = take_from_ring(bytes);
@@ -320,12 +322,11 @@ void CudaDevice::upload(void* device_data, const void* host_data, int64_t bytes)
     std::memcpy(staged, host_data, static_cast<size_t>(bytes));
     from = staged;
   }
-  CUDA_CHECK(cudaMemcpyAsync(device_data, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, main_stream_));
+  CUDA_CHECK(cudaMemcpyAsync(device_data, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, no_kernel()));
 }
 
 void CudaDevice::download(void* host_data, const void* device_data, int64_t bytes) {
   if (bytes <= 0) return;
-  end_overlap();
   void* to = host_data;
   if (!is_pinned(host_data, bytes)) {
     char* staged = take_from_ring(bytes);
@@ -333,32 +334,29 @@ void CudaDevice::download(void* host_data, const void* device_data, int64_t byte
     current_->late_copies.push_back({host_data, staged, bytes});
     to = staged;
   }
-  CUDA_CHECK(cudaMemcpyAsync(to, device_data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, main_stream_));
+  CUDA_CHECK(cudaMemcpyAsync(to, device_data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, no_kernel()));
 }
 
 void CudaDevice::copy(void* to, const void* from, int64_t bytes) {
   if (bytes <= 0) return;
-  end_overlap();
-  CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, main_stream_));
+  CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, no_kernel()));
 }
 
 std::unique_ptr<Recording> CudaDevice::record(std::function<void()> work) {
   LC_CHECK(!in_branch_);
   // Relaxed: a kernel's first launch may happen here, which loads it. The other modes may refuse that.
-  CUDA_CHECK(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeRelaxed));
-  end_overlap();  // a recording begins with no kernel before it
+  CUDA_CHECK(cudaStreamBeginCapture(no_kernel(), cudaStreamCaptureModeRelaxed));
   cudaGraph_t graph = nullptr;
   try {
     work();
   } catch (...) {  // an open capture would make every later call fail
     in_branch_ = false;
-    cudaStreamEndCapture(main_stream_, &graph);
+    cudaStreamEndCapture(no_kernel(), &graph);
     if (graph) cudaGraphDestroy(graph);
     cudaGetLastError();
     throw;
   }
-  CUDA_CHECK(cudaStreamEndCapture(main_stream_, &graph));
-  end_overlap();
+  CUDA_CHECK(cudaStreamEndCapture(no_kernel(), &graph));
   return std::make_unique<Graph>(*this, graph);
 }
 
@@ -376,9 +374,6 @@ void CudaDevice::end_branch() {
   in_branch_ = false;
 }
 
-void CudaDevice::join_branch() {
-  CUDA_CHECK(cudaStreamWaitEvent(main_stream_, join_event_, 0));
-  end_overlap();
-}
+void CudaDevice::join_branch() { CUDA_CHECK(cudaStreamWaitEvent(no_kernel(), join_event_, 0)); }
 
 }  // namespace longcat

@@ -81,6 +81,11 @@ class CudaDevice : public GpuDevice {
   char* take_from_ring(int64_t bytes);  // nullptr when it does not fit
   void complete_oldest();
   void make_current() const;
+  // The main stream, for work that is no kernel.
+  cudaStream_t no_kernel() {
+    behind_kernel_[0] = false;
+    return main_stream_;
+  }
 
   int device_idx_, num_multiprocessors_ = 1, compute_capability_ = 0;
   bool reads_pageable_memory_ = false, reads_registered_memory_ = false;

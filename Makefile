@@ -39,7 +39,7 @@ thorough: $(VENV)/.installed-test
 # requests by the API's own description.
 FUZZ_REQUESTS ?= 5000
 server-test: $(VENV)/.installed-server-test
-	LONGCAT_FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(VENV)/bin/python -m pytest -q -rs tests/server/test_playground.py tests/server/test_fuzz.py
+	LONGCAT_FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(VENV)/bin/python -m pytest -q -rs tests/playground tests/server/test_fuzz.py
 
 # Against PyTorch and transformers, in an environment of their own (about 1 GB).
 oracle: .venv-oracle/.installed

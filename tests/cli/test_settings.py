@@ -1,7 +1,12 @@
 """Settings from outside the command line: flag > variable > file > default, and errors with their place."""
 
+import re
+
 import pytest
 from longcat.cli import _apply_settings, main, make_parser
+from longcat.cli.settings import _NO_FLAGS
+
+from support.documents import ROOT
 
 
 @pytest.fixture
@@ -126,3 +131,16 @@ def test_settings_reach_the_command(tiny, file, capsys):
     file.write_text("[sampling]\nmax-tokens = 3\ntemperature = 0\n")
     assert main(["generate", tiny, "Once", "--json"]) == 0
     assert '"completion_tokens": 3' in capsys.readouterr().out
+
+
+def test_variables_that_the_code_reads_are_no_flags():
+    """Else a variable of the core, such as LONGCAT_SYNC, would be taken for a misspelt flag."""
+    reads = re.compile(r"""(?:getenv\(|environ(?:\.get\(|\[))"LONGCAT_([A-Z_]+)""")
+    files = [path for folder in ("cpp", "cuda", "python") for path in (ROOT / folder).rglob("*.*")]
+    read = {
+        name
+        for path in files
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py")
+        for name in reads.findall(path.read_text())
+    }
+    assert "SYNC" in read and read <= set(_NO_FLAGS)

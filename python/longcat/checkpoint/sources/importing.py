@@ -17,6 +17,7 @@ import numpy as np
 import longcat._core as _core
 from longcat._core import Error
 from longcat.checkpoint.card import Provenance, source_name
+from longcat.checkpoint.convert import Converted
 from longcat.checkpoint.formats import checked_formats, component_of, packed_as, place, spellings, use_of
 from longcat.checkpoint.partial import PartialFolder
 from longcat.checkpoint.sources.source import SourceTensor, WeightSource
@@ -44,15 +45,11 @@ class Added:
 
 
 @dataclass
-class Imported:
+class Imported(Converted):
     """The written files, the time they took, and what rounding added."""
 
-    num_bytes: int  # of all safetensors files
-    source_bytes: int
-    files: int
-    resumed_files: int  # complete from an earlier run
-    seconds: float
-    added: dict[tuple[str, str], Added]  # (format of the source, format written), of the tensors that this run wrote
+    # (format of the source, format written), of the tensors that this run wrote
+    added: dict[tuple[str, str], Added] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # of the source, and tensors that were left out
 
 

@@ -16,9 +16,9 @@ inline void require_model_folder(const std::filesystem::path& folder, std::strin
   const auto status = std::filesystem::status(folder, error);
   const std::string name = printable_path(folder);
   if (folder.empty() || status.type() == std::filesystem::file_type::not_found)
-    throw Error(
-        str_cat(area, " ", folder.empty() ? "the empty path" : name,
-                " does not exist: expected a local folder in the Hugging Face layout; longcat does not download"));
+    throw Error(str_cat(
+        area, " ", folder.empty() ? "the empty path" : name,
+        " does not exist: expected a local folder in the Hugging Face layout (`longcat pull NAME` downloads one)"));
   if (status.type() == std::filesystem::file_type::directory) {
     std::filesystem::directory_iterator(folder, error);
     if (!error) return;

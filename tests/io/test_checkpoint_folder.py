@@ -159,7 +159,7 @@ def test_folders_without_a_checkpoint(files, tells, tmp_path, refused):
 
 
 def test_paths_that_are_no_folder(tmp_path, refused):
-    assert "does not download" in refused(testing.open_checkpoint, "meituan-longcat/LongCat-Flash-Lite")
+    assert "longcat pull" in refused(testing.open_checkpoint, "meituan-longcat/LongCat-Flash-Lite")
     assert "does not exist" in refused(testing.open_checkpoint, "")
     assert "does not exist" in refused(testing.open_checkpoint, "no\0where")
     write_safetensors(tmp_path / "model.safetensors", {"a": tensor()})

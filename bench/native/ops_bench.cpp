@@ -75,7 +75,8 @@ class Matrices {
     std::vector<uint8_t> packed(static_cast<size_t>(some.num_bytes()));
     const float* from = rows.data();
     if (is_packed(format)) {
-      cpu::pack(packed.data(), format, kRows, in_features,
+      ThreadPool pool(available_threads());
+      cpu::pack(pool, packed.data(), format, kRows, in_features,
                 [&](int64_t row, float* values) { std::copy_n(from + row * in_features, in_features, values); });
     } else {
       for (size_t i = 0; i < rows.size(); ++i) {

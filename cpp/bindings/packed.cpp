@@ -29,11 +29,13 @@ py::array_t<uint8_t> empty_packed_array(WeightFormat format, int64_t rows, int64
   return py::array_t<uint8_t>({packed_bytes(format, rows, cols) / stride, stride});
 }
 
-py::array_t<uint8_t> packed_array(WeightFormat format, int64_t rows, int64_t cols, const cpu::RowReader& read) {
+py::array_t<uint8_t> packed_array(int num_threads, WeightFormat format, int64_t rows, int64_t cols,
+                                  const cpu::RowReader& read) {
   py::array_t<uint8_t> out = empty_packed_array(format, rows, cols);
   uint8_t* data = out.mutable_data();
   const GilRelease nogil;
-  cpu::pack(data, format, rows, cols, read);
+  ThreadPool pool(num_threads);
+  cpu::pack(pool, data, format, rows, cols, read);
   return out;
 }
 
@@ -53,12 +55,13 @@ py::dict packable_tensors(const std::string& config_text) {
   return uses;
 }
 
-// Packs rows of finite floats. Returns the bytes, and of each eighth row the sums of squared errors and of squares.
+// Packs rows of finite floats in the calling thread: callers pack parts in threads of their own. Returns the bytes, and
+// of each eighth row the sums of squared errors and of squares.
 py::tuple pack_values(const Floats& values, const std::string& name) {
   const WeightFormat format = packed_format(name);
   const int64_t rows = values.shape(0), cols = values.shape(1);
   const float* data = values.data();
-  py::array_t<uint8_t> packed = packed_array(format, rows, cols, [&](int64_t row, float* out) {
+  py::array_t<uint8_t> packed = packed_array(1, format, rows, cols, [&](int64_t row, float* out) {
     std::memcpy(out, data + row * cols, static_cast<size_t>(cols) * sizeof(float));
   });
   const Weight weight{.format = format, .out_features = rows, .in_features = cols, .data = packed.data()};
@@ -124,7 +127,7 @@ void register_packed(py::module_& module) {
         if (!stored || stored->shape.size() != 2) throw std::invalid_argument(str_cat(name, " is no matrix here"));
         try {
           py::array_t<uint8_t> packed =
-              packed_array(packed_format(format), stored->shape[0], stored->shape[1],
+              packed_array(available_threads(), packed_format(format), stored->shape[0], stored->shape[1],
                            [&](int64_t row, float* out) { read_stored_row(out, checkpoint, name, row); });
           check_shards(checkpoint);
           return packed;
@@ -156,7 +159,8 @@ void register_packed(py::module_& module) {
         py::array_t<uint8_t> out = empty_packed_array(format, rows, cols);
         uint8_t* data = out.mutable_data();
         const GilRelease nogil;
-        cpu::pack_grid(data, format, rows, cols, values.data(), scales.data());
+        ThreadPool pool(1);
+        cpu::pack_grid(pool, data, format, rows, cols, values.data(), scales.data());
         return out;
       },
       py::arg("values"), py::arg("scales"), py::arg("format"));

@@ -12,7 +12,7 @@ Weight CpuOps::draft_head(const Weight& head, Buffer& storage) {
   if (!is_x8(head.format) || is_int4(head.format)) return head;
   Weight packed{.format = WeightFormat::int4_x8, .out_features = head.out_features, .in_features = head.in_features};
   storage = Buffer(device_, packed.num_bytes());
-  cpu::pack(static_cast<uint8_t*>(storage.data()), packed.format, head.out_features, head.in_features,
+  cpu::pack(pool_, static_cast<uint8_t*>(storage.data()), packed.format, head.out_features, head.in_features,
             [&](int64_t row, float* values) { cpu::read_row(values, head, row); });
   packed.data = storage.data();
   packed.placement = Placement::device;

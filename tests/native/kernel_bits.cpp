@@ -88,7 +88,7 @@ void add_packed(Results& results, Isa isa) {
             std::pair{WeightFormat::int4_x8, "packed int4"}, std::pair{WeightFormat::int8_x8_f16, "packed int8, f16"},
             std::pair{WeightFormat::int4_x8_f16, "packed int4, f16"}}) {
         std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(format, out, in)));
-        pack(packed.data(), format, out, in,
+        pack(pool, packed.data(), format, out, in,
              [&](int64_t row, float* to) { std::copy_n(matrix.data() + row * in, in, to); });
         const Weight weight{.format = format, .out_features = out, .in_features = in, .data = packed.data()};
         for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 131}) {

@@ -30,7 +30,8 @@ void register_packed_formats(py::module_& testing) {
         const WeightFormat packed = packed_format(format);
         const int64_t stride = packed_stride(packed, cols);
         Array<uint8_t> out({packed_bytes(packed, rows, cols) / stride, stride});
-        cpu::pack(out.mutable_data(), packed, rows, cols,
+        ThreadPool pool(available_threads());
+        cpu::pack(pool, out.mutable_data(), packed, rows, cols,
                   [&](int64_t row, float* to) { std::copy_n(values + row * cols, cols, to); });
         return out;
       },

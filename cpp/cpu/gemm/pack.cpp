@@ -146,12 +146,12 @@ void check_grid_row(WeightFormat format, int64_t row, int64_t n, const int8_t* q
 
 }  // namespace
 
-void pack(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const RowReader& read_row) {
+void pack(ThreadPool& pool, uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features,
+          const RowReader& read_row) {
   const int64_t stride = packed_stride(format, in_features);
   const int64_t rows_at_once = is_x8(format) ? kPackedRows : 64;
   const int64_t width = num_quant_blocks(in_features) * kQuantBlock;
   const float most = has_half_scales(format) ? kMostHalf : std::numeric_limits<float>::max();
-  ThreadPool pool(available_threads());
   pool.parallel_for((out_features + rows_at_once - 1) / rows_at_once, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> rows(static_cast<size_t>(rows_at_once * width));
     std::vector<int8_t> q(static_cast<size_t>(width));
@@ -199,14 +199,13 @@ void search_int4_scales(float* scales, const float* values, int64_t num_blocks) 
   });
 }
 
-void pack_grid(uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features, const int8_t* q,
-               const uint16_t* scales) {
+void pack_grid(ThreadPool& pool, uint8_t* data, WeightFormat format, int64_t out_features, int64_t in_features,
+               const int8_t* q, const uint16_t* scales) {
   if (!is_int_x8(format) && !is_b32(format))
     throw std::invalid_argument(str_cat("[packed] ", name_of(format), " has no scales of blocks; expected int8_x8, ",
                                         "int4_x8, int8_x8_f16, int4_x8_f16, int8_b32 or int4_b32"));
   const int64_t n = in_features, stride = packed_stride(format, n), blocks = num_quant_blocks(n);
   const int64_t rows_at_once = is_x8(format) ? kPackedRows : 1;
-  ThreadPool pool(available_threads());
   pool.parallel_for(
       (out_features + rows_at_once - 1) / rows_at_once, 64 / rows_at_once, [&](int64_t begin, int64_t end) {
         for (int64_t unit = begin; unit < end; ++unit) {

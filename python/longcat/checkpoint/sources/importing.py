@@ -25,7 +25,7 @@ from longcat.checkpoint.writer import MAX_SHARD_BYTES
 from longcat.support.json_types import JsonObject
 from longcat.support.text import count, printable, some_of
 
-_CHUNK_VALUES = 1 << 21  # that a thread decodes at a time: 8 MB as f32
+_CHUNK_VALUES = 1 << 19  # that a thread decodes at a time: 2 MB as f32
 _ROWS = 8  # of a group of the x8 formats, which no chunk divides
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -241,7 +241,7 @@ def _encoded(source: WeightSource, tensors: Sequence[_Tensor]) -> Iterator[tuple
                 for begin in range(0, rows, step):
                     end = min(begin + step, rows)
                     waiting.append((tensor, pool.submit(_encode, source, tensor, begin, end), end == rows))
-                    if len(waiting) > threads:
+                    if len(waiting) > 8 * threads:
                         tensor_, chunk, is_last = waiting.popleft()
                         yield tensor_, chunk.result(), is_last
             while waiting:

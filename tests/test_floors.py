@@ -27,7 +27,7 @@ VENDORS = {  # header prefix -> folders that may include it
     "cute/": {"cuda"},
     "nccl": {"cuda"},
     "mpi.h": {"tests"},
-    "Python.h": set(),
+    "Python.h": {"bindings"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]', re.MULTILINE)
 

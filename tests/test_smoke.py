@@ -62,6 +62,29 @@ def test_generate(tiny):
     assert printed.strip() == ("Once upon a time" + output.text).strip()
 
 
+LATE_THREAD = """
+import sys, threading, time, longcat
+
+class Late:
+    def __del__(self, sleep=time.sleep):  # of this module's end, when threads no longer get the GIL
+        print("late", flush=True)
+        sleep(0.3)
+
+late = Late()
+engine = longcat.Engine(sys.argv[1], num_threads=1)
+stream = engine.generate("Once", max_tokens=1500, ignore_eos=True, stream=True)
+next(stream)
+threading.Thread(target=list, args=(stream,), daemon=True).start()
+"""
+
+
+def test_a_program_ends_while_a_thread_waits(tiny):
+    """Python ends the thread by the unwinder of glibc, which a compiler's own C++ library may not survive."""
+    command = [sys.executable, "-c", LATE_THREAD, tiny]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "late\n"), result.stderr
+
+
 MPIRUN = {
     "Open MPI": Path(sys.executable).with_name("mpirun"),
     "MPICH": Path(__file__).parents[1] / "build/mpich/bin/mpirun",

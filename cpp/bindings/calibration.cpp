@@ -77,7 +77,7 @@ class InputObserver {
     ops_.observed.clear();
     for (const std::string& name : names) ops_.observed[weights_.at(name)] = name;
     ops_.observe = [&](const std::string& name, Tensor x) {
-      const py::gil_scoped_acquire gil;
+      const GilAcquire gil;
       const py::capsule owner(x.raw(), [](void*) {});  // numpy uses the memory without a copy
       observe(name,
               py::array_t<float>({x.size(0), x.size(1)}, {x.stride(0) * 4, x.stride(1) * 4}, x.data<float>(), owner));
@@ -113,7 +113,7 @@ class InputObserver {
 void register_calibration(py::module_& module) {
   py::class_<InputObserver>(module, "InputObserver")
       .def(py::init<const std::string&, int64_t, int64_t>(), py::arg("folder"), py::arg("max_tokens"),
-           py::arg("max_sequences"), py::call_guard<py::gil_scoped_release>())
+           py::arg("max_sequences"), py::call_guard<GilRelease>())
       .def("names", &InputObserver::names)
       .def("read", &InputObserver::read, py::arg("sequences"), py::arg("names"), py::arg("observe"));
 }

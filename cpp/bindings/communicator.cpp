@@ -124,14 +124,14 @@ void register_communicator(py::module_& module) {
       .def_property_readonly("failure", [](const PyCommunicator& self) { return self.ranks->failure(); });
 
   py::class_<MpiJob>(module, "MpiJob")
-      .def(py::init(&join_mpi_job), py::arg("library"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init(&join_mpi_job), py::arg("library"), py::call_guard<GilRelease>())
       .def("world",
            [](MpiJob& self) {
              const GilRelease nogil;
              return PyCommunicator{self.world->split(0)};
            })
       .def_readonly("library", &MpiJob::library)
-      .def("finalize", &MpiJob::finalize, py::call_guard<py::gil_scoped_release>());
+      .def("finalize", &MpiJob::finalize, py::call_guard<GilRelease>());
 
   // token: 64 bytes, by which the ranks of a job know each other.
   py::class_<TcpJob>(module, "TcpJob")
@@ -155,7 +155,7 @@ void register_communicator(py::module_& module) {
              return PyCommunicator{self.world().split(0)};
            })
       .def_property_readonly("library", [](const TcpJob&) { return "TCP"; })
-      .def("finalize", &TcpJob::finalize, py::call_guard<py::gil_scoped_release>());
+      .def("finalize", &TcpJob::finalize, py::call_guard<GilRelease>());
 
   register_watch(module);
 }

@@ -204,7 +204,7 @@ void register_engine(py::module_& module) {
       .def("info", [](PyEngine& self) {
         py::dict info;
         self.with([&](Engine& e) {
-          const py::gil_scoped_acquire gil;
+          const GilAcquire gil;
           info["architecture"] = e.config().architecture;
           info["device"] = e.device_name();
           info["dtype"] = name_of(e.dtype());

@@ -12,7 +12,7 @@ PyEngine::PyEngine(const std::string& folder, const EngineOptions& options, cons
   LoadProgress report;
   if (!progress.is_none())
     report = [&](int64_t done, int64_t total) {
-      const py::gil_scoped_acquire gil;
+      const GilAcquire gil;
       progress(done, total);
     };
   const GilRelease nogil;
@@ -41,7 +41,7 @@ py::array_t<float> PyEngine::forward(const std::vector<int32_t>& token_ids, int6
   const py::module_ threading = py::module_::import("threading");
   if (threading.attr("current_thread")().is(threading.attr("main_thread")()))
     stops = [&raised] {
-      const py::gil_scoped_acquire gil;
+      const GilAcquire gil;
       if (PyErr_CheckSignals() != 0) raised = std::make_exception_ptr(py::error_already_set());
       return raised != nullptr;
     };

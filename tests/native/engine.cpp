@@ -192,10 +192,10 @@ void register_test_engine(py::module_& testing) {
 
   py::class_<TestEngine>(testing, "Engine")
       .def(py::init<const std::string&, const EngineOptions&, const PyCommunicator*>(), py::arg("folder"),
-           py::arg("options"), py::arg("communicator") = nullptr, py::call_guard<py::gil_scoped_release>())
+           py::arg("options"), py::arg("communicator") = nullptr, py::call_guard<GilRelease>())
       .def("start", [](TestEngine& self) { self.engine().start(); })
       .def(
-          "stop", [](TestEngine& self) { self.engine().stop(); }, py::call_guard<py::gil_scoped_release>())
+          "stop", [](TestEngine& self) { self.engine().stop(); }, py::call_guard<GilRelease>())
       .def(
           "add_request",
           [](TestEngine& self, std::vector<int32_t> ids, const SamplingParams& params, int64_t n) {
@@ -241,8 +241,7 @@ void register_test_engine(py::module_& testing) {
             communicator ? communicator->ranks->split(0) : nullptr, std::move(backend));
         return device.bytes() - of_weights;
       },
-      py::arg("folder"), py::arg("options"), py::arg("communicator") = nullptr,
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("folder"), py::arg("options"), py::arg("communicator") = nullptr, py::call_guard<GilRelease>());
 
   testing.def("look_up", [](const std::vector<int32_t>& ids, int64_t num_tokens, int64_t max_match, int64_t min_match) {
     const auto found = look_up(ids, num_tokens, {.max_match = max_match, .min_match = min_match});

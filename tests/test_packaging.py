@@ -1,5 +1,6 @@
 """What packages and deploys longcat fits the code: workflows, container and service."""
 
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from longcat.cli.commands.serve import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+COMPOSE = ROOT / "examples" / "container" / "compose.yaml"
 SERVICE = ROOT / "examples" / "systemd" / "longcat.service"
 
 
@@ -31,12 +33,17 @@ def serve_arguments() -> dict[str, list[str]]:
     """Arguments of `longcat serve` in what starts it."""
     container = (ROOT / "Containerfile").read_text(encoding="utf-8")
     start = re.search(r"^ExecStart=(.*)$", SERVICE.read_text(encoding="utf-8"), re.MULTILINE)
-    command = re.search(r"^CMD \[(.*)\]$", container, re.MULTILINE)
-    assert start and command
-    return {"service": shlex.split(start[1])[1:], "container": command[1].replace('"', "").split(", ")}
+    command = re.search(r"^CMD (\[.*\])$", container, re.MULTILINE)
+    composed = re.search(r"^    command: (\[.*\])$", COMPOSE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert start and command and composed
+    return {
+        "service": shlex.split(start[1])[1:],
+        "container": json.loads(command[1]),
+        "compose": json.loads(composed[1]),
+    }
 
 
-@pytest.mark.parametrize("name", ["service", "container"])
+@pytest.mark.parametrize("name", ["service", "container", "compose"])
 def test_flags_of_the_server(name):
     command, *arguments = serve_arguments()[name]
     assert command == "serve"

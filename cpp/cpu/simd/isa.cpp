@@ -38,7 +38,7 @@ unsigned saved_registers() {
 constexpr bool has_all(unsigned found, unsigned bits) { return (found & bits) == bits; }
 
 // Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2. Not by
-// __builtin_cpu_supports: the runtime library of some compilers answers false to everything.
+// __builtin_cpu_supports: zig's runtime library answers false to everything.
 Isa best_of_this_machine() {
   constexpr unsigned kYmm = 0x06, kZmm = 0xe6;  // bits of XCR0
   const Cpuid basic(1, 0), extended(7, 0), more(7, 1);

@@ -47,8 +47,8 @@ MUTATIONS = {
     ),
     "use rms_norm_eps in the inner norms": (
         "cpp/model/model.cpp",
-        "constexpr float kInnerNormEps = 1e-6f;",
-        "constexpr float kInnerNormEps = 1e-5f;",
+        "constexpr double kInnerNormEps = 1e-6;",
+        "constexpr double kInnerNormEps = 1e-5;",
         [LOGITS],
     ),
     "weigh by the corrected scores": (
@@ -101,6 +101,24 @@ MUTATIONS = {
         "    cpu::rotate_pairs(row, cos.row<float>(t), sin.row<float>(t), 2 * cos.size(1));\n"
         "    cpu::norm_row(row, row, norm_weight.data<float>(), k.size(1), eps);\n",
         [SPARSE_PARTS],
+    ),
+    "leave the scales of the queries out of the scores of int8 keys": (
+        "cpp/cpu/attention/selection.cpp",
+        "= head_weights[h] * scale * query_scale;",
+        "= head_weights[h] * scale;",
+        ["tests/ops/test_selection.py::test_scores_of_int8_keys"],
+    ),
+    "let an attention without an indexer select by its number": (
+        "cpp/model/model.cpp",
+        "cache.index_keys(config_.sparse->owners_before(sub_layer))",
+        "cache.index_keys(sub_layer / 2)",
+        ["tests/model/test_sparse.py::test_the_pattern_of_selections"],
+    ),
+    "divide the word's vector always": (
+        "cpp/model/model.cpp",
+        "if (!config_.oe_divides_word) {",
+        "if (false) {",
+        ["tests/model/test_sparse.py::test_a_switch_of_config_json"],
     ),
     "store no index keys while nothing is selected": (
         "cpp/model/model.cpp",

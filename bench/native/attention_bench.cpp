@@ -1,14 +1,15 @@
 // Times attention of one sub-layer at the real shape, beside the time that the machine's limits allow.
 //
-//   attention_bench [CHECKPOINT] [--depth 4096,32768] [--latents f32,bf16,fp8,int8] [--chunk 512] [--threads N]
-//                   [--rounds 9]
+//   attention_bench [CHECKPOINT] [--depth 4096,32768] [--latents f32,bf16,fp8,int8] [--index-keys auto,int8]
+//                   [--ops decode,prefill] [--chunk 512] [--threads N] [--rounds 9]
 //
 // decode: one generated token after `depth` tokens. The bound is the larger of two times: its multiply-adds at the
 // machine's peak (exact int8 for int8 latents, else f32), and reading its latents.
 // select: the indexer of sparse attention for this token. The bound: its products at the f32 peak, or reading its keys.
 // decode selected: attention to the positions that it selected. One selection serves two of them (cli_factor).
 // prefill: a chunk of prompt tokens that ends at `depth`. The bound is the multiply-adds of its keys, values, scores
-// and weighted sums at the f32 peak.
+// and weighted sums at the f32 peak. It has a third of the rounds; a single one begins cold.
+// prefill select, prefill selected: the indexer for this chunk, and its attention to what was selected.
 // step (with a checkpoint): whole decode steps of its model. The bound is that of the attention alone.
 // The latents are random, because their values do not change the time. The history of a step is filled with them,
 // because computing a prompt would take minutes.
@@ -91,31 +92,46 @@ class Attention {
     });
   }
 
-  // Calls time_select(function) and time_decode(function): the selection of one generated token, and its attention.
-  template <class TimeSelect, class TimeDecode>
-  void decode_selected(TimeSelect&& time_select, TimeDecode&& time_decode) {
-    const DType dtype = latents_.dtype() == DType::f32 ? DType::f32 : DType::bf16;
-    const Buffer memory(ops_.device(), (num_blocks_ + 1) * kBlockSize * kIndexDim * size_of(dtype));
-    const Tensor keys = memory.tensor(dtype, {num_blocks_ + 1, kBlockSize, kIndexDim});
+  // Calls time_select(function) with the selections of the last `tokens` tokens, and time_attention(function) with
+  // their attention: that of one generated token, or of a chunk of prompt tokens.
+  template <class TimeSelect, class TimeAttention>
+  void selected(int64_t tokens, bool generated, DType keys_dtype, TimeSelect&& time_select,
+                TimeAttention&& time_attention) {
+    const int64_t key_size = index_key_size(keys_dtype, kIndexDim);
+    const Buffer memory(ops_.device(), (num_blocks_ + 1) * kBlockSize * key_size * size_of(keys_dtype));
+    const Tensor keys = memory.tensor(keys_dtype, {num_blocks_ + 1, kBlockSize, key_size});
     std::vector<float> rows = random_values(depth_ * kIndexDim), ones(static_cast<size_t>(depth_ * kRope / 2), 1.0f),
                        norm(static_cast<size_t>(kIndexDim), 1.0f);
     const Tensor angles(ones.data(), DType::f32, {depth_, kRope / 2});
     ops_.index_store(keys, Tensor(rows.data(), DType::f32, {depth_, kIndexDim}),
                      Tensor(norm.data(), DType::f32, {kIndexDim}), 1e-6f, angles, angles, batch(0, depth_, false));
-    std::vector<float> q = random_values(kHeads * (kLatent + kRope)), out(static_cast<size_t>(kHeads * kLatent)),
-                       head_weights = random_values(kIndexHeads);
-    std::vector<int32_t> positions(static_cast<size_t>(kRule.topk));
-    const Tensor selected(positions.data(), DType::i32, {1, kRule.topk});
-    const ForwardBatch at_end = batch(depth_ - 1, 1, true);
+    std::vector<float> index_q = random_values(tokens * kIndexHeads * kIndexDim),
+                       head_weights = random_values(tokens * kIndexHeads);
+    std::vector<int32_t> positions(static_cast<size_t>(tokens * kRule.topk));
+    const Tensor selected(positions.data(), DType::i32, {tokens, kRule.topk});
+    const ForwardBatch at_end = batch(depth_ - tokens, tokens, generated);
     time_select([&] {
-      ops_.select_positions(selected, Tensor(q.data(), DType::f32, {1, kIndexHeads, kIndexDim}),
-                            Tensor(head_weights.data(), DType::f32, {1, kIndexHeads}), keys, at_end, kRule, 0.02f);
+      ops_.select_positions(selected, Tensor(index_q.data(), DType::f32, {tokens, kIndexHeads, kIndexDim}),
+                            Tensor(head_weights.data(), DType::f32, {tokens, kIndexHeads}), keys, at_end, kRule, 0.02f);
     });
-    time_decode([&] {
-      ops_.mla_decode_selected(
-          Tensor(out.data(), DType::f32, {1, kHeads, kLatent}), Tensor(q.data(), DType::f32, {1, kHeads, kLatent}),
-          Tensor(q.data() + kHeads * kLatent, DType::f32, {1, kHeads, kRope}), latents_, selected, at_end, 0.07f);
-    });
+    std::vector<float> q_latent = random_values(tokens * kHeads * kLatent), latent_out(q_latent.size());
+    const Tensor latent_queries(q_latent.data(), DType::f32, {tokens, kHeads, kLatent});
+    const Tensor latent_results(latent_out.data(), DType::f32, {tokens, kHeads, kLatent});
+    std::vector<float> q = random_values(tokens * kHeads * (kNope + kRope));
+    const Tensor queries(q.data(), DType::f32, {tokens, kHeads, kNope + kRope});
+    if (generated) {
+      time_attention([&] {
+        ops_.mla_decode_selected(latent_results, latent_queries, queries.slice(2, kNope, kNope + kRope), latents_,
+                                 selected, at_end, 0.07f);
+      });
+    } else {
+      std::vector<float> weight = random_values(kHeads * kLatent * kNope),
+                         out(static_cast<size_t>(tokens * kHeads * kValue));
+      time_attention([&] {
+        ops_.mla_prefill_selected(Tensor(out.data(), DType::f32, {tokens, kHeads, kValue}), queries, latents_,
+                                  k_up(weight), v_up(weight), selected, latent_queries, latent_results, at_end, 0.07f);
+      });
+    }
   }
 
   // Calls time(function) with a function that computes the attention of a chunk of prompt tokens.
@@ -124,17 +140,22 @@ class Attention {
     std::vector<float> q = random_values(chunk * kHeads * (kNope + kRope)),
                        out(static_cast<size_t>(chunk * kHeads * kValue)),
                        weight = random_values(kHeads * kLatent * kNope);
-    const Weight k_up{.out_features = kHeads * kLatent, .in_features = kNope, .data = weight.data()};
-    const Weight v_up{.out_features = kHeads * kValue, .in_features = kLatent, .data = weight.data()};
     const ForwardBatch at_end = batch(depth_ - chunk, chunk, false);
     time([&] {
       ops_.mla_prefill(Tensor(out.data(), DType::f32, {chunk, kHeads, kValue}),
-                       Tensor(q.data(), DType::f32, {chunk, kHeads, kNope + kRope}), latents_, k_up, v_up, at_end,
-                       0.07f);
+                       Tensor(q.data(), DType::f32, {chunk, kHeads, kNope + kRope}), latents_, k_up(weight),
+                       v_up(weight), at_end, 0.07f);
     });
   }
 
  private:
+  static Weight k_up(const std::vector<float>& values) {
+    return {.out_features = kHeads * kLatent, .in_features = kNope, .data = values.data()};
+  }
+  static Weight v_up(const std::vector<float>& values) {
+    return {.out_features = kHeads * kValue, .in_features = kLatent, .data = values.data()};
+  }
+
   ForwardBatch batch(int64_t start, int64_t tokens, bool generated) {
     const std::vector<int32_t> ids(static_cast<size_t>(tokens), 0);
     const Chunk chunk{.token_ids = ids, .start = start, .blocks = blocks_, .generated = generated};
@@ -148,6 +169,10 @@ class Attention {
   BatchBuffers buffers_;
   std::vector<int32_t> blocks_;
 };
+
+bool has(const std::vector<std::string>& words, const std::string& word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
 
 // A model whose cache holds random latents of `depth` tokens.
 class DeepModel {
@@ -192,6 +217,8 @@ int main(int argc, char** argv) try {
   bench::CommandLine line(argc, argv);
   const std::vector<int64_t> depths = line.numbers("--depth", {4096, 32768});
   const std::vector<std::string> wanted = line.words("--latents", {"f32", "bf16", "fp8", "int8"});
+  const std::vector<std::string> index_keys = line.words("--index-keys", {"auto"});
+  const std::vector<std::string> ops_wanted = line.words("--ops", {"decode", "prefill"});
   const std::string checkpoint = line.checkpoint_or_empty();
   const int64_t chunk = line.number("--chunk", 512), rounds = line.number("--rounds", 9);
   const int threads = static_cast<int>(line.number("--threads", available_threads()));
@@ -206,7 +233,7 @@ int main(int argc, char** argv) try {
     const double computed = operations / (int8 ? limits.int8_op_per_s : limits.f32_flop_per_s);
     const double read = bytes / limits.read_bytes_per_s, bound = std::max(computed, read);
     std::vector<double> seconds;
-    work();
+    if (times > 1) work();
     for (int64_t round = 0; round < times; ++round) {
       const Clock::time_point begin = Clock::now();
       work();
@@ -227,42 +254,59 @@ int main(int argc, char** argv) try {
   for (const int64_t depth : depths)
     for (const Format format : {Format{"f32", DType::f32}, Format{"bf16", DType::bf16}, Format{"fp8", DType::f8_e4m3},
                                 Format{"int8", DType::i8}}) {
-      if (std::find(wanted.begin(), wanted.end(), format.name) == wanted.end()) continue;
+      if (!has(wanted, format.name)) continue;
       Attention attention(*ops, format.dtype, depth);
       const double bytes = static_cast<double>(attention.latent_bytes());
-      attention.decode([&](auto&& work) {
-        measure("decode", format.name, depth, rounds, 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)),
-                bytes, format.dtype == DType::i8 && cpu_isa() != Isa::portable, work);
-      });
-      if (depth > kRule.topk) {
-        const double keys = static_cast<double>(kIndexHeads * kIndexDim * depth);
-        const int64_t key_bytes = format.dtype == DType::f32 ? 4 : 2;
-        attention.decode_selected(
+      const bool is_int8 = format.dtype == DType::i8 && cpu_isa() != Isa::portable;
+      const bool decodes = has(ops_wanted, "decode");
+      const bool prefills = has(ops_wanted, "prefill") && 0 < chunk && chunk <= depth;
+      if (decodes)
+        attention.decode([&](auto&& work) {
+          measure("decode", format.name, depth, rounds,
+                  2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), bytes, is_int8, work);
+        });
+      const int64_t few_rounds = std::max<int64_t>(1, rounds / 3);
+      // Selections of `tokens` tokens, whose last is at `depth`, and their attention.
+      const auto measure_selected = [&](const std::string& keys, int64_t tokens, bool generated, int64_t times) {
+        const bool int8_keys = keys == "int8";
+        const DType automatic = format.dtype == DType::f32 ? DType::f32 : DType::bf16;
+        const DType dtype = int8_keys ? DType::i8 : automatic;
+        const double pairs =
+            static_cast<double>(tokens) * (static_cast<double>(depth) - 0.5 * static_cast<double>(tokens));
+        const double key_bytes = static_cast<double>(depth * index_key_size(dtype, kIndexDim) * size_of(dtype));
+        const std::string before = generated ? "" : "prefill ", after = int8_keys ? ", int8 keys" : "";
+        attention.selected(
+            tokens, generated, dtype,
             [&](auto&& work) {
-              measure("select", format.name, depth, rounds, 2.0 * keys,
-                      static_cast<double>(depth * kIndexDim * key_bytes), false, work);
+              measure(str_cat(before, "select", after).c_str(), format.name, depth, times,
+                      2.0 * pairs * static_cast<double>(kIndexHeads * kIndexDim), key_bytes,
+                      int8_keys && cpu_isa() != Isa::portable, work);
             },
             [&](auto&& work) {
-              measure("decode selected", format.name, depth, rounds,
-                      2.0 * static_cast<double>(kHeads * kRule.topk * (2 * kLatent + kRope)),
-                      bytes * static_cast<double>(kRule.topk) / static_cast<double>(depth),
-                      format.dtype == DType::i8 && cpu_isa() != Isa::portable, work);
+              const double latents = static_cast<double>(tokens * kRule.topk);
+              measure(generated ? "decode selected" : "prefill selected", format.name, depth, times,
+                      2.0 * latents * static_cast<double>(kHeads * (2 * kLatent + kRope)),
+                      bytes * std::min(1.0, latents / static_cast<double>(depth)), is_int8, work);
             });
-      }
+      };
+      if (depth > kRule.topk)
+        for (const std::string& keys : index_keys) {
+          if (decodes) measure_selected(keys, 1, true, rounds);
+          if (prefills) measure_selected(keys, chunk, false, few_rounds);
+        }
       if (!checkpoint.empty()) {
         DeepModel model(checkpoint, format.name, threads, depth);
         const double sub_layers = static_cast<double>(model.num_sub_layers());
         measure("step", format.name, depth, rounds,
                 sub_layers * 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), sub_layers * bytes,
-                format.dtype == DType::i8 && cpu_isa() != Isa::portable, [&] { model.step(); });
+                is_int8, [&] { model.step(); });
       }
-      if (chunk <= 0 || chunk > depth) continue;
+      if (!prefills) continue;
       const double pairs = static_cast<double>(chunk) * (static_cast<double>(depth) - 0.5 * static_cast<double>(chunk));
       const double operations =
           2.0 * kHeads * (static_cast<double>(depth * kLatent) * (kNope + kValue) + pairs * (kNope + kRope + kValue));
       attention.prefill(chunk, [&](auto&& work) {
-        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, std::max<int64_t>(1, rounds / 3), operations,
-                bytes, false, work);
+        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, few_rounds, operations, bytes, false, work);
       });
     }
   return 0;

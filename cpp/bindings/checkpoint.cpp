@@ -84,13 +84,14 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
 }
 
 // Returns what an engine with these options allocates on the CPU where `available` bytes are free: {"dtype",
-// "kv_cache_dtype", "max_model_len", "block_tokens", "block_bytes", "num_blocks", "buffers": [(allocated, of these
-// never written) of each rank]}.
+// "kv_cache_dtype", "num_index_layers", "index_key_bytes", "max_model_len", "block_tokens", "block_bytes",
+// "num_blocks", "buffers": [(allocated, of these never written) of each rank]}.
 py::dict plan_memory(const std::string& folder, const EngineOptions& options, int64_t available) {
   check(options);
   const ModelConfig config = load_model_config(folder);
-  const auto [dtype, kv_cache_dtype] = number_formats(options, config);
-  const CachePlan cache = plan_cache(config, options, kv_cache_dtype, cache_share(available, options.world_size()));
+  const auto [dtype, kv_cache_dtype, index_cache_dtype] = number_formats(options, config);
+  const CachePlan cache =
+      plan_cache(config, options, {kv_cache_dtype, index_cache_dtype}, cache_share(available, options.world_size()));
   py::list buffers;
   for (int64_t rank = 0; rank < options.world_size(); ++rank) {
     const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, rank);
@@ -100,6 +101,9 @@ py::dict plan_memory(const std::string& folder, const EngineOptions& options, in
   py::dict dict;
   dict["dtype"] = name_of(dtype);
   dict["kv_cache_dtype"] = name_of(kv_cache_dtype);
+  dict["num_index_layers"] = KvCache::num_index_layers(config);
+  dict["index_key_bytes"] =
+      config.sparse ? index_key_size(index_cache_dtype, config.sparse->index_head_dim) * size_of(index_cache_dtype) : 0;
   dict["max_model_len"] = cache.max_model_len;
   dict["block_tokens"] = kBlockSize;
   dict["block_bytes"] = cache.block_bytes;

@@ -94,6 +94,7 @@ void register_engine(py::module_& module) {
       .def_readwrite("dtype", &EngineOptions::dtype)
       .def_readwrite("quantize_experts", &EngineOptions::quantize_experts)
       .def_readwrite("kv_cache_dtype", &EngineOptions::kv_cache_dtype)
+      .def_readwrite("index_cache_dtype", &EngineOptions::index_cache_dtype)
       .def_readwrite("ngram_placement", &EngineOptions::ngram_placement)
       .def_readwrite("max_model_len", &EngineOptions::max_model_len)
       .def_readwrite("max_num_seqs", &EngineOptions::max_num_seqs)

@@ -20,6 +20,7 @@ class CpuOps : public Ops {
   int num_threads() const override { return pool_.num_threads(); }
 
   bool reads_latents(DType) const override { return true; }
+  bool reads_index_keys(DType) const override { return true; }
   void use_dtype(DType dtype) override;
   Weight prepare(const Weight& logical, Buffer& storage) override;
   Weight prepare_lookup(const Weight& logical, Buffer&) override { return logical; }  // a row stays in one place

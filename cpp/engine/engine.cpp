@@ -24,11 +24,11 @@ Engine::Engine(const std::filesystem::path& folder, const EngineOptions& options
 void Engine::allocate() {
   Device& device = loaded_.ops->device();
   const int64_t ranks_here = options_.ranks_per_machine > 0 ? options_.ranks_per_machine : world_size();
-  CachePlan plan = plan_cache(config(), options_, kv_cache_dtype(), device.default_cache_bytes(ranks_here));
+  CachePlan plan = plan_cache(config(), options_, cache_dtypes(), device.default_cache_bytes(ranks_here));
   plan.num_blocks = loaded_.lockstep.least(plan.num_blocks);
   max_model_len_ = plan.max_model_len;
   const int64_t num_blocks = plan.num_blocks, block_bytes = plan.block_bytes;
-  cache_ = std::make_unique<KvCache>(device, config(), num_blocks, kv_cache_dtype());
+  cache_ = std::make_unique<KvCache>(device, config(), num_blocks, cache_dtypes());
   runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_, runner_limits(options_, plan));
   const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
   scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,

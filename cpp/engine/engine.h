@@ -49,6 +49,7 @@ class Engine {
   const ModelConfig& config() const { return loaded_.config; }
   DType dtype() const { return loaded_.dtype; }
   DType kv_cache_dtype() const { return loaded_.kv_cache_dtype; }
+  CacheDTypes cache_dtypes() const { return {loaded_.kv_cache_dtype, loaded_.index_cache_dtype}; }
   std::string device_name() const { return loaded_.ops->device().name(); }
   int num_threads() const { return loaded_.ops->num_threads(); }
   std::vector<std::string> warnings() const;
@@ -58,7 +59,7 @@ class Engine {
   int64_t table_bytes() const { return loaded_.model->weights().table_bytes(); }
   int64_t rank() const { return loaded_.model->shard().rank; }
   int64_t world_size() const { return loaded_.model->shard().world(); }
-  int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), kv_cache_dtype()); }
+  int64_t kv_cache_bytes() const { return cache_->num_blocks() * KvCache::block_bytes(config(), cache_dtypes()); }
   EngineMetrics metrics() const;
   std::string failure() const;  // why the engine can make no more steps; empty: it can
 

@@ -12,10 +12,11 @@
 namespace longcat {
 
 struct EngineOptions {
-  std::string device = "auto";           // "auto", "cpu", "cuda", "cuda:N"
-  std::string dtype = "auto";            // "auto" (config.json), "f32", "bf16"
-  bool quantize_experts = false;         // convert bf16 experts to fp8 blocks while loading
-  std::string kv_cache_dtype = "auto";   // "auto" (as dtype), "f32", "bf16", "fp8", "int8"
+  std::string device = "auto";             // "auto", "cpu", "cuda", "cuda:N"
+  std::string dtype = "auto";              // "auto" (config.json), "f32", "bf16"
+  bool quantize_experts = false;           // convert bf16 experts to fp8 blocks while loading
+  std::string kv_cache_dtype = "auto";     // "auto" (as dtype), "f32", "bf16", "fp8", "int8"
+  std::string index_cache_dtype = "auto";  // "auto" (f32 beside f32 latents, else bf16), "f32", "bf16", "int8"
   std::string ngram_placement = "auto";  // place of the N-gram tables: "auto", "disk" (CPU), "host" or "device" (CUDA)
   int64_t max_model_len = 0;             // [tokens] 0: max_position_embeddings
   int64_t max_num_seqs = 16;             // sequences running at once

@@ -1,6 +1,7 @@
 #include "engine/load_model.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "ops/backend.h"
@@ -9,14 +10,18 @@ namespace longcat {
 
 namespace {
 
-DType parse_dtype(const char* option, const std::string& name, DType automatic, bool of_latents) {
+// `known` lists the values beside "auto", "f32" and "bf16".
+DType parse_dtype(const char* option, const std::string& name, DType automatic, std::span<const DType> known) {
+  const auto has = [&](DType dtype) { return std::ranges::find(known, dtype) != known.end(); };
   if (name == "auto") return automatic;
   if (name == "f32" || name == "float32" || name == "float") return DType::f32;
   if (name == "bf16" || name == "bfloat16") return DType::bf16;
-  if (of_latents && (name == "fp8" || name == "fp8_e4m3")) return DType::f8_e4m3;
-  if (of_latents && name == "int8") return DType::i8;
+  if (has(DType::f8_e4m3) && (name == "fp8" || name == "fp8_e4m3")) return DType::f8_e4m3;
+  if (has(DType::i8) && name == "int8") return DType::i8;
   throw std::invalid_argument(str_cat(option, "=\"", name, "\" is not known: use \"auto\", \"f32\"",
-                                      of_latents ? ", \"bf16\", \"fp8\" or \"int8\"" : " or \"bf16\""));
+                                      has(DType::f8_e4m3) ? ", \"bf16\", \"fp8\" or \"int8\""
+                                      : has(DType::i8)    ? ", \"bf16\" or \"int8\""
+                                                          : " or \"bf16\""));
 }
 
 void require_positive(const char* option, int64_t value) {
@@ -54,7 +59,7 @@ class Fingerprint {
 // Hash of all options that change what a rank computes.
 uint64_t fingerprint_of(const EngineOptions& o) {
   Fingerprint print;
-  for (const std::string& text : {o.dtype, o.kv_cache_dtype}) print.add(text);
+  for (const std::string& text : {o.dtype, o.kv_cache_dtype, o.index_cache_dtype}) print.add(text);
   for (const int64_t number :
        {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size,
         o.expert_parallel_size, static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens})
@@ -79,11 +84,14 @@ uint64_t fingerprint_of(const Checkpoint& checkpoint) {
   return print.value();
 }
 
-// Throws Error when the device cannot read latents of this dtype.
-void check_cache_dtype(const EngineOptions& options, DType kv_cache_dtype, Ops& ops) {
+// Throws std::invalid_argument when the device cannot read latents or index keys of these dtypes.
+void check_cache_dtypes(const EngineOptions& options, DType kv_cache_dtype, DType index_cache_dtype, Ops& ops) {
   if (!ops.reads_latents(kv_cache_dtype))
     throw std::invalid_argument(str_cat("kv_cache_dtype=\"", options.kv_cache_dtype, "\" on ", ops.device().name(),
                                         "; expected \"bf16\" or \"fp8\", or device=\"cpu\""));
+  if (!ops.reads_index_keys(index_cache_dtype))
+    throw std::invalid_argument(str_cat("index_cache_dtype=\"", options.index_cache_dtype, "\" on ",
+                                        ops.device().name(), "; expected \"auto\", or device=\"cpu\""));
 }
 
 Placement parse_table_placement(const EngineOptions& options, Ops& ops) {
@@ -133,8 +141,15 @@ void check(const EngineOptions& options) {
 
 NumberFormats number_formats(const EngineOptions& options, const ModelConfig& config) {
   const DType dtype =
-      parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, false);
-  return {.dtype = dtype, .kv_cache_dtype = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, true)};
+      parse_dtype("dtype", options.dtype, config.torch_dtype == DType::bf16 ? DType::bf16 : DType::f32, {});
+  constexpr DType kLatents[] = {DType::f8_e4m3, DType::i8}, kIndexKeys[] = {DType::i8};
+  const DType latents = parse_dtype("kv_cache_dtype", options.kv_cache_dtype, dtype, kLatents);
+  const DType index_keys =
+      parse_dtype("index_cache_dtype", options.index_cache_dtype, CacheDTypes(latents).index_keys, kIndexKeys);
+  if (options.index_cache_dtype != "auto" && !config.sparse)
+    throw std::invalid_argument(str_cat("index_cache_dtype=\"", options.index_cache_dtype,
+                                        "\", but the checkpoint has dense attention and no index keys; leave it out"));
+  return {.dtype = dtype, .kv_cache_dtype = latents, .index_cache_dtype = index_keys};
 }
 
 LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions& options, const LoadProgress& progress,
@@ -143,7 +158,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
   try {
     ModelConfig config = load_model_config(folder);
     const Shard shard = make_shard(config, options.tensor_parallel_size, options.expert_parallel_size, world->rank());
-    const auto [dtype, kv_cache_dtype] = number_formats(options, config);
+    const auto [dtype, kv_cache_dtype, index_cache_dtype] = number_formats(options, config);
     Checkpoint checkpoint(folder);
     Lockstep lockstep(*world);
     if (lockstep.has_peers()) {
@@ -153,7 +168,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     const int num_communicators = world->size() > 1 ? 2 : 0;  // of all ranks, and of a tensor-parallel group
     std::unique_ptr<Ops> ops = std::move(backend.ops);
     if (!ops) ops = make_ops(options.device, options.num_threads, options.gpu_memory_utilization, num_communicators);
-    check_cache_dtype(options, kv_cache_dtype, *ops);
+    check_cache_dtypes(options, kv_cache_dtype, index_cache_dtype, *ops);
     ops->use_dtype(dtype);
     ModelWeights weights = load_weights_of(checkpoint, config, shard, dtype, *ops, options, progress);
     const int64_t largest_sum = options.max_num_batched_tokens * config.hidden_size * 4;
@@ -167,6 +182,7 @@ LoadedModel load_model(const std::filesystem::path& folder, const EngineOptions&
     return {.config = std::move(config),
             .dtype = dtype,
             .kv_cache_dtype = kv_cache_dtype,
+            .index_cache_dtype = index_cache_dtype,
             .checkpoint = std::move(checkpoint),
             .lockstep = std::move(lockstep),
             .ops = std::move(ops),

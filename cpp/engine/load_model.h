@@ -21,7 +21,7 @@ struct Backend {
 // Everything needed to run forward passes. Members in the order of their lifetimes.
 struct LoadedModel {
   ModelConfig config;
-  DType dtype, kv_cache_dtype;
+  DType dtype, kv_cache_dtype, index_cache_dtype;
   Checkpoint checkpoint;
   Lockstep lockstep;
   std::unique_ptr<Ops> ops;
@@ -31,12 +31,12 @@ struct LoadedModel {
 // Throws std::invalid_argument for an option that is wrong for every checkpoint.
 void check(const EngineOptions& options);
 
-// Of f32 and f16 weights, and of the latent cache.
+// Of f32 and f16 weights, of the latent cache, and of its index keys.
 struct NumberFormats {
-  DType dtype, kv_cache_dtype;
+  DType dtype, kv_cache_dtype, index_cache_dtype;
 };
 
-// Throws std::invalid_argument for a name that is not known.
+// Throws std::invalid_argument for a name that is not known, and for a format of index keys where attention is dense.
 NumberFormats number_formats(const EngineOptions& options, const ModelConfig& config);
 
 // world: the communicator of this rank; null: there is one rank. A failure here fails the other ranks, too.

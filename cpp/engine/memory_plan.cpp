@@ -41,14 +41,13 @@ class CountingDevice final : public Device {
 
 }  // namespace
 
-CachePlan plan_cache(const ModelConfig& config, const EngineOptions& options, DType kv_cache_dtype,
-                     int64_t auto_bytes) {
+CachePlan plan_cache(const ModelConfig& config, const EngineOptions& options, CacheDTypes dtypes, int64_t auto_bytes) {
   const int64_t longest = config.max_position_embeddings;
   const int64_t max_model_len = options.max_model_len > 0 ? options.max_model_len : longest;
   if (max_model_len > longest)
     throw std::invalid_argument(
         str_cat("max_model_len=", max_model_len, " is more than the checkpoint's max_position_embeddings=", longest));
-  const int64_t block_bytes = KvCache::block_bytes(config, kv_cache_dtype);
+  const int64_t block_bytes = KvCache::block_bytes(config, dtypes);
   const int64_t budget = options.kv_cache_memory > 0 ? options.kv_cache_memory : auto_bytes;
   const int64_t useful = options.max_num_seqs * blocks_for(max_model_len) + 1;
   const int64_t num_blocks = std::min(useful, budget / block_bytes);

@@ -7,6 +7,7 @@
 #include "engine/engine_options.h"
 #include "engine/model_runner.h"
 #include "io/model_config.h"
+#include "model/kv_cache.h"
 #include "model/shard.h"
 
 namespace longcat {
@@ -23,7 +24,7 @@ struct CachePlan {
 // It takes kv_cache_memory, or auto_bytes where that is 0, and at most what max_num_seqs sequences of max_model_len
 // tokens fill. Throws std::invalid_argument when max_model_len is more than the checkpoint allows, and OutOfMemory when
 // the cache does not hold one block beside the null block.
-CachePlan plan_cache(const ModelConfig& config, const EngineOptions& options, DType kv_cache_dtype, int64_t auto_bytes);
+CachePlan plan_cache(const ModelConfig& config, const EngineOptions& options, CacheDTypes dtypes, int64_t auto_bytes);
 
 RunnerLimits runner_limits(const EngineOptions& options, const CachePlan& cache);
 

@@ -201,6 +201,9 @@ void read_choices(ConfigFields& fields, ModelConfig& config) {
   config.mla_scale_q_lora = fields.boolean("mla_scale_q_lora", true);
   config.mla_scale_kv_lora = fields.boolean("mla_scale_kv_lora", true);
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
+  config.oe_divides_word = fields.boolean("oe_divides_word", true);
+  config.mtp_shares_embed_tokens = fields.boolean("mtp_shares_embed_tokens", false);
+  config.mla_norm_eps = fields.optional_number("mla_norm_eps", kTiny, 1);
   if (fields.boolean("norm_topk_prob", false))
     config.warnings.push_back("norm_topk_prob is true: read as false, as the reference implementation ignores it");
 }
@@ -218,6 +221,36 @@ std::optional<NgramConfig> read_ngram(ConfigFields& fields, const ModelConfig& c
   return ngram;
 }
 
+// Which sub-layers have an indexer. index_topk_pattern says so for each ("C": its own selection, "S": the one before);
+// cli_factor says the same of every cli_factor-th. Where both are there, they must agree.
+std::vector<bool> read_owners(ConfigFields& fields, const ModelConfig& config) {
+  const json* pattern = fields.find({"index_topk_pattern"});
+  const size_t num_sub_layers = static_cast<size_t>(config.num_sub_layers());
+  std::vector<bool> owners(num_sub_layers, true);
+  if (!pattern || fields.has("cli_factor")) {
+    const int64_t cli_factor = fields.integer({"cli_factor"}, 1, 2);
+    for (size_t i = 0; i < num_sub_layers; ++i) owners[i] = i % static_cast<size_t>(cli_factor) == 0;
+  }
+  if (!pattern) return owners;
+  std::string letters;
+  if (pattern->is_string()) letters = pattern->get<std::string>();
+  if (pattern->is_array())
+    for (const json& letter : *pattern) letters += letter.is_string() ? letter.get<std::string>() : "?";
+  const auto is_known = [](char letter) { return letter == 'C' || letter == 'S'; };
+  if (letters.size() != num_sub_layers || letters.front() != 'C' || !std::ranges::all_of(letters, is_known)) {
+    fields.problems().add("index_topk_pattern is ", ConfigFields::show(*pattern), ", expected ", num_sub_layers,
+                          " letters \"C\" or \"S\", the first of them \"C\"");
+    return owners;
+  }
+  const bool must_agree = fields.has("cli_factor");
+  for (size_t i = 0; i < num_sub_layers; ++i) {
+    if (must_agree && owners[i] != (letters[i] == 'C'))
+      fields.problems().add("index_topk_pattern is ", ConfigFields::show(*pattern), ", which contradicts cli_factor");
+    owners[i] = letters[i] == 'C';
+  }
+  return owners;
+}
+
 std::optional<SparseConfig> read_sparse(ConfigFields& fields, const ModelConfig& config) {
   if (config.architecture != kSparseArchitecture) return std::nullopt;
   ConfigProblems& problems = fields.problems();
@@ -226,7 +259,7 @@ std::optional<SparseConfig> read_sparse(ConfigFields& fields, const ModelConfig&
                             .index_topk = fields.integer({"index_topk"}, 1, kMaxPositions),
                             .index_init_tokens = fields.integer({"index_init_tokens"}, 0, kMaxPositions),
                             .index_local_tokens = fields.integer({"index_local_tokens"}, 0, kMaxPositions),
-                            .cli_factor = fields.integer({"cli_factor"}, 1, 2),
+                            .is_owner = read_owners(fields, config),
                             .dsa_mtp_cli = fields.boolean("dsa_mtp_cli", true)};
   if (!fields.has("index_k_norm_type")) problems.missing.push_back("index_k_norm_type");
   fields.only("index_k_norm_type", "rms", "no other norm of the index keys is built");

@@ -1,6 +1,7 @@
 // config.json of a LongCat-Flash checkpoint: the fields this runtime needs, checked.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -40,11 +41,13 @@ struct SparseConfig {
   int64_t index_n_heads = 0, index_head_dim = 0;
   int64_t index_topk = 0;  // a token with at most this many visible positions attends to all of them
   int64_t index_init_tokens = 0, index_local_tokens = 0;
-  int64_t cli_factor = 0;   // consecutive sub-layers that share a selection: 1 or 2
-  bool dsa_mtp_cli = true;  // draft tokens share the selection of the first one
+  std::vector<bool> is_owner;  // of each sub-layer: has an indexer. Another one uses the selection before it.
+  bool dsa_mtp_cli = true;     // draft tokens share the selection of the first one
 
-  // Whether a sub-layer has an indexer. Another one uses the selection of the sub-layer before it.
-  bool is_owner(int64_t sub_layer) const { return sub_layer % cli_factor == 0; }
+  // Number of sub-layers before `sub_layer` that have an indexer.
+  int64_t owners_before(int64_t sub_layer) const {
+    return std::count(is_owner.begin(), is_owner.begin() + sub_layer, true);
+  }
 };
 
 struct ModelConfig {
@@ -64,9 +67,13 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   double rms_norm_eps = 1e-5;
   double rope_theta = 10000;
-  std::optional<YarnConfig> yarn;      // rope_scaling, null when absent
-  std::optional<NgramConfig> ngram;    // null: plain word embedding (LongCat-Flash-Chat)
-  std::optional<SparseConfig> sparse;  // null: dense attention
+  std::optional<YarnConfig> yarn;    // rope_scaling, null when absent
+  std::optional<NgramConfig> ngram;  // null: plain word embedding (LongCat-Flash-Chat)
+  // Switches for what the public implementations do not agree on (docs/models.md).
+  bool oe_divides_word = true;           // the word's vector is divided by 1 + number of tables, as their sum is
+  bool mtp_shares_embed_tokens = false;  // the MTP layer reads the model's word embedding, not its own
+  std::optional<double> mla_norm_eps;    // of the q_a and kv_a norms; null: rms_norm_eps for Sparse, 1e-6 for Lite
+  std::optional<SparseConfig> sparse;    // null: dense attention
   int64_t max_position_embeddings = 0;
   int64_t bos_token_id = 1, eos_token_id = 2;  // only this id ends an N-gram segment
   DType torch_dtype = DType::bf16;

@@ -94,7 +94,8 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
     const std::string layer = str_cat("model.layers.", l, ".");
     for (int i = 0; i < 2; ++i) {
       list.attention(str_cat(layer, "self_attn.", i));
-      if (c.sparse && c.sparse->is_owner(i)) list.indexer(str_cat(layer, "self_attn.", i, ".indexer"));
+      if (c.sparse && c.sparse->is_owner[static_cast<size_t>(2 * l + i)])
+        list.indexer(str_cat(layer, "self_attn.", i, ".indexer"));
       list.norm(str_cat(layer, "input_layernorm.", i));
       list.norm(str_cat(layer, "post_attention_layernorm.", i));
       list.ffn(str_cat(layer, "mlps.", i), c.ffn_hidden_size);
@@ -112,7 +113,8 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
 std::vector<ExpectedTensor> expected_mtp_tensors(const ModelConfig& c) {
   TensorList list(c);
   const std::string layer = "model.mtp.layers.0.";
-  list.plain("model.mtp.embed_tokens.weight", {c.vocab_size, c.hidden_size}, TensorUse::table);
+  if (!c.mtp_shares_embed_tokens)
+    list.plain("model.mtp.embed_tokens.weight", {c.vocab_size, c.hidden_size}, TensorUse::table);
   list.norm("model.mtp.norm");
   list.norm(layer + "enorm.m");
   list.norm(layer + "hnorm.m");

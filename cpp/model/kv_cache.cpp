@@ -11,36 +11,37 @@ int64_t latent_bytes(const ModelConfig& config, DType dtype) {
 
 int64_t index_bytes(const ModelConfig& config, DType dtype) {
   if (!config.sparse) return 0;
-  return kBlockSize * KvCache::num_index_layers(config) * config.sparse->index_head_dim *
-         size_of(KvCache::index_dtype(dtype));
+  const int64_t key_bytes = index_key_size(dtype, config.sparse->index_head_dim) * size_of(dtype);
+  return kBlockSize * KvCache::num_index_layers(config) * key_bytes;
 }
 
 }  // namespace
 
-int64_t KvCache::block_bytes(const ModelConfig& config, DType dtype) {
-  return latent_bytes(config, dtype) + index_bytes(config, dtype) + kLaneBytes;
+int64_t KvCache::block_bytes(const ModelConfig& config, CacheDTypes dtypes) {
+  return latent_bytes(config, dtypes.latents) + index_bytes(config, dtypes.index_keys) + kLaneBytes;
 }
 
-KvCache::KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, DType dtype)
+KvCache::KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, CacheDTypes dtypes)
     : device_(device),
       num_blocks_(num_blocks),
       num_sub_layers_(num_sub_layers(config)),
-      row_size_(latent_row_size(dtype, config.kv_lora_rank, config.qk_rope_head_dim)),
+      row_size_(latent_row_size(dtypes.latents, config.kv_lora_rank, config.qk_rope_head_dim)),
       num_index_layers_(num_index_layers(config)),
-      index_head_dim_(config.sparse ? config.sparse->index_head_dim : 0),
-      latent_bytes_(latent_bytes(config, dtype)),
-      index_bytes_(index_bytes(config, dtype)),
-      dtype_(dtype),
+      index_key_size_(config.sparse ? index_key_size(dtypes.index_keys, config.sparse->index_head_dim) : 0),
+      latent_bytes_(latent_bytes(config, dtypes.latents)),
+      index_bytes_(index_bytes(config, dtypes.index_keys)),
+      dtypes_(dtypes),
       latents_(device, num_blocks * latent_bytes_),
       index_keys_(index_bytes_ > 0 ? Buffer(device, num_blocks * index_bytes_) : Buffer()),
       token_lane_(device, num_blocks * kLaneBytes) {}
 
 Tensor KvCache::latents(int64_t sub_layer) const {
-  return Tensor(latents_.data(), dtype_, {num_blocks_, num_sub_layers_, kBlockSize, row_size_}).index(1, sub_layer);
+  return Tensor(latents_.data(), dtypes_.latents, {num_blocks_, num_sub_layers_, kBlockSize, row_size_})
+      .index(1, sub_layer);
 }
 
 Tensor KvCache::index_keys(int64_t index_layer) const {
-  return Tensor(index_keys_.data(), index_dtype(dtype_), {num_blocks_, num_index_layers_, kBlockSize, index_head_dim_})
+  return Tensor(index_keys_.data(), dtypes_.index_keys, {num_blocks_, num_index_layers_, kBlockSize, index_key_size_})
       .index(1, index_layer);
 }
 

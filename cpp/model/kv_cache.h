@@ -9,30 +9,36 @@
 
 namespace longcat {
 
+// The dtypes of a cache. latents: f32, bf16, f8_e4m3 or i8 (rows as in Fp8Latent, Int8Latent). index_keys: f32, bf16 or
+// i8 (Int8IndexKey). Keys in 8 bits choose other positions at near-ties, so they are an option.
+struct CacheDTypes {
+  DType latents, index_keys;
+
+  CacheDTypes(DType latents) : CacheDTypes(latents, latents == DType::f32 ? DType::f32 : DType::bf16) {}
+  CacheDTypes(DType latents, DType index_keys) : latents(latents), index_keys(index_keys) {}
+};
+
 class KvCache {
  public:
-  // dtype: f32, bf16, f8_e4m3 or i8 (rows as in Fp8Latent, Int8Latent). Block 0 is the null block: padded rows write
-  // there, and its content is never used.
-  KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, DType dtype);
+  // Block 0 is the null block: padded rows write there, and its content is never used.
+  KvCache(Device& device, const ModelConfig& config, int64_t num_blocks, CacheDTypes dtypes);
 
   // Size of one block over all sub-layers, with its index keys and its part of the token lane [bytes].
-  static int64_t block_bytes(const ModelConfig& config, DType dtype);
+  static int64_t block_bytes(const ModelConfig& config, CacheDTypes dtypes);
 
   // Sub-layers of a block: two per layer and one for the MTP layer. The MTP entry for the pair (hidden state of
   // position p, token of p + 1) is at position p, because the step that computes p writes it.
   static int64_t num_sub_layers(const ModelConfig& config) { return config.num_sub_layers() + 1; }
 
-  // Sets of index keys of a block, 0 with dense attention: one for each owner of a selection, the MTP layer's last. The
-  // keys are f32 beside f32 latents and bf16 otherwise, because rounding them further would choose other positions.
+  // Sets of index keys of a block, 0 with dense attention: one for each owner of a selection, the MTP layer's last.
   static int64_t num_index_layers(const ModelConfig& config) {
-    return config.sparse ? config.num_sub_layers() / config.sparse->cli_factor + 1 : 0;
+    return config.sparse ? config.sparse->owners_before(config.num_sub_layers()) + 1 : 0;
   }
-  static DType index_dtype(DType dtype) { return dtype == DType::f32 ? DType::f32 : DType::bf16; }
 
   int64_t num_blocks() const { return num_blocks_; }
-  DType dtype() const { return dtype_; }
+  DType dtype() const { return dtypes_.latents; }
   Tensor latents(int64_t sub_layer) const;       // [num_blocks, 64, latent row], blocks strided
-  Tensor index_keys(int64_t index_layer) const;  // [num_blocks, 64, index_head_dim], blocks strided
+  Tensor index_keys(int64_t index_layer) const;  // [num_blocks, 64, index key], blocks strided
   Tensor token_lane() const {
     return token_lane_.tensor(DType::i32, {num_blocks_ * kBlockSize});
   }  // token id of each slot
@@ -51,11 +57,11 @@ class KvCache {
 
   static constexpr int64_t kLaneBytes = kBlockSize * 4;
   Device& device_;
-  int64_t num_blocks_, num_sub_layers_, row_size_, num_index_layers_, index_head_dim_;
+  int64_t num_blocks_, num_sub_layers_, row_size_, num_index_layers_, index_key_size_;
   int64_t latent_bytes_, index_bytes_;  // [bytes] per block
-  DType dtype_;
+  CacheDTypes dtypes_;
   Buffer latents_;     // [num_blocks, num_sub_layers, 64, row]
-  Buffer index_keys_;  // [num_blocks, num_index_layers, 64, index_head_dim]
+  Buffer index_keys_;  // [num_blocks, num_index_layers, 64, index key]
   Buffer token_lane_;  // [num_blocks, 64] i32
 };
 

@@ -9,7 +9,7 @@ namespace {
 
 // The reference of Lite builds the q_a and kv_a norms with the default eps of its RMSNorm, not with rms_norm_eps. The
 // published engine of Sparse uses rms_norm_eps. The difference moves logits by up to 3e-4.
-constexpr float kInnerNormEps = 1e-6f;
+constexpr double kInnerNormEps = 1e-6;
 
 constexpr float kIndexNormEps = 1e-6f;  // of the index keys
 
@@ -31,7 +31,8 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
       weights_(std::move(weights)),
       rope_(make_rope_scaling(config)),
       softmax_scale_(static_cast<float>(rope_.softmax_factor / std::sqrt(static_cast<double>(config.qk_head_dim())))),
-      inner_norm_eps_(config.sparse ? static_cast<float>(config.rms_norm_eps) : kInnerNormEps),
+      inner_norm_eps_(
+          static_cast<float>(config.mla_norm_eps.value_or(config.sparse ? config.rms_norm_eps : kInnerNormEps))),
       inv_freq_(ops.device(), config.qk_rope_head_dim / 2 * size_of(DType::f32)),
       buffers_(ops.device(), config, ranks_.shard, max_tokens, ops.activation_dtype(), kv_a_width(weights_)) {
   const std::vector<float> inv_freq(rope_.inv_freq.begin(), rope_.inv_freq.end());
@@ -132,7 +133,7 @@ void Model::logits(Tensor out, Tensor hidden, Tensor rows, const Weight& head) {
 }
 
 // residual = mean of the word embedding and the projected rows of all N-gram tables. Each rank adds the rows it has;
-// the all-reduce completes the sum.
+// the all-reduce completes the sum. Where the word's vector is not divided, the rest of it is added.
 void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   const NgramWeights& w = weights_.ngram;
   NgramTables ngram{.tables = w.tables,
@@ -150,6 +151,10 @@ void Model::embed(const ForwardBatch& batch, KvCache& cache) {
   ops_.ngram_lookup(a_.ngram_ids, a_.ngram_rows, cache.token_lane(), batch, ngram);
   ops_.embed(a_.residual, batch.token_ids, weights_.word_embedding, shard().vocab.begin, a_.ngram_rows, w.projection,
              scale);
+  if (!config_.oe_divides_word) {
+    ops_.embed(a_.x, batch.token_ids, weights_.word_embedding, shard().vocab.begin, {}, {}, 1 - scale);
+    ops_.add(a_.residual, a_.x);
+  }
   ranks_.world->all_reduce(a_.residual);
 }
 
@@ -180,7 +185,7 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
       is_last ? weights_.final_norm : weights_.layers[static_cast<size_t>(layer_idx) + 1].input_norm[0];
 
   const auto index_keys = [&](int64_t sub_layer) {
-    return w.attention[sub_layer % 2].indexer ? cache.index_keys(sub_layer / config_.sparse->cli_factor) : Tensor();
+    return w.attention[sub_layer % 2].indexer ? cache.index_keys(config_.sparse->owners_before(sub_layer)) : Tensor();
   };
   attention(w.attention[0], cache.latents(2 * layer_idx), index_keys(2 * layer_idx), batch);
   ranks_.tp->all_reduce(a_.x);

@@ -368,8 +368,8 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
   for (int i = 0; i < 2; ++i) {
     layer.input_norm[i] = builder.vector(str_cat(prefix, "input_layernorm.", i, ".weight"));
     layer.post_attention_norm[i] = builder.vector(str_cat(prefix, "post_attention_layernorm.", i, ".weight"));
-    layer.attention[i] =
-        load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."), c.sparse && c.sparse->is_owner(i));
+    const bool is_owner = c.sparse && c.sparse->is_owner[static_cast<size_t>(2 * layer_idx + i)];
+    layer.attention[i] = load_attention(builder, c, shard, str_cat(prefix, "self_attn.", i, "."), is_owner);
     if (i == 0 || shard.adds_ffn()) layer.ffn[i] = load_ffn(builder, shard, str_cat(prefix, "mlps.", i, "."));
   }
   layer.moe.classifier = builder.matrix_f32(prefix + "mlp.router.classifier.weight", &Ops::prepare_router);
@@ -383,10 +383,11 @@ LayerWeights load_layer(WeightBuilder& builder, const ModelConfig& c, const Shar
   return layer;
 }
 
-MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& shard) {
+MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& shard, const Weight& word_embedding) {
   const std::string layer = "model.mtp.layers.0.", eh_proj = layer + "eh_proj.weight";
   const Range all_rows{0, c.hidden_size};
-  return {.word_embedding = builder.looked_up("model.mtp.embed_tokens.weight", shard.vocab),
+  return {.word_embedding = c.mtp_shares_embed_tokens ? word_embedding
+                                                      : builder.looked_up("model.mtp.embed_tokens.weight", shard.vocab),
           .word_norm = builder.vector(layer + "enorm.m.weight"),
           .hidden_norm = builder.vector(layer + "hnorm.m.weight"),
           .word_proj = builder.matrix(eh_proj, all_rows, {0, c.hidden_size}),
@@ -432,6 +433,7 @@ int64_t ModelWeights::num_bytes() const {
   if (lm_head.data != word_embedding.data) total += lm_head.num_bytes();
   total += table_bytes();
   if (mtp) total += bytes_of(*mtp);
+  if (mtp && mtp->word_embedding.data == word_embedding.data) total -= word_embedding.num_bytes();
   if (mtp && mtp->head.data != lm_head.data) total += mtp->head.num_bytes();
   for (const LayerWeights& layer : layers) {
     for (int i = 0; i < 2; ++i) {
@@ -465,7 +467,7 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
   weights.lm_head =
       config.tie_word_embeddings ? weights.word_embedding : builder.rows_of("lm_head.weight", shard.vocab);
   if (with_mtp) {
-    weights.mtp = load_mtp(builder, config, shard);
+    weights.mtp = load_mtp(builder, config, shard, weights.word_embedding);
     weights.mtp->head = builder.draft_head(weights.lm_head);
   }
   builder.finish();

@@ -68,9 +68,9 @@ struct LayerWeights {
   MoeWeights moe;
 };
 
-// The multi-token-prediction layer: a dense layer with its own word embedding.
+// The multi-token-prediction layer: a dense layer.
 struct MtpWeights {
-  Weight word_embedding;          // [vocabulary rows here, hidden_size]
+  Weight word_embedding;          // [vocabulary rows here, hidden_size], or the model's (mtp_shares_embed_tokens)
   Tensor word_norm, hidden_norm;  // [hidden_size] f32: enorm, hnorm
   Weight word_proj, hidden_proj;  // [hidden_size, hidden_size] each: the two halves of eh_proj
   Tensor input_norm, post_attention_norm;

@@ -91,4 +91,19 @@ inline int64_t latent_row_size(DType dtype, int64_t kv_lora_rank, int64_t rope_d
   }
 }
 
+// An int8 index key: its float scale, then index_head_dim 8-bit values. It takes 132 bytes for 128 values. The scale is
+// the key's largest magnitude / 127, or NaN when a value is not finite.
+struct Int8IndexKey {
+  static constexpr float kLevels = 127;
+  int64_t dim;
+
+  static constexpr int64_t values_offset() { return 4; }
+  constexpr int64_t row_bytes() const { return (values_offset() + dim + 3) / 4 * 4; }
+};
+
+// Number of elements of an index key in `dtype` (f32, bf16 or i8).
+inline int64_t index_key_size(DType dtype, int64_t dim) {
+  return dtype == DType::i8 ? Int8IndexKey{dim}.row_bytes() : dim;
+}
+
 }  // namespace longcat

@@ -150,6 +150,9 @@ class Ops {
   // Whether attention supports latents of this dtype.
   virtual bool reads_latents(DType dtype) const { return dtype != DType::i8; }
 
+  // Whether the indexer supports index keys of this dtype.
+  virtual bool reads_index_keys(DType dtype) const { return dtype != DType::i8; }
+
   // Converts `logical`, whose planes are in host memory, to the form that linear() reads fastest. Called once per
   // matrix, at load. New planes go to `storage`; without any, the result is a view of the same memory.
   virtual Weight prepare(const Weight& logical, Buffer& storage) = 0;
@@ -277,7 +280,8 @@ class Ops {
   // --- sparse attention (LSA) ------------------------------------------------------------------------------------
   // Writes one index key per token to its slot: rms_norm(k), whose first values are then rotated in pairs (2j, 2j + 1),
   // as many as the angles are for. Rounded to the dtype of index_keys. k: [T, index_head_dim], overwritten; index_keys:
-  // one set [num_blocks, 64, index_head_dim], f32 or bf16, blocks strided; norm_weight: [index_head_dim] f32.
+  // one set [num_blocks, 64, index_head_dim] f32 or bf16, or bytes (Int8IndexKey), blocks strided; norm_weight:
+  // [index_head_dim] f32.
   virtual void index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float eps, Tensor cos, Tensor sin,
                            const ForwardBatch& batch) = 0;
 

@@ -115,6 +115,7 @@ class EngineOptions:
     device: str
     dtype: str
     kv_cache_dtype: str
+    index_cache_dtype: str
     ngram_placement: str
     quantize_experts: bool
     max_model_len: int

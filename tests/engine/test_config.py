@@ -22,6 +22,7 @@ GIVEN = {
     "quantization": "fp8",
     "max_model_len": 64,
     "kv_cache_dtype": "int8",
+    "index_cache_dtype": "int8",
     "kv_cache_memory": "1GiB",
     "gpu_memory_utilization": 0.5,
     "ngram_placement": "disk",

@@ -28,19 +28,22 @@ CONFIGS = [
     ("sparse", "f32", "auto"),
     ("sparse_wide", "bf16", "int8"),
     ("sparse_odd", "bf16", "fp8"),
+    ("sparse_wide", "bf16", "auto", "int8"),
+    ("sparse_odd", "f32", "int8", "int8"),
 ]
 
 
 class Case:
     """A checkpoint, requests, and what each computes alone and undisturbed."""
 
-    def __init__(self, folder: str, variant: str, dtype: str, kv_cache_dtype: str):
+    def __init__(self, folder: str, variant: str, dtype: str, kv_cache_dtype: str, index_cache_dtype: str = "auto"):
         variant, _, quant = variant.partition(" ")
         make_checkpoint(folder, seed=1, mtp=True, **(VARIANTS | SPARSE_VARIANTS)[variant])
         if quant:
             original, folder = folder, f"{folder}/{quant}"
             convert_checkpoint(original, folder, PRESETS[quant])
-        self.folder, self.dtypes = folder, {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype}
+        self.folder = folder
+        self.dtypes = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "index_cache_dtype": index_cache_dtype}
         self.config = read_config(folder)
         vocab = self.config["vocab_size"]
         self.requests = [
@@ -173,7 +176,9 @@ def block_size(case) -> int:
     row = {"f32": 4 * (latent + rope), "bf16": 2 * (latent + rope), "fp8": fp8_row, "int8": int8_row}[dtype]
     keys = 0
     if c["attention_method"] == "LSA":
-        keys = (2 * c["num_layers"] // c["cli_factor"] + 1) * c["index_head_dim"] * (4 if dtype == "f32" else 2)
+        dim, is_int8 = c["index_head_dim"], case.dtypes["index_cache_dtype"] == "int8"
+        key = -(-(4 + dim) // 4) * 4 if is_int8 else dim * (4 if dtype == "f32" else 2)
+        keys = (2 * c["num_layers"] // c["cli_factor"] + 1) * key
     return 64 * ((2 * c["num_layers"] + 1) * row + keys + 4)
 
 

@@ -204,7 +204,7 @@ def test_sparse():
     assert config["architecture"] == "LongcatCausalLM" and config["torch_dtype"] == "BF16"
     assert config["sparse"] == {
         "index_n_heads": 16, "index_head_dim": 128, "index_topk": 2048, "index_init_tokens": 16,
-        "index_local_tokens": 1024, "cli_factor": 2,
+        "index_local_tokens": 1024, "is_owner": 14 * [True, False],
     }  # fmt: skip
     assert config["ngram"] == {"table_rows": 10223616, "emb_neighbor_num": 4, "emb_split_num": 4}
     assert config["yarn"]["factor"] == 120 and config["yarn"]["original_max_position_embeddings"] == 8192
@@ -244,6 +244,10 @@ SPARSE_REFUSED = {
     "norm": (dict(index_k_norm_type="layer"), ['index_k_norm_type is "layer"', '"rms"']),
     "no norm": (dict(index_k_norm_type=DROP), ["missing index_k_norm_type"]),
     "cli_factor": (dict(cli_factor=3), ["cli_factor is 3", "1..2"]),
+    "no cli_factor": (dict(cli_factor=DROP), ["missing cli_factor"]),
+    "short pattern": (dict(index_topk_pattern="CS"), ['index_topk_pattern is "CS"', 'expected 4 letters "C" or "S"']),
+    "no first owner": (dict(index_topk_pattern="SCSC"), ["index_topk_pattern", 'the first of them "C"']),
+    "pattern disagrees": (dict(index_topk_pattern="CCCS"), ['"CCCS", which contradicts cli_factor']),
     "too many always": (
         dict(index_init_tokens=21),
         ["index_init_tokens + index_local_tokens is 33", "index_topk, 32"],

@@ -37,6 +37,12 @@ def test_int8_latents_are_of_the_cpu_alone(checkpoint):
         DeviceEngine(checkpoint, device=EMULATED, kv_cache_dtype="int8")
 
 
+def test_int8_index_keys_are_of_the_cpu_alone(tmp_path):
+    make_checkpoint(tmp_path, seed=2, dtype="BF16", config_overrides=SPARSE)
+    with pytest.raises(ValueError, match='index_cache_dtype="int8" on'):
+        DeviceEngine(str(tmp_path), device=EMULATED, index_cache_dtype="int8")
+
+
 def test_f32_kernels_give_the_cpus_logits(checkpoint):
     ids = ids_of(100)
     logits = [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from longcat import _testing as testing
 
-from reference.sparse import SparseModel
+from reference.sparse import SparseModel, choose
 from support.checkpoints import (
     SPARSE_VARIANTS,
     make_checkpoint,
@@ -178,6 +178,41 @@ def test_index_keys_are_stored_before_anything_is_selected(tmp_path):
         assert np.array_equal(found, expected[start:end])
 
 
+def test_int8_index_keys(case, tmp_path):
+    """Keys of the first layer have the same input in every format. Scores of the stored keys give the selection."""
+    original, config, token_ids, _ = case
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_layers": 1}))
+    shutil.copy(original / "model.safetensors", tmp_path)
+    plain, int8 = (testing.Model(str(tmp_path), "f32", index_cache_dtype=kind) for kind in ("f32", "int8"))
+    for model in (plain, int8):
+        model.forward([(BLOCKS, 0, token_ids)])
+    exact, stored = (model.index_keys(0, BLOCKS, NUM_TOKENS) for model in (plain, int8))
+    scale = np.abs(exact).max(axis=1, keepdims=True) / 127
+    assert np.abs(stored - exact).max() > 0 and (np.abs(stored - exact) <= 0.501 * scale).all()
+    if config["cli_factor"] == 1:
+        return  # the last selection is that of the second attention
+    heads, dim, topk = config["index_n_heads"], config["index_head_dim"], config["index_topk"]
+    first, last = config["index_init_tokens"], config["index_local_tokens"]
+    selections, flips = int8.last_selection(), 0
+    queries = selections["queries"].reshape(-1, heads, dim).astype(np.float64)
+    for p in range(topk, NUM_TOKENS):
+        products = np.maximum(queries[p] @ stored[: p + 1].astype(np.float64).T, 0)
+        scores = selections["weights"][p] @ products
+        free = np.sort(scores[first : p + 1 - last])[::-1]
+        kept = topk - first - last
+        if free[kept - 1] - free[kept] > 1e-4 * np.sqrt(np.mean(scores**2)) or free[kept - 1] == 0:
+            assert selections["selected"][p].tolist() == choose(scores, topk, first, last), f"position {p}"
+        flips += len({*selections["selected"][p]} - {*plain.last_selection()["selected"][p]})
+    print(f"{flips} of {topk * (NUM_TOKENS - topk)} slots differ from those of f32 keys")
+    assert flips > 0
+
+
+def test_int8_index_keys_need_an_indexer(tmp_path):
+    make_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match='index_cache_dtype="int8", but the checkpoint has dense attention'):
+        testing.Model(str(tmp_path), "f32", index_cache_dtype="int8")
+
+
 def test_nothing_else_is_read(case):
     """Free blocks hold NaN."""
     folder, _, token_ids, _ = case
@@ -199,16 +234,69 @@ def test_cuda_kernels_equal_the_reference(case, num_generated):
     assert np.abs(logits - expected.logits)[clear].max() <= LOGITS
 
 
+# --- switches for open points ---------------------------------------------------------------------
+
+SWITCHES = {
+    "oe_divides_word": (True, False),
+    "mla_norm_eps": (1e-5, 3e-3),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_of_config_json(tmp_path, name):
+    """Either value equals the reference, the default is the first, and the two differ."""
+    overrides = SPARSE_VARIANTS["sparse"]["config_overrides"]
+    config = make_checkpoint(tmp_path, seed=2, config_overrides=overrides)
+    token_ids = random_token_ids(2, NUM_TOKENS, config["vocab_size"])
+    plain, found = testing.Model(str(tmp_path), "f32").forward([(BLOCKS, 0, token_ids)]), []
+    for value in SWITCHES[name]:
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        expected = SparseModel(tmp_path).trace(token_ids)
+        clear = clear_positions(expected)
+        assert clear.sum() > config["index_topk"]
+        found.append(testing.Model(str(tmp_path), "f32").forward([(BLOCKS, 0, token_ids)]))
+        assert np.abs(found[-1] - expected.logits)[clear].max() <= LOGITS
+    assert np.array_equal(found[0], plain)
+    assert np.abs(found[1] - plain).max() > 10 * LOGITS
+
+
+def test_the_pattern_of_selections(tmp_path):
+    """ "CSCS" is cli_factor 2, bit for bit. Other patterns equal the reference, also where a layer begins with "S"."""
+    overrides = SPARSE_VARIANTS["sparse"]["config_overrides"] | {"cli_factor": 1, "num_layers": 2}
+    config = make_checkpoint(tmp_path, seed=2, config_overrides=overrides)
+    token_ids = random_token_ids(2, NUM_TOKENS, config["vocab_size"])
+
+    def logits_of(**fields):
+        changed = {name: value for name, value in (config | fields).items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        return testing.Model(str(tmp_path), "f32").forward([(BLOCKS, 0, token_ids)])
+
+    logits = {"CSCS": logits_of(cli_factor=2)}
+    assert np.array_equal(logits_of(cli_factor=2, index_topk_pattern="CSCS"), logits["CSCS"])
+    assert np.array_equal(logits_of(cli_factor=None, index_topk_pattern=[*"CSCS"]), logits["CSCS"])
+    for pattern in ("CCCC", "CSSC", "CSSS"):
+        logits[pattern] = logits_of(cli_factor=None, index_topk_pattern=pattern)
+        expected = SparseModel(tmp_path).trace(token_ids)
+        clear = clear_positions(expected)
+        assert clear.sum() > config["index_topk"]
+        assert np.abs(logits[pattern] - expected.logits)[clear].max() <= LOGITS, pattern
+        assert np.abs(logits[pattern] - logits["CSCS"]).max() > 10 * LOGITS, pattern
+
+
 # --- MTP ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    "fields",
+    [{"dsa_mtp_cli": True}, {"dsa_mtp_cli": False}, {"mtp_shares_embed_tokens": True}],
+    ids=["shared", "own", "words of the model"],
+)
 @pytest.mark.parametrize("device", ["cpu", pytest.param(EMULATED_F32, marks=pytest.mark.device)])
-def test_drafts_equal_the_reference(case, tmp_path, device, shared):
+def test_drafts_equal_the_reference(case, tmp_path, device, fields):
     """Three draft tokens; those after the first use its selection and the positions written since, or their own."""
     original, config, token_ids, expected = case
     folder = Path(shutil.copytree(original, tmp_path / "copy"))
-    (folder / "config.json").write_text(json.dumps(config | {"dsa_mtp_cli": shared}))
+    (folder / "config.json").write_text(json.dumps(config | fields))
     clear = clear_positions(expected)
     reference = SparseModel(folder)
     for length in (config["index_topk"] - 1, config["index_topk"] + 1, int(clear.sum())):
@@ -221,6 +309,21 @@ def test_drafts_equal_the_reference(case, tmp_path, device, shared):
             row = length - 1 if i == 0 else 0
             found.append(model.forward_mtp([(BLOCKS, length + i, [ids[i]])], num_generated=1, rows=[row])[0])
         assert np.abs(np.array(found) - logits).max() <= LOGITS, length
+
+
+def test_the_mtp_layer_reads_either_embedding(case, tmp_path):
+    """Its own table, unless config.json says that it shares the model's."""
+    original, config, token_ids, _ = case
+    found = []
+    for value in (None, False, True):
+        folder = Path(shutil.copytree(original, tmp_path / str(value)))
+        fields = {} if value is None else {"mtp_shares_embed_tokens": value}
+        (folder / "config.json").write_text(json.dumps(config | fields))
+        model = testing.DeviceModel(str(folder), "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
+        model.forward([(BLOCKS, 0, token_ids[:5])])
+        found.append(model.forward_mtp([(BLOCKS, 0, token_ids[1:6])]))
+    assert np.array_equal(found[0], found[1])
+    assert np.abs(found[2] - found[1]).max() > 10 * LOGITS
 
 
 # --- vectors of other implementations -------------------------------------------------------------

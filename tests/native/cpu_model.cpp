@@ -21,13 +21,14 @@ namespace {
 class TestModel {
  public:
   TestModel(const std::string& folder, const std::string& dtype, int num_threads, int64_t max_tokens,
-            int64_t num_blocks, const std::string& kv_cache_dtype)
+            int64_t num_blocks, const std::string& kv_cache_dtype, const std::string& index_cache_dtype)
       : options_{.dtype = dtype,
                  .kv_cache_dtype = kv_cache_dtype,
+                 .index_cache_dtype = index_cache_dtype,
                  .max_num_batched_tokens = max_tokens,
                  .num_threads = num_threads},
         loaded_(load_model(folder, options_)),
-        cache_(loaded_.ops->device(), loaded_.config, num_blocks, loaded_.kv_cache_dtype),
+        cache_(loaded_.ops->device(), loaded_.config, num_blocks, {loaded_.kv_cache_dtype, loaded_.index_cache_dtype}),
         buffers_(loaded_.ops->device(), max_tokens, max_tokens, num_blocks) {}
 
   // chunks: (block table, position of the first token, token ids) for each sequence. The first num_generated chunks
@@ -74,11 +75,11 @@ class TestModel {
   // Returns the stored index keys of the first num_tokens positions: [T, index_head_dim].
   Array<float> index_keys(int64_t index_layer, const std::vector<int32_t>& blocks, int64_t num_tokens) {
     const Tensor keys = cache_.index_keys(index_layer);
-    Array<float> out({num_tokens, keys.size(2)});
-    std::vector<float> scratch(static_cast<size_t>(keys.size(2)));
+    const int64_t dim = loaded_.config.sparse->index_head_dim;
+    Array<float> out({num_tokens, dim});
+    std::vector<float> scratch(static_cast<size_t>(dim));
     for (int64_t p = 0; p < num_tokens; ++p)
-      std::copy_n(cpu::read_index_keys(scratch.data(), keys, blocks.data(), p, p + 1), keys.size(2),
-                  out.mutable_data(p));
+      std::copy_n(cpu::read_index_keys(scratch.data(), keys, blocks.data(), p, p + 1, dim), dim, out.mutable_data(p));
     return out;
   }
 
@@ -155,9 +156,10 @@ void poison_blocks(const KvCache& cache, const ModelConfig& config, int64_t begi
 
 void register_cpu_model(py::module_& testing) {
   py::class_<TestModel>(testing, "Model")
-      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::string&>(),
+      .def(py::init<const std::string&, const std::string&, int, int64_t, int64_t, const std::string&,
+                    const std::string&>(),
            py::arg("folder"), py::arg("dtype") = "auto", py::arg("num_threads") = 1, py::arg("max_tokens") = 512,
-           py::arg("num_blocks") = 64, py::arg("kv_cache_dtype") = "auto")
+           py::arg("num_blocks") = 64, py::arg("kv_cache_dtype") = "auto", py::arg("index_cache_dtype") = "auto")
       .def("forward", &TestModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0)
       .def("last_ngram_ids", &TestModel::last_ngram_ids)
       .def("latents", &TestModel::latents)

@@ -222,13 +222,13 @@ class TestOps {
                              int64_t topk, int64_t init_tokens, int64_t local_tokens, float scale,
                              const std::string& stored) {
     const int64_t n = keys.shape(0), dim = keys.shape(1), num_tokens = q.shape(0);
-    const DType dtype = stored == "bf16" ? DType::bf16 : DType::f32;
+    const DType dtype = stored == "int8" ? DType::i8 : stored == "bf16" ? DType::bf16 : DType::f32;
     const std::vector<int32_t> blocks = consecutive_blocks(n);
-    const int64_t num_blocks = static_cast<int64_t>(blocks.size()) + 1;
-    const Buffer memory(ops_->device(), num_blocks * kBlockSize * dim * size_of(dtype));
+    const int64_t num_blocks = static_cast<int64_t>(blocks.size()) + 1, row = index_key_size(dtype, dim);
+    const Buffer memory(ops_->device(), num_blocks * kBlockSize * row * size_of(dtype));
     std::memset(memory.data(), 0xff, static_cast<size_t>(memory.bytes()));  // slots without a token hold NaN
-    const Tensor index_keys = memory.tensor(dtype, {num_blocks, kBlockSize, dim});
-    for (int64_t p = 0; p < n; ++p) cpu::store_index_key(index_keys, blocks.data(), p, keys.data(p));
+    const Tensor index_keys = memory.tensor(dtype, {num_blocks, kBlockSize, row});
+    for (int64_t p = 0; p < n; ++p) cpu::store_index_key(index_keys, blocks.data(), p, keys.data(p), dim);
     BatchBuffers buffers(ops_->device(), num_tokens, 1, num_blocks - 1);
     const std::vector<int32_t> ids(static_cast<size_t>(num_tokens), 0);
     const Chunk chunk{.token_ids = ids, .start = n - num_tokens, .blocks = blocks, .generated = false};
@@ -238,13 +238,13 @@ class TestOps {
     ops_->select_positions(i32(selected), f32(q), f32(head_weights), index_keys, batch,
                            {topk, init_tokens, local_tokens}, scale);
     Array<float> scores({num_tokens, n});
-    std::vector<float> scratch(static_cast<size_t>(kBlockSize * dim));
+    cpu::IndexTile keys_of_tile;
     for (int64_t t = 0; t < num_tokens; ++t) {
-      const cpu::IndexQuery query(q.data(t), dim, head_weights.data(t), q.shape(1), dim, scale);
+      const cpu::IndexQuery query(q.data(t), dim, head_weights.data(t), q.shape(1), dim, scale, dtype);
       for (int64_t tile = 0; tile < n; tile += kBlockSize) {
         const int64_t end = std::min(tile + kBlockSize, n);
-        query.score(scores.mutable_data(t) + tile,
-                    cpu::read_index_keys(scratch.data(), index_keys, blocks.data(), tile, end), end - tile);
+        keys_of_tile.load(index_keys, blocks.data(), tile, end, dim);
+        query.score(scores.mutable_data(t) + tile, keys_of_tile, end - tile);
       }
     }
     return py::make_tuple(selected, scores);

@@ -76,11 +76,11 @@ class Recorder final : public StepObserver {
     }
     for (int64_t index_layer = 0; index_layer < num_index_layers; ++index_layer) {
       const Tensor keys = cache.index_keys(index_layer);
-      scratch.resize(static_cast<size_t>(keys.size(2)));
+      scratch.resize(static_cast<size_t>(index_head_dim));
       std::vector<float>& rows = record.latents.emplace_back();
       for (int64_t p = 0; p < record.num_tokens; ++p) {
-        const float* row = cpu::read_index_keys(scratch.data(), keys, s.blocks.data(), p, p + 1);
-        rows.insert(rows.end(), row, row + keys.size(2));
+        const float* row = cpu::read_index_keys(scratch.data(), keys, s.blocks.data(), p, p + 1, index_head_dim);
+        rows.insert(rows.end(), row, row + index_head_dim);
       }
     }
   }
@@ -100,7 +100,7 @@ class Recorder final : public StepObserver {
   }
 
   int64_t kv_lora_rank = 0, rope_dim = 0, num_sub_layers = 0;
-  int64_t num_index_layers = 0;  // without the MTP layer's, as num_sub_layers
+  int64_t num_index_layers = 0, index_head_dim = 0;  // without the MTP layer's, as num_sub_layers
   std::atomic<bool> break_step = false;
   std::string fails_at;  // the part of a step in which one allocation fails
 
@@ -120,6 +120,7 @@ class TestEngine {
     recorder_.rope_dim = engine_.config().qk_rope_head_dim;
     recorder_.num_sub_layers = engine_.config().num_sub_layers();
     recorder_.num_index_layers = std::max<int64_t>(0, KvCache::num_index_layers(engine_.config()) - 1);
+    if (engine_.config().sparse) recorder_.index_head_dim = engine_.config().sparse->index_head_dim;
     engine_.set_observer(&recorder_);
   }
   ~TestEngine() {

@@ -72,7 +72,7 @@ py::dict to_dict(const ModelConfig& c) {
     sparse["index_topk"] = c.sparse->index_topk;
     sparse["index_init_tokens"] = c.sparse->index_init_tokens;
     sparse["index_local_tokens"] = c.sparse->index_local_tokens;
-    sparse["cli_factor"] = c.sparse->cli_factor;
+    sparse["is_owner"] = c.sparse->is_owner;
     d["sparse"] = sparse;
   }
   return d;

@@ -58,6 +58,44 @@ def test_scores(heads, dim, stored):
     assert np.abs(found - expected).max() <= 5 * F32_TRANSCENDENTAL * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("heads, dim", [(16, 128), (3, 9), (1, 2), (17, 130), (2, 1100)])
+def test_scores_of_int8_keys(heads, dim):
+    """Keys that 8 bits hold exactly: only the queries are rounded, to 16 bits."""
+    keys, q, weights = random_case(150, 9, heads, dim)
+    keys = np.clip(np.rint(50 * keys), -127, 127)
+    keys[np.arange(150), np.arange(150) % dim] = 127
+    keys *= 2.0 ** (np.arange(150) % 30 - 15)[:, None]
+    keys = keys.astype(np.float32)
+    selected, found = testing.Ops().select_positions(keys, q, weights, 64, 2, 8, 0.3, "int8")
+    expected = scores_of(keys, q, weights, 0.3)
+    size = np.abs(keys).max(axis=1) * np.abs(q).sum(axis=2).max()
+    assert (np.abs(found - expected) / size).max() <= heads * 2e-5
+    for t in range(9):
+        assert selected[t].tolist() == choose(found[t, : 142 + t], 64, 2, 8)
+
+
+def test_int8_keys_are_rounded_to_their_largest_value():
+    keys, q, weights = random_case(150, 9, 16, 128)
+    keys[3] = 0
+    rule = (64, 2, 8, 0.3)
+    _, found = testing.Ops().select_positions(keys, q, weights, *rule, "int8")
+    scale = np.abs(keys).max(axis=1, keepdims=True) / 127
+    rounded = np.rint(keys / np.where(scale > 0, scale, 1)) * scale
+    expected, exact = scores_of(rounded, q, weights, 0.3), scores_of(keys, q, weights, 0.3)
+    assert not found[:, 3].any()
+    # A value in the middle between two levels may go to either.
+    assert np.median(np.abs(found - expected)) <= 1e-4 * np.abs(expected).max()
+    assert 1e-3 * np.abs(exact).max() < np.abs(found - exact).max() <= 2e-2 * np.abs(exact).max()
+
+
+def test_int8_keys_that_are_not_finite_score_zero():
+    """As such keys in other formats: a product that is no number is not above 0."""
+    keys, q, weights = random_case(100, 1, 4, 16)
+    keys[7, 3], keys[60, 0] = np.nan, np.inf
+    _, found = testing.Ops().select_positions(keys, q, weights, 10, 1, 2, 1.0, "int8")
+    assert found[0, 7] == found[0, 60] == 0 and np.isfinite(found).all()
+
+
 # (positions, tokens, topk, first, last): inside a tile, over tiles, over pieces of several threads.
 SHAPES = [
     (40, 40, 12, 2, 4),
@@ -79,12 +117,13 @@ def test_selection(shape):
         assert selected[t].tolist() == expected, f"position {p}"
 
 
+@pytest.mark.parametrize("stored", ["f32", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_selection_depends_on_nothing_else(shape):
+def test_selection_depends_on_nothing_else(shape, stored):
     """Neither on the number of threads nor on the other tokens of the step."""
     n, num_tokens, topk, init, local = shape
     keys, q, weights = random_case(n, num_tokens, 4, 16, seed=1)
-    rule = (topk, init, local, 1.0)
+    rule = (topk, init, local, 1.0, stored)
     expected, _ = testing.Ops().select_positions(keys, q, weights, *rule)
     for threads in (2, 5):
         found, _ = testing.Ops(threads).select_positions(keys, q, weights, *rule)

@@ -186,6 +186,10 @@ def test_the_cache_of_sparse_attention(tmp_path):
     made = plan(tmp_path, bandwidth=16e9, kv_cache_memory="8GiB", max_model_len=4096, kv_cache_dtype="bf16")
     assert made.kv_bytes_per_token == 35840 + 1408 + 4
     assert made.kv_read_per_token == pytest.approx(32256, abs=4) and made.index_read_per_token == 3584
+    int8 = plan(tmp_path, bandwidth=16e9, kv_cache_memory="8GiB", max_model_len=4096, kv_cache_dtype="bf16",
+                index_cache_dtype="int8")  # fmt: skip
+    assert int8.kv_bytes_per_token == made.kv_bytes_per_token - 15 * (256 - 132)
+    assert (int8.kv_read_per_token, int8.index_read_per_token) == (made.kv_read_per_token, 14 * 132)
     assert made.cache_read(2048) == 2048 * made.kv_read_per_token
     assert made.cache_read(32768) == 2048 * made.kv_read_per_token + 32768 * 3584
     indexer = next(part for part in made.parts if part.name == "indexer")

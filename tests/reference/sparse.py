@@ -85,7 +85,7 @@ class SparseModel:
             p = f"model.layers.{layer}"
             for i in range(2):
                 x = self._norm(h, f"{p}.input_layernorm.{i}")
-                if i % c["cli_factor"] == 0:
+                if self._is_owner(2 * layer + i):
                     out.indexed.append(self.index(x, f"{p}.self_attn.{i}"))
                     sets = out.indexed[-1].sets
                 attended, latents = self.attention(x, f"{p}.self_attn.{i}", sets)
@@ -117,7 +117,8 @@ class SparseModel:
         inputs, rows = [], np.asarray(tokens)
         set_of_first: list[int] = []
         for step in range(steps):
-            word = self.weights["model.mtp.embed_tokens.weight"][rows]
+            table = "model" if self.config.get("mtp_shares_embed_tokens", False) else "model.mtp"
+            word = self.weights[f"{table}.embed_tokens.weight"][rows]
             pair = [self._norm(word, f"{p}.enorm.m"), self._norm(states, f"{p}.hnorm.m")]
             inputs.append(np.concatenate(pair, axis=1) @ self.weights[f"{p}.eh_proj.weight"].T)
             u = np.concatenate(inputs)
@@ -141,7 +142,7 @@ class SparseModel:
         """The indexer `name`.indexer over the normalised input x [T, hidden_size]."""
         c, w = self.config, lambda part: self.weights[f"{name}.{part}.weight"]
         heads, dim, rope = c["index_n_heads"], c["index_head_dim"], c["qk_rope_head_dim"]
-        cq = ops.rms_norm(x @ w("q_a_proj").T, w("q_a_layernorm"), c["rms_norm_eps"])
+        cq = ops.rms_norm(x @ w("q_a_proj").T, w("q_a_layernorm"), c.get("mla_norm_eps", c["rms_norm_eps"]))
         queries = (cq @ w("indexer.wq_b").T).reshape(len(x), heads, dim)
         keys = ops.rms_norm(x @ w("indexer.wk").T, w("indexer.k_norm"), INDEX_NORM_EPS)
         queries[..., :rope] = self._rotate(queries[..., :rope])
@@ -164,7 +165,7 @@ class SparseModel:
         """MLA where token t attends to the positions sets[t]: output [T, hidden_size], and latents [T, latent_dim]."""
         c, w = self.config, lambda part: self.weights[f"{name}.{part}.weight"]
         heads, rank, nope = c["num_attention_heads"], c["kv_lora_rank"], c["qk_nope_head_dim"]
-        hidden, eps = c["hidden_size"], c["rms_norm_eps"]
+        hidden, eps = c["hidden_size"], c.get("mla_norm_eps", c["rms_norm_eps"])
         cq = ops.rms_norm(x @ w("q_a_proj").T, w("q_a_layernorm"), eps) * math.sqrt(hidden / c["q_lora_rank"])
         q = (cq @ w("q_b_proj").T).reshape(len(x), heads, -1)
         q[..., nope:] = self._rotate(q[..., nope:])
@@ -180,6 +181,11 @@ class SparseModel:
             out[t] = np.einsum("hs,shv->hv", ops.softmax(scores), values[chosen])
         return out.reshape(len(x), -1) @ w("o_proj").T, np.concatenate([latent, rope_key], axis=1)
 
+    def _is_owner(self, sub_layer: int) -> bool:
+        """Whether an attention selects for itself; "index_topk_pattern" says so by letters, "cli_factor" by number."""
+        pattern = self.config.get("index_topk_pattern")
+        return pattern[sub_layer] == "C" if pattern else sub_layer % self.config["cli_factor"] == 0
+
     # --- parts that Lite has, too ------------------------------------------------------------------
 
     def _embed(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -187,11 +193,13 @@ class SparseModel:
         spelling = {"ngram_vocab_size_ratio": "oe_vocab_size_ratio", "emb_neighbor_num": "oe_neighbor_num",
                     "emb_split_num": "oe_split_num"}  # fmt: skip
         ids = ops.ngram_ids(token_ids, {**c, **{lite: c.get(oe, c.get(lite)) for lite, oe in spelling.items()}})
-        x = self.weights["model.embed_tokens.weight"][np.asarray(token_ids)].copy()
+        word = self.weights["model.embed_tokens.weight"][np.asarray(token_ids)]
+        x = np.zeros_like(word)
         for t in range(ids.shape[1]):
             rows = self.weights[f"model.oe_embed_tokens{t}.weight"][ids[:, t]]
             x += rows @ self.weights[f"model.oe_embed_proj{t}.weight"].T
-        return x / (1 + ids.shape[1])
+        num_vectors = 1 + ids.shape[1]
+        return (word + x) / num_vectors if c.get("oe_divides_word", True) else word + x / num_vectors
 
     def _rotate(self, x: np.ndarray) -> np.ndarray:
         return ops.rope(x, np.arange(len(x)), ops.yarn_inv_freq(self.config), ops.cos_sin_factor(self.config))

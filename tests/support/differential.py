@@ -327,6 +327,7 @@ def _count(plan: Plan, readings: list[Reading | None], events: Counter[str]) -> 
         ("weights", plan.checkpoint.weights),
         ("shape", plan.checkpoint.shape),
         ("kv_cache_dtype", plan.common["kv_cache_dtype"]),
+        ("index_cache_dtype", plan.common.get("index_cache_dtype", "none")),
         ("speculative", (plan.own["speculative"] or {}).get("method", "none")),
         ("num_threads", plan.own["num_threads"]),
     ):

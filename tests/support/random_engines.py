@@ -130,6 +130,8 @@ def random_plan(seed: int) -> Plan:
     rng = random.Random(seed)
     checkpoint = _checkpoint(rng)
     common: dict[str, Any] = {"kv_cache_dtype": rng.choice(["auto", "f32", "bf16", "fp8", "int8"])}
+    if checkpoint.shape == "sparse":
+        common["index_cache_dtype"] = rng.choice(["auto", "int8"])
     common["dtype"] = rng.choice(["auto", "auto", "f32", "bf16"])
     if checkpoint.weights == "stored" and rng.random() < 0.1:
         common["quantization"] = "fp8"

@@ -20,49 +20,126 @@ namespace longcat {
 
 namespace cpu {
 
-void store_index_key(Tensor index_keys, const int32_t* block_table, int64_t position, const float* values) {
-  const int64_t dim = index_keys.size(2);
-  if (index_keys.dtype() == DType::f32) {
-    std::copy_n(values, dim, latent_row<float>(index_keys, block_table, position));
-  } else {
-    bf16* const row = latent_row<bf16>(index_keys, block_table, position);
-    for (int64_t k = 0; k < dim; ++k) row[k] = to_bf16(values[k]);
+void store_index_key(Tensor index_keys, const int32_t* block_table, int64_t position, const float* values,
+                     int64_t dim) {
+  switch (index_keys.dtype()) {
+    case DType::i8: {
+      uint8_t* const row = latent_row<uint8_t>(index_keys, block_table, position);
+      const float scale = kernels<IndexKernels>().round_key(
+          reinterpret_cast<int8_t*>(row + Int8IndexKey::values_offset()), values, dim);
+      std::memcpy(row, &scale, sizeof(scale));
+      return;
+    }
+    case DType::bf16: {
+      bf16* const row = latent_row<bf16>(index_keys, block_table, position);
+      for (int64_t k = 0; k < dim; ++k) row[k] = to_bf16(values[k]);
+      return;
+    }
+    default:
+      std::copy_n(values, dim, latent_row<float>(index_keys, block_table, position));
   }
 }
 
-const float* read_index_keys(float* scratch, Tensor index_keys, const int32_t* block_table, int64_t begin,
-                             int64_t end) {
-  if (index_keys.dtype() == DType::f32) return latent_row<float>(index_keys, block_table, begin);
-  kernels<RowKernels>().widen_bf16(scratch, latent_row<bf16>(index_keys, block_table, begin),
-                                   (end - begin) * index_keys.size(2));
-  return scratch;
+namespace {
+
+float scale_of(const uint8_t* row) {
+  float scale;
+  std::memcpy(&scale, row, sizeof(scale));
+  return scale;
+}
+
+const int8_t* values_of(const uint8_t* row) {
+  return reinterpret_cast<const int8_t*>(row + Int8IndexKey::values_offset());
+}
+
+}  // namespace
+
+const float* read_index_keys(float* scratch, Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end,
+                             int64_t dim) {
+  switch (index_keys.dtype()) {
+    case DType::i8:
+      for (int64_t s = begin; s < end; ++s) {
+        const uint8_t* const row = latent_row<uint8_t>(index_keys, block_table, s);
+        for (int64_t k = 0; k < dim; ++k)
+          scratch[(s - begin) * dim + k] = static_cast<float>(values_of(row)[k]) * scale_of(row);
+      }
+      return scratch;
+    case DType::bf16:
+      kernels<RowKernels>().widen_bf16(scratch, latent_row<bf16>(index_keys, block_table, begin), (end - begin) * dim);
+      return scratch;
+    default:
+      return latent_row<float>(index_keys, block_table, begin);
+  }
+}
+
+void IndexTile::load(Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end, int64_t dim) {
+  if (index_keys.dtype() != DType::i8) {
+    scratch_.resize(static_cast<size_t>(kBlockSize * dim));
+    keys_ = read_index_keys(scratch_.data(), index_keys, block_table, begin, end, dim);
+    return;
+  }
+  const int64_t num_pairs = (dim + 1) / 2;
+  pairs_.resize(static_cast<size_t>(kBlockSize * num_pairs));
+  scales_.resize(static_cast<size_t>(kBlockSize));
+  for (int64_t s = begin; s < end; ++s) {
+    const uint8_t* const row = latent_row<uint8_t>(index_keys, block_table, s);
+    scales_[static_cast<size_t>(s - begin)] = scale_of(row);
+    kernels<IndexKernels>().widen_key(pairs_.data() + (s - begin) * num_pairs, values_of(row), dim);
+  }
 }
 
 IndexQuery::IndexQuery(const float* q, int64_t q_stride, const float* head_weights, int64_t num_heads, int64_t dim,
-                       float scale)
-    : dim_(dim),
-      lanes_(padded_columns(num_heads)),
-      queries_(static_cast<size_t>(dim * lanes_)),
-      weights_(static_cast<size_t>(lanes_)) {
+                       float scale, DType keys)
+    : dim_(dim), lanes_(padded_columns(num_heads)), weights_(static_cast<size_t>(lanes_)) {
+  if (keys == DType::i8) {
+    const int64_t num_pairs = (dim + 1) / 2;
+    pairs_.resize(static_cast<size_t>(num_pairs * lanes_));
+    std::vector<Int16Pair> rounded(static_cast<size_t>(num_pairs));
+    for (int64_t h = 0; h < num_heads; ++h) {
+      const float query_scale = kernels<IndexKernels>().round_query(&rounded.front().first, q + h * q_stride, dim);
+      for (int64_t k = 0; k < num_pairs; ++k)
+        pairs_[static_cast<size_t>(k * lanes_ + h)] = rounded[static_cast<size_t>(k)];
+      weights_[static_cast<size_t>(h)] = head_weights[h] * scale * query_scale;
+    }
+    return;
+  }
+  queries_.resize(static_cast<size_t>(dim * lanes_));
   for (int64_t h = 0; h < num_heads; ++h) {
     for (int64_t k = 0; k < dim; ++k) queries_[static_cast<size_t>(k * lanes_ + h)] = q[h * q_stride + k];
     weights_[static_cast<size_t>(h)] = head_weights[h] * scale;
   }
 }
 
-void IndexQuery::score(float* scores, const float* keys, int64_t num_keys) const {
+void IndexQuery::score(float* scores, const IndexTile& tile, int64_t num_keys) const {
   thread_local std::vector<float> products;  // grows once
   products.assign(static_cast<size_t>(num_keys * lanes_), 0.0f);
-  multiply_add({.c = products.data(),
-                .c_row = lanes_,
-                .a = keys,
-                .a_row = dim_,
-                .a_column = 1,
-                .b = queries_.data(),
-                .b_row = lanes_,
-                .rows = num_keys,
-                .columns = lanes_,
-                .depth = dim_});
+  if (queries_.empty()) {
+    const int64_t num_pairs = (dim_ + 1) / 2;
+    for (int64_t k = 0; k < num_pairs; k += kGroup / 2)
+      multiply_add({.c = products.data(),
+                    .c_row = lanes_,
+                    .a = tile.pairs() + k,
+                    .a_row = num_pairs,
+                    .a_column = 1,
+                    .scales = tile.scales(),
+                    .scales_stride = 1,
+                    .b = pairs_.data() + k * lanes_,
+                    .b_row = lanes_,
+                    .rows = num_keys,
+                    .columns = lanes_,
+                    .depth = std::min(kGroup / 2, num_pairs - k)});
+  } else {
+    multiply_add({.c = products.data(),
+                  .c_row = lanes_,
+                  .a = tile.keys(),
+                  .a_row = dim_,
+                  .a_column = 1,
+                  .b = queries_.data(),
+                  .b_row = lanes_,
+                  .rows = num_keys,
+                  .columns = lanes_,
+                  .depth = dim_});
+  }
   kernels<IndexKernels>().weigh_heads(scores, products.data(), weights_.data(), num_keys, lanes_);
 }
 
@@ -124,7 +201,7 @@ void CpuOps::index_store(Tensor index_keys, Tensor k, Tensor norm_weight, float 
     cpu::norm_row(row, row, norm_weight.data<float>(), k.size(1), eps);
     cpu::rotate_pairs(row, cos.row<float>(t), sin.row<float>(t), 2 * cos.size(1));
     cpu::store_index_key(index_keys, batch.block_tables.row<int32_t>(batch.sequence_idx.data<int32_t>()[t]),
-                         batch.positions.data<int32_t>()[t], row);
+                         batch.positions.data<int32_t>()[t], row, k.size(1));
   }
 }
 
@@ -166,20 +243,20 @@ void CpuOps::select_positions(Tensor selected, Tensor q, Tensor head_weights, Te
     std::vector<cpu::IndexQuery> queries;
     std::vector<cpu::RunningTopK> lists;
     for (int64_t row = group.first; row < group.first + group.count; ++row) {
-      queries.emplace_back(q.row<float>(row), q.stride(1), head_weights.row<float>(row), q.size(1), dim, scale);
+      queries.emplace_back(q.row<float>(row), q.stride(1), head_weights.row<float>(row), q.size(1), dim, scale,
+                           index_keys.dtype());
       lists.emplace_back(num_free);
     }
-    thread_local std::vector<float> keys;  // grows once
-    keys.resize(static_cast<size_t>(kBlockSize * dim));
+    thread_local cpu::IndexTile keys;  // its vectors grow once
     float scores[kBlockSize];
     for (int64_t tile = begin; tile < end; tile += kBlockSize) {
       const int64_t tile_end = std::min(tile + kBlockSize, end);
-      const float* const rows = cpu::read_index_keys(keys.data(), index_keys, group.block_table, tile, tile_end);
+      keys.load(index_keys, group.block_table, tile, tile_end, dim);
       for (int64_t i = 0; i < group.count; ++i) {
         const int64_t first = std::max(tile, rule.init_tokens);
         const int64_t last = std::min(tile_end, local_begin(group.first + i));
         if (first >= last) continue;
-        queries[static_cast<size_t>(i)].score(scores, rows, last - tile);
+        queries[static_cast<size_t>(i)].score(scores, keys, last - tile);
         lists[static_cast<size_t>(i)].add(scores + (first - tile), first, last - first);
       }
     }

@@ -3,30 +3,53 @@
 
 #include <vector>
 
+#include "cpu/gemm/product_kernels.h"
 #include "ops/batch.h"
 
 namespace longcat::cpu {
 
-// Writes `values` as the index key of a position, rounded to the dtype of `index_keys`.
-void store_index_key(Tensor index_keys, const int32_t* block_table, int64_t position, const float* values);
+// Writes `values` [dim] as the index key of a position, rounded to the dtype of `index_keys`.
+void store_index_key(Tensor index_keys, const int32_t* block_table, int64_t position, const float* values, int64_t dim);
 
-// Returns the index keys of the positions [begin, end) of one block as floats [end - begin, index_head_dim]. They are
-// in the cache itself or in `scratch` [64, index_head_dim].
-const float* read_index_keys(float* scratch, Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end);
+// Returns the index keys of the positions [begin, end) of one block as floats [end - begin, dim]. They are in the cache
+// itself or in `scratch` [64, dim].
+const float* read_index_keys(float* scratch, Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end,
+                             int64_t dim);
 
-// The index queries of one token, in the form that scores many keys at once.
-class IndexQuery {
+// Index keys of at most 64 positions of a block, widened once for all queries: to floats, or 8-bit keys to 16 bits.
+class IndexTile {
  public:
-  // q: [num_heads, dim], heads q_stride apart; head_weights: [num_heads], multiplied by `scale`.
-  IndexQuery(const float* q, int64_t q_stride, const float* head_weights, int64_t num_heads, int64_t dim, float scale);
+  void load(Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end, int64_t dim);
 
-  // scores [num_keys] of keys [num_keys, dim], at most 64. A score's bits do not depend on the other keys.
-  void score(float* scores, const float* keys, int64_t num_keys) const;
+  const float* keys() const { return keys_; }
+  const Int16Pair* pairs() const { return pairs_.data(); }
+  const float* scales() const { return scales_.data(); }
 
  private:
+  std::vector<float> scratch_;
+  const float* keys_ = nullptr;   // [rows, dim]; not of 8-bit keys
+  std::vector<Int16Pair> pairs_;  // [rows, ceil(dim / 2)] of 8-bit keys
+  std::vector<float> scales_;     // [rows] of 8-bit keys
+};
+
+// The index queries of one token, in the form that scores many keys at once. For 8-bit keys, the queries have 16 bits
+// with a scale per head; products, and their sums over kGroup values, are exact.
+class IndexQuery {
+ public:
+  // q: [num_heads, dim], heads q_stride apart; head_weights: [num_heads], multiplied by `scale`; keys: their dtype.
+  IndexQuery(const float* q, int64_t q_stride, const float* head_weights, int64_t num_heads, int64_t dim, float scale,
+             DType keys);
+
+  // scores [num_keys] of the first keys of a tile. A score's bits do not depend on the other keys.
+  void score(float* scores, const IndexTile& tile, int64_t num_keys) const;
+
+ private:
+  static constexpr int64_t kGroup = 512;  // 127 * 32767 * 512 < 2^31
+
   int64_t dim_, lanes_;
-  std::vector<float> queries_;  // [dim, lanes]
-  std::vector<float> weights_;  // [lanes]
+  std::vector<float> queries_;    // [dim, lanes]; for 8-bit keys empty, and
+  std::vector<Int16Pair> pairs_;  // [ceil(dim / 2), lanes]
+  std::vector<float> weights_;    // [lanes], times the scales of the queries
 };
 
 // The best positions of those added so far. Positions are added in ascending order; of equal scores, the lower position

@@ -45,6 +45,7 @@ _KNOWN_FIELDS = frozenset(
     mtp_num_layers num_nextn_predict_layers router_dtype
     use_mla index_n_heads index_head_dim index_topk index_k_norm_type index_init_tokens index_local_tokens cli_factor
     indexer_rope_interleave mtp_replicate_modules dsa_mtp_cli mtp_disable_over_tokenizer
+    index_topk_pattern oe_divides_word mtp_shares_embed_tokens mla_norm_eps
     """.split()
 )
 
@@ -111,17 +112,23 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[Fact]:
     yield _rope_fact(config)
     is_sparse = config.get("attention_method") == "LSA"
     inner = "rms_norm_eps, as the published engine does" if is_sparse else "1e-6, as transformers does"
+    if config.get("mla_norm_eps") is not None:
+        inner = f"mla_norm_eps {config['mla_norm_eps']}"
     yield Fact(
         "norms",
         f"rms_norm_eps {config.get('rms_norm_eps', 'absent')}",
         f"the two norms inside attention use {inner}; which one training used no file tells",
     )
     if is_sparse:
+        if (pattern := config.get("index_topk_pattern")) is not None:
+            sharing = f"own selections (C) and shared ones (S): {''.join(pattern)} (index_topk_pattern)"
+        else:
+            sharing = f"{config['cli_factor']} attentions share a selection (cli_factor)"
         yield Fact(
             "sparse attention",
             f"index_topk {config['index_topk']}, of these the first {config['index_init_tokens']} and the last "
             f"{config['index_local_tokens']}; {config['index_n_heads']} index heads of {config['index_head_dim']}; "
-            f"{config['cli_factor']} attentions share a selection (cli_factor)",
+            + sharing,
             "equal scores: the lower position is selected; other engines leave that open",
         )
     scale, zero = config.get("routed_scaling_factor"), config.get("zero_expert_num", 0)

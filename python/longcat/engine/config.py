@@ -144,6 +144,15 @@ class EngineConfig:
         "the fastest there over long contexts.",
         metavar="TYPE",
     )
+    index_cache_dtype: str = option(
+        "auto",
+        "format of the index keys of sparse attention: auto, f32, bf16 or int8",
+        checks.number_format,
+        core="index_cache_dtype",
+        details="auto is f32 beside latents in f32, else bf16. int8 is for the CPU: a key of 128 values takes 132 "
+        "bytes and is scored by exact integer products. It selects other positions at near-ties.",
+        metavar="TYPE",
+    )
     kv_cache_memory: int | str = option(
         "auto",
         'size of the latent cache, as "4GiB"',

@@ -27,6 +27,7 @@ class EngineKeywords(TypedDict, total=False):
     max_model_len: int | None
     context_length: int | None
     kv_cache_dtype: str
+    index_cache_dtype: str
     kv_cache_memory: int | str
     kv_cache_memory_bytes: int | str
     gpu_memory_utilization: float | None

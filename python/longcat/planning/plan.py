@@ -245,6 +245,7 @@ class PlanKeywords(TypedDict, total=False):
 
     dtype: str
     kv_cache_dtype: str
+    index_cache_dtype: str
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int | None
@@ -300,8 +301,8 @@ def plan(
     index_bytes, index_topk = 0, None
     if config.get("attention_method") == "LSA":
         index_topk = int(config["index_topk"])
-        key_bytes = int(config["index_head_dim"]) * (4 if memory["kv_cache_dtype"] == "F32" else 2)
-        index_bytes = sub_layers // int(config["cli_factor"]) * key_bytes
+        key_bytes = memory["index_key_bytes"]
+        index_bytes = (memory["num_index_layers"] - 1) * key_bytes
         bytes_of_latents = bytes_per_token - index_bytes - key_bytes
     else:
         bytes_of_latents = bytes_per_token

@@ -19,8 +19,8 @@ _CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # nominal memory of a GPU [GB]: f
 _STATES = {"today": "", "untried": " **", "later": " *"}
 _STEP_TOKENS = "max_num_batched_tokens"
 _OPTIONS = (
-    *("dtype", "kv_cache_dtype", "max_model_len", "max_num_seqs", "kv_cache_memory", _STEP_TOKENS, "speculative"),
-    *("tensor_parallel_size", "expert_parallel_size"),
+    *("dtype", "kv_cache_dtype", "index_cache_dtype", "max_model_len", "max_num_seqs", "kv_cache_memory"),
+    *(_STEP_TOKENS, "speculative", "tensor_parallel_size", "expert_parallel_size"),
 )
 _BATCHES = [1, 16]
 _CONTEXTS = [1024, 32768]

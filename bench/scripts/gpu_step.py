@@ -1,11 +1,13 @@
-"""Estimates a decode step of LongCat-Flash-Lite in bf16 on an H200, kernel by kernel. Nothing here is measured.
+"""Estimates a step of LongCat-Flash-Lite in bf16 on an H200, kernel by kernel. Nothing here is measured.
 
 python bench/scripts/gpu_step.py --context 1024
 python bench/scripts/gpu_step.py --context 131072 --model lite_sparse
+python bench/scripts/gpu_step.py --prefill --tokens 512 2048 8192
 
-A kernel takes the time of its bytes or of its longest chain of operations, and a gap to the kernel before it. The
-router and the experts run beside the dense layers: both share the memory's speed. Bytes follow from config.json and the
-number of tokens; the constants below are from public figures. docs/cuda.md has the table.
+A kernel takes the longest of three times: its bytes, its operations on tensor cores, its longest chain of operations. A
+gap to the kernel before it is added. The router and the experts run beside the dense layers: both share the memory and
+the tensor cores. Bytes follow from config.json and the number of tokens; the constants below are from public figures.
+docs/cuda.md has the tables.
 """
 
 from __future__ import annotations
@@ -17,9 +19,15 @@ from importlib import resources
 
 MEMORY = 3.9e12  # [bytes/s] of reads that large kernels reach
 L2 = 5.5e12  # [bytes/s] of reads that hit the L2 cache
+# [operations/s] on tensor cores: CUTLASS's kernels for many tokens; prefill attention by mma.sync, which without its
+# softmax could reach 590e12.
+TENSOR, ATTENTION = 550e12, 350e12
+PLAIN = 2.0e12  # [bytes/s] of kernels that load 2 bytes a thread: norms, RoPE, SiLU, gather, sums
 MULTIPROCESSORS, EACH = 132, 75e9  # [bytes/s] that a multiprocessor reads at most
 GAP, DEPENDENT_GAP = 1.0e-6, 0.4e-6  # [s] between kernels; where the next is a dependent launch
 START = 0.65e-6  # [s] the first bytes, unless a dependent launch reads weights before its inputs are there
+# [s] a tile of prefill attention: 256 rows, 64 positions.
+QUERY_TILE = 2 * 256 * 64 * (192 + 128) / ATTENTION * MULTIPROCESSORS
 CHAIN = 33 / 1.755e9 / 16  # [s] a value of K, of the chain of products that makes a result of few tokens
 CHAIN_START = 1.5e-6  # [s]
 PIECE = 6.8e-6  # [s] a piece of 128 positions in MLA decode: list 2, first tile and query 2, two tiles of 1.4
@@ -46,6 +54,7 @@ class Kernel:
             CUTLASS's grouped kernels.
         preloads: it reads weights before the kernel before it ends.
         inputs: bytes that its blocks read again and again, from the L2 cache.
+        tensor_seconds: its operations on tensor cores take this time.
     """
 
     name: str
@@ -55,6 +64,7 @@ class Kernel:
     dependent: bool = True
     preloads: bool = False
     inputs: float = 0.0
+    tensor_seconds: float = 0.0
 
     def gap(self) -> float:
         return DEPENDENT_GAP if self.dependent else GAP
@@ -62,7 +72,8 @@ class Kernel:
     def time(self) -> float:
         """Without the gap, and with the whole memory for itself [s]."""
         speed = min(MEMORY, min(self.blocks, MULTIPROCESSORS) * EACH)
-        return max(self.seconds, self.bytes / speed + (0 if self.preloads else START), self.inputs / L2)
+        bytes_seconds = self.bytes / speed + (0 if self.preloads else START)
+        return max(self.seconds, bytes_seconds, self.inputs / L2, self.tensor_seconds)
 
 
 @dataclass(frozen=True)
@@ -72,21 +83,32 @@ class Shape:
     config: dict[str, int]
     num_tokens: int
     context: int
+    prefill: bool = False  # all tokens are of one prompt
 
     @property
     def few(self) -> bool:
         return self.num_tokens <= FEW_TOKENS
 
-    def linear(self, name: str, out: int, depth: int, cutlass: bool = False) -> Kernel:
-        traffic = (out * depth + self.num_tokens * (out + depth)) * ELEMENT
+    def products(self, count: float, speed: float = TENSOR) -> float:
+        """Of this many multiply-adds on tensor cores [s]. Few tokens are bound by bytes or chains."""
+        return 0.0 if self.few else 2 * count / speed
+
+    def linear(self, name: str, out: int, depth: int, cutlass: bool = False, tokens: int | None = None) -> Kernel:
+        tokens = self.num_tokens if tokens is None else tokens
+        traffic = (out * depth + tokens * (out + depth)) * ELEMENT
         few = self.few and not cutlass
-        blocks = out / (16 if few else 128)
-        again = blocks * self.num_tokens * depth * ELEMENT
+        blocks = out / 16 if few else -(-out // 128) * -(-tokens // 128)
+        again = blocks * (tokens if few else 128) * depth * ELEMENT
         chain = CHAIN_START + depth * CHAIN if few else 0.0
-        return Kernel(name, traffic, blocks, chain, preloads=few, inputs=again)
+        products = self.products(tokens * (out if few else -(-out // 128) * 128) * depth)
+        return Kernel(name, traffic, blocks, chain, preloads=few, inputs=again, tensor_seconds=products)
+
+    def plain(self, name: str, num_bytes: float, blocks: float, seconds: float = ROW) -> Kernel:
+        """Loads and stores of 2 bytes a thread."""
+        return Kernel(name, num_bytes, blocks, max(seconds, num_bytes / PLAIN))
 
     def rows(self, name: str, width: int) -> Kernel:
-        return Kernel(name, 3 * self.num_tokens * width * ELEMENT, self.num_tokens, ROW)
+        return self.plain(name, 3 * self.num_tokens * width * ELEMENT, self.num_tokens)
 
     @property
     def selects(self) -> bool:
@@ -124,13 +146,48 @@ class Shape:
         down = [self.linear("q_a, kv_a", q_lora + kv_lora + rope, hidden)]
         if not self.few:
             down = [self.linear("q_a", q_lora, hidden), self.linear("kv_a", kv_lora + rope, hidden)]
-        per_head = heads * kv_lora * ELEMENT
         return [
             *down,
             self.rows("norms, store", q_lora + kv_lora + rope),
             *(self.indexer() if is_owner and "index_topk" in c else []),
             self.linear("q_b", heads * (nope + rope), q_lora),
-            Kernel("rope", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
+            self.plain("rope", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
+            *(self.prompt_attention() if self.prefill else self.generated_attention()),
+            self.linear("o", hidden, heads * value),
+        ]
+
+    def prompt_attention(self) -> list[Kernel]:
+        """Of one prompt, whose last tokens are those of the step."""
+        c, tokens, context = self.config, self.num_tokens, self.context
+        heads, nope, rope, value = (c[f"{name}"] for name in _HEADS)
+        kv_lora = c["kv_lora_rank"]
+        made = heads * (nope + value)  # keys and values of a position
+        keys = context * (kv_lora + made) * ELEMENT
+        # A tile of 64 positions is multiplied for all 32 rows of a warp, where one of them sees it: half of both more.
+        pairs = tokens * (context - tokens / 2 + 48)
+        reads = -(-tokens // 256) / 2 * context * made * ELEMENT / 4  # four blocks of a head meet in the L2 cache
+        return [
+            Kernel(
+                "keys and values",
+                keys + made * kv_lora * ELEMENT,
+                MULTIPROCESSORS,
+                tensor_seconds=2 * context * made * kv_lora / ATTENTION,
+            ),
+            Kernel(
+                "prefill attention",
+                reads + tokens * heads * (nope + rope + value) * ELEMENT,
+                MULTIPROCESSORS,
+                context / 64 * QUERY_TILE,  # the last rows' block
+                tensor_seconds=2 * heads * pairs * (nope + rope + value) / ATTENTION,
+            ),
+        ]
+
+    def generated_attention(self) -> list[Kernel]:
+        c, tokens = self.config, self.num_tokens
+        heads, nope, rope, value = (c[f"{name}"] for name in _HEADS)
+        kv_lora = c["kv_lora_rank"]
+        per_head = heads * kv_lora * ELEMENT
+        return [
             Kernel("k_up", per_head * nope + tokens * heads * (nope + kv_lora) * ELEMENT, heads * 4),
             Kernel(
                 "MLA decode",
@@ -139,7 +196,6 @@ class Shape:
                 self.decode_chain(),
             ),
             Kernel("v_up", per_head * value + tokens * heads * (value + kv_lora) * ELEMENT, heads),
-            self.linear("o", hidden, heads * value),
         ]
 
     def decode_chain(self) -> float:
@@ -169,14 +225,23 @@ class Shape:
         met = routed * (1 - (1 - topk / outputs) ** tokens)
         slices = -(-tokens // FEW_TOKENS)
         router_chain = CHAIN_START + 2 * hidden * CHAIN
-        scores = Kernel("router", outputs * hidden * 2 * ELEMENT, outputs / 16 * slices, router_chain, dependent=False)
+        products = self.products(2 * tokens * outputs * hidden, ATTENTION)
+        scores = Kernel(
+            "router",
+            outputs * hidden * 2 * ELEMENT,
+            outputs / 16 * slices,
+            router_chain,
+            dependent=False,
+            tensor_seconds=products,
+        )
+        picked = 5e-6 * max(1, tokens / MULTIPROCESSORS / 8)  # [s] 8 blocks, each of one token, share a multiprocessor
         up, down = (met * part * hidden * width * ELEMENT for part in (2, 1))
         rows = 2 * picks * (hidden + width) * ELEMENT
-        end = Kernel("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens, ROW)
+        end = self.plain("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens)
         if self.few:
             return [
                 scores,
-                Kernel("picks", tokens * outputs * F32, tokens, 5e-6),
+                Kernel("picks", tokens * outputs * F32, tokens, picked),
                 Kernel(
                     "experts' gate, up, SiLU",
                     up + rows,
@@ -198,15 +263,21 @@ class Shape:
             for name, share in (("gate", up / 2), ("up", up / 2), ("down", down))
             for kernel in (
                 Kernel(f"description of {name}", 0, 1, 2e-6, dependent=False),
-                Kernel(f"experts' {name}", share + rows, met * width / 128, dependent=False),
+                Kernel(
+                    f"experts' {name}",
+                    share + rows,
+                    met * width / 128,
+                    dependent=False,
+                    tensor_seconds=self.products(picks * hidden * width) if self.prefill else 0.0,
+                ),
             )
         ]
         picks_and_order = [
-            Kernel("picks", tokens * outputs * F32, tokens, 5e-6),
+            Kernel("picks", tokens * outputs * F32, tokens, picked),
             Kernel("order", 0, routed, 3e-6),
         ]
-        silu = Kernel("experts' SiLU", 3 * picks * width * ELEMENT, picks, ROW)
-        gather = Kernel("gather", 2 * picks * hidden * ELEMENT, picks, ROW)
+        silu = self.plain("experts' SiLU", 3 * picks * width * ELEMENT, picks)
+        gather = self.plain("gather", 2 * picks * hidden * ELEMENT, picks)
         return [scores, *picks_and_order, gather, *grouped[:4], silu, *grouped[4:], end]
 
     def main_stream(self) -> list[Kernel]:
@@ -220,6 +291,7 @@ class Shape:
         c, tokens = self.config, self.num_tokens
         tables = (_either(c, "emb_neighbor_num", "oe_neighbor_num") - 1) * _either(c, "emb_split_num", "oe_split_num")
         hidden = c["hidden_size"]
+        drawn = 1 if self.prefill else tokens
         return [
             Kernel(
                 "ids, lookup",
@@ -233,8 +305,8 @@ class Shape:
             Kernel("angles", 0, tokens, ROW),
             Kernel("list of pieces", 0, 1, ROW),
             self.rows("norm", hidden),
-            Kernel("rows of the head", 2 * tokens * hidden * ELEMENT, tokens, ROW),
-            self.linear("head", c["vocab_size"], hidden),
+            Kernel("rows of the head", 2 * drawn * hidden * ELEMENT, drawn, ROW),
+            self.linear("head", c["vocab_size"], hidden, tokens=drawn),
         ]
 
     def layer_seconds(self) -> float:
@@ -244,7 +316,7 @@ class Shape:
         beside = main[before:-1]
         alone = sum(kernel.time() + kernel.gap() for kernel in [*main[:before], main[-1]])
         streams = [sum(kernel.time() + kernel.gap() for kernel in part) for part in (beside, branch)]
-        shared = sum(kernel.bytes for kernel in [*beside, *branch]) / MEMORY
+        shared = sum(max(kernel.bytes / MEMORY, kernel.tensor_seconds) for kernel in [*beside, *branch])
         gaps = sum(kernel.gap() for kernel in beside)
         return alone + max(*streams, shared + gaps)
 
@@ -283,12 +355,16 @@ def main() -> None:
     parser.add_argument("--model", choices=["lite", "lite_sparse"], default="lite", help="(default lite)")
     parser.add_argument("--context", type=int, default=1024, help="tokens of each sequence (default 1024)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 256], help="sequences of a step")
+    parser.add_argument("--prefill", action="store_true", help="whole prompts of --tokens tokens in place of sequences")
     parser.add_argument("--kernels", action="store_true", help="also tell each kernel of a layer")
     args = parser.parse_args()
-    print("| sequences | kernels | GB | ms of the bytes | ms | tokens/s | times the bytes |")
+    if args.prefill and args.model == "lite_sparse":
+        parser.error("--prefill counts dense attention; expected --model lite")
+    first = "tokens" if args.prefill else "sequences"
+    print(f"| {first} | kernels | GB | ms of the bytes | ms | tokens/s | times the bytes |")
     print("| --: | --: | --: | --: | --: | --: | --: |")
     for num_tokens in args.tokens:
-        shape = Shape(config_of(args.model), num_tokens, args.context)
+        shape = Shape(config_of(args.model), num_tokens, num_tokens if args.prefill else args.context, args.prefill)
         layer, ends = shape.num_kernels()
         bound, seconds = shape.num_bytes() / MEMORY, shape.seconds()
         print(

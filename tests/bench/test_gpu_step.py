@@ -1,4 +1,4 @@
-"""The counted decode step: docs/cuda.md has the tables that the script prints."""
+"""The counted step: docs/cuda.md has the tables that the script prints."""
 
 import subprocess
 import sys
@@ -11,10 +11,11 @@ CASES = (
     [],
     ["--context", "131072", "--tokens", "1", "8", "64"],
     ["--model", "lite_sparse", "--context", "131072", "--tokens", "1", "8", "64"],
+    ["--prefill", "--tokens", "512", "2048", "8192"],
 )
 
 
-@pytest.mark.parametrize("arguments", CASES, ids=["short", "long", "sparse"])
+@pytest.mark.parametrize("arguments", CASES, ids=["short", "long", "sparse", "prefill"])
 def test_docs_have_what_the_script_prints(arguments):
     command = [sys.executable, str(ROOT / "bench" / "scripts" / "gpu_step.py"), *arguments]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

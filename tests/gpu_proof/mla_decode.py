@@ -4,7 +4,7 @@ KERNELS = [
     "longcat::gpu::MlaDecode<longcat::DType::bf16, 32>",
     "longcat::gpu::MlaDecode<longcat::DType::f8_e4m3, 16>",
 ]
-SOURCES = ["cuda/kernels/mla_decode.h"]
+SOURCES = ["cuda/kernels/mla_decode.h", "cuda/kernels/e4m3_pairs.h"]
 
 # name -> (what is there, exactly once; what replaces it)
 MUTATIONS = {

@@ -44,12 +44,14 @@ struct MlaDecodeMemory {
 
 class CudaOps final : public Ops {
  public:
-  // Workspace for partial results of decode pieces, fp8 rows, and CUTLASS's scheduling data. A token's piece takes 64
-  // KiB (32 heads x 514 values). 256 MiB hold 12 tokens at a context of 327,680 (328 pieces), 102 at 8,192 (40 pieces),
-  // 256 at 2,048 (16 pieces).
+  // Workspace for partial results of decode pieces, keys and values of prefill, fp8 rows, and CUTLASS's scheduling
+  // data. A token's piece takes 64 KiB (32 heads x 514 values). 256 MiB hold 12 tokens at a context of 327,680 (328
+  // pieces), 102 at 8,192 (40 pieces), 256 at 2,048 (16 pieces). A position's keys and values take 16 KiB (32 heads):
+  // 256 MiB hold 16,384 positions, and of longer prompts some heads at a time.
   static constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
 
-  // workspace_bytes changes no result. MLA decode on tensor cores throws where it does not hold the pieces of a token.
+  // workspace_bytes changes no result. On tensor cores MLA decode throws where it does not hold the pieces of a token,
+  // MLA prefill where it does not hold one head of a prompt: 512 bytes a position.
   CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int64_t workspace_bytes = kWorkspaceBytes);
 
   GpuDevice& device() override { return *device_; }
@@ -129,6 +131,9 @@ class CudaOps final : public Ops {
   // mla_prefill() of the tokens before position `end`; other rows of `out` stay.
   void attend_materialised(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                            const ForwardBatch& batch, float scale, int64_t end);
+  // The same for the shapes that have tensor-core kernels. Returns false for others.
+  bool prefill_on_tensor_cores(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
+                               const ForwardBatch& batch, float scale, int64_t end);
 
   // Whether a tensor-core kernel computes the index scores.
   bool scores_on_tensor_cores(Tensor q, Tensor index_keys) const;

@@ -50,6 +50,7 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
   s.layout = Layout(num_real_tokens + num_padding, num_sequences, blocks_in_tables);
   s.decode_context = context_bucket(most_decode_blocks * kBlockSize, longest);
   s.num_decode_tokens = s.num_decode_sequences = 0;
+  s.prompt_chunks.clear();
   int32_t* const memory = static_cast<int32_t*>(s.memory.data());
   int32_t* const query_starts = memory + s.layout.query_starts;
   int32_t* const tables = memory + s.layout.block_tables;
@@ -78,6 +79,8 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
     if (chunk.generated) {
       s.num_decode_sequences = sequence;
       s.num_decode_tokens += count;
+    } else {
+      s.prompt_chunks.push_back({.count = count, .end = chunk.start + count});
     }
   }
   for (int64_t row = 0; row < num_padding; ++row) {
@@ -107,7 +110,8 @@ ForwardBatch BatchBuffers::upload(int slot) {
           .num_real_tokens = list(layout.num_real_tokens, 1),
           .num_decode_tokens = s.num_decode_tokens,
           .num_decode_sequences = s.num_decode_sequences,
-          .decode_context = s.decode_context};
+          .decode_context = s.decode_context,
+          .prompt_chunks = s.prompt_chunks};
 }
 
 }  // namespace longcat

@@ -35,7 +35,8 @@ class BatchBuffers {
   // depend only on this bucket and the number of rows.
   int64_t decode_context(int slot) const { return slots_[static_cast<size_t>(slot)].decode_context; }
 
-  // Copies the slot to the device. Call it inside submitted work. The batch is valid until the next upload.
+  // Copies the slot to the device. Call it inside submitted work. The batch is valid until the next upload, its
+  // prompt_chunks until the slot is staged again.
   ForwardBatch upload(int slot);
 
   // Stages and uploads a single batch.
@@ -61,6 +62,7 @@ class BatchBuffers {
     HostBuffer memory;
     Layout layout;
     int64_t num_decode_tokens = 0, num_decode_sequences = 0, decode_context = 0;
+    std::vector<PromptChunk> prompt_chunks;
   };
 
   Device& device_;

@@ -1,6 +1,8 @@
 // The input of one step: token rows, and the cache blocks of each sequence's history.
 #pragma once
 
+#include <span>
+
 #include "base/tensor.h"
 
 namespace longcat {
@@ -15,10 +17,16 @@ constexpr int64_t context_bucket(int64_t positions, int64_t longest) {
   return bucket < longest ? bucket : longest;
 }
 
+// What the host knows of a chunk of prompt tokens.
+struct PromptChunk {
+  int64_t count = 0;  // tokens
+  int64_t end = 0;    // position behind the last
+};
+
 // The tokens of a sequence are adjacent in the batch and have consecutive positions (a chunk). Position p of sequence s
 // is stored in cache block block_tables[s][p / 64], slot p % 64. Block 0 is the null block, to which padded rows write.
 // Generated tokens come first, then prompt tokens. Their arithmetic differs (ops.h), and a chunk holds one kind only.
-// All tensors are int32 on the device.
+// All tensors are int32 on the device. prompt_chunks lies on the host; steps with prompts are never recorded.
 struct ForwardBatch {
   Tensor token_ids;        // [num_tokens]
   Tensor positions;        // [num_tokens] absolute, from 0
@@ -27,9 +35,10 @@ struct ForwardBatch {
   Tensor block_tables;     // [num_sequences, max_blocks], rows may be strided
   Tensor num_real_tokens;  // [1] rows from this one on are padding: position 0 of the null block, no expert
 
-  int64_t num_decode_tokens = 0;     // rows [0, num_decode_tokens) are generated tokens
-  int64_t num_decode_sequences = 0;  // the first sequences, which own those rows
-  int64_t decode_context = 0;        // a context_bucket() above all positions of generated tokens
+  int64_t num_decode_tokens = 0;               // rows [0, num_decode_tokens) are generated tokens
+  int64_t num_decode_sequences = 0;            // the first sequences, which own those rows
+  int64_t decode_context = 0;                  // a context_bucket() above all positions of generated tokens
+  std::span<const PromptChunk> prompt_chunks;  // of the sequences from num_decode_sequences on that have tokens
 
   int64_t num_tokens() const { return token_ids.size(0); }
   int64_t num_sequences() const { return block_tables.size(0); }

@@ -1,5 +1,5 @@
-// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels. Decode of the
-// published shape runs on tensor cores (mla_decode.cu), with an order of additions of its own.
+// MLA over the paged latent cache: store, absorbed decode, materialised prefill. These are plain kernels. Attention of
+// the published shape runs on tensor cores (mla_decode.cu, mla_prefill.cu), with an order of additions of its own.
 //
 // Decode is bound by the latent rows it reads: 1,152 bytes per position in bf16. All heads share a row; here each group
 // of 8 heads reads it, mostly from L2. A block takes one token, 8 heads and one piece of the history, at a fixed
@@ -13,7 +13,7 @@
 //
 // Prefill is bound by arithmetic. A block takes 64 prompt rows of one head. For each 64 positions it computes keys and
 // values from the latents (16.8 MFLOP of plain multiply-adds), then attends to them. Shared memory for 192 + 128: keys
-// 48, values 32, scores 16, sums 32 KiB. It uses no tensor cores yet.
+// 48, values 32, scores 16, sums 32 KiB.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -558,6 +558,7 @@ void CudaOps::mla_prefill_selected(Tensor out, Tensor q, Tensor latents, const W
 
 void CudaOps::attend_materialised(Tensor out, Tensor q, Tensor latents, const Weight& k_up, const Weight& v_up,
                                   const ForwardBatch& batch, float scale, int64_t end) {
+  if (prefill_on_tensor_cores(out, q, latents, k_up, v_up, batch, scale, end)) return;
   const int64_t num_heads = q.size(1);
   Prefill kernel{.out = View(out),
                  .q = View(q),

@@ -190,12 +190,46 @@ def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, kv_
         assert np.array_equal(run(**variant), alone), variant
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
+def test_prefill_on_tensor_cores_gives_the_same_bits_in_every_chunk(tmp_path, kv_cache_dtype):
+    """A prompt whole, in chunks, beside another sequence, and on either order of blocks; near the CPU's logits."""
+    shape = {"num_layers": 1, **TENSOR_CORE_SHAPE, "num_attention_heads": 2, "qk_nope_head_dim": 128, "v_head_dim": 128}
+    make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides=shape)
+    prompt, blocks = ids_of(150), [4, 2, 9]
+
+    def run(counts, device=EMULATED, neighbours=False):
+        model = testing.DeviceModel(str(tmp_path), device, kv_cache_dtype=kv_cache_dtype, num_blocks=16)
+        model.poison()
+        logits, start = [], 0
+        for count in counts:
+            batch = [(blocks, start, prompt[start : start + count])]
+            if neighbours:
+                batch.insert(0, ([7], 0, prompt[:30]))
+            logits.append(model.forward(batch)[-count:])
+            start += count
+        return np.concatenate(logits)
+
+    whole = run([150])
+    for variant in (
+        {"counts": [64, 86]},
+        {"counts": [1, 126, 23], "neighbours": True},
+        {"counts": [130, 20], "device": EMULATED_REVERSED},
+    ):
+        assert np.array_equal(run(**variant), whole), variant
+    expected = run([150], device="cpu")
+    error = np.abs(whole - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert np.median(error) < BF16_MODEL
+
+
 SPARSE = SPARSE_VARIANTS["sparse"]["config_overrides"] | {"num_layers": 2}
 SPARSE_TENSOR_CORES = SPARSE | TENSOR_CORE_SHAPE | {"num_layers": 1, "index_n_heads": 16, "index_head_dim": 128}
+SPARSE_PREFILL = SPARSE_TENSOR_CORES | {"num_attention_heads": 2, "qk_nope_head_dim": 128, "v_head_dim": 128}
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
-@pytest.mark.parametrize("shape", [SPARSE, SPARSE_TENSOR_CORES], ids=["plain", "tensor cores"])
+@pytest.mark.parametrize(
+    "shape", [SPARSE, SPARSE_TENSOR_CORES, SPARSE_PREFILL], ids=["plain", "tensor cores", "prefill on tensor cores"]
+)
 def test_sparse_attention_gives_the_same_bits_in_every_batch(tmp_path, shape, kv_cache_dtype):
     """A prompt in chunks, then generated tokens: one by one, as neighbours, beside others, padded and recorded."""
     make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides=shape)

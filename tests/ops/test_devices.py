@@ -370,6 +370,49 @@ def test_decode_of_the_published_shape_ignores_its_batch(device, cache_dtype):
         assert np.array_equal(found[:133], expected)
 
 
+def prefill_case(lengths, heads):
+    """Of the published shape, but for the number of heads: on tensor cores, where activations are bf16."""
+    case = attention_case(lengths, False, heads=heads, latent=512, rope=64, nope=128, v=128)
+    return {**case, "scale": 0.07}
+
+
+@pytest.mark.parametrize("cache_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("lengths", [[1], [130, 3], [64, 257, 65]], ids=str)
+def test_prefill_of_the_published_shape(ops, tolerance, cache_dtype, lengths):
+    case = prefill_case(lengths, heads=2)
+    found, expected = (o.attention(cache_dtype=cache_dtype, **case)[0] for o in (ops, CPU))
+    assert_rows_close(found, expected, tolerance if cache_dtype != "fp8" else max(tolerance, 0.04))
+
+
+@pytest.mark.parametrize("device", DECODERS)
+@pytest.mark.parametrize("cache_dtype", ["bf16", "fp8"])
+def test_prefill_of_the_published_shape_ignores_cuts_and_batch(device, cache_dtype):
+    """201 rows of a sequence in one chunk and in any others, beside another sequence. The reversed device has
+    little memory: it takes two heads at most at a time."""
+    case = prefill_case([201, 70], heads=3)
+    blocks, _, tokens = case["chunks"].pop(0)
+    alone = {name: case[name][:201] for name in ("kv_a", "q", "q_a")}
+    expected = testing.DeviceOps(EMULATED if device != "cuda" else device).attention(
+        cache_dtype=cache_dtype, **{**case, **alone, "chunks": [(blocks, 0, tokens)]}
+    )[0]
+    assert np.isfinite(expected).all()
+    ops = testing.DeviceOps(device)
+    for counts in ([201], [128, 73], [1, 63, 1, 1, 70, 65]):
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        chunks = [(blocks, start, [0] * count) for start, count in zip(starts, counts, strict=True)]
+        found = ops.attention(cache_dtype=cache_dtype, **{**case, "chunks": chunks + case["chunks"]})[0]
+        assert np.array_equal(found[:201], expected), counts
+
+
+@pytest.mark.parametrize("lengths", [[1], [65, 2]], ids=str)
+def test_prompt_rows_take_prefill_attention_however_few(lengths):
+    """Keys and values, then attention: two kernels on tensor cores. Generated rows take none of them."""
+    case = prefill_case(lengths, heads=1)
+    before = testing.emulated_thread_kernels()
+    testing.DeviceOps(EMULATED).attention(cache_dtype="bf16", **case)
+    assert testing.emulated_thread_kernels() - before == 2
+
+
 @pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "fp8"])
 def test_norm_and_store_in_one_give_the_bits_of_the_two(ops, cache_dtype):
     case = attention_case([1, 65], True, heads=2, latent=24, rope=6)

@@ -9,13 +9,13 @@ set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each take
 
 # Files of both the GPU backend and the emulation.
 set(_kernels
-  cuda/gemm/few_tokens.cu cuda/gemm/gemm.cu
+  cuda/gemm/few_tokens.cu cuda/gemm/gemm.cu cuda/gemm/packed.cu
   cuda/kernels/attention.cu cuda/kernels/elementwise.cu cuda/kernels/indexer.cu cuda/kernels/mla_decode.cu
   cuda/kernels/mla_prefill.cu cuda/kernels/moe.cu
   cuda/kernels/ngram_embed.cu cuda/kernels/quantize.cu cuda/kernels/rank_sum.cu cuda/kernels/rope.cu
   cuda/kernels/sample.cu)
 set(_shared
-  cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/gemm/heuristics.cpp cuda/nccl/nccl_api.cpp
+  cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/gemm/heuristics.cpp cuda/gemm/rearrange.cpp cuda/nccl/nccl_api.cpp
   cuda/nccl/nccl_communicator.cpp ${_kernels})
 target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
 

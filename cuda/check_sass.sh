@@ -53,6 +53,7 @@ expect_waits MainloopSm90TmaGmmaWarpSpecialized   # CUTLASS's dense ones; groupe
 expect RouteScoresINS_4bf16ELi2 30 0  # few tokens: a ring of 3 steps x (2 rows x 2 loads + 1), before the loop and in it
 expect RouteScoresINS_4bf16ELi4 32 0  # many tokens: (4 rows x 2 loads + 8 tokens), before the loop and in it
 expect NgramLookupINS_4bf16E 1 0
+expect NgramLookupIv 0 0  # packed and unaligned rows
 expect GatherWordsINS_4bf16E 1 0
 expect RoutePicks 0 0
 expect DecodePiece 0 0
@@ -91,6 +92,14 @@ expect_each FewTokenLinearILi16E 7 8 12 16 48
 expect_each FewTokenLinearILi32E 7 8 12 20 64
 expect_each FewTokenLinearILi64E 7 16 16 24 80
 expect_each RouterPicks 1 0 0 0 48
+# Packed layers (cuda/gemm/packed.cu): plain ones of two results, the pair, gate and up, two of experts. Each 8 tokens
+# take 8 HMMA a unit. A lane's fragments come by loads of 16 bytes, so there is no LDSM.
+expect_each PackedLinearILi8ELi4E 6 8 0 24 96
+expect_each PackedLinearILi16ELi4E 6 16 0 24 112
+expect_each PackedLinearILi32ELi4E 6 32 0 40 160
+expect_each PackedLinearILi8ELi8E 6 8 0 20 80
+expect_each PackedLinearILi16ELi8E 6 16 0 28 112
+expect_each PackedLinearILi32ELi8E 6 32 0 44 144
 # Per kernel: 68 HMMA for each 16 heads, 36 of Q K^T and 32 of P V. Tiles and queries come by copies of 16 bytes,
 # partial results by loads of 16 bytes. 256 threads may have 255 registers each.
 expect_each MlaDecodeILNS_5DTypeE1ELi16ELb0E 1 68 47 18 255

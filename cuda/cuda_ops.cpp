@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cuda/gemm/few_tokens.h"
+#include "cuda/kernels/packed_layout.h"
 #include "cuda/kernels/sampler.h"
 #include "cuda/kernels/select_positions.h"
 #include "ops/packed.h"
@@ -39,10 +40,7 @@ CudaOps::CudaOps(std::unique_ptr<GpuDevice> device, DType activation_dtype, int6
 // Planes are copied unchanged. Scales are transposed, because the fp8 kernel reads those of a column of blocks
 // together.
 Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
-  if (is_packed(logical.format))
-    throw Error(str_cat("[cuda] found weights in ", name_of(logical.format),
-                        "; expected f32, bf16 or fp8. Use the checkpoint that longcat convert read, ",
-                        "or device=\"cpu\""));
+  if (is_packed(logical.format)) return prepare_packed(logical, storage);
   const int64_t count = logical.out_features * logical.in_features;
   const int64_t data_bytes = logical.format == WeightFormat::fp8_block ? count : logical.num_bytes();
   const int64_t scales_offset = scales_offset_of(data_bytes);
@@ -65,6 +63,48 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
     weight.scales = reinterpret_cast<const float*>(scales);
   }
   return weight;
+}
+
+// bf16 groups become plain rows of bf16. Integers are rearranged where a kernel on tensor cores reads units, or keep
+// the order of the file. Either way by pieces, since a head has 400 MB.
+Weight CudaOps::prepare_packed(const Weight& logical, Buffer& storage) {
+  const bool unpacks = logical.format == WeightFormat::bf16_x8;
+  Weight weight = logical;
+  weight.placement = Placement::device;
+  if (unpacks) weight.format = WeightFormat::bf16;
+  storage = Buffer(*device_, weight.num_bytes());
+  weight.data = storage.data();
+  const int64_t n = logical.in_features, rows = logical.out_features, unit = is_x8(logical.format) ? kPackedRows : 1;
+  const int64_t from_stride = packed_stride(logical.format, n), to_stride = unpacks ? 2 * n * kPackedRows : from_stride;
+  const int64_t num_units = (rows + unit - 1) / unit, at_once = std::max<int64_t>(1, kTablePiece / to_stride);
+  std::vector<uint8_t> piece;
+  std::vector<float> row(static_cast<size_t>(n));
+  for (int64_t begin = 0; begin < num_units; begin += at_once) {
+    const int64_t count = std::min(at_once, num_units - begin);
+    const uint8_t* const from = static_cast<const uint8_t*>(logical.data) + begin * from_stride;
+    piece.resize(static_cast<size_t>(count * to_stride));
+    int64_t bytes = count * to_stride;
+    if (unpacks) {
+      const int64_t last = std::min(rows, (begin + count) * kPackedRows);
+      bytes = 2 * n * (last - begin * kPackedRows);
+      for (int64_t r = begin * kPackedRows; r < last; ++r) {
+        unpack_row(row.data(), logical, r);
+        bf16* const to = reinterpret_cast<bf16*>(piece.data()) + (r - begin * kPackedRows) * n;
+        std::transform(row.begin(), row.end(), to, [](float value) { return to_bf16(value); });
+      }
+    } else if (gpu::has_units(logical.format, n)) {
+      gpu::rearrange(piece.data(), from, logical.format, n, count);
+    } else {
+      std::memcpy(piece.data(), from, piece.size());
+    }
+    device_->copy_from_host(static_cast<char*>(storage.data()) + begin * to_stride, piece.data(), bytes);
+  }
+  return weight;
+}
+
+bool CudaOps::multiplies_packed(const Weight& weight) const {
+  return device_->multiplies_packed() && activation_dtype_ == DType::bf16 &&
+         gpu::has_units(weight.format, weight.in_features) && weight.out_features % 16 == 0;
 }
 
 // Two bf16 planes where kernels over tensor cores read them. The small one is first: its products would be lost below
@@ -133,7 +173,8 @@ Weight CudaOps::prepare_table(const Weight& logical, Placement placement, const 
   } catch (const OutOfMemory& refused) {
     // Where the driver follows the host's page tables, kernels can read the mapped file, at the speed of its page
     // faults.
-    const int64_t element = logical.format == WeightFormat::bf16 ? 2 : 4;
+    // Packed rows are read by the byte.
+    const int64_t element = logical.format == WeightFormat::bf16 ? 2 : is_packed(logical.format) ? 1 : 4;
     if (!device_->reads_pageable_memory() || reinterpret_cast<uintptr_t>(logical.data) % element != 0) throw;
     std::fprintf(stderr, "longcat: %s; a table of %lld bytes is read from its mapped file, slowly\n", refused.what(),
                  static_cast<long long>(bytes));

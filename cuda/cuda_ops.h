@@ -151,8 +151,15 @@ class CudaOps final : public Ops {
   // expert_ffn].
   void permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x, const Routing& routing,
                         const ExpertWeights& experts);
+  // The same for packed experts, whose kernels gather x. inner: [rows, expert_ffn].
+  void packed_experts(Tensor permuted, Tensor inner, Tensor x, const Routing& routing, const ExpertWeights& experts);
+  bool multiplies_packed(const ExpertWeights& experts) const;
   // Whether moe_experts() of at most 64 tokens may read Routing::expert_list.
   bool lists_experts(const Routing& routing, Tensor x) const;
+
+  Weight prepare_packed(const Weight& logical, Buffer& storage);
+  // Whether a kernel on tensor cores multiplies this packed weight, whatever the number of tokens.
+  bool multiplies_packed(const Weight& weight) const;
 
   // Whether linear() with this weight reads its inputs as fp8 rows on this device.
   bool multiplies_fp8(const Weight& weight) const;

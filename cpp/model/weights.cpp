@@ -171,12 +171,14 @@ class WeightBuilder {
 
  private:
   Weight table_as_stored(const std::string& name, Range rows) {
-    if (checkpoint_.find(name) == nullptr || find(name).dtype == DType::f16) return looked_up(name, rows);
-    const StoredTensor& stored = find(name);
+    const std::optional<Weight> packed_table = packed_view(name);
+    if (!packed_table && find(name).dtype == DType::f16) return looked_up(name, rows);
+    const StoredTensor& stored = find(packed_table ? packed_name(name, packed_table->format) : name);
     const MappedFile& shard = checkpoint_.shards()[static_cast<size_t>(stored.shard)];
     std::optional<FileReader> file;  // opened by the first read, because not every device copies its tables
     std::unique_ptr<std::byte[]> columns;
-    const Weight logical = slice_of(view(name, stored), rows, all_cols(name), name, columns);
+    const Weight whole = packed_table ? *packed_table : view(name, stored);
+    const Weight logical = slice_of(whole, rows, all_cols(name), name, columns);
     const int64_t offset = static_cast<const std::byte*>(logical.data) - shard.bytes().data();
     Buffer storage;
     HostBuffer host_storage;
@@ -236,6 +238,11 @@ class WeightBuilder {
 
   // The matrix in a packed format of `longcat convert`, if the checkpoint has one.
   std::optional<Weight> packed(const std::string& name) {
+    const std::optional<Weight> weight = packed_view(name);
+    if (weight) advance(weight->num_bytes());
+    return weight;
+  }
+  std::optional<Weight> packed_view(const std::string& name) const {
     if (checkpoint_.find(name)) return std::nullopt;
     const std::vector<int64_t>& shape = shapes_.at(name);
     for (const WeightFormat format : kAllWeightFormats)
@@ -243,7 +250,7 @@ class WeightBuilder {
         return Weight{.format = format,
                       .out_features = shape[0],
                       .in_features = shape[1],
-                      .data = get(packed_name(name, format)).data,
+                      .data = find(packed_name(name, format)).data,
                       .placement = Placement::disk};
     return std::nullopt;
   }

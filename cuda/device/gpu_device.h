@@ -26,6 +26,8 @@ class GpuDevice : public Device {
   virtual bool multiplies_fp8() const { return compute_capability() == 90; }
   // Whether kernels over mma.sync serve few tokens: where it gives the bits of the instructions for many tokens.
   virtual bool multiplies_few_tokens() const { return compute_capability() == 90; }
+  // Whether packed matrices are multiplied on tensor cores. One kernel serves any number of tokens.
+  virtual bool multiplies_packed() const { return compute_capability() >= 80; }
   virtual bool reads_pageable_memory() const { return false; }   // host memory as mapped by the process
   virtual bool reads_registered_memory() const { return true; }  // pinned host memory, by the host's pointers
 

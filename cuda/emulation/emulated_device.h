@@ -61,6 +61,7 @@ class EmulatedDevice : public GpuDevice {
   bool reversed() const override { return reversed_; }
   bool multiplies_fp8() const override { return fp8_; }
   bool multiplies_few_tokens() const override { return true; }
+  bool multiplies_packed() const override { return true; }
   bool reads_registered_memory() const override;
 
   const Arena& arena() const { return arena_; }

@@ -71,7 +71,7 @@ void few_token_gate_up(GpuDevice& device, const GemmProblem& gate, const GemmPro
 
 void router_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& classifier) {
   const int64_t num_tokens = x.size(0), tiles = classifier.out_features / 16;
-  launch_layer(device, (num_tokens + kSlice - 1) / kSlice * tiles, num_tokens, x.raw(), x.stride(0),
+  launch_layer(device, (num_tokens + kFewTokens - 1) / kFewTokens * tiles, num_tokens, x.raw(), x.stride(0),
                classifier.in_features,
                PlainLayer<float, 2>{.weight = static_cast<const bf16*>(classifier.data),
                                     .plane_stride = classifier.out_features * classifier.in_features,

@@ -9,6 +9,7 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm/few_tokens.h"
 #include "cuda/gemm/gemm.h"
+#include "cuda/gemm/packed.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/matrix.h"
 
@@ -107,6 +108,7 @@ GroupedWeights::GroupedWeights(std::span<const Weight> experts) : num_experts(st
 
 // fp8 layers with an activation as result also take their inputs in fp8, as the checkpoint's quantisation intends.
 void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) {
+  if (multiplies_packed(weight)) return gpu::packed_linear(*device_, dense_problem(out, x, weight, false, 1));
   if (weight.format == WeightFormat::bf16_planes) return gpu::router_scores(*device_, out, x, weight);
   if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return gemm(out, x, weight, false, 1);
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0));
@@ -149,6 +151,9 @@ bool CudaOps::takes_few_tokens(const GemmProblem& problem) const {
 
 void CudaOps::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& weight_a, const Weight& weight_b) {
   const GemmProblem a = dense_problem(out_a, x, weight_a, false, 1), b = dense_problem(out_b, x, weight_b, false, 1);
+  if (multiplies_packed(weight_a) && multiplies_packed(weight_b) && weight_a.format == weight_b.format &&
+      x.size(0) <= gpu::kPackedTokens && out_a.dtype() == DType::bf16 && out_b.dtype() == DType::bf16)
+    return gpu::packed_pair(*device_, a, b);
   if (out_a.dtype() != DType::bf16 || out_b.dtype() != DType::bf16 || !takes_few_tokens(a) || !takes_few_tokens(b))
     return Ops::linear_pair(out_a, out_b, x, weight_a, weight_b);
   gpu::few_token_pair(*device_, a, b);
@@ -158,6 +163,9 @@ void CudaOps::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& we
 void CudaOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight& gate_proj, const Weight& up_proj) {
   const GemmProblem gate = dense_problem(out, x, gate_proj, false, 1),
                     up = dense_problem(scratch, x, up_proj, false, 1);
+  if (multiplies_packed(gate_proj) && multiplies_packed(up_proj) && gate_proj.format == up_proj.format &&
+      x.size(0) <= gpu::kPackedTokens && out.dtype() == DType::bf16)
+    return gpu::packed_gate_up(*device_, gate, up);
   if (out.dtype() != DType::bf16 || !takes_few_tokens(gate) || !takes_few_tokens(up))
     return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
   gpu::few_token_gate_up(*device_, gate, up);

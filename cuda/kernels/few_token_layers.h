@@ -6,8 +6,6 @@
 
 namespace longcat::gpu {
 
-constexpr int32_t kSlice = 64;  // the most tokens of a block
-
 // A result as the layer's type rounds it.
 LC_HD inline float rounded(float value) { return low_bf16(pack_bf16(value, 0)); }
 template <class T>
@@ -22,10 +20,10 @@ LC_HD inline T as(float value) {
 // silu(gate) * up. Both are rounded to bf16 first: the same bits as two bf16 layers and SiluMul.
 LC_HD inline float silu_mul(float gate, float up) { return mul_rn(silu(rounded(gate)), rounded(up)); }
 
-// out = x W^T. More than 64 tokens are taken by slices of 64. Grid: slices * out_features / 16.
-template <class Out, int kNumPlanes = 1>
+// out = x W^T. More tokens are taken by slices of kMostTokens. Grid: slices * out_features / 16.
+template <class Out, int kNumPlanes = 1, int kMostTokens = 64>
 struct PlainLayer {
-  static constexpr int kPlanes = kNumPlanes;
+  static constexpr int kPlanes = kNumPlanes, kSlice = kMostTokens;
   const bf16* weight;    // [kPlanes, out_features, K]; out_features is a multiple of 16
   int64_t plane_stride;  // [elements], with several planes
   Out* out;              // [T, out_features]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/kernels/block.h"
+#include "cuda/kernels/packed_layout.h"
 #include "ops/weight.h"
 
 namespace longcat::gpu {
@@ -26,9 +27,19 @@ struct Matrix {
       case WeightFormat::fp8_block:
         return e4m3_to_float(static_cast<const uint8_t*>(data)[at]) *
                scales[col / kFp8Block * ((out_features + kFp8Block - 1) / kFp8Block) + row / kFp8Block];
-      default:  // packed formats, which CudaOps::prepare refuses
-        return 0;
+      default:
+        return packed(row, col);
     }
+  }
+
+  // The logical value of a packed format, as unpack_row() gives it.
+  LC_HD float packed(int64_t row, int64_t col) const {
+    const uint8_t* const bytes = static_cast<const uint8_t*>(data);
+    if (has_units(format, in_features)) return unit_value(bytes, format, in_features, row, col);
+    if (is_int_x8(format))
+      return group_value(bytes + row / kPackedRows * group_bytes(format, in_features), format, in_features,
+                         row % kPackedRows, col);
+    return table_value(bytes + row * table_row_bytes(format, in_features), format, in_features, col);
   }
 };
 

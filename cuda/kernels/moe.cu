@@ -15,6 +15,7 @@
 
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm/few_tokens.h"
+#include "cuda/gemm/packed.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/elementwise.h"
 #include "cuda/kernels/wide.h"
@@ -206,6 +207,32 @@ struct ListExperts {
   }
 };
 
+// The same in slices of at most kPackedTokens rows of an expert. One block.
+struct ListSlices {
+  static constexpr int kThreads = 256;
+  static constexpr int32_t kRows = gpu::kPackedTokens;
+  const int32_t* expert_offsets;  // [num_experts + 1]
+  int32_t* num_items;             // [1]
+  gpu::ExpertRows* items;
+  int64_t num_experts;
+
+  LC_HD int32_t num_slices(int64_t e) const { return (expert_offsets[e + 1] - expert_offsets[e] + kRows - 1) / kRows; }
+  LC_HD void operator()(const Block& block) const {
+    block.for_each(num_experts + 1, [&](int64_t e) {
+      int32_t first = 0;
+      for (int64_t before = 0; before < e; ++before) first += num_slices(before);
+      if (e == num_experts) {
+        *num_items = first;
+        return;
+      }
+      for (int32_t begin = expert_offsets[e]; begin < expert_offsets[e + 1]; begin += kRows) {
+        const int32_t end = begin + kRows < expert_offsets[e + 1] ? begin + kRows : expert_offsets[e + 1];
+        items[first++] = {static_cast<int32_t>(e), begin, end};
+      }
+    });
+  }
+};
+
 struct Combine {
   static constexpr int kThreads = 256;
   View out, expert_out;          // [T, dim]; [T * topk, dim]
@@ -318,6 +345,8 @@ void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expe
     gpu::few_token_experts(*device_, {items_of(routing.expert_list), num_items_of(routing.expert_list)},
                            std::min(rows, num_experts), routing.permuted_tokens.data<int32_t>(), permuted, gate, x,
                            experts);
+  } else if (multiplies_packed(experts)) {
+    packed_experts(permuted, gate, x, routing, experts);
   } else {
     permuted_experts(permuted, gate, up, x, routing, experts);
   }
@@ -328,6 +357,40 @@ void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expe
                       .permuted_rows = routing.permuted_rows.data<int32_t>(),
                       .topk = topk,
                       .dim = x.size(1)});
+}
+
+bool CudaOps::multiplies_packed(const ExpertWeights& experts) const {
+  const auto all = [&](std::span<const Weight> weights) {
+    return std::all_of(weights.begin(), weights.end(), [&](const Weight& weight) {
+      return multiplies_packed(weight) && weight.format == weights[0].format;
+    });
+  };
+  return experts.gate_proj.size() <= gpu::ExpertMatrices::kMost && all(experts.gate_proj) && all(experts.up_proj) &&
+         all(experts.down_proj) && experts.gate_proj[0].format == experts.up_proj[0].format;
+}
+
+// For any number of tokens: the same kernels, by a list whose items have at most kPackedTokens rows. The router has
+// made the list where the step has at most kPackedTokens tokens.
+void CudaOps::packed_experts(Tensor permuted, Tensor inner, Tensor x, const Routing& routing,
+                             const ExpertWeights& experts) {
+  const int64_t num_tokens = x.size(0), rows = permuted.size(0);
+  const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
+  gpu::ExpertList list;
+  int64_t max_items = std::min(rows, num_experts);
+  if (num_tokens <= gpu::kPackedTokens && lists_experts(routing, x)) {
+    list = {items_of(routing.expert_list), num_items_of(routing.expert_list)};
+  } else {
+    max_items = std::min(rows, num_experts + rows / gpu::kPackedTokens);
+    int32_t* const memory = static_cast<int32_t*>(workspace().data());
+    LC_CHECK(4 + max_items * int64_t{sizeof(gpu::ExpertRows)} <= workspace().bytes(), rows, " rows of experts");
+    list = {reinterpret_cast<gpu::ExpertRows*>(memory + 1), memory};
+    gpu::launch(*device_, 1, 0,
+                ListSlices{.expert_offsets = routing.expert_offsets.data<int32_t>(),
+                           .num_items = memory,
+                           .items = reinterpret_cast<gpu::ExpertRows*>(memory + 1),
+                           .num_experts = num_experts});
+  }
+  gpu::packed_experts(*device_, list, max_items, routing.permuted_tokens.data<int32_t>(), permuted, inner, x, experts);
 }
 
 // TMA cannot gather rows, so the experts' inputs are first copied in permuted order. The copy uses `permuted`, which is

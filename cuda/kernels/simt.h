@@ -602,6 +602,26 @@ LC_HD inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   return half(0) | half(16);
 #endif
 }
+// The difference of two pairs, rounded to bf16.
+LC_HD inline uint32_t sub_bf16x2(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  uint32_t difference;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+  return difference;
+#else
+  return pack_bf16(std::bit_cast<float>(a << 16) - std::bit_cast<float>(b << 16),
+                   std::bit_cast<float>(a & 0xffff0000u) - std::bit_cast<float>(b & 0xffff0000u));
+#endif
+}
+LC_HD inline float half_value(uint16_t half) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+  return value;
+#else
+  return half_to_float(half);
+#endif
+}
 LC_HD inline float low_bf16(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 LC_HD inline float high_bf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
 LC_HD constexpr float minus_infinity() { return std::bit_cast<float>(0xff800000u); }

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from longcat import _core
 from longcat import _testing as testing
-from longcat.checkpoint.convert import convert_checkpoint
 
 from support.checkpoints import SPARSE_VARIANTS, TENSOR_CORE_SHAPES, make_checkpoint, random_token_ids
 from support.devices import EMULATED, EMULATED_FP8, DeviceEngine, needs_gpu
@@ -278,10 +277,3 @@ def test_half_blocks_of_fp8_multiply_fp8(fp8_checkpoint):
         nodes[name] = model.num_nodes()
     # q_a_proj and kv_a_proj of two attentions take fp8 rows, which a kernel each makes first.
     assert nodes[EMULATED_FP8] - nodes[EMULATED] == 4
-
-
-@pytest.mark.parametrize("component, format", [("core", "int8_x8"), ("tables", "fp8_row")])
-def test_packed_formats_are_refused_by_name(checkpoint, tmp_path, component, format):
-    convert_checkpoint(checkpoint, tmp_path / "out", {component: format.partition("_")[0]})
-    with pytest.raises(longcat.Error, match=rf"\[cuda\] found weights in {format}; expected f32, bf16 or fp8\. Use "):
-        make(str(tmp_path / "out"), EMULATED)

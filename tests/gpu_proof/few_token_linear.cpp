@@ -76,7 +76,7 @@ Outcome run(SimtEmulator& gpu, const Layer& in, int64_t tokens, int64_t extra_sl
                                                             .out_stride = stride,
                                                             .tiles = kColumns / 16,
                                                             .num_tokens = static_cast<int32_t>(tokens)}};
-  const int64_t slices = (tokens + gpu::kSlice - 1) / gpu::kSlice + extra_slices;
+  const int64_t slices = (tokens + 63) / 64 + extra_slices;
   gpu.launch(slices * (kColumns / 16), kernel, extra_slices > 0);
   const std::vector<Out> wide = gpu.read(out, tokens * stride);
   std::vector<Out> found;

@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "engine/batch_buffers.h"
 #include "model/weights.h"
+#include "ops/packed.h"
 #include "tests/native/arrays.h"
 #include "tests/native/chunks.h"
 #include "tests/native/devices.h"
@@ -86,6 +87,18 @@ class Scratch {
     return prepared;
   }
 
+  Weight packed(const Array<uint8_t>& array, const std::string& format, int64_t out_features, int64_t in_features) {
+    const Weight logical{.format = packed_format(format),
+                         .out_features = out_features,
+                         .in_features = in_features,
+                         .data = array.data()};
+    if (array.nbytes() != logical.num_bytes()) throw std::invalid_argument("testing: not the bytes of this format");
+    Buffer storage;
+    const Weight prepared = ops_.prepare(logical, storage);
+    if (storage.data()) memory_.push_back(std::move(storage));
+    return prepared;
+  }
+
   Array<float> floats(const Tensor& t) {
     std::vector<py::ssize_t> shape;
     for (int d = 0; d < t.ndim(); ++d) shape.push_back(t.size(d));
@@ -135,6 +148,23 @@ class DeviceOps {
     const std::vector<int64_t> shape{x.shape(0), weight.shape(0)};
     const Tensor out = f32_out ? s.empty(DType::f32, shape) : s.activations(shape);
     ops_->linear(out, s.activations(x), s.weight(weight, scales));
+    return s.floats(out);
+  }
+
+  // A matrix in a packed format, as the loader prepares it: linear(), and its rows by embed().
+  Array<float> linear_packed(const Array<float>& x, const Array<uint8_t>& packed, const std::string& format,
+                             int64_t out_features, bool f32_out) {
+    Scratch s(*ops_);
+    const std::vector<int64_t> shape{x.shape(0), out_features};
+    const Tensor out = f32_out ? s.empty(DType::f32, shape) : s.activations(shape);
+    ops_->linear(out, s.activations(x), s.packed(packed, format, out_features, x.shape(1)));
+    return s.floats(out);
+  }
+  Array<float> packed_rows(const Array<int32_t>& rows, const Array<uint8_t>& packed, const std::string& format,
+                           int64_t num_rows, int64_t dim) {
+    Scratch s(*ops_);
+    const Tensor out = s.activations({rows.size(), dim});
+    ops_->embed(out, s.i32(rows), s.packed(packed, format, num_rows, dim), 0, {}, {}, 1);
     return s.floats(out);
   }
 
@@ -543,6 +573,9 @@ void register_device_ops(py::module_& testing) {
       .def("activation_dtype", &DeviceOps::activation_dtype)
       .def("linear", &DeviceOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none(),
            py::arg("f32_out") = false)
+      .def("linear_packed", &DeviceOps::linear_packed, py::arg("x"), py::arg("packed"), py::arg("format"),
+           py::arg("out_features"), py::arg("f32_out") = false)
+      .def("packed_rows", &DeviceOps::packed_rows)
       .def("quantized", &DeviceOps::quantized)
       .def("linear_per_head", &DeviceOps::linear_per_head)
       .def("rms_norm", &DeviceOps::rms_norm)

@@ -1,13 +1,14 @@
-"""Estimates a step of LongCat-Flash-Lite in bf16 on an H200, kernel by kernel. Nothing here is measured.
+"""Estimates a step of LongCat-Flash-Lite, kernel by kernel: in bf16 on an H200, or packed on a small card.
 
 python bench/scripts/gpu_step.py --context 1024
 python bench/scripts/gpu_step.py --context 131072 --model lite_sparse
 python bench/scripts/gpu_step.py --prefill --tokens 512 2048 8192
+python bench/scripts/gpu_step.py --device rtx5090 --core int8 --experts int4 --tokens 1
 
 A kernel takes the longest of three times: its bytes, its operations on tensor cores, its longest chain of operations. A
 gap to the kernel before it is added. The router and the experts run beside the dense layers: both share the memory and
 the tensor cores. Bytes follow from config.json and the number of tokens; the constants below are from public figures.
-docs/cuda.md has the tables.
+Nothing here is measured. docs/cuda.md has the tables.
 """
 
 from __future__ import annotations
@@ -17,18 +18,15 @@ import json
 from dataclasses import dataclass, replace
 from importlib import resources
 
-MEMORY = 3.9e12  # [bytes/s] of reads that large kernels reach
-L2 = 5.5e12  # [bytes/s] of reads that hit the L2 cache
-# [operations/s] on tensor cores: CUTLASS's kernels for many tokens; prefill attention by mma.sync, which without its
-# softmax could reach 590e12.
+# [operations/s] on an H200's tensor cores: CUTLASS's kernels for many tokens; prefill attention by mma.sync, which
+# without its softmax could reach 590e12.
 TENSOR, ATTENTION = 550e12, 350e12
 PLAIN = 2.0e12  # [bytes/s] of kernels that load 2 bytes a thread: norms, RoPE, SiLU, gather, sums
-MULTIPROCESSORS, EACH = 132, 75e9  # [bytes/s] that a multiprocessor reads at most
-GAP, DEPENDENT_GAP = 1.0e-6, 0.4e-6  # [s] between kernels; where the next is a dependent launch
 START = 0.65e-6  # [s] the first bytes, unless a dependent launch reads weights before its inputs are there
 # [s] a tile of prefill attention: 256 rows, 64 positions.
-QUERY_TILE = 2 * 256 * 64 * (192 + 128) / ATTENTION * MULTIPROCESSORS
+QUERY_TILE = 2 * 256 * 64 * (192 + 128) / ATTENTION * 132
 CHAIN = 33 / 1.755e9 / 16  # [s] a value of K, of the chain of products that makes a result of few tokens
+UNIT = 300 / 1.755e9  # [s] 128 values of K of packed weights, of which a warp has every fourth
 CHAIN_START = 1.5e-6  # [s]
 PIECE = 6.8e-6  # [s] a piece of 128 positions in MLA decode: list 2, first tile and query 2, two tiles of 1.4
 TILE = 1.4e-6  # [s] 64 positions
@@ -40,6 +38,36 @@ SLICE = 4096  # positions of a block of the selection
 FIND_BIN, FIND_CANDIDATE = 4e-6, 8e-6
 FEW_TOKENS = 64
 ELEMENT, F32 = 2, 4  # [bytes]
+PACKED = {"bf16": 2.0, "int8": 1.0625, "int4": 0.5625}  # [bytes] a weight
+PACKED_TOKENS = 32  # of a block of the packed kernels, which serve any number of tokens
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU.
+
+    Args:
+        memory: bytes/s of reads that large kernels reach.
+        l2: bytes/s of reads that hit the L2 cache.
+        multiprocessors, each: their number, and the bytes/s that one reads at most.
+        gap, dependent_gap: seconds between kernels, and where the next is a dependent launch.
+        router_lists: whether the router lists the experts of few tokens for their kernels; else two kernels do.
+    """
+
+    memory: float
+    l2: float
+    multiprocessors: int
+    each: float
+    gap: float
+    dependent_gap: float
+    router_lists: bool
+
+
+DEVICES = {
+    "h200": Device(3.9e12, 5.5e12, 132, 75e9, 1.0e-6, 0.4e-6, True),
+    # 92 % of 1.79 TB/s. The kernels are those of 8.0, which have no dependent launches.
+    "rtx5090": Device(1.65e12, 4.0e12, 170, 40e9, 1.0e-6, 1.0e-6, False),
+}
 
 
 @dataclass(frozen=True)
@@ -66,14 +94,17 @@ class Kernel:
     inputs: float = 0.0
     tensor_seconds: float = 0.0
 
-    def gap(self) -> float:
-        return DEPENDENT_GAP if self.dependent else GAP
+    def gap(self, device: Device) -> float:
+        return device.dependent_gap if self.dependent else device.gap
 
-    def time(self) -> float:
+    def time(self, device: Device) -> float:
         """Without the gap, and with the whole memory for itself [s]."""
-        speed = min(MEMORY, min(self.blocks, MULTIPROCESSORS) * EACH)
+        speed = min(device.memory, min(self.blocks, device.multiprocessors) * device.each)
         bytes_seconds = self.bytes / speed + (0 if self.preloads else START)
-        return max(self.seconds, bytes_seconds, self.inputs / L2, self.tensor_seconds)
+        return max(self.seconds, bytes_seconds, self.inputs / device.l2, self.tensor_seconds)
+
+    def whole(self, device: Device) -> float:
+        return self.time(device) + self.gap(device)
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,9 @@ class Shape:
     config: dict[str, int]
     num_tokens: int
     context: int
+    device: Device = DEVICES["h200"]
+    core: str = "bf16"  # one of PACKED: attention, dense FFNs and head
+    expert: str = "bf16"
     prefill: bool = False  # all tokens are of one prompt
 
     @property
@@ -93,8 +127,17 @@ class Shape:
         """Of this many multiply-adds on tensor cores [s]. Few tokens are bound by bytes or chains."""
         return 0.0 if self.few else 2 * count / speed
 
+    def packed(self, name: str, out: float, depth: int, rows: float, format: str, inputs: float) -> Kernel:
+        """`out` rows of packed weights, for `rows` of inputs and results; the blocks of a column read `inputs` rows."""
+        blocks = out / 16
+        traffic = out * depth * PACKED[format] + rows * (out + depth) * ELEMENT
+        chain = CHAIN_START + depth / 512 * UNIT
+        return Kernel(name, traffic, blocks, chain, preloads=True, inputs=blocks * inputs * depth * ELEMENT)
+
     def linear(self, name: str, out: int, depth: int, cutlass: bool = False, tokens: int | None = None) -> Kernel:
         tokens = self.num_tokens if tokens is None else tokens
+        if self.core != "bf16" and not cutlass:
+            return self.packed(name, out, depth, tokens, self.core, tokens)
         traffic = (out * depth + tokens * (out + depth)) * ELEMENT
         few = self.few and not cutlass
         blocks = out / 16 if few else -(-out // 128) * -(-tokens // 128)
@@ -134,7 +177,7 @@ class Shape:
             self.linear("index queries", heads * dim, c["q_lora_rank"]),
             Kernel("rope of index queries", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
             Kernel("head weights", weights, heads / 16, CHAIN_START + 2 * hidden * CHAIN),
-            Kernel("index scores", tokens * self.context * dim * ELEMENT + scores, 2 * MULTIPROCESSORS),
+            Kernel("index scores", tokens * self.context * dim * ELEMENT + scores, 2 * self.device.multiprocessors),
             Kernel("bins of the selection", scores, blocks, FIND_BIN),
             Kernel("lists of the selection", scores, blocks, FIND_CANDIDATE),
         ]
@@ -170,13 +213,13 @@ class Shape:
             Kernel(
                 "keys and values",
                 keys + made * kv_lora * ELEMENT,
-                MULTIPROCESSORS,
+                self.device.multiprocessors,
                 tensor_seconds=2 * context * made * kv_lora / ATTENTION,
             ),
             Kernel(
                 "prefill attention",
                 reads + tokens * heads * (nope + rope + value) * ELEMENT,
-                MULTIPROCESSORS,
+                self.device.multiprocessors,
                 context / 64 * QUERY_TILE,  # the last rows' block
                 tensor_seconds=2 * heads * pairs * (nope + rope + value) / ATTENTION,
             ),
@@ -234,10 +277,24 @@ class Shape:
             dependent=False,
             tensor_seconds=products,
         )
-        picked = 5e-6 * max(1, tokens / MULTIPROCESSORS / 8)  # [s] 8 blocks, each of one token, share a multiprocessor
+        picked = 5e-6 * max(
+            1, tokens / self.device.multiprocessors / 8
+        )  # [s] 8 blocks, each of one token, share a multiprocessor
         up, down = (met * part * hidden * width * ELEMENT for part in (2, 1))
         rows = 2 * picks * (hidden + width) * ELEMENT
         end = self.plain("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens)
+        if self.expert != "bf16":
+            # An expert has the rows of a slice or less, where the picks are few.
+            read = max(met, picks / PACKED_TOKENS)
+            inputs, listed = picks / read, self.device.router_lists and tokens <= PACKED_TOKENS
+            return [
+                scores,
+                Kernel("picks", tokens * outputs * F32, tokens, picked),
+                *([] if listed else [Kernel("order", 0, routed, 3e-6), Kernel("slices", 0, 1, 3e-6)]),
+                self.packed("experts' gate, up, SiLU", 2 * read * width, hidden, picks, self.expert, inputs),
+                self.packed("experts' down", read * hidden, width, picks, self.expert, inputs),
+                end,
+            ]
         if self.few:
             return [
                 scores,
@@ -314,10 +371,10 @@ class Shape:
         main, branch = self.main_stream(), self.experts()
         before = len(self.attention(True)) + 1
         beside = main[before:-1]
-        alone = sum(kernel.time() + kernel.gap() for kernel in [*main[:before], main[-1]])
-        streams = [sum(kernel.time() + kernel.gap() for kernel in part) for part in (beside, branch)]
-        shared = sum(max(kernel.bytes / MEMORY, kernel.tensor_seconds) for kernel in [*beside, *branch])
-        gaps = sum(kernel.gap() for kernel in beside)
+        alone = sum(kernel.whole(self.device) for kernel in [*main[:before], main[-1]])
+        streams = [sum(kernel.whole(self.device) for kernel in part) for part in (beside, branch)]
+        shared = sum(max(kernel.bytes / self.device.memory, kernel.tensor_seconds) for kernel in [*beside, *branch])
+        gaps = sum(kernel.gap(self.device) for kernel in beside)
         return alone + max(*streams, shared + gaps)
 
     def num_kernels(self) -> tuple[int, int]:
@@ -326,7 +383,7 @@ class Shape:
 
     def seconds(self) -> float:
         """Of a step with its sampling, upload, launch and read-back."""
-        ends = sum(kernel.time() + kernel.gap() for kernel in self.ends())
+        ends = sum(kernel.whole(self.device) for kernel in self.ends())
         return self.config["num_layers"] * self.layer_seconds() + ends + SAMPLING + HOST
 
     def num_bytes(self) -> float:
@@ -356,17 +413,22 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024, help="tokens of each sequence (default 1024)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 256], help="sequences of a step")
     parser.add_argument("--prefill", action="store_true", help="whole prompts of --tokens tokens in place of sequences")
+    parser.add_argument("--device", choices=DEVICES, default="h200", help="(default h200)")
+    for part in ("core", "experts"):
+        parser.add_argument(f"--{part}", choices=PACKED, default="bf16", help="their weights (default bf16)")
     parser.add_argument("--kernels", action="store_true", help="also tell each kernel of a layer")
     args = parser.parse_args()
-    if args.prefill and args.model == "lite_sparse":
-        parser.error("--prefill counts dense attention; expected --model lite")
+    if args.prefill and (args.model, args.device, args.core, args.experts) != ("lite", "h200", "bf16", "bf16"):
+        parser.error("--prefill counts dense attention in bf16 on an H200; expected no other choice")
     first = "tokens" if args.prefill else "sequences"
     print(f"| {first} | kernels | GB | ms of the bytes | ms | tokens/s | times the bytes |")
     print("| --: | --: | --: | --: | --: | --: | --: |")
     for num_tokens in args.tokens:
-        shape = Shape(config_of(args.model), num_tokens, num_tokens if args.prefill else args.context, args.prefill)
+        context = num_tokens if args.prefill else args.context
+        formats = (args.core, args.experts)
+        shape = Shape(config_of(args.model), num_tokens, context, DEVICES[args.device], *formats, args.prefill)
         layer, ends = shape.num_kernels()
-        bound, seconds = shape.num_bytes() / MEMORY, shape.seconds()
+        bound, seconds = shape.num_bytes() / shape.device.memory, shape.seconds()
         print(
             f"| {num_tokens} | {shape.config['num_layers'] * layer + ends} | {shape.num_bytes() / 1e9:.1f} "
             f"| {1e3 * bound:.2f} | {1e3 * seconds:.2f} | {num_tokens / seconds:,.0f} | {seconds / bound:.2f} |"
@@ -374,7 +436,7 @@ def main() -> None:
         if args.kernels:
             for stream, kernels in (("main", shape.main_stream()), ("branch", shape.experts())):
                 for k in kernels:
-                    print(f"    {stream:7} {k.name:24} {1e-6 * k.bytes:8.2f} MB {1e6 * (k.time() + k.gap()):6.2f} us")
+                    print(f"    {stream:7} {k.name:24} {1e-6 * k.bytes:8.2f} MB {1e6 * k.whole(shape.device):6.2f} us")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,7 @@ class DeviceModel {
       : config_(load_model_config(folder)),
         checkpoint_(folder),
         ops_(make_test_ops(device, 1)),
-        model_(
-            *ops_, config_, single_rank(config_),
-            load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0), dtype == "f32" ? DType::f32 : DType::bf16,
-                         *ops_, table_placement(*ops_, ngram_placement), false, with_mtp),
-            max_tokens, max_tokens),
+        model_(*ops_, config_, single_rank(config_), load(dtype, ngram_placement, with_mtp), max_tokens, max_tokens),
         cache_(ops_->device(), config_, num_blocks,
                kv_cache_dtype == "fp8"   ? DType::f8_e4m3
                : kv_cache_dtype == "f32" ? DType::f32
@@ -119,8 +115,9 @@ class DeviceModel {
     return out;
   }
 
-  // Returns the allocated memory of an emulated device [bytes].
+  // Returns the allocated memory of an emulated device: all of it, and that of the weights [bytes].
   int64_t emulated_bytes() const { return dynamic_cast<EmulatedDevice&>(ops_->device()).arena().used_bytes(); }
+  int64_t emulated_weight_bytes() const { return emulated_weight_bytes_; }
 
   void poison() {
     for (int64_t sub_layer = 0; sub_layer < KvCache::num_sub_layers(config_); ++sub_layer)
@@ -132,6 +129,16 @@ class DeviceModel {
   }
 
  private:
+  ModelWeights load(const std::string& dtype, const std::string& ngram_placement, bool with_mtp) {
+    const bool emulated = dynamic_cast<EmulatedDevice*>(&ops_->device()) != nullptr;
+    const int64_t before = emulated ? emulated_bytes() : 0;
+    ModelWeights weights =
+        load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0), dtype == "f32" ? DType::f32 : DType::bf16,
+                     *ops_, table_placement(*ops_, ngram_placement), false, with_mtp);
+    if (emulated) emulated_weight_bytes_ = emulated_bytes() - before;
+    return weights;
+  }
+
   // Returns a plain vector, because a device may call this on its own thread, which must make no Python object.
   std::vector<float> logits_on_host(int64_t num_tokens) {
     std::vector<float> logits(static_cast<size_t>(num_tokens * config_.vocab_size));
@@ -148,6 +155,7 @@ class DeviceModel {
   ModelConfig config_;
   Checkpoint checkpoint_;
   std::unique_ptr<Ops> ops_;
+  int64_t emulated_weight_bytes_ = 0;  // before the model, whose making sets it
   Model model_;
   KvCache cache_;
   BatchBuffers buffers_;
@@ -166,6 +174,7 @@ void register_device_model(py::module_& testing) {
            py::arg("max_tokens") = 256, py::arg("num_blocks") = 16, py::arg("ngram_placement") = "auto",
            py::arg("with_mtp") = false)
       .def("emulated_bytes", &DeviceModel::emulated_bytes)
+      .def("emulated_weight_bytes", &DeviceModel::emulated_weight_bytes)
       .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,
            py::arg("recorded") = false)
       .def("forward_mtp", &DeviceModel::forward_mtp, py::arg("chunks"), py::arg("num_generated") = 0,

@@ -19,7 +19,8 @@ from longcat.cli import main
 from longcat.engine.config import EngineConfig
 from longcat.planning.plan import GIB, plan
 
-from support.checkpoints import make_checkpoint
+from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint
+from support.devices import EMULATED
 from support.layouts import TINY
 from support.ranks import all_well, on_ranks
 
@@ -237,7 +238,27 @@ def test_what_this_version_can_do_is_not_said_to_come_later(lite):
     assert [key for key, state in states.items() if state == "untried"] == [
         ("GPU", "bf16"), ("GPU", "fp8 experts"),
         ("GPU, tables in host memory", "bf16"), ("GPU, tables in host memory", "fp8 experts"),
+        ("GPU, tables in host memory", "int8"), ("GPU, tables in host memory", "int4"),
     ]  # fmt: skip
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_a_packed_checkpoint_takes_the_planned_memory_of_a_gpu(tmp_path, capsys, quant, placement):
+    make_checkpoint(tmp_path / "bf16", dtype="BF16", config_overrides=TENSOR_CORE_SHAPES)
+    convert_checkpoint(str(tmp_path / "bf16"), str(tmp_path / "out"), PRESETS[quant])
+    options = ["--bandwidth", "16", "--dtype", "bf16", "--gpus", "1", "--ngram-placement", placement, "--json"]
+    assert main(["plan", str(tmp_path / "out"), *options]) == 0
+    [planned] = json.loads(capsys.readouterr().out)
+    assert planned["experts"] == "as stored"
+    taken = testing.DeviceModel(str(tmp_path / "out"), EMULATED, ngram_placement=placement).emulated_weight_bytes()
+    assert planned["weights"] == pytest.approx(taken, rel=0.01)
+    if placement == "host":  # as planned from the config alone
+        [row] = [row for row in plan(tmp_path / "bf16", bandwidth=16e9).placements() if row.format == quant]
+        assert row.fast_bytes == pytest.approx(taken, rel=0.01)
+        tables = [t for t in _core.Checkpoint(str(tmp_path / "out")).tensors() if "embedders" in t[0]]
+        assert row.host_bytes == sum(end - begin for *_, begin, end in tables)
 
 
 def test_a_page_for_people(lite, tiny, capsys):

@@ -109,6 +109,7 @@ def decode_step(
     expert_bits: float,
     core_bits: float,
     table_bits: float = 0,
+    embedding_bits: float | None = None,
 ) -> Step:
     """Estimates a decode step of `batch` requests at `context` tokens on max(tp, ep) devices.
 
@@ -117,6 +118,7 @@ def decode_step(
         expert_bits, core_bits: bits per weight of the experts; of attention, dense FFNs, projections and head.
         table_bits: bits per weight of the N-gram tables in device memory. The time to read their rows is part of an
             operation's minimum time, wherever they are.
+        embedding_bits: bits per weight of the word embedding; default: core_bits.
     """
     c, world = plan.config, max(tp, ep)
     weights = {part.name: part.weights for part in plan.parts}
@@ -152,15 +154,16 @@ def decode_step(
     if world > 1:  # the embedding, the logits to the ranks that sample, the sampled ids
         logits = batch * int(c["vocab_size"]) * 4 / world
         sums += hardware.sum_time(world, sent) + hardware.sum_time(world, logits) + hardware.sum_time(world, 4 * batch)
-    held_core = core - weights.get("head", 0) / world + (weights.get("head", 0) + weights["word embedding"]) / world
+    embedding = weights["word embedding"] / world if "head" in weights else 0.0  # without a head it is the head, too
     return Step(
         core=seconds_core,
         experts=seconds_experts,
         cache=max(latents / hardware.bandwidth, attended / hardware.flops),
         ops=(layers * OPS_OF_A_LAYER + 6) * hardware.op_seconds,
         sums=sums,
-        weights=held_core * core_bits / 8
-        + 4 * router
+        weights=core * core_bits / 8
+        + embedding * (core_bits if embedding_bits is None else embedding_bits) / 8
+        + 4 * (router + weights.get("norms", 0))
         + weights["experts"] / world * expert_bits / 8
         + weights.get("N-gram tables", 0) / world * table_bits / 8,
         latents=batch * context * plan.kv_bytes_per_token,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import longcat._core as _core
 from longcat._core import Error
-from longcat.checkpoint.formats import spellings
+from longcat.checkpoint.formats import PRESETS, packed_as, spellings
 from longcat.checkpoint.sources.opening import refuse_gguf
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
@@ -111,6 +111,16 @@ class Row:
         return self.placement.startswith("CPU")
 
 
+@dataclass(frozen=True)
+class HeldBits:
+    """Bits per weight, including scales, in the form that kernels read."""
+
+    experts: float
+    core: float  # attention, dense FFNs, N-gram projections, head
+    embedding: float
+    tables: float
+
+
 @dataclass
 class Plan:
     """An engine's memory [bytes] and speed. Of several ranks, it describes the one with the most weights."""
@@ -118,6 +128,7 @@ class Plan:
     model: str
     architecture: str
     has_weights: bool
+    is_packed: bool  # by `longcat convert`
     dtype: str
     kv_cache_dtype: str
     max_model_len: int
@@ -213,7 +224,39 @@ class Plan:
             rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
             rows.append(row("GPU, all lookups in host memory", "fp8 experts", "fp8", "bf16", tables + words))
             rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
-        return rows
+        return rows + [self._packed_placement(quant) for quant in ("int8", "int4")]
+
+    def _packed_placement(self, quant: str) -> Row:
+        """The checkpoint that `longcat convert --quant` writes, on a GPU. Some core tensors stay bf16 or f32 there."""
+        config_text = json.dumps(self.config)
+        expected = _expected(config_text, any(part.name.startswith("MTP") for part in self.parts))
+        shard = _core.shard(config_text, 1, 1, 0)
+        parts = _parts(expected, _stored_as(expected, config_text, PRESETS[quant]), "bf16", 1, self.config, shard)
+        [experts] = [part for part in parts if part.name == "experts"]
+        core = [part for part in parts if part.name not in (*LOOKED_UP, "experts", "draft head")]
+        host = sum(part.held for part in parts if part.name == "N-gram tables")
+        return Row(
+            "GPU, tables in host memory" if host else "GPU",
+            quant,
+            _bits_of([experts]),
+            _bits_of(core),
+            sum(part.held for part in parts if part.name not in ("N-gram tables", "draft head")),
+            host,
+            "untried",
+        )
+
+    def held_bits(self) -> HeldBits | None:
+        """Bits per weight of a packed checkpoint on a GPU; None: it is not packed."""
+        if not self.is_packed:
+            return None
+        by_name = {part.name: part for part in self.parts}
+
+        def bits(*names: str) -> float:
+            return _bits_of([by_name[name] for name in names if name in by_name])
+
+        head = "head" if "head" in by_name else "word embedding"  # one matrix, where they are tied
+        core = ("attention", "indexer", "dense FFN", "N-gram projections", head)
+        return HeldBits(bits("experts"), bits(*core), bits("word embedding"), bits("N-gram tables"))
 
     def tables(self) -> list[TableRow]:
         """The N-gram tables in each format of `longcat convert`, those of all ranks together."""
@@ -310,6 +353,7 @@ def plan(
         model=model,
         architecture=config["architectures"][0],
         has_weights=has_weights,
+        is_packed=any(tensor.is_packed for tensor in stored),
         dtype=dtype,
         kv_cache_dtype=_FORMATS[memory["kv_cache_dtype"]],
         max_model_len=memory["max_model_len"],
@@ -358,9 +402,12 @@ class _Stored:
     num_bytes: int
 
     @property
+    def is_packed(self) -> bool:
+        return self.name.rpartition(".")[2] in _core.PACKED_FORMATS
+
+    @property
     def logical_name(self) -> str:
-        base, _, suffix = self.name.rpartition(".")
-        return base if suffix in _core.PACKED_FORMATS else self.name.removesuffix("_scale_inv")
+        return self.name.rpartition(".")[0] if self.is_packed else self.name.removesuffix("_scale_inv")
 
 
 def _stored(model: str, expected: dict[str, tuple[int, ...]], with_mtp: bool) -> tuple[list[_Stored], bool]:
@@ -378,6 +425,23 @@ def _stored(model: str, expected: dict[str, tuple[int, ...]], with_mtp: bool) ->
         if with_mtp or not name.startswith("model.mtp.")
     ]
     return found, True
+
+
+def _stored_as(expected: dict[str, tuple[int, ...]], config_text: str, formats: Mapping[str, str]) -> list[_Stored]:
+    """The expected tensors as `longcat convert` writes them from bf16."""
+    uses, found = _core.packable_tensors(config_text), []
+    for name, shape in expected.items():
+        packed = packed_as(uses, name, formats)
+        if packed is None:
+            found.append(_Stored(name, "BF16", shape, 2 * math.prod(shape)))
+        else:
+            stored = tuple(_core.packed_shape(packed, shape[0], shape[1]))
+            found.append(_Stored(f"{name}.{packed}", "U8", stored, math.prod(stored)))
+    return found
+
+
+def _bits_of(parts: list[Part]) -> float:
+    return 8 * sum(part.held for part in parts) / max(1, sum(part.weights for part in parts))
 
 
 def _parts(

@@ -15,7 +15,7 @@ from longcat.support.json_types import JsonObject
 if TYPE_CHECKING:
     from longcat.planning.plan import Plan
 
-_CARDS = {24: 23.5, 48: 47, 80: 78, 141: 139}  # nominal memory of a GPU [GB]: free memory [GiB]
+_CARDS = {24: 23.5, 32: 31.4, 48: 47, 80: 78, 141: 139}  # nominal memory of a GPU [GB]: free memory [GiB]
 _STATES = {"today": "", "untried": " **", "later": " *"}
 _STEP_TOKENS = "max_num_batched_tokens"
 _OPTIONS = (
@@ -158,18 +158,22 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject
         ValueError: no layout has `num_gpus` ranks.
     """
     from longcat.planning.cost import H100, decode_step, layouts
-    from longcat.planning.plan import expert_formats
+    from longcat.planning.plan import HeldBits, expert_formats
 
     if not 1 <= num_gpus <= 64:
         raise ValueError(f"--gpus {num_gpus}: expected 1 to 64")
     if not (found := layouts(num_gpus, plan.config)):
         raise ValueError(f"--gpus {num_gpus}: no layout divides this model's heads, experts and vocabulary by it")
     rows = []
-    context, table_bits = min(_GPU_CONTEXT, plan.max_model_len), 16 if ngram_placement == "device" else 0
-    for name, bits in expert_formats().items():
+    context, on_device = min(_GPU_CONTEXT, plan.max_model_len), ngram_placement == "device"
+    held = plan.held_bits()
+    formats = {"as stored": held} if held else {n: HeldBits(bits, 16, 16, 16) for n, bits in expert_formats().items()}
+    for name, bits in formats.items():
+        tables = bits.tables if on_device else 0
         for tp, ep in found:
             steps = {
-                batch: decode_step(plan, H100, tp, ep, batch, context, bits, 16, table_bits) for batch in _GPU_BATCHES
+                batch: decode_step(plan, H100, tp, ep, batch, context, bits.experts, bits.core, tables, bits.embedding)
+                for batch in _GPU_BATCHES
             }
             if steps[1].weights + steps[1].latents > H100.memory:
                 continue

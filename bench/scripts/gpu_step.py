@@ -277,9 +277,8 @@ class Shape:
             dependent=False,
             tensor_seconds=products,
         )
-        picked = 5e-6 * max(
-            1, tokens / self.device.multiprocessors / 8
-        )  # [s] 8 blocks, each of one token, share a multiprocessor
+        # [s] A multiprocessor has 8 blocks, each of one token, at a time.
+        picked = 5e-6 * max(1, tokens / self.device.multiprocessors / 8)
         up, down = (met * part * hidden * width * ELEMENT for part in (2, 1))
         rows = 2 * picks * (hidden + width) * ELEMENT
         end = self.plain("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens)

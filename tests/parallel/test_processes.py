@@ -336,8 +336,8 @@ def test_a_lost_rank(launcher, served, how, rank):
     until(lambda: served.metric("num_requests_running") > 0)
     began = time.monotonic()
     os.kill(pids[rank], how)
-    assert served.process.wait(LIMIT_SECONDS) not in (0, LEFT_CODE)
-    assert time.monotonic() - began < LIMIT_SECONDS
+    assert served.process.wait(LIMIT_SECONDS + 5) not in (0, LEFT_CODE)
+    assert time.monotonic() - began < LIMIT_SECONDS + 5
     asking.join(LIMIT_SECONDS)
     assert ends and ends[0], "the client waits for ever"
     if rank == 1 and (how == signal.SIGSTOP or launcher == "torchrun"):  # mpirun kills rank 0 when another was killed

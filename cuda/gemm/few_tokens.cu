@@ -1,4 +1,5 @@
 // Launches of the kernels for few tokens, each in the width that fits the number of tokens.
+#include "cuda/gemm/expert_matrices.h"
 #include "cuda/gemm/few_tokens.h"
 #include "cuda/kernels/simt_launch.h"
 
@@ -33,12 +34,6 @@ PlainLayer<Out> plain_layer(const GemmProblem& p) {
           .out_stride = p.out_stride,
           .tiles = static_cast<int32_t>(p.out_features / 16),
           .num_tokens = static_cast<int32_t>(p.num_tokens)};
-}
-
-ExpertMatrices matrices_of(std::span<const Weight> experts) {
-  ExpertMatrices all{};
-  for (size_t e = 0; e < experts.size(); ++e) all.of[e] = static_cast<const bf16*>(experts[e].data);
-  return all;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Launches of PackedLinear, each in the width that fits the number of tokens.
 #include <algorithm>
 
+#include "cuda/gemm/expert_matrices.h"
 #include "cuda/gemm/packed.h"
 #include "cuda/kernels/packed_linear.h"
 #include "cuda/kernels/simt_launch.h"
@@ -55,12 +56,6 @@ void launch_plain(GpuDevice& device, const GemmProblem& p) {
                                                  .out_stride = p.out_stride,
                                                  .tiles = static_cast<int32_t>(tiles),
                                                  .num_tokens = static_cast<int32_t>(p.num_tokens)});
-}
-
-ExpertMatrices matrices_of(std::span<const Weight> experts) {
-  ExpertMatrices all{};
-  for (size_t e = 0; e < experts.size(); ++e) all.of[e] = static_cast<const bf16*>(experts[e].data);
-  return all;
 }
 
 }  // namespace

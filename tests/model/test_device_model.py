@@ -6,6 +6,7 @@ from longcat import _testing as testing
 
 from support.checkpoints import SPARSE_VARIANTS, TENSOR_CORE_SHAPES, make_checkpoint
 from support.compare import assert_rows_close
+from support.device_cases import forward_in_chunks
 from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, LOGITS
 
@@ -129,17 +130,7 @@ def test_few_and_many_tokens_of_a_model_have_the_same_bits(wide_checkpoint, devi
     prompt, generated = ids_of(66), ids_of(2, seed=1)
 
     def run(chunks, neighbours, recorded):
-        model = testing.DeviceModel(wide_checkpoint, device, num_blocks=80)
-        model.poison()
-        logits, start = [], 0
-        for count in chunks:
-            logits.append(model.forward([([4, 2], start, prompt[start : start + count])]))
-            start += count
-        for i, token in enumerate(generated):
-            batch = [([4, 2], start + i, [token]), *[([10 + n], 0, [5]) for n in range(neighbours)]]
-            rows = 8 if recorded else 0
-            logits.append(model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=recorded)[:1])
-        return np.concatenate(logits)
+        return forward_in_chunks(wide_checkpoint, device, prompt, generated, chunks, neighbours, recorded)
 
     whole = run([66], 0, False)
     assert np.isfinite(whole).all()

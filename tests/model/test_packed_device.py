@@ -11,7 +11,7 @@ from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 from support.checkpoints import TENSOR_CORE_SHAPES, VARIANTS, encode, from_bf16, make_checkpoint, to_bf16
 from support.compare import assert_rows_close
-from support.device_cases import normal
+from support.device_cases import forward_in_chunks, normal
 from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
 from support.packed_reader import read_packed
 from support.tolerances import BF16_MODEL, BF16_OPS, F32_ROW, INT8_INPUT_MODEL, LOGITS
@@ -118,17 +118,7 @@ def test_bits_do_not_depend_on_chunks_batch_padding_or_recording(folders, device
     prompt, generated = ids_of(70), ids_of(2, seed=1)
 
     def run(chunks, neighbours, recorded):
-        model = testing.DeviceModel(folders[shape][0], device, num_blocks=80)
-        model.poison()
-        logits, start = [], 0
-        for count in chunks:
-            logits.append(model.forward([([4, 2], start, prompt[start : start + count])]))
-            start += count
-        for i, token in enumerate(generated):
-            batch = [([4, 2], start + i, [token]), *[([10 + n], 0, [5]) for n in range(neighbours)]]
-            rows = 8 if recorded else 0
-            logits.append(model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=recorded)[:1])
-        return np.concatenate(logits)
+        return forward_in_chunks(folders[shape][0], device, prompt, generated, chunks, neighbours, recorded)
 
     whole = run([70], 0, False)
     assert np.isfinite(whole).all()

@@ -28,3 +28,24 @@ def moe_case(tokens, hidden, width, routed, identity, topk, seed=0):
         "scaling_factor": 2.5,
         **experts,
     }
+
+
+def forward_in_chunks(folder, device, prompt, generated, chunks, neighbours, recorded):
+    """Returns the logits of all tokens, the generated ones a step each, beside sequences of one token.
+
+    Args:
+        chunks: sizes that add up to the prompt's.
+        neighbours: how many sequences share the steps of generated tokens.
+        recorded: whether these steps are padded to 8 rows and recorded.
+    """
+    model = testing.DeviceModel(folder, device, num_blocks=80)
+    model.poison()
+    logits, start = [], 0
+    for count in chunks:
+        logits.append(model.forward([([4, 2], start, prompt[start : start + count])]))
+        start += count
+    for i, token in enumerate(generated):
+        batch = [([4, 2], start + i, [token]), *[([10 + n], 0, [5]) for n in range(neighbours)]]
+        rows = 8 if recorded else 0
+        logits.append(model.forward(batch, num_generated=len(batch), num_rows=rows, recorded=recorded)[:1])
+    return np.concatenate(logits)

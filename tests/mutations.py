@@ -206,6 +206,8 @@ def fails(tree: Path, target: Path, test: str) -> tuple[bool, str]:
 
 def main() -> int:
     names = sys.argv[1:] or list(MUTATIONS)
+    if unknown := [name for name in names if name not in MUTATIONS]:
+        raise SystemExit(f"found no mutation {unknown[0]!r}; expected some of:\n" + "\n".join(MUTATIONS))
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "longcat"

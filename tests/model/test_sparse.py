@@ -269,7 +269,10 @@ def test_the_pattern_of_selections(tmp_path):
     def logits_of(**fields):
         changed = {name: value for name, value in (config | fields).items() if value is not None}
         (tmp_path / "config.json").write_text(json.dumps(changed))
-        return testing.Model(str(tmp_path), "f32").forward([(BLOCKS, 0, token_ids)])
+        model = testing.Model(str(tmp_path), "f32")
+        # Two chunks: the second one scores the keys that the first one left.
+        chunks = [(BLOCKS, 0, token_ids[:-20]), (BLOCKS, NUM_TOKENS - 20, token_ids[-20:])]
+        return np.concatenate([model.forward([chunk]) for chunk in chunks])
 
     logits = {"CSCS": logits_of(cli_factor=2)}
     assert np.array_equal(logits_of(cli_factor=2, index_topk_pattern="CSCS"), logits["CSCS"])

@@ -1,10 +1,12 @@
 // Tokens a second of a checkpoint, in llama-bench's terms, beside the limits of this machine.
 //
 //   longcat-bench CHECKPOINT [--prompt 512] [--generate 128] [--depth 0,4096] [--batch 1] [--threads N] [--rounds 5]
-//                            [--kv-cache-dtype auto]
+//                            [--filled 131072] [--chunk 512] [--kv-cache-dtype auto] [--kv-cache-memory GIB]
 //
 // ppN: N prompt tokens in one step, without sampling.
 // tgN: N tokens generated one after another, `batch` sequences at once, after `depth` tokens of history.
+// --filled: rows behind so many tokens of a history that is not computed but made up (filled_context.h): generated
+// tokens, and a chunk of a prompt of --chunk tokens. Their rows have no share.
 // "weights": the bytes of the matrices that a step reads. Of the experts it counts as many as the step's tokens pick on
 // average when all picks are equally likely.
 // "share": the part of a limit that the run reached. For tg the limit is the read bandwidth; for pp it is the peak of
@@ -22,6 +24,7 @@
 
 #include "command_line.h"
 #include "engine/engine.h"
+#include "filled_context.h"
 #include "machine_limits.h"
 #include "ops/packed.h"
 #include "timing.h"
@@ -36,7 +39,8 @@ namespace {
 struct Arguments {
   std::string checkpoint, kv_cache_dtype = "auto";
   int64_t prompt = 512, generate = 128, batch = 1, rounds = 5;
-  std::vector<int64_t> depths{0};
+  std::vector<int64_t> depths{0}, filled;
+  int64_t chunk = 512, kv_cache_gib = 2;
   int threads = 0;
 };
 
@@ -50,6 +54,9 @@ Arguments parse(int argc, char** argv) {
                       .batch = line.number("--batch", fallback.batch),
                       .rounds = line.number("--rounds", fallback.rounds),
                       .depths = line.numbers("--depth", fallback.depths),
+                      .filled = line.numbers("--filled", fallback.filled),
+                      .chunk = line.number("--chunk", fallback.chunk),
+                      .kv_cache_gib = line.number("--kv-cache-memory", fallback.kv_cache_gib),
                       .threads = static_cast<int>(line.number("--threads", fallback.threads))};
   line.finish();
   return arguments;
@@ -106,8 +113,8 @@ int main(int argc, char** argv) try {
   const Clock::time_point start = Clock::now();
   EngineOptions options{.kv_cache_dtype = arguments.kv_cache_dtype,
                         .max_num_seqs = arguments.batch,
-                        .max_num_batched_tokens = std::max<int64_t>(512, arguments.prompt),
-                        .kv_cache_memory = int64_t{2} << 30,
+                        .max_num_batched_tokens = std::max({int64_t{512}, arguments.prompt, arguments.chunk}),
+                        .kv_cache_memory = arguments.kv_cache_gib << 30,
                         .enable_prefix_caching = false,
                         .num_threads = threads};
   Engine engine(arguments.checkpoint, options);
@@ -174,6 +181,25 @@ int main(int argc, char** argv) try {
                 100 * share_of_rate * best);
     best_shares.emplace_back(str_cat("tg", arguments.generate, " of batch ", arguments.batch), share_of_rate * best);
     std::fflush(stdout);
+  }
+  for (const int64_t depth : arguments.filled) {
+    bench::FilledContext context(engine, depth, std::max<int64_t>(1, arguments.chunk));
+    const auto measure = [&](const std::string& test, int64_t tokens, auto&& step) {
+      std::vector<double> rates;
+      for (int64_t round = 0; round <= arguments.rounds; ++round) {
+        const Clock::time_point begin = Clock::now();
+        step();
+        if (round > 0) rates.push_back(static_cast<double>(tokens) / seconds_since(begin));
+      }
+      const double best = *std::max_element(rates.begin(), rates.end());
+      std::printf("| %s @ d%ld filled | 1 | %.2f | | | | | %.2f | |\n", test.c_str(), depth, median(rates), best);
+      std::fflush(stdout);
+    };
+    if (arguments.generate > 0)
+      measure(str_cat("tg", arguments.generate), arguments.generate, [&] {
+        for (int64_t i = 0; i < arguments.generate; ++i) context.generate();
+      });
+    if (arguments.chunk > 0) measure(str_cat("pp", arguments.chunk), arguments.chunk, [&] { context.prompt(arguments.chunk); });
   }
   for (const auto& [test, share] : best_shares) bench::warn_above_limit(test, share);
   return 0;

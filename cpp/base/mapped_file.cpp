@@ -27,13 +27,15 @@ std::string reason_of(int error_number) { return std::system_category().message(
 // An entry of a list that a signal handler walks without a lock. Entries are added and reused, never removed.
 struct MappedFile::Mapping {
   std::atomic<uintptr_t> begin = 0, end = 0;  // end 0: unused
+  std::atomic<bool> shows_cached = false;     // mincore tells which pages are in memory
   std::atomic<int64_t> lost_byte = -1;        // offset in the file of the first page that could not be read; -1: none
   Mapping* next = nullptr;
 
   static std::atomic<Mapping*> list;
   static struct sigaction others;  // the SIGBUS action that was set before ours
 
-  static Mapping* add(uintptr_t begin, uintptr_t end);
+  static Mapping* add(uintptr_t begin, uintptr_t end, bool shows_cached);
+  static Mapping* of(const void* data);  // null: not in a mapped file
   static void on_bus_error(int signal, siginfo_t* info, void* context);
 };
 
@@ -67,7 +69,7 @@ void MappedFile::Mapping::on_bus_error(int /*signal*/, siginfo_t* info, void* /*
   errno = saved_errno;
 }
 
-MappedFile::Mapping* MappedFile::Mapping::add(uintptr_t begin, uintptr_t end) {
+MappedFile::Mapping* MappedFile::Mapping::add(uintptr_t begin, uintptr_t end, bool shows_cached) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   struct sigaction current{};
@@ -88,9 +90,17 @@ MappedFile::Mapping* MappedFile::Mapping::add(uintptr_t begin, uintptr_t end) {
     list = entry;
   }
   entry->lost_byte = -1;
+  entry->shows_cached = shows_cached;
   entry->begin = begin;
   entry->end = end;
   return entry;
+}
+
+MappedFile::Mapping* MappedFile::Mapping::of(const void* data) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  Mapping* m = list.load();
+  while (m && !(m->begin.load() <= address && address < m->end.load())) m = m->next;
+  return m;
 }
 
 MappedFile::MappedFile(const std::filesystem::path& path, std::string_view where) : path_(path), where_(where) {
@@ -114,7 +124,10 @@ MappedFile::MappedFile(const std::filesystem::path& path, std::string_view where
   data_ = static_cast<const std::byte*>(data);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
   try {
-    mapping_ = Mapping::add(begin, begin + size_);
+    // Of a file that is neither ours nor ours to write, the kernel says that all pages are in memory.
+    const bool shows_cached =
+        status.st_uid == ::geteuid() || ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) == 0;
+    mapping_ = Mapping::add(begin, begin + size_, shows_cached);
   } catch (...) {
     ::munmap(data, size_);
     throw;
@@ -180,13 +193,20 @@ void advise(const void* data, int64_t bytes, int advice) {
 
 int64_t cached_bytes(const void* data, int64_t bytes) {
   const std::span<std::byte> pages = whole_pages(data, bytes);
-  std::vector<unsigned char> states(pages.size() / static_cast<size_t>(page_bytes()) + 1);
+  thread_local std::vector<unsigned char> states;
+  states.assign((pages.size() + static_cast<size_t>(page_bytes()) - 1) / static_cast<size_t>(page_bytes()), 0);
   if (::mincore(pages.data(), pages.size(), states.data()) != 0)
     throw Error(str_cat("[memory] mincore: ", reason_of(errno)));
   return page_bytes() * std::count_if(states.begin(), states.end(), [](unsigned char state) { return state & 1; });
 }
 
 void expect_random_reads(const void* data, int64_t bytes) { advise(data, bytes, MADV_RANDOM); }
-void read_ahead(const void* data, int64_t bytes) { advise(data, bytes, MADV_WILLNEED); }
+
+void read_ahead(const void* data, int64_t bytes) {
+  // To ask is fifty times faster than to advise about pages that are there already.
+  const MappedFile::Mapping* mapping = MappedFile::Mapping::of(data);
+  if (mapping && mapping->shows_cached && cached_bytes(data, bytes) >= bytes) return;
+  advise(data, bytes, MADV_WILLNEED);
+}
 
 }  // namespace longcat

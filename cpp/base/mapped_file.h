@@ -33,9 +33,9 @@ class MappedFile {
   // Drops the pages that lie wholly within `bytes` from this process; they stay in the page cache.
   static void forget(std::span<const std::byte> bytes) noexcept;
 
- private:
-  struct Mapping;  // the signal handler's record of a mapping
+  struct Mapping;  // what this file's functions and the signal handler know of a mapping
 
+ private:
   std::filesystem::path path_;
   std::string where_;
   Mapping* mapping_ = nullptr;
@@ -48,6 +48,6 @@ int64_t cached_bytes(const void* data, int64_t bytes);
 
 // Hints on how `bytes` of a mapped file will be used. When they fail, only speed suffers.
 void expect_random_reads(const void* data, int64_t bytes);  // a page fault then reads one page, not its neighbours
-void read_ahead(const void* data, int64_t bytes);           // starts reading the pages and returns at once
+void read_ahead(const void* data, int64_t bytes);           // starts reading pages that are not in memory
 
 }  // namespace longcat

@@ -64,6 +64,7 @@ class CpuOps : public Ops {
 
   void moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight& classifier, Tensor bias,
                  Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert, float scaling_factor) override;
+  void read_experts_ahead(const Routing& routing, const ExpertWeights& experts) override;
   void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,
                    const ExpertWeights& experts) override;
 

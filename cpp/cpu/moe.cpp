@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/rows.h"
@@ -121,6 +122,17 @@ void CpuOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight&
     }
   });
   permute(routing, first_expert);
+}
+
+void CpuOps::read_experts_ahead(const Routing& routing, const ExpertWeights& experts) {
+  const int32_t* offsets = routing.expert_offsets.data<int32_t>();
+  const auto read = [](const Weight& weight) {
+    if (weight.placement == Placement::disk) read_ahead(weight.data, weight.num_bytes());
+  };
+  for (size_t e = 0; e < experts.gate_proj.size(); ++e) {
+    if (offsets[e + 1] == offsets[e]) continue;
+    for (const auto& matrices : {experts.gate_proj, experts.up_proj, experts.down_proj}) read(matrices[e]);
+  }
 }
 
 void CpuOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x, const Routing& routing,

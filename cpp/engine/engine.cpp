@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/available_memory.h"
 #include "engine/follower.h"
 #include "engine/memory_plan.h"
 #include "engine/step_loop.h"
@@ -29,6 +30,7 @@ void Engine::allocate() {
   max_model_len_ = plan.max_model_len;
   const int64_t num_blocks = plan.num_blocks, block_bytes = plan.block_bytes;
   cache_ = std::make_unique<KvCache>(device, config(), num_blocks, cache_dtypes());
+  loaded_.model->fit_into((available_memory() - num_blocks * block_bytes) / ranks_here);
   runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_, runner_limits(options_, plan));
   const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
   scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/mapped_file.h"
+
 namespace longcat {
 
 namespace {
@@ -42,6 +44,15 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
     sent_logits_ = Buffer(ops.device(), rows * shard().vocab.size() * 4);
     received_logits_ = Buffer(ops.device(), rows * shard().vocab.size() * 4);
   }
+}
+
+void Model::fit_into(int64_t available_bytes) {
+  reads_experts_from_disk_ = weights_.matrix_bytes() > available_bytes;
+  if (!reads_experts_from_disk_) return;
+  for (const LayerWeights& layer : weights_.layers)
+    for (const auto* matrices : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})
+      for (const Weight& weight : *matrices)
+        if (weight.placement == Placement::disk) expect_random_reads(weight.data, weight.num_bytes());
 }
 
 Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
@@ -192,7 +203,12 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   ops_.add_rms_norm(a_.moe_in, a_.residual, a_.x, w.post_attention_norm[0], eps);
 
   ops_.device().begin_branch();
-  moe(w.moe, batch.num_real_tokens);
+  route(w.moe, batch.num_real_tokens);
+  if (reads_experts_from_disk_) {
+    ops_.read_experts_ahead(a_.routing, w.moe.experts());
+  } else {
+    experts(w.moe);
+  }
   ops_.device().end_branch();
 
   ffn(w.ffn[0], a_.moe_in);
@@ -201,15 +217,16 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   attention(w.attention[1], cache.latents(2 * layer_idx + 1), index_keys(2 * layer_idx + 1), batch);
   ranks_.tp->all_reduce(a_.x);
   ops_.add_rms_norm(a_.h, a_.residual, a_.x, w.post_attention_norm[1], eps);
-  const Tensor routed = ffn_beside_branch(w.ffn[1]);
+  if (shard().adds_ffn()) ffn(w.ffn[1], a_.h);
+  if (reads_experts_from_disk_) experts(w.moe);
+  const Tensor routed = join_experts();
   ops_.add_shortcut_rms_norm(a_.h, a_.residual, a_.x, routed, a_.moe_in, a_.routing.identity_weight, next_norm, eps);
 }
 
-// The second FFN of a layer, x = ffn(h), then the end of the MoE branch. With several ranks one all-reduce sums both
+// The end of the MoE branch, behind the second FFN of the layer, x = ffn(h). With several ranks one all-reduce sums both
 // outputs; a rank outside the first tensor-parallel group has no part of the FFN. Returns the routed experts' output
 // that is not in x yet: all of it on one rank, else nothing.
-Tensor Model::ffn_beside_branch(const FfnWeights& w) {
-  if (shard().adds_ffn()) ffn(w, a_.h);
+Tensor Model::join_experts() {
   ops_.device().join_branch();
   if (shard().world() == 1) return a_.moe_out;
   if (shard().adds_ffn()) {
@@ -307,11 +324,15 @@ void Model::ffn(const FfnWeights& w, Tensor h) {
   ops_.linear(a_.x, a_.gate, w.down_proj);
 }
 
-// moe_out = weighted sum of the routed experts here, for moe_in. The identity experts' contribution is moe_in times
-// routing.identity_weight; the end of the layer adds it.
-void Model::moe(const MoeWeights& w, Tensor num_real_tokens) {
+// The experts of moe_in.
+void Model::route(const MoeWeights& w, Tensor num_real_tokens) {
   ops_.moe_route(a_.routing, a_.router_scores, a_.moe_in, w.classifier, w.e_score_correction_bias, num_real_tokens,
                  config_.n_routed_experts, shard().experts.begin, static_cast<float>(config_.routed_scaling_factor));
+}
+
+// moe_out = weighted sum of the routed experts here, for moe_in. The identity experts' contribution is moe_in times
+// routing.identity_weight; the end of the layer adds it.
+void Model::experts(const MoeWeights& w) {
   ops_.moe_experts(a_.moe_out, a_.expert_gate, a_.expert_up, a_.expert_out, a_.moe_in, a_.routing, w.experts());
 }
 

@@ -14,6 +14,10 @@ class Model {
   // ranks.shard. `ops` must outlive the model.
   Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens, int64_t max_logits);
 
+  // Adapts to the memory that is left for views of the checkpoint's file [bytes]. Where the matrices are larger, those
+  // of experts are read from the disk as the router picks them, while the rest of the layer is computed.
+  void fit_into(int64_t available_bytes);
+
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
   const Shard& shard() const { return ranks_.shard; }
@@ -69,8 +73,9 @@ class Model {
   void select_positions(const IndexerWeights& weights, Tensor index_keys, const ForwardBatch& batch);
   Tensor selected() const { return a_.selected.slice(1, 0, config_.sparse->index_topk + num_drafts_); }
   void ffn(const FfnWeights& weights, Tensor h);
-  Tensor ffn_beside_branch(const FfnWeights& weights);
-  void moe(const MoeWeights& weights, Tensor num_real_tokens);
+  Tensor join_experts();
+  void route(const MoeWeights& weights, Tensor num_real_tokens);
+  void experts(const MoeWeights& weights);
 
   Ops& ops_;
   ModelConfig config_;
@@ -82,6 +87,7 @@ class Model {
   ActivationBuffers buffers_;
   Buffer sent_logits_, received_logits_;  // [max_logits, vocabulary rows of a rank] f32, with several ranks
   Tensor selection_rows_;                 // of forward_mtp(): rows whose selections are used again; else empty
+  bool reads_experts_from_disk_ = false;  // fit_into()
   int64_t num_drafts_ = 0;                // positions that these selections have beside index_topk
   Activations a_;                         // views for the step in progress
 };

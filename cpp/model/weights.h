@@ -95,6 +95,7 @@ struct ModelWeights {
 
   int64_t num_bytes() const;    // [bytes] of all weights, in the mapped file or outside it
   int64_t table_bytes() const;  // [bytes] of the N-gram tables
+  int64_t matrix_bytes() const { return num_bytes() - table_bytes(); }  // [bytes] that steps read whole
 };
 
 // Called during loading with the bytes done and the total bytes.

@@ -321,6 +321,10 @@ class Ops {
                          Tensor num_real_tokens, int64_t n_routed_experts, int64_t first_expert,
                          float scaling_factor) = 0;
 
+  // Says that moe_experts() will soon read the experts of `routing`. A backend whose experts may lie on the disk begins
+  // to read them. The default does nothing.
+  virtual void read_experts_ahead(const Routing& /*routing*/, const ExpertWeights& /*experts*/) {}
+
   // out[t] = sum of weight * expert(x[t]) over the picks of t whose expert is here, in ascending id. Identity picks are
   // not computed. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
   virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,

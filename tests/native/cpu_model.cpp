@@ -50,6 +50,8 @@ class TestModel {
     return logits;
   }
 
+  void fit_into(int64_t available_bytes) { loaded_.model->fit_into(available_bytes); }
+
   // Returns the rows of the N-gram tables that the last forward pass looked up.
   Array<int32_t> last_ngram_ids() {
     const Tensor ids = loaded_.model->last_ngram_ids();
@@ -161,6 +163,7 @@ void register_cpu_model(py::module_& testing) {
            py::arg("folder"), py::arg("dtype") = "auto", py::arg("num_threads") = 1, py::arg("max_tokens") = 512,
            py::arg("num_blocks") = 64, py::arg("kv_cache_dtype") = "auto", py::arg("index_cache_dtype") = "auto")
       .def("forward", &TestModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0)
+      .def("fit_into", &TestModel::fit_into)
       .def("last_ngram_ids", &TestModel::last_ngram_ids)
       .def("latents", &TestModel::latents)
       .def("index_keys", &TestModel::index_keys)

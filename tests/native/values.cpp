@@ -1,4 +1,6 @@
 // Parsers and number formats, for tests: the value or the error for a text, a file or a number.
+#include <regex>
+
 #include "base/available_memory.h"
 #include "bindings/bindings.h"
 #include "io/model_config.h"
@@ -83,16 +85,17 @@ py::dict to_dict(const ModelConfig& c) {
 void register_values(py::module_& testing) {
   testing.def("available_memory", [](const std::string& root) { return available_memory(root); }, py::arg("root"));
   testing.def(
-      "cached_table_bytes",
-      [](const std::string& folder) {
+      "cached_bytes",  // of the tensors in whose names the pattern is found
+      [](const std::string& folder, const std::string& pattern) {
+        const std::regex wanted(pattern);
         const Checkpoint checkpoint(folder);
         int64_t bytes = 0;
         for (const auto& [name, tensor] : checkpoint.tensors())
-          if (name.starts_with("model.ngram_embeddings.embedders.") || name.starts_with("model.oe_embed_tokens"))
+          if (std::regex_search(name, wanted))
             bytes += cached_bytes(tensor.data, static_cast<int64_t>(tensor.num_bytes));
         return bytes;
       },
-      py::arg("folder"));
+      py::arg("folder"), py::arg("pattern"));
   testing.def("parse_safetensors_header", [](const py::bytes& header, uint64_t data_bytes) {
     std::map<std::string, py::tuple> entries;
     for (const auto& [name, entry] : parse_safetensors_header(std::string_view(header), data_bytes, "header"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,13 @@ from longcat.checkpoint.random_weights import AUXILIARY_FILE, TINY_CONFIG, tenso
 FP8_BLOCK = 128  # one weight_scale_inv per 128 x 128 block of an FP8 matrix
 FP8_MAX = 448.0  # largest finite e4m3 value
 NGRAM_FIELDS = ("ngram_vocab_size_ratio", "emb_neighbor_num", "emb_split_num")
+
+
+def forget(path: Path) -> None:
+    """Gives the pages of a file back that no process has mapped."""
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _yarn(**overrides) -> dict:

@@ -57,6 +57,18 @@ MUTATIONS = {
         "const float weight = (scores[picks[j]] + bias.data<float>()[picks[j]]) * scaling_factor;",
         [LOGITS, "tests/ops/test_ops.py::test_correction_bias_selects_but_does_not_weigh"],
     ),
+    "read no expert ahead": (
+        "cpp/model/model.cpp",
+        "ops_.read_experts_ahead(a_.routing, w.moe.experts());",
+        "",
+        ["tests/model/test_experts_on_disk.py"],
+    ),
+    "read the neighbours of experts": (
+        "cpp/model/model.cpp",
+        "if (weight.placement == Placement::disk) expect_random_reads(weight.data, weight.num_bytes());",
+        "",
+        ["tests/model/test_experts_on_disk.py"],
+    ),
     "drop YaRN's softmax factor": (
         "cpp/model/rope_scaling.cpp",
         "rope.softmax_factor = mscale * mscale;",

@@ -1,11 +1,12 @@
 // Times attention of one sub-layer at the real shape, beside the time that the machine's limits allow.
 //
 //   attention_bench [CHECKPOINT] [--depth 4096,32768] [--latents f32,bf16,fp8,int8] [--index-keys auto,int8]
-//                   [--ops decode,prefill] [--chunk 512] [--threads N] [--rounds 9]
+//                   [--ops decode,prefill] [--chunk 512] [--threads N] [--rounds 9] [--dtype bf16]
 //
 // decode: one generated token after `depth` tokens. The bound is the larger of two times: its multiply-adds at the
 // machine's peak (exact int8 for int8 latents, else f32), and reading its latents.
-// select: the indexer of sparse attention for this token. The bound: its products at the f32 peak, or reading its keys.
+// select: the indexer of sparse attention for this token. The bound: its products at their peak, or reading its keys.
+// The peak is that of bf16 for bf16 keys under --dtype bf16, that of 16-bit queries for int8 keys, else that of f32.
 // decode selected: attention to the positions that it selected. One selection serves two of them (cli_factor).
 // prefill: a chunk of prompt tokens that ends at `depth`. The bound is the multiply-adds of its keys, values, scores
 // and weighted sums at the f32 peak. It has a third of the rounds; a single one begins cold.
@@ -170,6 +171,12 @@ class Attention {
   std::vector<int32_t> blocks_;
 };
 
+// Operations a second, of a machine's limits.
+struct Peak {
+  const char* name;
+  double per_s;
+};
+
 bool has(const std::vector<std::string>& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
@@ -222,15 +229,17 @@ int main(int argc, char** argv) try {
   const std::string checkpoint = line.checkpoint_or_empty();
   const int64_t chunk = line.number("--chunk", 512), rounds = line.number("--rounds", 9);
   const int threads = static_cast<int>(line.number("--threads", available_threads()));
+  const DType dtype = line.text("--dtype", "bf16") == "f32" ? DType::f32 : DType::bf16;
   line.finish();
   const bench::Limits limits = bench::limits_of_machine(threads);
   const std::unique_ptr<Ops> ops = make_ops("cpu", threads);
+  ops->use_dtype(dtype);
   std::printf("%s, %d threads: %s\n\n| op | latents | depth | ms | bound [ms] | times the bound | of |\n",
               name_of(cpu_isa()), threads, bench::text(limits).c_str());
   std::printf("| --- | --- | --- | --- | --- | --- | --- |\n");
   const auto measure = [&](const char* op, const char* latents, int64_t depth, int64_t times, double operations,
-                           double bytes, bool int8, auto&& work) {
-    const double computed = operations / (int8 ? limits.int8_op_per_s : limits.f32_flop_per_s);
+                           double bytes, const Peak& peak, auto&& work) {
+    const double computed = operations / peak.per_s;
     const double read = bytes / limits.read_bytes_per_s, bound = std::max(computed, read);
     std::vector<double> seconds;
     if (times > 1) work();
@@ -240,10 +249,7 @@ int main(int argc, char** argv) try {
       seconds.push_back(seconds_since(begin));
     }
     std::printf("| %s | %s | %ld | %.2f | %.2f | %.2f | %s |\n", op, latents, depth, 1e3 * median(seconds), 1e3 * bound,
-                median(seconds) / bound,
-                read > computed ? "reading"
-                : int8          ? "exact int8"
-                                : "f32");
+                median(seconds) / bound, read > computed ? "reading" : peak.name);
     bench::warn_above_limit(op, bound / median(seconds));
     std::fflush(stdout);
   };
@@ -251,42 +257,50 @@ int main(int argc, char** argv) try {
     const char* name;
     DType dtype;
   };
+  const Peak f32{"f32", limits.f32_flop_per_s}, exact_int8{"exact int8", limits.int8_op_per_s};
+  const Peak keys_of_bf16 = dtype == DType::bf16 ? Peak{"bf16", limits.bf16_flop_per_s} : f32;
+  // Where 8-bit products have an instruction, one with 16 bits is two of them.
+  const double products_of_8_bits = cpu_isa() >= Isa::avx512_vnni ? 2 : 1;
+  const Peak keys_of_int8{"exact int16 x int8", limits.int8_op_per_s / products_of_8_bits};
   for (const int64_t depth : depths)
     for (const Format format : {Format{"f32", DType::f32}, Format{"bf16", DType::bf16}, Format{"fp8", DType::f8_e4m3},
                                 Format{"int8", DType::i8}}) {
       if (!has(wanted, format.name)) continue;
       Attention attention(*ops, format.dtype, depth);
       const double bytes = static_cast<double>(attention.latent_bytes());
-      const bool is_int8 = format.dtype == DType::i8 && cpu_isa() != Isa::portable;
+      const Peak& peak = format.dtype == DType::i8 && limits.int8_op_per_s > 0 ? exact_int8 : f32;
       const bool decodes = has(ops_wanted, "decode");
       const bool prefills = has(ops_wanted, "prefill") && 0 < chunk && chunk <= depth;
       if (decodes)
         attention.decode([&](auto&& work) {
           measure("decode", format.name, depth, rounds,
-                  2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), bytes, is_int8, work);
+                  2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), bytes, peak, work);
         });
       const int64_t few_rounds = std::max<int64_t>(1, rounds / 3);
       // Selections of `tokens` tokens, whose last is at `depth`, and their attention.
       const auto measure_selected = [&](const std::string& keys, int64_t tokens, bool generated, int64_t times) {
         const bool int8_keys = keys == "int8";
         const DType automatic = format.dtype == DType::f32 ? DType::f32 : DType::bf16;
-        const DType dtype = int8_keys ? DType::i8 : automatic;
+        const DType keys_dtype = int8_keys ? DType::i8 : automatic;
+        const Peak& keys_peak = int8_keys && limits.int8_op_per_s > 0 ? keys_of_int8
+                                : keys_dtype == DType::bf16           ? keys_of_bf16
+                                                                      : f32;
         const double pairs =
             static_cast<double>(tokens) * (static_cast<double>(depth) - 0.5 * static_cast<double>(tokens));
-        const double key_bytes = static_cast<double>(depth * index_key_size(dtype, kIndexDim) * size_of(dtype));
+        const double key_bytes =
+            static_cast<double>(depth * index_key_size(keys_dtype, kIndexDim) * size_of(keys_dtype));
         const std::string before = generated ? "" : "prefill ", after = int8_keys ? ", int8 keys" : "";
         attention.selected(
-            tokens, generated, dtype,
+            tokens, generated, keys_dtype,
             [&](auto&& work) {
               measure(str_cat(before, "select", after).c_str(), format.name, depth, times,
-                      2.0 * pairs * static_cast<double>(kIndexHeads * kIndexDim), key_bytes,
-                      int8_keys && cpu_isa() != Isa::portable, work);
+                      2.0 * pairs * static_cast<double>(kIndexHeads * kIndexDim), key_bytes, keys_peak, work);
             },
             [&](auto&& work) {
               const double latents = static_cast<double>(tokens * kRule.topk);
               measure(generated ? "decode selected" : "prefill selected", format.name, depth, times,
                       2.0 * latents * static_cast<double>(kHeads * (2 * kLatent + kRope)),
-                      bytes * std::min(1.0, latents / static_cast<double>(depth)), is_int8, work);
+                      bytes * std::min(1.0, latents / static_cast<double>(depth)), peak, work);
             });
       };
       if (depth > kRule.topk)
@@ -299,14 +313,14 @@ int main(int argc, char** argv) try {
         const double sub_layers = static_cast<double>(model.num_sub_layers());
         measure("step", format.name, depth, rounds,
                 sub_layers * 2.0 * static_cast<double>(kHeads * depth * (2 * kLatent + kRope)), sub_layers * bytes,
-                is_int8, [&] { model.step(); });
+                peak, [&] { model.step(); });
       }
       if (!prefills) continue;
       const double pairs = static_cast<double>(chunk) * (static_cast<double>(depth) - 0.5 * static_cast<double>(chunk));
       const double operations =
           2.0 * kHeads * (static_cast<double>(depth * kLatent) * (kNope + kValue) + pairs * (kNope + kRope + kValue));
       attention.prefill(chunk, [&](auto&& work) {
-        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, few_rounds, operations, bytes, false, work);
+        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, few_rounds, operations, bytes, f32, work);
       });
     }
   return 0;

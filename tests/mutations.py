@@ -89,9 +89,9 @@ MUTATIONS = {
     ),
     "select the first positions of the chunk": (
         "cpp/cpu/attention/selection.cpp",
-        "for (int64_t j = 0; j < rule.init_tokens; ++j) *out++ = static_cast<int32_t>(j);",
+        "for (int64_t j = 0; j < rule.init_tokens; ++j) out[j] = static_cast<int32_t>(j);",
         "for (int64_t j = 0; j < rule.init_tokens; ++j)\n"
-        "      *out++ = static_cast<int32_t>(positions[batch.query_starts.data<int32_t>()[sequences[row]]] + j);",
+        "      out[j] = static_cast<int32_t>(positions[batch.query_starts.data<int32_t>()[sequences[row]]] + j);",
         ["tests/model/test_sparse.py::test_chunks_and_batches_have_the_same_bits"],
     ),
     "select the fixed positions beside index_topk": (
@@ -115,9 +115,9 @@ MUTATIONS = {
         [SPARSE_PARTS],
     ),
     "leave the scales of the queries out of the scores of int8 keys": (
-        "cpp/cpu/attention/selection.cpp",
-        "= head_weights[h] * scale * query_scale;",
-        "= head_weights[h] * scale;",
+        "cpp/cpu/attention/index_scores.cpp",
+        "        weights_[static_cast<size_t>(h)] *= query_scale;\n",
+        "        static_cast<void>(query_scale);\n",
         ["tests/ops/test_selection.py::test_scores_of_int8_keys"],
     ),
     "let an attention without an indexer select by its number": (

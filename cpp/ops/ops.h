@@ -141,7 +141,7 @@ class Ops {
   virtual DType activation_dtype() const { return DType::f32; }
 
   // The model's dtype, before anything else is called. Under bf16, a backend may round the inputs of products with bf16
-  // weights to bf16, as the reference does.
+  // weights or index keys to bf16, as the reference does.
   virtual void use_dtype(DType) {}
 
   // The placements that prepare_table() supports for N-gram tables, the default first.

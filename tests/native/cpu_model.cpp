@@ -4,8 +4,8 @@
 #include <map>
 
 #include "bindings/bindings.h"
+#include "cpu/attention/index_scores.h"
 #include "cpu/attention/latents.h"
-#include "cpu/attention/selection.h"
 #include "engine/batch_buffers.h"
 #include "engine/load_model.h"
 #include "tests/native/arrays.h"

@@ -5,8 +5,8 @@
 
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
+#include "cpu/attention/index_scores.h"
 #include "cpu/attention/latents.h"
-#include "cpu/attention/selection.h"
 #include "cpu/sample.h"
 #include "engine/batch_buffers.h"
 #include "io/model_config.h"
@@ -88,7 +88,8 @@ std::vector<int> pool_visits(int num_threads, int64_t count, int64_t grain, int 
 
 class TestOps {
  public:
-  TestOps(int num_threads, const std::string& dtype) : ops_(make_cpu_ops(num_threads)) {
+  TestOps(int num_threads, const std::string& dtype)
+      : ops_(make_cpu_ops(num_threads)), rounds_queries_(dtype == "bf16") {
     ops_->use_dtype(dtype == "bf16" ? DType::bf16 : DType::f32);
   }
 
@@ -238,13 +239,14 @@ class TestOps {
     ops_->select_positions(i32(selected), f32(q), f32(head_weights), index_keys, batch,
                            {topk, init_tokens, local_tokens}, scale);
     Array<float> scores({num_tokens, n});
-    cpu::IndexTile keys_of_tile;
+    const cpu::IndexArithmetic arithmetic = cpu::index_arithmetic(dtype, dim, rounds_queries_);
+    cpu::IndexTile tile;
+    cpu::IndexQuery query;
     for (int64_t t = 0; t < num_tokens; ++t) {
-      const cpu::IndexQuery query(q.data(t), dim, head_weights.data(t), q.shape(1), dim, scale, dtype);
-      for (int64_t tile = 0; tile < n; tile += kBlockSize) {
-        const int64_t end = std::min(tile + kBlockSize, n);
-        keys_of_tile.load(index_keys, blocks.data(), tile, end, dim);
-        query.score(scores.mutable_data(t) + tile, keys_of_tile, end - tile);
+      query.prepare(arithmetic, q.data(t), dim, head_weights.data(t), q.shape(1), dim, scale);
+      for (int64_t begin = 0; begin < n; begin += tile.num_keys()) {
+        tile.load(arithmetic, index_keys, blocks.data(), begin, n, dim);
+        query.score(scores.mutable_data(t) + begin, tile, tile.num_keys(), true);
       }
     }
     return py::make_tuple(selected, scores);
@@ -312,6 +314,7 @@ class TestOps {
 
  private:
   std::unique_ptr<Ops> ops_;
+  bool rounds_queries_;
 };
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include <mutex>
 
 #include "bindings/py_engine.h"
+#include "cpu/attention/index_scores.h"
 #include "cpu/attention/latents.h"
-#include "cpu/attention/selection.h"
 #include "tests/native/devices.h"
 #include "tests/native/native.h"
 

@@ -287,15 +287,70 @@ void add_latents(Results& results, Isa isa) {
   }
 }
 
+// The same products of integers, by bytes where the set multiplies those.
+void add_integer_scores(Results& results, const IndexKernels& kernels, Values& random, int64_t num_keys, int64_t dim,
+                        int64_t lanes) {
+  const std::vector<float> weights = random.floats(lanes), scales = random.floats(num_keys);
+  std::vector<int8_t> keys(static_cast<size_t>(num_keys * dim));
+  for (int8_t& value : keys) value = static_cast<int8_t>(random.integer(255) - 127);
+  std::vector<Int16Pair> wide(static_cast<size_t>(num_keys * dim / 2)), queries(static_cast<size_t>(dim / 2 * lanes));
+  kernels.widen_key(wide.data(), keys.data(), num_keys * dim);
+  for (Int16Pair& pair : queries)
+    for (int16_t* value : {&pair.first, &pair.second})
+      *value = static_cast<int16_t>(random.integer(8) == 0 ? 32639 : random.integer(2 * 32639 + 1) - 32639);
+  std::vector<float> scores(static_cast<size_t>(num_keys));
+  kernels.int16s({.scores = scores.data(),
+                  .keys = wide.data(),
+                  .key_bytes = 2 * dim,
+                  .scales = scales.data(),
+                  .scale_bytes = 4,
+                  .queries = queries.data(),
+                  .weights = weights.data(),
+                  .num_keys = num_keys,
+                  .depth = dim / 2,
+                  .lanes = lanes});
+  results.add("index scores of integers", scores);
+  if (kernels.bytes && dim % 4 == 0 && dim <= kIndexGroup) {
+    std::vector<Int8Quad> bytes(queries.size());
+    std::vector<int32_t> begin(static_cast<size_t>(2 * lanes));
+    split_query(bytes.data(), begin.data(), queries.data(), dim / 4, lanes);
+    kernels.bytes({.scores = scores.data(),
+                   .keys = keys.data(),
+                   .key_bytes = dim,
+                   .scales = scales.data(),
+                   .scale_bytes = 4,
+                   .queries = bytes.data(),
+                   .weights = weights.data(),
+                   .num_keys = num_keys,
+                   .depth = dim / 4,
+                   .lanes = lanes,
+                   .begin = begin.data()});
+  }
+  results.add("index scores of bytes", scores);
+}
+
 void add_index_scores(Results& results, Isa isa) {
+  const IndexKernels& kernels = table_of<IndexKernels>(isa);
   Values random;
-  for (const int64_t keys : {1, 2, 63, 64})
-    for (const int64_t lanes : {16, 48}) {
-      const std::vector<float> products = random.floats(keys * lanes), weights = random.floats(lanes);
-      std::vector<float> scores(static_cast<size_t>(keys));
-      table_of<IndexKernels>(isa).weigh_heads(scores.data(), products.data(), weights.data(), keys, lanes);
-      results.add("index scores", scores);
-    }
+  for (const int64_t num_keys : {1, 2, 31, 32})
+    for (const int64_t lanes : {16, 48})
+      for (const int64_t dim : {2, 10, 128, 512, 1100}) {
+        add_integer_scores(results, kernels, random, num_keys, dim, lanes);
+        const std::vector<float> keys = random.floats(num_keys * dim), queries = random.floats(dim * lanes),
+                                 weights = random.floats(lanes);
+        std::vector<float> scores(static_cast<size_t>(num_keys));
+        kernels.floats({.scores = scores.data(),
+                        .keys = keys.data(),
+                        .key_bytes = 4 * dim,
+                        .scales = nullptr,
+                        .scale_bytes = 0,
+                        .queries = queries.data(),
+                        .weights = weights.data(),
+                        .num_keys = num_keys,
+                        .depth = dim,
+                        .lanes = lanes});
+        results.add("index scores of floats", scores);
+      }
 }
 
 void compare(std::vector<KernelBits>& out, std::span<const Isa> sets, void (*add)(Results& results, Isa isa)) {

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from longcat import _core
 from longcat import _testing as testing
 
 from reference.sparse import choose
@@ -58,6 +59,20 @@ def test_scores(heads, dim, stored):
     assert np.abs(found - expected).max() <= 5 * F32_TRANSCENDENTAL * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("heads, dim", [(16, 128), (4, 16), (3, 9), (1, 2), (17, 130)])
+def test_scores_of_rounded_queries(heads, dim):
+    """Under dtype="bf16" and with an instruction for it, queries of bf16 keys are rounded to bf16."""
+    keys, q, weights = random_case(150, 9, heads, dim)
+    keys = (keys.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    _, found = testing.Ops(1, "bf16").select_positions(keys, q, weights, 64, 2, 8, 0.3, "bf16")
+    rounds = _core.cpu_isa() == "avx512_bf16" and dim % 2 == 0
+    bits = q.view(np.uint32)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+    expected = scores_of(keys, rounded if rounds else q, weights, 0.3)
+    assert np.abs(found - expected).max() <= 5 * F32_TRANSCENDENTAL * np.abs(expected).max()
+    assert np.abs(found - scores_of(keys, q, weights, 0.3)).max() <= 1e-2 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("heads, dim", [(16, 128), (3, 9), (1, 2), (17, 130), (2, 1100)])
 def test_scores_of_int8_keys(heads, dim):
     """Keys that 8 bits hold exactly: only the queries are rounded, to 16 bits."""
@@ -103,6 +118,7 @@ SHAPES = [
     (700, 19, 100, 16, 50),
     (9000, 3, 2048, 16, 1024),
     (9000, 1, 70, 1, 0),
+    (50_000, 1, 2048, 16, 1024),
 ]
 
 
@@ -117,21 +133,37 @@ def test_selection(shape):
         assert selected[t].tolist() == expected, f"position {p}"
 
 
-@pytest.mark.parametrize("stored", ["f32", "int8"])
+@pytest.mark.parametrize("stored", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_selection_depends_on_nothing_else(shape, stored):
     """Neither on the number of threads nor on the other tokens of the step."""
     n, num_tokens, topk, init, local = shape
     keys, q, weights = random_case(n, num_tokens, 4, 16, seed=1)
-    rule = (topk, init, local, 1.0, stored)
-    expected, _ = testing.Ops().select_positions(keys, q, weights, *rule)
+    rule, dtype = (topk, init, local, 1.0, stored), "f32" if stored == "f32" else "bf16"
+    expected, scores = testing.Ops(1, dtype).select_positions(keys, q, weights, *rule)
     for threads in (2, 5):
-        found, _ = testing.Ops(threads).select_positions(keys, q, weights, *rule)
+        found, _ = testing.Ops(threads, dtype).select_positions(keys, q, weights, *rule)
         assert np.array_equal(found, expected)
     for t in range(0, num_tokens, 7):
         p = n - num_tokens + t
-        found, _ = testing.Ops(2).select_positions(keys[: p + 1], q[t : t + 1], weights[t : t + 1], *rule)
+        alone = keys[: p + 1], q[t : t + 1], weights[t : t + 1]
+        found, scores_alone = testing.Ops(2, dtype).select_positions(*alone, *rule)
         assert np.array_equal(found[0], expected[t])
+        assert np.array_equal(scores_alone[0], scores[t, : p + 1])
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "waves", "equal"])
+@pytest.mark.parametrize("topk, init, local", [(2048, 16, 1024), (300, 3, 20), (2, 0, 1)])
+def test_selection_of_ordered_scores(order, topk, init, local):
+    """The list of the best positions is replaced always, never, and now and then."""
+    n = 20_000
+    ramp = np.arange(n, dtype=np.float32)
+    scores = {"ascending": ramp, "descending": -ramp, "waves": ramp % 97 - 40, "equal": 0 * ramp}[order]
+    keys = np.stack([scores, -scores], axis=1)
+    q, weights = np.array([[[1, 0], [0, 1]]], np.float32), np.array([[1, -1]], np.float32)
+    for threads in (1, 3):
+        selected, _ = testing.Ops(threads).select_positions(keys, q, weights, topk, init, local, 1.0)
+        assert selected[0].tolist() == choose(scores, topk, init, local)
 
 
 def test_ties_at_any_distance():

@@ -1,189 +1,27 @@
 // The indexer of sparse attention: stores index keys, scores them tile by tile, and selects positions.
 //
 // A key costs 2 * index_n_heads * index_head_dim operations for each token, a seventeenth of dense attention at the
-// real shape. Scores are never kept: each token has a running list of its best positions. The selected set does not
-// depend on how the positions are split among threads, because entries have a total order (score, then position).
-#include "cpu/attention/selection.h"
-
+// real shape. Scores are never kept: each token has running lists of its best positions, one in each thread. The
+// selected set does not depend on how the positions are split among threads, because entries have a total order (score,
+// then position).
 #include <algorithm>
-#include <cstring>
-#include <functional>
+#include <atomic>
+#include <bit>
+#include <vector>
 
-#include "cpu/attention/index_kernels.h"
+#include "cpu/attention/index_scores.h"
 #include "cpu/attention/rope.h"
+#include "cpu/attention/top_k.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/gemm/product_kernels.h"
-#include "cpu/row_kernels.h"
 #include "cpu/rows.h"
 
 namespace longcat {
 
-namespace cpu {
-
-void store_index_key(Tensor index_keys, const int32_t* block_table, int64_t position, const float* values,
-                     int64_t dim) {
-  switch (index_keys.dtype()) {
-    case DType::i8: {
-      uint8_t* const row = latent_row<uint8_t>(index_keys, block_table, position);
-      const float scale = kernels<IndexKernels>().round_key(
-          reinterpret_cast<int8_t*>(row + Int8IndexKey::values_offset()), values, dim);
-      std::memcpy(row, &scale, sizeof(scale));
-      return;
-    }
-    case DType::bf16: {
-      bf16* const row = latent_row<bf16>(index_keys, block_table, position);
-      for (int64_t k = 0; k < dim; ++k) row[k] = to_bf16(values[k]);
-      return;
-    }
-    default:
-      std::copy_n(values, dim, latent_row<float>(index_keys, block_table, position));
-  }
-}
-
 namespace {
 
-float scale_of(const uint8_t* row) {
-  float scale;
-  std::memcpy(&scale, row, sizeof(scale));
-  return scale;
-}
-
-const int8_t* values_of(const uint8_t* row) {
-  return reinterpret_cast<const int8_t*>(row + Int8IndexKey::values_offset());
-}
-
-}  // namespace
-
-const float* read_index_keys(float* scratch, Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end,
-                             int64_t dim) {
-  switch (index_keys.dtype()) {
-    case DType::i8:
-      for (int64_t s = begin; s < end; ++s) {
-        const uint8_t* const row = latent_row<uint8_t>(index_keys, block_table, s);
-        for (int64_t k = 0; k < dim; ++k)
-          scratch[(s - begin) * dim + k] = static_cast<float>(values_of(row)[k]) * scale_of(row);
-      }
-      return scratch;
-    case DType::bf16:
-      kernels<RowKernels>().widen_bf16(scratch, latent_row<bf16>(index_keys, block_table, begin), (end - begin) * dim);
-      return scratch;
-    default:
-      return latent_row<float>(index_keys, block_table, begin);
-  }
-}
-
-void IndexTile::load(Tensor index_keys, const int32_t* block_table, int64_t begin, int64_t end, int64_t dim) {
-  if (index_keys.dtype() != DType::i8) {
-    scratch_.resize(static_cast<size_t>(kBlockSize * dim));
-    keys_ = read_index_keys(scratch_.data(), index_keys, block_table, begin, end, dim);
-    return;
-  }
-  const int64_t num_pairs = (dim + 1) / 2;
-  pairs_.resize(static_cast<size_t>(kBlockSize * num_pairs));
-  scales_.resize(static_cast<size_t>(kBlockSize));
-  for (int64_t s = begin; s < end; ++s) {
-    const uint8_t* const row = latent_row<uint8_t>(index_keys, block_table, s);
-    scales_[static_cast<size_t>(s - begin)] = scale_of(row);
-    kernels<IndexKernels>().widen_key(pairs_.data() + (s - begin) * num_pairs, values_of(row), dim);
-  }
-}
-
-IndexQuery::IndexQuery(const float* q, int64_t q_stride, const float* head_weights, int64_t num_heads, int64_t dim,
-                       float scale, DType keys)
-    : dim_(dim), lanes_(padded_columns(num_heads)), weights_(static_cast<size_t>(lanes_)) {
-  if (keys == DType::i8) {
-    const int64_t num_pairs = (dim + 1) / 2;
-    pairs_.resize(static_cast<size_t>(num_pairs * lanes_));
-    std::vector<Int16Pair> rounded(static_cast<size_t>(num_pairs));
-    for (int64_t h = 0; h < num_heads; ++h) {
-      const float query_scale = kernels<IndexKernels>().round_query(&rounded.front().first, q + h * q_stride, dim);
-      for (int64_t k = 0; k < num_pairs; ++k)
-        pairs_[static_cast<size_t>(k * lanes_ + h)] = rounded[static_cast<size_t>(k)];
-      weights_[static_cast<size_t>(h)] = head_weights[h] * scale * query_scale;
-    }
-    return;
-  }
-  queries_.resize(static_cast<size_t>(dim * lanes_));
-  for (int64_t h = 0; h < num_heads; ++h) {
-    for (int64_t k = 0; k < dim; ++k) queries_[static_cast<size_t>(k * lanes_ + h)] = q[h * q_stride + k];
-    weights_[static_cast<size_t>(h)] = head_weights[h] * scale;
-  }
-}
-
-void IndexQuery::score(float* scores, const IndexTile& tile, int64_t num_keys) const {
-  thread_local std::vector<float> products;  // grows once
-  products.assign(static_cast<size_t>(num_keys * lanes_), 0.0f);
-  if (queries_.empty()) {
-    const int64_t num_pairs = (dim_ + 1) / 2;
-    for (int64_t k = 0; k < num_pairs; k += kGroup / 2)
-      multiply_add({.c = products.data(),
-                    .c_row = lanes_,
-                    .a = tile.pairs() + k,
-                    .a_row = num_pairs,
-                    .a_column = 1,
-                    .scales = tile.scales(),
-                    .scales_stride = 1,
-                    .b = pairs_.data() + k * lanes_,
-                    .b_row = lanes_,
-                    .rows = num_keys,
-                    .columns = lanes_,
-                    .depth = std::min(kGroup / 2, num_pairs - k)});
-  } else {
-    multiply_add({.c = products.data(),
-                  .c_row = lanes_,
-                  .a = tile.keys(),
-                  .a_row = dim_,
-                  .a_column = 1,
-                  .b = queries_.data(),
-                  .b_row = lanes_,
-                  .rows = num_keys,
-                  .columns = lanes_,
-                  .depth = dim_});
-  }
-  kernels<IndexKernels>().weigh_heads(scores, products.data(), weights_.data(), num_keys, lanes_);
-}
-
-namespace {
-
-// Unsigned integers in the order of the scores; 0 for NaN.
-uint32_t order_of(float score) {
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof(bits));
-  const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return score == score ? order : 0;
-}
-
-}  // namespace
-
-void RunningTopK::add(const float* scores, int64_t first, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t order = order_of(scores[i]);
-    if (has_threshold_ && order <= threshold_) continue;
-    entries_.push_back(static_cast<uint64_t>(order) << 32 | ~static_cast<uint32_t>(first + i));
-    if (entries_.size() == 2 * k_) {
-      best();
-      threshold_ = static_cast<uint32_t>(*std::min_element(entries_.begin(), entries_.end()) >> 32);
-      has_threshold_ = true;
-    }
-  }
-}
-
-std::vector<uint64_t>& RunningTopK::best() {
-  if (entries_.size() > k_) {
-    const auto end = entries_.begin() + static_cast<std::ptrdiff_t>(k_);
-    std::nth_element(entries_.begin(), end, entries_.end(), std::greater<>());
-    entries_.erase(end, entries_.end());
-  }
-  return entries_;
-}
-
-}  // namespace cpu
-
-namespace {
-
-constexpr int64_t kRowsAtOnce = 8;       // rows of a sequence that share a tile of keys
-constexpr int64_t kMinPiece = 2048;      // positions that are worth a range of their own
-constexpr int64_t kPiecesPerThread = 4;  // enough to even out the load
+constexpr int64_t kRowsAtOnce = 8;        // rows of a sequence that share a tile of keys
+constexpr int64_t kMinPiece = 1024;       // positions that are worth a piece of their own
+constexpr int64_t kPiecesPerThread = 16;  // enough to even out the load
 
 // Adjacent rows of a sequence whose tokens select.
 struct RowGroup {
@@ -191,6 +29,29 @@ struct RowGroup {
   const int32_t* block_table;
   int64_t end;  // of the positions that the last row may choose
 };
+
+// What one thread needs to score keys. Its memory grows once.
+struct Scorer {
+  int64_t group = -1;  // of the queries
+  cpu::IndexQuery queries[kRowsAtOnce];
+  cpu::IndexTile keys;
+  std::vector<cpu::RunningTopK> lists;  // of the rows of all groups, or of one
+  std::vector<bool> begun;
+};
+
+// Writes the positions of `entries` in ascending order. They are below `end`.
+void write_ascending(int32_t* out, std::span<const uint64_t> entries, int64_t end) {
+  thread_local std::vector<uint64_t> marks;  // zeros between calls
+  const size_t num_words = static_cast<size_t>((end + 63) / 64);
+  if (marks.size() < num_words) marks.resize(num_words);
+  for (const uint64_t entry : entries) {
+    const int64_t position = cpu::position_of(entry);
+    marks[static_cast<size_t>(position / 64)] |= uint64_t{1} << position % 64;
+  }
+  for (size_t i = 0; i < num_words; ++i)
+    for (uint64_t& word = marks[i]; word != 0; word &= word - 1)
+      *out++ = static_cast<int32_t>(64 * i) + std::countr_zero(word);
+}
 
 }  // namespace
 
@@ -210,6 +71,7 @@ void CpuOps::select_positions(Tensor selected, Tensor q, Tensor head_weights, Te
   const int32_t* const positions = batch.positions.data<int32_t>();
   const int32_t* const sequences = batch.sequence_idx.data<int32_t>();
   const int64_t num_free = rule.topk - rule.init_tokens - rule.local_tokens, dim = q.size(2);
+  const cpu::IndexArithmetic arithmetic = cpu::index_arithmetic(index_keys.dtype(), dim, rounds_inputs_);
   // Positions from here on are selected always.
   const auto local_begin = [&](int64_t row) { return positions[row] + 1 - rule.local_tokens; };
 
@@ -230,63 +92,89 @@ void CpuOps::select_positions(Tensor selected, Tensor q, Tensor head_weights, Te
   for (const RowGroup& group : groups) longest = std::max(longest, group.end);
   const int64_t num_pieces =
       std::clamp<int64_t>(kPiecesPerThread * num_threads() / num_groups, 1, (longest + kMinPiece - 1) / kMinPiece);
-  std::vector<std::vector<uint64_t>> best(static_cast<size_t>(num_groups * num_pieces * kRowsAtOnce));
-  const auto best_of = [&](int64_t group, int64_t piece, int64_t i) -> std::vector<uint64_t>& {
-    return best[static_cast<size_t>((group * num_pieces + piece) * kRowsAtOnce + i)];
+  const bool shares_groups = num_pieces > 1;  // several threads score keys for the same row
+
+  const int64_t num_lists = shares_groups ? num_groups * kRowsAtOnce : kRowsAtOnce;
+  thread_local std::vector<Scorer> scorers_of_thread;
+  if (std::ssize(scorers_of_thread) < num_threads()) scorers_of_thread.resize(static_cast<size_t>(num_threads()));
+  const std::span<Scorer> scorers = scorers_of_thread;
+  std::vector<std::atomic<uint64_t>> floors(static_cast<size_t>(num_groups * kRowsAtOnce));
+  const auto list_of = [&](int64_t group, int64_t i) {
+    return static_cast<size_t>(shares_groups ? group * kRowsAtOnce + i : i);
   };
 
-  const auto score_piece = [&](int64_t group_idx, int64_t piece) {
+  const auto score_piece = [&](Scorer& scorer, int64_t group_idx, int64_t piece) {
     const RowGroup& group = groups[static_cast<size_t>(group_idx)];
-    const int64_t num_tiles = (group.end + kBlockSize - 1) / kBlockSize;
-    const int64_t begin = num_tiles * piece / num_pieces * kBlockSize;
-    const int64_t end = std::min(num_tiles * (piece + 1) / num_pieces * kBlockSize, group.end);
-    std::vector<cpu::IndexQuery> queries;
-    std::vector<cpu::RunningTopK> lists;
-    for (int64_t row = group.first; row < group.first + group.count; ++row) {
-      queries.emplace_back(q.row<float>(row), q.stride(1), head_weights.row<float>(row), q.size(1), dim, scale,
-                           index_keys.dtype());
-      lists.emplace_back(num_free);
-    }
-    thread_local cpu::IndexTile keys;  // its vectors grow once
-    float scores[kBlockSize];
-    for (int64_t tile = begin; tile < end; tile += kBlockSize) {
-      const int64_t tile_end = std::min(tile + kBlockSize, end);
-      keys.load(index_keys, group.block_table, tile, tile_end, dim);
+    if (scorer.group != group_idx) {
+      scorer.group = group_idx;
       for (int64_t i = 0; i < group.count; ++i) {
-        const int64_t first = std::max(tile, rule.init_tokens);
-        const int64_t last = std::min(tile_end, local_begin(group.first + i));
-        if (first >= last) continue;
-        queries[static_cast<size_t>(i)].score(scores, keys, last - tile);
-        lists[static_cast<size_t>(i)].add(scores + (first - tile), first, last - first);
+        const int64_t row = group.first + i;
+        scorer.queries[i].prepare(arithmetic, q.row<float>(row), q.stride(1), head_weights.row<float>(row), q.size(1),
+                                  dim, scale);
+        scorer.lists[list_of(group_idx, i)].begin(num_free);
+        scorer.begun[list_of(group_idx, i)] = true;
       }
     }
-    for (int64_t i = 0; i < group.count; ++i)
-      best_of(group_idx, piece, i) = std::move(lists[static_cast<size_t>(i)].best());
-  };
-
-  const auto write_row = [&](int64_t group_idx, int64_t i) {
-    const int64_t row = groups[static_cast<size_t>(group_idx)].first + i;
-    std::vector<uint64_t>& all = best_of(group_idx, 0, i);
-    for (int64_t piece = 1; piece < num_pieces; ++piece) {
-      const std::vector<uint64_t>& more = best_of(group_idx, piece, i);
-      all.insert(all.end(), more.begin(), more.end());
+    const int64_t num_blocks = (group.end + kBlockSize - 1) / kBlockSize;
+    const int64_t begin = num_blocks * piece / num_pieces * kBlockSize;
+    const int64_t end = std::min(num_blocks * (piece + 1) / num_pieces * kBlockSize, group.end);
+    float scores[cpu::IndexTile::kSize];
+    for (int64_t tile = begin; tile < end; tile += scorer.keys.num_keys()) {
+      scorer.keys.load(arithmetic, index_keys, group.block_table, tile, end, dim);
+      for (int64_t i = 0; i < group.count; ++i) {
+        const int64_t first = std::max(tile, rule.init_tokens);
+        const int64_t last = std::min(tile + scorer.keys.num_keys(), local_begin(group.first + i));
+        if (first >= last) continue;
+        scorer.queries[i].score(scores, scorer.keys, last - tile, i == 0);
+        scorer.lists[list_of(group_idx, i)].add(scores + (first - tile), first, last - first,
+                                                floors[static_cast<size_t>(group_idx * kRowsAtOnce + i)]);
+      }
     }
-    if (num_free > 0) std::nth_element(all.begin(), all.begin() + (num_free - 1), all.end(), std::greater<>());
-    int32_t* out = selected.row<int32_t>(row);
-    for (int64_t j = 0; j < rule.init_tokens; ++j) *out++ = static_cast<int32_t>(j);
-    int32_t* const chosen = out;
-    for (int64_t j = 0; j < num_free; ++j) *out++ = cpu::RunningTopK::position_of(all[static_cast<size_t>(j)]);
-    std::sort(chosen, out);
-    for (int64_t j = local_begin(row); j <= positions[row]; ++j) *out++ = static_cast<int32_t>(j);
   };
 
-  if (num_free > 0)
-    pool_.parallel_for(num_groups * num_pieces, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) score_piece(i / num_pieces, i % num_pieces);
-    });
+  // The selection of row i of a group, from the lists of some threads.
+  const auto write_row = [&](int64_t group_idx, int64_t i, std::span<const Scorer> from) {
+    const int64_t row = groups[static_cast<size_t>(group_idx)].first + i;
+    thread_local std::vector<uint64_t> best;
+    best.clear();
+    for (const Scorer& scorer : from) {
+      if (num_free == 0 || !scorer.begun[list_of(group_idx, i)]) continue;
+      const std::span<const uint64_t> entries = scorer.lists[list_of(group_idx, i)].entries();
+      best.insert(best.end(), entries.begin(), entries.end());
+    }
+    if (num_free > 0) {
+      const size_t count = best.size();
+      best.resize(2 * count);
+      cpu::keep_largest(best.data(), static_cast<int64_t>(count), num_free, best.data() + count);
+      best.resize(static_cast<size_t>(num_free));
+    }
+    int32_t* const out = selected.row<int32_t>(row);
+    for (int64_t j = 0; j < rule.init_tokens; ++j) out[j] = static_cast<int32_t>(j);
+    write_ascending(out + rule.init_tokens, best, local_begin(row));
+    for (int64_t j = 0; j < rule.local_tokens; ++j)
+      out[rule.topk - rule.local_tokens + j] = static_cast<int32_t>(local_begin(row) + j);
+  };
+
+  const int64_t num_items = num_free > 0 ? num_groups * num_pieces : 0;
+  for (Scorer& scorer : scorers) {
+    scorer.group = -1;
+    if (std::ssize(scorer.lists) < num_lists) scorer.lists.resize(static_cast<size_t>(num_lists));
+    scorer.begun.assign(static_cast<size_t>(num_lists), false);
+  }
+  std::atomic<int64_t> next_item{0};
+  pool_.parallel_for(num_threads(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread)
+      for (int64_t item; (item = next_item.fetch_add(1)) < num_items;) {
+        Scorer& scorer = scorers[static_cast<size_t>(thread)];
+        score_piece(scorer, item / num_pieces, item % num_pieces);
+        if (shares_groups) continue;
+        for (int64_t i = 0; i < groups[static_cast<size_t>(item)].count; ++i) write_row(item, i, {&scorer, 1});
+      }
+  });
+  if (num_items > 0 && !shares_groups) return;
   pool_.parallel_for(num_groups, 1, [&](int64_t first, int64_t last) {
     for (int64_t group = first; group < last; ++group)
-      for (int64_t i = 0; i < groups[static_cast<size_t>(group)].count; ++i) write_row(group, i);
+      for (int64_t i = 0; i < groups[static_cast<size_t>(group)].count; ++i) write_row(group, i, scorers);
   });
 }
 

@@ -18,6 +18,7 @@ struct Avx2 {
   static LC_INLINE Floats zero() { return _mm256_setzero_ps(); }
   static LC_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
   static LC_INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+  static LC_INLINE f32x8 eight(Floats v, int) { return v; }
   static LC_INLINE Floats broadcast(const float& x) { return _mm256_broadcast_ss(&x); }
   static LC_INLINE Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
   static LC_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }

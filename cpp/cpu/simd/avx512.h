@@ -18,12 +18,18 @@ struct Avx512 {
   static LC_INLINE Floats zero() { return _mm512_setzero_ps(); }
   static LC_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
   static LC_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+  static LC_INLINE f32x8 eight(Floats v, int i) {
+    return i == 0 ? _mm512_castps512_ps256(v) : _mm512_extractf32x8_ps(v, 1);
+  }
   static LC_INLINE Floats broadcast(float x) { return _mm512_set1_ps(x); }
   static LC_INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static LC_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static LC_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return fma(a, b, c); }
   static LC_INLINE Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 
+  static LC_INLINE Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+  static LC_INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  static LC_INLINE Ints shift_left(Ints v, unsigned bits) { return _mm512_slli_epi32(v, bits); }
   static LC_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
   static LC_INLINE Ints load_pairs(const Int16Pair* p) { return _mm512_loadu_si512(p); }
   static LC_INLINE Ints broadcast_pair(const Int16Pair& pair) { return broadcast_bytes(&pair); }

@@ -26,6 +26,12 @@ struct Neon {
     vst1q_f32(p, v.low);
     vst1q_f32(p + 4, v.high);
   }
+  static LC_INLINE f32x8 eight(Floats v, int) {
+    f32x8 all;
+    std::memcpy(&all, &v.low, sizeof(v.low));
+    std::memcpy(reinterpret_cast<float*>(&all) + 4, &v.high, sizeof(v.high));
+    return all;
+  }
   static LC_INLINE Floats broadcast(const float& x) {
     const float32x4_t v = vld1q_dup_f32(&x);
     return {v, v};

@@ -18,6 +18,7 @@ struct Portable {
   static LC_INLINE Floats zero() { return Floats{}; }
   static LC_INLINE Floats load(const float* p) { return vec::load(p); }
   static LC_INLINE void store(float* p, Floats v) { vec::store(p, v); }
+  static LC_INLINE f32x8 eight(Floats v, int) { return v; }  // the i-th 8 lanes
   static LC_INLINE Floats broadcast(float x) { return x - Floats{}; }
   static LC_INLINE Floats multiply(Floats a, Floats b) { return a * b; }
   // a * b + c, rounded once.

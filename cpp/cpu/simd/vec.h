@@ -71,6 +71,18 @@ LC_INLINE f32x8 abs(f32x8 v) { return v < 0 ? -v : v; }
 
 LC_INLINE f32x8 max(f32x8 a, f32x8 b) { return a > b ? a : b; }
 
+// The sums of the lanes of 8 vectors. Lanes are added as ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)).
+LC_INLINE f32x8 sum_lanes(const f32x8 (&v)[8]) {
+  f32x8 half[4], quarter[2];
+  LC_UNROLL for (int i = 0; i < 4; ++i) half[i] = __builtin_shufflevector(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+                                                  __builtin_shufflevector(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  LC_UNROLL for (int i = 0; i < 2; ++i) quarter[i] =
+      __builtin_shufflevector(half[2 * i], half[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+      __builtin_shufflevector(half[2 * i], half[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(quarter[0], quarter[1], 0, 2, 8, 10, 4, 6, 12, 14) +
+         __builtin_shufflevector(quarter[0], quarter[1], 1, 3, 9, 11, 5, 7, 13, 15);
+}
+
 // e^x for x <= 0, within one or two ulp. Returns 0 below the smallest normal result, and NaN for NaN. All lanes have
 // the same arithmetic.
 LC_INLINE f32x8 exp(f32x8 x) {

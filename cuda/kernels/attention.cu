@@ -48,6 +48,7 @@ struct MlaStore {
   const int32_t* sequence_idx;  // [num_tokens] i32
   const int32_t* block_tables;  // [num_sequences, max_blocks] i32
   int64_t block_table_stride;   // [elements]
+  bool wide;
 
   MlaStore(Tensor latents_, Tensor kv_a_, Tensor norm_weight_, float eps_, Tensor cos_, Tensor sin_,
            const ForwardBatch& batch)
@@ -60,12 +61,16 @@ struct MlaStore {
         positions(batch.positions.data<int32_t>()),
         sequence_idx(batch.sequence_idx.data<int32_t>()),
         block_tables(batch.block_tables.data<int32_t>()),
-        block_table_stride(batch.block_tables.stride(0)) {}
+        block_table_stride(batch.block_tables.stride(0)),
+        wide(gpu::is_wide(kv_a, kv_a_.size(1)) && gpu::is_wide(latents.data, latents.row_bytes, 1) &&
+             latents.block_bytes % 16 == 0) {}
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index, kv_lora = latents.kv_lora_rank, half = latents.rope_dim / 2;
     float* values = block.shared<float>();
-    block.for_each(kv_lora + 2 * half, [&](int64_t k) { values[k] = kv_a.get(t * kv_a.stride0 + k); });
+    gpu::for_each_values(block, kv_lora + 2 * half, wide, [&](auto count, int64_t k) {
+      gpu::set_values(values + k, gpu::get_values<count()>(kv_a, t * kv_a.stride0 + k));
+    });
     const float squares = block.sum<float>(kv_lora, [&](int64_t k) { return values[k] * values[k]; });
     const float scale = 1.0f / sqrtf(squares / static_cast<float>(kv_lora) + eps);
     block.for_each(kv_lora, [&](int64_t k) { values[k] = values[k] * scale * norm_weight[k]; });
@@ -78,13 +83,11 @@ struct MlaStore {
 
     unsigned char* row = latents.row(block_tables + sequence_idx[t] * block_table_stride, positions[t]);
     if (latents.dtype == DType::f8_e4m3) return store_fp8(block, row, values);
-    block.for_each(kv_lora + 2 * half, [&](int64_t k) {
-      if (latents.dtype == DType::bf16) {
-        reinterpret_cast<bf16*>(row)[k] = to_bf16(values[k]);
-      } else {
-        reinterpret_cast<float*>(row)[k] = values[k];
-      }
-    });
+    View to;
+    to.data = row;
+    to.dtype = latents.dtype;
+    gpu::for_each_values(block, kv_lora + 2 * half, wide,
+                         [&](auto count, int64_t k) { gpu::set_values(to, k, gpu::get_values<count()>(values + k)); });
   }
 
   LC_HD void store_fp8(const Block& block, unsigned char* row, const float* values) const {

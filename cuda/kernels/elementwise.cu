@@ -14,7 +14,8 @@ namespace {
 using gpu::Block;
 using gpu::View;
 
-// x += routed (unless empty), x += row_weight * y, each rounded like the separate operations, then AddRmsNorm.
+// x += routed (unless empty), x += row_weight * y, each rounded like the separate operations, then AddRmsNorm. x stays
+// as it was.
 struct AddShortcutRmsNorm {
   static constexpr int kThreads = gpu::AddRmsNorm::kThreads;
   gpu::AddRmsNorm norm;
@@ -24,12 +25,16 @@ struct AddShortcutRmsNorm {
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index;
     const View& x = norm.x;
-    block.for_each(norm.dim, [&](int64_t k) {
-      float value = x.get(t * x.stride0 + k);
-      if (routed.data) value = x.rounded(value + routed.get(t * routed.stride0 + k));
-      x.set(t * x.stride0 + k, value + row_weight[t] * y.get(t * y.stride0 + k));
+    norm.normalise(block, [&](auto count, int64_t k) {
+      auto values = gpu::get_values<count()>(x, t * x.stride0 + k);
+      if (routed.data) {
+        const auto more = gpu::get_values<count()>(routed, t * routed.stride0 + k);
+        LC_UNROLL for (int i = 0; i < count(); ++i) values.v[i] = x.rounded(values.v[i] + more.v[i]);
+      }
+      const auto shortcut = gpu::get_values<count()>(y, t * y.stride0 + k);
+      LC_UNROLL for (int i = 0; i < count(); ++i) values.v[i] = x.rounded(values.v[i] + row_weight[t] * shortcut.v[i]);
+      return values;
     });
-    norm(block);
   }
 };
 
@@ -39,15 +44,29 @@ struct AddRows {
   View x, y;                // [T, dim]
   const float* row_weight;  // [T] f32, or null
   int64_t dim;
+  bool wide;
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index;
     const float weight = row_weight ? row_weight[t] : 1.0f;
-    block.for_each(dim, [&](int64_t k) {
-      x.set(t * x.stride0 + k, x.get(t * x.stride0 + k) + weight * y.get(t * y.stride0 + k));
+    gpu::for_each_values(block, dim, wide, [&](auto count, int64_t k) {
+      auto values = gpu::get_values<count()>(x, t * x.stride0 + k);
+      const auto more = gpu::get_values<count()>(y, t * y.stride0 + k);
+      LC_UNROLL for (int i = 0; i < count(); ++i) values.v[i] += weight * more.v[i];
+      gpu::set_values(x, t * x.stride0 + k, values);
     });
   }
 };
+
+void add_rows(GpuDevice& device, Tensor x, Tensor y, const float* row_weight) {
+  const int64_t dim = x.size(1);
+  gpu::launch(device, x.size(0), 0,
+              AddRows{.x = View(x),
+                      .y = View(y),
+                      .row_weight = row_weight,
+                      .dim = dim,
+                      .wide = gpu::is_wide(View(x), dim) && gpu::is_wide(View(y), dim)});
+}
 
 // One block joins the parts of one row of logits, one behind the other.
 struct MergeVocabParts {
@@ -72,20 +91,29 @@ namespace gpu {
 LC_HD void SiluMul::operator()(const Block& block) const {
   const int64_t t = block.index;
   if (num_rows && t >= *num_rows) return;
-  block.for_each(dim, [&](int64_t k) {
-    const float g = gate.get(t * gate.stride0 + k);
-    out.set(t * out.stride0 + k, silu(g) * up.get(t * up.stride0 + k));
+  for_each_values(block, dim, wide, [&](auto count, int64_t k) {
+    auto values = get_values<count()>(gate, t * gate.stride0 + k);
+    const auto factors = get_values<count()>(up, t * up.stride0 + k);
+    LC_UNROLL for (int i = 0; i < count(); ++i) values.v[i] = silu(values.v[i]) * factors.v[i];
+    set_values(out, t * out.stride0 + k, values);
   });
 }
 
 LC_HD void GatherRows::operator()(const Block& block) const {
   const int64_t i = block.index;
   if (num_rows && i >= *num_rows) return;
-  block.for_each(dim, [&](int64_t k) { out.set(i * out.stride0 + k, x.get(rows[i] * x.stride0 + k)); });
+  const int64_t from = rows[i] * x.stride0;
+  for_each_values(block, dim, wide, [&](auto count, int64_t k) {
+    set_values(out, i * out.stride0 + k, get_values<count()>(x, from + k));
+  });
 }
 
-void silu_mul(GpuDevice& device, int64_t num_blocks, const SiluMul& kernel) { launch(device, num_blocks, 0, kernel); }
-void gather_rows(GpuDevice& device, int64_t num_blocks, const GatherRows& kernel) {
+void silu_mul(GpuDevice& device, int64_t num_blocks, SiluMul kernel) {
+  kernel.wide = is_wide(kernel.out, kernel.dim) && is_wide(kernel.gate, kernel.dim) && is_wide(kernel.up, kernel.dim);
+  launch(device, num_blocks, 0, kernel);
+}
+void gather_rows(GpuDevice& device, int64_t num_blocks, GatherRows kernel) {
+  kernel.wide = is_wide(kernel.out, kernel.dim) && is_wide(kernel.x, kernel.dim);
   launch(device, num_blocks, 0, kernel);
 }
 
@@ -99,20 +127,19 @@ void CudaOps::add_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor weight,
 
 void CudaOps::add_shortcut_rms_norm(Tensor out, Tensor residual, Tensor x, Tensor routed, Tensor y, Tensor row_weight,
                                     Tensor weight, float eps) {
-  gpu::launch(*device_, residual.size(0), residual.size(1) * 4,
-              AddShortcutRmsNorm{.norm = gpu::AddRmsNorm(out, residual, x, weight, eps),
-                                 .routed = View(routed),
-                                 .y = View(y),
-                                 .row_weight = row_weight.data<float>()});
+  AddShortcutRmsNorm kernel{.norm = gpu::AddRmsNorm(out, residual, x, weight, eps),
+                            .routed = View(routed),
+                            .y = View(y),
+                            .row_weight = row_weight.data<float>()};
+  kernel.norm.wide =
+      kernel.norm.wide && gpu::is_wide(kernel.routed, kernel.norm.dim) && gpu::is_wide(kernel.y, kernel.norm.dim);
+  gpu::launch(*device_, residual.size(0), residual.size(1) * 4, kernel);
 }
 
-void CudaOps::add(Tensor x, Tensor y) {
-  gpu::launch(*device_, x.size(0), 0, AddRows{.x = View(x), .y = View(y), .row_weight = nullptr, .dim = x.size(1)});
-}
+void CudaOps::add(Tensor x, Tensor y) { add_rows(*device_, x, y, nullptr); }
 
 void CudaOps::add_scaled_rows(Tensor x, Tensor y, Tensor row_weight) {
-  gpu::launch(*device_, x.size(0), 0,
-              AddRows{.x = View(x), .y = View(y), .row_weight = row_weight.data<float>(), .dim = x.size(1)});
+  add_rows(*device_, x, y, row_weight.data<float>());
 }
 
 void CudaOps::silu_mul(Tensor out, Tensor gate, Tensor up) {

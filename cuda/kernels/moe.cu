@@ -239,15 +239,19 @@ struct Combine {
   const float* expert_weights;   // [T, topk] f32
   const int32_t* permuted_rows;  // [T, topk]
   int64_t topk, dim;
+  bool wide;
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index;
-    block.for_each(dim, [&](int64_t k) {
-      float sum = 0;
-      for (int64_t j = 0; j < topk; ++j)
-        if (const int64_t row = permuted_rows[t * topk + j]; row >= 0)
-          sum += expert_weights[t * topk + j] * expert_out.get(row * expert_out.stride0 + k);
-      out.set(t * out.stride0 + k, sum);
+    gpu::for_each_values(block, dim, wide, [&](auto count, int64_t k) {
+      gpu::Values<count()> sums{};
+      LC_UNROLL_BY(4) for (int64_t j = 0; j < topk; ++j) {
+        const int64_t row = permuted_rows[t * topk + j];
+        if (row < 0) continue;
+        const auto values = gpu::get_values<count()>(expert_out, row * expert_out.stride0 + k);
+        LC_UNROLL for (int i = 0; i < count(); ++i) sums.v[i] += expert_weights[t * topk + j] * values.v[i];
+      }
+      gpu::set_values(out, t * out.stride0 + k, sums);
     });
   }
 };
@@ -356,7 +360,8 @@ void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expe
                       .expert_weights = routing.expert_weights.data<float>(),
                       .permuted_rows = routing.permuted_rows.data<int32_t>(),
                       .topk = topk,
-                      .dim = x.size(1)});
+                      .dim = x.size(1),
+                      .wide = gpu::is_wide(View(out), x.size(1)) && gpu::is_wide(View(permuted), x.size(1))});
 }
 
 bool CudaOps::multiplies_packed(const ExpertWeights& experts) const {

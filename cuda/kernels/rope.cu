@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
-#include "cuda/kernels/block.h"
+#include "cuda/kernels/wide.h"
 
 namespace longcat {
 
@@ -37,15 +37,28 @@ struct Rope {
   const float* cos;  // [T, half_dim]
   const float* sin;  // [T, half_dim]
   int64_t num_heads, half_dim;
+  bool wide;
 
   LC_HD void operator()(const Block& block) const {
     const int64_t t = block.index;
-    block.for_each(num_heads * half_dim, [&](int64_t i) {
-      const int64_t j = i % half_dim, at = t * x.stride0 + i / half_dim * x.stride1 + 2 * j;
-      const float c = cos[t * half_dim + j], s = sin[t * half_dim + j];
-      const float even = x.get(at), odd = x.get(at + 1);
-      x.set(at, even * c - odd * s);
-      x.set(at + 1, odd * c + even * s);
+    if (wide) return rotate<gpu::kWide>(block, t);
+    rotate<2>(block, t);
+  }
+
+  // kCount: values of an access.
+  template <int kCount>
+  LC_HD void rotate(const Block& block, int64_t t) const {
+    const int64_t pieces = 2 * half_dim / kCount;
+    block.for_each(num_heads * pieces, [&](int64_t i) {
+      const int64_t k = i % pieces * kCount, at = t * x.stride0 + i / pieces * x.stride1 + k;
+      auto values = gpu::get_values<kCount>(x, at);
+      LC_UNROLL for (int j = 0; j < kCount / 2; ++j) {
+        const float c = cos[t * half_dim + k / 2 + j], s = sin[t * half_dim + k / 2 + j];
+        const float even = values.v[2 * j], odd = values.v[2 * j + 1];
+        values.v[2 * j] = even * c - odd * s;
+        values.v[2 * j + 1] = odd * c + even * s;
+      }
+      gpu::set_values(x, at, values);
     });
   }
 };
@@ -69,7 +82,8 @@ void CudaOps::rope(Tensor x, Tensor cos, Tensor sin) {
                    .cos = cos.data<float>(),
                    .sin = sin.data<float>(),
                    .num_heads = x.size(1),
-                   .half_dim = x.size(2) / 2});
+                   .half_dim = x.size(2) / 2,
+                   .wide = gpu::is_wide(View(x), x.size(2))});
 }
 
 }  // namespace longcat

@@ -2,6 +2,8 @@
 // transaction unused and take an instruction per value.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kernels/block.h"
 
 namespace longcat::gpu {
@@ -30,6 +32,20 @@ struct Wide {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       const uint4 word = __ldg(reinterpret_cast<const uint4*>(from) + i);
+      wide.words[i] = {word.x, word.y, word.z, word.w};
+    }
+#else
+    std::memcpy(&wide, from, sizeof(wide));
+#endif
+    return wide;
+  }
+  // The same for memory that kernels write.
+  LC_HD static Wide read(const T* from) {
+    Wide wide;
+#ifdef __CUDA_ARCH__
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const uint4 word = reinterpret_cast<const uint4*>(from)[i];
       wide.words[i] = {word.x, word.y, word.z, word.w};
     }
 #else
@@ -81,6 +97,79 @@ LC_HD void set_wide(const View& view, int64_t offset, const Wide<T>& values, flo
     as(static_cast<bf16*>(view.data) + offset);
   } else {
     as(static_cast<float*>(view.data) + offset);
+  }
+}
+
+// Whether rows of `dim` values of a view can be read and written 16 bytes at a time. Those of an empty one can.
+inline bool is_wide(const View& view, int64_t dim) {
+  return !view.data || (dim % kWide == 0 && is_wide(view.data, view.stride0, size_of(view.dtype)) &&
+                        (view.stride1 == 1 || is_wide(view.data, view.stride1, size_of(view.dtype))));
+}
+
+// Some values of a row as f32. Eight are read and written 16 bytes at a time, others one by one.
+template <int kCount>
+struct Values {
+  float v[kCount];
+};
+template <int kCount>
+LC_HD Values<kCount> get_values(const View& view, int64_t offset) {
+  Values<kCount> values;
+  if constexpr (kCount != kWide) {
+    LC_UNROLL for (int i = 0; i < kCount; ++i) values.v[i] = view.get(offset + i);
+  } else if (view.dtype == DType::bf16) {
+    const auto wide = Wide<bf16>::read(static_cast<const bf16*>(view.data) + offset);
+    LC_UNROLL for (int i = 0; i < kCount; ++i) values.v[i] = wide.get(i);
+  } else {
+    const auto wide = Wide<float>::read(static_cast<const float*>(view.data) + offset);
+    LC_UNROLL for (int i = 0; i < kCount; ++i) values.v[i] = wide.get(i);
+  }
+  return values;
+}
+template <int kCount>
+LC_HD void set_values(const View& view, int64_t offset, const Values<kCount>& values) {
+  if constexpr (kCount != kWide) {
+    LC_UNROLL for (int i = 0; i < kCount; ++i) view.set(offset + i, values.v[i]);
+  } else if (view.dtype == DType::bf16) {
+    Wide<bf16> wide{};
+    LC_UNROLL for (int i = 0; i < kCount; ++i) wide.set(i, values.v[i]);
+    wide.store(static_cast<bf16*>(view.data) + offset);
+  } else {
+    Wide<float> wide{};
+    LC_UNROLL for (int i = 0; i < kCount; ++i) wide.set(i, values.v[i]);
+    wide.store(static_cast<float*>(view.data) + offset);
+  }
+}
+// The same for f32 values, aligned to 16 bytes where kCount is 8: in shared memory, or weights.
+template <int kCount>
+LC_HD Values<kCount> get_values(const float* from) {
+  Values<kCount> values;
+  if constexpr (kCount != kWide) {
+    LC_UNROLL for (int i = 0; i < kCount; ++i) values.v[i] = from[i];
+  } else {
+    const auto wide = Wide<float>::read(from);
+    LC_UNROLL for (int i = 0; i < kCount; ++i) values.v[i] = wide.get(i);
+  }
+  return values;
+}
+template <int kCount>
+LC_HD void set_values(float* to, const Values<kCount>& values) {
+  if constexpr (kCount != kWide) {
+    LC_UNROLL for (int i = 0; i < kCount; ++i) to[i] = values.v[i];
+  } else {
+    Wide<float> wide{};
+    LC_UNROLL for (int i = 0; i < kCount; ++i) wide.set(i, values.v[i]);
+    wide.store(to);
+  }
+}
+
+// Calls f(count, k) for the values [k, k + count) of a row, spread over the threads. `count` is a constant: 8 where
+// rows are `wide`, else 1. A thread has the same values in each call for one row.
+template <class F>
+LC_HD void for_each_values(const Block& block, int64_t dim, bool wide, const F& f) {
+  if (wide) {
+    block.for_each(dim / kWide, [&](int64_t i) { f(std::integral_constant<int, kWide>(), i * kWide); });
+  } else {
+    block.for_each(dim, [&](int64_t k) { f(std::integral_constant<int, 1>(), k); });
   }
 }
 

@@ -30,7 +30,7 @@ def tolerance(ops):
 # --- norms and sums --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens,dim", [(1, 1), (7, 96), (3, 513)])
+@pytest.mark.parametrize("tokens,dim", [(1, 1), (7, 96), (3, 513), (2, 2304)])
 def test_norms(ops, tolerance, tokens, dim):
     x, residual, weight = normal(tokens, dim), normal(tokens, dim, seed=1, scale=3), normal(dim, seed=2)
     assert_rows_close(ops.rms_norm(x, weight, 1e-5), CPU.rms_norm(x, weight, 1e-5), tolerance)
@@ -40,8 +40,9 @@ def test_norms(ops, tolerance, tokens, dim):
         assert_rows_close(found, expected, tolerance)
 
 
-def test_elementwise(ops, tolerance):
-    x, y, row_weight = normal(5, 70), normal(5, 70, seed=1), normal(5, seed=2)
+@pytest.mark.parametrize("dim", [70, 264])  # by single values, and by 16 bytes
+def test_elementwise(ops, tolerance, dim):
+    x, y, row_weight = normal(5, dim), normal(5, dim, seed=1), normal(5, seed=2)
     assert_rows_close(ops.add(x, y), CPU.add(x, y), tolerance)
     assert_rows_close(ops.add_scaled_rows(x, y, row_weight), CPU.add_scaled_rows(x, y, row_weight), tolerance)
     gate = 5 * x
@@ -53,11 +54,12 @@ def test_elementwise(ops, tolerance):
     assert np.array_equal(ops.merge_vocab_parts(parts, 3), np.concatenate(parts[:, :3], axis=1))
 
 
+@pytest.mark.parametrize("dim", [70, 264])
 @pytest.mark.parametrize("is_routed", [True, False])
-def test_the_end_of_a_layer_in_one_gives_the_bits_of_its_parts(ops, tolerance, is_routed):
-    residual, x, routed, y = (normal(5, 70, seed=seed) for seed in range(4))
-    routed = routed if is_routed else np.empty((0, 70), np.float32)
-    case = residual, x, routed, y, normal(5, seed=4), normal(70, seed=5), 1e-5
+def test_the_end_of_a_layer_in_one_gives_the_bits_of_its_parts(ops, tolerance, is_routed, dim):
+    residual, x, routed, y = (normal(5, dim, seed=seed) for seed in range(4))
+    routed = routed if is_routed else np.empty((0, dim), np.float32)
+    case = residual, x, routed, y, normal(5, seed=4), normal(dim, seed=5), 1e-5
     found, parts = (ops.add_shortcut_rms_norm(*case, fused) for fused in (True, False))
     for a, b, expected in zip(found, parts, CPU.add_shortcut_rms_norm(*case, True), strict=True):
         assert np.array_equal(a, b)
@@ -70,10 +72,11 @@ def test_select_token_ids(ops):
     assert ops.select_token_ids(ids, sampled, sources).tolist() == [5, 32, 0, 30]
 
 
+@pytest.mark.parametrize("dim", [8, 6, 64])
 @pytest.mark.parametrize("factor", [1.0, 1.25])
-def test_rope(ops, tolerance, factor):
+def test_rope(ops, tolerance, factor, dim):
     positions = np.array([0, 1, 63, 64, 5000, 262143], np.int32)
-    x, inv_freq = normal(6, 3, 8), (5e6 ** (-np.arange(0, 8, 2) / 8)).astype(np.float32)
+    x, inv_freq = normal(6, 3, dim), (5e6 ** (-np.arange(0, dim, 2) / dim)).astype(np.float32)
     assert_rows_close(ops.rope(x, positions, inv_freq, factor), CPU.rope(x, positions, inv_freq, factor), tolerance)
 
 

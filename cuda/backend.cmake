@@ -94,6 +94,7 @@ add_library(longcat_gemm_sm90a OBJECT
   cuda/gemm/dense_bf16_sm90_16.cu cuda/gemm/dense_bf16_sm90_64.cu cuda/gemm/dense_bf16_sm90_128.cu
   cuda/gemm/dense_f32_sm90_16.cu cuda/gemm/dense_f32_sm90_64.cu cuda/gemm/dense_f32_sm90_128.cu
   cuda/gemm/grouped_bf16_sm90_16.cu cuda/gemm/grouped_bf16_sm90_64.cu cuda/gemm/grouped_bf16_sm90_128.cu
+  cuda/gemm/gate_up_bf16_sm90_16.cu cuda/gemm/gate_up_bf16_sm90_64.cu cuda/gemm/gate_up_bf16_sm90_128.cu
   cuda/gemm/grouped_fp8_sm90.cu)
 longcat_cuda_target(longcat_gemm_sm90a 90a-real)
 # The dense kernels wait for the prior grid themselves, and are launched before it ends.

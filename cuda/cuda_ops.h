@@ -144,6 +144,9 @@ class CudaOps final : public Ops {
   void grouped_linear(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void grouped_linear(Tensor out, const Fp8Rows& x, const int32_t* expert_offsets, std::span<const Weight> weights);
   void run_grouped(const GroupedProblem& problem, std::span<const Weight> weights);
+  // out[row] = silu(x[row] G_e^T) * (x[row] U_e^T), by one kernel. Returns false where a device has none.
+  bool gate_up(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> gates,
+               std::span<const Weight> ups);
 
   // Whether a kernel for few tokens computes this layer.
   bool takes_few_tokens(const GemmProblem& problem) const;

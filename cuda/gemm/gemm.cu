@@ -12,6 +12,7 @@
 #include "cuda/gemm/packed.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/matrix.h"
+#include "cuda/kernels/silu.h"
 
 namespace longcat {
 
@@ -71,21 +72,60 @@ struct PlainGroupedLinear {
                                           : static_cast<const float*>(problem.x)[at];
   }
 
+  LC_HD View out() const {
+    View view;
+    view.data = problem.out;
+    view.dtype = problem.out_dtype;
+    return view;
+  }
+
   LC_HD void operator()(const Block& block) const {
     const int64_t row = block.index / tiles, first = block.index % tiles * kTile;
-    if (row >= first_row(problem, weights.num_experts)) return;
+    const View view = out();
+    tile(block, weights, [&](int64_t o, float sum) { view.set(row * problem.out_stride + first + o, sum); });
+  }
+
+  // Calls store(o, sum) for the block's outputs of a matrix of the row's expert. Returns their number: 0 behind the
+  // last row.
+  template <class Store>
+  LC_HD int64_t tile(const Block& block, const GroupedWeights& matrices, const Store& store) const {
+    const int64_t row = block.index / tiles, first = block.index % tiles * kTile;
+    if (row >= first_row(problem, weights.num_experts)) return 0;
     const int64_t expert = problem.expert_offsets ? expert_of_row(problem.expert_offsets, weights.num_experts, row) : 0;
     const int64_t begin = first_row(problem, expert), rows = first_row(problem, expert + 1) - begin;
-    const Matrix weight = weights.matrix(expert);
-    View out;
-    out.data = problem.out;
-    out.dtype = problem.out_dtype;
+    const Matrix weight = matrices.matrix(expert);
     const int64_t count = weight.out_features - first < kTile ? weight.out_features - first : kTile;
     const auto term = [&](int64_t o, int64_t k) { return input(row, k, begin, rows) * weight.get(first + o, k); };
-    const auto store = [&](int64_t o, float sum) { out.set(row * problem.out_stride + first + o, sum); };
-    if (!chain) return block.dots(count, weight.in_features, term, store);
-    block.for_each(count,
-                   [&](int64_t o) { store(o, chain_of(weight.in_features, [&](int64_t k) { return term(o, k); })); });
+    if (chain) {
+      block.for_each(count,
+                     [&](int64_t o) { store(o, chain_of(weight.in_features, [&](int64_t k) { return term(o, k); })); });
+    } else {
+      block.dots(count, weight.in_features, term, store);
+    }
+    return count;
+  }
+};
+
+// out[row] = silu(x[row] G_e^T) * (x[row] U_e^T). gate and up have the bits of PlainGroupedLinear, and are rounded to
+// the type of the results. `gate` has all but U.
+struct PlainGateUp {
+  static constexpr int kThreads = PlainGroupedLinear::kThreads;
+  static constexpr int64_t kTile = PlainGroupedLinear::kTile;
+  static constexpr int64_t kSharedBytes = 2 * kTile * 4;
+  PlainGroupedLinear gate;
+  GroupedWeights ups;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t row = block.index / gate.tiles, first = block.index % gate.tiles * kTile;
+    float* const sums = block.shared<float>();  // [2, kTile]
+    const int64_t count = gate.tile(block, gate.weights, [&](int64_t o, float sum) { sums[o] = sum; });
+    if (count == 0) return;
+    gate.tile(block, ups, [&](int64_t o, float sum) { sums[kTile + o] = sum; });
+    const View out = gate.out();
+    block.for_each(count, [&](int64_t o) {
+      out.set(row * gate.problem.out_stride + first + o,
+              gpu::silu(out.rounded(sums[o])) * out.rounded(sums[kTile + o]));
+    });
   }
 };
 
@@ -166,9 +206,32 @@ void CudaOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight
   if (multiplies_packed(gate_proj) && multiplies_packed(up_proj) && gate_proj.format == up_proj.format &&
       x.size(0) <= gpu::kPackedTokens && out.dtype() == DType::bf16)
     return gpu::packed_gate_up(*device_, gate, up);
-  if (out.dtype() != DType::bf16 || !takes_few_tokens(gate) || !takes_few_tokens(up))
-    return Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
-  gpu::few_token_gate_up(*device_, gate, up);
+  if (out.dtype() == DType::bf16 && takes_few_tokens(gate) && takes_few_tokens(up))
+    return gpu::few_token_gate_up(*device_, gate, up);
+  const auto is_plain = [](const Weight& w) { return w.format == WeightFormat::bf16 || w.format == WeightFormat::f32; };
+  if (is_plain(gate_proj) && is_plain(up_proj) && gate_up(out, x, nullptr, {&gate_proj, 1}, {&up_proj, 1})) return;
+  Ops::linear_silu_mul(out, scratch, x, gate_proj, up_proj);
+}
+
+bool CudaOps::gate_up(Tensor out, Tensor x, const int32_t* expert_offsets, std::span<const Weight> gates,
+                      std::span<const Weight> ups) {
+  const GroupedProblem problem = grouped_problem(out, x, expert_offsets);
+  const GroupedWeights gate(gates), up(ups);
+  if (gate.out_features != up.out_features || gate.in_features != up.in_features) return false;
+  const GemmChoice choice = choose_gate_up(problem, gate, up, device_->compute_capability());
+  if (choice.path == GemmPath::sm90_bf16) {
+    run_gate_up(choice, problem, gate, up, *device_, workspace());
+    return true;
+  }
+  if (choice.path != GemmPath::plain) return false;
+  const int64_t tiles = tiles_of(gate.out_features);
+  gpu::launch(*device_, problem.max_rows * tiles, PlainGateUp::kSharedBytes,
+              PlainGateUp{.gate = {.problem = problem,
+                                   .weights = gate,
+                                   .tiles = tiles,
+                                   .chain = device_->multiplies_few_tokens() && fits_few_tokens(problem, gate)},
+                          .ups = up});
+  return true;
 }
 
 void CudaOps::linear_per_head(Tensor out, Tensor x, const Weight& weight) {

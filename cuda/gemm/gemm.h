@@ -113,10 +113,15 @@ bool fits_few_tokens(const GroupedProblem& problem, const GroupedWeights& weight
 // Whether a layer's inputs are quantised on a device that multiplies fp8: whole blocks of 128 only.
 bool takes_fp8_rows(WeightFormat format, int64_t out_features, int64_t in_features);
 GemmChoice choose_grouped_gemm(const GroupedProblem& problem, const GroupedWeights& weights, int compute_capability);
+// The kernel for silu(x G^T) * (x U^T) with both in one: the plain one or that for 9.0. Other paths have none.
+GemmChoice choose_gate_up(const GroupedProblem& problem, const GroupedWeights& gates, const GroupedWeights& ups,
+                          int compute_capability);
 
 // These throw Error when the path is not built.
 void run_gemm(GemmChoice choice, const GemmProblem& problem, GpuDevice& device, const Buffer& workspace);
 void run_grouped_gemm(GemmChoice choice, const GroupedProblem& problem, const GroupedWeights& weights,
                       GpuDevice& device, const Buffer& workspace);
+void run_gate_up(GemmChoice choice, const GroupedProblem& problem, const GroupedWeights& gates,
+                 const GroupedWeights& ups, GpuDevice& device, const Buffer& workspace);
 
 }  // namespace longcat

@@ -126,6 +126,14 @@ GemmChoice choose_grouped_gemm(const GroupedProblem& p, const GroupedWeights& w,
   return {path, tile_tokens_for(path, p.max_rows / w.num_experts)};
 }
 
+// Both matrices are bf16 of one shape. The tiles are those of two layers.
+GemmChoice choose_gate_up(const GroupedProblem& p, const GroupedWeights& gates, const GroupedWeights& ups,
+                          int compute_capability) {
+  const GemmChoice choice = choose_grouped_gemm(p, gates, compute_capability);
+  const GemmChoice second = choose_grouped_gemm(p, ups, compute_capability);
+  return second.path == choice.path ? choice : GemmChoice{};
+}
+
 bool fits_few_tokens(const GemmProblem& p) {
   return p.batch == 1 && !p.add && p.scale == 1 && p.out_features % kFewTokenRows == 0 &&
          p.in_features % kFewTokenDepth == 0 && choose_gemm(p, 90).path == GemmPath::sm90_bf16;

@@ -12,4 +12,9 @@ void run_grouped_gemm(GemmChoice, const GroupedProblem&, const GroupedWeights&, 
   throw Error("[internal] this build has no CUTLASS kernels");
 }
 
+void run_gate_up(GemmChoice, const GroupedProblem&, const GroupedWeights&, const GroupedWeights&, GpuDevice&,
+                 const Buffer&) {
+  throw Error("[internal] this build has no CUTLASS kernels");
+}
+
 }  // namespace longcat

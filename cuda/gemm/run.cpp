@@ -46,4 +46,11 @@ void run_grouped_gemm(GemmChoice choice, const GroupedProblem& problem, const Gr
   throw Error("[internal] the plain kernel is no CUTLASS kernel");
 }
 
+void run_gate_up(GemmChoice choice, const GroupedProblem& problem, const GroupedWeights& gates,
+                 const GroupedWeights& ups, GpuDevice& device, const Buffer& workspace) {
+  LC_CHECK(choice.path == GemmPath::sm90_bf16, name_of(choice.path));
+  of_tile(choice.tile_tokens, gate_up_bf16_sm90_16, gate_up_bf16_sm90_64, gate_up_bf16_sm90_128)(problem, gates, ups,
+                                                                                                 device, workspace);
+}
+
 }  // namespace longcat

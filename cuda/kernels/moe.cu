@@ -418,6 +418,8 @@ void CudaOps::permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x
   } else {
     gpu::gather_rows(*device_, rows,
                      {.out = View(permuted), .x = View(x), .rows = tokens, .dim = x.size(1), .num_rows = num_rows});
+    if (gate_up(gate, permuted, expert_offsets, experts.gate_proj, experts.up_proj))
+      return grouped_linear(permuted, gate, expert_offsets, experts.down_proj);
     grouped_linear(gate, permuted, expert_offsets, experts.gate_proj);
     grouped_linear(up, permuted, expert_offsets, experts.up_proj);
   }

@@ -228,6 +228,21 @@ LC_HD inline void ldmatrix_trans(uint32_t (&out)[kMatrices], uint32_t row, LC_PL
 #endif
 }
 
+// An 8 x 8 matrix of 16-bit values, of which lane l has the values (l / 4, 2 (l % 4)) and its right neighbour: as the
+// results of a product lie. Returns those of the transposed matrix.
+LC_HD inline uint32_t transpose(uint32_t pair, LC_PLACE) {
+#ifdef __CUDA_ARCH__
+  uint32_t turned;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+  return turned;
+#else
+  const uint32_t* const pairs = machine->exchange(pair, place);
+  const int lane = lane_idx(), column = lane / 4, row = 2 * (lane % 4);
+  const auto value = [&](int of_row) { return pairs[of_row * 4 + column / 2] >> column % 2 * 16 & 0xffffu; };
+  return value(row) | value(row + 1) << 16;
+#endif
+}
+
 // d += a b, m16n8k16: a [16, 16] and b [16, 8] bf16, d [16, 8] f32. With g = lane / 4 and t = 2 (lane % 4), and pairs
 // of values beside each other:
 //   d: (g, t) (g, t + 1) (g + 8, t) (g + 8, t + 1)

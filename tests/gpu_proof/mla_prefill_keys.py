@@ -4,7 +4,7 @@ KERNELS = [
     "longcat::gpu::MlaPrefillKeys<longcat::DType::bf16>",
     "longcat::gpu::MlaPrefillKeys<longcat::DType::f8_e4m3>",
 ]
-SOURCES = ["cuda/kernels/mla_prefill_keys.h"]
+SOURCES = ["cuda/kernels/mla_prefill_keys.h", "cuda/kernels/store_pairs.h"]
 
 # name -> (what is there, exactly once; what replaces it)
 MUTATIONS = {

@@ -45,7 +45,9 @@ py::tuple gemm_choice(int64_t num_tokens, int64_t out_features, int64_t in_featu
   return py::make_tuple(name_of(choice.path), choice.tile_tokens);
 }
 
-py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features, bool fp8, int compute_capability) {
+// gate_up: of a layer that is joined with another of its kind.
+py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features, bool fp8, int compute_capability,
+                         bool gate_up, int64_t misalignment) {
   alignas(16) static char memory[32];
   const Weight weight{.format = fp8 ? WeightFormat::fp8_block : WeightFormat::bf16,
                       .out_features = out_features,
@@ -58,7 +60,11 @@ py::tuple grouped_choice(int64_t rows, int64_t out_features, int64_t in_features
                                .x_stride = in_features,
                                .out_dtype = DType::bf16,
                                .x_dtype = fp8 ? DType::f8_e4m3 : DType::bf16};
-  const GemmChoice choice = choose_grouped_gemm(problem, GroupedWeights({&weight, 1}), compute_capability);
+  Weight other = weight;
+  other.data = memory + misalignment;
+  const GroupedWeights first({&weight, 1}), second({&other, 1});
+  const GemmChoice choice = gate_up ? choose_gate_up(problem, first, second, compute_capability)
+                                    : choose_grouped_gemm(problem, second, compute_capability);
   return py::make_tuple(name_of(choice.path), choice.tile_tokens);
 }
 
@@ -92,7 +98,8 @@ void register_cuda_host(py::module_& testing) {
   testing.def("reach_host_memory", &reach_host_memory);
   testing.def("input_scale_at", &input_scale_at);
   testing.def("grouped_choice", &grouped_choice, py::arg("rows"), py::arg("out_features"), py::arg("in_features"),
-              py::arg("fp8") = false, py::arg("compute_capability") = 90);
+              py::arg("fp8") = false, py::arg("compute_capability") = 90, py::arg("gate_up") = false,
+              py::arg("misalignment") = 0);
   testing.def("kv_piece_begin", &kv_piece_begin);
   testing.def("kv_piece_index", &kv_piece_index);
   testing.def("num_kv_pieces", &num_kv_pieces);

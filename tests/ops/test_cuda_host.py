@@ -92,6 +92,15 @@ def test_experts_of_the_model_run_on_tensor_cores():
     assert testing.grouped_choice(12, 192, 128, fp8=True)[0] == "plain"  # half a block
 
 
+def test_gate_and_up_of_the_model_run_in_one_kernel():
+    for rows, tile in ((12, 16), (60, 64), (24_576, 128)):
+        for capability, path in ((90, "sm90_bf16"), (80, "sm80_bf16"), (0, "plain")):
+            found = testing.grouped_choice(rows, 1024, 3072, compute_capability=capability, gate_up=True)
+            assert found == testing.grouped_choice(rows, 1024, 3072, compute_capability=capability)
+            assert found[0] == path and (capability != 90 or found[1] == tile)
+    assert testing.grouped_choice(12, 1024, 3072, gate_up=True, misalignment=8)[0] == "plain"  # the second alone
+
+
 def test_the_path_never_depends_on_the_number_of_tokens():
     for out, width in [*LAYERS, (33, 65), (131072, 3072), (7, 8)]:
         for format in ("f32", "bf16", "fp8_block"):

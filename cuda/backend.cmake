@@ -65,7 +65,7 @@ endif()
 
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
-set(LONGCAT_CUDA_SUMMARY "${CMAKE_CUDA_COMPILER_VERSION} for sm_90a and sm_80")
+set(LONGCAT_CUDA_SUMMARY "${CMAKE_CUDA_COMPILER_VERSION} for sm_90a, sm_80 and sm_120")
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS heavy=${LONGCAT_HEAVY_JOBS})
 
 # NDEBUG in every build type: an assert in a wgmma kernel makes ptxas serialise it (C7510). cudart is static and CUTLASS
@@ -82,9 +82,9 @@ endfunction()
 
 target_sources(longcat_runtime PRIVATE
   ${_shared} cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/gemm/run.cpp)
-# The module contains PTX of compute_80 besides the machine code. Devices other than 9.0 compile it when they load the
-# module.
-longcat_cuda_target(longcat_runtime "90a-real;80")
+# The module contains PTX of compute_80 besides the machine code. Devices other than 8.x, 9.0 and 12.x compile it when
+# they load the module.
+longcat_cuda_target(longcat_runtime "90a-real;80;120-real")
 target_link_libraries(longcat_runtime PUBLIC CUDA::cudart_static)
 # No fused multiply-adds: the sampler and the penalties must round each product as the CPU does.
 set_source_files_properties(cuda/kernels/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)

@@ -92,6 +92,7 @@ CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
   num_multiprocessors_ = attribute(cudaDevAttrMultiProcessorCount);
   compute_capability_ =
       10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  shared_bytes_ = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   reads_pageable_memory_ = attribute(cudaDevAttrPageableMemoryAccess) != 0;
   reads_registered_memory_ = attribute(cudaDevAttrCanUseHostPointerForRegisteredMem) != 0;
   if (compute_capability_ < 80)
@@ -310,7 +311,9 @@ bool CudaDevice::next_kernel_overlaps() {
     const char* value = std::getenv("LONGCAT_OVERLAP");
     return !value || *value != '0';
   }();
-  return std::exchange(behind_kernel_[in_branch_], true) && allowed && compute_capability_ == 90;
+  // The machine code for these alone waits for the prior grid; others run that of 8.0.
+  const bool waits = compute_capability_ == 90 || compute_capability_ / 10 == 12;
+  return std::exchange(behind_kernel_[in_branch_], true) && allowed && waits;
 }
 
 void CudaDevice::upload(void* device_data, const void* host_data, int64_t bytes) {

@@ -50,6 +50,7 @@ class CudaDevice : public GpuDevice {
   void end_overlap() override { behind_kernel_[in_branch_] = false; }
   int num_multiprocessors() const override { return num_multiprocessors_; }
   int compute_capability() const override { return compute_capability_; }
+  int64_t shared_bytes() const override { return shared_bytes_; }
   bool reads_pageable_memory() const override { return reads_pageable_memory_; }
   bool reads_registered_memory() const override { return reads_registered_memory_; }
   const Arena& arena() const { return arena_; }
@@ -88,6 +89,7 @@ class CudaDevice : public GpuDevice {
   }
 
   int device_idx_, num_multiprocessors_ = 1, compute_capability_ = 0;
+  int64_t shared_bytes_ = 0;
   bool reads_pageable_memory_ = false, reads_registered_memory_ = false;
   cudaStream_t main_stream_ = nullptr, branch_stream_ = nullptr;
   cudaEvent_t fork_event_ = nullptr, join_event_ = nullptr;

@@ -16,7 +16,7 @@ class GpuDevice : public Device {
   virtual bool in_branch() const { return false; }
 
   // Whether the next kernel of the current stream may begin before the one before it ends (programmatic dependent
-  // launch): on 9.0, right behind a kernel. Every launch asks once.
+  // launch): on 9.0 and 12.x, right behind a kernel. Every launch asks once.
   virtual bool next_kernel_overlaps() { return false; }
   // The current stream has work that is no kernel of ours: the next one waits for it whole.
   virtual void end_overlap() {}
@@ -24,8 +24,11 @@ class GpuDevice : public Device {
   virtual int num_multiprocessors() const { return 1; }
   virtual int compute_capability() const { return 0; }  // 90 for 9.0
   virtual bool multiplies_fp8() const { return compute_capability() == 90; }
-  // Whether kernels over mma.sync serve few tokens: where it gives the bits of the instructions for many tokens.
-  virtual bool multiplies_few_tokens() const { return compute_capability() == 90; }
+  // The most shared memory that a block can have [bytes]: 227 KiB on 9.0, 99 KiB on 8.6, 8.9 and 12.x.
+  virtual int64_t shared_bytes() const { return int64_t{227} << 10; }
+  // Whether kernels over mma.sync serve few tokens: where it gives the bits of the instructions for many tokens. On 9.0
+  // those are wgmma, elsewhere the same mma.sync.
+  virtual bool multiplies_few_tokens() const { return compute_capability() >= 80; }
   // Whether packed matrices are multiplied on tensor cores. One kernel serves any number of tokens.
   virtual bool multiplies_packed() const { return compute_capability() >= 80; }
   virtual bool reads_pageable_memory() const { return false; }   // host memory as mapped by the process

@@ -48,9 +48,10 @@ EmulatedCalls emulated_calls() {
 
 void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
 
-EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed)
+EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed, int64_t shared_bytes)
     : arena_(capacity),
       threads_({.checks = false, .arithmetic = emulation::Arithmetic::plain, .backwards = reversed}),
+      shared_bytes_(shared_bytes),
       fp8_(fp8),
       reversed_(reversed) {
   void* data =
@@ -110,6 +111,8 @@ void EmulatedDevice::free(void* data, int64_t bytes) noexcept {
 
 void EmulatedDevice::run_threads(int64_t blocks, int threads, int64_t shared_bytes,
                                  void (*entry)(const void*, uint32_t), const void* kernel) {
+  LC_CHECK(shared_bytes <= shared_bytes_, shared_bytes, " bytes of shared memory for a block, which has ",
+           shared_bytes_);
   ++num_thread_kernels;
   begin_kernel();
   threads_.run(blocks, threads, shared_bytes, entry, kernel);

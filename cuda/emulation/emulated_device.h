@@ -27,8 +27,9 @@ void reach_host_memory(bool reached);
 
 class EmulatedDevice : public GpuDevice {
  public:
-  // capacity: size of the address space [bytes]; pages are taken at first use. fp8, reversed: see GpuDevice.
-  EmulatedDevice(int64_t capacity, bool fp8, bool reversed);
+  // capacity: size of the address space [bytes]; pages are taken at first use. fp8, reversed, shared_bytes: see
+  // GpuDevice.
+  EmulatedDevice(int64_t capacity, bool fp8, bool reversed, int64_t shared_bytes = int64_t{227} << 10);
   ~EmulatedDevice() override;
 
   std::string name() const override { return reversed_ ? "cuda-emulated-reversed" : "cuda-emulated"; }
@@ -59,6 +60,7 @@ class EmulatedDevice : public GpuDevice {
                    const void* kernel) override;
   int num_multiprocessors() const override { return reversed_ ? 3 : 4; }  // no result may depend on it
   bool reversed() const override { return reversed_; }
+  int64_t shared_bytes() const override { return shared_bytes_; }
   bool multiplies_fp8() const override { return fp8_; }
   bool multiplies_few_tokens() const override { return true; }
   bool multiplies_packed() const override { return true; }
@@ -72,6 +74,7 @@ class EmulatedDevice : public GpuDevice {
 
   Arena arena_;
   emulation::SimtEmulator threads_;
+  int64_t shared_bytes_;
   bool fp8_, reversed_, in_branch_ = false;
   char* memory_ = nullptr;
   int64_t last_ticket_ = 0;

@@ -579,10 +579,7 @@ void CudaOps::attend_materialised(Tensor out, Tensor q, Tensor latents, const We
                  .tile_rows = 64,
                  .end_position = end,
                  .scale = scale};
-  constexpr int64_t kSmallShared = 99 << 10;  // shared memory per block on devices of 8.6, 8.9 and 12.0
-  const int capability = device_->compute_capability();
-  if ((capability == 86 || capability == 89 || capability >= 120) &&
-      kernel.shared_bytes() + Prefill::kThreads * gpu::kReduceSlot > kSmallShared)
+  if (kernel.shared_bytes() + Prefill::kThreads * gpu::kReduceSlot > device_->shared_bytes())
     kernel.tile_rows = 16;  // changes no row's result
   gpu::launch(*device_, (q.size(0) + kernel.tile_rows - 1) / kernel.tile_rows * num_heads, kernel.shared_bytes(),
               kernel);

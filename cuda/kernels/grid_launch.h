@@ -16,8 +16,8 @@ struct Grid {
 };
 
 // The kernel must wait for the prior grid before it touches anything that a kernel has written or reads, and in every
-// block. Its machine code for 9.0 does so; newer devices run the PTX of 8.0, which does not, and are never told to
-// overlap.
+// block. Its machine code for 9.0 and 12.0 does so; other devices run that of 8.0, or its PTX, which does not, and are
+// never told to overlap.
 template <class Params>
 void launch_grid(GpuDevice& device, const Grid& grid, void (*kernel)(Params), const Params& params) {
   constexpr size_t kDefaultShared = 48 << 10;  // [bytes]; larger sizes need an attribute

@@ -147,7 +147,7 @@ bool CudaOps::scores_on_tensor_cores(Tensor q, Tensor index_keys) const {
   return q.dtype() == DType::bf16 && index_keys.dtype() == DType::bf16 && q.size(1) == IndexScores::kHeads &&
          q.size(2) == IndexScores::kDim && is_aligned(q.raw(), q.stride(0)) && q.stride(1) % 8 == 0 &&
          is_aligned(index_keys.raw(), index_keys.stride(0)) &&
-         (device_->emulated() || device_->compute_capability() == 90);
+         (device_->emulated() || device_->compute_capability() >= 80);
 }
 
 // As many rows at once as the workspace holds. The launches depend on the number of rows and on the context bucket

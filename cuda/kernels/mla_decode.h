@@ -21,6 +21,9 @@
 // token depend on its history only. Rows behind a token's end are zeros in shared memory. That holds in a group too:
 // its last token goes first, and each clears its own row.
 //
+// Where a block has 99 KiB of shared memory (8.6, 8.9, 12.x), a tile is 32 positions of 16 heads: bf16 latents alone. A
+// piece then does not fit in both stages, so there are no groups.
+//
 // Shared memory: two stages of a tile, so that one loads while the other is used. The first tile of the next item loads
 // during the last tile of this one, and the next query during its P V. Rows are 16 bytes longer than they need be: no
 // bank conflicts.
@@ -32,20 +35,22 @@
 
 namespace longcat::gpu {
 
-// kSelects: tokens may attend to lists of positions (MlaTokens::topk). A tile is then 64 rows of the list.
-template <DType kLatents, int kHeads, bool kSelects = false>
+// kSelects: tokens may attend to lists of positions (MlaTokens::topk). A tile is then kTilePositions rows of the list.
+template <DType kLatents, int kHeads, bool kSelects = false, int kTilePositions = 64>
 struct MlaDecode {
   static_assert(kLatents == DType::bf16 || kLatents == DType::f8_e4m3);
   static_assert(kHeads == 16 || kHeads == 32);
+  static_assert(kTilePositions == 64 || (kTilePositions == 32 && kLatents == DType::bf16 && kHeads == 16));
   static constexpr bool kFp8 = kLatents == DType::f8_e4m3;
   static constexpr int kLora = 512, kRope = 64, kDim = kLora + kRope;
-  static constexpr int kThreads = 256, kTile = 64, kStages = 2;
+  static constexpr int kThreads = 256, kTile = kTilePositions, kStages = 2;
   static constexpr int kRowTiles = kHeads / 16;
   static constexpr int kSlices = 4, kSliceSteps = kDim / kSlices / 16, kSliceLora = kLora / kSlices;  // of Q K^T
   static constexpr int kGroups = kFp8 ? kLora / Fp8Latent::kGroup : 1;                                // scales of P
   static constexpr int kQueryCopies = kDim / 8;                                                       // of 16 bytes
   static constexpr int kSegment = 16;               // pieces that are added first
   static constexpr int kShare = kThreads / kHeads;  // threads that add up one head
+  static constexpr int kHalf = kTile / 2;           // positions of a warp in Q K^T
   static_assert(!kFp8 || kSliceLora == Fp8Latent::kGroup);
 
   // A latent row in memory [bytes].
@@ -139,11 +144,13 @@ struct MlaDecode {
     const int32_t end = work.end(work.item.count - 1);
     if constexpr (kSelects) {
       const int32_t* const table = block_tables + int64_t{work.item.sequence} * block_table_stride;
-      return copy_rows<kRowBytes, kStageRow, kThreads>(stage, latents, block_bytes, table,
-                                                       lists.of(tokens, work.item.token), begin, end);
+      return copy_rows<kRowBytes, kStageRow, kThreads, kTile>(stage, latents, block_bytes, table,
+                                                              lists.of(tokens, work.item.token), begin, end);
     }
-    const int64_t block = load_global(block_tables + work.item.sequence * block_table_stride + begin / kTile);
-    const unsigned char* const rows = latents + block * block_bytes;
+    constexpr int kBlock = static_cast<int>(kBlockSize);
+    const int64_t block = load_global(block_tables + work.item.sequence * block_table_stride + begin / kBlock);
+    const unsigned char* const rows =
+        latents + block * block_bytes + (kTile < kBlock ? begin % kBlock * kRowBytes : 0u);
     LC_UNROLL_BY(3) for (int copy = thread_idx(); copy < kTile * kRowCopies; copy += kThreads) {
       const int row = copy / kRowCopies, at = copy % kRowCopies * 16;
       cp_async(stage + row * kStageRow + at, rows + row * kRowBytes + at, begin + row < end);
@@ -234,8 +241,8 @@ struct MlaDecode {
     sync_threads();  // the scores may lie where the query was
 
     float out_sums[kRowTiles][8][4] = {};
-    // In the softmax 8 lanes share a head; each has the positions [first, first + 4) and 32 further on. The heads of a
-    // warp are 4 apart, so that its stores of P meet no bank twice.
+    // In the softmax 8 lanes share a head; each has the positions [first, first + 4), and of 64 those 32 further on.
+    // The heads of a warp are 4 apart, so that its stores of P meet no bank twice.
     const int head = warp % 4 + warp / 4 * 16 + lane / 8 * 4, first = lane % 8 * 4;
     float row_max = minus_infinity(), row_sum = 0;
     for (;; begin += kTile, stage ^= 1) {
@@ -257,14 +264,14 @@ struct MlaDecode {
         sync_threads();
       }
 
-      float s[kRowTiles][4][4] = {};
+      float s[kRowTiles][kHalf / 8][4] = {};
       LC_UNROLL for (int k = 0; k < kSliceSteps; ++k) {
         if constexpr (kFp8) {
-          if (k * 16 == kSliceLora) scale_scores(shared, s, slice, half * 32 + pair);
+          if (k * 16 == kSliceLora) scale_scores(shared, s, slice, half * kHalf + pair);
         }
-        LC_UNROLL for (int n = 0; n < 2; ++n) {
+        LC_UNROLL for (int n = 0; n < kHalf / 16; ++n) {
           uint32_t b[4];
-          ldmatrix(b, tile + (half * 32 + n * 16 + lane % 8 + lane / 16 * 8) * kRow +
+          ldmatrix(b, tile + (half * kHalf + n * 16 + lane % 8 + lane / 16 * 8) * kRow +
                           (column(slice, k) + lane / 8 % 2 * 8) * 2);
           LC_UNROLL for (int m = 0; m < kRowTiles; ++m) {
             mma_bf16(s[m][2 * n], q[m][k], b[0], b[1]);
@@ -272,10 +279,10 @@ struct MlaDecode {
           }
         }
       }
-      LC_UNROLL for (int m = 0; m < kRowTiles; ++m) LC_UNROLL for (int n = 0; n < 4; ++n)
+      LC_UNROLL for (int m = 0; m < kRowTiles; ++m) LC_UNROLL for (int n = 0; n < kHalf / 8; ++n)
           LC_UNROLL for (int h = 0; h < 2; ++h)
               store_shared(shared + kScoresAt + (slice * kHeads + m * 16 + group + h * 8) * kScoreRow +
-                               (half * 32 + n * 8 + pair) * 4,
+                               (half * kHalf + n * 8 + pair) * 4,
                            Float2{s[m][n][2 * h], s[m][n][2 * h + 1]});
       sync_threads();
 
@@ -331,8 +338,8 @@ struct MlaDecode {
   }
 
   // Multiplies the scores of the columns from `first` on by the scales of their positions.
-  LC_HD void scale_scores(uint32_t shared, float (&s)[kRowTiles][4][4], int slice, int first) const {
-    LC_UNROLL for (int n = 0; n < 4; ++n) {
+  LC_HD void scale_scores(uint32_t shared, float (&s)[kRowTiles][kHalf / 8][4], int slice, int first) const {
+    LC_UNROLL for (int n = 0; n < kHalf / 8; ++n) {
       const Float2 scale = load_shared<Float2>(shared + kScalesAt + slice * kScaleRow + (first + n * 8) * 4);
       LC_UNROLL for (int m = 0; m < kRowTiles; ++m) LC_UNROLL for (int i = 0; i < 4; ++i) s[m][n][i] =
           mul_rn(s[m][n][i], scale.v[i % 2]);
@@ -341,8 +348,9 @@ struct MlaDecode {
 
   // The weights of a tile's positions for one head. `left` of them are seen.
   LC_HD void softmax(uint32_t shared, int head, int first, int32_t left, float& row_max, float& row_sum) const {
-    float v[8], tile_max = row_max;
-    LC_UNROLL for (int j = 0; j < 8; j += 4) {
+    constexpr int kValues = kTile / 8;
+    float v[kValues], tile_max = row_max;
+    LC_UNROLL for (int j = 0; j < kValues; j += 4) {
       const uint32_t at = shared + kScoresAt + head * kScoreRow + (first + j * 8) * 4;
       Float4 sum = load_shared<Float4>(at);
       LC_UNROLL for (int sl = 1; sl < kSlices; ++sl) {
@@ -360,14 +368,14 @@ struct MlaDecode {
     }
     const float keep = exp2_approx(row_max - tile_max);
     float tile_sum = 0;
-    LC_UNROLL for (int j = 0; j < 8; ++j) {
+    LC_UNROLL for (int j = 0; j < kValues; ++j) {
       v[j] = exp2_approx(v[j] - tile_max);
       tile_sum = add_rn(tile_sum, v[j]);
     }
     LC_UNROLL for (int mask = 1; mask < 8; mask *= 2) tile_sum = add_rn(tile_sum, shuffle_xor(tile_sum, mask));
     row_sum = fma_rn(row_sum, keep, tile_sum);
     row_max = tile_max;
-    LC_UNROLL for (int g = 0; g < kGroups; ++g) LC_UNROLL for (int j = 0; j < 8; j += 4) {
+    LC_UNROLL for (int g = 0; g < kGroups; ++g) LC_UNROLL for (int j = 0; j < kValues; j += 4) {
       Float4 p{v[j], v[j + 1], v[j + 2], v[j + 3]};
       if constexpr (kFp8) {
         const Float4 scale = load_shared<Float4>(shared + kScalesAt + g * kScaleRow + (first + j * 8) * 4);

@@ -10,7 +10,6 @@ namespace longcat {
 namespace {
 
 using gpu::kKeyTile;
-using gpu::kQueryTile;
 using gpu::MlaPrefill;
 
 constexpr int64_t kLora = 512;
@@ -43,16 +42,23 @@ struct PrefillTensors {
   const Weight &k_up, &v_up;
 };
 
+// Whether a block has the shared memory of the large tiles. Small ones give the same keys and values; their attention
+// has other bits, since its tiles are other positions.
+bool has_large_tiles(const GpuDevice& device) {
+  return device.shared_bytes() >= int64_t{gpu::MlaPrefillKeys<DType::bf16>::kSharedBytes};
+}
+
 // Some chunks of the batch, whose keys and values of `heads` heads at a time fit in the workspace.
-template <DType kLatents>
+template <DType kLatents, int kKeyRows, int kQueryRows, int kTile>
 void attend(GpuDevice& device, const Buffer& workspace, const PrefillTensors& t, const ForwardBatch& batch,
             std::span<const PromptChunk> chunks, int64_t first_sequence, float scale, int64_t end) {
-  using Keys = gpu::MlaPrefillKeys<kLatents>;
+  using Keys = gpu::MlaPrefillKeys<kLatents, kKeyRows>;
+  using Attention = gpu::MlaPrefillTiles<kQueryRows, kTile>;
   const int64_t num_heads = t.q.size(1), element = size_of(t.latents.dtype());
   int64_t positions = 0, query_tiles = 0;
   for (const PromptChunk& chunk : chunks) {
     positions += key_positions(chunk);
-    query_tiles += tiles_of(chunk.count, kQueryTile);
+    query_tiles += tiles_of(chunk.count, kQueryRows);
   }
   const int64_t fitting = workspace.bytes() / (positions * kPositionBytes);
   LC_CHECK(fitting > 0, "workspace of ", workspace.bytes(), " bytes for one head of ", positions, " positions");
@@ -66,8 +72,8 @@ void attend(GpuDevice& device, const Buffer& workspace, const PrefillTensors& t,
     const int64_t heads = std::min(heads_at_once, num_heads - head);
     bf16* const keys = static_cast<bf16*>(workspace.data());
     bf16* const values = keys + heads * positions * MlaPrefill::kNope;
-    const int64_t per_block = heads_of_block(positions / kKeyTile, heads, device.num_multiprocessors());
-    simt::launch(device, positions / kKeyTile * tiles_of(heads, per_block),
+    const int64_t per_block = heads_of_block(positions / kKeyRows, heads, device.num_multiprocessors());
+    simt::launch(device, positions / kKeyRows * tiles_of(heads, per_block),
                  Keys{.chunks = places,
                       .latents = t.latents.data<unsigned char>(),
                       .block_bytes = t.latents.stride(0) * element,
@@ -81,24 +87,24 @@ void attend(GpuDevice& device, const Buffer& workspace, const PrefillTensors& t,
                       .num_heads = static_cast<int32_t>(heads),
                       .heads_of_block = static_cast<int32_t>(per_block)});
     simt::launch(device, query_tiles * heads,
-                 MlaPrefill{.chunks = places,
-                            .q = t.q.data<bf16>() + head * t.q.stride(1),
-                            .out = t.out.data<bf16>() + head * t.out.stride(1),
-                            .q_strides = {t.q.stride(0), t.q.stride(1)},
-                            .out_strides = {t.out.stride(0), t.out.stride(1)},
-                            .first_row = static_cast<int32_t>(batch.num_decode_tokens),
-                            .latents = t.latents.data<unsigned char>(),
-                            .block_bytes = t.latents.stride(0) * element,
-                            .row_bytes = Keys::kRowBytes,
-                            .rope_in_row = Keys::kRowBytes - 2 * MlaPrefill::kRope,
-                            .block_tables = batch.block_tables.data<int32_t>(),
-                            .block_table_stride = batch.block_tables.stride(0),
-                            .keys = keys,
-                            .values = values,
-                            .num_positions = positions,
-                            .num_heads = static_cast<int32_t>(heads),
-                            .num_tiles = static_cast<int32_t>(query_tiles),
-                            .scale_log2 = scale * 1.44269504f});
+                 Attention{.chunks = places,
+                           .q = t.q.data<bf16>() + head * t.q.stride(1),
+                           .out = t.out.data<bf16>() + head * t.out.stride(1),
+                           .q_strides = {t.q.stride(0), t.q.stride(1)},
+                           .out_strides = {t.out.stride(0), t.out.stride(1)},
+                           .first_row = static_cast<int32_t>(batch.num_decode_tokens),
+                           .latents = t.latents.data<unsigned char>(),
+                           .block_bytes = t.latents.stride(0) * element,
+                           .row_bytes = Keys::kRowBytes,
+                           .rope_in_row = Keys::kRowBytes - 2 * MlaPrefill::kRope,
+                           .block_tables = batch.block_tables.data<int32_t>(),
+                           .block_table_stride = batch.block_tables.stride(0),
+                           .keys = keys,
+                           .values = values,
+                           .num_positions = positions,
+                           .num_heads = static_cast<int32_t>(heads),
+                           .num_tiles = static_cast<int32_t>(query_tiles),
+                           .scale_log2 = scale * 1.44269504f});
   }
 }
 
@@ -110,7 +116,7 @@ bool CudaOps::prefill_on_tensor_cores(Tensor out, Tensor q, Tensor latents, cons
   if (activation_dtype_ != DType::bf16 || (latents.dtype() != DType::bf16 && latents.dtype() != DType::f8_e4m3) ||
       q.size(2) != MlaPrefill::kDim || k_up.in_features != MlaPrefill::kNope || v_up.in_features != kLora ||
       v_up.out_features != num_heads * MlaPrefill::kValue ||
-      (!device_->emulated() && device_->compute_capability() != 90) || !is_aligned(q, 8) || !is_aligned(out, 4) ||
+      (!device_->emulated() && device_->compute_capability() < 80) || !is_aligned(q, 8) || !is_aligned(out, 4) ||
       !is_aligned(k_up) || !is_aligned(v_up) || reinterpret_cast<uintptr_t>(latents.raw()) % 16 != 0 ||
       block_bytes % 16 != 0)
     return false;
@@ -131,7 +137,12 @@ bool CudaOps::prefill_on_tensor_cores(Tensor out, Tensor q, Tensor latents, cons
       attend(*device_, workspace(), {out, q, latents, k_up, v_up}, batch, chunks.subspan(first, count),
              batch.num_decode_sequences + static_cast<int64_t>(first), scale, end);
     };
-    latents.dtype() == DType::bf16 ? run(attend<DType::bf16>) : run(attend<DType::f8_e4m3>);
+    const bool is_bf16 = latents.dtype() == DType::bf16;
+    if (has_large_tiles(*device_)) {
+      is_bf16 ? run(attend<DType::bf16, 128, 256, 64>) : run(attend<DType::f8_e4m3, 128, 256, 64>);
+    } else {
+      is_bf16 ? run(attend<DType::bf16, 64, 128, 32>) : run(attend<DType::f8_e4m3, 64, 128, 32>);
+    }
     first += count;
   }
   return true;

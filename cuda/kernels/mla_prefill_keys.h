@@ -1,11 +1,11 @@
 // Keys and values of MLA prefill on tensor cores: latents of the paged cache times k_up and v_up, for some heads.
 //
 // Bound by arithmetic: 8.4 MFLOP a position (512 x 256 for each of 32 heads), for 1,152 bytes read and 16 KiB written.
-// A block takes 128 positions of one chunk and some of the heads. It gathers the latents once: they stay in shared
-// memory, as bf16. Then it walks the heads, first the values [128, 128], then the keys without their rope part. The
-// weights come in steps of 64 latent values through a ring of 4 stages.
+// A block takes kTileRows positions of one chunk and some of the heads. It gathers the latents once: they stay in
+// shared memory, as bf16. Then it walks the heads, first the values [128, 128], then the keys without their rope part.
+// The weights come in steps of 64 latent values through a ring of 4 stages.
 //
-// 8 warps: warp w takes 32 positions and 64 columns, 64 registers of sums. A result is one chain: latent values
+// 8 warps: of 128 positions, warp w takes 32 and 64 columns, 64 registers of sums. A result is one chain: latent values
 // ascending, one accumulator. It is rounded to bf16. So a key depends on its latent only, not on the chunk or the tile.
 //
 // fp8 latents: code times scale is rounded to bf16, 2^-9 of a value that the code knows to 2^-4.
@@ -14,7 +14,8 @@
 // position NaN. So all rows that see the position get NaN. Rows before it share a tile with it: their weight is zero,
 // and zero times NaN would reach them.
 //
-// Shared memory: latents 130 KiB, stages 72 KiB. Rows are 16 bytes longer than they need be: no bank conflicts.
+// Shared memory: latents 130 KiB, stages 72 KiB. Rows are 16 bytes longer than they need be: no bank conflicts. With 64
+// positions, for blocks of 99 KiB: 65 and 30 KiB, and the same bits.
 #pragma once
 
 #include "cuda/kernels/e4m3_pairs.h"
@@ -24,22 +25,24 @@
 
 namespace longcat::gpu {
 
-template <DType kLatents>
+template <DType kLatents, int kTileRows = kKeyTile>
 struct MlaPrefillKeys {
   static_assert(kLatents == DType::bf16 || kLatents == DType::f8_e4m3);
-  static constexpr bool kFp8 = kLatents == DType::f8_e4m3;
-  static constexpr int kLora = 512, kWidth = 128, kThreads = 256, kStages = 4, kStep = 64;
-  static constexpr int kSteps = kLora / kStep;  // of one product
+  static_assert(kTileRows == kKeyTile || kTileRows == kKeyTile / 2);
+  static constexpr bool kFp8 = kLatents == DType::f8_e4m3, kLarge = kTileRows == kKeyTile;
+  static constexpr int kLora = 512, kWidth = 128, kThreads = 256, kStages = kLarge ? 4 : 3, kStep = kLarge ? 64 : 32;
+  static constexpr int kRowWarps = kTileRows / 32, kColumns = kWidth * kRowWarps / 8;  // kColumns: of a warp
+  static constexpr int kSteps = kLora / kStep;                                         // of one product
   static constexpr int kGroups = kLora / Fp8Latent::kGroup;
   static constexpr int kBlock = static_cast<int>(kBlockSize);
 
   // Layout of the shared memory [bytes].
-  static constexpr uint32_t kRow = (kLora + 8) * 2;  // [kKeyTile, kLora] bf16
+  static constexpr uint32_t kRow = (kLora + 8) * 2;  // [kTileRows, kLora] bf16
   static constexpr uint32_t kKeyRow = (kWidth + 8) * 2, kValueRow = (kStep + 8) * 2;
-  static constexpr uint32_t kStagesAt = kKeyTile * kRow;  // [kStep, kWidth] of k_up, or [kWidth, kStep] of v_up
+  static constexpr uint32_t kStagesAt = kTileRows * kRow;  // [kStep, kWidth] of k_up, or [kWidth, kStep] of v_up
   static constexpr uint32_t kStage = kWidth * kValueRow;
-  static constexpr uint32_t kBrokenAt = kStagesAt + kStages * kStage;  // [kKeyTile] u32: the last such head, from 1
-  static constexpr uint32_t kSharedBytes = kBrokenAt + kKeyTile * 4;
+  static constexpr uint32_t kBrokenAt = kStagesAt + kStages * kStage;  // [kTileRows] u32: the last such head, from 1
+  static constexpr uint32_t kSharedBytes = kBrokenAt + kTileRows * 4;
   static_assert(kStep * kKeyRow <= kStage);
 
   PrefillChunks chunks;
@@ -62,16 +65,16 @@ struct MlaPrefillKeys {
     wait_for_prior_grid();
     const int32_t groups = (num_heads + heads_of_block - 1) / heads_of_block;
     const int32_t index = static_cast<int32_t>(block_idx());
-    const PrefillChunks::Item item = chunks.find<true>(index / groups);
+    const PrefillChunks::Item item = chunks.find<true, kTileRows>(index / groups);
     if (item.count == 0) return;
     const int32_t first_head = index % groups * heads_of_block;
     const int32_t left = num_heads - first_head, heads = left < heads_of_block ? left : heads_of_block;
-    if (thread_idx() < kKeyTile) store_shared(shared + kBrokenAt + thread_idx() * 4, 0u);
+    if (thread_idx() < kTileRows) store_shared(shared + kBrokenAt + thread_idx() * 4, 0u);
     gather(shared, item);
     const int32_t num_steps = heads * 2 * kSteps;
     for (int step = 0; step < kStages - 1; ++step) load_step(shared, first_head, step, num_steps);
     int32_t step = 0;
-    const int64_t first_row = (int64_t{item.first_key_tile} + item.number) * kKeyTile;
+    const int64_t first_row = int64_t{item.first_key_tile} * kKeyTile + item.number * kTileRows;
     for (int32_t head = 0; head < heads; ++head) {
       const int64_t to = ((first_head + head) * num_positions + first_row) * kWidth;
       multiply<false>(shared, first_head, step, num_steps, values + to, head + 1);
@@ -83,9 +86,9 @@ struct MlaPrefillKeys {
   LC_HD void gather(uint32_t shared, const PrefillChunks::Item& item) const {
     constexpr int kCopies = kLora / 8;  // of 8 values
     const int32_t* const table = block_tables + item.sequence * block_table_stride;
-    LC_UNROLL_BY(4) for (int copy = thread_idx(); copy < kKeyTile * kCopies; copy += kThreads) {
+    LC_UNROLL_BY(4) for (int copy = thread_idx(); copy < kTileRows * kCopies; copy += kThreads) {
       const int row = copy / kCopies, k = copy % kCopies * 8;
-      const int32_t position = item.number * kKeyTile + row;
+      const int32_t position = item.number * kTileRows + row;
       const bool valid = position < item.end();
       const int64_t block = valid ? load_global(table + position / kBlock) : 0;
       const unsigned char* const from = latents + block * block_bytes + position % kBlock * kRowBytes;
@@ -123,7 +126,10 @@ struct MlaPrefillKeys {
           const int row = copy / (kWidth / 8), column = copy % (kWidth / 8) * 8;
           cp_async(stage + row * kKeyRow + column * 2, k_up + (head * kLora + k + row) * kWidth + column);
         } else {
-          const int row = copy / (kStep / 8), column = copy % (kStep / 8) * 8;
+          // Of rows of 4 copies, 8 lanes copy the same part of 8 rows, or they would meet a bank twice.
+          constexpr int kCopies = kStep / 8;
+          const int row = kCopies == 8 ? copy / 8 : copy / 32 * 8 + copy % 8;
+          const int column = (kCopies == 8 ? copy % 8 : copy / 8 % 4) * 8;
           cp_async(stage + row * kValueRow + column * 2, v_up + (head * kWidth + row) * kLora + k + column);
         }
       }
@@ -131,12 +137,12 @@ struct MlaPrefillKeys {
     cp_async_commit();
   }
 
-  // Keys or values of a head: [kKeyTile, kWidth] from `to` on. head: of the block, from 1.
+  // Keys or values of a head: [kTileRows, kWidth] from `to` on. head: of the block, from 1.
   template <bool kKeys>
   LC_HD void multiply(uint32_t shared, int32_t first_head, int32_t& step, int32_t num_steps, bf16* to,
                       uint32_t head) const {
-    const int lane = lane_idx(), row = warp_idx() % 4 * 32, column = warp_idx() / 4 * 64;
-    float sums[2][8][4] = {};
+    const int lane = lane_idx(), row = warp_idx() % kRowWarps * 32, column = warp_idx() / kRowWarps * kColumns;
+    float sums[2][kColumns / 8][4] = {};
     LC_UNROLL_BY(1) for (int part = 0; part < kSteps; ++part, ++step) {
       cp_async_wait<kStages - 2>();
       sync_threads();  // this step is there, and the stage of the one before is free
@@ -146,7 +152,7 @@ struct MlaPrefillKeys {
         uint32_t a[2][4];
         LC_UNROLL for (int m = 0; m < 2; ++m)
             ldmatrix(a[m], shared + (row + m * 16 + lane % 16) * kRow + (part * kStep + k + lane / 16 * 8) * 2);
-        LC_UNROLL for (int n = 0; n < 4; ++n) {
+        LC_UNROLL for (int n = 0; n < kColumns / 16; ++n) {
           const int first = column + n * 16;
           uint32_t b[4];
           if constexpr (kKeys) {
@@ -165,7 +171,7 @@ struct MlaPrefillKeys {
       const int at = row + m * 16 + h * 8 + lane / 4;
       const bool is_broken = kKeys && load_shared<uint32_t>(shared + kBrokenAt + at * 4) == head;
       bool breaks = false;
-      LC_UNROLL for (int n = 0; n < 8; n += 2) {
+      LC_UNROLL for (int n = 0; n < kColumns / 8; n += 2) {
         uint32_t pairs[2];
         LC_UNROLL for (int i = 0; i < 2; ++i) {
           pairs[i] = pack_bf16(sums[m][n + i][2 * h], sums[m][n + i][2 * h + 1]);

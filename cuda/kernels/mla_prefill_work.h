@@ -10,8 +10,7 @@ namespace longcat::gpu {
 
 using namespace simt;
 
-constexpr int32_t kKeyTile = 128;    // positions of a block of mla_prefill_keys.h
-constexpr int32_t kQueryTile = 256;  // rows of a block of mla_prefill.h
+constexpr int32_t kKeyTile = 128;  // [positions]
 
 struct PrefillChunks {
   const int32_t* positions;     // [num_tokens]
@@ -27,8 +26,8 @@ struct PrefillChunks {
     LC_HD int32_t end() const { return start + count; }
   };
 
-  // Item `number`: tiles of keys, or of queries. Collective.
-  template <bool kKeys>
+  // Item `number`: tiles of kRows keys, or of kRows queries. Collective.
+  template <bool kKeys, int32_t kRows>
   LC_HD Item find(int32_t number) const {
     int32_t key_tiles = 0;  // of the chunks before
     for (int32_t first = first_sequence; first < last_sequence; first += 32) {
@@ -43,7 +42,7 @@ struct PrefillChunks {
         count = count < 0 ? 0 : count;
       }
       const int32_t own_keys = count > 0 ? (start + count + kKeyTile - 1) / kKeyTile : 0;
-      const int32_t own = kKeys ? own_keys : (count + kQueryTile - 1) / kQueryTile;
+      const int32_t own = ((kKeys && count > 0 ? start + count : count) + kRows - 1) / kRows;
       int32_t items = own, keys = own_keys;  // of the lanes up to this one
       LC_UNROLL for (int delta = 1; delta < 32; delta *= 2) {
         const int32_t items_below = shuffle_up(items, delta), keys_below = shuffle_up(keys, delta);

@@ -17,15 +17,15 @@ struct MlaLists {
   }
 };
 
-// Copies 64 rows to a stage, whose rows are kStageRow bytes apart: those of the positions list[begin..end), or without
-// a list of the positions [begin, end). Rows behind the end repeat the last, and their weights are zero. 8 threads copy
-// a row, 128 bytes at a time: so a thread looks up two addresses, and no bank is met twice.
-template <uint32_t kRowBytes, uint32_t kStageRow, int kThreads>
+// Copies kRows rows to a stage, whose rows are kStageRow bytes apart. They are those of the positions list[begin..end),
+// or without a list of the positions [begin, end). Rows behind the end repeat the last, and their weights are zero. 8
+// threads copy a row, 128 bytes at a time: so a thread looks up two addresses, and no bank is met twice.
+template <uint32_t kRowBytes, uint32_t kStageRow, int kThreads, int kRows>
 LC_HD void copy_rows(uint32_t stage, const unsigned char* latents, int64_t block_bytes, const int32_t* block_table,
                      const int32_t* list, int32_t begin, int32_t end) {
   constexpr int kBlock = static_cast<int>(kBlockSize), kOfRow = 8;
   const int lane = thread_idx() % kOfRow;
-  LC_UNROLL for (int first = 0; first < kBlock; first += kThreads / kOfRow) {
+  LC_UNROLL for (int first = 0; first < kRows; first += kThreads / kOfRow) {
     const int row = first + thread_idx() / kOfRow;
     const int32_t index = begin + row < end ? begin + row : end - 1;
     const int32_t position = list ? load_global(list + index) : index;

@@ -44,10 +44,7 @@ struct Wide {
     Wide wide;
 #ifdef __CUDA_ARCH__
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const uint4 word = reinterpret_cast<const uint4*>(from)[i];
-      wide.words[i] = {word.x, word.y, word.z, word.w};
-    }
+    for (int i = 0; i < kWords; ++i) wide.words[i] = reinterpret_cast<const Word16*>(from)[i];
 #else
     std::memcpy(&wide, from, sizeof(wide));
 #endif

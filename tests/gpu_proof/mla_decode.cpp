@@ -11,10 +11,12 @@
 
 using Bf16Decode = longcat::gpu::MlaDecode<longcat::DType::bf16, 32>;
 using Fp8Decode = longcat::gpu::MlaDecode<longcat::DType::f8_e4m3, 16>;
+using SmallDecode = longcat::gpu::MlaDecode<longcat::DType::bf16, 16, false, 32>;  // of 99 KiB
 
 // Compiled apart, since mutations change them.
 extern template void longcat::emulation::SimtEmulator::launch(int64_t, const Bf16Decode&, bool);
 extern template void longcat::emulation::SimtEmulator::launch(int64_t, const Fp8Decode&, bool);
+extern template void longcat::emulation::SimtEmulator::launch(int64_t, const SmallDecode&, bool);
 
 namespace longcat::emulation {
 
@@ -248,6 +250,12 @@ int main(int argc, char** argv) {
   const auto fp8 = [](const char* name, Setup setup, const char* watched = "") {
     return case_of<Fp8Decode>(std::string("fp8, ") + name, setup, watched);
   };
+  // A piece does not stay in its shared memory, so it never has groups.
+  const auto small = [](const char* name, Setup setup, const char* watched = "") {
+    setup.groups = false;
+    return case_of<SmallDecode>(std::string("small tiles, ") + name, setup, watched);
+  };
+  static_assert(SmallDecode::kSharedBytes <= 99 << 10);
   return prove(
       argc, argv,
       {bf16("129 positions, a falling score", {.chunks = {{0, 128, 1}}, .blocks = 2}, "0 at 128"),
@@ -264,5 +272,12 @@ int main(int argc, char** argv) {
        fp8("129 positions, one at a time",
            {.chunks = {{3, 5, 1}, {1, 126, 3}}, .watched = 3, .blocks = 5, .groups = false}, "fp8, 1 at 128"),
        fp8("127 positions in a group with NaN", {.chunks = {{1, 124, 5}}, .watched = 2, .broken = 127}),
-       bf16("2,047 to 2,050 positions", {.chunks = {{1, 2046, 4}}, .watched = 2, .blocks = 5}, "1 at 2,048")});
+       bf16("2,047 to 2,050 positions", {.chunks = {{1, 2046, 4}}, .watched = 2, .blocks = 5}, "1 at 2,048"),
+       small("129 positions, a falling score", {.chunks = {{0, 128, 1}}, .blocks = 2}),
+       small("127 positions beside others",
+             {.chunks = {{2, 60, 6}, {1, 126, 1}, {3, 31, 2}}, .watched = 6, .blocks = 3}, "small, 1 at 126"),
+       small("127 positions, others behind, two launches",
+             {.chunks = {{1, 126, 3}, {2, 63, 2}}, .watched = 0, .blocks = 5, .round = 2}, "small, 1 at 126"),
+       small("127 positions, then NaN", {.chunks = {{1, 126, 2}}, .watched = 0, .broken = 127}, "small, 1 at 126"),
+       small("2,049 positions", {.chunks = {{1, 2048, 1}}, .blocks = 5})});
 }

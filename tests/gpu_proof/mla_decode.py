@@ -3,6 +3,7 @@
 KERNELS = [
     "longcat::gpu::MlaDecode<longcat::DType::bf16, 32>",
     "longcat::gpu::MlaDecode<longcat::DType::f8_e4m3, 16>",
+    "longcat::gpu::MlaDecode<longcat::DType::bf16, 16, false, 32>",
 ]
 SOURCES = ["cuda/kernels/mla_decode.h", "cuda/kernels/e4m3_pairs.h"]
 
@@ -24,6 +25,7 @@ MUTATIONS = {
         "m * 16 + group + (h ^ 1) * 8) * kScoreRow",
     ),
     "three of four slices added": ("sl = 1; sl < kSlices", "sl = 1; sl < kSlices - 1"),
+    "scores of the other half": ("(half * kHalf + n * 8 + pair) * 4", "((half ^ 1) * kHalf + n * 8 + pair) * 4"),
     # softmax
     "mask one position late": ("first + j * 8 + i < left ?", "first + j * 8 + i < left + 1 ?"),
     "mask one position early": ("first + j * 8 + i < left ?", "first + j * 8 + i < left - 1 ?"),
@@ -53,11 +55,12 @@ MUTATIONS = {
     ),
     # queries and tiles
     "block table ignored": (
-        "load_global(block_tables + work.item.sequence * block_table_stride + begin / kTile)",
-        "begin / kTile + 1",
+        "load_global(block_tables + work.item.sequence * block_table_stride + begin / kBlock)",
+        "begin / kBlock + 1",
     ),
     "block table of the first sequence": ("block_tables + work.item.sequence * block_table_stride", "block_tables"),
-    "blocks without what lies between": ("block * block_bytes", "block * kTile * kRowBytes"),
+    "the first half of a block": ("kTile < kBlock ? begin % kBlock * kRowBytes : 0u", "0u"),
+    "blocks without what lies between": ("block * block_bytes", "block * kBlock * kRowBytes"),
     "last row of a tile is zero": (
         "rows + row * kRowBytes + at, begin + row < end)",
         "rows + row * kRowBytes + at, begin + row < end - 1)",
@@ -115,7 +118,7 @@ MUTATIONS = {
     "rope part of fp8 not moved": ("(kLora + k) * 2, load_shared<Word4>", "(kLora + (k ^ 8)) * 2, load_shared<Word4>"),
     "scales of the next group": ("kScalesInRow + scale * 4)", "kScalesInRow + (scale ^ 1) * 4)"),
     "scores not scaled": ("if (k * 16 == kSliceLora) scale_scores", "if (false) scale_scores"),
-    "scores scaled by the other half's": ("s, slice, half * 32 + pair)", "s, slice, (half ^ 1) * 32 + pair)"),
+    "scores scaled by the other half's": ("s, slice, half * kHalf + pair)", "s, slice, (half ^ 1) * kHalf + pair)"),
     "scores scaled by the first group's": ("kScalesAt + slice * kScaleRow", "kScalesAt"),
     "scores scaled by the neighbour's": ("scale.v[i % 2])", "scale.v[i / 2])"),
     "weights not scaled": ("mul_rn(p.v[i], scale.v[i])", "p.v[i]"),

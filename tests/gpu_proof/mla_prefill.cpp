@@ -9,12 +9,11 @@
 
 // Compiled apart, since mutations change it.
 extern template void longcat::emulation::SimtEmulator::launch(int64_t, const longcat::gpu::MlaPrefill&, bool);
+extern template void longcat::emulation::SimtEmulator::launch(int64_t, const longcat::gpu::MlaPrefillSmall&, bool);
 
 namespace longcat::emulation {
 
 namespace {
-
-using gpu::MlaPrefill;
 
 constexpr int kNope = 128, kRope = 64, kDim = kNope + kRope, kValue = 128, kHeads = 2;
 constexpr int kRowBytes = 272, kRopeAt = 144, kBlockBytes = 64 * kRowBytes + 1024;
@@ -50,7 +49,9 @@ std::vector<bf16> query_of(int sequence, int position, int head) {
   return query;
 }
 
+template <class Kernel>
 Outcome run(SimtEmulator& gpu, const Setup& setup) {
+  constexpr int kQueryRows = Kernel::kThreads / 32 * Kernel::kRows;
   const size_t stride = 8;
   std::vector<int32_t> positions, query_starts, tables;
   const auto begin_sequence = [&] {
@@ -79,7 +80,7 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
     blocks += count;
     firsts.push_back(num_positions);
     if (chunk.first < setup.end_position) num_positions += (std::min(end, setup.end_position) + 127) / 128 * 128;
-    query_tiles += (chunk.count + 255) / 256;
+    query_tiles += (chunk.count + kQueryRows - 1) / kQueryRows;
   }
   query_starts.push_back(static_cast<int32_t>(positions.size()));
   std::vector<bf16> keys(static_cast<size_t>(kHeads * num_positions * kNope)), values = keys;  // zeros behind an end
@@ -100,28 +101,28 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
   }
   const int64_t num_rows = static_cast<int64_t>(q.size()) / kHeads / kDim;
   const int64_t num_out = num_rows * kHeads * kValue;
-  MlaPrefill kernel{.chunks = {.positions = written(gpu, positions),
-                               .query_starts = gpu.input(query_starts),
-                               .first_sequence = setup.before,
-                               .last_sequence = static_cast<int32_t>(setup.before + std::ssize(setup.chunks)),
-                               .end_position = setup.end_position},
-                    .q = gpu.input(q),
-                    .out = gpu.buffer(std::vector<bf16>(static_cast<size_t>(num_out))),
-                    .q_strides = {kHeads * kDim, kDim},
-                    .out_strides = {kHeads * kValue, kValue},
-                    .first_row = setup.before,
-                    .latents = gpu.input(latents),
-                    .block_bytes = kBlockBytes,
-                    .row_bytes = kRowBytes,
-                    .rope_in_row = kRopeAt,
-                    .block_tables = gpu.input(tables),
-                    .block_table_stride = static_cast<int64_t>(stride),
-                    .keys = gpu.input(keys),
-                    .values = gpu.input(values),
-                    .num_positions = num_positions,
-                    .num_heads = kHeads,
-                    .num_tiles = static_cast<int32_t>(query_tiles),
-                    .scale_log2 = kScale * 1.44269504f};
+  Kernel kernel{.chunks = {.positions = written(gpu, positions),
+                           .query_starts = gpu.input(query_starts),
+                           .first_sequence = setup.before,
+                           .last_sequence = static_cast<int32_t>(setup.before + std::ssize(setup.chunks)),
+                           .end_position = setup.end_position},
+                .q = gpu.input(q),
+                .out = gpu.buffer(std::vector<bf16>(static_cast<size_t>(num_out))),
+                .q_strides = {kHeads * kDim, kDim},
+                .out_strides = {kHeads * kValue, kValue},
+                .first_row = setup.before,
+                .latents = gpu.input(latents),
+                .block_bytes = kBlockBytes,
+                .row_bytes = kRowBytes,
+                .rope_in_row = kRopeAt,
+                .block_tables = gpu.input(tables),
+                .block_table_stride = static_cast<int64_t>(stride),
+                .keys = gpu.input(keys),
+                .values = gpu.input(values),
+                .num_positions = num_positions,
+                .num_heads = kHeads,
+                .num_tiles = static_cast<int32_t>(query_tiles),
+                .scale_log2 = kScale * 1.44269504f};
   gpu.launch(query_tiles * kHeads, kernel, true);
   const std::vector<bf16> out = gpu.read(kernel.out, num_out);
 
@@ -169,7 +170,12 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
 }
 
 Case case_of(const std::string& name, const Setup& setup, const std::string& watched = {}) {
-  return {name, [setup](SimtEmulator& gpu) { return run(gpu, setup); }, watched};
+  return {name, [setup](SimtEmulator& gpu) { return run<gpu::MlaPrefill>(gpu, setup); }, watched};
+}
+Case small(const std::string& name, const Setup& setup) {
+  static_assert(gpu::MlaPrefillSmall::kSharedBytes <= 99 << 10);
+  return {"small tiles, " + name, [setup](SimtEmulator& gpu) { return run<gpu::MlaPrefillSmall>(gpu, setup); },
+          "small, 1 at 128"};
 }
 
 }  // namespace
@@ -192,5 +198,10 @@ int main(int argc, char** argv) {
                "1 at 128"),
        case_of("259 rows: two tiles of queries", {.chunks = {{1, 0, 259}}, .watched_position = 128}, "1 at 128"),
        case_of("a chunk behind two tiles of queries",
-               {.chunks = {{2, 0, 257}, {1, 128, 2}}, .watched_chunk = 1, .watched_position = 128}, "1 at 128")});
+               {.chunks = {{2, 0, 257}, {1, 128, 2}}, .watched_chunk = 1, .watched_position = 128}, "1 at 128"),
+       small("40 rows over the end of a tile", {.chunks = {{1, 110, 40}}, .watched_position = 128}),
+       small("a NaN behind", {.chunks = {{1, 126, 6}}, .watched_position = 128, .broken_position = 129}),
+       small("two tiles of queries", {.chunks = {{1, 0, 131}}, .watched_position = 128}),
+       small("a chunk behind two tiles of queries",
+             {.chunks = {{2, 0, 129}, {1, 97, 33}}, .watched_chunk = 1, .watched_position = 128})});
 }

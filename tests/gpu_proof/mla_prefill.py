@@ -1,6 +1,6 @@
 """The registration of cuda/kernels/mla_prefill.h for the mutation proof (prove.py)."""
 
-KERNELS = ["longcat::gpu::MlaPrefill"]
+KERNELS = ["longcat::gpu::MlaPrefill", "longcat::gpu::MlaPrefillSmall"]
 SOURCES = ["cuda/kernels/mla_prefill.h", "cuda/kernels/mla_prefill_work.h"]
 
 # name -> (what is there, exactly once; what replaces it)
@@ -18,22 +18,21 @@ MUTATIONS = {
     "no sums of lanes": ("items += lane_idx() >= delta ? items_below : 0;", ""),
     "no sums of keys": ("keys += lane_idx() >= delta ? keys_below : 0;", ""),
     "the first sequences of the batch": ("sequence = first + lane_idx();", "sequence = lane_idx();"),
-    "the first query tile": ("first = item.number * kQueryTile", "first = 0"),
+    "the first query tile": ("first = item.number * kQueryRows", "first = 0"),
     "the last tile left out": ("(start + rows - 1) / kTile + 1;", "(start + rows - 1) / kTile;"),
-    "rows by the batch": (
-        "load_queries(shared, item.row + first - first_row,",
-        "load_queries(shared, item.row + first,",
-    ),
+    "rows by the batch": ("item.row + first - first_row, head};", "item.row + first, head};"),
+    "rows of the chunk's begin": ("item.row + first - first_row, head};", "item.row - first_row, head};"),
     "every block the first head": ("head = index % num_heads;", "head = 0;"),
     # loads
     "queries of the first head": ("q + row * q_strides[0] + head * q_strides[1]", "q + row * q_strides[0]"),
     "queries behind the chunk": ("valid = r < rows;", "valid = true;"),
-    "keys of the first head": ("first = head * num_positions +", "first ="),
-    "keys of the launch's first chunk": ("int64_t{item.first_key_tile} * kKeyTile +", ""),
+    "keys of the first head": ("place.head * num_positions +", ""),
+    "keys of the launch's first chunk": ("int64_t{place.first_key_tile} * kKeyTile +", ""),
     "the first tile of keys": (" + int64_t{number} * kTile;", ";"),
-    "rope part of the first block": ("* block_table_stride + number)", "* block_table_stride)"),
-    "rope part of the first sequence": ("item.sequence * block_table_stride + number", "number"),
-    "rope part of another place": ("block * block_bytes + rope_in_row", "block * block_bytes + rope_in_row - 16"),
+    "rope part of the first block": ("* block_table_stride + number / kOfBlock)", "* block_table_stride)"),
+    "rope part of the first sequence": ("place.sequence * block_table_stride + number", "number"),
+    "rope part of a block's first tile": ("number % kOfBlock * kTile * row_bytes", "0"),
+    "rope part of another place": ("row_bytes + rope_in_row;", "row_bytes + rope_in_row - 16;"),
     "both tiles in one stage": ("stage = shared + kStagesAt + number % 2 * kStage;", "stage = shared + kStagesAt;"),
     # Q K^T
     "Q fragment: rows and columns swapped": (
@@ -85,10 +84,10 @@ MUTATIONS = {
     "not divided by the weights": ("inverse = 1.0f / weight;", "inverse = 1.0f;"),
     "rows 8 apart swapped": ("row = warp_row + m * 16 + h * 8", "row = warp_row + m * 16 + (h ^ 1) * 8"),
     "rows behind the chunk": ("pairs[0], pairs[1], row < rows);", "pairs[0], pairs[1], true);"),
-    "rows of the chunk's begin": ("(item.row - item.start + start - first_row)", "(item.row - first_row)"),
-    "output of the first head": ("* out_strides[0] + head * out_strides[1];", "* out_strides[0];"),
+    "output of the first head": ("* out_strides[0] + place.head * out_strides[1];", "* out_strides[0];"),
+    "output of the chunk's first rows": ("out + place.row * out_strides[0]", "out"),
     # layout
     "rows not padded": ("kRow = (kDim + 8) * 2", "kRow = kDim * 2"),
     "rows of values not padded": ("kValueRow = (kValue + 8) * 2", "kValueRow = kValue * 2"),
-    "too little shared memory": ("kSharedBytes = kStagesAt + 2 * kStage;", "kSharedBytes = kStagesAt + kStage;"),
+    "too little shared memory": ("kSharedBytes = kPlaceAt + 16;", "kSharedBytes = kPlaceAt;"),
 }

@@ -9,10 +9,12 @@
 
 using Bf16Keys = longcat::gpu::MlaPrefillKeys<longcat::DType::bf16>;
 using Fp8Keys = longcat::gpu::MlaPrefillKeys<longcat::DType::f8_e4m3>;
+using SmallKeys = longcat::gpu::MlaPrefillKeys<longcat::DType::bf16, 64>;  // of 99 KiB
 
 // Compiled apart, since mutations change them.
 extern template void longcat::emulation::SimtEmulator::launch(int64_t, const Bf16Keys&, bool);
 extern template void longcat::emulation::SimtEmulator::launch(int64_t, const Fp8Keys&, bool);
+extern template void longcat::emulation::SimtEmulator::launch(int64_t, const SmallKeys&, bool);
 
 namespace longcat::emulation {
 
@@ -133,16 +135,17 @@ Outcome run(SimtEmulator& gpu, const Setup& setup) {
                 .num_positions = num_positions,
                 .num_heads = kHeads,
                 .heads_of_block = setup.heads_of_block};
-  gpu.launch(tiles * ((kHeads + setup.heads_of_block - 1) / setup.heads_of_block), kernel, true);
+  constexpr int kRows = static_cast<int>(Kernel::kStagesAt / Kernel::kRow);  // of a block
+  gpu.launch(num_positions / kRows * ((kHeads + setup.heads_of_block - 1) / setup.heads_of_block), kernel, true);
   const std::vector<bf16> keys = gpu.read(kernel.keys, count), values = gpu.read(kernel.values, count);
 
   double error = 0;
   uint64_t bits = 0;
   int64_t first = 0;
   for (size_t c = 0; c < ends.size(); ++c) {
-    const int padded = (ends[c] + kTile - 1) / kTile * kTile;
+    const int padded = (ends[c] + kTile - 1) / kTile * kTile, made = (ends[c] + kRows - 1) / kRows * kRows;
     for (int head = 0; head < kHeads; ++head)
-      for (int p = 0; p < padded; ++p) {
+      for (int p = 0; p < made; ++p) {
         const int64_t at = (head * num_positions + first + p) * kWidth;
         if (static_cast<int>(c) == setup.watched_chunk && p == setup.watched_position)
           bits = bits * 31 + hash_of_bytes(&keys[static_cast<size_t>(at)], 2 * kWidth) * 7 +
@@ -210,5 +213,15 @@ int main(int argc, char** argv) {
                           .end_position = 6},
                          "1 at 3"),
        case_of<Bf16Keys>("the last of 34 chunks", {.chunks = many, .watched_chunk = 33, .watched_position = 3},
-                         "1 at 3")});
+                         "1 at 3"),
+       case_of<SmallKeys>("small tiles, 130 positions behind others, a NaN",
+                          {.chunks = {{2, 0, 5}, {1, 100, 30}},
+                           .watched_chunk = 1,
+                           .watched_position = 3,
+                           .before = 2,
+                           .broken_position = 97},
+                          "1 at 3"),
+       case_of<SmallKeys>("small tiles, a value that overflows",
+                          {.chunks = {{1, 0, 70}}, .watched_position = 3, .heads_of_block = 3, .huge_position = 66},
+                          "1 at 3")});
 }

@@ -3,6 +3,7 @@
 KERNELS = [
     "longcat::gpu::MlaPrefillKeys<longcat::DType::bf16>",
     "longcat::gpu::MlaPrefillKeys<longcat::DType::f8_e4m3>",
+    "longcat::gpu::MlaPrefillKeys<longcat::DType::bf16, 64>",
 ]
 SOURCES = ["cuda/kernels/mla_prefill_keys.h", "cuda/kernels/store_pairs.h"]
 
@@ -10,20 +11,17 @@ SOURCES = ["cuda/kernels/mla_prefill_keys.h", "cuda/kernels/store_pairs.h"]
 MUTATIONS = {
     # work
     "every block the first group": ("index % groups * heads_of_block", "0"),
-    "tile of the next group": ("chunks.find<true>(index / groups)", "chunks.find<true>(index / (groups + 1))"),
-    "keys counted as queries": ("chunks.find<true>", "chunks.find<false>"),
+    "tile of the next group": ("kTileRows>(index / groups)", "kTileRows>(index / (groups + 1))"),
+    "keys counted as queries": ("chunks.find<true,", "chunks.find<false,"),
     "a block has all its heads": ("left < heads_of_block ? left : heads_of_block", "heads_of_block"),
-    "a tile in place of its chunk's": ("(int64_t{item.first_key_tile} + item.number)", "int64_t{item.number}"),
-    "the first tile of the chunk": (
-        "(int64_t{item.first_key_tile} + item.number)",
-        "int64_t{item.first_key_tile}",
-    ),
+    "a tile in place of its chunk's": ("int64_t{item.first_key_tile} * kKeyTile + item.number", "item.number"),
+    "the first tile of the chunk": ("* kKeyTile + item.number * kTileRows;", "* kKeyTile;"),
     "heads side by side": ("((first_head + head) * num_positions + first_row)", "(head * num_positions + first_row)"),
     # gathering
     "the table of the first sequence": ("block_tables + item.sequence * block_table_stride", "block_tables"),
     "rows behind the end": ("position < item.end();", "position <= item.end();"),
     "the last row left out": ("position < item.end();", "position + 1 < item.end();"),
-    "positions of the first tile": ("position = item.number * kKeyTile + row", "position = row"),
+    "positions of the first tile": ("position = item.number * kTileRows + row", "position = row"),
     "slot of the next position": ("position % kBlock * kRowBytes", "(position + 1) % kBlock * kRowBytes"),
     "one cache block": ("load_global(table + position / kBlock)", "load_global(table)"),
     "fp8: scale of the first group": ("+ k / Fp8Latent::kGroup)", ")"),
@@ -35,6 +33,7 @@ MUTATIONS = {
     "weights of the first head": ("first_head + step / (2 * kSteps)", "first_head"),
     "weights of the block's head": ("head = first_head + step / (2 * kSteps)", "head = step / (2 * kSteps)"),
     "keys and values swapped": ("step % (2 * kSteps) >= kSteps", "step % (2 * kSteps) < kSteps"),
+    "rows of 4 copies side by side": ("copy / 32 * 8 + copy % 8;", "copy / 4;"),
     "the same step again": ("k = step % kSteps * kStep", "k = step % 2 * kStep"),
     "a stage too far": ("step + kStages - 1, num_steps);", "step + kStages, num_steps);"),
     "steps behind the last": ("if (step < num_steps) {", "if (step <= num_steps) {"),
@@ -53,8 +52,11 @@ MUTATIONS = {
         "(k + lane % 16) * kKeyRow + (first + lane / 16 * 8)",
         "(k + lane % 8 + lane / 16 * 8) * kKeyRow + (first + lane / 8 % 2 * 8)",
     ),
-    "rows of half of the warps": ("row = warp_idx() % 4 * 32", "row = warp_idx() % 2 * 32"),
-    "half of the columns": ("column = warp_idx() / 4 * 64", "column = warp_idx() / 8 * 64"),
+    "rows of half of the warps": ("row = warp_idx() % kRowWarps * 32", "row = warp_idx() % (kRowWarps / 2) * 32"),
+    "half of the columns": (
+        "column = warp_idx() / kRowWarps * kColumns",
+        "column = warp_idx() / (2 * kRowWarps) * kColumns",
+    ),
     # results
     "rows 8 apart swapped": ("row + m * 16 + h * 8 + lane / 4;", "row + m * 16 + (h ^ 1) * 8 + lane / 4;"),
     "pairs not exchanged": ("shuffle_xor(odd ? low : high, 1)", "odd ? low : high"),
@@ -72,10 +74,10 @@ MUTATIONS = {
     "the high value stays": ("if (high) pair &= 0x0000ffffu;", ""),
     "only low values break": ("return low || high;", "return low;"),
     "only high values break": ("return low || high;", "return high;"),
-    "marks not cleared": ("if (thread_idx() < kKeyTile) store_shared", "if (false) store_shared"),
+    "marks not cleared": ("if (thread_idx() < kTileRows) store_shared", "if (false) store_shared"),
     # layout
     "rows not padded": ("kRow = (kLora + 8) * 2;", "kRow = kLora * 2;"),
     "rows of k_up not padded": ("kKeyRow = (kWidth + 8) * 2", "kKeyRow = kWidth * 2"),
     "rows of v_up 192 bytes apart": ("kValueRow = (kStep + 8) * 2", "kValueRow = (kStep + 32) * 2"),
-    "too little shared memory": ("kSharedBytes = kBrokenAt + kKeyTile * 4;", "kSharedBytes = kBrokenAt;"),
+    "too little shared memory": ("kSharedBytes = kBrokenAt + kTileRows * 4;", "kSharedBytes = kBrokenAt;"),
 }

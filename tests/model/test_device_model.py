@@ -7,7 +7,7 @@ from longcat import _testing as testing
 from support.checkpoints import SPARSE_VARIANTS, TENSOR_CORE_SHAPES, make_checkpoint
 from support.compare import assert_rows_close
 from support.device_cases import forward_in_chunks
-from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, DeviceEngine, needs_gpu
+from support.devices import EMULATED, EMULATED_F32, EMULATED_REVERSED, EMULATED_SMALL, DeviceEngine, needs_gpu
 from support.tolerances import BF16_MODEL, LOGITS
 
 pytestmark = pytest.mark.device
@@ -150,13 +150,16 @@ def test_order_of_blocks_and_threads_does_not_matter(checkpoint):
 TENSOR_CORE_SHAPE = {"num_attention_heads": 16, "kv_lora_rank": 512, "qk_nope_head_dim": 16, "qk_rope_head_dim": 64}
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
-def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, kv_cache_dtype):
+TENSOR_CORE_TILES = [(EMULATED, "bf16"), (EMULATED, "fp8"), (EMULATED_SMALL, "bf16")]
+
+
+@pytest.mark.parametrize("of_device,kv_cache_dtype", TENSOR_CORE_TILES)
+def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, of_device, kv_cache_dtype):
     """Generated tokens one by one, as neighbours, beside others, padded and recorded, on either order of blocks."""
     make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides={"num_layers": 1, **TENSOR_CORE_SHAPE})
     prompt, generated = ids_of(3), ids_of(7, seed=1)
 
-    def run(counts, device=EMULATED, neighbours=False, rows=0):
+    def run(counts, device=of_device, neighbours=False, rows=0):
         model = testing.DeviceModel(str(tmp_path), device, kv_cache_dtype=kv_cache_dtype, num_blocks=16)
         model.poison()
         model.forward([([4], 0, prompt), ([7], 0, prompt)])
@@ -176,19 +179,19 @@ def test_decode_on_tensor_cores_gives_the_same_bits_in_every_batch(tmp_path, kv_
         {"counts": [5, 2]},
         {"counts": [7], "neighbours": True},
         {"counts": [1, 4, 2], "rows": 8},
-        {"counts": [3, 4], "device": EMULATED_REVERSED},
+        {"counts": [3, 4], "device": EMULATED_REVERSED if of_device == EMULATED else of_device},
     ):
         assert np.array_equal(run(**variant), alone), variant
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "fp8"])
-def test_prefill_on_tensor_cores_gives_the_same_bits_in_every_chunk(tmp_path, kv_cache_dtype):
+@pytest.mark.parametrize("of_device,kv_cache_dtype", [*TENSOR_CORE_TILES, (EMULATED_SMALL, "fp8")])
+def test_prefill_on_tensor_cores_gives_the_same_bits_in_every_chunk(tmp_path, of_device, kv_cache_dtype):
     """A prompt whole, in chunks, beside another sequence, and on either order of blocks; near the CPU's logits."""
     shape = {"num_layers": 1, **TENSOR_CORE_SHAPE, "num_attention_heads": 2, "qk_nope_head_dim": 128, "v_head_dim": 128}
     make_checkpoint(tmp_path, seed=5, dtype="BF16", config_overrides=shape)
     prompt, blocks = ids_of(150), [4, 2, 9]
 
-    def run(counts, device=EMULATED, neighbours=False):
+    def run(counts, device=of_device, neighbours=False):
         model = testing.DeviceModel(str(tmp_path), device, kv_cache_dtype=kv_cache_dtype, num_blocks=16)
         model.poison()
         logits, start = [], 0
@@ -204,7 +207,7 @@ def test_prefill_on_tensor_cores_gives_the_same_bits_in_every_chunk(tmp_path, kv
     for variant in (
         {"counts": [64, 86]},
         {"counts": [1, 126, 23], "neighbours": True},
-        {"counts": [130, 20], "device": EMULATED_REVERSED},
+        {"counts": [130, 20], "device": EMULATED_REVERSED if of_device == EMULATED else of_device},
     ):
         assert np.array_equal(run(**variant), whole), variant
     expected = run([150], device="cpu")

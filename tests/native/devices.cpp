@@ -45,6 +45,7 @@ std::unique_ptr<Ops> make_test_only_ops(const std::string& device, int num_threa
   if (device == "cuda-emulated-f32") return make_emulated_cuda_ops(DType::f32, false, false);
   if (device == "cuda-emulated-fp8") return make_emulated_cuda_ops(DType::bf16, true, false);
   if (device == "cuda-emulated-reversed") return make_emulated_cuda_ops(DType::bf16, false, true);
+  if (device == "cuda-emulated-small") return make_emulated_cuda_ops(DType::bf16, false, false, true);
   if (device == "cpu-padded") return std::make_unique<PaddingOps>(num_threads > 0 ? num_threads : available_threads());
   if (device == "cpu-counting") return std::make_unique<CountingOps>(num_threads > 0 ? num_threads : 1);
   return nullptr;

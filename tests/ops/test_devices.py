@@ -11,7 +11,7 @@ from longcat import _testing as testing
 from support.checkpoints import from_bf16, from_e4m3, quantize_fp8_blocks, to_bf16, to_e4m3
 from support.compare import assert_rows_close
 from support.device_cases import CPU, moe_case, normal
-from support.devices import DEVICES, EMULATED, EMULATED_FP8, EMULATED_REVERSED, needs_gpu
+from support.devices import DEVICES, EMULATED, EMULATED_FP8, EMULATED_REVERSED, EMULATED_SMALL, needs_gpu
 from support.tolerances import BF16_OPS, F32_TRANSCENDENTAL, FP8_OPS
 
 pytestmark = pytest.mark.device
@@ -350,7 +350,18 @@ def test_decode_of_the_published_shape(ops, tolerance, cache_dtype, heads, lengt
     assert_rows_close(found, expected, tolerance if cache_dtype != "fp8" else max(tolerance, 0.04))
 
 
-DECODERS = [EMULATED, EMULATED_REVERSED, pytest.param("cuda", marks=needs_gpu)]
+def test_decode_in_little_shared_memory():
+    """Blocks of 99 KiB: smaller tiles of bf16 latents on tensor cores, the plain kernel for fp8."""
+    ops, case = testing.DeviceOps(EMULATED_SMALL), attention_case([3, 190], True, heads=32, latent=512, rope=64)
+    case["scale"] = 0.02
+    for cache_dtype, launches, tolerance in (("bf16", 2, BF16_OPS), ("fp8", 0, 0.04)):
+        before = testing.emulated_thread_kernels()
+        found = ops.attention(cache_dtype=cache_dtype, **case)[0]
+        assert testing.emulated_thread_kernels() - before == launches  # the list of work, and the attention
+        assert_rows_close(found, CPU.attention(cache_dtype=cache_dtype, **case)[0], tolerance)
+
+
+DECODERS = [EMULATED, EMULATED_REVERSED, EMULATED_SMALL, pytest.param("cuda", marks=needs_gpu)]
 
 
 @pytest.mark.parametrize("device", DECODERS)
@@ -364,7 +375,7 @@ def test_decode_of_the_published_shape_ignores_its_batch(device, cache_dtype):
         cache_dtype=cache_dtype, **{**case, **alone, "chunks": [(blocks, 0, tokens)]}
     )[0]
     ops = testing.DeviceOps(device)
-    if device == "cuda":
+    if device in ("cuda", EMULATED_SMALL):
         expected = ops.attention(cache_dtype=cache_dtype, **{**case, **alone, "chunks": [(blocks, 0, tokens)]})[0]
     for counts in ([133], [128, 5], [126, 1, 4, 2]):
         starts = [sum(counts[:i]) for i in range(len(counts))]
@@ -395,7 +406,7 @@ def test_prefill_of_the_published_shape_ignores_cuts_and_batch(device, cache_dty
     case = prefill_case([201, 70], heads=3)
     blocks, _, tokens = case["chunks"].pop(0)
     alone = {name: case[name][:201] for name in ("kv_a", "q", "q_a")}
-    expected = testing.DeviceOps(EMULATED if device != "cuda" else device).attention(
+    expected = testing.DeviceOps(device if device in ("cuda", EMULATED_SMALL) else EMULATED).attention(
         cache_dtype=cache_dtype, **{**case, **alone, "chunks": [(blocks, 0, tokens)]}
     )[0]
     assert np.isfinite(expected).all()

@@ -33,6 +33,7 @@ EMULATED_F32 = "cuda-emulated-f32"
 EMULATED = "cuda-emulated"
 EMULATED_FP8 = "cuda-emulated-fp8"
 EMULATED_REVERSED = "cuda-emulated-reversed"
+EMULATED_SMALL = "cuda-emulated-small"
 CPU_PADDED = "cpu-padded"
 DEVICES = [EMULATED_F32, EMULATED, pytest.param("cuda", marks=needs_gpu)]
 

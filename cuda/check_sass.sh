@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks the machine code for sm_90a of the load-bound kernels and of those on tensor cores:
+# Checks the machine code for sm_90a of the load-bound kernels and of those on tensor cores. Of that for sm_120, nothing
+# may spill, and every kernel must wait.
 #   cuda/check_sass.sh FILE...
 # FILE: the module, or objects of cuda/kernels. Needs cuobjdump and nvdisasm (CUDA toolkit, or the PyPI packages
 # nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm).
@@ -57,6 +58,31 @@ expect NgramLookupIv 0 0  # packed and unaligned rows
 expect GatherWordsINS_4bf16E 1 0
 expect RoutePicks 0 0
 expect DecodePiece 0 0
+# Rows of bf16 take one load of 16 bytes where those of f32 take two; each kernel has the loads of both.
+expect 10AddRmsNormE 8 0
+expect 18AddShortcutRmsNormE 14 0
+expect 7AddRowsE 6 0
+expect 7SiluMulE 6 0
+expect 10GatherRowsE 3 0
+expect 7CombineE 15 0
+expect 4RopeE 3 0
+
+# expect_gate_up TOKENS: the joined gate and up layer of tiles of that many tokens. It multiplies 2 x 4 times a step, in
+# two places, and transposes two registers for 8 tokens. It does not spill.
+expect_gate_up() {
+  awk -v name="TwoMatricesILi$1E" -v turned="$(($1 / 4))" '
+    /Function :/ { inside = index($0, name) > 0; found += inside }
+    inside && /HGMMA/ { products++ }
+    inside && /MOVM/ { moves++ }
+    inside && /(LDL|STL)[. ]/ { stacked++ }
+    END {
+      printf "check_sass: gate and up, %d tokens: %d kernels, %d HGMMA, %d MOVM\n", turned * 4, found, products, moves
+      if (found != 1 || products != 16 || moves != turned || stacked) exit 1
+    }' "$sass" && return
+  echo "check_sass: expected one kernel of gate and up for $1 tokens: 16 HGMMA, $(($1 / 4)) MOVM, no stack" >&2
+  failed=1
+}
+for tokens in 16 64 128; do expect_gate_up "$tokens"; done
 
 # expect_each NAME KERNELS HMMA LDSM COPIES REGISTERS [STACK]: that many kernels have NAME. Each has these counts of
 # products, of loads of fragments, and of copies, all of 16 bytes; no more REGISTERS; no more accesses to the STACK (0).
@@ -102,23 +128,30 @@ expect_each PackedLinearILi16ELi8E 6 16 0 28 112
 expect_each PackedLinearILi32ELi8E 6 32 0 44 144
 # Per kernel: 68 HMMA for each 16 heads, 36 of Q K^T and 32 of P V. Tiles and queries come by copies of 16 bytes,
 # partial results by loads of 16 bytes. 256 threads may have 255 registers each.
-expect_each MlaDecodeILNS_5DTypeE1ELi16ELb0E 1 68 47 18 255
-expect_each MlaDecodeILNS_5DTypeE1ELi32ELb0E 1 136 60 18 255
-expect_each MlaDecodeILNS_5DTypeE3ELi16ELb0E 1 68 47 18 255
-expect_each MlaDecodeILNS_5DTypeE3ELi32ELb0E 1 136 60 18 255
+expect_each MlaDecodeILNS_5DTypeE1ELi16ELb0ELi64E 1 68 47 18 255
+expect_each MlaDecodeILNS_5DTypeE1ELi32ELb0ELi64E 1 136 60 18 255
+expect_each MlaDecodeILNS_5DTypeE3ELi16ELb0ELi64E 1 68 47 18 255
+expect_each MlaDecodeILNS_5DTypeE3ELi32ELb0ELi64E 1 136 60 18 255
+# Tiles of 32 positions have half the products.
+expect_each MlaDecodeILNS_5DTypeE1ELi16ELb0ELi32E 1 34 28 18 255
+expect_each MlaDecodeILNS_5DTypeE1ELi16ELb1ELi32E 1 34 28 27 255
 # Over lists of positions (kernels/mla_rows.h), a thread copies 9 or 6 times 16 bytes of each of two rows.
-expect_each MlaDecodeILNS_5DTypeE1ELi16ELb1E 1 68 47 45 255
-expect_each MlaDecodeILNS_5DTypeE1ELi32ELb1E 1 136 60 45 255
-expect_each MlaDecodeILNS_5DTypeE3ELi16ELb1E 1 68 47 33 255
-expect_each MlaDecodeILNS_5DTypeE3ELi32ELb1E 1 136 60 33 255
+expect_each MlaDecodeILNS_5DTypeE1ELi16ELb1ELi64E 1 68 47 45 255
+expect_each MlaDecodeILNS_5DTypeE1ELi32ELb1ELi64E 1 136 60 45 255
+expect_each MlaDecodeILNS_5DTypeE3ELi16ELb1ELi64E 1 68 47 33 255
+expect_each MlaDecodeILNS_5DTypeE3ELi32ELb1ELi64E 1 136 60 33 255
 # The scores of 8 positions: 8 products of the 16 heads, whose queries and keys come by 8 and 4 loads of fragments. 128
 # registers let two blocks share a multiprocessor.
 expect_each 11IndexScoresE 1 8 12 24 128
 # Prefill. Keys and values: 64 products for a step of each. Attention: 32 for two of 12 steps of the scores, 128 of P V.
-# The words that it spills are constants of the block: five loads a tile.
-expect_each MlaPrefillKeysILNS_5DTypeE1E 1 128 48 47 175
-expect_each MlaPrefillKeysILNS_5DTypeE3E 1 128 48 42 175
-expect_each 10MlaPrefillE 1 160 44 11 255 14
+# The words that it spills are constants of the block.
+expect_each MlaPrefillKeysILNS_5DTypeE1ELi128E 1 128 48 47 178
+expect_each MlaPrefillKeysILNS_5DTypeE3ELi128E 1 128 48 42 178
+expect_each MlaPrefillTilesILi256ELi64E 1 160 44 11 255 8
+# For blocks of 99 KiB: half the positions, and half the rows.
+expect_each MlaPrefillKeysILNS_5DTypeE1ELi64E 1 32 16 47 144
+expect_each MlaPrefillKeysILNS_5DTypeE3ELi64E 1 32 16 42 144
+expect_each MlaPrefillTilesILi128ELi32E 1 80 24 11 255
 expect MlaDecode 16 0
 expect MlaPlan 0 0
 
@@ -142,4 +175,13 @@ for kernel in SamplerScores SamplerBins SamplerDraws SelectionBins SelectionList
   expect $kernel 0 0
   expect_registers $kernel 80
 done
+
+# On sm_120: the kernels over simt.h and over Block. The large tiles of prefill are not launched there.
+for file in "$@"; do "$cuobjdump" -sass -arch sm_120 "$file"; done > "$sass"
+expect_waits run_blocks
+expect_waits run_threads
+awk '
+  /Function :/ { kernel = $3; inside = /run_threads/ && !/MlaPrefillTilesILi256E/; found += inside }
+  inside && /(LDL|STL)[. ]/ && !seen[kernel]++ { print "check_sass: spills on sm_120: " kernel; spilled = 1 }
+  END { printf "check_sass: sm_120: %d kernels do not spill\n", found; exit spilled || !found }' "$sass" || failed=1
 exit $failed

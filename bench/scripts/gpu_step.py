@@ -21,7 +21,8 @@ from importlib import resources
 # [operations/s] on an H200's tensor cores: CUTLASS's kernels for many tokens; prefill attention by mma.sync, which
 # without its softmax could reach 590e12.
 TENSOR, ATTENTION = 550e12, 350e12
-PLAIN = 2.0e12  # [bytes/s] of kernels that load 2 bytes a thread: norms, RoPE, SiLU, gather, sums
+WIDE = 3.0e12  # [bytes/s] of kernels that load 16 bytes a thread: norms, RoPE, SiLU, gather, sums
+PLAIN = 2.0e12  # [bytes/s] of those that load 2: the norm of index keys
 START = 0.65e-6  # [s] the first bytes, unless a dependent launch reads weights before its inputs are there
 # [s] a tile of prefill attention: 256 rows, 64 positions.
 QUERY_TILE = 2 * 256 * 64 * (192 + 128) / ATTENTION * 132
@@ -51,7 +52,8 @@ class Device:
         l2: bytes/s of reads that hit the L2 cache.
         multiprocessors, each: their number, and the bytes/s that one reads at most.
         gap, dependent_gap: seconds between kernels, and where the next is a dependent launch.
-        router_lists: whether the router lists the experts of few tokens for their kernels; else two kernels do.
+        is_hopper: CUTLASS's kernels are those of 9.0, whose dense ones are dependent launches.
+        heads: of a block of MLA decode, by its shared memory.
     """
 
     memory: float
@@ -60,13 +62,14 @@ class Device:
     each: float
     gap: float
     dependent_gap: float
-    router_lists: bool
+    is_hopper: bool
+    heads: int
 
 
 DEVICES = {
-    "h200": Device(3.9e12, 5.5e12, 132, 75e9, 1.0e-6, 0.4e-6, True),
-    # 92 % of 1.79 TB/s. The kernels are those of 8.0, which have no dependent launches.
-    "rtx5090": Device(1.65e12, 4.0e12, 170, 40e9, 1.0e-6, 1.0e-6, False),
+    "h200": Device(3.9e12, 5.5e12, 132, 75e9, 1.0e-6, 0.4e-6, True, 32),
+    # 92 % of 1.79 TB/s. CUTLASS's kernels are those of 8.0, which have no dependent launches.
+    "rtx5090": Device(1.65e12, 4.0e12, 170, 40e9, 1.0e-6, 0.4e-6, False, 16),
 }
 
 
@@ -123,6 +126,11 @@ class Shape:
     def few(self) -> bool:
         return self.num_tokens <= FEW_TOKENS
 
+    @property
+    def joins(self) -> bool:
+        """Whether layers of few tokens on one x are one kernel."""
+        return self.num_tokens <= (FEW_TOKENS if self.core == "bf16" else PACKED_TOKENS)
+
     def products(self, count: float, speed: float = TENSOR) -> float:
         """Of this many multiply-adds on tensor cores [s]. Few tokens are bound by bytes or chains."""
         return 0.0 if self.few else 2 * count / speed
@@ -144,14 +152,16 @@ class Shape:
         again = blocks * (tokens if few else 128) * depth * ELEMENT
         chain = CHAIN_START + depth * CHAIN if few else 0.0
         products = self.products(tokens * (out if few else -(-out // 128) * 128) * depth)
-        return Kernel(name, traffic, blocks, chain, preloads=few, inputs=again, tensor_seconds=products)
+        dependent = few or self.device.is_hopper
+        return Kernel(name, traffic, blocks, chain, dependent, preloads=few, inputs=again, tensor_seconds=products)
 
-    def plain(self, name: str, num_bytes: float, blocks: float, seconds: float = ROW) -> Kernel:
-        """Loads and stores of 2 bytes a thread."""
-        return Kernel(name, num_bytes, blocks, max(seconds, num_bytes / PLAIN))
+    def moves(self, name: str, num_bytes: float, blocks: float, seconds: float = ROW, speed: float = WIDE) -> Kernel:
+        """Loads and stores by all threads, of 16 bytes each."""
+        return Kernel(name, num_bytes, blocks, max(seconds, num_bytes / speed))
 
-    def rows(self, name: str, width: int) -> Kernel:
-        return self.plain(name, 3 * self.num_tokens * width * ELEMENT, self.num_tokens)
+    def rows(self, name: str, width: int, count: int) -> Kernel:
+        """`count` rows of this width read or written for each token."""
+        return self.moves(name, count * self.num_tokens * width * ELEMENT, self.num_tokens)
 
     @property
     def selects(self) -> bool:
@@ -166,7 +176,8 @@ class Shape:
         """Of an attention that selects for itself and the next one."""
         c, tokens = self.config, self.num_tokens
         heads, dim, rope, hidden = c["index_n_heads"], c["index_head_dim"], c["qk_rope_head_dim"], c["hidden_size"]
-        keys = [self.linear("index key", dim, hidden), self.rows("norm, rope, store of keys", dim)]
+        store = self.moves("norm, rope, store of keys", 2 * tokens * dim * ELEMENT, tokens, speed=PLAIN)
+        keys = [self.linear("index key", dim, hidden), store]
         if not self.selects:
             return keys
         weights = 2 * heads * hidden * ELEMENT  # two planes
@@ -187,14 +198,14 @@ class Shape:
         heads, nope, rope, value = (c[f"{name}"] for name in _HEADS)
         hidden, q_lora, kv_lora = c["hidden_size"], c["q_lora_rank"], c["kv_lora_rank"]
         down = [self.linear("q_a, kv_a", q_lora + kv_lora + rope, hidden)]
-        if not self.few:
+        if not self.joins:
             down = [self.linear("q_a", q_lora, hidden), self.linear("kv_a", kv_lora + rope, hidden)]
         return [
             *down,
-            self.rows("norms, store", q_lora + kv_lora + rope),
+            self.rows("norms, store", q_lora + kv_lora + rope, 2),
             *(self.indexer() if is_owner and "index_topk" in c else []),
             self.linear("q_b", heads * (nope + rope), q_lora),
-            self.plain("rope", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
+            self.moves("rope", 2 * tokens * heads * rope * ELEMENT, tokens, ROW / 2),
             *(self.prompt_attention() if self.prefill else self.generated_attention()),
             self.linear("o", hidden, heads * value),
         ]
@@ -231,14 +242,25 @@ class Shape:
         kv_lora = c["kv_lora_rank"]
         per_head = heads * kv_lora * ELEMENT
         return [
-            Kernel("k_up", per_head * nope + tokens * heads * (nope + kv_lora) * ELEMENT, heads * 4),
+            Kernel(
+                "k_up",
+                per_head * nope + tokens * heads * (nope + kv_lora) * ELEMENT,
+                heads * 4,
+                dependent=self.device.is_hopper,
+            ),
             Kernel(
                 "MLA decode",
                 tokens * (self.attended * (kv_lora + rope) + 2 * heads * kv_lora) * ELEMENT,
-                tokens * self.attended / 128,
+                tokens * self.attended / 128 * heads / self.device.heads,
                 self.decode_chain(),
+                inputs=tokens * self.attended * (kv_lora + rope) * ELEMENT * heads / self.device.heads,
             ),
-            Kernel("v_up", per_head * value + tokens * heads * (value + kv_lora) * ELEMENT, heads),
+            Kernel(
+                "v_up",
+                per_head * value + tokens * heads * (value + kv_lora) * ELEMENT,
+                heads,
+                dependent=self.device.is_hopper,
+            ),
         ]
 
     def decode_chain(self) -> float:
@@ -249,15 +271,25 @@ class Shape:
             pieces, begin = pieces + 1, begin + size
         groups = -(-pieces // 16)
         sums = min(pieces, 16) + (groups if groups > 1 else 0)
-        return PIECE + (size / 64 - 2) * TILE + ARRIVAL + sums * PARTIAL
+        return PIECE + (size / 64 - 2) * TILE + ARRIVAL + sums * PARTIAL * self.device.heads / 32
 
     def ffn(self) -> list[Kernel]:
         hidden, width = self.config["hidden_size"], self.config["ffn_hidden_size"]
         down = self.linear("down", hidden, width)
-        if self.few:
+        if self.joins:
             return [self.linear("gate, up, SiLU", 2 * width, hidden), down]
+        if self.core == "bf16" and self.device.is_hopper:
+            tokens = self.num_tokens
+            traffic = (2 * width * hidden + tokens * (hidden + width)) * ELEMENT
+            blocks = -(-width // 128) * -(-tokens // 128)
+            products = self.products(2 * tokens * width * hidden)
+            return [
+                Kernel("description of gate, up", 0, 1, 2e-6, dependent=False),
+                Kernel("gate, up, SiLU", traffic, blocks, dependent=False, tensor_seconds=products),
+                down,
+            ]
         each = [self.linear(name, width, hidden) for name in ("gate", "up")]
-        return [*each, self.rows("SiLU", width), down]
+        return [*each, self.rows("SiLU", width, 3), down]
 
     def experts(self) -> list[Kernel]:
         c, tokens = self.config, self.num_tokens
@@ -281,11 +313,11 @@ class Shape:
         picked = 5e-6 * max(1, tokens / self.device.multiprocessors / 8)
         up, down = (met * part * hidden * width * ELEMENT for part in (2, 1))
         rows = 2 * picks * (hidden + width) * ELEMENT
-        end = self.plain("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens)
+        end = self.moves("sum of experts", (picks + tokens) * hidden * ELEMENT, tokens)
         if self.expert != "bf16":
             # An expert has the rows of a slice or less, where the picks are few.
             read = max(met, picks / PACKED_TOKENS)
-            inputs, listed = picks / read, self.device.router_lists and tokens <= PACKED_TOKENS
+            inputs, listed = picks / read, tokens <= PACKED_TOKENS
             return [
                 scores,
                 Kernel("picks", tokens * outputs * F32, tokens, picked),
@@ -314,17 +346,18 @@ class Shape:
                 ),
                 end,
             ]
+        joined = [("gate, up, SiLU", 2)] if self.device.is_hopper else [("gate", 1), ("up", 1)]
         grouped = [
             kernel
-            for name, share in (("gate", up / 2), ("up", up / 2), ("down", down))
+            for name, matrices in (*joined, ("down", 1))
             for kernel in (
                 Kernel(f"description of {name}", 0, 1, 2e-6, dependent=False),
                 Kernel(
                     f"experts' {name}",
-                    share + rows,
-                    met * width / 128,
+                    matrices * down + rows / 2,
+                    met * (hidden if name == "down" else width) / 128,
                     dependent=False,
-                    tensor_seconds=self.products(picks * hidden * width) if self.prefill else 0.0,
+                    tensor_seconds=matrices * self.products(picks * hidden * width) if self.prefill else 0.0,
                 ),
             )
         ]
@@ -332,14 +365,16 @@ class Shape:
             Kernel("picks", tokens * outputs * F32, tokens, picked),
             Kernel("order", 0, routed, 3e-6),
         ]
-        silu = self.plain("experts' SiLU", 3 * picks * width * ELEMENT, picks)
-        gather = self.plain("gather", 2 * picks * hidden * ELEMENT, picks)
-        return [scores, *picks_and_order, gather, *grouped[:4], silu, *grouped[4:], end]
+        silu = self.moves("experts' SiLU", 3 * picks * width * ELEMENT, picks)
+        gather = self.moves("gather", 2 * picks * hidden * ELEMENT, picks)
+        middle = [] if self.device.is_hopper else [silu]
+        return [scores, *picks_and_order, gather, *grouped[:-2], *middle, *grouped[-2:], end]
 
     def main_stream(self) -> list[Kernel]:
         """A layer without its branch."""
-        norm = self.rows("add, norm", self.config["hidden_size"])
-        join = replace(norm, name="join, add, norm", dependent=False)
+        hidden = self.config["hidden_size"]
+        norm = self.rows("add, norm", hidden, 4)
+        join = replace(self.rows("join, add, norm", hidden, 6), dependent=False)
         return [*self.attention(True), norm, *self.ffn(), norm, *self.attention(False), norm, *self.ffn(), join]
 
     def ends(self) -> list[Kernel]:
@@ -360,7 +395,7 @@ class Shape:
             self.linear(f"projections of {tables} tables", hidden, hidden, cutlass=True),
             Kernel("angles", 0, tokens, ROW),
             Kernel("list of pieces", 0, 1, ROW),
-            self.rows("norm", hidden),
+            self.rows("norm", hidden, 2),
             Kernel("rows of the head", 2 * drawn * hidden * ELEMENT, drawn, ROW),
             self.linear("head", c["vocab_size"], hidden, tokens=drawn),
         ]

@@ -1,10 +1,10 @@
 // Gate and up of the experts in one grouped kernel for Hopper: out = silu(x G^T) * (x U^T), all in bf16.
 //
 // As grouped_sm90.cuh, with two matrices an expert. A tile has 256 rows of W: 128 of G, then the same 128 of U. Each
-// comes by a TMA load of its own, so both stay where they are. A thread's accumulators then hold gate and up of the
-// same results, and it applies SwiGLU in registers (gate_up_store.h): no copy of gate or up reaches memory. Both are
-// rounded to bf16 first, and each is one ascending chain over K. So the bits are those of two layers and SiluMul. A
-// dense layer is one expert. Bound: as there. Shared memory: 64-wide stages of (256 + TileTokens) rows x 128 bytes.
+// comes by a TMA load of its own, so both stay where they are. A thread's accumulators hold gate and up of the same
+// results, so it applies SwiGLU in registers (gate_up_store.h). No copy of gate or up reaches memory. Both are rounded
+// to bf16 first, and each is one ascending chain over K. So the bits are those of two layers and SiluMul.
+// A dense layer is one expert. Bound: as there. Shared memory: 64-wide stages of (256 + TileTokens) rows x 128 bytes.
 #pragma once
 
 #include "cutlass/cutlass.h"

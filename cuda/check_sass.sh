@@ -149,8 +149,8 @@ expect_each MlaPrefillKeysILNS_5DTypeE1ELi128E 1 128 48 47 178
 expect_each MlaPrefillKeysILNS_5DTypeE3ELi128E 1 128 48 42 178
 expect_each MlaPrefillTilesILi256ELi64E 1 160 44 11 255 8
 # For blocks of 99 KiB: half the positions, and half the rows.
-expect_each MlaPrefillKeysILNS_5DTypeE1ELi64E 1 32 16 47 144
-expect_each MlaPrefillKeysILNS_5DTypeE3ELi64E 1 32 16 42 144
+expect_each MlaPrefillKeysILNS_5DTypeE1ELi64E 1 32 16 47 118
+expect_each MlaPrefillKeysILNS_5DTypeE3ELi64E 1 32 16 42 118
 expect_each MlaPrefillTilesILi128ELi32E 1 80 24 11 255
 expect MlaDecode 16 0
 expect MlaPlan 0 0

@@ -114,8 +114,11 @@ class CudaOps final : public Ops {
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void merge_vocab_parts(Tensor out, Tensor parts) override;
-  void set_sampling_rows(std::span<const SamplingRow> rows) override;
-  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) override;
+  void set_sampling_rows(std::span<const SamplingRow> rows, std::span<const SamplingRow> choices = {}) override;
+  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables, Tensor choice = {}) override;
+  void accept_drafts(DraftRows& drafts, Tensor token_ids, Tensor sampled_ids, Tensor lane,
+                     const ForwardBatch& batch) override;
+  void extend_drafts(DraftRows& drafts, Tensor token_ids, Tensor last, Tensor lane, int64_t depth) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:

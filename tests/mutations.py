@@ -164,21 +164,51 @@ MUTATIONS = {
     ),
     "go on from a rejected draft token": (
         "cpp/engine/drafter.cpp",
-        ".row = static_cast<int32_t>(end_row - 1 - num_rejected)",
-        ".row = static_cast<int32_t>(end_row - 1)",
+        "static_cast<int32_t>(row) - 1 - static_cast<int32_t>(chunk.num_draft_tokens)",
+        "static_cast<int32_t>(row) - 1",
         ["tests/engine/test_mtp.py::test_draft_tokens_are_those_of_the_layer"],
     ),
     "read a draft token one slot too far": (
-        "cpp/engine/drafter.cpp",
-        ".start = draft.next_position + depth - 1,",
-        ".start = draft.next_position + depth,",
+        "cpp/cpu/drafts.cpp",
+        "goes_on ? static_cast<int32_t>(position) - 1 : 0;",
+        "goes_on ? static_cast<int32_t>(position) : 0;",
         ["tests/engine/test_mtp.py::test_draft_tokens_are_those_of_the_layer"],
     ),
     "draft with other random numbers than the draws": (
         "cpp/engine/drafter.cpp",
-        "row.logits_row = static_cast<int32_t>(i - own.begin);",
-        "row.logits_row = static_cast<int32_t>(i - own.begin);\n    row.seed += 1;",
+        "draw.sequence = static_cast<int32_t>(i);",
+        "draw.sequence = static_cast<int32_t>(i);\n        draw.seed += 1;",
         ["tests/engine/test_mtp.py::test_fewer_steps"],
+    ),
+    "let the device accept one draft token too many": (
+        "cuda/kernels/drafts.cu",
+        "num_accepted_drafts(plan, token_ids, sampled_ids), row",
+        "plan.num_verified, row",
+        [
+            "tests/ops/test_drafts.py::test_rows_follow_the_rules",
+            "tests/engine/test_device_engine.py::test_accepted_draft_tokens_change_no_completion",
+        ],
+    ),
+    "draw a draft token like the one before it": (
+        "cuda/kernels/drafts.cu",
+        "++drafts.choice[i];",
+        "",
+        ["tests/ops/test_drafts.py::test_rows_follow_the_rules"],
+    ),
+    "leave a row that ends in its sequence's block": (
+        "cuda/kernels/drafts.cu",
+        "drafts.num_wanted[i] = table[0] = 0;",
+        "drafts.num_wanted[i] = 0;",
+        ["tests/ops/test_drafts.py::test_rows_follow_the_rules"],
+    ),
+    "let draft tokens leave their block": (
+        "cpp/ops/drafts.h",
+        "return has_draft_slot(position) ? kBlockSize - 1 - position % kBlockSize : 1;",
+        "return kBlockSize - position % kBlockSize;",
+        [
+            "tests/ops/test_drafts.py::test_rows_follow_the_rules",
+            "tests/engine/test_mtp.py::test_draft_tokens_are_those_of_the_layer",
+        ],
     ),
     "accept rejected draft tokens": (
         "cpp/engine/step_results.cpp",

@@ -1,6 +1,6 @@
-// The CPU implementation of Ops: plain and readable. Each area has its file: draft_head.cpp, elementwise.cpp, moe.cpp,
-// ngram_embed.cpp and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp, attention_prefill.cpp and
-// selection.cpp in attention/.
+// The CPU implementation of Ops: plain and readable. Each area has its file: draft_head.cpp, drafts.cpp,
+// elementwise.cpp, moe.cpp, ngram_embed.cpp and sample.cpp here, gemm.cpp in gemm/, and rope.cpp, attention.cpp,
+// attention_prefill.cpp and selection.cpp in attention/.
 #pragma once
 
 #include <vector>
@@ -70,10 +70,14 @@ class CpuOps : public Ops {
 
   void gather_rows(Tensor out, Tensor x, Tensor rows) override;
   void merge_vocab_parts(Tensor out, Tensor parts) override;
-  void set_sampling_rows(std::span<const SamplingRow> rows) override {
+  void set_sampling_rows(std::span<const SamplingRow> rows, std::span<const SamplingRow> choices = {}) override {
     sampling_rows_.assign(rows.begin(), rows.end());
+    sampling_choices_.assign(choices.begin(), choices.end());
   }
-  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) override;
+  void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables, Tensor choice = {}) override;
+  void accept_drafts(DraftRows& drafts, Tensor token_ids, Tensor sampled_ids, Tensor lane,
+                     const ForwardBatch& batch) override;
+  void extend_drafts(DraftRows& drafts, Tensor token_ids, Tensor last, Tensor lane, int64_t depth) override;
   void token_logprobs(Tensor logprobs, Tensor ids, Tensor ranks, Tensor logits, Tensor token_ids) override;
 
  private:
@@ -95,7 +99,7 @@ class CpuOps : public Ops {
   ThreadPool pool_;
   cpu::QuantizedInputs quantized_;
   bool rounds_inputs_ = false;
-  std::vector<SamplingRow> sampling_rows_;
+  std::vector<SamplingRow> sampling_rows_, sampling_choices_;
 };
 
 }  // namespace longcat

@@ -171,13 +171,16 @@ int32_t process_logits(float* logits, int64_t vocab, const SamplingRow& row, His
 
 }  // namespace cpu
 
-void CpuOps::sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) {
-  const int64_t vocab = logits.size(1), num_rows = static_cast<int64_t>(sampling_rows_.size());
+void CpuOps::sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables, Tensor choice) {
+  const int64_t vocab = logits.size(1);
+  const int64_t num_rows = choice.empty() ? static_cast<int64_t>(sampling_rows_.size()) : choice.size(0);
   LC_CHECK(num_rows <= token_ids.size(0), num_rows, " rows");
   pool_.parallel_for(num_rows, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scores;  // grows once
     for (int64_t i = begin; i < end; ++i) {
-      const SamplingRow& row = sampling_rows_[static_cast<size_t>(i)];
+      const int64_t which = choice.empty() ? i : choice.data<int32_t>()[i];
+      if (which < 0) continue;
+      const SamplingRow& row = (choice.empty() ? sampling_rows_ : sampling_choices_)[static_cast<size_t>(which)];
       if (is_plain_greedy(row)) {
         token_ids.data<int32_t>()[i] = argmax(logits.row<float>(row.logits_row), vocab);
         continue;

@@ -4,8 +4,8 @@
 
 namespace longcat {
 
-BatchBuffers::Layout::Layout(int64_t tokens, int64_t sequences, int64_t blocks)
-    : num_tokens(tokens), num_sequences(sequences), max_blocks(blocks) {
+BatchBuffers::Layout::Layout(int64_t tokens, int64_t sequences, int64_t blocks, int64_t values_beside)
+    : num_tokens(tokens), num_sequences(sequences), max_blocks(blocks), num_beside(values_beside) {
   constexpr int64_t kAlignment = 16;  // 64 bytes
   const auto take = [&](int64_t& begin, int64_t count) {
     begin = size;
@@ -18,17 +18,22 @@ BatchBuffers::Layout::Layout(int64_t tokens, int64_t sequences, int64_t blocks)
   take(sources, tokens);
   take(query_starts, sequences + 1);
   take(block_tables, sequences * blocks);
+  take(beside, num_beside);
 }
 
 BatchBuffers::BatchBuffers(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t max_blocks_per_sequence,
-                           int num_slots)
-    : device_(device), max_tokens_(max_tokens), max_sequences_(max_sequences), max_blocks_(max_blocks_per_sequence) {
-  const int64_t bytes = 4 * Layout(max_tokens, max_sequences, max_blocks_per_sequence).size;
+                           int num_slots, int64_t max_beside)
+    : device_(device),
+      max_tokens_(max_tokens),
+      max_sequences_(max_sequences),
+      max_blocks_(max_blocks_per_sequence),
+      max_beside_(max_beside) {
+  const int64_t bytes = 4 * Layout(max_tokens, max_sequences, max_blocks_per_sequence, max_beside).size;
   memory_ = Buffer(device, bytes);
   for (int slot = 0; slot < num_slots; ++slot) slots_.emplace_back().memory = HostBuffer(device, bytes);
 }
 
-void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_rows) {
+void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_rows, std::span<const int32_t> beside) {
   const auto tokens_of = [](const Chunk& chunk) {
     return static_cast<int64_t>(chunk.token_ids.size()) + (chunk.source >= 0 ? 1 : 0);
   };
@@ -44,10 +49,12 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
   LC_CHECK(
       num_real_tokens + num_padding <= max_tokens_ && num_sequences <= max_sequences_ && most_blocks <= max_blocks_,
       num_real_tokens + num_padding, " tokens of ", num_sequences, " sequences in ", most_blocks, " blocks");
+  const int64_t num_beside = static_cast<int64_t>(beside.size());
+  LC_CHECK(num_beside <= max_beside_, num_beside, " values beside the batch");
 
   Slot& s = slots_[static_cast<size_t>(slot)];
   const int64_t blocks_in_tables = (context_bucket(most_blocks * kBlockSize, longest) + kBlockSize - 1) / kBlockSize;
-  s.layout = Layout(num_real_tokens + num_padding, num_sequences, blocks_in_tables);
+  s.layout = Layout(num_real_tokens + num_padding, num_sequences, blocks_in_tables, num_beside);
   s.decode_context = context_bucket(most_decode_blocks * kBlockSize, longest);
   s.num_decode_tokens = s.num_decode_sequences = 0;
   s.prompt_chunks.clear();
@@ -91,6 +98,7 @@ void BatchBuffers::stage(std::span<const Chunk> chunks, int slot, int64_t num_ro
   while (sequence < num_sequences) query_starts[++sequence] = static_cast<int32_t>(t);  // there are no tokens
   std::fill(tables + num_chunks * blocks_in_tables, tables + num_sequences * blocks_in_tables, 0);
   if (num_rows > 0) s.num_decode_sequences = num_rows;
+  std::ranges::copy(beside, memory + s.layout.beside);
 }
 
 ForwardBatch BatchBuffers::upload(int slot) {
@@ -101,6 +109,7 @@ ForwardBatch BatchBuffers::upload(int slot) {
     return Tensor(static_cast<int32_t*>(memory_.data()) + begin, DType::i32, {count});
   };
   sources_ = list(layout.sources, layout.num_tokens);
+  beside_ = list(layout.beside, layout.num_beside);
   return {.token_ids = list(layout.token_ids, layout.num_tokens),
           .positions = list(layout.positions, layout.num_tokens),
           .sequence_idx = list(layout.sequence_idx, layout.num_tokens),

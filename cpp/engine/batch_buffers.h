@@ -24,12 +24,13 @@ struct Chunk {
 // rows and sequences and on the context bucket, so a recorded graph finds them again.
 class BatchBuffers {
  public:
+  // max_beside: most values that a batch brings with it.
   BatchBuffers(Device& device, int64_t max_tokens, int64_t max_sequences, int64_t max_blocks_per_sequence,
-               int num_slots = 1);
+               int num_slots = 1, int64_t max_beside = 0);
 
   // Fills a slot. Rows and sequences are padded to `num_rows` (0: no padding), so that batches of equal padded rows
-  // have equal shapes. Without chunks all rows are padding.
-  void stage(std::span<const Chunk> chunks, int slot, int64_t num_rows = 0);
+  // have equal shapes. Without chunks all rows are padding. beside: values that travel with the batch.
+  void stage(std::span<const Chunk> chunks, int slot, int64_t num_rows = 0, std::span<const int32_t> beside = {});
 
   // The context bucket of the decoding sequences in a staged slot. When all sequences of the slot decode, its shapes
   // depend only on this bucket and the number of rows.
@@ -48,15 +49,18 @@ class BatchBuffers {
   // Returns, for each token of the last uploaded batch, its `sources` entry of Ops::select_token_ids: [num_tokens] i32.
   Tensor sources() const { return sources_; }
 
+  // Returns the values beside the last uploaded batch: [n] i32.
+  Tensor beside() const { return beside_; }
+
  private:
   // Offsets of the tensors of a batch in its memory [int32 values].
   struct Layout {
     Layout() = default;
-    Layout(int64_t num_tokens, int64_t num_sequences, int64_t max_blocks);
+    Layout(int64_t num_tokens, int64_t num_sequences, int64_t max_blocks, int64_t num_beside);
 
-    int64_t num_tokens = 0, num_sequences = 0, max_blocks = 0;
+    int64_t num_tokens = 0, num_sequences = 0, max_blocks = 0, num_beside = 0;
     int64_t num_real_tokens = 0, token_ids = 0, positions = 0, sequence_idx = 0, sources = 0, query_starts = 0,
-            block_tables = 0, size = 0;
+            block_tables = 0, beside = 0, size = 0;
   };
   struct Slot {
     HostBuffer memory;
@@ -66,10 +70,10 @@ class BatchBuffers {
   };
 
   Device& device_;
-  int64_t max_tokens_, max_sequences_, max_blocks_;
+  int64_t max_tokens_, max_sequences_, max_blocks_, max_beside_;
   Buffer memory_;
   std::vector<Slot> slots_;
-  Tensor sources_;
+  Tensor sources_, beside_;
 };
 
 }  // namespace longcat

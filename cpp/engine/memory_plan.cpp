@@ -73,14 +73,15 @@ BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const Eng
   const int64_t tokens = limits.max_num_batched_tokens, world = shard.world();
   CountingDevice activations, steps;
   const ActivationBuffers buffers(activations, config, shard, tokens, DType::f32);  // of the CPU
-  const BatchBuffers batches(steps, tokens, limits.max_draws, limits.max_blocks_per_sequence, ModelRunner::kSlots);
+  const BatchBuffers batches(steps, tokens, limits.max_draws, limits.max_blocks_per_sequence, ModelRunner::kSlots,
+                             limits.max_beside());
   const auto rows_here = [&](int64_t rows) { return (rows + world - 1) / world; };
   int64_t values = rows_here(limits.max_draws) * config.vocab_size + 3 * limits.max_draws;  // of 4 bytes
   if (world > 1) values += 2 * rows_here(limits.max_draws) * world * shard.vocab.size();    // sent and received
   if (limits.num_drafts > 0) {
     const int64_t sequences = limits.max_drafting();
-    const BatchBuffers drafts(steps, sequences, sequences, limits.max_blocks_per_sequence);
-    values += 2 * tokens + rows_here(sequences) * config.vocab_size + (1 + limits.num_drafts) * sequences;
+    values += rows_here(sequences) * config.vocab_size + 1 +
+              (7 + limits.num_drafts + limits.max_blocks_per_sequence) * sequences;
   }
   // Pages that are never written cost nothing. With dense attention, only decoding tokens have latent queries; only
   // picks of routed experts have expert rows.

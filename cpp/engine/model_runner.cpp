@@ -19,7 +19,8 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
       cache_(cache),
       limits_(limits),
       vocab_size_(model.config().vocab_size),
-      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_draws, limits.max_blocks_per_sequence, kSlots),
+      batch_buffers_(device_, limits.max_num_batched_tokens, limits.max_draws, limits.max_blocks_per_sequence, kSlots,
+                     limits.max_beside()),
       logits_(device_, model.own_logits_capacity(limits.max_draws) * vocab_size_ * 4),
       logit_rows_(device_, limits.max_draws * 4),
       all_rows_(device_, limits.max_draws * 4),
@@ -36,21 +37,30 @@ ModelRunner::ModelRunner(Ops& ops, Model& model, KvCache& cache, const RunnerLim
 }
 
 // Records the graphs of short contexts before the first request: the first launch of a kernel, and making a graph, take
-// 10 to 20 ms. All rows are padding, which writes to the null block.
+// 10 to 20 ms. All rows are padding, which writes to the null block. Of the graphs that make draft tokens, it records
+// those with the most of them for every sequence. The step then verifies none or all.
 void ModelRunner::warm_up() {
   const int64_t most = std::min(limits_.max_draws, limits_.max_num_batched_tokens);
-  for (int64_t rows = 1; rows <= most;) {
+  const std::vector<int32_t> beside(static_cast<size_t>(limits_.max_beside()), 0);
+  const auto record = [&](int64_t rows, int64_t num_drafting) {
     const int64_t padded = padded_rows(rows);
-    batch_buffers_.stage({}, 0, padded);
+    batch_buffers_.stage({}, 0, padded, beside);
+    std::vector<int64_t> rows_at;
+    if (num_drafting > 0) rows_at = drafter_->recorded_rows(num_drafting, limits_.num_drafts, padded);
     device_.wait(device_.submit([&] {
       const ForwardBatch batch = batch_buffers_.upload(0);
       const Tensor logit_rows = all_rows_.tensor(DType::i32, {padded});
       ops_.set_sampling_rows({});
-      if (rows == 1) compute(batch, logit_rows);  // kernels are loaded outside a capture
-      model_.launch(*recording_of(batch, logit_rows).graph);
+      if (recordings_.empty()) compute(batch, logit_rows, rows_at);  // kernels are loaded outside a capture
+      model_.launch(*recording_of(batch, logit_rows, rows_at).graph);
     }));
-    rows = padded + 1;
-  }
+  };
+  if (records_drafts())
+    for (int64_t num = 1; num <= std::min(limits_.max_drafting(), most); num = device_.padded_rows(num) + 1) {
+      record(num, num);
+      record(std::min(num * (1 + limits_.num_drafts), most), num);
+    }
+  for (int64_t rows = 1; rows <= most; rows = padded_rows(rows) + 1) record(rows, 0);
 }
 
 // Steps in flight read what this object owns.
@@ -83,7 +93,9 @@ std::unique_ptr<StepInFlight> ModelRunner::stage(StepPlan plan) {
     return c.generated && c.is_drawn_from && c.count == 1 + c.num_draft_tokens;
   });
   step->recorded_rows = decodes_only ? padded_rows(p.num_tokens()) : 0;
-  if (!chunks.empty()) batch_buffers_.stage(chunks, step->slot, step->recorded_rows);
+  std::vector<int32_t> beside;
+  if (drafter_) beside = drafter_->stage(*step, std::max(p.num_tokens(), step->recorded_rows), decodes_only);
+  if (!chunks.empty()) batch_buffers_.stage(chunks, step->slot, step->recorded_rows, beside);
 
   step->sampled_ids.resize(p.draws.size(), -1);
   step->logprobs.resize(p.draws.size());
@@ -105,7 +117,10 @@ void ModelRunner::submit(StepInFlight& step) {
   });
 }
 
-void ModelRunner::wait(StepInFlight& step) { device_.wait(step.ticket); }
+void ModelRunner::wait(StepInFlight& step) {
+  device_.wait(step.ticket);
+  if (drafter_) Drafter::finish(step);
+}
 
 void ModelRunner::move_blocks(const StepPlan& plan) {
   for (const BlockMove& move : plan.moves) switch (move.kind) {
@@ -134,8 +149,9 @@ void* ModelRunner::host_block(int32_t host_block_idx) {
 }
 
 // The work of a recorded graph: everything that has the same shape in all steps with this number of rows. With peers,
-// the draws come behind the graph: their place among all draws depends on the step.
-Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
+// the draws come behind the graph: their place among all draws depends on the step. rows_at: of the draft tokens
+// (Drafter), where records_drafts().
+Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows, const std::vector<int64_t>& rows_at) {
   ops_.select_token_ids(batch.token_ids, sampled_ids_.tensor(DType::i32, {limits_.max_draws}),
                         batch_buffers_.sources());
   const Tensor hidden = model_.forward(batch, cache_);
@@ -145,13 +161,26 @@ Tensor ModelRunner::compute(const ForwardBatch& batch, Tensor logit_rows) {
   model_.logits(own_logits, hidden, logit_rows);
   if (!has_peers())
     ops_.sample(sampled_ids_.tensor(DType::i32, {rows}), own_logits, cache_.token_lane(), batch.block_tables);
+  if (records_drafts()) make_drafts(batch, hidden, rows_at);
   return hidden;
 }
 
-ModelRunner::RecordedStep& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_rows) {
-  RecordedStep& step = recordings_[{batch.num_tokens(), batch.decode_context}];
+void ModelRunner::make_drafts(const ForwardBatch& batch, Tensor hidden, const std::vector<int64_t>& rows_at) {
+  drafter_->draft(rows_at, batch, batch_buffers_.beside(), hidden,
+                  sampled_ids_.tensor(DType::i32, {limits_.max_draws}));
+}
+
+ModelRunner::RecordedStep& ModelRunner::recording_of(const ForwardBatch& batch, Tensor logit_rows,
+                                                     const std::vector<int64_t>& rows_at) {
+  const bool drafts = records_drafts();
+  RecordedStep& step = recordings_[{.num_tokens = batch.num_tokens(),
+                                    .context = batch.decode_context,
+                                    .with_mtp = drafts,
+                                    .num_drafts = drafts ? static_cast<int64_t>(rows_at.size()) : 0,
+                                    .num_drafting = drafts && !rows_at.empty() ? rows_at[0] : 0}];
   if (!step.graph)
-    step.graph = device_.record([this, &step, batch, logit_rows] { step.hidden = compute(batch, logit_rows); });
+    step.graph = device_.record(
+        [this, &step, batch, logit_rows, rows_at] { step.hidden = compute(batch, logit_rows, rows_at); });
   return step;
 }
 
@@ -180,13 +209,14 @@ void ModelRunner::run(StepInFlight& step) {
     }
     own = model_.own_logits(recorded_rows);
     draws = own_draws(step, logits_row, own);
-    ops_.set_sampling_rows(draws.rows);
-    const RecordedStep& recorded = recording_of(batch, all_rows_.tensor(DType::i32, {recorded_rows}));
+    ops_.set_sampling_rows(draws.rows, step.drafting.choices);
+    const RecordedStep& recorded =
+        recording_of(batch, all_rows_.tensor(DType::i32, {recorded_rows}), step.drafting.rows_at);
     model_.launch(*recorded.graph);
     hidden = recorded.hidden;
     if (observer_) observer_->after_forward(plan, model_, hidden);
   } else {
-    hidden = compute(batch, {});
+    hidden = compute(batch, {}, {});
     if (observer_) observer_->after_forward(plan, model_, hidden);
     for (size_t c = 0; c < plan.chunks.size(); ++c) {
       score_prompt(step, c, hidden, first_row);
@@ -198,10 +228,13 @@ void ModelRunner::run(StepInFlight& step) {
     }
     if (!logit_rows.empty()) own = compute_logits(hidden, logit_rows);
     draws = own_draws(step, logits_row, own);
-    if (!draws.rows.empty()) ops_.set_sampling_rows(draws.rows);
+    if (!draws.rows.empty() || !step.drafting.choices.empty())
+      ops_.set_sampling_rows(draws.rows, step.drafting.choices);
   }
   if (!plan.draws.empty()) sample(step, batch, draws, own);
-  if (drafter_) drafter_->draft(step, batch, hidden, sampled_ids_.tensor(DType::i32, {limits_.max_draws}));
+  if (!drafter_) return;
+  if (recorded_rows == 0 || !records_drafts()) make_drafts(batch, hidden, step.drafting.rows_at);
+  drafter_->download(step);
 }
 
 // Computes the logits of `rows` of `hidden`, at most max_draws. Returns the range that this rank owns.
@@ -324,7 +357,7 @@ void ModelRunner::forward(const Chunk& chunk, float* out) {
   batch_buffers_.stage({&chunk, 1}, kSlot);
   const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
   device_.wait(device_.submit([&] {
-    const Tensor hidden = compute(batch_buffers_.upload(kSlot), {});
+    const Tensor hidden = compute(batch_buffers_.upload(kSlot), {}, {});
     for (int64_t first = 0; first < count; first += limits_.max_draws) {
       std::vector<int32_t> rows(static_cast<size_t>(std::min(limits_.max_draws, count - first)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));

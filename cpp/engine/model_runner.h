@@ -3,7 +3,7 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <compare>
 #include <map>
 #include <memory>
 #include <utility>
@@ -22,6 +22,10 @@ struct RunnerLimits {
 
   // Sequences with draft tokens in a step: each takes one of the draws beyond max_num_seqs.
   int64_t max_drafting() const { return std::min(max_num_seqs, max_draws - max_num_seqs); }
+  // Most values beside a batch.
+  int64_t max_beside() const {
+    return num_drafts > 0 ? Drafter::max_beside(max_num_batched_tokens, max_drafting()) : 0;
+  }
 };
 
 class ModelRunner {
@@ -58,8 +62,12 @@ class ModelRunner {
     std::unique_ptr<Recording> graph;
     Tensor hidden;
   };
-  RecordedStep& recording_of(const ForwardBatch& batch, Tensor logit_rows);
-  Tensor compute(const ForwardBatch& batch, Tensor logit_rows);
+  RecordedStep& recording_of(const ForwardBatch& batch, Tensor logit_rows, const std::vector<int64_t>& rows_at);
+  // Whether the graph of a step also makes its draft tokens. With peers, the draws come behind it. An observer wants
+  // what the forward pass left.
+  bool records_drafts() const { return drafter_ && !has_peers() && !observer_; }
+  void make_drafts(const ForwardBatch& batch, Tensor hidden, const std::vector<int64_t>& rows_at);
+  Tensor compute(const ForwardBatch& batch, Tensor logit_rows, const std::vector<int64_t>& rows_at);
   Tensor logits(int64_t rows) const { return logits_.tensor(DType::f32, {rows, vocab_size_}); }
   Range compute_logits(Tensor hidden, const std::vector<int32_t>& rows);
   std::vector<TokenLogprobs> compute_logprobs(Tensor logits, Range own, std::span<const int32_t> token_ids,
@@ -88,8 +96,15 @@ class ModelRunner {
   Buffer sampled_ids_;                // [max_draws] i32, read by the next step
   std::vector<int32_t> zeros_;        // [max_draws]
   std::unique_ptr<Drafter> drafter_;  // null: the MTP layer makes no draft tokens
-  // Recorded graphs, by the number of rows and the context bucket of a step that only decodes.
-  std::map<std::pair<int64_t, int64_t>, RecordedStep> recordings_;
+  // What a recorded graph depends on: rows and context bucket of a step that only decodes, the passes of its draft
+  // tokens and their rows.
+  struct RecordedShape {
+    int64_t num_tokens, context;
+    bool with_mtp;
+    int64_t num_drafts, num_drafting;
+    auto operator<=>(const RecordedShape&) const = default;
+  };
+  std::map<RecordedShape, RecordedStep> recordings_;
   std::vector<HostBuffer> host_slabs_;  // host_slab_blocks_ swapped-out blocks in each; empty: not used yet
   int64_t host_slab_blocks_;
   int next_slot_ = 0;

@@ -13,6 +13,14 @@ namespace longcat {
 class KvCache;
 class Model;
 
+// How the MTP layer makes the draft tokens of a step (Drafter).
+struct DraftingStep {
+  std::vector<size_t> chunks;        // that get draft tokens: their rows among the sequences that do
+  std::vector<int64_t> rows_at;      // rows of each pass, with padding; empty: there are none
+  std::vector<SamplingRow> choices;  // of Ops::sample
+  std::vector<int32_t> ids;          // [passes, most sequences] drawn; -1: none
+};
+
 // A launched plan and, once the device has done its ticket, the results.
 struct StepInFlight {
   StepPlan plan;
@@ -28,7 +36,8 @@ struct StepInFlight {
   // One entry for each chunk of the plan.
   std::vector<std::vector<TokenLogprobs>> prompt_logprobs;
   std::vector<std::string> chunk_errors;
-  std::vector<std::vector<int32_t>> drafts;  // draft tokens behind the drawn ones (Drafter)
+  DraftingStep drafting;
+  std::vector<std::vector<int32_t>> drafts;  // draft tokens behind the drawn ones
 
   std::vector<std::vector<uint32_t>> masks;  // one for each draw, as it was at the launch
 };

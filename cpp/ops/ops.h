@@ -28,6 +28,7 @@
 #include "base/device.h"
 #include "base/tensor.h"
 #include "ops/batch.h"
+#include "ops/drafts.h"
 #include "ops/weight.h"
 
 namespace longcat {
@@ -338,9 +339,9 @@ class Ops {
   // vocabulary. out: [num_rows, num_parts * part_size] f32; parts: [num_parts, num_rows or more, part_size] f32.
   virtual void merge_vocab_parts(Tensor out, Tensor parts) = 0;
 
-  // Sets how the next sample() calls draw, row by row. What the spans name stays valid until this work is done. Not
-  // part of a recording.
-  virtual void set_sampling_rows(std::span<const SamplingRow> rows) = 0;
+  // Sets how the next sample() calls draw: `rows` one by one, `choices` where a call has a list of them. What the spans
+  // name stays valid until this work is done. Not part of a recording.
+  virtual void set_sampling_rows(std::span<const SamplingRow> rows, std::span<const SamplingRow> choices = {}) = 0;
 
   // Samples the next token of each row that is set, in the order of transformers' generate():
   //   1. logit bias, repetition penalty, presence and frequency penalties;
@@ -352,7 +353,22 @@ class Ops {
   // token_ids: [at least as many as rows] i32, unchanged behind the rows. It is -1 for a row whose logits hold a NaN or
   // +infinity, or whose ids are all removed. logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup;
   // block_tables: of the batch.
-  virtual void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) = 0;
+  // choice: [as many as token_ids] i32 or empty. Row i is then drawn as choices[choice[i]]; it is unchanged where that
+  // is negative. So the device decides how a row is drawn.
+  virtual void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables, Tensor choice = {}) = 0;
+
+  // Decides, for each row of drafts.plan, which draft tokens of `batch` are accepted (num_accepted_drafts). The newest
+  // token is the draw behind them; its id goes to its slot of the token lane, if it has one. It gets at most
+  // room_for_drafts() draft tokens, and none where it is -1. token_ids: [n] i32 becomes -1. sampled_ids: [num_draws]
+  // i32.
+  virtual void accept_drafts(DraftRows& drafts, Tensor token_ids, Tensor sampled_ids, Tensor lane,
+                             const ForwardBatch& batch) = 0;
+
+  // Makes drafts.batch of the draft tokens `last`, which are the `depth`-th of their sequences, depth >= 1. Each is at
+  // the slot of the token before it; its own slot of the lane gets its id. Where a sequence is at its end, or `last` is
+  // negative, the row becomes padding: position 0 of the null block, a negative choice. last: [n] i32; token_ids: [n]
+  // i32 becomes -1.
+  virtual void extend_drafts(DraftRows& drafts, Tensor token_ids, Tensor last, Tensor lane, int64_t depth) = 0;
 
   // Log-probabilities under the unchanged logits. Column 0 is the given token; columns 1.. are the most likely ids,
   // best first, ties to the lowest id. logprobs: [num_rows, 1 + top] f32; ids: [num_rows, 1 + top] i32; ranks:

@@ -17,7 +17,7 @@ namespace {
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 
 std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
-std::atomic<int64_t> num_uploads{0}, num_host_allocations{0}, num_thread_kernels{0};
+std::atomic<int64_t> num_uploads{0}, num_host_allocations{0}, num_read_backs{0}, num_waits{0}, num_thread_kernels{0};
 std::atomic<bool> host_memory_is_reached{true};
 
 class ReplayedFunction final : public Recording {
@@ -43,7 +43,11 @@ class ReplayedFunction final : public Recording {
 void fail_emulated_kernels(int64_t num_kernels) { kernels_before_failure = num_kernels; }
 
 EmulatedCalls emulated_calls() {
-  return {.uploads = num_uploads, .host_allocations = num_host_allocations, .thread_kernels = num_thread_kernels};
+  return {.uploads = num_uploads,
+          .host_allocations = num_host_allocations,
+          .read_backs = num_read_backs,
+          .waits = num_waits,
+          .thread_kernels = num_thread_kernels};
 }
 
 void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
@@ -139,6 +143,7 @@ void EmulatedDevice::copy_from_host(void* device_data, const void* host_data, in
   copy(device_data, host_data, bytes);
 }
 void EmulatedDevice::copy_to_host(void* host_data, const void* device_data, int64_t bytes) {
+  ++num_read_backs;
   copy(host_data, device_data, bytes);
 }
 void EmulatedDevice::upload(void* device_data, const void* host_data, int64_t bytes) {
@@ -167,6 +172,7 @@ int64_t EmulatedDevice::submit(std::function<void()> work) {
 }
 
 void EmulatedDevice::wait(int64_t ticket) {
+  ++num_waits;
   if (const auto failure = failures_.extract(ticket)) std::rethrow_exception(failure.mapped());
 }
 

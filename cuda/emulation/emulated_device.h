@@ -18,7 +18,8 @@ void fail_emulated_kernels(int64_t num_kernels);
 // For tests: counts calls on all emulated devices of this process so far.
 struct EmulatedCalls {
   int64_t uploads, host_allocations;
-  int64_t thread_kernels;  // launches of kernels over simt.h
+  int64_t read_backs, waits;  // copies that the host waits for, and waits for a ticket
+  int64_t thread_kernels;     // launches of kernels over simt.h
 };
 EmulatedCalls emulated_calls();
 

@@ -77,8 +77,8 @@ T* take(char*& from, int64_t bytes) {
 
 }  // namespace
 
-void CudaOps::set_sampling_rows(std::span<const SamplingRow> rows) {
-  pack_sampling_rows(packed_rows_, rows);
+void CudaOps::set_sampling_rows(std::span<const SamplingRow> rows, std::span<const SamplingRow> choices) {
+  pack_sampling_rows(packed_rows_, rows, choices);
   const int64_t bytes = static_cast<int64_t>(packed_rows_.size());
   if (bytes > sampling_rows_.bytes()) {
     sampling_rows_ = {};  // work in flight may still read it: see CudaDevice::free
@@ -87,7 +87,7 @@ void CudaOps::set_sampling_rows(std::span<const SamplingRow> rows) {
   device_->upload(sampling_rows_.data(), packed_rows_.data(), bytes);
 }
 
-void CudaOps::sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables) {
+void CudaOps::sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables, Tensor choice) {
   const int64_t num_rows = token_ids.size(0), vocab = logits.size(1);
   const int64_t blocks = (vocab + Sampler::kMaxSlice - 1) / Sampler::kMaxSlice;
   const int64_t scratch_bytes = 2 * ((vocab * 4 + 15) / 16 * 16) + blocks * int64_t{sizeof(gpu::ScoredId)};
@@ -98,6 +98,7 @@ void CudaOps::sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_
                   .logits = logits.data<float>(),
                   .logits_stride = logits.stride(0),
                   .packed = static_cast<const unsigned char* const*>(sampling_rows_address_.data()),
+                  .choice = choice.data<const int32_t>(),
                   .lane = lane.data<int32_t>(),
                   .block_tables = block_tables.data<int32_t>(),
                   .block_table_stride = block_tables.stride(0),

@@ -62,6 +62,7 @@ struct Sampler {
   const float* logits;                 // [num_logits, vocab]
   int64_t logits_stride;               // [elements]
   const unsigned char* const* packed;  // [1]: PackedSamplingRows
+  const int32_t* choice = nullptr;     // [rows]: how each is drawn, negative: it is not; null: as it is set
   const int32_t* lane;                 // [num_slots]
   const int32_t* block_tables;         // [num_sequences, max_blocks]
   int64_t block_table_stride;          // [elements]
@@ -89,8 +90,16 @@ struct Sampler {
     part.of = block / blocks_per_row;
     part.index = first_row + part.of;
     part.packed = load_global(packed);
-    if (part.index >= load_global(&reinterpret_cast<const PackedSamplingRows*>(part.packed)->num_rows)) return false;
-    part.row = reinterpret_cast<const PackedSamplingRow*>(part.packed + sizeof(PackedSamplingRows)) + part.index;
+    const int32_t set = load_global(&reinterpret_cast<const PackedSamplingRows*>(part.packed)->num_rows);
+    int32_t which = part.index;
+    if (choice) {
+      const int32_t chosen = load_global(choice + part.index);
+      if (chosen < 0) return false;
+      which = set + chosen;
+    } else if (which >= set) {
+      return false;
+    }
+    part.row = reinterpret_cast<const PackedSamplingRow*>(part.packed + sizeof(PackedSamplingRows)) + which;
     part.state = states + part.of;
     part.begin = block % blocks_per_row * slice;
     part.count = vocab - part.begin < slice ? vocab - part.begin : slice;

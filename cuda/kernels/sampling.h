@@ -16,7 +16,7 @@ namespace longcat {
 
 // The range begins with this; the rows follow.
 struct alignas(16) PackedSamplingRows {
-  int32_t num_rows;
+  int32_t num_rows;  // behind them lie the choices
 };
 
 // The place of a list in the range.
@@ -38,11 +38,13 @@ struct PackedSamplingRow {
   PackedList mask;                     // uint32
 };
 
-// Replaces `packed` by the head, the rows and then their lists. Allocates only to grow.
-inline void pack_sampling_rows(std::vector<std::byte>& packed, std::span<const SamplingRow> rows) {
+// Replaces `packed` by the head, the rows, the choices and then their lists. Allocates only to grow.
+inline void pack_sampling_rows(std::vector<std::byte>& packed, std::span<const SamplingRow> rows,
+                               std::span<const SamplingRow> choices = {}) {
   const PackedSamplingRows head{static_cast<int32_t>(rows.size())};
+  const size_t num_packed = rows.size() + choices.size();
   packed.clear();
-  packed.resize(sizeof(head) + rows.size() * sizeof(PackedSamplingRow));
+  packed.resize(sizeof(head) + num_packed * sizeof(PackedSamplingRow));
   std::memcpy(packed.data(), &head, sizeof(head));
   const auto append = [&](const auto& values) {
     using T = std::remove_cvref_t<decltype(values[0])>;
@@ -52,8 +54,8 @@ inline void pack_sampling_rows(std::vector<std::byte>& packed, std::span<const S
     if (!values.empty()) std::memcpy(packed.data() + list.offset, values.data(), values.size() * sizeof(T));
     return list;
   };
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const SamplingRow& row = rows[i];
+  for (size_t i = 0; i < num_packed; ++i) {
+    const SamplingRow& row = i < rows.size() ? rows[i] : choices[i - rows.size()];
     PackedSamplingRow p{.presence_penalty = row.presence_penalty,
                         .frequency_penalty = row.frequency_penalty,
                         .seed = row.seed,

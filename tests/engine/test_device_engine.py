@@ -14,6 +14,7 @@ pytestmark = pytest.mark.device
 
 PROMPTS = [random_token_ids(i, length) for i, length in enumerate((1, 63, 64, 65, 100))]
 NEW_TOKENS = 8
+MTP = {"method": "mtp", "adaptive": False}
 FP8_SHAPES = {"hidden_size": 384, "q_lora_rank": 128, "kv_lora_rank": 128, "qk_rope_head_dim": 64, "num_layers": 1}
 
 
@@ -75,8 +76,7 @@ def test_completions_of_sparse_attention_do_not_depend_on_the_batch(tmp_path, de
     with make(str(tmp_path), device) as engine:
         assert completions(engine, prompts, 0.8) == alone
         assert completions(engine, prompts, 0.8) == alone
-    drafts = {"method": "mtp", "adaptive": False}
-    with make(str(tmp_path), device, max_num_batched_tokens=16, speculative=drafts) as engine:
+    with make(str(tmp_path), device, max_num_batched_tokens=16, speculative=MTP) as engine:
         assert completions(engine, prompts, 0.8) == alone
         assert engine.metrics()["num_draft_tokens"] > 0
 
@@ -106,28 +106,92 @@ def test_completions_do_not_depend_on_the_batch(checkpoint, device, temperature)
         assert completions(engine, PROMPTS, temperature) == alone  # in chunks
 
 
-def test_completions_survive_preemption(checkpoint, device):
+@pytest.mark.parametrize("drafting", [{}, {"speculative": MTP}], ids=["plain", "mtp"])
+def test_completions_survive_preemption(checkpoint, device, drafting):
     """Six completions to one prompt: the engine gets them at once, so they grow together, to two blocks each."""
     six = {"prompts": [random_token_ids(5, 30)], "temperature": 0.8, "max_tokens": 60, "n": 6}
     with make(checkpoint, device) as engine:
         undisturbed = completions(engine, **six)
-    with make(checkpoint, device, kv_cache_memory=100_000, enable_prefix_caching=False) as engine:
+    with make(checkpoint, device, kv_cache_memory=100_000, enable_prefix_caching=False, **drafting) as engine:
         assert engine.metrics()["num_kv_blocks"] < 12
         assert completions(engine, **six) == undisturbed
         assert engine.metrics()["num_swaps"] + engine.metrics()["num_recomputes"] > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize(
-    "speculative", [{"method": "ngram", "prompt_lookup_min": 1}, {"method": "mtp", "adaptive": False}]
-)
+@pytest.mark.parametrize("speculative", [{"method": "ngram", "prompt_lookup_min": 1}, MTP])
 def test_completions_with_draft_tokens(checkpoint, device, temperature, speculative):
     prompts = [[5, 6, 7] * 8, *PROMPTS]
     with make(checkpoint, device) as engine:
         expected = completions(engine, prompts, temperature)
     with make(checkpoint, device, speculative=speculative) as engine:
         assert completions(engine, prompts, temperature) == expected
+        assert completions(engine, prompts, temperature) == expected  # with prefix hits
         assert engine.metrics()["num_draft_tokens"] > 0
+
+
+def few_ids(engine, prompts, max_tokens, **sampling):
+    """Completions of few ids, so that draft tokens are often right."""
+    options = {"allowed_token_ids": [5, 6, 7], "seed": 3, "ignore_eos": True, "max_tokens": max_tokens, **sampling}
+    outs = engine.generate(prompt_token_ids=prompts, **options)
+    return [completion.token_ids for out in outs for completion in out.outputs]
+
+
+SAMPLINGS = [
+    {"temperature": 0},
+    {"temperature": 0.8},
+    {"temperature": 0.9, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "min_tokens": 9, "n": 2},
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "drawn", "penalised"])
+def test_accepted_draft_tokens_change_no_completion(checkpoint, device, sampling):
+    """Over the ends of blocks, in batches of one and of several; the draft tokens are those of the CPU."""
+    prompts = [random_token_ids(9, 50), random_token_ids(8, 61), [5, 6, 7]]
+    with make(checkpoint, device) as engine:
+        expected = few_ids(engine, prompts, 40, **sampling)
+    counts = {}
+    for name in (device, "cpu"):
+        with make(checkpoint, name, speculative=MTP) as engine:
+            found = few_ids(engine, prompts, 40, **sampling)
+            assert name == "cpu" or found == expected
+            if "n" not in sampling:
+                assert name == "cpu" or few_ids(engine, prompts[:1], 40, **sampling) == expected[:1]
+            metrics = engine.metrics()
+            counts[name] = (metrics["num_draft_tokens"], metrics["num_accepted_tokens"])
+    assert counts[device][1] > 0.2 * counts[device][0] > 0
+    assert counts[device][1] / counts[device][0] == pytest.approx(counts["cpu"][1] / counts["cpu"][0], abs=0.2)
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_step_with_draft_tokens_has_one_wait(checkpoint, prompts):
+    """The host learns the draws and the draft tokens together, and waits for nothing else."""
+    with make(checkpoint, EMULATED, enable_prefix_caching=False, speculative=MTP) as engine:
+
+        def measured(max_tokens):
+            """(uploads, read-backs, waits, steps) of all requests."""
+            before = engine.metrics()["num_steps"]
+            calls = calls_of(lambda: few_ids(engine, [PROMPTS[1]] * prompts, max_tokens, temperature=0.8))
+            return np.array([calls[0], calls[2], calls[3], engine.metrics()["num_steps"] - before])
+
+        short, long = measured(3), measured(40)
+        assert engine.metrics()["num_accepted_tokens"] > 0
+    for _, read_backs, waits, steps in (short, long):
+        assert read_backs == 0 and waits == steps
+    uploads, _, _, steps = long - short
+    assert steps > 5 and uploads == 2 * steps
+
+
+def test_draft_tokens_that_do_not_pay_are_switched_off(checkpoint):
+    """By measured times and acceptance, of recorded steps: the layer of random weights drafts no right token."""
+    with make(checkpoint, EMULATED, speculative={"method": "mtp"}) as engine:
+        engine.generate(prompt_token_ids=PROMPTS[:1], max_tokens=100, temperature=0, ignore_eos=True)
+        before = engine.metrics()
+        engine.generate(prompt_token_ids=PROMPTS[:1], max_tokens=100, temperature=0, ignore_eos=True)
+        after = engine.metrics()
+    assert after["num_steps"] - before["num_steps"] > 80
+    assert after["num_draft_tokens"] - before["num_draft_tokens"] < 20
+    assert after["draft_acceptance"] < 0.4 and after["draft_tokens_now"] <= 1
 
 
 def test_forward_is_near_the_cpus(checkpoint, device):
@@ -164,7 +228,7 @@ def test_a_device_that_fails_ends_the_engine(checkpoint):
 
 
 def calls_of(run):
-    """What `run()` asks of emulated devices: (uploads, allocations of host memory)."""
+    """What `run()` asks of emulated devices: (uploads, allocations of host memory, read-backs, waits)."""
     before = testing.emulated_calls()
     run()
     return tuple(after - earlier for after, earlier in zip(testing.emulated_calls(), before, strict=True))
@@ -253,6 +317,25 @@ def test_recorded_steps_draw(checkpoint):
     model = testing.DeviceModel(checkpoint, EMULATED)
     model.forward([([1], 0, [5])], num_generated=1, num_rows=1, recorded=True)
     assert engine.num_recorded_nodes() == 1 + model.num_nodes() + 3
+
+
+# Kernels of a further draft token: its row, the layer, 2 of the head, 3 of the sampler. docs/cuda.md has the smaller
+# number, of the kernels for few tokens.
+@pytest.mark.parametrize(
+    ("shapes", "of_the_layer"), [({}, 24), (TENSOR_CORE_SHAPES, 21)], ids=["plain", "tensor cores"]
+)
+def test_recorded_steps_make_draft_tokens(tmp_path, shapes, of_the_layer):
+    """One graph verifies, accepts and drafts: without and with draft tokens to verify, beside those of plain steps."""
+    make_checkpoint(tmp_path, seed=7, dtype="BF16", mtp=True, config_overrides=shapes)
+    nodes = {}
+    for most in (2, 3):
+        options = _core.EngineOptions()
+        options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 1, 1 << 22
+        options.speculation = ("mtp", most, 1, 1, False)
+        engine = testing.Engine(str(tmp_path), options)
+        assert engine.num_recordings() == 2 + 5
+        nodes[most] = engine.num_recorded_nodes()
+    assert nodes[3] - nodes[2] == 2 * (1 + of_the_layer + 2 + 3)
 
 
 @pytest.fixture(scope="module")

@@ -127,11 +127,15 @@ void Call::finish() {
 }
 
 // num_rows: only the first; of them, up to 10 ids are `bits`. rows_at_once: the next ones find what these have left.
-Outcome run(SimtEmulator& gpu, const Call& call, int32_t num_rows, int32_t slice, int32_t rows_at_once) {
-  std::vector<SamplingRow> rows;
+// choice: with it, all rows are choices, which lie behind those rows, and row i is drawn as choice[i].
+Outcome run(SimtEmulator& gpu, const Call& call, int32_t num_rows, int32_t slice, int32_t rows_at_once,
+            const std::vector<int32_t>& choice = {}) {
+  std::vector<SamplingRow> rows, choices;
   for (int32_t i = 0; i < num_rows; ++i) rows.push_back(call.rows[static_cast<size_t>(i)].packed());
+  if (!choice.empty())
+    for (const Row& row : call.rows) choices.push_back(row.packed());
   std::vector<std::byte> packed;
-  pack_sampling_rows(packed, rows);
+  pack_sampling_rows(packed, rows, choices);
   const auto* const packed_rows = reinterpret_cast<const unsigned char*>(gpu.input(packed));
 
   // The blocks of the sequences take turns in memory. Between them lie ids that no history has.
@@ -147,12 +151,19 @@ Outcome run(SimtEmulator& gpu, const Call& call, int32_t num_rows, int32_t slice
         lane[block * kBlockSize + i] = call.histories[s][b * kBlockSize + i];
     }
 
-  const int32_t blocks = (call.vocab + slice - 1) / slice, padded = num_rows + 1;  // one row is not real
+  std::vector<int32_t> expected(call.ids.begin(), call.ids.begin() + num_rows);
+  expected.push_back(kUnwritten);  // one row is not real
+  if (!choice.empty()) {
+    expected.clear();
+    for (const int32_t one : choice) expected.push_back(one < 0 ? kUnwritten : call.ids[static_cast<size_t>(one)]);
+  }
+  const int32_t blocks = (call.vocab + slice - 1) / slice, padded = static_cast<int32_t>(expected.size());
   const auto at_once = static_cast<size_t>(rows_at_once);
   Sampler sampler{.token_ids = gpu.buffer(std::vector<int32_t>(static_cast<size_t>(padded), kUnwritten)),
                   .logits = written(gpu, call.logits),
                   .logits_stride = call.vocab,
                   .packed = gpu.input(std::vector<const unsigned char*>{packed_rows}),
+                  .choice = choice.empty() ? nullptr : gpu.input(choice),
                   .lane = gpu.input(lane),
                   .block_tables = gpu.input(tables),
                   .block_table_stride = static_cast<int64_t>(width),
@@ -172,13 +183,11 @@ Outcome run(SimtEmulator& gpu, const Call& call, int32_t num_rows, int32_t slice
     gpu.launch(grid, gpu::SamplerDraws{sampler}, true);
   }
   const std::vector<int32_t> found = gpu.read(sampler.token_ids, padded);
-  std::vector<int32_t> expected(call.ids.begin(), call.ids.begin() + num_rows);
-  expected.push_back(kUnwritten);
   const bool same = found == expected;
   if (!same && std::getenv("LONGCAT_SHOW_IDS"))
     for (size_t i = 0; i < expected.size(); ++i)
       if (found[i] != expected[i]) std::printf("row %zu: id %d, expected %d\n", i, found[i], expected[i]);
-  return {same ? 0 : kInfinity, 0, hash_of_bytes(found.data(), int64_t{std::min(num_rows, 10)} * 4)};
+  return {same ? 0 : kInfinity, 0, hash_of_bytes(found.data(), int64_t{std::min(padded - 1, 10)} * 4)};
 }
 
 std::vector<float> rounded(std::vector<float> values, float by) {
@@ -422,6 +431,9 @@ int main(int argc, char** argv) {
                           of("options, 10 blocks a row, 7 rows at once", all, "options", 20, 7, 10),
                           of("edits, 1 block a row", edited, "edits", 150, 3, 16),
                           of("many candidates", many, "many", 4096, 4)};
+  cases.push_back({"rows that are chosen",
+                   [&](SimtEmulator& gpu) { return run(gpu, edited, 3, 100, 3, {7, -1, 0, 21, 21, 2, 4, -1, 30}); },
+                   "chosen", int64_t{1} << 40});
   // As much work as all others: only in the full proof.
   int seeds = 20;
   for (int i = 1; i + 1 < argc; ++i)

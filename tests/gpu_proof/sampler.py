@@ -7,8 +7,12 @@ SOURCES = ["cuda/kernels/sampler.h"]
 MUTATIONS = {
     # Rows and slices.
     "rows from the first": ("part.index = first_row + part.of;", "part.index = part.of;"),
-    "rows that are not set": ("->num_rows)) return false;", "->num_rows) + 1) return false;"),
-    "the last row is not drawn": ("->num_rows)) return false;", "->num_rows) - 1) return false;"),
+    "rows that are not set": ("} else if (which >= set) {", "} else if (which >= set + 1) {"),
+    "the last row is not drawn": ("} else if (which >= set) {", "} else if (which >= set - 1) {"),
+    "rows that are not chosen": ("if (chosen < 0) return false;", ""),
+    "choices among the rows": ("which = set + chosen;", "which = chosen;"),
+    "the first row's choice": ("load_global(choice + part.index)", "load_global(choice)"),
+    "rows in turn, though chosen": ("if (choice) {", "if (false) {"),
     "state of the first row": ("part.state = states + part.of;", "part.state = states;"),
     "slices of one block": ("part.begin = block % blocks_per_row * slice;", "part.begin = 0;"),
     "the last slice is whole": ("vocab - part.begin < slice ? vocab - part.begin : slice", "slice"),

@@ -82,9 +82,10 @@ void register_cuda_host(py::module_& testing) {
   testing.def("arena_bytes", &arena_bytes);
   testing.def("context_bucket", &context_bucket);
   testing.def("fail_emulated_kernels", &fail_emulated_kernels);
-  testing.def("emulated_calls", [] {  // Returns (uploads, host allocations) of all emulated devices so far.
+  // Returns (uploads, host allocations, read-backs, waits) of all emulated devices so far.
+  testing.def("emulated_calls", [] {
     const EmulatedCalls calls = emulated_calls();
-    return py::make_tuple(calls.uploads, calls.host_allocations);
+    return py::make_tuple(calls.uploads, calls.host_allocations, calls.read_backs, calls.waits);
   });
   testing.def(
       "fits_few_tokens",

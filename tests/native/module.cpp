@@ -13,6 +13,7 @@ PYBIND11_MODULE(_testing, module) {
   register_cuda_host(module);
   register_device_model(module);
   register_device_ops(module);
+  register_draft_ops(module);
   register_draft_policy(module);
   register_gpu_emulator(module);
   register_nccl(module);

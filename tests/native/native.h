@@ -11,6 +11,7 @@ void register_cpu_ops(pybind11::module_& testing);
 void register_cuda_host(pybind11::module_& testing);
 void register_device_model(pybind11::module_& testing);
 void register_device_ops(pybind11::module_& testing);
+void register_draft_ops(pybind11::module_& testing);
 void register_draft_policy(pybind11::module_& testing);
 void register_gpu_emulator(pybind11::module_& testing);
 void register_nccl(pybind11::module_& testing);

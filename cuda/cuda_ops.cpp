@@ -102,6 +102,21 @@ Weight CudaOps::prepare_packed(const Weight& logical, Buffer& storage) {
   return weight;
 }
 
+// The scales of a column of blocks lie together (prepare), so those of the first rows do not.
+Weight CudaOps::first_rows(const Weight& weight, int64_t rows, Buffer& storage) {
+  Weight first = Ops::first_rows(weight, rows, storage);
+  if (weight.format != WeightFormat::fp8_block) return first;
+  const int64_t cols = (weight.in_features + kFp8Block - 1) / kFp8Block;
+  const int64_t whole = (weight.out_features + kFp8Block - 1) / kFp8Block, kept = rows / kFp8Block;
+  std::vector<float> scales(static_cast<size_t>(whole * cols));
+  device_->copy_to_host(scales.data(), weight.scales, 4 * whole * cols);
+  for (int64_t c = 0; c < cols; ++c) std::copy_n(scales.begin() + c * whole, kept, scales.begin() + c * kept);
+  storage = Buffer(*device_, 4 * kept * cols);
+  device_->copy_from_host(storage.data(), scales.data(), storage.bytes());
+  first.scales = static_cast<const float*>(storage.data());
+  return first;
+}
+
 bool CudaOps::multiplies_packed(const Weight& weight) const {
   return device_->multiplies_packed() && activation_dtype_ == DType::bf16 &&
          gpu::has_units(weight.format, weight.in_features) && weight.out_features % 16 == 0;

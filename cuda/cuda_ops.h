@@ -63,6 +63,7 @@ class CudaOps final : public Ops {
   int64_t fp8_row_multiple() const override;
   std::span<const Placement> table_placements() const override;
   Weight quantize_fp8(const Weight& logical, Buffer& storage) override;
+  Weight first_rows(const Weight& weight, int64_t rows, Buffer& storage) override;
   Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
                        HostBuffer& host_storage) override;
 

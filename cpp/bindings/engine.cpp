@@ -107,16 +107,20 @@ void register_engine(py::module_& module) {
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
       .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
-      .def_property(  // (method, num_tokens, max_match, min_match of prompt lookup, adaptive of the MTP layer)
+      .def_property(  // (method, num_tokens, max_match, min_match of prompt lookup, adaptive and draft_vocab of the MTP
+                      // layer, the last of which may be left out)
           "speculation", nullptr,
-          [](EngineOptions& o, const std::tuple<std::string, int64_t, int64_t, int64_t, bool>& values) {
-            const auto& [method, num_tokens, max_match, min_match, adaptive] = values;
+          [](EngineOptions& o, const py::tuple& values) {
+            const auto [method, num_tokens, max_match, min_match, adaptive] =
+                py::tuple(values[py::slice(0, 5, 1)]).cast<std::tuple<std::string, int64_t, int64_t, int64_t, bool>>();
             o.speculation = {.method = speculation_method(method),
                              .num_tokens = num_tokens,
                              .lookup = {.max_match = max_match, .min_match = min_match},
-                             .adaptive = adaptive};
+                             .adaptive = adaptive,
+                             .draft_vocab = values.size() > 5 ? values[5].cast<int64_t>() : 0};
           })
       .def_property_readonly("drafts_by_mtp", [](const EngineOptions& o) { return o.speculation.by_mtp(); })
+      .def_property_readonly("draft_vocab", [](const EngineOptions& o) { return o.speculation.draft_vocab; })
       .def_readwrite("gpu_memory_utilization", &EngineOptions::gpu_memory_utilization)
       .def_readwrite("ranks_per_machine", &EngineOptions::ranks_per_machine)
       .def_readwrite("overlap", &EngineOptions::overlap);

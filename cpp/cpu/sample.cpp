@@ -50,12 +50,14 @@ bool completes(const std::vector<int32_t>& word, const SamplingRow& row, cpu::Hi
 
 void remove_forbidden(float* logits, int64_t vocab, const SamplingRow& row, cpu::History history) {
   for (const std::vector<int32_t>& word : row.bad_words)
-    if (!word.empty() && completes(word, row, history)) logits[word.back()] = kRemoved;
-  for (const int32_t id : row.banned_ids) logits[id] = kRemoved;
+    if (!word.empty() && word.back() < vocab && completes(word, row, history)) logits[word.back()] = kRemoved;
+  for (const int32_t id : row.banned_ids)
+    if (id < vocab) logits[id] = kRemoved;
   if (!row.allowed_ids.empty()) {
     thread_local std::vector<char> allowed;
     allowed.assign(static_cast<size_t>(vocab), 0);
-    for (const int32_t id : row.allowed_ids) allowed[id] = 1;
+    for (const int32_t id : row.allowed_ids)
+      if (id < vocab) allowed[id] = 1;
     for (int64_t id = 0; id < vocab; ++id)
       if (!allowed[id]) logits[id] = kRemoved;
   }
@@ -153,7 +155,8 @@ int32_t draw(const float* logits, int64_t vocab, const SamplingRow& row) {
 namespace cpu {
 
 int32_t process_logits(float* logits, int64_t vocab, const SamplingRow& row, History history) {
-  for (const auto& [token_id, bias] : row.logit_bias) logits[token_id] += bias;
+  for (const auto& [token_id, bias] : row.logit_bias)
+    if (token_id < vocab) logits[token_id] += bias;
   penalise_repeats(logits, vocab, row, history);
   remove_forbidden(logits, vocab, row, history);
   const int32_t most_likely = argmax(logits, vocab);

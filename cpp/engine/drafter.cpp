@@ -170,7 +170,7 @@ void Drafter::draft(const std::vector<int64_t>& rows_at, const ForwardBatch& bat
       hidden = model_.forward_mtp(drafts.batch, cache_, hidden, made == 1 ? drafts.rows : numbers);
     }
     const Range own = model_.own_logits(count);
-    const Tensor logits = logits_.tensor(DType::f32, {own.size(), model_.config().vocab_size});
+    const Tensor logits = logits_.tensor(DType::f32, {own.size(), model_.draft_vocab()});
     model_.draft_logits(logits, hidden, made == 0 ? drafts.rows : numbers);
     if (model_.shard().world() > 1)  // an all-reduce adds the ids of all ranks
       for (const Tensor& others : {ids.slice(0, 0, own.begin), ids.slice(0, own.end, count)})

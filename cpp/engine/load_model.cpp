@@ -62,7 +62,8 @@ uint64_t fingerprint_of(const EngineOptions& o) {
   for (const std::string& text : {o.dtype, o.kv_cache_dtype, o.index_cache_dtype}) print.add(text);
   for (const int64_t number :
        {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size,
-        o.expert_parallel_size, static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens})
+        o.expert_parallel_size, static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens,
+        o.speculation.draft_vocab})
     print.add(number);
   return print.value();
 }
@@ -112,7 +113,7 @@ ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& co
   const Placement tables = parse_table_placement(options, ops);
   try {
     return load_weights(checkpoint, config, shard, dtype, ops, tables, options.quantize_experts,
-                        options.speculation.by_mtp(), progress);
+                        options.speculation.by_mtp(), progress, options.speculation.draft_vocab);
   } catch (const OutOfMemory& error) {
     if (!config.ngram || tables == ops.table_placements().front()) throw;
     throw OutOfMemory(str_cat(error.what(), "; ngram_placement=\"", name_of(ops.table_placements().front()),
@@ -137,6 +138,11 @@ void check(const EngineOptions& options) {
     throw std::invalid_argument("max_model_len and kv_cache_memory must not be negative");
   require_positive("tensor_parallel_size", options.tensor_parallel_size);
   require_positive("expert_parallel_size", options.expert_parallel_size);
+  const int64_t draft_vocab = options.speculation.draft_vocab, world = options.world_size();
+  if (draft_vocab < 0) throw std::invalid_argument(str_cat("draft_vocab=", draft_vocab, "; expected 0 or more"));
+  if (draft_vocab > 0 && world > 1)
+    throw std::invalid_argument(str_cat("draft_vocab=", draft_vocab, " with ", world,
+                                        " ranks, which share the rows of the head; expected one rank: leave it out"));
 }
 
 NumberFormats number_formats(const EngineOptions& options, const ModelConfig& config) {

@@ -11,7 +11,9 @@ struct Speculation {
   enum class Method : uint8_t { none, prompt_lookup, mtp } method = Method::none;
   int64_t num_tokens = 0;  // most draft tokens of a sequence in a step; 0: no speculative decoding
   PromptLookup lookup = {};
-  bool adaptive = true;  // of the MTP layer: make fewer draft tokens, or none, where they do not pay (DraftPolicy)
+  // Of the MTP layer:
+  bool adaptive = true;     // make fewer draft tokens, or none, where they do not pay (DraftPolicy)
+  int64_t draft_vocab = 0;  // draft tokens are among the first ids: this many, in whole blocks of 128; 0: all ids
 
   bool by_mtp() const { return method == Method::mtp; }
   int64_t most_in_a_step() const {

@@ -51,7 +51,8 @@ class Model {
   // not `hidden`.
   void logits(Tensor out, Tensor hidden, Tensor rows) { logits(out, hidden, rows, weights_.lm_head); }
 
-  // The same with the head for draft tokens (Ops::draft_head).
+  // The same with the head for draft tokens (MtpWeights::head), of draft_vocab() ids.
+  int64_t draft_vocab() const { return shard().world() > 1 ? config_.vocab_size : weights_.mtp->head.out_features; }
   void draft_logits(Tensor out, Tensor hidden, Tensor rows) { logits(out, hidden, rows, weights_.mtp->head); }
 
   // Rows of the N-gram tables that the last step read: [num_tokens, num_tables] i32, empty without tables.

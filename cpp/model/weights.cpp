@@ -75,11 +75,19 @@ class WeightBuilder {
     return prepared_slice(view(name, stored), rows, cols, name);
   }
 
-  Weight draft_head(const Weight& head) {
-    Buffer storage;
-    const Weight weight = ops_.draft_head(head, storage);
-    if (storage.data()) weights_.storage.push_back(std::move(storage));
-    return weight;
+  // num_rows: the most frequent rows, which are the first; 0: all rows.
+  Weight draft_head(const Weight& head, int64_t num_rows) {
+    const auto kept = [&](auto make) {
+      Buffer storage;
+      const Weight weight = make(storage);
+      if (storage.data()) weights_.storage.push_back(std::move(storage));
+      return weight;
+    };
+    const int64_t whole_blocks = (num_rows + kFp8Block - 1) / kFp8Block * kFp8Block;
+    Weight rows = head;
+    if (num_rows > 0 && whole_blocks < head.out_features)
+      rows = kept([&](Buffer& storage) { return ops_.first_rows(head, whole_blocks, storage); });
+    return kept([&](Buffer& storage) { return ops_.draft_head(rows, storage); });
   }
 
   // Like matrix(). An fp8 matrix gets additional rows of zeros where linear() is faster with them.
@@ -462,7 +470,7 @@ int64_t ModelWeights::table_bytes() const {
 
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
                           Ops& ops, Placement table_placement, bool quantize_experts, bool with_mtp,
-                          const LoadProgress& progress) {
+                          const LoadProgress& progress, int64_t draft_vocab) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config, with_mtp);
@@ -475,7 +483,7 @@ ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& confi
       config.tie_word_embeddings ? weights.word_embedding : builder.rows_of("lm_head.weight", shard.vocab);
   if (with_mtp) {
     weights.mtp = load_mtp(builder, config, shard, weights.word_embedding);
-    weights.mtp->head = builder.draft_head(weights.lm_head);
+    weights.mtp->head = builder.draft_head(weights.lm_head, draft_vocab);
   }
   builder.finish();
   return weights;

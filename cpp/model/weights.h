@@ -77,7 +77,7 @@ struct MtpWeights {
   AttentionWeights attention;
   FfnWeights ffn;
   Tensor final_norm;
-  Weight head;  // Ops::draft_head of lm_head
+  Weight head;  // Ops::draft_head of lm_head, or of its first rows
 };
 
 struct ModelWeights {
@@ -109,8 +109,9 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 //   device instead. Tables that stay in the file are copied when they are not aligned there.
 // - quantize_experts: experts stored as f32, bf16 or f16 become fp8, one at a time.
 // - with_mtp: the MTP layer is loaded, too, and must be there.
+// - draft_vocab: rows of the head for draft tokens, in whole blocks of 128; 0: all.
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
                           Ops& ops, Placement table_placement, bool quantize_experts = false, bool with_mtp = false,
-                          const LoadProgress& progress = {});
+                          const LoadProgress& progress = {}, int64_t draft_vocab = 0);
 
 }  // namespace longcat

@@ -9,6 +9,13 @@ std::span<const Placement> Ops::table_placements() const {
 
 Weight Ops::draft_head(const Weight& head, Buffer&) { return head; }
 
+Weight Ops::first_rows(const Weight& weight, int64_t rows, Buffer&) {
+  LC_CHECK(rows % kFp8Block == 0 && rows <= weight.out_features && weight.format != WeightFormat::bf16_planes);
+  Weight first = weight;
+  first.out_features = rows;
+  return first;
+}
+
 Weight Ops::prepare_table(const Weight& logical, Placement, const ReadPlane&, Buffer& storage, HostBuffer&) {
   return prepare(logical, storage);
 }

@@ -177,6 +177,10 @@ class Ops {
   // `head` is a result of prepare(). New planes go to `storage`. The default is `head`.
   virtual Weight draft_head(const Weight& head, Buffer& storage);
 
+  // The first `rows` rows of `weight`, a result of prepare(): a multiple of 128. A view, but for planes that do not lie
+  // so; those go to `storage`.
+  virtual Weight first_rows(const Weight& weight, int64_t rows, Buffer& storage);
+
   // Like prepare(), for an N-gram table, which is only read by single rows. The result is at `placement`, one of
   // table_placements(). `read(to, begin, bytes)` copies bytes of the table's data plane without mapping them. The
   // default is prepare().
@@ -352,7 +356,7 @@ class Ops {
   // A recording of this call draws as is set when it is launched.
   // token_ids: [at least as many as rows] i32, unchanged behind the rows. It is -1 for a row whose logits hold a NaN or
   // +infinity, or whose ids are all removed. logits: [num_logits, vocab] f32, unchanged; lane as in ngram_lookup;
-  // block_tables: of the batch.
+  // block_tables: of the batch. What the rows say of ids from `vocab` on counts for nothing.
   // choice: [as many as token_ids] i32 or empty. Row i is then drawn as choices[choice[i]]; it is unchanged where that
   // is negative. So the device decides how a row is drawn.
   virtual void sample(Tensor token_ids, Tensor logits, Tensor lane, Tensor block_tables, Tensor choice = {}) = 0;

@@ -131,7 +131,9 @@ class EngineOptions:
     tensor_parallel_size: int
     expert_parallel_size: int
     gpu_memory_utilization: float
-    speculation: tuple[str, int, int, int]  # only to be set
+    speculation: tuple[str, int, int, int, bool] | tuple[str, int, int, int, bool, int]  # only to be set
+    @property
+    def draft_vocab(self) -> int: ...
     @property
     def drafts_by_mtp(self) -> bool: ...
     ranks_per_machine: int

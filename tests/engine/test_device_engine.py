@@ -182,6 +182,22 @@ def test_a_step_with_draft_tokens_has_one_wait(checkpoint, prompts):
     assert steps > 5 and uploads == 2 * steps
 
 
+def test_draft_tokens_of_the_first_ids(tmp_path, device):
+    """With a cut head: id 200 is never drafted, and completions are the same."""
+    make_checkpoint(tmp_path, seed=7, dtype="BF16", mtp=True, config_overrides={"vocab_size": 300})
+    sampling = {"temperature": 0.8, "allowed_token_ids": [5, 6, 200], "logit_bias": {5: 1.0, 201: 3.0}}
+    accepted = {}
+    with make(str(tmp_path), device) as engine:
+        expected = few_ids(engine, PROMPTS[1:3], 40, **sampling)
+    for name, cut in (("whole", {}), ("cut", {"draft_vocab": 100})):
+        with make(str(tmp_path), device, speculative={**MTP, **cut}) as engine:
+            assert few_ids(engine, PROMPTS[1:3], 40, **sampling) == expected
+            metrics = engine.metrics()
+            accepted[name] = metrics["num_accepted_tokens"]
+    assert any(200 in completion for completion in expected)
+    assert 0 < accepted["cut"] < accepted["whole"]
+
+
 def test_draft_tokens_that_do_not_pay_are_switched_off(checkpoint):
     """By measured times and acceptance, of recorded steps: the layer of random weights drafts no right token."""
     with make(checkpoint, EMULATED, speculative={"method": "mtp"}) as engine:

@@ -14,13 +14,14 @@ from support.engines import Steps, completions, make_engine, sampling
 STORIES = (Path(__file__).parents[1] / "data" / "stories.txt").read_text(encoding="utf-8")
 PROMPTS = [story[:100] for story in STORIES.split("\n\n") if len(story) > 200][:8]
 BLOCK = 64
+FIXED = {"method": "mtp", "num_speculative_tokens": 3, "adaptive": False}
+CUT = {**FIXED, "draft_vocab": 900}
 ADAPTIVE = {"method": "mtp", "num_speculative_tokens": 3}
 
 
 @pytest.fixture(scope="module")
 def engines(tiny):
-    speculative = {"method": "mtp", "num_speculative_tokens": 3, "adaptive": False}
-    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=speculative) as drafting:
+    with Engine(tiny, num_threads=1) as plain, Engine(tiny, num_threads=1, speculative=FIXED) as drafting:
         yield plain, drafting
 
 
@@ -143,6 +144,47 @@ def test_draft_tokens_are_those_of_the_layer(tiny, tmp_path, allowed):
         assert steps.engine.drafts(request_id) == expected, len(ids)
         deep += len(expected) > 1
     assert len(found) == num_tokens and deep > 5
+
+
+@pytest.mark.parametrize("quant", [None, "int8", "int4"])
+def test_draft_tokens_of_the_first_ids(tiny, tmp_path, quant):
+    """With a cut head, completions are the same and draft tokens have the first ids. Rows come in blocks of 128."""
+    folder = tiny
+    if quant:
+        folder = str(tmp_path / quant)
+        convert_checkpoint(tiny, folder, PRESETS[quant])
+    with Engine(folder, num_threads=1) as plain, Engine(folder, num_threads=1, speculative=CUT) as cut:
+        for options in SAMPLINGS[:4]:
+            found = cut.generate(PROMPTS[:2], **{"max_tokens": 60, **options})
+            assert completions(found) == completions(plain.generate(PROMPTS[:2], **{"max_tokens": 60, **options}))
+        metrics = cut.metrics()
+        assert 0 < metrics["num_accepted_tokens"] < metrics["num_draft_tokens"]
+    drafted = {}
+    for draft_vocab in (0, 1900):
+        core = {"num_threads": 1, "speculation": ("mtp", 3, 1, 1, False, draft_vocab)}
+        steps = Steps(make_engine(folder, **core))
+        params = sampling(20)
+        params.set_logit_bias({5: -1.0, 1919: 20.0, 1920: 30.0})
+        [request_id] = steps.add(random_token_ids(1, 30), params)
+        drafted[draft_vocab] = set()
+        while True:
+            steps.step()
+            if steps.outcomes[request_id].finish_reason:
+                break
+            drafted[draft_vocab].update(steps.engine.drafts(request_id))
+        assert steps.outcomes[request_id].token_ids == [1920] * 20
+    assert drafted == {0: {1920}, 1900: {1919}}
+
+
+@pytest.mark.parametrize("draft_vocab", [0, -3, 1.5])
+def test_cuts_that_are_refused(tiny, draft_vocab):
+    with pytest.raises((TypeError, ValueError), match="draft_vocab="):
+        Engine(tiny, speculative={"method": "mtp", "draft_vocab": draft_vocab})
+
+
+def test_a_cut_wants_one_rank(tiny):
+    with pytest.raises(ValueError, match="draft_vocab=128 with 2 ranks.*expected one rank"):
+        make_engine(tiny, speculation=("mtp", 3, 1, 1, False, 128), tensor_parallel_size=2)
 
 
 def test_quantised_checkpoints_keep_their_layer(tiny, tmp_path):

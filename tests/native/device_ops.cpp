@@ -151,6 +151,18 @@ class DeviceOps {
     return s.floats(out);
   }
 
+  // linear() with the first rows of a matrix, alone: of float32, bf16 or e4m3 with scales, or packed in `format`.
+  Array<float> linear_first_rows(const Array<float>& x, const py::array& weight, const py::object& scales,
+                                 const std::string& format, int64_t out_features, int64_t rows) {
+    Scratch s(*ops_);
+    const Weight whole = format.empty() ? s.weight(weight, scales) : s.packed(weight, format, out_features, x.shape(1));
+    Buffer storage;
+    const Weight first = ops_->first_rows(whole, rows, storage);
+    const Tensor out = s.empty(DType::f32, {x.shape(0), rows});
+    ops_->linear(out, s.activations(x), first);
+    return s.floats(out);
+  }
+
   // A matrix in a packed format, as the loader prepares it: linear(), and its rows by embed().
   Array<float> linear_packed(const Array<float>& x, const Array<uint8_t>& packed, const std::string& format,
                              int64_t out_features, bool f32_out) {
@@ -573,6 +585,8 @@ void register_device_ops(py::module_& testing) {
       .def("activation_dtype", &DeviceOps::activation_dtype)
       .def("linear", &DeviceOps::linear, py::arg("x"), py::arg("weight"), py::arg("scales") = py::none(),
            py::arg("f32_out") = false)
+      .def("linear_first_rows", &DeviceOps::linear_first_rows, py::arg("x"), py::arg("weight"), py::arg("scales"),
+           py::arg("format"), py::arg("out_features"), py::arg("rows"))
       .def("linear_packed", &DeviceOps::linear_packed, py::arg("x"), py::arg("packed"), py::arg("format"),
            py::arg("out_features"), py::arg("f32_out") = false)
       .def("packed_rows", &DeviceOps::packed_rows)

@@ -134,6 +134,9 @@ def test_the_draft_head_is_planned(drafting, tmp_path):
     with Engine(folder, kv_cache_memory="1MiB", **MTP) as engine:
         assert made.rank_weights == [engine._core.info()["weight_bytes"]]
     assert "draft head" not in {part.name for part in plain.parts}
+    cut = plan(folder, bandwidth=1e9, kv_cache_memory="1MiB", speculative={"method": "mtp", "draft_vocab": 100})
+    [head] = [part for part in cut.parts if part.name == "draft head"]
+    assert head.held == math.prod(_core.packed_shape("int4_x8", 128, config["hidden_size"]))
 
 
 def test_what_an_engine_refuses_is_not_planned(drafting):

@@ -193,6 +193,8 @@ class EngineConfig:
         "num_speculative_tokens (3) is the most draft tokens at a time. mtp drafts by the checkpoint's MTP "
         "layer (model.mtp.*, in model-auxiliary.safetensors). It drafts fewer tokens, or none, while they do not "
         'pay. "adaptive": false drafts the most in every step. '
+        "draft_vocab drafts among that many first ids only, the frequent ones of a byte-pair vocabulary, with as many "
+        "rows of the output layer. "
         "ngram drafts what followed the last prompt_lookup_min "
         "(2) to prompt_lookup_max (4) tokens where they occurred before: it needs no weights.",
         default="none",

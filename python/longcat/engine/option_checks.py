@@ -11,7 +11,7 @@ from longcat.support.values import parse_bytes, positive
 # The further options of each method of speculative decoding, with their defaults.
 _SPECULATIVE_DEFAULTS = {
     "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
-    "mtp": {"num_speculative_tokens": 3, "adaptive": True},
+    "mtp": {"num_speculative_tokens": 3, "adaptive": True, "draft_vocab": None},
 }
 _MOST_SPECULATIVE = 64
 
@@ -61,12 +61,12 @@ def anything(name: str, value: object) -> None:
     """Checks nothing: the code that reads the option does."""
 
 
-def speculation(name: str, value: object) -> tuple[str, int, int, int, bool]:
+def speculation(name: str, value: object) -> tuple[str, int, int, int, bool, int]:
     """Checks the options of speculative decoding.
 
     Returns:
         (method, most draft tokens, most and fewest tokens that must agree, whether fewer are drafted where they do not
-        pay).
+        pay, draft_vocab). No draft_vocab is 0.
     Raises:
         ValueError, TypeError: it is malformed.
     """
@@ -81,16 +81,17 @@ def speculation(name: str, value: object) -> tuple[str, int, int, int, bool]:
             raise unknown_name(name, part, ["method", *defaults])
     given = {part: count for part, count in value.items() if part != "method" and count is not None}
     parts = defaults | given
-    adaptive = switch("adaptive", parts.pop("adaptive", False))
+    adaptive, ids = switch("adaptive", parts.pop("adaptive", False)), parts.pop("draft_vocab", None)
+    draft_vocab = 0 if ids is None else positive("draft_vocab", ids)
     counts = {part: positive(part, count) for part, count in parts.items()}
     for part, count in counts.items():
         if count > _MOST_SPECULATIVE:
             raise ValueError(f"{part}={count}; expected at most {_MOST_SPECULATIVE}")
     if method == "mtp":
-        return method, counts["num_speculative_tokens"], 1, 1, adaptive
+        return method, counts["num_speculative_tokens"], 1, 1, adaptive, draft_vocab
     if counts["prompt_lookup_min"] > counts["prompt_lookup_max"]:
         raise ValueError(
             f"prompt_lookup_min={counts['prompt_lookup_min']} is more than "
             f"prompt_lookup_max={counts['prompt_lookup_max']}"
         )
-    return method, counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"], adaptive
+    return method, counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"], False, 0

@@ -64,6 +64,7 @@ _PARTS = [
     ("MTP layer", r"model\.mtp\."),
     ("draft head", r"$."),  # of no tensor: the engine makes it of a packed head
 ]
+_DRAFT_ROWS = 128  # a cut draft head has whole blocks of rows
 LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
 # Tensors that the engine copies, in the form that its kernels read.
 _COPIED = re.compile(r"norm|kv_b_proj|post_projs|oe_embed_proj|\.router\.|weights_proj")
@@ -334,7 +335,7 @@ def plan(
     ]
     dtype, num_blocks = _FORMATS[memory["dtype"]], memory["num_blocks"]
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * memory["block_tokens"]
-    parts = [_parts(expected, stored, dtype, num_tokens, config, shard) for shard in shards]
+    parts = [_parts(expected, stored, dtype, num_tokens, config, shard, core.draft_vocab) for shard in shards]
     rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
     rank_tables = [sum(part.held for part in of_rank if part.name == "N-gram tables") for of_rank in parts]
     largest = rank_weights.index(max(rank_weights))
@@ -451,8 +452,13 @@ def _parts(
     num_tokens: int,
     config: dict[str, object],
     shard: dict[str, object],
+    draft_vocab: int = 0,
 ) -> list[Part]:
-    """The components. touched, copied, read and held are those of the rank of `shard`."""
+    """The components. touched, copied, read and held are those of the rank of `shard`.
+
+    Args:
+        draft_vocab: number of ids that are drafted; 0: all.
+    """
     parts = {name: Part(name) for name, _ in _PARTS}
     with_mtp = any(name.startswith("model.mtp.") for name in expected)
     for name, shape in expected.items():
@@ -482,7 +488,10 @@ def _parts(
             part.name == "head" and copied > 0 and dtype == "bf16"
         )
         if with_mtp and is_head and is_packed:
-            parts["draft head"].copied = parts["draft head"].held = math.prod(_core.packed_shape("int4_x8", rows, cols))
+            drafted = min(rows, -(-draft_vocab // _DRAFT_ROWS) * _DRAFT_ROWS or rows)
+            parts["draft head"].copied = parts["draft head"].held = math.prod(
+                _core.packed_shape("int4_x8", drafted, cols)
+            )
         if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split per head
             part.held += copied or here
     return [part for part in parts.values() if part.stored or part.copied]

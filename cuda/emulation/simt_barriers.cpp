@@ -1,8 +1,10 @@
 // Where threads wait for each other: barriers, collectives of a warp, and flags between blocks.
 #include <algorithm>
 #include <array>
+#include <atomic>
 
 #include "cuda/emulation/simt_emulator.h"
+#include "cuda/kernels/simt_peers.h"
 
 namespace longcat::emulation {
 
@@ -144,22 +146,28 @@ void SimtEmulator::mma_bf16(float* d, const uint32_t* a, const uint32_t* b, Plac
 // --- between blocks --------------------------------------------------------------------------------------------------
 
 void SimtEmulator::order(const void* flag, simt::Order order, Place) {
-  Thread& me = own();
+  wake_waiting(flag);
+  if (options_.checks) release_and_acquire(flag, own_grid().rank, order);
+}
+
+void SimtEmulator::wake_waiting(const void* flag) {
   for (size_t i = 0; i < threads_.size(); ++i) {
     const Thread& other = threads_[i];
-    if (other.wait == Wait::flag && other.flag == flag) wake(static_cast<int>(i));
+    if ((other.wait == Wait::flag || other.wait == Wait::peer) && other.flag == flag) wake(static_cast<int>(i));
   }
-  if (!options_.checks) return;
-  const size_t first = static_cast<size_t>(block) * static_cast<size_t>(num_entries());
-  const size_t all = static_cast<size_t>(num_blocks) * static_cast<size_t>(num_entries());
-  std::shared_ptr<const Epochs>& at = flags_[flag];
-  if (order != simt::Order::release && at) {
-    me.known.grid = join(me.known.grid, at);
-    auto own_part =
-        std::make_shared<Epochs>(at->begin() + static_cast<std::ptrdiff_t>(first),
-                                 at->begin() + static_cast<std::ptrdiff_t>(first + static_cast<size_t>(num_entries())));
-    me.known.block = join(me.known.block, own_part);
-    me.known.prior |= flags_prior_[flag];
+}
+
+// rank: the GPU whose threads the flag orders; -1: all.
+void SimtEmulator::release_and_acquire(const void* flag, int rank, simt::Order order) {
+  Thread& me = own();
+  const size_t first = static_cast<size_t>(own_block().index) * static_cast<size_t>(num_entries());
+  const size_t all = static_cast<size_t>(total_blocks_) * static_cast<size_t>(num_entries());
+  Flag& at = flags_[{flag, rank}];
+  if (order != simt::Order::release && at.known) {
+    me.known.grid = join(me.known.grid, at.known);
+    const auto own_part = at.known->begin() + static_cast<std::ptrdiff_t>(first);
+    me.known.block = join(me.known.block, std::make_shared<Epochs>(own_part, own_part + num_entries()));
+    me.known.prior |= at.prior;
   }
   if (order == simt::Order::acquire) return;
   auto released = std::make_shared<Epochs>(all);
@@ -167,20 +175,23 @@ void SimtEmulator::order(const void* flag, simt::Order order, Place) {
   for (size_t i = 0; me.known.block && i < me.known.block->size(); ++i)
     (*released)[first + i] = std::max((*released)[first + i], (*me.known.block)[i]);
   (*released)[first + static_cast<size_t>(thread)] = me.epoch++;
-  at = join(at, released);
-  flags_prior_[flag] |= me.known.prior;
+  at.known = join(at.known, released);
+  at.prior |= me.known.prior;
+}
+
+// What lies in a flag now. Other emulators may write to it.
+uint32_t SimtEmulator::word_at(const uint32_t* flag, Place place) {
+  unsigned char* word = reinterpret_cast<unsigned char*>(const_cast<uint32_t*>(flag));
+  if (options_.checks) {
+    const Buffer* const buffer = buffer_at(flag, 4, 4, false, place);
+    if (!buffer) stop();
+    word = buffer->values + (reinterpret_cast<uintptr_t>(flag) - buffer->begin);
+  }
+  return std::atomic_ref(*reinterpret_cast<uint32_t*>(word)).load(std::memory_order_acquire);
 }
 
 void SimtEmulator::wait_at_least(const uint32_t* flag, uint32_t value, Place place) {
-  const auto found = [&] {
-    if (!options_.checks) return *flag;
-    const Buffer* const buffer = buffer_at(flag, 4, 4, false, place);
-    if (!buffer) stop();
-    uint32_t word;
-    std::memcpy(&word, buffer->values + (reinterpret_cast<uintptr_t>(flag) - buffer->begin), 4);
-    return word;
-  };
-  while (found() < value) {
+  while (word_at(flag, place) < value) {
     own().flag = flag;
     own().value = value;
     pause(Wait::flag, place);
@@ -188,8 +199,28 @@ void SimtEmulator::wait_at_least(const uint32_t* flag, uint32_t value, Place pla
   order(flag, simt::Order::acquire, place);
 }
 
+// --- between GPUs ----------------------------------------------------------------------------------------------------
+
+void SimtEmulator::signal_peer(uint32_t* flag, uint32_t value, Place place) {
+  uint32_t* const word = static_cast<uint32_t*>(global(flag, 4, 4, Access::atomic, place));
+  std::atomic_ref(*word).store(value, std::memory_order_release);
+  wake_waiting(flag);
+  if (options_.checks) release_and_acquire(flag, -1, simt::Order::release);
+}
+
+void SimtEmulator::wait_for_peer(const uint32_t* flag, uint32_t value, const uint32_t* stop_word, Place place) {
+  while (!simt::has_reached(word_at(flag, place), value) && word_at(stop_word, place) == 0) {
+    own().flag = flag;
+    own().value = value;
+    pause(Wait::peer, place);
+  }
+  if (options_.checks) release_and_acquire(flag, -1, simt::Order::acquire);
+}
+
 void SimtEmulator::wait_for_prior_grid(Place) {
-  own().known.prior = true;
+  Thread& me = own();
+  me.known.prior = true;
+  me.known.grid = join(me.known.grid, own_grid().knows);
   own_block().waited = true;
 }
 

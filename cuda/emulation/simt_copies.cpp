@@ -40,7 +40,7 @@ void SimtEmulator::cp_async(uint32_t to, const void* from, bool valid, Place pla
   std::memset(at, 0xff, 16);
   for (int64_t i = (to - kSharedBase) / kCell; i < (to - kSharedBase + 16) / kCell; ++i)
     own_block().cells[static_cast<size_t>(i)].pending = true;
-  conflicts_.add(block * (num_threads / 32) + thread / 32, thread % 32, to, 16, place);
+  conflicts_.add(own_block().index * (num_threads / 32) + thread / 32, thread % 32, to, 16, place);
   own().open.push_back({to, 16, bytes, place});
 }
 

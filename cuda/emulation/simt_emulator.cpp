@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 namespace longcat::emulation {
 
@@ -10,17 +11,58 @@ using simt::Place;
 
 void SimtEmulator::thread_main(void* self) {
   SimtEmulator& emulator = *static_cast<SimtEmulator*>(self);
-  emulator.entry_(emulator.kernel_, kSharedBase);
+  emulator.entry_(emulator.own_grid().kernel, kSharedBase);
   emulator.end_thread();
 }
 
-void SimtEmulator::begin_block(int slot, int64_t index) {
+void SimtEmulator::plan_grids(const std::vector<std::vector<Launch>>& ranks) {
+  grids_.clear();
+  num_ranks_ = static_cast<int>(ranks.size());
+  total_blocks_ = 0;
+  for (int rank = 0; rank < num_ranks_; ++rank)
+    for (const Launch& launch : ranks[static_cast<size_t>(rank)]) {
+      std::vector<int64_t> order(static_cast<size_t>(launch.blocks));
+      std::iota(order.begin(), order.end(), 0);
+      if (options_.backwards) std::reverse(order.begin(), order.end());
+      if (options_.checks) std::shuffle(order.begin(), order.end(), random_);
+      grids_.push_back({.rank = rank,
+                        .first = total_blocks_,
+                        .blocks = launch.blocks,
+                        .kernel = launch.kernel,
+                        .order = std::move(order),
+                        .is_slow = options_.checks && num_ranks_ > 1 && random_() % 4 == 0,
+                        .knows = nullptr});
+      total_blocks_ += launch.blocks;
+    }
+}
+
+// Fills free slots with blocks of the grids that run: of each rank the first one that has not ended.
+void SimtEmulator::begin_blocks() {
+  may_begin_ = false;
+  std::vector<size_t> open;  // grids with blocks that have not begun
+  for (size_t i = 0, rank = 0; i < grids_.size(); ++i) {
+    const GridState& grid = grids_[i];
+    if (static_cast<size_t>(grid.rank) < rank || grid.ended == grid.order.size()) continue;
+    rank = static_cast<size_t>(grid.rank) + 1;
+    if (grid.begun < grid.order.size()) open.push_back(i);
+  }
+  for (int slot = 0; slot < static_cast<int>(blocks_.size()) && !open.empty(); ++slot) {
+    if (blocks_[static_cast<size_t>(slot)].index >= 0) continue;
+    const size_t at = options_.checks && open.size() > 1 ? random_() % open.size() : 0, grid = open[at];
+    begin_block(slot, grid);
+    if (grids_[grid].begun == grids_[grid].order.size()) open.erase(open.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+}
+
+void SimtEmulator::begin_block(int slot, size_t grid_idx) {
   Block& block = blocks_[static_cast<size_t>(slot)];
+  GridState& grid = grids_[grid_idx];
   const int64_t generation = block.generation + 1;
   std::vector<unsigned char> shared = std::move(block.shared);
   std::vector<Cell> cells = std::move(block.cells);
   block = Block();
-  block.index = index;
+  block.index = grid.first + grid.order[grid.begun++];
+  block.grid = grid_idx;
   block.generation = generation;
   block.live = num_threads;
   shared.assign(static_cast<size_t>(shared_bytes_), 0xff);  // NaN, because shared memory starts undefined
@@ -32,6 +74,7 @@ void SimtEmulator::begin_block(int slot, int64_t index) {
     Thread& thread = threads_[static_cast<size_t>(at)];
     thread = Thread();
     thread.known.prior = !overlaps_prior_;
+    if (!overlaps_prior_) thread.known.grid = grid.knows;
     fibers_.start(at, thread_main, this);
   }
   for (int w = 0; w < num_threads / 32; ++w) {
@@ -39,7 +82,7 @@ void SimtEmulator::begin_block(int slot, int64_t index) {
     warp = Warp();
     warp.ready = ~0u;
     // Some warps run only when no other can, so that they fall far behind.
-    warp.priority = options_.checks && random_() % 4 == 0 ? 0 : 1;
+    warp.priority = options_.checks && (random_() % 4 == 0 || grid.is_slow) ? 0 : 1;
   }
 }
 
@@ -56,15 +99,43 @@ void SimtEmulator::end_thread() {
     // The grid behind this one waits for this one alone.
     if (options_.checks && overlaps_prior_ && !block.waited)
       findings_.add(Finding::unwaited, {}, {},
-                    "block " + std::to_string(block.index) + " ends without wait_for_prior_grid()");
+                    "block " + std::to_string(this->block) + " ends without wait_for_prior_grid()");
     for (const Delivery& delivery : deliveries_)
       if (delivery.slot == current_ / num_threads)
         findings_.add(Finding::unfinished, delivery.copies.empty() ? Place{} : delivery.copies[0].place, {},
                       "starts a copy that is under way when the block ends");
     std::erase_if(deliveries_, [&](const Delivery& d) { return d.slot == current_ / num_threads; });
-    block.index = -1;
+    end_block(block);
   }
   pause(Wait::done, {});
+}
+
+// The last thread of a block has ended.
+void SimtEmulator::end_block(Block& ended) {
+  GridState& grid = grids_[ended.grid];
+  if (options_.checks && grids_.size() > 1) {
+    const size_t entries = static_cast<size_t>(num_entries()), first = static_cast<size_t>(ended.index) * entries;
+    if (!grid.done)
+      grid.done = grid.knows ? std::make_shared<Epochs>(*grid.knows)
+                             : std::make_shared<Epochs>(static_cast<size_t>(total_blocks_) * entries);
+    Epochs& done = *grid.done;
+    const auto add = [&](const std::shared_ptr<const Epochs>& known, size_t at) {
+      for (size_t i = 0; known && i < known->size(); ++i) done[at + i] = std::max(done[at + i], (*known)[i]);
+    };
+    const Thread* const threads = &threads_[static_cast<size_t>(&ended - blocks_.data()) * (entries - 1)];
+    for (size_t t = 0; t + 1 < entries; ++t) {
+      const Known& known = threads[t].known;
+      if (t == 0 || known.grid != threads[t - 1].known.grid) add(known.grid, 0);
+      if (t == 0 || known.block != threads[t - 1].known.block) add(known.block, first);
+      done[first + t] = std::max(done[first + t], threads[t].epoch);
+    }
+    done[first + entries - 1] = ended.engine_epoch;
+  }
+  ended.index = -1;
+  may_begin_ = true;
+  if (++grid.ended < grid.order.size() || ended.grid + 1 == grids_.size()) return;
+  GridState& next = grids_[ended.grid + 1];
+  if (next.rank == grid.rank) next.knows = grid.done;
 }
 
 void SimtEmulator::pause(Wait wait, Place place) {
@@ -112,7 +183,7 @@ int SimtEmulator::next_thread() {
 
 void SimtEmulator::report_deadlock() {
   // place, what -> threads
-  std::map<std::tuple<int64_t, std::string, std::string>, std::vector<int>> waits;
+  std::map<std::tuple<std::string, std::string, std::string>, std::vector<int>> waits;
   for (size_t i = 0; i < threads_.size(); ++i) {
     const Thread& waiting = threads_[i];
     const Block& block = blocks_[i / static_cast<size_t>(num_threads)];
@@ -140,51 +211,73 @@ void SimtEmulator::report_deadlock() {
       default:
         what = "for a counter to reach " + std::to_string(waiting.value);
     }
-    waits[{block.index, text_of(waiting.place), what}].push_back(static_cast<int>(i) % num_threads);
+    waits[{name_of_block(block.index), text_of(waiting.place), what}].push_back(static_cast<int>(i) % num_threads);
   }
   std::string text = "and others wait for each other:";
   Place place{};
   for (const auto& [key, threads] : waits) {
     const auto& [block, at, what] = key;
-    text += " block " + std::to_string(block) + ", " + std::to_string(threads.size()) + " threads from " +
-            std::to_string(threads.front()) + " on, at " + at + " wait " + what + ";";
+    text += " " + block + ", " + std::to_string(threads.size()) + " threads from " + std::to_string(threads.front()) +
+            " on, at " + at + " wait " + what + ";";
   }
   for (const Thread& waiting : threads_)
     if (waiting.wait != Wait::done && waiting.wait != Wait::none) place = waiting.place;
   findings_.add(Finding::deadlock, place, {}, text);
 }
 
+// Whether to go on although every thread waits: for a GPU that another emulator runs.
+bool SimtEmulator::waits_for_others() {
+  const auto waits = [](const Thread& one) { return one.wait == Wait::peer; };
+  if (!others_ || std::none_of(threads_.begin(), threads_.end(), waits)) return false;
+  if (!others_()) {
+    stopped_ = true;
+    return true;
+  }
+  for (size_t i = 0; i < threads_.size(); ++i)
+    if (waits(threads_[i])) wake(static_cast<int>(i));
+  return true;
+}
+
 void SimtEmulator::run(int64_t blocks, int threads, int64_t shared_bytes, Entry entry, const void* kernel,
                        bool overlaps_prior) {
   if (blocks == 0 || has_stopped()) return;
-  const int slots = static_cast<int>(std::min<int64_t>(blocks, options_.resident_blocks));
+  overlaps_prior_ = overlaps_prior;
+  plan_grids({{{blocks, kernel}}});
+  run_grids(threads, shared_bytes, entry, std::min<int64_t>(blocks, options_.resident_blocks));
+}
+
+void SimtEmulator::run_on_ranks(const std::vector<std::vector<Launch>>& ranks, int threads, int64_t shared_bytes,
+                                Entry entry) {
+  if (has_stopped()) return;
+  overlaps_prior_ = true;
+  plan_grids(ranks);
+  int64_t slots = 0;
+  for (const auto& grids : ranks) {
+    int64_t most = 0;
+    for (const Launch& grid : grids) most = std::max(most, grid.blocks);
+    slots += most;
+  }
+  run_grids(threads, shared_bytes, entry, slots);
+}
+
+void SimtEmulator::run_grids(int threads, int64_t shared_bytes, Entry entry, int64_t slots) {
   num_threads = threads;
-  num_blocks = blocks;
   shared_bytes_ = shared_bytes;
   entry_ = entry;
-  kernel_ = kernel;
-  overlaps_prior_ = overlaps_prior;
   stopped_ = false;
+  may_begin_ = true;
   current_warp_ = -1;
   deliveries_.clear();
   flags_.clear();
-  flags_prior_.clear();
   threads_.assign(static_cast<size_t>(slots * threads), Thread());
   warps_.assign(static_cast<size_t>(slots * threads / 32), Warp());
   blocks_.assign(static_cast<size_t>(slots), Block());
-  fibers_.reset(slots * threads);
+  fibers_.reset(static_cast<int>(slots) * threads);
 
-  std::vector<int64_t> order(static_cast<size_t>(blocks));
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
-  if (options_.backwards) std::reverse(order.begin(), order.end());
-  if (options_.checks) std::shuffle(order.begin(), order.end(), random_);
-  size_t begun = 0;
   simt::Machine* const outer = simt::machine;
   simt::machine = this;
   while (!stopped_ && !has_stopped()) {
-    if (begun < order.size())
-      for (int slot = 0; slot < slots && begun < order.size(); ++slot)
-        if (blocks_[static_cast<size_t>(slot)].index < 0) begin_block(slot, order[begun++]);
+    if (may_begin_) begin_blocks();
     // Delivers asynchronous copies late: seldom before all threads wait.
     if (!deliveries_.empty() && random_() % 256 == 0) deliver(random_() % deliveries_.size());
     const int next = next_thread();
@@ -193,13 +286,16 @@ void SimtEmulator::run(int64_t blocks, int threads, int64_t shared_bytes, Entry 
         deliver(random_() % deliveries_.size());
         continue;
       }
+      if (waits_for_others()) continue;
       const bool live = std::any_of(blocks_.begin(), blocks_.end(), [](const Block& b) { return b.index >= 0; });
       if (live) report_deadlock();
       break;
     }
     current_ = next;
     thread = next % threads;
-    block = blocks_[static_cast<size_t>(next / threads)].index;
+    const Block& running = blocks_[static_cast<size_t>(next / threads)];
+    block = running.index - grids_[running.grid].first;
+    num_blocks = grids_[running.grid].blocks;
     fibers_.resume(next);
   }
   simt::machine = outer;

@@ -7,10 +7,12 @@
 #pragma once
 
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/emulation/bank_conflicts.h"
@@ -68,10 +70,29 @@ class SimtEmulator final : public simt::Machine {
   template <class Kernel>
   void launch(int64_t blocks, const Kernel& kernel, bool overlaps_prior = false);
 
-  // The same of a kernel whose type is not known here: entry(kernel, address of the shared memory) in each thread.
+  // Runs kernels of several GPUs that write to each other's memory. Those of a rank run one after the other, as
+  // dependent launches. Those of different ranks run in any order, and all blocks of a rank's kernel at once.
+  template <class Kernel>
+  struct Grid {
+    int64_t blocks;
+    Kernel kernel;
+  };
+  template <class Kernel>
+  void launch_on_ranks(const std::vector<std::vector<Grid<Kernel>>>& ranks);
+
+  // The same of kernels whose type is not known here: entry(kernel, address of the shared memory) in each thread.
   using Entry = void (*)(const void* kernel, uint32_t shared);
+  struct Launch {
+    int64_t blocks;
+    const void* kernel;
+  };
   void run(int64_t blocks, int threads, int64_t shared_bytes, Entry entry, const void* kernel,
            bool overlaps_prior = false);
+  void run_on_ranks(const std::vector<std::vector<Launch>>& ranks, int threads, int64_t shared_bytes, Entry entry);
+
+  // Called while every thread waits, and one for a GPU that another emulator runs. Returns whether to wait on; if not,
+  // the launch ends. Without it that is a deadlock.
+  void wait_for_others(std::function<bool()> still) { others_ = std::move(still); }
 
   const Findings& findings() const { return findings_; }
   void forget_findings() { findings_ = Findings(); }
@@ -97,6 +118,8 @@ class SimtEmulator final : public simt::Machine {
   void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, simt::Place place) override;
   void order(const void* flag, simt::Order order, simt::Place place) override;
   void wait_at_least(const uint32_t* flag, uint32_t value, simt::Place place) override;
+  void signal_peer(uint32_t* flag, uint32_t value, simt::Place place) override;
+  void wait_for_peer(const uint32_t* flag, uint32_t value, const uint32_t* stop, simt::Place place) override;
   void wait_for_prior_grid(simt::Place place) override;
 
   static constexpr uint32_t kSharedBase = 1024;  // address of a block's memory: not 0, as on a GPU
@@ -132,7 +155,7 @@ class SimtEmulator final : public simt::Machine {
     const void* from;  // null: zeros
     simt::Place place;
   };
-  enum class Wait { none, warp, barrier, mbarrier, flag, done };
+  enum class Wait { none, warp, barrier, mbarrier, flag, peer, done };
   struct Thread {
     Known known;
     uint32_t epoch = 1;
@@ -175,16 +198,29 @@ class SimtEmulator final : public simt::Machine {
     Known done;
   };
   struct Block {
-    int64_t index = -1;  // -1: none runs in this slot
+    int64_t index = -1;  // over all grids of the run; -1: none runs in this slot
+    size_t grid = 0;
     int64_t generation = 0;
     int live = 0;
-    bool waited = false;  // for the grid before
+    bool waited = false;  // for the rank's grid before
     uint32_t engine_epoch = 1;
     std::vector<unsigned char> shared;
     std::vector<Cell> cells;
     Barrier barriers[16];
     std::map<uint32_t, Mbarrier> mbarriers;
     int pending = 0;  // copies under way that no thread waits for itself
+  };
+  // A launch of this run.
+  struct GridState {
+    int rank;
+    int64_t first;  // Block::index of its first block
+    int64_t blocks;
+    const void* kernel;
+    std::vector<int64_t> order;  // in which its blocks begin
+    size_t begun = 0, ended = 0;
+    bool is_slow;                            // runs only when no other can
+    std::shared_ptr<const Epochs> knows;     // what the rank's grids before have done
+    std::shared_ptr<Epochs> done = nullptr;  // and this one
   };
   // Copies whose arrival an mbarrier tells.
   struct Delivery {
@@ -198,24 +234,34 @@ class SimtEmulator final : public simt::Machine {
   void copy_out(void* to, const void* from, int64_t bytes) const;
 
   static void thread_main(void* self);
-  void begin_block(int slot, int64_t index);
+  void run_grids(int threads, int64_t shared_bytes, Entry entry, int64_t slots);
+  void plan_grids(const std::vector<std::vector<Launch>>& ranks);
+  void begin_blocks();
+  void begin_block(int slot, size_t grid);
   void end_thread();
+  void end_block(Block& block);
   void pause(Wait wait, simt::Place place);
   [[noreturn]] void stop();
   bool has_stopped() const { return options_.stops && findings_.total() > 0; }
   void wake(int index);
   int next_thread();
   void report_deadlock();
+  bool waits_for_others();
+  uint32_t word_at(const uint32_t* flag, simt::Place place);
+  void wake_waiting(const void* flag);
+  void release_and_acquire(const void* flag, int rank, simt::Order order);
 
   int num_entries() const { return num_threads + 1; }
   int32_t who(const Block& block, int thread) const {
     return static_cast<int32_t>(1 + block.index * num_entries() + thread);
   }
   Block& own_block() { return blocks_[static_cast<size_t>(current_ / num_threads)]; }
+  GridState& own_grid() { return grids_[own_block().grid]; }
   Warp& own_warp() { return warps_[static_cast<size_t>(current_ / 32)]; }
   Thread& own() { return threads_[static_cast<size_t>(current_)]; }
-  bool knows(const Thread& thread, int32_t self, const Mark& mark) const;
+  bool knows(const Thread& thread, int32_t self, const Mark& mark);
   std::string name_of_thread(int32_t who) const;
+  std::string name_of_block(int64_t index) const;
 
   // Whether all 32 lanes are here; else the lane has waited until they were.
   bool meet(Collective collective, int variant, simt::Place place);
@@ -241,19 +287,37 @@ class SimtEmulator final : public simt::Machine {
 
   // Of the launch that runs.
   Entry entry_ = nullptr;
-  const void* kernel_ = nullptr;
   int64_t shared_bytes_ = 0;
+  std::vector<GridState> grids_;  // by rank, then in their order
+  int num_ranks_ = 1;
+  int64_t total_blocks_ = 0;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<Block> blocks_;
   std::vector<Delivery> deliveries_;
-  std::map<const void*, std::shared_ptr<const Epochs>> flags_;
-  std::map<const void*, bool> flags_prior_;
+  struct Flag {
+    std::shared_ptr<const Epochs> known;
+    bool prior = false;
+  };
+  std::map<std::pair<const void*, int>, Flag> flags_;  // by the rank that it serves; -1: all
+  std::function<bool()> others_;
   int current_ = 0;        // the thread that runs, over all slots
   int current_warp_ = -1;  // runs on while it can
   bool overlaps_prior_ = false, stopped_ = false;
+  bool may_begin_ = false;       // a block has ended since the last begin_blocks()
   unsigned char scratch_[4096];  // stands in for memory that an access may not touch
 };
+
+template <class Kernel>
+void SimtEmulator::launch_on_ranks(const std::vector<std::vector<Grid<Kernel>>>& ranks) {
+  std::vector<std::vector<Launch>> launches;
+  for (const auto& grids : ranks) {
+    launches.emplace_back();
+    for (const Grid<Kernel>& grid : grids) launches.back().push_back({grid.blocks, &grid.kernel});
+  }
+  run_on_ranks(launches, Kernel::kThreads, Kernel::kSharedBytes,
+               [](const void* k, uint32_t shared) { (*static_cast<const Kernel*>(k))(shared); });
+}
 
 template <class Kernel>
 void SimtEmulator::launch(int64_t blocks, const Kernel& kernel, bool overlaps_prior) {

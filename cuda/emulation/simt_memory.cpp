@@ -118,11 +118,11 @@ unsigned char* SimtEmulator::shared_at(uint32_t at, int64_t bytes, int alignment
   return block.shared.data() + (at - kSharedBase);
 }
 
-bool SimtEmulator::knows(const Thread& thread, int32_t self, const Mark& mark) const {
+bool SimtEmulator::knows(const Thread& thread, int32_t self, const Mark& mark) {
   if (mark.who == self || mark.who < 0) return true;
   if (mark.who == 0) return thread.known.prior;
   const size_t index = static_cast<size_t>(mark.who - 1);
-  const size_t first = static_cast<size_t>(block) * static_cast<size_t>(num_entries());
+  const size_t first = static_cast<size_t>(own_block().index) * static_cast<size_t>(num_entries());
   if (index >= first && index < first + static_cast<size_t>(num_entries()))
     return thread.known.block && (*thread.known.block)[index - first] >= mark.epoch;
   return thread.known.grid && (*thread.known.grid)[index] >= mark.epoch;
@@ -131,10 +131,21 @@ bool SimtEmulator::knows(const Thread& thread, int32_t self, const Mark& mark) c
 std::string SimtEmulator::name_of_thread(int32_t who) const {
   if (who <= 0) return "the grid before";
   const int64_t index = who - 1, thread_of_block = index % num_entries();
-  const std::string block_name = " of block " + std::to_string(index / num_entries());
+  const std::string block_name = " of " + name_of_block(index / num_entries());
   return (thread_of_block == num_threads ? std::string("the copy engine")
                                          : "thread " + std::to_string(thread_of_block)) +
          block_name;
+}
+
+// Of a block over all grids of the run.
+std::string SimtEmulator::name_of_block(int64_t index) const {
+  size_t i = 0, grids_before = 0;
+  while (index >= grids_[i].first + grids_[i].blocks) ++i;
+  for (size_t j = 0; j < i; ++j) grids_before += grids_[j].rank == grids_[i].rank;
+  const std::string name = "block " + std::to_string(index - grids_[i].first);
+  return num_ranks_ == 1
+             ? name
+             : name + " of rank " + std::to_string(grids_[i].rank) + "'s grid " + std::to_string(grids_before);
 }
 
 void SimtEmulator::touch(std::vector<Cell>& cells, int64_t offset, int64_t bytes, Access access, Place place,
@@ -193,7 +204,7 @@ void* SimtEmulator::shared(uint32_t at, int bytes, Access access, Place place) {
   unsigned char* const found = shared_at(at, bytes, bytes, place);
   if (!found) return std::memset(scratch_, 0xff, static_cast<size_t>(bytes));
   touch(own_block().cells, at - kSharedBase, bytes, access, place, "shared");
-  conflicts_.add(block * (num_threads / 32) + thread / 32, thread % 32, at, bytes, place);
+  conflicts_.add(own_block().index * (num_threads / 32) + thread / 32, thread % 32, at, bytes, place);
   return found;
 }
 

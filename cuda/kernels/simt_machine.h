@@ -49,6 +49,8 @@ class Machine {
   // Orders this thread and those that use the same flag in global memory.
   virtual void order(const void* flag, Order order, Place place) = 0;
   virtual void wait_at_least(const uint32_t* flag, uint32_t value, Place place) = 0;
+  virtual void signal_peer(uint32_t* flag, uint32_t value, Place place) = 0;
+  virtual void wait_for_peer(const uint32_t* flag, uint32_t value, const uint32_t* stop, Place place) = 0;
   virtual void wait_for_prior_grid(Place place) = 0;
 };
 

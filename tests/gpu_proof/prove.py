@@ -7,6 +7,7 @@
 Every file NAME.py beside this one registers a kernel, and NAME.cpp has its cases:
 
 - KERNELS: the C++ types that are launched.
+- RANK_KERNELS: those that launch_on_ranks() launches; may be left out.
 - SOURCES: the files that mutations change.
 - MUTATIONS: name -> (what is there exactly once, what replaces it). White space may differ.
 
@@ -42,7 +43,8 @@ FLAGS = ["-std=c++20", "-ffp-contract=off", "-w", f"-I{ROOT / 'cpp'}", f"-I{ROOT
 # Calls whose removal alone must be found. They return nothing, so that what is left compiles.
 ORDERING = re.compile(
     r"(?<![\w.])(?:simt::)?(sync_threads|sync_warp|named_barrier_sync|named_barrier_arrive|cp_async_wait<[^>]*>|cp_async_commit|"
-    r"mbarrier_init|mbarrier_wait|mbarrier_arrive_expect|mbarrier_arrive|cp_async_arrive|wait_at_least|wait_for_prior_grid)"
+    r"mbarrier_init|mbarrier_wait|mbarrier_arrive_expect|mbarrier_arrive|cp_async_arrive|wait_at_least|wait_for_prior_grid|"
+    r"signal_peer|wait_for_peer)"
     r"\s*\(([^;{}]*)\)\s*;"
 )
 
@@ -53,6 +55,7 @@ class Registration:
 
     name: str
     kernels: list[str]
+    rank_kernels: list[str]
     sources: list[str]
     mutations: dict[str, tuple[str, str]]
 
@@ -79,7 +82,8 @@ def registrations(names: list[str]) -> list[Registration]:
         spec = spec_from_file_location(name, HERE / f"{name}.py")
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        found.append(Registration(name, module.KERNELS, module.SOURCES, module.MUTATIONS))
+        on_ranks = getattr(module, "RANK_KERNELS", [])
+        found.append(Registration(name, module.KERNELS, on_ranks, module.SOURCES, module.MUTATIONS))
     return found
 
 
@@ -136,6 +140,10 @@ def kernel_unit(kernel: Registration, folder: Path) -> Path:
     lines = [f'#include "{file}"' for file in [HEADER, *kernel.sources]]
     lines += [
         f"template void longcat::emulation::SimtEmulator::launch(int64_t, const {k}&, bool);" for k in kernel.kernels
+    ]
+    lines += [
+        f"template void longcat::emulation::SimtEmulator::launch_on_ranks(const std::vector<std::vector<Grid<{k}>>>&);"
+        for k in kernel.rank_kernels
     ]
     unit = folder / "kernel.cpp"
     text = "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 // Small kernels over simt.h, each sound or broken in one way, for the tests of the emulator.
 #pragma once
 
-#include "cuda/kernels/simt.h"
+#include "cuda/kernels/simt_peers.h"
 
 namespace longcat::emulator_kernels {
 
@@ -39,7 +39,7 @@ struct Base {
   static constexpr uint32_t kSharedBytes = 2048;
   const uint32_t* x;  // [num_blocks, kThreads]
   uint32_t* y;        // [num_blocks, kThreads]
-  uint32_t* counter;  // [2], zeros
+  uint32_t* counter;  // [4], zeros
   bool broken;
 
   LC_HD int64_t at() const { return block_idx() * kThreads + thread_idx(); }
@@ -360,6 +360,36 @@ struct Exchanges : Base {
     sync_threads();
     right &= load_shared<uint32_t>(shared) == 496 * kThreads / 32;
     store_global(y + at(), value + right);
+  }
+};
+
+// Of several ranks, each with one block and a row: each reads the next rank's row. Broken: by a counter of its own GPU.
+struct PeerFlag : Base {
+  int rank;
+  LC_HD void operator()(uint32_t) const {
+    wait_for_prior_grid();
+    const int64_t mine = rank * kThreads + thread_idx(), next = (rank + 1) % 3;
+    store_global(y + mine, load_global(x + mine) + 1);
+    sync_threads();
+    if (thread_idx() == 0 && broken) {
+      arrive(counter + rank, 1u);
+      wait_at_least(counter + next, 1u);
+    } else if (thread_idx() == 0) {
+      signal_peer(counter + rank, 1u);
+      wait_for_peer(counter + next, 1u, counter + 3);
+    }
+    sync_threads();
+    if (load_global(y + next * kThreads + thread_idx()) == 0) store_global(y + mine, 0u);
+  }
+};
+// The second grid of each rank reads what its first has written. Broken: before the wait.
+struct PeerGrids : Base {
+  int rank, grid;
+  LC_HD void operator()(uint32_t) const {
+    const int64_t mine = rank * kThreads + thread_idx();
+    if (!broken || grid == 0) wait_for_prior_grid();
+    store_global(y + mine, grid == 0 ? load_global(x + mine) : load_global(y + mine) + 1);
+    if (broken && grid == 1) wait_for_prior_grid();
   }
 };
 

@@ -25,7 +25,7 @@ py::dict emulate(bool broken, uint64_t seed, bool checks) {
   Kernel kernel;
   kernel.x = gpu.input(x);
   kernel.y = gpu.output<uint32_t>(kCount);
-  kernel.counter = gpu.buffer(std::vector<uint32_t>(2));
+  kernel.counter = gpu.buffer(std::vector<uint32_t>(4));
   kernel.broken = broken;
   if constexpr (std::is_same_v<Kernel, Dependent> || std::is_same_v<Kernel, DependentEnd>) {
     TwoWriters first;
@@ -33,6 +33,17 @@ py::dict emulate(bool broken, uint64_t seed, bool checks) {
     first.broken = false;
     gpu.launch(kBlocks, first);
     gpu.launch(kBlocks, kernel, true);
+  } else if constexpr (std::is_same_v<Kernel, PeerFlag> || std::is_same_v<Kernel, PeerGrids>) {
+    std::vector<std::vector<SimtEmulator::Grid<Kernel>>> ranks(kBlocks);
+    for (kernel.rank = 0; kernel.rank < kBlocks; ++kernel.rank) {
+      auto& grids = ranks[static_cast<size_t>(kernel.rank)];
+      if constexpr (std::is_same_v<Kernel, PeerGrids>) {
+        for (kernel.grid = 0; kernel.grid < 2; ++kernel.grid) grids.push_back({1, kernel});
+      } else {
+        grids.push_back({1, kernel});
+      }
+    }
+    gpu.launch_on_ranks(ranks);
   } else {
     gpu.launch(kBlocks, kernel);
   }
@@ -73,6 +84,8 @@ const std::map<std::string, Emulate> kKernels = {
     {"last block", emulate<LastBlock>},
     {"named barrier", emulate<NamedBarrier>},
     {"overwrite", emulate<Overwrite>},
+    {"peer flag", emulate<PeerFlag>},
+    {"peer grids", emulate<PeerGrids>},
     {"shared alignment", emulate<SharedAlignment>},
     {"shared bounds", emulate<SharedBounds>},
     {"two writers", emulate<TwoWriters>},

@@ -25,6 +25,8 @@ FOUND_BY = {
     "last block": "unordered",
     "named barrier": "unordered",
     "overwrite": "unordered",
+    "peer flag": "unordered",
+    "peer grids": "unordered",
     "shared alignment": "misaligned",
     "shared bounds": "out of bounds",
     "two writers": "unordered",

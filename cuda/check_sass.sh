@@ -169,6 +169,27 @@ expect_registers() {
   failed=1
 }
 
+# Sums over peer memory: all blocks of a kernel are resident together. 72 registers let seven share a multiprocessor.
+expect PeerSum 9 0
+expect_registers PeerSum 72
+# expect_system NAME KERNELS: that many kernels have NAME. Each has one fence and one store at system scope, and loads of
+# the flag and of the word that stops it.
+expect_system() {
+  awk -v name="$1" -v kernels="$2" '
+    /Function :/ { inside = index($0, name) > 0; found += inside }
+    inside && /MEMBAR\.ALL\.SYS/ { fences++ }
+    inside && /STG\.E\.STRONG\.SYS/ { stores++ }
+    inside && /LDG\.E\.STRONG\.SYS/ { loads++ }
+    END {
+      printf "check_sass: %-28s %d kernels, %d fences, %d stores and %d loads at system scope\n",
+        name, found, fences, stores, loads
+      exit found != kernels || fences != found || stores != found || loads != 2 * found
+    }' "$sass" && return
+  echo "check_sass: expected $2 kernels $1 with a fence, a store and 2 loads at system scope each" >&2
+  failed=1
+}
+expect_system PeerSum 3
+
 # Three blocks of 256 threads a multiprocessor and more. kernels/sampler.h and select_positions.h assert their shared
 # memory.
 for kernel in SamplerScores SamplerBins SamplerDraws SelectionBins SelectionLists; do

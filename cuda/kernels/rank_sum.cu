@@ -1,6 +1,7 @@
-// Bound by the bytes of all blocks. A thread takes an element; adjacent threads take adjacent ones.
+// Sums of blocks are bound by the bytes of all blocks. A thread takes an element; adjacent threads take adjacent ones.
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/rank_sum.h"
+#include "cuda/kernels/simt_launch.h"
 
 namespace longcat::gpu {
 
@@ -24,12 +25,29 @@ struct SumBlocks {
   }
 };
 
+template <DType kType>
+void launch_peers(GpuDevice& device, Tensor x, const PeerMemory& peers) {
+  simt::launch(device, (x.num_bytes() + kPeerBlockBytes - 1) / kPeerBlockBytes,
+               PeerSum<kType>{.x = x.data<std::byte>(),
+                              .count = x.numel(),
+                              .is_aligned = reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0,
+                              .peers = peers});
+}
+
 }  // namespace
 
 void sum_blocks(GpuDevice& device, Tensor out, Tensor blocks, int64_t num_blocks) {
   const int64_t count = blocks.numel() / num_blocks;
   launch(device, (count + kElementsOfABlock - 1) / kElementsOfABlock, 0,
          SumBlocks{.out = View(out), .blocks = View(blocks), .count = count, .num_blocks = num_blocks});
+}
+
+void sum_over_peers(GpuDevice& device, Tensor x, const PeerMemory& peers) {
+  LC_CHECK(x.is_contiguous() && x.num_bytes() <= peers.slot_bytes);
+  const auto launch_of = x.dtype() == DType::bf16  ? launch_peers<DType::bf16>
+                         : x.dtype() == DType::i32 ? launch_peers<DType::i32>
+                                                   : launch_peers<DType::f32>;
+  launch_of(device, x, peers);
 }
 
 }  // namespace longcat::gpu

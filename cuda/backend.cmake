@@ -17,7 +17,7 @@ set(_kernels
   cuda/kernels/sample.cu)
 set(_shared
   cuda/cuda_ops.cpp cuda/device/arena.cpp cuda/gemm/heuristics.cpp cuda/gemm/rearrange.cpp cuda/nccl/nccl_api.cpp
-  cuda/nccl/nccl_communicator.cpp ${_kernels})
+  cuda/nccl/nccl_communicator.cpp cuda/nccl/peer_sums.cpp ${_kernels})
 target_link_libraries(longcat_runtime PRIVATE ${CMAKE_DL_LIBS})
 
 # The emulated GPU, for tests and benchmarks. It is not part of _core.
@@ -82,7 +82,7 @@ function(longcat_cuda_target name architectures)
 endfunction()
 
 target_sources(longcat_runtime PRIVATE
-  ${_shared} cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/gemm/run.cpp)
+  ${_shared} cuda/cuda_backend.cpp cuda/device/cuda_device.cpp cuda/device/shared_memory.cpp cuda/gemm/run.cpp)
 # The module contains PTX of compute_80 besides the machine code. Devices other than 8.x, 9.0 and 12.x compile it when
 # they load the module.
 longcat_cuda_target(longcat_runtime "90a-real;80;120-real")

@@ -223,6 +223,7 @@ void register_engine(py::module_& module) {
           info["num_threads"] = e.num_threads();
           info["rank"] = e.rank();
           info["world_size"] = e.world_size();
+          info["all_reduce"] = e.way_of_sums();
           info["weight_bytes"] = e.weight_bytes();
           info["table_bytes"] = e.table_bytes();
           info["warnings"] = e.warnings();

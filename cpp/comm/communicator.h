@@ -30,6 +30,9 @@ class Communicator {
   virtual void all_reduce(Tensor x);                  // x = sum of all x
   virtual void reduce_scatter(Tensor out, Tensor x);  // out = this rank's block of the sum of all x
 
+  // How the ranks sum, for people; empty where there is one way.
+  virtual std::string way_of_sums() const { return {}; }
+
   // Calls `launch`, which starts recorded work that holds calls of this communicator. Throws Error(reason) after an
   // abort.
   virtual void launch_recorded(const std::function<void()>& launch) { launch(); }

@@ -51,6 +51,7 @@ class Engine {
   DType kv_cache_dtype() const { return loaded_.kv_cache_dtype; }
   CacheDTypes cache_dtypes() const { return {loaded_.kv_cache_dtype, loaded_.index_cache_dtype}; }
   std::string device_name() const { return loaded_.ops->device().name(); }
+  std::string way_of_sums() const { return loaded_.model->way_of_sums(); }
   int num_threads() const { return loaded_.ops->num_threads(); }
   std::vector<std::string> warnings() const;
   int64_t max_model_len() const { return max_model_len_; }

@@ -119,6 +119,11 @@ void Model::abort_ranks(const std::string& reason) noexcept {
   ranks_.tp->abort(reason);
 }
 
+std::string Model::way_of_sums() const {
+  const std::string world = ranks_.world->way_of_sums(), tp = ranks_.tp->way_of_sums();
+  return tp.empty() || tp == world ? world : str_cat(world, "; within tensor-parallel groups ", tp);
+}
+
 void Model::launch(Recording& recorded) {
   ranks_.world->launch_recorded([&] { ranks_.tp->launch_recorded([&] { recorded.launch(); }); });
 }

@@ -22,6 +22,7 @@ class Model {
   const ModelWeights& weights() const { return weights_; }
   const Shard& shard() const { return ranks_.shard; }
   Communicator& world() { return *ranks_.world; }
+  std::string way_of_sums() const;                       // between ranks, for people; empty where there is one way
   void abort_ranks(const std::string& reason) noexcept;  // Communicator::abort
   void launch(Recording& recorded);  // launches recorded calls of the functions below; Communicator::launch_recorded
 

@@ -55,6 +55,11 @@ class CudaDevice : public GpuDevice {
   bool reads_registered_memory() const override { return reads_registered_memory_; }
   const Arena& arena() const { return arena_; }
 
+  // Outside the arena, because a handle is of a whole allocation: 8 MiB for 8 ranks.
+  void* share_memory(int64_t bytes, SharedMemoryHandle& handle) override;
+  void free_shared(void* data) noexcept override;
+  void* map_shared(const SharedMemoryHandle& handle) override;
+  void unmap_shared(void* data) noexcept override;
  private:
   // Host memory that the device can access.
   struct Pinned {

@@ -1,8 +1,11 @@
 // What CudaOps needs from its device beyond Device: the stream and the abilities of the GPU.
 #pragma once
 
+#include <functional>
+
 #include "base/device.h"
 #include "base/error.h"
+#include "cuda/device/shared_memory.h"
 
 namespace longcat {
 
@@ -33,6 +36,17 @@ class GpuDevice : public Device {
   virtual bool multiplies_packed() const { return compute_capability() >= 80; }
   virtual bool reads_pageable_memory() const { return false; }   // host memory as mapped by the process
   virtual bool reads_registered_memory() const { return true; }  // pinned host memory, by the host's pointers
+
+  // Memory for the kernels of several ranks, zeroed: share_memory() allocates it, and map_shared() finds that of
+  // another rank. They throw Error where that is refused. Unmap before the other rank frees; both wait for the device.
+  virtual void* share_memory(int64_t /*bytes*/, SharedMemoryHandle& /*handle*/) {
+    throw Error("this device shares no memory");
+  }
+  virtual void free_shared(void* /*data*/) noexcept {}
+  virtual void* map_shared(const SharedMemoryHandle& /*handle*/) { throw Error("this device maps no memory"); }
+  virtual void unmap_shared(void* /*data*/) noexcept {}
+  // On an emulated device: asked while its kernel waits for other ranks. Returns whether to wait on.
+  virtual void wait_for_ranks(std::function<bool()> /*still*/) {}
 
   // Emulated device memory is accessible only between these two calls, so that host code which touches it crashes.
   virtual void begin_kernel() {}

@@ -3,8 +3,11 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
@@ -19,6 +22,16 @@ constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
 std::atomic<int64_t> num_uploads{0}, num_host_allocations{0}, num_read_backs{0}, num_waits{0}, num_thread_kernels{0};
 std::atomic<bool> host_memory_is_reached{true};
+std::mutex peers_mutex;
+std::string failing_step;  // of peer memory, guarded by peers_mutex
+
+// Whether a device fails in this step; then no other does.
+bool fails_in(const char* step) {
+  const std::lock_guard lock(peers_mutex);
+  if (failing_step != step) return false;
+  failing_step.clear();
+  return true;
+}
 
 class ReplayedFunction final : public Recording {
  public:
@@ -51,6 +64,11 @@ EmulatedCalls emulated_calls() {
 }
 
 void reach_host_memory(bool reached) { host_memory_is_reached = reached; }
+
+void fail_emulated_peers(const std::string& step) {
+  const std::lock_guard lock(peers_mutex);
+  failing_step = step;
+}
 
 EmulatedDevice::EmulatedDevice(int64_t capacity, bool fp8, bool reversed, int64_t shared_bytes)
     : arena_(capacity),
@@ -125,6 +143,34 @@ void EmulatedDevice::run_threads(int64_t blocks, int threads, int64_t shared_byt
   const std::string text = threads_.findings().texts()[0];
   threads_.forget_findings();
   throw Error(str_cat("[", name(), "] ", text));
+}
+
+void* EmulatedDevice::share_memory(int64_t bytes, SharedMemoryHandle& handle) {
+  if (fails_in("share")) throw Error("a test made this device share no memory");
+  void* const data = std::calloc(1, static_cast<size_t>(bytes));  // aligned to 16 bytes
+  if (!data) throw OutOfMemory(str_cat("[cuda-emulated] cannot allocate ", bytes, " bytes"));
+  handle = {};
+  std::strcpy(handle.machine, fails_in("machine") ? "another" : "emulated");
+  std::memcpy(handle.memory, &data, sizeof(data));
+  return data;
+}
+
+void EmulatedDevice::free_shared(void* data) noexcept { std::free(data); }
+
+void* EmulatedDevice::map_shared(const SharedMemoryHandle& handle) {
+  if (fails_in("map")) throw Error("a test made this device map no memory");
+  void* data = nullptr;
+  std::memcpy(&data, handle.memory, sizeof(data));
+  return data;
+}
+
+void EmulatedDevice::wait_for_ranks(std::function<bool()> still) {
+  if (!still) return threads_.wait_for_others({});
+  threads_.wait_for_others([still = std::move(still)] {
+    constexpr std::chrono::microseconds kTurn{20};  // for the other ranks' threads
+    std::this_thread::sleep_for(kTurn);
+    return still();
+  });
 }
 
 bool EmulatedDevice::reads_registered_memory() const { return host_memory_is_reached; }

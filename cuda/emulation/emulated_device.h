@@ -3,7 +3,9 @@
 #pragma once
 
 #include <exception>
+#include <functional>
 #include <map>
+#include <string>
 
 #include "cuda/device/arena.h"
 #include "cuda/device/gpu_device.h"
@@ -25,6 +27,10 @@ EmulatedCalls emulated_calls();
 
 // For tests: whether emulated devices reach pinned host memory by its pointer, as a GPU may not.
 void reach_host_memory(bool reached);
+
+// For tests: makes one device fail, the next that takes this step: "share", "map" or, as one of another machine,
+// "machine". Empty: none.
+void fail_emulated_peers(const std::string& step);
 
 class EmulatedDevice : public GpuDevice {
  public:
@@ -55,6 +61,11 @@ class EmulatedDevice : public GpuDevice {
   bool emulated() const override { return true; }
   void* stream() override { return this; }
   bool in_branch() const override { return in_branch_; }
+  // The ranks are threads of this process, so a handle holds an address. This memory is always accessible.
+  void* share_memory(int64_t bytes, SharedMemoryHandle& handle) override;
+  void free_shared(void* data) noexcept override;
+  void* map_shared(const SharedMemoryHandle& handle) override;
+  void wait_for_ranks(std::function<bool()> still) override;
   void begin_kernel() override;
   void end_kernel() override;
   void run_threads(int64_t blocks, int threads, int64_t shared_bytes, void (*entry)(const void*, uint32_t),

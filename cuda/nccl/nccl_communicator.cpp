@@ -1,5 +1,6 @@
 // Ranks on GPUs. NCCL moves the bytes on the device's stream, so that a recorded graph includes the collectives. A
-// kernel of ours adds the partial sums.
+// kernel of ours adds the partial sums. Small sums go over peer memory where the ranks have it (peer_sums.h), which is
+// one kernel and no exchange of NCCL's.
 //
 // NCCL allows one thread to use a communicator, while another may end its waits (ncclCommAbort). After that, no thread
 // may use it. So every use holds a lock. abort() first forbids new uses, then takes the lock. A call that sets up
@@ -13,6 +14,7 @@
 
 #include "base/buffer.h"
 #include "cuda/kernels/rank_sum.h"
+#include "cuda/nccl/peer_sums.h"
 
 namespace longcat {
 
@@ -36,9 +38,11 @@ class NcclCommunicator final : public Communicator {
     if (rank() == 0) check(api_.get_unique_id(&id), "ncclGetUniqueId");
     host_->broadcast(Tensor(id.bytes, DType::u8, {static_cast<int64_t>(sizeof(id.bytes))}), 0);
     host_->barrier();  // can be aborted, while NCCL would wait for all ranks for ever
+    peers_ = PeerSums::connect(*host_, device_, max_bytes, no_peers_);
     check(api_.comm_init_rank(&comm_, size(), id, rank()), "ncclCommInitRank");
   }
   ~NcclCommunicator() override {
+    peers_.reset();
     const std::lock_guard lock(use_);
     if (aborted_) return;
     if (std::uncaught_exceptions() > 0 || !host_->failure().empty()) {
@@ -76,9 +80,20 @@ class NcclCommunicator final : public Communicator {
 
   void barrier() override { host_->barrier(); }
 
+  std::string way_of_sums() const override {
+    return peers_ ? str_cat("sums up to ", peers_->most_bytes() >> 10, " KiB over peer memory, larger ones by NCCL")
+                  : str_cat("sums by NCCL (not over peer memory: ", no_peers_, ")");
+  }
+
   void all_reduce(Tensor x) override {
     LC_CHECK(x.is_contiguous());
     if (size() == 1) return;
+    if (peers_ && peers_->takes(x)) {
+      LC_CHECK(!device_.in_branch());
+      require_ranks();
+      peers_->all_reduce(x);
+      return require_ranks();  // an emulated device has waited for them
+    }
     if (x.dtype() == DType::i32) {
       const size_t count = static_cast<size_t>(x.numel());
       const auto lock = use();
@@ -117,6 +132,7 @@ class NcclCommunicator final : public Communicator {
   void abort(const std::string& reason) noexcept override {
     host_->abort(reason);
     if (aborting_.exchange(true)) return;
+    if (peers_) peers_->stop();
     const std::unique_lock lock(use_, kUse);
     if (!aborted_.exchange(true)) api_.comm_abort(comm_);  // ends kernels that wait for other ranks
   }
@@ -130,9 +146,14 @@ class NcclCommunicator final : public Communicator {
   // emulated launch.
   std::unique_lock<std::recursive_timed_mutex> use() {
     std::unique_lock lock(use_);
+    require_ranks();
+    return lock;
+  }
+
+  // Throws Error when they have failed.
+  void require_ranks() const {
     if (const std::string reason = host_->failure(); !reason.empty()) throw Error(reason);
     if (aborting_) throw Error(str_cat("[nccl] rank ", rank(), ": the communicator was aborted"));
-    return lock;
   }
 
   void exchange(std::byte* out, const std::byte* x, int64_t block) {
@@ -175,6 +196,8 @@ class NcclCommunicator final : public Communicator {
   int64_t scratch_bytes_ = 0;
   NcclApi::Comm comm_ = nullptr;
   Buffer sent_, received_;
+  std::unique_ptr<PeerSums> peers_;  // null: NCCL sums everything
+  std::string no_peers_;             // why
   std::recursive_timed_mutex use_;
   std::atomic<bool> aborting_ = false;  // no new use may begin
   std::atomic<bool> aborted_ = false;   // comm_ no longer exists

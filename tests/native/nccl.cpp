@@ -6,8 +6,10 @@
 #include <thread>
 
 #include "bindings/bindings.h"
+#include "cuda/emulation/emulated_device.h"
 #include "cuda/emulation/emulated_ops.h"
 #include "cuda/nccl/nccl_communicator.h"
+#include "cuda/nccl/peer_sums.h"
 #include "tests/native/fake_nccl.h"
 #include "tests/native/native.h"
 
@@ -28,6 +30,49 @@ void register_nccl(py::module_& testing) {
                           py::bytes(ids[1].bytes, sizeof(ids[1].bytes)));
   });
   testing.def("fail_fake_nccl", &fail_fake_nccl);
+  testing.def("fail_emulated_peers", &fail_emulated_peers, py::arg("step"));
+
+  // On one of two ranks, a sum over peer memory for which the other does not come. Returns whether it ended by stop().
+  testing.def("stop_peer_sum", [](const PyCommunicator& ranks) {
+    const GilRelease nogil;
+    const std::unique_ptr<CudaOps> ops = make_emulated_cuda_ops(DType::bf16, false, false);
+    GpuDevice& device = ops->device();
+    const std::unique_ptr<Communicator> host = ranks.ranks->split(0);
+    std::string refused;
+    const auto sums = PeerSums::connect(*host, device, 4096, refused);
+    std::atomic<bool> stopped = false;
+    bool waited = true;
+    if (host->rank() == 0) {
+      const Buffer buffer(device, 4096);
+      std::thread stops([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        stopped = true;
+        sums->stop();
+      });
+      sums->all_reduce(buffer.tensor(DType::f32, {1000}));
+      waited = stopped;
+      stops.join();
+    }
+    return waited;
+  });
+
+  // Replays a recorded sum of `count` bf16 values `times` times, on ranks that all begin with 1. Returns the last value
+  // of this rank: the number of ranks to the power of the replays.
+  testing.def("replay_peer_sum", [](const PyCommunicator& ranks, int64_t count, int times) {
+    const GilRelease nogil;
+    const std::unique_ptr<CudaOps> ops = make_emulated_cuda_ops(DType::bf16, false, false);
+    GpuDevice& device = ops->device();
+    const auto comm = make_nccl_communicator(kFakeNccl, ranks.ranks->split(0), device, count * 2);
+    const Buffer buffer(device, count * 2);
+    std::vector<bf16> values(static_cast<size_t>(count), to_bf16(1));
+    device.copy_from_host(buffer.data(), values.data(), count * 2);
+    device.wait(device.submit([&] {
+      const auto recording = device.record([&] { comm->all_reduce(buffer.tensor(DType::bf16, {count})); });
+      for (int i = 0; i < times; ++i) comm->launch_recorded([&] { recording->launch(); });
+    }));
+    device.copy_to_host(values.data(), buffer.data(), count * 2);
+    return to_float(values.back());
+  });
 
   // Repeats an all-reduce on one rank until another thread aborts it after `abort_after_ms`; negative: another rank
   // aborts it. recorded: by launches of recorded work. Returns (the error that ended it, the error of a call after it,
@@ -71,7 +116,7 @@ void register_nccl(py::module_& testing) {
   });
 
   // Runs every collective between emulated devices, on host arrays. x: f32 values, [size, n]. Returns {"all_reduce":
-  // ..., ...}.
+  // ..., ...}, and "way": how they sum.
   testing.def("device_collectives", [](const PyCommunicator& ranks, py::array_t<float> values, bool narrow) {
     const std::unique_ptr<CudaOps> ops = make_emulated_cuda_ops(DType::bf16, false, false);
     GpuDevice& device = ops->device();
@@ -86,9 +131,11 @@ void register_nccl(py::module_& testing) {
       }
     }
     std::map<std::string, std::vector<char>> found;
+    std::string way;
     {
       const GilRelease nogil;
       const auto comm = make_nccl_communicator(kFakeNccl, ranks.ranks->split(0), device, count * element);
+      way = comm->way_of_sums();
       const Buffer x_buffer(device, count * element), out_buffer(device, size * count * element);
       const Tensor x = x_buffer.tensor(dtype, {count}), all = out_buffer.tensor(dtype, {size * count});
       const auto run = [&](const char* name, Tensor result, auto&& work) {
@@ -106,6 +153,7 @@ void register_nccl(py::module_& testing) {
       const Tensor ids = Tensor(x.raw(), DType::i32, {count * element / 4});
       run("all_reduce_i32", ids, [&] { comm->all_reduce(ids); });
     }
+    found["way"] = std::vector<char>(way.begin(), way.end());
     std::map<std::string, py::bytes> result;
     for (const auto& [name, data] : found) result[name] = py::bytes(data.data(), data.size());
     return result;

@@ -75,11 +75,23 @@ def test_the_library_itself():
     assert word == "version" and int(version) >= 21900 and length == "128" and differ == "True"
 
 
+OVER_PEERS = "sums up to {} KiB over peer memory, larger ones by NCCL"
+BY_NCCL = "sums by NCCL (not over peer memory: {})"
+
+
+@pytest.fixture
+def way_of_sums(monkeypatch):
+    """Sets LONGCAT_ALL_REDUCE."""
+    return lambda way: monkeypatch.setenv("LONGCAT_ALL_REDUCE", way)
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("blocks", [3, 40_000])
 @pytest.mark.parametrize("narrow", [False, True])
-def test_collectives_on_devices(size, blocks, narrow):
+@pytest.mark.parametrize("way", ["peers", "nccl"])
+def test_collectives_on_devices(way_of_sums, size, blocks, narrow, way):
     """Small ones, and ones beyond what every rank sums by itself; the bits are those of ranks on the host."""
+    way_of_sums(way)
     count = size * blocks
     values = [np.random.default_rng(r).standard_normal(count).astype(np.float32) for r in range(size)]
 
@@ -93,6 +105,9 @@ def test_collectives_on_devices(size, blocks, narrow):
     for rank in range(size):
         mine = slice(rank * blocks, (rank + 1) * blocks)
         result = found[rank]
+        kib = min(512, 2 * -(-total.nbytes // 2048))  # a slot has whole blocks of 2 KiB
+        said = OVER_PEERS.format(kib) if way == "peers" else BY_NCCL.format("LONGCAT_ALL_REDUCE=nccl")
+        assert result["way"].decode() == said
         assert result["all_reduce"] == total.tobytes()
         assert result["all_gather"] == np.concatenate(stored).tobytes()
         assert result["all_to_all"] == np.concatenate([s[mine] for s in stored]).tobytes()
@@ -102,6 +117,64 @@ def test_collectives_on_devices(size, blocks, narrow):
             assert result["all_reduce_i32"][: ids[0].nbytes] == sum(ids[1:], start=ids[0]).tobytes()
 
 
+def collectives_of_ones(size: int) -> list:
+    return on_ranks(size, lambda ranks: testing.device_collectives(ranks, np.ones(size * 8, np.float32), False))
+
+
+@pytest.fixture
+def fail_peers():
+    """Makes one of the ranks refuse peer memory."""
+    yield testing.fail_emulated_peers
+    testing.fail_emulated_peers("")
+
+
+@pytest.mark.parametrize(
+    "step, why",
+    [
+        ("share", "a test made this device share no memory"),
+        ("map", "a test made this device map no memory"),
+        ("machine", "ranks are on several machines"),
+    ],
+)
+def test_peer_memory_that_one_rank_refuses(fail_peers, way_of_sums, step, why):
+    """All ranks fall back, and say why; who wants peer memory and nothing else gets an error."""
+    fail_peers(step)
+    for result in all_well(collectives_of_ones(3)):
+        assert result["way"].decode() == BY_NCCL.format(why)
+        assert result["all_reduce"] == np.full(24, 3, np.float32).tobytes()
+    for result in all_well(collectives_of_ones(3)):  # nothing is left of the refusal
+        assert result["way"].decode() == OVER_PEERS.format(2)
+    way_of_sums("peers")
+    fail_peers(step)
+    for error in collectives_of_ones(3):
+        with pytest.raises(_core.Error, match=re.escape(f"LONGCAT_ALL_REDUCE=peers cannot be met: {why}")):
+            raise error
+
+
+def test_more_ranks_than_peers():
+    for result in all_well(collectives_of_ones(9)):
+        assert result["way"].decode() == BY_NCCL.format("9 ranks are more than 8")
+        assert result["all_reduce"] == np.full(72, 9, np.float32).tobytes()
+
+
+def test_a_way_that_does_not_exist(way_of_sums):
+    way_of_sums("fast")
+    for error in collectives_of_ones(2):
+        with pytest.raises(ValueError, match='LONGCAT_ALL_REDUCE="fast"; expected "auto", "nccl" or "peers"'):
+            raise error
+
+
+def test_a_stopped_sum_ends():
+    """Without the other rank, whose values it waits for."""
+    assert all_well(on_ranks(2, testing.stop_peer_sum)) == [True, True]
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+def test_a_recorded_sum_is_replayed(count):
+    """The epochs advance on the device: each replay waits for the others' next values."""
+    assert all_well(on_ranks(4, lambda ranks: testing.replay_peer_sum(ranks, count, 9))) == [4.0**9] * 4
+
+
 def device_job(folder: str, tp: int, ep: int, device: str, **options) -> ThreadJob:
     """Engines on emulated devices, whose sums go through the stand-in."""
     make = functools.partial(testing.open_engine, fake_nccl=True)
@@ -109,10 +182,18 @@ def device_job(folder: str, tp: int, ep: int, device: str, **options) -> ThreadJ
 
 
 @pytest.mark.parametrize(
-    "tp, ep, tables", [(2, 1, "host"), (1, 2, "device"), (2, 4, "device"), (4, 2, "host"), (1, 8, "device")]
+    "tp, ep, tables, way",
+    [
+        (2, 1, "host", "peers"),
+        (1, 2, "device", "nccl"),
+        (2, 4, "device", "peers"),
+        (4, 2, "host", "nccl"),
+        (1, 8, "device", "peers"),
+    ],
 )
-def test_models_on_devices(tmp_path, tp, ep, tables):
+def test_models_on_devices(tmp_path, way_of_sums, tp, ep, tables, way):
     """All kernels of the CUDA backend, walked on the host, each rank with its share: logits and tokens of one rank."""
+    way_of_sums(way)
     make_checkpoint(tmp_path, seed=1, config_overrides=TINY)
     prompt = random_token_ids(5, 40)
     options = {"device": EMULATED_F32, "dtype": "f32", "max_num_seqs": 2, "max_num_batched_tokens": 32}
@@ -120,6 +201,8 @@ def test_models_on_devices(tmp_path, tp, ep, tables):
         token_ids = generate(job, prompt, 12)
         expected = job.leader.forward(prompt)
     with device_job(str(tmp_path), tp, ep, ngram_placement=tables, **options) as job:
+        said = job.leader.info()["all_reduce"]
+        assert ("over peer memory, larger" in said) == (way == "peers"), said
         assert generate(job, prompt, 12) == token_ids
         assert np.abs(job.leader.forward(prompt) - expected).max() <= MAX_ERROR
 
@@ -158,9 +241,11 @@ def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
 
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("after_ms", [0.0, 7.0, 13.0, 21.0])
-def test_an_abort_from_another_thread(after_ms, recorded):
+@pytest.mark.parametrize("way", ["peers", "nccl"])
+def test_an_abort_from_another_thread(way_of_sums, after_ms, recorded, way):
     """No call of a communicator is under way when it is aborted, but one that waits for others, and none comes later;
     nor does who only hears of it wait for the others to destroy theirs."""
+    way_of_sums(way)
 
     def work(ranks):
         return testing.nccl_abort(ranks, after_ms + ranks.rank if ranks.rank < 2 else -1.0, recorded)
@@ -178,8 +263,9 @@ def fail_nccl():
 
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("doing", ["forward", "generate"])
-def test_a_failure_on_one_rank_ends_all(tmp_path, fail_nccl, doing, failing):
+def test_a_failure_on_one_rank_ends_all(tmp_path, fail_nccl, way_of_sums, doing, failing):
     """In the middle of a step, or of a forward pass: all ranks hear why, and nobody waits for ever."""
+    way_of_sums("nccl")
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
     job = device_job(str(tmp_path), 2, 1, EMULATED, max_num_batched_tokens=32)
     job.leader.start()

@@ -61,6 +61,8 @@ def test_the_banner_says_what_is_served_and_what_it_takes():
     ):
         assert said in text, said
     assert "ranks" not in text and "8 ranks" in "\n".join(logs.banner("m", INFO | {"world_size": 8}, SETTINGS, 1))
+    way = {"world_size": 8, "all_reduce": "sums by NCCL (not over peer memory: ranks are on several machines)"}
+    assert "8 ranks, sums by NCCL (not over peer" in "\n".join(logs.banner("m", INFO | way, SETTINGS, 1))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def banner(model: str, info: Mapping[str, Any], settings: ServerSettings, max_nu
         f"context {info['max_model_len']:,} tokens, {count(max_num_seqs, 'request')} at once; latent cache "
         f"{bytes_text(info['kv_cache_bytes'])} in {info['kv_cache_dtype'].lower()}: {tokens:,} tokens",
         f"device {info['device']}, {count(info['num_threads'], 'thread')}"
-        + (f", {info['world_size']} ranks" if info["world_size"] > 1 else ""),
+        + (f", {info['world_size']} ranks" if info["world_size"] > 1 else "")
+        + (f", {info['all_reduce']}" if info.get("all_reduce") else ""),
     ]
 
 

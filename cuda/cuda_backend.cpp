@@ -33,6 +33,7 @@ std::unique_ptr<Ops> make_cuda_ops(int device_idx, double memory_share, int num_
 }
 
 bool cuda_is_built() { return true; }
+bool has_gpu() { return CudaDevice::count() > 0; }
 
 std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes) {
   if (host->size() == 1) return make_single_communicator();

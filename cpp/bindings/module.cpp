@@ -22,6 +22,8 @@ PYBIND11_MODULE(_core, module) {
   module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
 
   // The most derived exception comes last: translators are tried from the newest to the oldest.
+  module.attr("GPU_PROOF") = std::string(kGpuProof);
+  module.def("resolved_device", &resolved_device, py::arg("device"), "The device that a name stands for: of \"auto\".");
   auto& error = py::register_exception<Error>(module, "Error", PyExc_RuntimeError);
   auto& out_of_memory = py::register_exception<OutOfMemory>(module, "OutOfMemoryError", error.ptr());
   auto& queue_full = py::register_exception<QueueFull>(module, "QueueFullError", error.ptr());

@@ -4,8 +4,15 @@
 
 namespace longcat {
 
+std::string auto_device(std::string_view proof, bool has_gpu) { return !proof.empty() && has_gpu ? "cuda" : "cpu"; }
+
+std::string resolved_device(const std::string& device) {
+  return device == "auto" ? auto_device(kGpuProof, has_gpu()) : device;
+}
+
 std::unique_ptr<Ops> make_ops(const std::string& device, int num_threads, double memory_share, int num_communicators) {
-  if (device == "auto" || device == "cpu") return make_cpu_ops(num_threads);
+  if (device == "auto") return make_ops(resolved_device(device), num_threads, memory_share, num_communicators);
+  if (device == "cpu") return make_cpu_ops(num_threads);
   if (device == "cuda") return make_cuda_ops(0, memory_share, num_communicators);
   if (device.starts_with("cuda:")) {
     int device_idx = -1;

@@ -8,5 +8,6 @@ std::unique_ptr<Ops> make_cuda_ops(int, double, int) {
 }
 
 bool cuda_is_built() { return false; }
+bool has_gpu() { return false; }
 
 }  // namespace longcat

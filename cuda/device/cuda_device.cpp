@@ -73,6 +73,13 @@ void check_launch(cudaStream_t stream) {
   if (capturing == cudaStreamCaptureStatusNone) CUDA_CHECK(cudaStreamSynchronize(stream));
 }
 
+int CudaDevice::count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
 CudaDevice::CudaDevice(int device_idx) : device_idx_(device_idx) {
   int count = 0;
   if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || count == 0) {

@@ -24,6 +24,8 @@ class CudaDevice : public GpuDevice {
   CudaDevice(int device_idx, double memory_share, int num_communicators = 0);
   ~CudaDevice() override;
 
+  static int count();  // of devices that this process can use
+
   std::string name() const override { return "cuda:" + std::to_string(device_idx_); }
   int64_t default_cache_bytes(int64_t ranks_here) const override;
   void* allocate(int64_t bytes) override;
@@ -53,13 +55,13 @@ class CudaDevice : public GpuDevice {
   int64_t shared_bytes() const override { return shared_bytes_; }
   bool reads_pageable_memory() const override { return reads_pageable_memory_; }
   bool reads_registered_memory() const override { return reads_registered_memory_; }
-  const Arena& arena() const { return arena_; }
-
   // Outside the arena, because a handle is of a whole allocation: 8 MiB for 8 ranks.
   void* share_memory(int64_t bytes, SharedMemoryHandle& handle) override;
   void free_shared(void* data) noexcept override;
   void* map_shared(const SharedMemoryHandle& handle) override;
   void unmap_shared(void* data) noexcept override;
+  const Arena& arena() const { return arena_; }
+
  private:
   // Host memory that the device can access.
   struct Pinned {

@@ -14,7 +14,7 @@ from longcat.engine.config import options
 FOLDER = "nowhere-at-all"
 # A value of each option that is not its default.
 GIVEN = {
-    "device": "cpu",
+    "device": "cuda:3",
     "tensor_parallel_size": 2,
     "expert_parallel_size": 2,
     "data_parallel_size": 2,

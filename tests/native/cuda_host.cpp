@@ -7,6 +7,7 @@
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/ngram.h"
 #include "cuda/kernels/sampling.h"
+#include "ops/backend.h"
 #include "tests/native/native.h"
 
 namespace py = pybind11;
@@ -78,6 +79,7 @@ void register_cuda_host(py::module_& testing) {
       .def_property_readonly("used_bytes", &Arena::used_bytes)
       .def_property_readonly("peak_bytes", &Arena::peak_bytes)
       .def_property_readonly("largest_free", &Arena::largest_free);
+  testing.def("auto_device", &auto_device, py::arg("proof"), py::arg("has_gpu"));
   testing.def("graph_rows", &graph_rows);
   testing.def("arena_bytes", &arena_bytes);
   testing.def("context_bucket", &context_bucket);

@@ -1,10 +1,32 @@
 """Host code of the CUDA backend: memory, recorded sizes, and which kernel serves a layer."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+from longcat import _core
 from longcat import _testing as testing
+from longcat.engine.config import EngineConfig
 
 pytestmark = pytest.mark.device
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_auto_is_the_cpu_until_a_card_has_proven_parity():
+    """One constant decides, kGpuProof of cpp/ops/backend.h: the report of a gate that has passed."""
+    assert [testing.auto_device(proof, gpu) for proof in ("", "report.md") for gpu in (False, True)] == [
+        "cpu", "cpu", "cpu", "cuda",
+    ]  # fmt: skip
+    if _core.GPU_PROOF:
+        report = (ROOT / _core.GPU_PROOF).read_text(encoding="utf-8")
+        [checks] = re.findall(r"^0 of (\d+) checks failed", report, re.MULTILINE)
+        assert _core.GPU_PROOF.startswith("bench/results/") and int(checks) >= 10  # all of the gate's
+    else:
+        assert _core.resolved_device("auto") == "cpu"
+    assert EngineConfig("folder").core_options().device == _core.resolved_device("auto")
+    assert EngineConfig("folder", device="cuda:1").core_options().device == "cuda:1"
 
 
 def test_recorded_rows():

@@ -343,8 +343,9 @@ class EngineConfig:
             value = option.check(name, given)
             if option.core:
                 setattr(core, option.core, value)
+        core.device = _core.resolved_device(core.device)
         if self.max_num_batched_tokens is None:
-            core.max_num_batched_tokens = default_step_tokens(self.device, self.max_num_seqs)
+            core.max_num_batched_tokens = default_step_tokens(core.device, self.max_num_seqs)
         return core
 
 

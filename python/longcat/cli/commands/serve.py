@@ -139,8 +139,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import longcat._core as _core
+
     args.model = _model_folder(args)
-    if args.gpu_memory_utilization is not None and not args.device.startswith("cuda"):
+    if args.gpu_memory_utilization is not None and not _core.resolved_device(args.device).startswith("cuda"):
         args.ignored = [*(args.ignored or []), "--gpu-memory-utilization (on the CPU)"]
     place = join_ranks(args)
     args.model = local_checkpoint(os.path.expanduser(args.model))

@@ -6,8 +6,8 @@ import json
 import pytest
 from longcat.checkpoint.random_weights import LITE_CONFIG, LITE_SPARSE_CONFIG, TINY_CONFIG
 from longcat.cli import main
-from longcat.planning.cost import H100, busiest_rank, decode_step, layouts
-from longcat.planning.plan import plan
+from longcat.planning.cost import GPUS, H100, busiest_rank, decode_step, layouts
+from longcat.planning.plan import GPU_BANDWIDTH, plan
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,24 @@ def test_plan_prints_gpus(lite, capsys):
     ]:
         assert main([*arguments, wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_plan_prints_other_gpus(lite, capsys):
+    """Each model has a speed and a size of its own."""
+    milliseconds = []
+    for name, gpu in GPUS.items():
+        for count in (2, 4):
+            arguments = ["plan", lite.model, "--bandwidth", "10", "--gpus", str(count), "--gpu", name]
+            assert main(arguments) == 0
+            assert f"on {count} {gpu.name}, " in capsys.readouterr().out
+            assert main([*arguments, "--json"]) == 0
+            rows = json.loads(capsys.readouterr().out)
+        milliseconds.append(min(row["steps"][0]["ms"] for row in rows if row["experts"] == "fp8"))
+    assert H100.bandwidth == GPU_BANDWIDTH  # of the placements
+    h100, *others = milliseconds
+    assert others == sorted(others) and others[0] < h100 < others[1]  # H200, H100, A100, RTX 5090, RTX 4090
+    assert main([*arguments[:-1], "h800"]) == 2
+    assert "--gpu h800; expected h100, h200, a100, rtx5090, rtx4090" in capsys.readouterr().err
 
 
 def test_plan_prints_gpus_of_sparse_attention(tmp_path, capsys):

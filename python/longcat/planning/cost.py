@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -65,8 +65,16 @@ class Hardware:
         return seconds
 
 
-# Not measured here. These are figures of the vendor and of NCCL's own tests for an H100 SXM. A machine has eight of
-# them, linked by NVLink; machines are linked by 400 Gbit/s per device.
+# Not measured here: figures of the vendor, and what kernels commonly reach of them.
+# - bandwidth: by NVIDIA's data sheets of H100 (3.35 TB/s), H200 (4.8) and A100 80GB (2.04). By its white papers of Ada
+#   (RTX 4090: 1.01 TB/s) and RTX Blackwell (RTX 5090: 1.79). It counts 90 % of them, of GDDR 92 %. The H200 counts
+#   81 %, as in bench/scripts/gpu_step.py.
+# - flops: 60 % of bf16 with f32 sums: 989, 989, 312, 165 and 210 TFLOP/s, by the same papers.
+# - links: 80 % of one direction of NVLink (450 GB/s, A100: 300). GeForce cards have no access to their peers, so NCCL
+#   copies through host memory: 40 % of PCIe 5.0 or 4.0 x16 (64 and 32 GB/s).
+# - small sums: NCCL's own tests on H100; assumed to be the same elsewhere, and three times as long through the host.
+# - machines: eight devices, linked by 400 Gbit/s per device (A100: 200). For GeForce 100 Gbit/s are assumed.
+# - memory: free on an idle card, less 2 GiB for driver and graphs.
 H100 = Hardware(
     name="H100",
     bandwidth=3.0e12,
@@ -80,6 +88,34 @@ H100 = Hardware(
     memory=76 * 2**30,
     activation_bytes=2,
 )
+_RTX5090 = replace(
+    H100,
+    name="RTX 5090",
+    bandwidth=1.65e12,
+    flops=1.25e14,
+    op_seconds=3.1e-6,  # without dependent launches: 0.6 us more between two kernels
+    sum_seconds=1.5e-5,
+    link_bandwidth=2.5e10,
+    network_bandwidth=1.0e10,
+    memory=29.4 * 2**30,
+)
+GPUS = {
+    "h100": H100,
+    "h200": replace(H100, name="H200", bandwidth=3.9e12, memory=137 * 2**30),
+    "a100": replace(
+        H100,
+        name="A100",
+        bandwidth=1.83e12,
+        flops=1.9e14,
+        op_seconds=3.1e-6,
+        link_bandwidth=2.4e11,
+        network_bandwidth=2.0e10,
+    ),
+    "rtx5090": _RTX5090,
+    "rtx4090": replace(
+        _RTX5090, name="RTX 4090", bandwidth=9.3e11, flops=1.0e14, link_bandwidth=1.3e10, memory=21.5 * 2**30
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 GIB = 1 << 30
-GPU_BANDWIDTH = 3.0e12  # [bytes/s] of copies on an H100
+GPU_BANDWIDTH = 3.0e12  # [bytes/s] of an H100, as in cost.py
 # A page fault maps the cached pages of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may map
 # more, depending on how the file came into the cache: up to 128 KiB was seen.
 _WINDOW = 64 << 10

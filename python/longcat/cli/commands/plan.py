@@ -13,6 +13,7 @@ from longcat.engine.config import EngineConfig
 from longcat.support.json_types import JsonObject
 
 if TYPE_CHECKING:
+    from longcat.planning.cost import Hardware
     from longcat.planning.plan import Plan
 
 _CARDS = {24: 23.5, 32: 31.4, 48: 47, 80: 78, 141: 139}  # nominal memory of a GPU [GB]: free memory [GiB]
@@ -44,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus",
         type=integer(1, 64),
         metavar="GPUS",
-        help="print only the speeds to expect of this many H100, by layout",
+        help="print only the speeds to expect of this many GPUs, by layout",
+    )
+    parser.add_argument(
+        "--gpu",
+        default="h100",
+        choices=["h100", "h200", "a100", "rtx5090", "rtx4090"],
+        help="model of the GPUs, with --gpus: h100, h200, a100, rtx5090 or rtx4090 (default h100)",
     )
     parser.add_argument(
         "--ngram-placement",
@@ -67,8 +74,11 @@ def run(args: argparse.Namespace) -> int:
         **options,
     )
     if args.gpus is not None:
-        rows = gpu_rows(made, args.gpus, args.ngram_placement)
-        print(json.dumps(rows, indent=2) if args.json else gpu_text(made, args.gpus, args.ngram_placement, rows))
+        from longcat.planning.cost import GPUS
+
+        gpu = GPUS[args.gpu]
+        rows = gpu_rows(made, gpu, args.gpus, args.ngram_placement)
+        print(json.dumps(rows, indent=2) if args.json else gpu_text(made, gpu, args.gpus, args.ngram_placement, rows))
         return 0
     advice = advise(made, {name: value for name, value in options.items() if value != getattr(EngineConfig, name)})
     if args.json:
@@ -151,13 +161,13 @@ def text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject]:
-    """Returns the layouts on `num_gpus` H100, the fastest for one request first: bytes of a rank, times of steps [ms].
+def gpu_rows(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str) -> list[JsonObject]:
+    """Returns the layouts on several GPUs, the fastest for one request first: bytes of a rank, times of steps [ms].
 
     Raises:
         ValueError: no layout has `num_gpus` ranks.
     """
-    from longcat.planning.cost import H100, decode_step, layouts
+    from longcat.planning.cost import decode_step, layouts
     from longcat.planning.plan import HeldBits, expert_formats
 
     if not 1 <= num_gpus <= 64:
@@ -172,10 +182,10 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject
         tables = bits.tables if on_device else 0
         for tp, ep in found:
             steps = {
-                batch: decode_step(plan, H100, tp, ep, batch, context, bits.experts, bits.core, tables, bits.embedding)
+                batch: decode_step(plan, gpu, tp, ep, batch, context, bits.experts, bits.core, tables, bits.embedding)
                 for batch in _GPU_BATCHES
             }
-            if steps[1].weights + steps[1].latents > H100.memory:
+            if steps[1].weights + steps[1].latents > gpu.memory:
                 continue
             rows.append(
                 {
@@ -189,7 +199,7 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject
                             "batch": batch,
                             "ms": 1e3 * step.seconds,
                             "sums_ms": 1e3 * step.sums,
-                            "fits": step.weights + step.latents <= H100.memory,
+                            "fits": step.weights + step.latents <= gpu.memory,
                         }
                         for batch, step in steps.items()
                     ],
@@ -198,13 +208,13 @@ def gpu_rows(plan: Plan, num_gpus: int, ngram_placement: str) -> list[JsonObject
     return sorted(rows, key=lambda row: row["steps"][0]["ms"])
 
 
-def gpu_text(plan: Plan, num_gpus: int, ngram_placement: str, rows: list[JsonObject]) -> str:
+def gpu_text(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str, rows: list[JsonObject]) -> str:
     from longcat.support.text import bytes_text
 
     context = min(_GPU_CONTEXT, plan.max_model_len)
     where = {"host": "host memory", "device": "the GPUs' memory"}[ngram_placement]
     lines = [
-        f"{plan.model}: decode steps on {num_gpus} H100, context {context}, N-gram tables in {where};",
+        f"{plan.model}: decode steps on {num_gpus} {gpu.name}, context {context}, N-gram tables in {where};",
         "computed from rates that were not measured here: docs/parallel.md",
         "",
     ]

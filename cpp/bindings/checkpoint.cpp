@@ -125,6 +125,13 @@ void register_checkpoint(py::module_& module) {
   module.def("other_spelling", &other_spelling, py::arg("name"));
   module.def("config_warnings", [](const std::string& folder) { return load_model_config(folder).warnings; });
   module.def("plan_memory", &plan_memory, py::arg("folder"), py::arg("options"), py::arg("available"));
+  module.def(
+      "gpu_buffers",
+      [=](const std::string& text, int64_t tp, int64_t ep, int64_t step_tokens) {
+        const ModelConfig config = config_of(text);
+        return plan_gpu_buffers(config, make_shard(config, tp, ep, 0), step_tokens);
+      },
+      py::arg("config_text"), py::arg("tp"), py::arg("ep"), py::arg("step_tokens"));
   module.def("shard", &shard, py::arg("config_text"), py::arg("tp"), py::arg("ep"), py::arg("rank"));
   module.def("scan_tensor", &scan_buffer, py::arg("data"), py::arg("dtype"));
   py::class_<Checkpoint>(module, "Checkpoint")

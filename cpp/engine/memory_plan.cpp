@@ -6,6 +6,7 @@
 #include "engine/model_runner.h"
 #include "model/activations.h"
 #include "model/kv_cache.h"
+#include "ops/backend.h"
 
 namespace longcat {
 
@@ -94,6 +95,12 @@ BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const Eng
   return {.activation_bytes = activations.bytes(),
           .unwritten_bytes = 4 * unwritten,
           .step_bytes = steps.bytes() + 4 * values};
+}
+
+int64_t plan_gpu_buffers(const ModelConfig& config, const Shard& shard, int64_t step_tokens) {
+  CountingDevice activations;
+  const ActivationBuffers buffers(activations, config, shard, step_tokens, DType::bf16);
+  return activations.bytes() + kGpuOpsBytes + kGpuStepBytes;
 }
 
 }  // namespace longcat

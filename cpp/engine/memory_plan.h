@@ -38,4 +38,8 @@ struct BufferPlan {
 BufferPlan plan_buffers(const ModelConfig& config, const Shard& shard, const EngineOptions& options,
                         const CachePlan& cache);
 
+// What a rank on a GPU keeps beside weights and cache [bytes]: activations of a step of step_tokens, kGpuOpsBytes and
+// kGpuStepBytes.
+int64_t plan_gpu_buffers(const ModelConfig& config, const Shard& shard, int64_t step_tokens);
+
 }  // namespace longcat

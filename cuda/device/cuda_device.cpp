@@ -10,6 +10,7 @@
 
 #include "cuda/device/check.h"
 #include "cuda/device/graph_sizes.h"
+#include "ops/backend.h"
 
 namespace longcat {
 
@@ -18,7 +19,6 @@ namespace {
 constexpr int64_t kRingBytes = int64_t{16} << 20;  // [bytes] for block tables, sampling rows and masks of a few steps
 constexpr int64_t kRingAlignment = 256;
 constexpr int64_t kHugePage = int64_t{2} << 20;
-constexpr int64_t kStepBytes = int64_t{1} << 30;  // [bytes] for buffers allocated after the cache: logits, sampling
 
 constexpr int64_t rounded_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -144,7 +144,7 @@ CudaDevice::~CudaDevice() {
 void CudaDevice::make_current() const { CUDA_CHECK(cudaSetDevice(device_idx_)); }
 
 int64_t CudaDevice::default_cache_bytes(int64_t) const {
-  return std::max(arena_.largest_free() - kStepBytes, int64_t{0});
+  return std::max(arena_.largest_free() - kGpuStepBytes, int64_t{0});
 }
 
 void* CudaDevice::allocate(int64_t bytes) {

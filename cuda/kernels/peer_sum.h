@@ -9,7 +9,7 @@
 //
 // Epochs. A block counts its sums in its own word in device memory: a recorded graph replays with the same parameters.
 // The epoch's parity chooses one of two sets of slots. A rank writes epoch e + 2 behind its sum e + 1, so behind the
-// others' flags e + 1, which they set behind their kernel of epoch e: no slot is overwritten that is still read.
+// others' flags e + 1. They set these behind their kernel of epoch e: no slot is overwritten that is still read.
 //
 // All blocks of a sum must be resident together, on every rank: 256 of 128 threads take a third of an H100.
 #pragma once

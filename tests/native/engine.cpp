@@ -10,6 +10,7 @@
 #include "bindings/py_engine.h"
 #include "cpu/attention/index_scores.h"
 #include "cpu/attention/latents.h"
+#include "cuda/emulation/emulated_device.h"
 #include "tests/native/devices.h"
 #include "tests/native/native.h"
 
@@ -243,6 +244,24 @@ void register_test_engine(py::module_& testing) {
         return device.bytes() - of_weights;
       },
       py::arg("folder"), py::arg("options"), py::arg("communicator") = nullptr, py::call_guard<GilRelease>());
+
+  // What a rank's engine takes of its emulated GPU [bytes]: {"ops", "weights", "cache", "all"}, without peer memory.
+  testing.def(
+      "emulated_bytes",
+      [](const std::string& folder, const EngineOptions& options, const PyCommunicator* communicator) {
+        std::map<std::string, int64_t> bytes;
+        const GilRelease nogil;
+        Backend backend = make_test_backend(options, true);
+        const Arena& arena = dynamic_cast<const EmulatedDevice&>(backend.ops->device()).arena();
+        bytes["ops"] = arena.used_bytes();
+        const Engine engine(
+            folder, options, [&](int64_t, int64_t) { bytes["weights"] = arena.used_bytes() - bytes["ops"]; },
+            communicator ? communicator->ranks->split(0) : nullptr, std::move(backend));
+        bytes["cache"] = engine.kv_cache_bytes();
+        bytes["all"] = arena.used_bytes();
+        return bytes;
+      },
+      py::arg("folder"), py::arg("options"), py::arg("communicator") = nullptr);
 
   testing.def("look_up", [](const std::vector<int32_t>& ids, int64_t num_tokens, int64_t max_match, int64_t min_match) {
     const auto found = look_up(ids, num_tokens, {.max_match = max_match, .min_match = min_match});

@@ -96,7 +96,7 @@ def test_plan_prints_gpus(lite, capsys):
 
 def test_plan_prints_other_gpus(lite, capsys):
     """Each model has a speed and a size of its own."""
-    milliseconds = []
+    formats, milliseconds = {}, []
     for name, gpu in GPUS.items():
         for count in (2, 4):
             arguments = ["plan", lite.model, "--bandwidth", "10", "--gpus", str(count), "--gpu", name]
@@ -104,10 +104,13 @@ def test_plan_prints_other_gpus(lite, capsys):
             assert f"on {count} {gpu.name}, " in capsys.readouterr().out
             assert main([*arguments, "--json"]) == 0
             rows = json.loads(capsys.readouterr().out)
+            assert all(row["weights"] + lite.gpu_buffers(row["tp"], row["ep"]) <= gpu.memory for row in rows)
+            formats[name, count] = {row["experts"] for row in rows}
         milliseconds.append(min(row["steps"][0]["ms"] for row in rows if row["experts"] == "fp8"))
     assert H100.bandwidth == GPU_BANDWIDTH  # of the placements
     h100, *others = milliseconds
     assert others == sorted(others) and others[0] < h100 < others[1]  # H200, H100, A100, RTX 5090, RTX 4090
+    assert [formats[name, 2] for name in ("h100", "rtx5090", "rtx4090")] == [{"bf16", "fp8"}, {"fp8"}, set()]
     assert main([*arguments[:-1], "h800"]) == 2
     assert "--gpu h800; expected h100, h200, a100, rtx5090, rtx4090" in capsys.readouterr().err
 

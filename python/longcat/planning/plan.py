@@ -143,6 +143,7 @@ class Plan:
     index_read_per_token: int  # of every position, by the indexer of sparse attention
     index_topk: int | None  # most positions that a token attends to; None: all
     activations: int
+    gpu_step_tokens: int  # as max_num_batched_tokens, with a GPU's default
     process: int  # Python, libraries, tokenizer
     available: int
     bandwidth: float  # [bytes/s]
@@ -210,9 +211,10 @@ class Plan:
         words = looked_up - tables
         experts = size["experts"]
         core = self.parameters - looked_up - experts
+        in_f32 = size.get("router", 0) + size.get("norms", 0)
 
         def row(placement: str, format: str, expert: str, rest: str, host: int, state: str = "later") -> Row:
-            bits = 16 * (looked_up - host) + _BITS[expert] * experts + _BITS[rest] * core
+            bits = 16 * (looked_up - host) + _BITS[expert] * experts + _BITS[rest] * (core - in_f32) + 32 * in_f32
             return Row(placement, format, _BITS[expert], _BITS[rest], int(bits / 8), 2 * host, state)
 
         rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
@@ -270,9 +272,13 @@ class Plan:
             rows.append(TableRow(format, sum(sizes), resident, rest + sum(sizes) <= self.available))
         return rows if self.table_shapes else []
 
+    def gpu_buffers(self, tp: int = 1, ep: int = 1) -> int:
+        """Memory of a GPU that an engine takes beside weights and cache, and outside of GPU_SPARE_BYTES."""
+        return _core.gpu_buffers(json.dumps(self.config), tp, ep, self.gpu_step_tokens)
+
     def cache_tokens(self, row: Row, memory: int) -> int:
         """Tokens of latent cache that fit in `memory` besides the weights; negative when the weights do not fit."""
-        workspace = self.activations + self.process if row.on_cpu else _core.GPU_SPARE_BYTES
+        workspace = self.activations + self.process if row.on_cpu else _core.GPU_SPARE_BYTES + self.gpu_buffers()
         return int((memory - row.fast_bytes - workspace) // self.kv_bytes_per_token)
 
     def as_dict(self) -> JsonObject:
@@ -368,6 +374,7 @@ def plan(
         index_read_per_token=index_bytes,
         index_topk=index_topk,
         activations=allocated - unwritten,
+        gpu_step_tokens=EngineConfig.of(model, {**options, "device": "cuda"}).core_options().max_num_batched_tokens,
         process=process_bytes(model),
         available=available,
         bandwidth=bandwidth or measured_bandwidth(),

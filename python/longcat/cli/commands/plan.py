@@ -185,7 +185,8 @@ def gpu_rows(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str) -> 
                 batch: decode_step(plan, gpu, tp, ep, batch, context, bits.experts, bits.core, tables, bits.embedding)
                 for batch in _GPU_BATCHES
             }
-            if steps[1].weights + steps[1].latents > gpu.memory:
+            room = gpu.memory - plan.gpu_buffers(tp, ep)
+            if steps[1].weights + steps[1].latents > room:
                 continue
             rows.append(
                 {
@@ -199,7 +200,7 @@ def gpu_rows(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str) -> 
                             "batch": batch,
                             "ms": 1e3 * step.seconds,
                             "sums_ms": 1e3 * step.sums,
-                            "fits": step.weights + step.latents <= gpu.memory,
+                            "fits": step.weights + step.latents <= room,
                         }
                         for batch, step in steps.items()
                     ],

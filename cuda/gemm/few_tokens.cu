@@ -1,6 +1,6 @@
 // Launches of the kernels for few tokens, each in the width that fits the number of tokens.
-#include "cuda/gemm/expert_matrices.h"
 #include "cuda/gemm/few_tokens.h"
+#include "cuda/gemm/layers.h"
 #include "cuda/kernels/simt_launch.h"
 
 namespace longcat::gpu {
@@ -26,16 +26,6 @@ void launch_layer(GpuDevice& device, int64_t blocks, int64_t tokens, const void*
   launch_of(device, blocks, static_cast<const bf16*>(x), x_stride, depth, layer);
 }
 
-template <class Out>
-PlainLayer<Out> plain_layer(const GemmProblem& p) {
-  return {.weight = static_cast<const bf16*>(p.weight),
-          .plane_stride = 0,
-          .out = static_cast<Out*>(p.out),
-          .out_stride = p.out_stride,
-          .tiles = static_cast<int32_t>(p.out_features / 16),
-          .num_tokens = static_cast<int32_t>(p.num_tokens)};
-}
-
 }  // namespace
 
 void few_token_linear(GpuDevice& device, const GemmProblem& p) {
@@ -46,22 +36,13 @@ void few_token_linear(GpuDevice& device, const GemmProblem& p) {
 }
 
 void few_token_pair(GpuDevice& device, const GemmProblem& first, const GemmProblem& second) {
-  const int64_t tiles = first.out_features / 16;
-  launch_layer(device, tiles + second.out_features / 16, first.num_tokens, first.x, first.x_stride, first.in_features,
-               JoinedLayer{.weights = {static_cast<const bf16*>(first.weight), static_cast<const bf16*>(second.weight)},
-                           .outs = {static_cast<bf16*>(first.out), static_cast<bf16*>(second.out)},
-                           .out_strides = {first.out_stride, second.out_stride},
-                           .tiles = static_cast<int32_t>(tiles),
-                           .num_tokens = static_cast<int32_t>(first.num_tokens)});
+  launch_layer(device, (first.out_features + second.out_features) / 16, first.num_tokens, first.x, first.x_stride,
+               first.in_features, joined_layer(first, second));
 }
 
 void few_token_gate_up(GpuDevice& device, const GemmProblem& gate, const GemmProblem& up) {
   launch_layer(device, gate.out_features / 8, gate.num_tokens, gate.x, gate.x_stride, gate.in_features,
-               GateUpLayer{.gate = static_cast<const bf16*>(gate.weight),
-                           .up = static_cast<const bf16*>(up.weight),
-                           .out = static_cast<bf16*>(gate.out),
-                           .out_stride = gate.out_stride,
-                           .num_tokens = static_cast<int32_t>(gate.num_tokens)});
+               gate_up_layer(gate, up));
 }
 
 void router_scores(GpuDevice& device, Tensor scores, Tensor x, const Weight& classifier) {
@@ -84,16 +65,9 @@ void few_token_experts(GpuDevice& device, const ExpertList& list, int64_t max_it
                        Tensor inner, Tensor x, const ExpertWeights& experts) {
   const int64_t num_tokens = x.size(0), width = experts.gate_proj[0].out_features, dim = x.size(1);
   launch_layer(device, max_items * (width / 8), num_tokens, x.raw(), x.stride(0), dim,
-               ExpertGateUpLayer{.list = list,
-                                 .gates = matrices_of(experts.gate_proj),
-                                 .ups = matrices_of(experts.up_proj),
-                                 .tokens = tokens,
-                                 .out = inner.data<bf16>(),
-                                 .out_features = width});
-  launch_layer(
-      device, max_items * (dim / 16), num_tokens, inner.raw(), inner.stride(0), width,
-      ExpertDownLayer{
-          .list = list, .weights = matrices_of(experts.down_proj), .out = out.data<bf16>(), .out_features = dim});
+               expert_gate_up_layer(list, tokens, inner, experts));
+  launch_layer(device, max_items * (dim / 16), num_tokens, inner.raw(), inner.stride(0), width,
+               expert_down_layer(list, out, experts));
 }
 
 }  // namespace longcat::gpu

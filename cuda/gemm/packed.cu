@@ -1,7 +1,7 @@
 // Launches of PackedLinear, each in the width that fits the number of tokens.
 #include <algorithm>
 
-#include "cuda/gemm/expert_matrices.h"
+#include "cuda/gemm/layers.h"
 #include "cuda/gemm/packed.h"
 #include "cuda/kernels/packed_linear.h"
 #include "cuda/kernels/simt_launch.h"
@@ -48,14 +48,8 @@ Inputs inputs_of(const GemmProblem& p) { return {p.x, p.x_stride, p.in_features,
 
 template <class Out>
 void launch_plain(GpuDevice& device, const GemmProblem& p) {
-  const int64_t tiles = p.out_features / 16, slices = (p.num_tokens + kPackedTokens - 1) / kPackedTokens;
-  launch_layer(device, slices * tiles, p.num_tokens, inputs_of(p),
-               PlainLayer<Out, 1, kPackedTokens>{.weight = static_cast<const bf16*>(p.weight),
-                                                 .plane_stride = 0,
-                                                 .out = static_cast<Out*>(p.out),
-                                                 .out_stride = p.out_stride,
-                                                 .tiles = static_cast<int32_t>(tiles),
-                                                 .num_tokens = static_cast<int32_t>(p.num_tokens)});
+  const int64_t slices = (p.num_tokens + kPackedTokens - 1) / kPackedTokens;
+  launch_layer(device, slices * (p.out_features / 16), p.num_tokens, inputs_of(p), plain_layer<Out, kPackedTokens>(p));
 }
 
 }  // namespace
@@ -65,22 +59,12 @@ void packed_linear(GpuDevice& device, const GemmProblem& p) {
 }
 
 void packed_pair(GpuDevice& device, const GemmProblem& first, const GemmProblem& second) {
-  const int64_t tiles = first.out_features / 16;
-  launch_layer(device, tiles + second.out_features / 16, first.num_tokens, inputs_of(first),
-               JoinedLayer{.weights = {static_cast<const bf16*>(first.weight), static_cast<const bf16*>(second.weight)},
-                           .outs = {static_cast<bf16*>(first.out), static_cast<bf16*>(second.out)},
-                           .out_strides = {first.out_stride, second.out_stride},
-                           .tiles = static_cast<int32_t>(tiles),
-                           .num_tokens = static_cast<int32_t>(first.num_tokens)});
+  launch_layer(device, (first.out_features + second.out_features) / 16, first.num_tokens, inputs_of(first),
+               joined_layer(first, second));
 }
 
 void packed_gate_up(GpuDevice& device, const GemmProblem& gate, const GemmProblem& up) {
-  launch_layer(device, gate.out_features / 8, gate.num_tokens, inputs_of(gate),
-               GateUpLayer{.gate = static_cast<const bf16*>(gate.weight),
-                           .up = static_cast<const bf16*>(up.weight),
-                           .out = static_cast<bf16*>(gate.out),
-                           .out_stride = gate.out_stride,
-                           .num_tokens = static_cast<int32_t>(gate.num_tokens)});
+  launch_layer(device, gate.out_features / 8, gate.num_tokens, inputs_of(gate), gate_up_layer(gate, up));
 }
 
 void packed_experts(GpuDevice& device, const ExpertList& list, int64_t max_items, const int32_t* tokens, Tensor out,
@@ -88,16 +72,9 @@ void packed_experts(GpuDevice& device, const ExpertList& list, int64_t max_items
   const int64_t most = std::min(x.size(0), kPackedTokens), dim = x.size(1);
   const int64_t width = experts.gate_proj[0].out_features;
   launch_layer(device, max_items * (width / 8), most, {x.raw(), x.stride(0), dim, experts.gate_proj[0].format},
-               ExpertGateUpLayer{.list = list,
-                                 .gates = matrices_of(experts.gate_proj),
-                                 .ups = matrices_of(experts.up_proj),
-                                 .tokens = tokens,
-                                 .out = inner.data<bf16>(),
-                                 .out_features = width});
-  launch_layer(
-      device, max_items * (dim / 16), most, {inner.raw(), inner.stride(0), width, experts.down_proj[0].format},
-      ExpertDownLayer{
-          .list = list, .weights = matrices_of(experts.down_proj), .out = out.data<bf16>(), .out_features = dim});
+               expert_gate_up_layer(list, tokens, inner, experts));
+  launch_layer(device, max_items * (dim / 16), most, {inner.raw(), inner.stride(0), width, experts.down_proj[0].format},
+               expert_down_layer(list, out, experts));
 }
 
 }  // namespace longcat::gpu

@@ -9,7 +9,7 @@ set(LONGCAT_HEAVY_JOBS 2 CACHE STRING "CUTLASS files compiled at once; each take
 
 # Files of both the GPU backend and the emulation.
 set(_kernels
-  cuda/gemm/few_tokens.cu cuda/gemm/gemm.cu cuda/gemm/packed.cu
+  cuda/gemm/few_tokens.cu cuda/gemm/fp8_linear.cu cuda/gemm/gemm.cu cuda/gemm/packed.cu
   cuda/kernels/attention.cu cuda/kernels/drafts.cu cuda/kernels/elementwise.cu cuda/kernels/indexer.cu
   cuda/kernels/mla_decode.cu
   cuda/kernels/mla_prefill.cu cuda/kernels/moe.cu

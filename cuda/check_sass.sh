@@ -126,6 +126,11 @@ expect_each PackedLinearILi32ELi4E 6 32 0 40 160
 expect_each PackedLinearILi8ELi8E 6 8 0 20 80
 expect_each PackedLinearILi16ELi8E 6 16 0 28 112
 expect_each PackedLinearILi32ELi8E 6 32 0 44 144
+# fp8 layers (cuda/gemm/fp8_linear.cu): the same six; and two of many tokens.
+expect_each Fp8LinearILi8E 6 8 0 32 64
+expect_each Fp8LinearILi16E 6 16 0 36 80
+expect_each Fp8LinearILi32E 6 32 0 40 96
+expect_each 7Fp8Wide 2 64 0 24 176
 # Per kernel: 68 HMMA for each 16 heads, 36 of Q K^T and 32 of P V. Tiles and queries come by copies of 16 bytes,
 # partial results by loads of 16 bytes. 256 threads may have 255 registers each.
 expect_each MlaDecodeILNS_5DTypeE1ELi16ELb0ELi64E 1 68 47 18 255

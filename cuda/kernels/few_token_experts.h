@@ -33,7 +33,7 @@ struct ExpertMatrices {
 
 // out[row] = silu(x[token of row] G^T) * (x[token of row] U^T).
 struct ExpertGateUpLayer {
-  static constexpr int kPlanes = 1;
+  static constexpr int kPlanes = 1, kRowsApart = 0;
   ExpertList list;
   ExpertMatrices gates, ups;
   const int32_t* tokens;  // [rows]: the token of each row
@@ -57,7 +57,7 @@ struct ExpertGateUpLayer {
 
 // out[row] = x[row] W^T: the down projection.
 struct ExpertDownLayer {
-  static constexpr int kPlanes = 1;
+  static constexpr int kPlanes = 1, kRowsApart = 8;
   ExpertList list;
   ExpertMatrices weights;
   bf16* out;             // [rows, out_features]

@@ -23,7 +23,7 @@ LC_HD inline float silu_mul(float gate, float up) { return mul_rn(silu(rounded(g
 // out = x W^T. More tokens are taken by slices of kMostTokens. Grid: slices * out_features / 16.
 template <class Out, int kNumPlanes = 1, int kMostTokens = 64>
 struct PlainLayer {
-  static constexpr int kPlanes = kNumPlanes, kSlice = kMostTokens;
+  static constexpr int kPlanes = kNumPlanes, kRowsApart = 8, kSlice = kMostTokens;
   const bf16* weight;    // [kPlanes, out_features, K]; out_features is a multiple of 16
   int64_t plane_stride;  // [elements], with several planes
   Out* out;              // [T, out_features]
@@ -47,7 +47,7 @@ struct PlainLayer {
 
 // Two layers on one x, q_a and kv_a. Grid: the sum of out_features / 16.
 struct JoinedLayer {
-  static constexpr int kPlanes = 1;
+  static constexpr int kPlanes = 1, kRowsApart = 8;
   const bf16* weights[2];  // [out_features[i], K]; out_features is a multiple of 16
   bf16* outs[2];           // [T, out_features[i]]
   int64_t out_strides[2];  // [elements]
@@ -70,7 +70,7 @@ struct JoinedLayer {
 
 // out = silu(x G^T) * (x U^T): of a block's 16 rows, 8 are of G and 8 of U. Grid: out_features / 8.
 struct GateUpLayer {
-  static constexpr int kPlanes = 1;
+  static constexpr int kPlanes = 1, kRowsApart = 0;
   const bf16* gate;    // [out_features, K]; out_features is a multiple of 8
   const bf16* up;      // [out_features, K]
   bf16* out;           // [T, out_features]

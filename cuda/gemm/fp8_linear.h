@@ -1,0 +1,28 @@
+// Layers of e4m3 codes whose inputs stay bf16, by mma.sync, for any number of tokens: up to kFp8Tokens by Fp8Linear
+// (cuda/kernels/fp8_linear.h), more by Fp8Wide, or by slices where the rows of W are no multiple of 64. All have the
+// same bits.
+#pragma once
+
+#include "cuda/gemm/gemm.h"
+#include "cuda/kernels/few_token_experts.h"
+#include "ops/ops.h"
+
+namespace longcat::gpu {
+
+constexpr int64_t kFp8Tokens = 32;  // of a block
+
+// The kernel reads matrices whose rows are a multiple of 16 and whose K is one of 128, up to 16,384; scales lie behind
+// the codes (quantize.h).
+bool fits_fp8_linear(const Weight& weight);
+
+// Each is a dependent launch: see few_tokens.h.
+void fp8_linear(GpuDevice& device, const GemmProblem& problem);
+// At most kFp8Tokens tokens: of one x; gate.out = silu(x G^T) * (x U^T).
+void fp8_pair(GpuDevice& device, const GemmProblem& first, const GemmProblem& second);
+void fp8_gate_up(GpuDevice& device, const GemmProblem& gate, const GemmProblem& up);
+
+// As few_token_experts(); an item of the list has at most kFp8Tokens rows.
+void fp8_experts(GpuDevice& device, const ExpertList& list, int64_t max_items, const int32_t* tokens, Tensor out,
+                 Tensor inner, Tensor x, const ExpertWeights& experts);
+
+}  // namespace longcat::gpu

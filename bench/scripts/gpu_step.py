@@ -1,8 +1,9 @@
-"""Estimates a step of LongCat-Flash-Lite, kernel by kernel: in bf16 on an H200, or packed on a small card.
+"""Estimates a step of LongCat-Flash-Lite, kernel by kernel: in bf16 or fp8 on an H200, or packed on a small card.
 
 python bench/scripts/gpu_step.py --context 1024
 python bench/scripts/gpu_step.py --context 131072 --model lite_sparse
 python bench/scripts/gpu_step.py --prefill --tokens 512 2048 8192
+python bench/scripts/gpu_step.py --core fp8 --experts fp8
 python bench/scripts/gpu_step.py --device rtx5090 --core int8 --experts int4 --tokens 1
 
 A kernel takes the longest of three times: its bytes, its operations on tensor cores, its longest chain of operations. A
@@ -27,7 +28,12 @@ START = 0.65e-6  # [s] the first bytes, unless a dependent launch reads weights 
 # [s] a tile of prefill attention: 256 rows, 64 positions.
 QUERY_TILE = 2 * 256 * 64 * (192 + 128) / ATTENTION * 132
 CHAIN = 33 / 1.755e9 / 16  # [s] a value of K, of the chain of products that makes a result of few tokens
-UNIT = 300 / 1.755e9  # [s] 128 values of K of packed weights, of which a warp has every fourth
+# [s] 128 values of K, of which a warp has every fourth. Of fp8 codes: making them bf16, 8 products of 33 cycles in a
+# chain, a barrier and four sums.
+UNIT, FP8_UNIT = 300 / 1.755e9, 450 / 1.755e9
+# Of more than 32 tokens, a block has 64 rows of W and as many tokens. [s] 128 values of K: 64 products of a warp beside
+# those of three others.
+WIDE, WIDE_UNIT = 64, 600 / 1.755e9
 CHAIN_START = 1.5e-6  # [s]
 PIECE = 6.8e-6  # [s] a piece of 128 positions in MLA decode: list 2, first tile and query 2, two tiles of 1.4
 TILE = 1.4e-6  # [s] 64 positions
@@ -39,8 +45,8 @@ SLICE = 4096  # positions of a block of the selection
 FIND_BIN, FIND_CANDIDATE = 4e-6, 8e-6
 FEW_TOKENS = 64
 ELEMENT, F32 = 2, 4  # [bytes]
-PACKED = {"bf16": 2.0, "int8": 1.0625, "int4": 0.5625}  # [bytes] a weight
-PACKED_TOKENS = 32  # of a block of the packed kernels, which serve any number of tokens
+PACKED = {"bf16": 2.0, "fp8": 1 + 4 / 128**2, "int8": 1.0625, "int4": 0.5625}  # [bytes] a weight
+PACKED_TOKENS = 32  # of a block of the kernels for packed weights and fp8 codes, which serve any number of tokens
 
 
 @dataclass(frozen=True)
@@ -135,11 +141,22 @@ class Shape:
         """Of this many multiply-adds on tensor cores [s]. Few tokens are bound by bytes or chains."""
         return 0.0 if self.few else 2 * count / speed
 
-    def packed(self, name: str, out: float, depth: int, rows: float, format: str, inputs: float) -> Kernel:
-        """`out` rows of packed weights, for `rows` of inputs and results; the blocks of a column read `inputs` rows."""
+    def packed(
+        self, name: str, out: float, depth: int, rows: float, format: str, inputs: float, width: float | None = None
+    ) -> Kernel:
+        """`out` rows of packed weights or codes, for `rows` of inputs, each with `width` results (default: `out`).
+
+        The blocks of a column read `inputs` rows.
+        """
         blocks = out / 16
-        traffic = out * depth * PACKED[format] + rows * (out + depth) * ELEMENT
-        chain = CHAIN_START + depth / 512 * UNIT
+        traffic = out * depth * PACKED[format] + rows * ((out if width is None else width) + depth) * ELEMENT
+        if format == "fp8" and inputs > PACKED_TOKENS and out % WIDE == 0:
+            slices = -(-rows // WIDE)
+            again = out / WIDE * slices * depth * (WIDE + min(inputs, WIDE) * ELEMENT)
+            chain = CHAIN_START + depth / 128 * WIDE_UNIT
+            tensor_seconds = 2 * out * depth * slices * WIDE / ATTENTION
+            return Kernel(name, traffic, out / WIDE * slices, chain, inputs=again, tensor_seconds=tensor_seconds)
+        chain = CHAIN_START + -(-depth // 512) * (FP8_UNIT if format == "fp8" else UNIT)
         return Kernel(name, traffic, blocks, chain, preloads=True, inputs=blocks * inputs * depth * ELEMENT)
 
     def linear(self, name: str, out: int, depth: int, cutlass: bool = False, tokens: int | None = None) -> Kernel:
@@ -197,9 +214,10 @@ class Shape:
         c, tokens = self.config, self.num_tokens
         heads, nope, rope, value = (c[f"{name}"] for name in _HEADS)
         hidden, q_lora, kv_lora = c["hidden_size"], c["q_lora_rank"], c["kv_lora_rank"]
-        down = [self.linear("q_a, kv_a", q_lora + kv_lora + rope, hidden)]
+        kv_a = -(-(kv_lora + rope) // 128) * 128 if self.core == "fp8" else kv_lora + rope  # whole blocks
+        down = [self.linear("q_a, kv_a", q_lora + kv_a, hidden)]
         if not self.joins:
-            down = [self.linear("q_a", q_lora, hidden), self.linear("kv_a", kv_lora + rope, hidden)]
+            down = [self.linear("q_a", q_lora, hidden), self.linear("kv_a", kv_a, hidden)]
         return [
             *down,
             self.rows("norms, store", q_lora + kv_lora + rope, 2),
@@ -321,9 +339,10 @@ class Shape:
             return [
                 scores,
                 Kernel("picks", tokens * outputs * F32, tokens, picked),
-                *([] if listed else [Kernel("order", 0, routed, 3e-6), Kernel("slices", 0, 1, 3e-6)]),
-                self.packed("experts' gate, up, SiLU", 2 * read * width, hidden, picks, self.expert, inputs),
-                self.packed("experts' down", read * hidden, width, picks, self.expert, inputs),
+                *([] if self.few and self.device.router_lists else [Kernel("order", 0, routed, 3e-6)]),
+                *([] if listed else [Kernel("slices", 0, 1, 3e-6)]),
+                self.packed("experts' gate, up, SiLU", 2 * read * width, hidden, picks, self.expert, inputs, width),
+                self.packed("experts' down", read * hidden, width, picks, self.expert, inputs, hidden),
                 end,
             ]
         if self.few:

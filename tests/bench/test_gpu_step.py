@@ -14,6 +14,7 @@ CASES = (
     ["--context", "131072", "--tokens", "1", "8", "64"],
     ["--model", "lite_sparse", "--context", "131072", "--tokens", "1", "8", "64"],
     ["--prefill", "--tokens", "512", "2048", "8192"],
+    ["--core", "fp8", "--experts", "fp8"],
     [*RTX5090, "--core", "int8"],
     [*RTX5090, "--core", "int4"],
 )
@@ -24,7 +25,7 @@ def printed(script, arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("arguments", CASES, ids=["short", "long", "sparse", "prefill", "int8", "int4"])
+@pytest.mark.parametrize("arguments", CASES, ids=["short", "long", "sparse", "prefill", "fp8", "int8", "int4"])
 def test_docs_have_what_the_script_prints(arguments):
     found = printed("gpu_step.py", arguments)
     assert found.count("\n") >= 5 and found in (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")

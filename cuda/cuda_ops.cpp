@@ -61,6 +61,7 @@ Weight CudaOps::prepare(const Weight& logical, Buffer& storage) {
                     reinterpret_cast<const char*>(logical.scales) + 4 * (r * cols + c), 4);
     device_->copy_from_host(scales, transposed.data(), scale_bytes);
     weight.scales = reinterpret_cast<const float*>(scales);
+    spread_nans(weight, rows * cols);
   }
   return weight;
 }

@@ -67,6 +67,7 @@ class CudaOps final : public Ops {
   Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
                        HostBuffer& host_storage) override;
 
+  void begin_step(const ForwardBatch& batch) override { num_generated_ = batch.num_decode_tokens; }
   void select_token_ids(Tensor token_ids, Tensor sampled_ids, Tensor sources) override;
   void ngram_lookup(Tensor ids, Tensor rows, Tensor lane, const ForwardBatch& batch, const NgramTables& ngram) override;
   void embed(Tensor out, Tensor token_ids, const Weight& word, int64_t first_word, Tensor rows,
@@ -154,13 +155,19 @@ class CudaOps final : public Ops {
 
   // Whether a kernel for few tokens computes this layer.
   bool takes_few_tokens(const GemmProblem& problem) const;
+  // The permutation of the rows of each expert here, by the picks in `routing`.
+  void permute(const Routing& routing);
+  // moe_experts() of tokens that all have the same arithmetic. rounds_inputs: to fp8.
+  void experts_of_one_kind(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
+                           const Routing& routing, const ExpertWeights& experts, bool rounds_inputs);
   // The experts' matrices by rows in permuted order. permuted: [rows, dim], their outputs; gate, up: [rows,
   // expert_ffn].
   void permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x, const Routing& routing,
-                        const ExpertWeights& experts);
-  // The same for packed experts, whose kernels gather x. inner: [rows, expert_ffn].
-  void packed_experts(Tensor permuted, Tensor inner, Tensor x, const Routing& routing, const ExpertWeights& experts);
+                        const ExpertWeights& experts, bool rounds_inputs);
+  // The same for packed experts and codes, whose kernels gather x. inner: [rows, expert_ffn].
+  void sliced_experts(Tensor permuted, Tensor inner, Tensor x, const Routing& routing, const ExpertWeights& experts);
   bool multiplies_packed(const ExpertWeights& experts) const;
+  bool multiplies_codes(const ExpertWeights& experts) const;
   // Whether moe_experts() of at most 64 tokens may read Routing::expert_list.
   bool lists_experts(const Routing& routing, Tensor x) const;
 
@@ -168,8 +175,15 @@ class CudaOps final : public Ops {
   // Whether a kernel on tensor cores multiplies this packed weight, whatever the number of tokens.
   bool multiplies_packed(const Weight& weight) const;
 
-  // Whether linear() with this weight reads its inputs as fp8 rows on this device.
+  // Whether prompt tokens meet this weight as fp8 rows on this device.
   bool multiplies_fp8(const Weight& weight) const;
+  // Whether a kernel on tensor cores multiplies this fp8 weight with inputs that are not rounded.
+  bool multiplies_codes(const Weight& weight) const;
+  // The rows of linear() whose inputs are not rounded to fp8: generated tokens, then perhaps all others.
+  int64_t num_exact_rows(Tensor out, Tensor x, const Weight& weight) const;
+  // Gives blocks of an fp8 weight that have a NaN a scale that is one.
+  void spread_nans(const Weight& weight, int64_t num_scales);
+  void linear_fp8_rows(Tensor out, Tensor x, const Weight& weight);
   // Row i of out = row rows[i] of x (without rows: row i) in fp8, for all rows of the experts.
   void quantize_rows(const Fp8Rows& out, Tensor x, const int32_t* rows, const int32_t* expert_offsets,
                      int64_t num_experts);
@@ -179,6 +193,7 @@ class CudaOps final : public Ops {
 
   std::unique_ptr<GpuDevice> device_;
   DType activation_dtype_;
+  int64_t num_generated_ = 0;            // of the step's rows, which come first
   Buffer workspace_, branch_workspace_;  // each for one op at a time: main stream, branch stream
   Buffer router_counts_;                 // masks and the counter of RouterPicks: zero between its launches
   MlaDecodeMemory decode_memory_;

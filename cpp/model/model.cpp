@@ -59,6 +59,7 @@ Tensor Model::forward(const ForwardBatch& batch, KvCache& cache) {
   a_ = buffers_.first(batch.num_tokens());
   selection_rows_ = {};
   num_drafts_ = 0;
+  ops_.begin_step(batch);
   embed(batch, cache);
   prepare_attention(batch, cache);
   ops_.add_rms_norm(a_.h, a_.residual, {}, weights_.layers[0].input_norm[0], static_cast<float>(config_.rms_norm_eps));
@@ -99,6 +100,7 @@ void Model::embed_mtp(const ForwardBatch& batch, const KvCache& cache, Tensor hi
   selection_rows_ = config_.sparse && config_.sparse->dsa_mtp_cli ? rows : Tensor();
   num_drafts_ = selection_rows_.empty() ? 0 : num_drafts_ + 1;
   LC_CHECK(num_drafts_ < kMaxDrafts);
+  ops_.begin_step(batch);
   if (rows.empty()) {
     ops_.rms_norm(a_.moe_in, hidden, w.hidden_norm, eps);
   } else {

@@ -11,7 +11,8 @@
 // only. They do not depend on the rest of the batch, padding, the number of threads or chunk boundaries.
 //   1. Each op has one accumulation order per weight format, whatever the number of rows.
 //   2. A token's kind selects its arithmetic. mla_prefill computes prompt tokens, even one alone in a chunk. mla_decode
-//      computes generated tokens, even when they are recomputed. Both split the history into fixed pieces by absolute
+//      computes generated tokens, even when they are recomputed. The inputs of fp8 layers may be rounded to fp8 for
+//      prompt tokens, and never for generated ones. Both attentions split the history into fixed pieces by absolute
 //      position (kPrefillTile, kv_piece_end) and combine the partial results in ascending order. With sparse attention,
 //      a token whose visible positions are not all selected has one arithmetic, whatever its kind.
 //   3. Attention reads stored latents only: a latent is first rounded to the cache format and written. Slots after a
@@ -85,6 +86,7 @@ struct Routing {
   // [1 + 3 * experts here] i32 or empty: the number of experts with rows, then (expert, first row, end) of each, in
   // ascending order. moe_route() writes it where moe_experts() of the same backend reads it.
   Tensor expert_list = {};
+  int64_t first_expert = 0;  // moe_route() sets it
 };
 
 struct ExpertWeights {
@@ -187,6 +189,10 @@ class Ops {
   using ReadPlane = std::function<void(void* to, int64_t begin, int64_t bytes)>;
   virtual Weight prepare_table(const Weight& logical, Placement placement, const ReadPlane& read, Buffer& storage,
                                HostBuffer& host_storage);
+
+  // Called before the other operations on the rows of a batch. Layers whose result is an activation then take row i as
+  // the batch's token i, which may be a generated one (invariance contract, rule 2). The default does nothing.
+  virtual void begin_step(const ForwardBatch& /*batch*/) {}
 
   // --- embedding -------------------------------------------------------------------------------------------------
   // token_ids[t] = sampled_ids[sources[t]] where sources[t] >= 0. Those ids are from the step before, and the host may
@@ -331,7 +337,8 @@ class Ops {
   virtual void read_experts_ahead(const Routing& /*routing*/, const ExpertWeights& /*experts*/) {}
 
   // out[t] = sum of weight * expert(x[t]) over the picks of t whose expert is here, in ascending id. Identity picks are
-  // not computed. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T * topk, hidden_size].
+  // not computed. May order the permuted rows otherwise. hidden, scratch: [T * topk, expert_ffn]; expert_out: [T *
+  // topk, hidden_size].
   virtual void moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                            const Routing& routing, const ExpertWeights& experts) = 0;
 

@@ -8,6 +8,7 @@
 
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm/few_tokens.h"
+#include "cuda/gemm/fp8_linear.h"
 #include "cuda/gemm/gemm.h"
 #include "cuda/gemm/packed.h"
 #include "cuda/kernels/block.h"
@@ -146,11 +147,21 @@ GroupedWeights::GroupedWeights(std::span<const Weight> experts) : num_experts(st
   }
 }
 
-// fp8 layers with an activation as result also take their inputs in fp8, as the checkpoint's quantisation intends.
+// Prompt tokens are multiplied in fp8, generated tokens and the head are not rounded (invariance contract, rule 2).
 void CudaOps::linear(Tensor out, Tensor x, const Weight& weight) {
   if (multiplies_packed(weight)) return gpu::packed_linear(*device_, dense_problem(out, x, weight, false, 1));
   if (weight.format == WeightFormat::bf16_planes) return gpu::router_scores(*device_, out, x, weight);
-  if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return gemm(out, x, weight, false, 1);
+  const int64_t num_tokens = x.size(0), exact = num_exact_rows(out, x, weight);
+  if (exact > 0) gemm(out.first(exact), x.first(exact), weight, false, 1);
+  if (exact < num_tokens) linear_fp8_rows(out.slice(0, exact, num_tokens), x.slice(0, exact, num_tokens), weight);
+}
+
+int64_t CudaOps::num_exact_rows(Tensor out, Tensor x, const Weight& weight) const {
+  if (!multiplies_fp8(weight) || out.dtype() != DType::bf16) return x.size(0);
+  return std::min(num_generated_, x.size(0));
+}
+
+void CudaOps::linear_fp8_rows(Tensor out, Tensor x, const Weight& weight) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0));
   // The kernel's own part of the workspace comes first, then the rows.
   const Buffer& all = workspace();
@@ -166,11 +177,16 @@ bool CudaOps::multiplies_fp8(const Weight& weight) const {
          takes_fp8_rows(weight.format, weight.out_features, weight.in_features);
 }
 
+bool CudaOps::multiplies_codes(const Weight& weight) const {
+  return device_->multiplies_packed() && activation_dtype_ == DType::bf16 && gpu::fits_fp8_linear(weight);
+}
+
 void CudaOps::gemm(Tensor out, Tensor x, const Weight& weight, bool add, float scale) {
   LC_CHECK(x.size(1) == weight.in_features && out.size(1) == weight.out_features && x.size(0) == out.size(0), "linear ",
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
   const GemmProblem problem = dense_problem(out, x, weight, add, scale);
   if (takes_few_tokens(problem)) return gpu::few_token_linear(*device_, problem);
+  if (!add && scale == 1 && multiplies_codes(weight)) return gpu::fp8_linear(*device_, problem);
   if (const GemmChoice choice = choose_gemm(problem, device_->compute_capability()); choice.path != GemmPath::plain)
     return run_gemm(choice, problem, *device_, workspace());
   gpu::launch(*device_, x.size(0) * tiles_of(weight.out_features), 0,
@@ -194,6 +210,10 @@ void CudaOps::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& we
   if (multiplies_packed(weight_a) && multiplies_packed(weight_b) && weight_a.format == weight_b.format &&
       x.size(0) <= gpu::kPackedTokens && out_a.dtype() == DType::bf16 && out_b.dtype() == DType::bf16)
     return gpu::packed_pair(*device_, a, b);
+  if (multiplies_codes(weight_a) && multiplies_codes(weight_b) && x.size(0) <= gpu::kFp8Tokens &&
+      out_a.dtype() == DType::bf16 && out_b.dtype() == DType::bf16 && num_exact_rows(out_a, x, weight_a) == x.size(0) &&
+      num_exact_rows(out_b, x, weight_b) == x.size(0))
+    return gpu::fp8_pair(*device_, a, b);
   if (out_a.dtype() != DType::bf16 || out_b.dtype() != DType::bf16 || !takes_few_tokens(a) || !takes_few_tokens(b))
     return Ops::linear_pair(out_a, out_b, x, weight_a, weight_b);
   gpu::few_token_pair(*device_, a, b);
@@ -206,6 +226,10 @@ void CudaOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight
   if (multiplies_packed(gate_proj) && multiplies_packed(up_proj) && gate_proj.format == up_proj.format &&
       x.size(0) <= gpu::kPackedTokens && out.dtype() == DType::bf16)
     return gpu::packed_gate_up(*device_, gate, up);
+  if (multiplies_codes(gate_proj) && multiplies_codes(up_proj) && x.size(0) <= gpu::kFp8Tokens &&
+      out.dtype() == DType::bf16 && num_exact_rows(out, x, gate_proj) == x.size(0) &&
+      num_exact_rows(scratch, x, up_proj) == x.size(0))
+    return gpu::fp8_gate_up(*device_, gate, up);
   if (out.dtype() == DType::bf16 && takes_few_tokens(gate) && takes_few_tokens(up))
     return gpu::few_token_gate_up(*device_, gate, up);
   const auto is_plain = [](const Weight& w) { return w.format == WeightFormat::bf16 || w.format == WeightFormat::f32; };

@@ -15,6 +15,7 @@
 
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm/few_tokens.h"
+#include "cuda/gemm/fp8_linear.h"
 #include "cuda/gemm/packed.h"
 #include "cuda/kernels/block.h"
 #include "cuda/kernels/elementwise.h"
@@ -264,6 +265,7 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
   const int64_t num_experts = routing.expert_offsets.size(0) - 1;
   LC_CHECK(topk <= classifier.out_features && scratch.size(1) == classifier.out_features && scratch.is_contiguous());
   LC_CHECK(classifier.in_features == x.size(1));
+  routing.first_expert = first_expert;
   const bool planes = classifier.format == WeightFormat::bf16_planes;
   LC_CHECK(planes || classifier.format == WeightFormat::f32, name_of(classifier.format));
   if (planes) {
@@ -313,15 +315,7 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
                          .first_expert = first_expert,
                          .num_experts = num_experts,
                          .scaling_factor = scaling_factor});
-  gpu::launch(*device_, num_experts + 1, 0,
-              Permute{.expert_idx = routing.expert_idx.data<int32_t>(),
-                      .expert_offsets = routing.expert_offsets.data<int32_t>(),
-                      .permuted_tokens = routing.permuted_tokens.data<int32_t>(),
-                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
-                      .num_picks = num_tokens * topk,
-                      .topk = topk,
-                      .first_expert = first_expert,
-                      .num_experts = num_experts});
+  permute(routing);
   if (num_tokens <= gpu::kFewTokens && lists_experts(routing, x))
     gpu::launch(*device_, 1, 0,
                 ListExperts{.expert_offsets = routing.expert_offsets.data<int32_t>(),
@@ -330,14 +324,51 @@ void CudaOps::moe_route(Routing& routing, Tensor scratch, Tensor x, const Weight
                             .num_experts = num_experts});
 }
 
+void CudaOps::permute(const Routing& routing) {
+  const int64_t num_experts = routing.expert_offsets.size(0) - 1;
+  gpu::launch(*device_, num_experts + 1, 0,
+              Permute{.expert_idx = routing.expert_idx.data<int32_t>(),
+                      .expert_offsets = routing.expert_offsets.data<int32_t>(),
+                      .permuted_tokens = routing.permuted_tokens.data<int32_t>(),
+                      .permuted_rows = routing.permuted_rows.data<int32_t>(),
+                      .num_picks = routing.expert_idx.numel(),
+                      .topk = routing.expert_idx.size(1),
+                      .first_expert = routing.first_expert,
+                      .num_experts = num_experts});
+}
+
 bool CudaOps::lists_experts(const Routing& routing, Tensor x) const {
   return device_->multiplies_few_tokens() && !routing.expert_list.empty() && x.dtype() == DType::bf16 &&
          x.size(1) % 128 == 0;
 }
 
-// With few tokens, two kernels gather their inputs by the list of experts.
+// A kernel takes all rows of an expert. So where prompt tokens are multiplied in fp8 and generated tokens are not, each
+// kind has a permutation of its own.
 void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
                           const Routing& routing, const ExpertWeights& experts) {
+  const int64_t num_tokens = x.size(0);
+  const bool fp8 = multiplies_fp8(experts.gate_proj[0]) && multiplies_fp8(experts.up_proj[0]) &&
+                   multiplies_fp8(experts.down_proj[0]);
+  const int64_t exact = fp8 ? std::min(num_generated_, num_tokens) : num_tokens;
+  if (exact == 0 || exact == num_tokens)
+    return experts_of_one_kind(out, hidden, scratch, expert_out, x, routing, experts, exact == 0);
+  for (const bool rounds_inputs : {false, true}) {
+    const auto rows = [&](Tensor all) {
+      return rounds_inputs ? all.slice(0, exact, num_tokens) : all.slice(0, 0, exact);
+    };
+    Routing kind = routing;
+    kind.expert_idx = rows(routing.expert_idx);
+    kind.expert_weights = rows(routing.expert_weights);
+    kind.permuted_rows = rows(routing.permuted_rows);
+    kind.expert_list = {};
+    permute(kind);
+    experts_of_one_kind(rows(out), hidden, scratch, expert_out, rows(x), kind, experts, rounds_inputs);
+  }
+}
+
+// With few tokens, two kernels gather their inputs by the list of experts.
+void CudaOps::experts_of_one_kind(Tensor out, Tensor hidden, Tensor scratch, Tensor expert_out, Tensor x,
+                                  const Routing& routing, const ExpertWeights& experts, bool rounds_inputs) {
   const int64_t num_tokens = x.size(0), topk = routing.expert_idx.size(1), rows = num_tokens * topk;
   const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
   const Tensor gate = hidden.first(rows), up = scratch.first(rows), permuted = expert_out.first(rows);
@@ -349,10 +380,10 @@ void CudaOps::moe_experts(Tensor out, Tensor hidden, Tensor scratch, Tensor expe
     gpu::few_token_experts(*device_, {items_of(routing.expert_list), num_items_of(routing.expert_list)},
                            std::min(rows, num_experts), routing.permuted_tokens.data<int32_t>(), permuted, gate, x,
                            experts);
-  } else if (multiplies_packed(experts)) {
-    packed_experts(permuted, gate, x, routing, experts);
+  } else if (multiplies_packed(experts) || (!rounds_inputs && multiplies_codes(experts))) {
+    sliced_experts(permuted, gate, x, routing, experts);
   } else {
-    permuted_experts(permuted, gate, up, x, routing, experts);
+    permuted_experts(permuted, gate, up, x, routing, experts, rounds_inputs);
   }
   gpu::launch(*device_, num_tokens, 0,
               Combine{.out = View(out),
@@ -374,9 +405,17 @@ bool CudaOps::multiplies_packed(const ExpertWeights& experts) const {
          all(experts.down_proj) && experts.gate_proj[0].format == experts.up_proj[0].format;
 }
 
+bool CudaOps::multiplies_codes(const ExpertWeights& experts) const {
+  const auto all = [&](std::span<const Weight> weights) {
+    return std::all_of(weights.begin(), weights.end(), [&](const Weight& weight) { return multiplies_codes(weight); });
+  };
+  return experts.gate_proj.size() <= gpu::ExpertMatrices::kMost && all(experts.gate_proj) && all(experts.up_proj) &&
+         all(experts.down_proj);
+}
+
 // For any number of tokens: the same kernels, by a list whose items have at most kPackedTokens rows. The router has
 // made the list where the step has at most kPackedTokens tokens.
-void CudaOps::packed_experts(Tensor permuted, Tensor inner, Tensor x, const Routing& routing,
+void CudaOps::sliced_experts(Tensor permuted, Tensor inner, Tensor x, const Routing& routing,
                              const ExpertWeights& experts) {
   const int64_t num_tokens = x.size(0), rows = permuted.size(0);
   const int64_t num_experts = static_cast<int64_t>(experts.gate_proj.size());
@@ -395,22 +434,22 @@ void CudaOps::packed_experts(Tensor permuted, Tensor inner, Tensor x, const Rout
                            .items = reinterpret_cast<gpu::ExpertRows*>(memory + 1),
                            .num_experts = num_experts});
   }
-  gpu::packed_experts(*device_, list, max_items, routing.permuted_tokens.data<int32_t>(), permuted, inner, x, experts);
+  static_assert(gpu::kFp8Tokens == gpu::kPackedTokens);
+  (experts.gate_proj[0].format == WeightFormat::fp8_block ? gpu::fp8_experts : gpu::packed_experts)(
+      *device_, list, max_items, routing.permuted_tokens.data<int32_t>(), permuted, inner, x, experts);
 }
 
 // TMA cannot gather rows, so the experts' inputs are first copied in permuted order. The copy uses `permuted`, which is
-// free until the down projection. fp8 experts take fp8 rows, which need half the space; the down projection's rows use
+// free until the down projection. rounds_inputs: fp8 rows, which need half the space; the down projection's rows use
 // `up`.
 void CudaOps::permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x, const Routing& routing,
-                               const ExpertWeights& experts) {
+                               const ExpertWeights& experts, bool rounds_inputs) {
   const int64_t rows = permuted.size(0), num_experts = static_cast<int64_t>(experts.gate_proj.size());
   const int32_t* expert_offsets = routing.expert_offsets.data<int32_t>();
   const int32_t* tokens = routing.permuted_tokens.data<int32_t>();
   const int32_t* num_rows = expert_offsets + num_experts;
-  const bool fp8 = multiplies_fp8(experts.gate_proj[0]) && multiplies_fp8(experts.up_proj[0]) &&
-                   multiplies_fp8(experts.down_proj[0]);
 
-  if (fp8) {
+  if (rounds_inputs) {
     const Fp8Rows inputs(permuted.raw(), rows, x.size(1));
     quantize_rows(inputs, x, tokens, expert_offsets, num_experts);
     grouped_linear(gate, inputs, expert_offsets, experts.gate_proj);
@@ -425,7 +464,7 @@ void CudaOps::permuted_experts(Tensor permuted, Tensor gate, Tensor up, Tensor x
   }
   gpu::silu_mul(*device_, rows,
                 {.out = View(gate), .gate = View(gate), .up = View(up), .dim = gate.size(1), .num_rows = num_rows});
-  if (fp8) {
+  if (rounds_inputs) {
     const Fp8Rows inner(up.raw(), rows, gate.size(1));
     quantize_rows(inner, gate, nullptr, expert_offsets, num_experts);
     grouped_linear(permuted, inner, expert_offsets, experts.down_proj);

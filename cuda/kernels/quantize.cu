@@ -72,7 +72,36 @@ struct QuantizeBlocks {
   }
 };
 
+// Where a block of 128 x 128 has a NaN, its scale becomes NaN, too: Fp8Linear reads such a code as a number.
+struct SpreadNans {
+  static constexpr int kThreads = 256;
+  const uint8_t* codes;  // [out_features, in_features] e4m3
+  float* scales;         // [ceil(in / 128), ceil(out / 128)]
+  int64_t out_features, in_features;
+
+  LC_HD void operator()(const Block& block) const {
+    const int64_t row_blocks = (out_features + kFp8Block - 1) / kFp8Block;
+    const int64_t first_row = block.index % row_blocks * kFp8Block, first_col = block.index / row_blocks * kFp8Block;
+    const int64_t rows = out_features - first_row < kFp8Block ? out_features - first_row : kFp8Block;
+    const int64_t cols = in_features - first_col < kFp8Block ? in_features - first_col : kFp8Block;
+    const int32_t nans = block.sum<int32_t>(rows * cols, [&](int64_t i) {
+      return (codes[(first_row + i / cols) * in_features + first_col + i % cols] & 0x7f) == 0x7f ? 1 : 0;
+    });
+    if (nans > 0) block.for_each(1, [&](int64_t) { scales[block.index] = NAN; });
+  }
+};
+
 }  // namespace
+
+void CudaOps::spread_nans(const Weight& weight, int64_t num_scales) {
+  device_->wait(device_->submit([&] {
+    gpu::launch(*device_, num_scales, 0,
+                SpreadNans{.codes = static_cast<const uint8_t*>(weight.data),
+                           .scales = const_cast<float*>(weight.scales),
+                           .out_features = weight.out_features,
+                           .in_features = weight.in_features});
+  }));
+}
 
 void CudaOps::quantize_rows(const Fp8Rows& out, Tensor x, const int32_t* rows, const int32_t* offsets,
                             int64_t num_experts) {
@@ -103,6 +132,7 @@ Weight CudaOps::quantize_fp8(const Weight& logical, Buffer& storage) {
         *device_, scale_bytes / 4, 0,
         QuantizeBlocks{.out = static_cast<uint8_t*>(storage.data()), .scales = scales, .matrix = Matrix(source)});
   }));
+  spread_nans(weight, scale_bytes / 4);
   return weight;
 }
 

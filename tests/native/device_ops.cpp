@@ -143,6 +143,13 @@ class DeviceOps {
 
   std::string activation_dtype() const { return name_of(ops_->activation_dtype()); }
 
+  // Of the rows of the next calls, the first `count` are generated tokens.
+  void set_generated(int64_t count) {
+    ForwardBatch batch;
+    batch.num_decode_tokens = count;
+    ops_->begin_step(batch);
+  }
+
   Array<float> linear(const Array<float>& x, const py::array& weight, const py::object& scales, bool f32_out) {
     Scratch s(*ops_);
     const std::vector<int64_t> shape{x.shape(0), weight.shape(0)};
@@ -251,16 +258,17 @@ class DeviceOps {
     return py::make_tuple(s.floats(sum), s.floats(out));
   }
 
-  // fused, in both: by the device's own op; otherwise by the ops that it replaces.
-  py::tuple linear_pair(const Array<float>& x, const py::array& weight_a, const py::array& weight_b, bool fused) {
+  // fused, in both: by the device's own op; otherwise by the ops that it replaces. scales: of both weights in e4m3.
+  py::tuple linear_pair(const Array<float>& x, const py::array& weight_a, const py::array& weight_b, bool fused,
+                        const py::object& scales_a, const py::object& scales_b) {
     Scratch s(*ops_);
     const Tensor inputs = s.activations(x), a = s.activations({x.shape(0), weight_a.shape(0)});
     // As the model's kv_a: the first columns of a wider matrix.
     const Tensor b = s.activations({x.shape(0), weight_b.shape(0) + 8}).slice(1, 0, weight_b.shape(0));
     if (fused) {
-      ops_->linear_pair(a, b, inputs, s.weight(weight_a), s.weight(weight_b));
+      ops_->linear_pair(a, b, inputs, s.weight(weight_a, scales_a), s.weight(weight_b, scales_b));
     } else {
-      ops_->Ops::linear_pair(a, b, inputs, s.weight(weight_a), s.weight(weight_b));
+      ops_->Ops::linear_pair(a, b, inputs, s.weight(weight_a, scales_a), s.weight(weight_b, scales_b));
     }
     std::vector<int32_t> all(static_cast<size_t>(x.shape(0)));
     std::iota(all.begin(), all.end(), 0);
@@ -270,13 +278,15 @@ class DeviceOps {
     return py::make_tuple(s.floats(a), s.floats(packed));
   }
 
-  Array<float> linear_silu_mul(const Array<float>& x, const py::array& gate, const py::array& up, bool fused) {
+  Array<float> linear_silu_mul(const Array<float>& x, const py::array& gate, const py::array& up, bool fused,
+                               const py::object& gate_scales, const py::object& up_scales) {
     Scratch s(*ops_);
+    const Weight gate_proj = s.weight(gate, gate_scales), up_proj = s.weight(up, up_scales);
     const Tensor out = s.activations({x.shape(0), gate.shape(0)}), scratch = s.activations({x.shape(0), gate.shape(0)});
     if (fused) {
-      ops_->linear_silu_mul(out, scratch, s.activations(x), s.weight(gate), s.weight(up));
+      ops_->linear_silu_mul(out, scratch, s.activations(x), gate_proj, up_proj);
     } else {
-      ops_->Ops::linear_silu_mul(out, scratch, s.activations(x), s.weight(gate), s.weight(up));
+      ops_->Ops::linear_silu_mul(out, scratch, s.activations(x), gate_proj, up_proj);
     }
     return s.floats(out);
   }
@@ -591,6 +601,7 @@ void register_device_ops(py::module_& testing) {
            py::arg("out_features"), py::arg("f32_out") = false)
       .def("packed_rows", &DeviceOps::packed_rows)
       .def("quantized", &DeviceOps::quantized)
+      .def("set_generated", &DeviceOps::set_generated)
       .def("linear_per_head", &DeviceOps::linear_per_head)
       .def("rms_norm", &DeviceOps::rms_norm)
       .def("add_rms_norm", &DeviceOps::add_rms_norm)
@@ -598,9 +609,9 @@ void register_device_ops(py::module_& testing) {
       .def("add_scaled_rows", &DeviceOps::add_scaled_rows)
       .def("add_shortcut_rms_norm", &DeviceOps::add_shortcut_rms_norm)
       .def("linear_pair", &DeviceOps::linear_pair, py::arg("x"), py::arg("weight_a"), py::arg("weight_b"),
-           py::arg("fused") = true)
+           py::arg("fused") = true, py::arg("scales_a") = py::none(), py::arg("scales_b") = py::none())
       .def("linear_silu_mul", &DeviceOps::linear_silu_mul, py::arg("x"), py::arg("gate"), py::arg("up"),
-           py::arg("fused") = true)
+           py::arg("fused") = true, py::arg("gate_scales") = py::none(), py::arg("up_scales") = py::none())
       .def("silu_mul", &DeviceOps::silu_mul)
       .def("gather_rows", &DeviceOps::gather_rows)
       .def("merge_vocab_parts", &DeviceOps::merge_vocab_parts)

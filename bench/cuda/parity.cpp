@@ -26,9 +26,9 @@ struct Run {
   std::vector<int32_t> ngram_ids;                        // tokens of the prompt
 };
 
-Run run(Bench& b, bool fp8_experts) {
+Run run(Bench& b, bool fp8) {
   const int64_t vocab = b.config().vocab_size;
-  ModelWeights weights = random_weights(b, fp8_experts);
+  ModelWeights weights = random_weights(b, fp8);
   make_tables(b, weights, Placement::host);
   Model model(b.ops(), b.config(), single_rank(b.config()), std::move(weights), kPrompt, kPrompt);
   BatchMaker batches(b, kPrompt, kRows, 2 * kPrompt);
@@ -98,8 +98,8 @@ bool check_parity(Bench& gpu, Bench& emulated) {
       "| --- | --- | --- | --- | --- |\n");
   for (const bool fp8 : {false, true}) {
     const Run found = run(gpu, fp8), expected = run(emulated, fp8);
-    good &= compare(fp8 ? "prompt, fp8 experts" : "prompt", found.prompt, expected.prompt, vocab);
-    good &= compare(fp8 ? "decodes, fp8 experts" : "decodes", found.eager, expected.eager, vocab);
+    good &= compare(fp8 ? "prompt, fp8" : "prompt", found.prompt, expected.prompt, vocab);
+    good &= compare(fp8 ? "decodes, fp8" : "decodes", found.eager, expected.eager, vocab);
     const bool ids = found.ngram_ids == expected.ngram_ids;
     const auto equals_eager = [&](const std::vector<float>& logits) {
       return std::memcmp(found.eager.data(), logits.data(), found.eager.size() * 4) == 0;

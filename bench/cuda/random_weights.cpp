@@ -10,14 +10,14 @@ namespace {
 
 class RandomWeights {
  public:
-  RandomWeights(Bench& bench, bool fp8_experts) : b_(bench), c_(bench.config()), fp8_experts_(fp8_experts) {}
+  RandomWeights(Bench& bench, bool fp8) : b_(bench), c_(bench.config()), fp8_(fp8) {}
 
   ModelWeights make() {
     weights_.word_embedding = matrix(c_.vocab_size, c_.hidden_size);
     weights_.ngram.projection = matrix(c_.hidden_size, c_.hidden_size);
     for (int64_t l = 0; l < c_.num_layers; ++l) weights_.layers.push_back(layer());
     weights_.final_norm = vector(c_.hidden_size, 1);
-    weights_.lm_head = matrix(c_.vocab_size, c_.hidden_size);
+    weights_.lm_head = product(c_.vocab_size, c_.hidden_size);
     return std::move(weights_);
   }
 
@@ -26,8 +26,9 @@ class RandomWeights {
     return b_.matrix(weights_.storage.emplace_back(), out_features, in_features);
   }
 
-  Weight expert(int64_t out_features, int64_t in_features) {
-    if (!fp8_experts_) return matrix(out_features, in_features);
+  // As Fp8OnLoad::all has it.
+  Weight product(int64_t out_features, int64_t in_features) {
+    if (!fp8_) return matrix(out_features, in_features);
     Buffer plane;
     Weight logical = b_.matrix(plane, out_features, in_features);
     std::vector<char> host(static_cast<size_t>(plane.bytes()));
@@ -45,35 +46,37 @@ class RandomWeights {
 
   LayerWeights layer() {
     const int64_t heads = c_.num_attention_heads, hidden = c_.hidden_size;
+    const int64_t multiple = fp8_ ? b_.ops().fp8_row_multiple() : 1;
+    const int64_t kv_a_rows = (c_.latent_dim() + multiple - 1) / multiple * multiple;
     LayerWeights w;
     for (int i = 0; i < 2; ++i) {
       w.input_norm[i] = vector(hidden, 1);
       w.post_attention_norm[i] = vector(hidden, 1);
-      w.attention[i] = {.q_a_proj = matrix(c_.q_lora_rank, hidden),
+      w.attention[i] = {.q_a_proj = product(c_.q_lora_rank, hidden),
                         .q_a_norm = vector(c_.q_lora_rank, 1),
-                        .q_b_proj = matrix(heads * c_.qk_head_dim(), c_.q_lora_rank),
-                        .kv_a_proj = matrix(c_.latent_dim(), hidden),
+                        .q_b_proj = product(heads * c_.qk_head_dim(), c_.q_lora_rank),
+                        .kv_a_proj = product(kv_a_rows, hidden),
                         .kv_a_norm = vector(c_.kv_lora_rank, 1),
                         .k_up = matrix(heads * c_.kv_lora_rank, c_.qk_nope_head_dim),
                         .v_up = matrix(heads * c_.v_head_dim, c_.kv_lora_rank),
-                        .o_proj = matrix(hidden, heads * c_.v_head_dim)};
-      w.ffn[i] = {.gate_proj = matrix(c_.ffn_hidden_size, hidden),
-                  .up_proj = matrix(c_.ffn_hidden_size, hidden),
-                  .down_proj = matrix(hidden, c_.ffn_hidden_size)};
+                        .o_proj = product(hidden, heads * c_.v_head_dim)};
+      w.ffn[i] = {.gate_proj = product(c_.ffn_hidden_size, hidden),
+                  .up_proj = product(c_.ffn_hidden_size, hidden),
+                  .down_proj = product(hidden, c_.ffn_hidden_size)};
     }
     w.moe.classifier = b_.router(weights_.storage.emplace_back(), c_.num_router_outputs(), hidden);
     w.moe.e_score_correction_bias = vector(c_.num_router_outputs(), 0);
     for (int64_t e = 0; e < c_.n_routed_experts; ++e) {
-      w.moe.gate_proj.push_back(expert(c_.expert_ffn_hidden_size, hidden));
-      w.moe.up_proj.push_back(expert(c_.expert_ffn_hidden_size, hidden));
-      w.moe.down_proj.push_back(expert(hidden, c_.expert_ffn_hidden_size));
+      w.moe.gate_proj.push_back(product(c_.expert_ffn_hidden_size, hidden));
+      w.moe.up_proj.push_back(product(c_.expert_ffn_hidden_size, hidden));
+      w.moe.down_proj.push_back(product(hidden, c_.expert_ffn_hidden_size));
     }
     return w;
   }
 
   Bench& b_;
   const ModelConfig& c_;
-  bool fp8_experts_;
+  bool fp8_;
   ModelWeights weights_;
 };
 
@@ -98,7 +101,7 @@ int64_t table_bytes(const ModelConfig& config) {
   return rows * (config.hidden_size / n.num_tables()) * 2;
 }
 
-ModelWeights random_weights(Bench& bench, bool fp8_experts) { return RandomWeights(bench, fp8_experts).make(); }
+ModelWeights random_weights(Bench& bench, bool fp8) { return RandomWeights(bench, fp8).make(); }
 
 void make_tables(Bench& bench, ModelWeights& weights, Placement placement) {
   const ModelConfig& c = bench.config();

@@ -5,9 +5,9 @@
 
 namespace longcat {
 
-// Makes weights of the config's shapes on the device: bf16 (experts in fp8 on request), norms of 1, and no tables yet.
-// Every device makes the same ones.
-ModelWeights random_weights(Bench& bench, bool fp8_experts = false);
+// Makes weights of the config's shapes on the device: bf16 (or what is multiplied in fp8), norms of 1, and no tables
+// yet. Every device makes the same ones.
+ModelWeights random_weights(Bench& bench, bool fp8 = false);
 
 // Makes the N-gram tables at `placement`, in place of those of `weights`. Their memory goes to the storage of
 // `weights`. Throws OutOfMemory.

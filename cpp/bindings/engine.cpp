@@ -92,7 +92,7 @@ void register_engine(py::module_& module) {
       .def(py::init<>())
       .def_readwrite("device", &EngineOptions::device)
       .def_readwrite("dtype", &EngineOptions::dtype)
-      .def_readwrite("quantize_experts", &EngineOptions::quantize_experts)
+      .def_readwrite("quantization", &EngineOptions::quantization)
       .def_readwrite("kv_cache_dtype", &EngineOptions::kv_cache_dtype)
       .def_readwrite("index_cache_dtype", &EngineOptions::index_cache_dtype)
       .def_readwrite("ngram_placement", &EngineOptions::ngram_placement)

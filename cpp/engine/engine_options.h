@@ -14,7 +14,7 @@ namespace longcat {
 struct EngineOptions {
   std::string device = "auto";             // "auto", "cpu", "cuda", "cuda:N"
   std::string dtype = "auto";              // "auto" (config.json), "f32", "bf16"
-  bool quantize_experts = false;           // convert bf16 experts to fp8 blocks while loading
+  std::string quantization = "";           // made while loading: "fp8" (core and experts), "fp8-experts"; "": nothing
   std::string kv_cache_dtype = "auto";     // "auto" (as dtype), "f32", "bf16", "fp8", "int8"
   std::string index_cache_dtype = "auto";  // "auto" (f32 beside f32 latents, else bf16), "f32", "bf16", "int8"
   std::string ngram_placement = "auto";  // place of the N-gram tables: "auto", "disk" (CPU), "host" or "device" (CUDA)

@@ -24,6 +24,13 @@ DType parse_dtype(const char* option, const std::string& name, DType automatic, 
                                                           : " or \"bf16\""));
 }
 
+Fp8OnLoad parse_quantization(const std::string& name) {
+  if (name.empty()) return Fp8OnLoad::none;
+  if (name == "fp8") return Fp8OnLoad::all;
+  if (name == "fp8-experts") return Fp8OnLoad::experts;
+  throw std::invalid_argument(str_cat("quantization=\"", name, "\" is not known: use \"fp8\" or \"fp8-experts\""));
+}
+
 void require_positive(const char* option, int64_t value) {
   if (value < 1) throw std::invalid_argument(str_cat(option, "=", value, "; expected at least 1"));
 }
@@ -59,10 +66,10 @@ class Fingerprint {
 // Hash of all options that change what a rank computes.
 uint64_t fingerprint_of(const EngineOptions& o) {
   Fingerprint print;
-  for (const std::string& text : {o.dtype, o.kv_cache_dtype, o.index_cache_dtype}) print.add(text);
+  for (const std::string& text : {o.dtype, o.quantization, o.kv_cache_dtype, o.index_cache_dtype}) print.add(text);
   for (const int64_t number :
-       {int64_t{o.quantize_experts}, o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size,
-        o.expert_parallel_size, static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens,
+       {o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size, o.expert_parallel_size,
+        static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens,
         o.speculation.draft_vocab})
     print.add(number);
   return print.value();
@@ -112,7 +119,7 @@ ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& co
                              Ops& ops, const EngineOptions& options, const LoadProgress& progress) {
   const Placement tables = parse_table_placement(options, ops);
   try {
-    return load_weights(checkpoint, config, shard, dtype, ops, tables, options.quantize_experts,
+    return load_weights(checkpoint, config, shard, dtype, ops, tables, parse_quantization(options.quantization),
                         options.speculation.by_mtp(), progress, options.speculation.draft_vocab);
   } catch (const OutOfMemory& error) {
     if (!config.ngram || tables == ops.table_placements().front()) throw;
@@ -124,6 +131,7 @@ ModelWeights load_weights_of(const Checkpoint& checkpoint, const ModelConfig& co
 }  // namespace
 
 void check(const EngineOptions& options) {
+  parse_quantization(options.quantization);
   require_positive("max_num_seqs", options.max_num_seqs);
   require_positive("max_num_batched_tokens", options.max_num_batched_tokens);
   require_positive("max_num_queued", options.max_num_queued);

@@ -20,12 +20,12 @@ namespace {
 class WeightBuilder {
  public:
   WeightBuilder(const Checkpoint& checkpoint, const ModelConfig& config, DType dtype, Ops& ops,
-                Placement table_placement, bool quantize_experts, ModelWeights& weights, const LoadProgress& progress)
+                Placement table_placement, Fp8OnLoad fp8, ModelWeights& weights, const LoadProgress& progress)
       : checkpoint_(checkpoint),
         dtype_(dtype),
         ops_(ops),
         table_placement_(table_placement),
-        quantize_experts_(quantize_experts),
+        fp8_(fp8),
         weights_(weights),
         progress_(progress) {
     for (ExpectedTensor& tensor : expected_tensors(config)) shapes_[tensor.name] = std::move(tensor.shape);
@@ -55,12 +55,17 @@ class WeightBuilder {
   Weight matrix(const std::string& name) { return matrix(name, all_rows(name), all_cols(name)); }
   using Prepare = Weight (Ops::*)(const Weight& logical, Buffer& storage);
 
-  Weight rows_of(const std::string& name, Range rows) { return matrix(name, rows, all_cols(name)); }
+  // A matrix of the core, all of it or a range: it may become fp8.
+  Weight whole(const std::string& name) { return core(name, all_rows(name), all_cols(name)); }
+  Weight rows_of(const std::string& name, Range rows) { return core(name, rows, all_cols(name)); }
+  Weight cols_of(const std::string& name, Range cols) { return core(name, all_rows(name), cols); }
+  Weight core(const std::string& name, Range rows, Range cols) {
+    return fp8_ == Fp8OnLoad::all ? in_fp8(name, rows, cols) : matrix(name, rows, cols);
+  }
   // The same of a matrix of which single rows are read.
   Weight looked_up(const std::string& name, Range rows) {
     return matrix(name, rows, all_cols(name), &Ops::prepare_lookup);
   }
-  Weight cols_of(const std::string& name, Range cols) { return matrix(name, all_rows(name), cols); }
 
   Weight matrix(const std::string& name, Range rows, Range cols, Prepare prepare = &Ops::prepare) {
     if (const std::optional<Weight> weight = packed(name)) return prepared_slice(*weight, rows, cols, name);
@@ -90,41 +95,46 @@ class WeightBuilder {
     return kept([&](Buffer& storage) { return ops_.draft_head(rows, storage); });
   }
 
-  // Like matrix(). An fp8 matrix gets additional rows of zeros where linear() is faster with them.
+  // Like whole(). An fp8 matrix gets additional rows of zeros where linear() is faster with them.
   Weight matrix_of_whole_blocks(const std::string& name) {
     const int64_t multiple = ops_.fp8_row_multiple();
     const StoredTensor* stored = checkpoint_.find(name);
-    if (!stored || stored->dtype != DType::f8_e4m3 || stored->shape[0] % multiple == 0) return matrix(name);
+    if (!stored || stored->shape[0] % multiple == 0) return whole(name);
     LC_CHECK(multiple == kFp8Block);  // whole blocks, so no scale is added
-    Weight logical = view(name, get(name));
-    const int64_t rows = (logical.out_features + multiple - 1) / multiple * multiple;
-    const auto plane = std::make_unique<std::byte[]>(static_cast<size_t>(rows * logical.in_features));  // zeros
-    std::memcpy(plane.get(), logical.data, static_cast<size_t>(logical.out_features * logical.in_features));
-    logical.out_features = rows;
-    logical.data = plane.get();
-    return prepared(logical);
+    const int64_t rows = (stored->shape[0] + multiple - 1) / multiple * multiple;
+    if (stored->dtype != DType::f8_e4m3)
+      return fp8_ == Fp8OnLoad::all ? in_fp8(name, all_rows(name), all_cols(name), rows) : matrix(name);
+    std::unique_ptr<std::byte[]> plane;
+    return prepared(with_zeros(view(name, get(name)), rows, plane));
   }
 
   Weight expert_rows(const std::string& name, Range rows) { return expert(name, rows, all_cols(name)); }
   Weight expert_cols(const std::string& name, Range cols) { return expert(name, all_rows(name), cols); }
-
   Weight expert(const std::string& name, Range rows, Range cols) {
+    return fp8_ == Fp8OnLoad::none ? matrix(name, rows, cols) : in_fp8(name, rows, cols);
+  }
+
+  // Makes fp8 blocks, unless the matrix is stored in fp8 or packed. num_rows: with rows of zeros; 0: without.
+  Weight in_fp8(const std::string& name, Range rows, Range cols, int64_t num_rows = 0) {
     const StoredTensor* stored = checkpoint_.find(name);
-    if (!quantize_experts_ || !stored || stored->dtype == DType::f8_e4m3) return matrix(name, rows, cols);
-    Weight logical = view(name, get(name));
-    std::unique_ptr<std::byte[]> columns;
+    if (!stored || stored->dtype == DType::f8_e4m3) return matrix(name, rows, cols);
+    const Weight whole = view(name, get(name));
+    Weight logical = whole;
+    std::unique_ptr<std::byte[]> columns, plane;
     std::vector<float> widened;
     if (stored->dtype == DType::f16) {
       for (int64_t r = rows.begin; r < rows.end; ++r)
         for (int64_t c = cols.begin; c < cols.end; ++c)
-          widened.push_back(element(stored->data, stored->dtype, r * logical.in_features + c));
+          widened.push_back(element(stored->data, stored->dtype, r * whole.in_features + c));
       logical = {.out_features = rows.size(), .in_features = cols.size(), .data = widened.data()};
     } else {
-      logical = slice_of(logical, rows, cols, name, columns);
+      logical = slice_of(whole, rows, cols, name, columns);
     }
+    if (num_rows > 0) logical = with_zeros(logical, num_rows, plane);
     Buffer storage;
     const Weight weight = ops_.quantize_fp8(logical, storage);
     weights_.storage.push_back(std::move(storage));
+    MappedFile::forget({static_cast<const std::byte*>(stored->data), static_cast<size_t>(stored->num_bytes)});
     return weight;
   }
 
@@ -263,6 +273,17 @@ class WeightBuilder {
     return std::nullopt;
   }
 
+  // `logical` with rows of zeros behind it, num_rows in all. Scales stay as they are.
+  static Weight with_zeros(Weight logical, int64_t num_rows, std::unique_ptr<std::byte[]>& plane) {
+    const int64_t element = logical.format == WeightFormat::f32 ? 4 : logical.format == WeightFormat::bf16 ? 2 : 1;
+    const int64_t row_bytes = logical.in_features * element;
+    plane = std::make_unique<std::byte[]>(static_cast<size_t>(num_rows * row_bytes));
+    std::memcpy(plane.get(), logical.data, static_cast<size_t>(logical.out_features * row_bytes));
+    logical.out_features = num_rows;
+    logical.data = plane.get();
+    return logical;
+  }
+
   Weight prepared_slice(const Weight& whole, Range rows, Range cols, const std::string& name) {
     std::unique_ptr<std::byte[]> columns;
     const Weight weight = prepared(slice_of(whole, rows, cols, name, columns));
@@ -313,7 +334,7 @@ class WeightBuilder {
   DType dtype_;
   Ops& ops_;
   Placement table_placement_;
-  bool quantize_experts_;
+  Fp8OnLoad fp8_;
   ModelWeights& weights_;
   const LoadProgress& progress_;
   int64_t done_bytes_ = 0, total_bytes_ = 0;
@@ -360,7 +381,7 @@ AttentionWeights load_attention(WeightBuilder& builder, const ModelConfig& c, co
   const double q_scale = c.mla_scale_q_lora ? std::sqrt(hidden / static_cast<double>(c.q_lora_rank)) : 1;
   const double kv_scale = c.mla_scale_kv_lora ? std::sqrt(hidden / static_cast<double>(c.kv_lora_rank)) : 1;
   AttentionWeights attention;
-  attention.q_a_proj = builder.matrix(prefix + "q_a_proj.weight");
+  attention.q_a_proj = builder.whole(prefix + "q_a_proj.weight");
   attention.q_a_norm = builder.vector(prefix + "q_a_layernorm.weight", q_scale);
   attention.q_b_proj = builder.rows_of(prefix + "q_b_proj.weight", scaled(shard.heads, c.qk_head_dim()));
   attention.kv_a_proj = builder.matrix_of_whole_blocks(prefix + "kv_a_proj_with_mqa.weight");
@@ -405,8 +426,8 @@ MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& s
                                                       : builder.looked_up("model.mtp.embed_tokens.weight", shard.vocab),
           .word_norm = builder.vector(layer + "enorm.m.weight"),
           .hidden_norm = builder.vector(layer + "hnorm.m.weight"),
-          .word_proj = builder.matrix(eh_proj, all_rows, {0, c.hidden_size}),
-          .hidden_proj = builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size}),
+          .word_proj = builder.core(eh_proj, all_rows, {0, c.hidden_size}),
+          .hidden_proj = builder.core(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size}),
           .input_norm = builder.vector(layer + "input_layernorm.weight"),
           .post_attention_norm = builder.vector(layer + "post_attention_layernorm.weight"),
           .attention = load_attention(builder, c, shard, layer + "self_attn.", c.sparse.has_value()),
@@ -469,12 +490,12 @@ int64_t ModelWeights::table_bytes() const {
 }
 
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, Placement table_placement, bool quantize_experts, bool with_mtp,
+                          Ops& ops, Placement table_placement, Fp8OnLoad fp8, bool with_mtp,
                           const LoadProgress& progress, int64_t draft_vocab) {
   LC_CHECK(dtype == DType::f32 || dtype == DType::bf16);
   ModelWeights weights;
   weights.warnings = check_tensors(checkpoint, config, with_mtp);
-  WeightBuilder builder(checkpoint, config, dtype, ops, table_placement, quantize_experts, weights, progress);
+  WeightBuilder builder(checkpoint, config, dtype, ops, table_placement, fp8, weights, progress);
   weights.word_embedding = builder.looked_up("model.embed_tokens.weight", shard.vocab);
   weights.ngram = load_ngram(builder, config, shard);
   for (int64_t l = 0; l < config.num_layers; ++l) weights.layers.push_back(load_layer(builder, config, shard, l));

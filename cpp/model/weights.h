@@ -98,6 +98,14 @@ struct ModelWeights {
   int64_t matrix_bytes() const { return num_bytes() - table_bytes(); }  // [bytes] that steps read whole
 };
 
+// The matrices that become fp8 blocks while they are loaded.
+enum class Fp8OnLoad {
+  none,
+  experts,
+  all,  // also attention, dense FFNs and head: not the router, the indexer, embeddings, N-gram projections and
+        // kv_b_proj
+};
+
 // Called during loading with the bytes done and the total bytes.
 using LoadProgress = std::function<void(int64_t, int64_t)>;
 
@@ -107,11 +115,12 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 // - dtype: f32 keeps f32 weights as they are; bf16 rounds f32 and f16 weights.
 // - table_placement: one of Ops::table_placements(). f16 tables, which no kernel reads, are converted and go to the
 //   device instead. Tables that stay in the file are copied when they are not aligned there.
-// - quantize_experts: experts stored as f32, bf16 or f16 become fp8, one at a time.
+// - fp8: of these matrices, those stored as f32, bf16 or f16 become fp8, one at a time. A head that is the embedding,
+//   too, stays as it is.
 // - with_mtp: the MTP layer is loaded, too, and must be there.
 // - draft_vocab: rows of the head for draft tokens, in whole blocks of 128; 0: all.
 ModelWeights load_weights(const Checkpoint& checkpoint, const ModelConfig& config, const Shard& shard, DType dtype,
-                          Ops& ops, Placement table_placement, bool quantize_experts = false, bool with_mtp = false,
+                          Ops& ops, Placement table_placement, Fp8OnLoad fp8 = Fp8OnLoad::none, bool with_mtp = false,
                           const LoadProgress& progress = {}, int64_t draft_vocab = 0);
 
 }  // namespace longcat

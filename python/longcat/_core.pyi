@@ -122,7 +122,7 @@ class EngineOptions:
     kv_cache_dtype: str
     index_cache_dtype: str
     ngram_placement: str
-    quantize_experts: bool
+    quantization: str
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -219,7 +219,7 @@ def test_forward_is_near_the_cpus(checkpoint, device):
 @pytest.mark.parametrize("where", ["cpu", "device"])
 def test_experts_can_be_kept_in_fp8(checkpoint, device, where):
     name = "cpu" if where == "cpu" else device
-    with make(checkpoint, name) as engine, make(checkpoint, name, quantization="fp8") as quantized:
+    with make(checkpoint, name) as engine, make(checkpoint, name, quantization="fp8-experts") as quantized:
         error = row_errors(quantized.forward(PROMPTS[4]), engine.forward(PROMPTS[4]))
     assert 0 < np.median(error) < FP8_OPS
     with pytest.raises(ValueError, match="quantization='int3'"):

@@ -29,11 +29,12 @@ class DeviceModel {
  public:
   DeviceModel(const std::string& folder, const std::string& device, const std::string& dtype,
               const std::string& kv_cache_dtype, int64_t max_tokens, int64_t num_blocks,
-              const std::string& ngram_placement, bool with_mtp)
+              const std::string& ngram_placement, bool with_mtp, const std::string& quantization)
       : config_(load_model_config(folder)),
         checkpoint_(folder),
         ops_(make_test_ops(device, 1)),
-        model_(*ops_, config_, single_rank(config_), load(dtype, ngram_placement, with_mtp), max_tokens, max_tokens),
+        model_(*ops_, config_, single_rank(config_), load(dtype, ngram_placement, with_mtp, quantization), max_tokens,
+               max_tokens),
         cache_(ops_->device(), config_, num_blocks,
                kv_cache_dtype == "fp8"   ? DType::f8_e4m3
                : kv_cache_dtype == "f32" ? DType::f32
@@ -129,12 +130,16 @@ class DeviceModel {
   }
 
  private:
-  ModelWeights load(const std::string& dtype, const std::string& ngram_placement, bool with_mtp) {
+  ModelWeights load(const std::string& dtype, const std::string& ngram_placement, bool with_mtp,
+                    const std::string& quantization) {
+    const Fp8OnLoad fp8 = quantization == "fp8"           ? Fp8OnLoad::all
+                          : quantization == "fp8-experts" ? Fp8OnLoad::experts
+                                                          : Fp8OnLoad::none;
     const bool emulated = dynamic_cast<EmulatedDevice*>(&ops_->device()) != nullptr;
     const int64_t before = emulated ? emulated_bytes() : 0;
     ModelWeights weights =
         load_weights(checkpoint_, config_, make_shard(config_, 1, 1, 0), dtype == "f32" ? DType::f32 : DType::bf16,
-                     *ops_, table_placement(*ops_, ngram_placement), false, with_mtp);
+                     *ops_, table_placement(*ops_, ngram_placement), fp8, with_mtp);
     if (emulated) emulated_weight_bytes_ = emulated_bytes() - before;
     return weights;
   }
@@ -169,10 +174,10 @@ class DeviceModel {
 void register_device_model(py::module_& testing) {
   py::class_<DeviceModel>(testing, "DeviceModel")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, int64_t, int64_t,
-                    const std::string&, bool>(),
+                    const std::string&, bool, const std::string&>(),
            py::arg("folder"), py::arg("device"), py::arg("dtype") = "bf16", py::arg("kv_cache_dtype") = "bf16",
            py::arg("max_tokens") = 256, py::arg("num_blocks") = 16, py::arg("ngram_placement") = "auto",
-           py::arg("with_mtp") = false)
+           py::arg("with_mtp") = false, py::arg("quantization") = "")
       .def("emulated_bytes", &DeviceModel::emulated_bytes)
       .def("emulated_weight_bytes", &DeviceModel::emulated_weight_bytes)
       .def("forward", &DeviceModel::forward, py::arg("chunks"), py::arg("num_generated") = 0, py::arg("num_rows") = 0,

@@ -81,6 +81,7 @@ MTP = {"speculative": {"method": "mtp"}}
     [
         {},
         {"dtype": "bf16"},
+        {"quantization": "fp8"},
         {"kv_cache_dtype": "fp8", "kv_cache_memory": "300kB"},
         {"kv_cache_dtype": "int8", "max_num_seqs": 40},
         {"max_num_batched_tokens": 96, "max_num_seqs": 3, "max_model_len": 200},
@@ -163,8 +164,10 @@ def lite(tmp_path_factory):
     [
         ("GPU", "bf16", 127.7, 139, (202, 208)),
         ("GPU", "fp8 experts", 96.2, 139, (1210, 1225)),
+        ("GPU", "fp8", 93.6, 139, (1, 2)),
         ("GPU, tables in host memory", "bf16", 69.2, 78, (122, 127)),
         ("GPU, tables in host memory", "fp8 experts", 37.7, 78, (1130, 1145)),
+        ("GPU, tables in host memory", "fp8", 35.1, 78, (1, 2)),
         ("GPU, all lookups in host memory", "fp8 experts", 37.0, 44.6, (85, 90)),
         ("GPU, all lookups in host memory", "int4 experts, int8 core", 20.66, 26.5, (27, 35)),
     ],
@@ -241,8 +244,9 @@ def test_what_this_version_can_do_is_not_said_to_come_later(lite):
     states = {(row.placement, row.format): row.state for row in plan(lite, bandwidth=16e9).placements()}
     assert {state for (placement, _), state in states.items() if placement.startswith("CPU")} == {"today"}
     assert [key for key, state in states.items() if state == "untried"] == [
-        ("GPU", "bf16"), ("GPU", "fp8 experts"),
+        ("GPU", "bf16"), ("GPU", "fp8 experts"), ("GPU", "fp8"),
         ("GPU, tables in host memory", "bf16"), ("GPU, tables in host memory", "fp8 experts"),
+        ("GPU, tables in host memory", "fp8"),
         ("GPU, tables in host memory", "int8"), ("GPU, tables in host memory", "int4"),
     ]  # fmt: skip
 

@@ -30,15 +30,16 @@ def moe_case(tokens, hidden, width, routed, identity, topk, seed=0):
     }
 
 
-def forward_in_chunks(folder, device, prompt, generated, chunks, neighbours, recorded):
+def forward_in_chunks(folder, device, prompt, generated, chunks, neighbours, recorded, **options):
     """Returns the logits of all tokens, the generated ones a step each, beside sequences of one token.
 
     Args:
         chunks: sizes that add up to the prompt's.
         neighbours: how many sequences share the steps of generated tokens.
         recorded: whether these steps are padded to 8 rows and recorded.
+        options: of testing.DeviceModel.
     """
-    model = testing.DeviceModel(folder, device, num_blocks=80)
+    model = testing.DeviceModel(folder, device, num_blocks=80, **options)
     model.poison()
     logits, start = [], 0
     for count in chunks:

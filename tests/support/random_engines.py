@@ -134,7 +134,7 @@ def random_plan(seed: int) -> Plan:
         common["index_cache_dtype"] = rng.choice(["auto", "int8"])
     common["dtype"] = rng.choice(["auto", "auto", "f32", "bf16"])
     if checkpoint.weights == "stored" and rng.random() < 0.1:
-        common["quantization"] = "fp8"
+        common["quantization"] = rng.choice(["fp8", "fp8-experts"])
     if rng.random() < 0.2:
         common["max_model_len"] = rng.choice([130, 200, 320])
     max_num_seqs = rng.choice([1, 2, 3, 5, 8, 16])

@@ -118,13 +118,14 @@ class EngineConfig:
     )
     quantization: str | None = option(
         None,
-        "keep the experts as fp8 blocks, in half the memory or less",
-        checks.is_fp8,
-        core="quantize_experts",
-        details="For checkpoints in bf16, f16 or f32.",
+        "keep the core and the experts as fp8 blocks, or fp8-experts: the experts alone",
+        checks.quantization,
+        core="quantization",
+        details="For checkpoints in bf16, f16 or f32; made one matrix at a time while loading. The core: attention but "
+        "kv_b_proj, dense FFNs, head. Half the memory and less; docs/cuda.md has the perplexities.",
         default="as they are stored",
         metavar="fp8",
-        choices=("fp8",),
+        choices=checks.QUANTIZATIONS,
     )
     max_model_len: int | None = option(
         None,

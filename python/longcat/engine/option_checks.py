@@ -14,6 +14,7 @@ _SPECULATIVE_DEFAULTS = {
     "mtp": {"num_speculative_tokens": 3, "adaptive": True, "draft_vocab": None},
 }
 _MOST_SPECULATIVE = 64
+QUANTIZATIONS = ("fp8", "fp8-experts")
 
 
 def text(name: str, value: object) -> str:
@@ -50,11 +51,11 @@ def swap_bytes(name: str, value: int | str) -> int:
     return -1 if value == "auto" else parse_bytes(name, value, least=0)
 
 
-def is_fp8(name: str, value: object) -> bool:
-    """Checks the name of a quantisation; returns True for "fp8"."""
-    if value not in (None, "fp8"):
-        raise ValueError(f'{name}={value!r} is not known: use None or "fp8"')
-    return value == "fp8"
+def quantization(name: str, value: object) -> str:
+    """Checks the name of a quantisation made while loading; returns "" for None."""
+    if value not in (None, *QUANTIZATIONS):
+        raise ValueError(f'{name}={value!r} is not known: use None, "fp8" or "fp8-experts"')
+    return str(value or "")
 
 
 def anything(name: str, value: object) -> None:

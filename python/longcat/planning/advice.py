@@ -14,7 +14,7 @@ import longcat._core as _core
 from longcat._core import OutOfMemoryError
 from longcat.checkpoint.formats import PRESETS, packed_as
 from longcat.engine.config import EngineConfig
-from longcat.planning.plan import LOOKED_UP, Plan, part_of, touched
+from longcat.planning.plan import LOOKED_UP, Plan, part_of, plan, touched
 from longcat.support.hub import cached_name
 from longcat.support.text import bytes_text
 
@@ -54,10 +54,14 @@ def _fitting(made: Plan, options: Mapping[str, Any]) -> Advice:
     if made.fits:
         return Advice("run it", (_serve(_shown(made.model), options),))
     least: float = made.num_ranks * (made.peak - made.process)
+    stored = {name: value for name, value in options.items() if name != "quantization"}
+    unchanged = made  # what converting starts from
+    if len(stored) < len(options):
+        unchanged = plan(made.model, num_tokens=made.num_tokens, bandwidth=made.bandwidth, **stored)
     for shortest in _SHORTEST:
         for preset in _FORMATS:
-            for shorter in _contexts(made, options, shortest):
-                needed = _needed(made, preset, shorter)
+            for shorter in _contexts(made, options if preset is None else stored, shortest):
+                needed = _needed(made if preset is None else unchanged, preset, shorter)
                 if needed <= made.available:
                     return _advice(made, preset, shorter)
                 least = min(least, needed)

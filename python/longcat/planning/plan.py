@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -65,6 +65,10 @@ _PARTS = [
     ("draft head", r"$."),  # of no tensor: the engine makes it of a packed head
 ]
 _DRAFT_ROWS = 128  # a cut draft head has whole blocks of rows
+# Matrices that quantization="fp8" keeps as fp8 blocks; "fp8-experts" has those of experts alone.
+_FP8_ON_LOAD = re.compile(
+    r".*\.(q_a_proj|q_b_proj|kv_a_proj_with_mqa|o_proj|gate_proj|up_proj|down_proj|eh_proj)\.weight$|lm_head\.weight$"
+)
 LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
 # Tensors that the engine copies, in the form that its kernels read.
 _COPIED = re.compile(r"norm|kv_b_proj|post_projs|oe_embed_proj|\.router\.|weights_proj")
@@ -151,6 +155,7 @@ class Plan:
     expert_parallel_size: int
     rank_weights: list[int]  # held by each rank
     rank_tables: list[int]  # the part of rank_weights in N-gram tables
+    fp8_core: int = 0  # weights of the core that quantization="fp8" keeps as fp8 blocks
     table_shapes: list[tuple[int, int]] = field(repr=False, default_factory=list)  # rows and columns, of all ranks
     config: JsonObject = field(repr=False, default_factory=dict)
 
@@ -217,17 +222,29 @@ class Plan:
             bits = 16 * (looked_up - host) + _BITS[expert] * experts + _BITS[rest] * (core - in_f32) + 32 * in_f32
             return Row(placement, format, _BITS[expert], _BITS[rest], int(bits / 8), 2 * host, state)
 
+        def fp8(placement: str, host: int) -> Row:
+            """Core and experts. Some core tensors stay bf16 or f32, which counts as bf16 here, too."""
+            made = row(placement, "fp8", "fp8", "bf16", host, "untried")
+            bits = self.fp8_bits(core)
+            return replace(made, core_bits=bits, fast_bytes=made.fast_bytes - int((16 - bits) * core / 8))
+
         rows = [row("CPU, tables on disk", "bf16", "bf16", "bf16", looked_up, "today")]
         rows.append(row("CPU, tables on disk", "fp8 experts", "fp8", "bf16", looked_up, "today"))
         rows.append(row("CPU, tables on disk", "int4 experts, int8 core", "int4", "int8", looked_up, "today"))
         rows.append(row("GPU", "bf16", "bf16", "bf16", 0, "untried"))
         rows.append(row("GPU", "fp8 experts", "fp8", "bf16", 0, "untried"))
+        rows.append(fp8("GPU", 0))
         if tables:
             rows.append(row("GPU, tables in host memory", "bf16", "bf16", "bf16", tables, "untried"))
             rows.append(row("GPU, tables in host memory", "fp8 experts", "fp8", "bf16", tables, "untried"))
+            rows.append(fp8("GPU, tables in host memory", tables))
             rows.append(row("GPU, all lookups in host memory", "fp8 experts", "fp8", "bf16", tables + words))
             rows.append(row("GPU, all lookups in host memory", "int4 experts, int8 core", "int4", "int8", looked_up))
         return rows + [self._packed_placement(quant) for quant in ("int8", "int4")]
+
+    def fp8_bits(self, core: int) -> float:
+        """Bits per weight of the core, of this many weights, with quantization="fp8"."""
+        return 16 - (16 - _BITS["fp8"]) * self.fp8_core / max(1, core)
 
     def _packed_placement(self, quant: str) -> Row:
         """The checkpoint that `longcat convert --quant` writes, on a GPU. Some core tensors stay bf16 or f32 there."""
@@ -283,7 +300,7 @@ class Plan:
 
     def as_dict(self) -> JsonObject:
         values = asdict(self)
-        del values["config"], values["table_shapes"]
+        del values["config"], values["table_shapes"], values["fp8_core"]
         rows = [asdict(row) for row in self.placements()]
         tables = [asdict(row) for row in self.tables()]
         sums = {"peak": self.peak, "fits": self.fits, "parameters": self.parameters}
@@ -294,6 +311,7 @@ class PlanKeywords(TypedDict, total=False):
     """The engine's options that a plan depends on."""
 
     dtype: str
+    quantization: str | None
     kv_cache_dtype: str
     index_cache_dtype: str
     max_model_len: int | None
@@ -341,7 +359,10 @@ def plan(
     ]
     dtype, num_blocks = _FORMATS[memory["dtype"]], memory["num_blocks"]
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * memory["block_tokens"]
-    parts = [_parts(expected, stored, dtype, num_tokens, config, shard, core.draft_vocab) for shard in shards]
+    parts = [
+        _parts(expected, stored, dtype, num_tokens, config, shard, core.draft_vocab, core.quantization)
+        for shard in shards
+    ]
     rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
     rank_tables = [sum(part.held for part in of_rank if part.name == "N-gram tables") for of_rank in parts]
     largest = rank_weights.index(max(rank_weights))
@@ -382,6 +403,7 @@ def plan(
         expert_parallel_size=core.expert_parallel_size,
         rank_weights=rank_weights,
         rank_tables=rank_tables,
+        fp8_core=sum(math.prod(shape) for name, shape in expected.items() if _is_fp8_on_load(name, "fp8-core")),
         table_shapes=[(s[0], s[1]) for name, s in expected.items() if re.match(_TABLES, name)],
         config=config,
     )
@@ -395,9 +417,12 @@ def _expected(config_text: str, with_mtp: bool) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape, _ in tensors}
 
 
-def expert_formats() -> dict[str, float]:
-    """Formats of experts on a GPU, with their bits per weight."""
-    return {name: _BITS[name] for name in ("bf16", "fp8")}
+def gpu_formats(made: Plan) -> dict[str, HeldBits]:
+    """What a GPU can make of the weights: as they are, the experts in fp8, or the core, too."""
+    core = sum(part.weights for part in made.parts if part.name not in (*LOOKED_UP, "experts"))
+    core_bits = {"bf16": _BITS["bf16"], "fp8": made.fp8_bits(core)}
+    formats = (("bf16", "bf16", "bf16"), ("fp8-experts", "fp8", "bf16"), ("fp8", "fp8", "fp8"))
+    return {name: HeldBits(_BITS[experts], core_bits[rest], 16, 16) for name, experts, rest in formats}
 
 
 @dataclass(frozen=True)
@@ -460,6 +485,7 @@ def _parts(
     config: dict[str, object],
     shard: dict[str, object],
     draft_vocab: int = 0,
+    quantization: str = "",
 ) -> list[Part]:
     """The components. touched, copied, read and held are those of the rank of `shard`.
 
@@ -483,6 +509,10 @@ def _parts(
         looked_up = part.name in LOOKED_UP
         here = _bytes_of(tensor, rows, cols)
         copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
+        is_fp8 = tensor.dtype in ("F32", "BF16", "F16") and _is_fp8_on_load(tensor.name, quantization)
+        if is_fp8:
+            halves = 2 if _COPIED_AS_STORED.search(tensor.name) else 1
+            copied, here = halves * _fp8_bytes(rows, cols // halves), 0
         # a copy of the columns, after which the file's pages are dropped
         by_columns = (len(shape) == 2 and cols < shape[1]) or _COPIED_AS_STORED.search(tensor.name)
         if copied == 0 and by_columns:
@@ -492,7 +522,7 @@ def _parts(
         part.read += 0 if looked_up else copied or here
         is_head = part.name == ("word embedding" if config.get("tie_word_embeddings") else "head")
         is_packed = tensor.name.endswith(("int8_x8", "int8_x8_f16", "bf16_x8")) or (
-            part.name == "head" and copied > 0 and dtype == "bf16"
+            part.name == "head" and copied > 0 and dtype == "bf16" and not is_fp8
         )
         if with_mtp and is_head and is_packed:
             drafted = min(rows, -(-draft_vocab // _DRAFT_ROWS) * _DRAFT_ROWS or rows)
@@ -542,8 +572,19 @@ def _bytes_of(tensor: _Stored, rows: int, cols: int) -> int:
     if suffix in _core.PACKED_FORMATS:
         return math.prod(_core.packed_shape(suffix, rows, cols))
     if tensor.name.endswith("_scale_inv"):
-        return -(-rows // _FP8_BLOCK) * -(-cols // _FP8_BLOCK) * 4
+        return _fp8_bytes(rows, cols) - rows * cols
     return rows * cols * (tensor.num_bytes // math.prod(tensor.shape))
+
+
+def _is_fp8_on_load(name: str, quantization: str) -> bool:
+    """Whether a stored matrix becomes fp8 blocks; "fp8-core": whether it is one of those beside the experts."""
+    is_expert = ".experts." in name
+    wanted = quantization in ("fp8", "fp8-experts" if is_expert else "fp8-core")
+    return wanted and _FP8_ON_LOAD.match(name) is not None
+
+
+def _fp8_bytes(rows: int, cols: int) -> int:
+    return rows * cols + -(-rows // _FP8_BLOCK) * -(-cols // _FP8_BLOCK) * 4
 
 
 def part_of(tensor: str, parts: Mapping[str, object]) -> str | None:

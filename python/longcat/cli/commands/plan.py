@@ -20,8 +20,8 @@ _CARDS = {24: 23.5, 32: 31.4, 48: 47, 80: 78, 141: 139}  # nominal memory of a G
 _STATES = {"today": "", "untried": " **", "later": " *"}
 _STEP_TOKENS = "max_num_batched_tokens"
 _OPTIONS = (
-    *("dtype", "kv_cache_dtype", "index_cache_dtype", "max_model_len", "max_num_seqs", "kv_cache_memory"),
-    *(_STEP_TOKENS, "speculative", "tensor_parallel_size", "expert_parallel_size"),
+    *("dtype", "quantization", "kv_cache_dtype", "index_cache_dtype", "max_model_len", "max_num_seqs"),
+    *("kv_cache_memory", _STEP_TOKENS, "speculative", "tensor_parallel_size", "expert_parallel_size"),
 )
 _BATCHES = [1, 16]
 _CONTEXTS = [1024, 32768]
@@ -168,7 +168,7 @@ def gpu_rows(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str) -> 
         ValueError: no layout has `num_gpus` ranks.
     """
     from longcat.planning.cost import decode_step, layouts
-    from longcat.planning.plan import HeldBits, expert_formats
+    from longcat.planning.plan import gpu_formats
 
     if not 1 <= num_gpus <= 64:
         raise ValueError(f"--gpus {num_gpus}: expected 1 to 64")
@@ -177,7 +177,7 @@ def gpu_rows(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str) -> 
     rows = []
     context, on_device = min(_GPU_CONTEXT, plan.max_model_len), ngram_placement == "device"
     held = plan.held_bits()
-    formats = {"as stored": held} if held else {n: HeldBits(bits, 16, 16, 16) for n, bits in expert_formats().items()}
+    formats = {"as stored": held} if held else gpu_formats(plan)
     for name, bits in formats.items():
         tables = bits.tables if on_device else 0
         for tp, ep in found:
@@ -229,7 +229,7 @@ def gpu_text(plan: Plan, gpu: Hardware, num_gpus: int, ngram_placement: str, row
         ]
         share = f"{row['steps'][0]['sums_ms'] / row['steps'][0]['ms']:.0%}"
         body.append([f"--tp {row['tp']} --ep {row['ep']}", row["experts"], bytes_text(row["weights"]), *cells, share])
-    head = ["layout", "experts", "a GPU", *(f"{batch} at once" for batch in _GPU_BATCHES), "sums at 1"]
+    head = ["layout", "format", "a GPU", *(f"{batch} at once" for batch in _GPU_BATCHES), "sums at 1"]
     return "\n".join([*lines, *_table(head, body)])
 
 

@@ -8,7 +8,7 @@ MUTATIONS = {
     "W of the first warp": ("(first_row + warp * 16) * depth", "first_row * depth"),
     "W of the first rows": ("(first_row + warp * 16) * depth", "(warp * 16) * depth"),
     "8 rows twice": ("{first, first + 8 * int64_t{depth}}", "{first, first}"),
-    "blocks by slices": ("block_idx() / slices * kRows", "block_idx() % (num_blocks() / slices) * kRows"),
+    "rows by slices": ("block_idx() / slices * kRows", "block_idx() % slices * kRows"),
     "all slices are the first": ("static_cast<int>(block_idx() % slices) * kTokens", "0"),
     "scales of the first block of rows": ("scales.of(matrix, first_row,", "scales.of(matrix, 0,"),
     "one scale too few": ("if (thread_idx() < units) of_unit", "if (thread_idx() < units - 1) of_unit"),

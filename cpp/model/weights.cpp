@@ -432,7 +432,8 @@ MtpWeights load_mtp(WeightBuilder& builder, const ModelConfig& c, const Shard& s
           .post_attention_norm = builder.vector(layer + "post_attention_layernorm.weight"),
           .attention = load_attention(builder, c, shard, layer + "self_attn.", c.sparse.has_value()),
           .ffn = load_ffn(builder, shard, layer + "transformer_layer.mlp."),
-          .final_norm = builder.vector("model.mtp.norm.weight")};
+          .final_norm = builder.vector("model.mtp.norm.weight"),
+          .head = {}};
 }
 
 int64_t bytes_of(const AttentionWeights& a) {

@@ -63,6 +63,8 @@ void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& m
   LC_CHECK(latents.size(1) == kBlockSize && latents.size(2) * size_of(latents.dtype()) == Kernel::kRowBytes,
            latents.shape_string());
   Kernel kernel{.tokens = tokens_of(batch, rows, rows.only_selecting ? memory.prompt_plan : memory.plan, round),
+                .first_token = 0,
+                .last_token = 0,
                 .q_latent = q_latent.data<bf16>(),
                 .q_rope = q_rope.data<bf16>(),
                 .out = out.data<bf16>(),
@@ -76,6 +78,8 @@ void decode(GpuDevice& device, const Buffer& workspace, const MlaDecodeMemory& m
                 .head_blocks = static_cast<int32_t>(head_blocks),
                 .num_pieces = static_cast<int32_t>(num_pieces),
                 .sums = static_cast<float*>(workspace.data()),
+                .maxima = nullptr,
+                .weights = nullptr,
                 .arrivals = static_cast<uint32_t*>(memory.arrivals.data()),
                 .scale_log2 = scale * 1.44269504f};
   if constexpr (kSelects) kernel.lists = {selected.data<int32_t>(), selected.stride(0)};

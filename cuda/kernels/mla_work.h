@@ -77,7 +77,8 @@ struct MlaTokens {
     const int32_t count = group_at(first, load_global(plan)), position = last_index(first);
     const int32_t pieces = kv_piece_index(position + count - 1) + 1, rank = number - first_item(first);
     const int32_t shared = pieces < kMlaShortPieces ? pieces : kMlaShortPieces;
-    MlaItem item{.token = first, .count = count, .position = position, .piece = rank};
+    MlaItem item{
+        .token = first, .count = count, .position = position, .sequence = 0, .piece = rank, .begin = 0, .end = 0};
     if (rank >= shared) {
       item.piece = shared + (rank - shared) / count;
       item.token += (rank - shared) % count;

@@ -1,5 +1,6 @@
-// Layers of e4m3 codes whose inputs stay bf16, by mma.sync, for any number of tokens: up to kFp8Tokens by Fp8Linear
-// (cuda/kernels/fp8_linear.h), more by Fp8Wide, or by slices where the rows of W are no multiple of 64. All have the
+// Layers of e4m3 codes whose inputs stay bf16, by mma.sync.
+// Fp8Linear (cuda/kernels/fp8_linear.h) takes up to kFp8Tokens tokens, Fp8Wide more.
+// Where the rows of W are no multiple of 64, more tokens are taken by slices. All have the
 // same bits.
 #pragma once
 

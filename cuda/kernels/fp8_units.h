@@ -4,8 +4,9 @@
 // sum = fma(scale, product, sum) in f32. So neither W nor x is rounded. A result is one chain: units ascending, one
 // accumulator.
 //
-// Which 16 of a unit's columns a product has is free: lane t of four gives both operands, of each 32 columns, 8 t to
-// 8 t + 3 for the first and 8 t + 4 to 8 t + 7 for the second. So a lane's inputs are 16 bytes, as they lie in x.
+// Which 16 of a unit's columns a product has is free. Of each 32, lane t of four gives both
+// operands 8 t to 8 t + 3 for the first product, and 8 t + 4 to 8 t + 7 for the second. So a lane's inputs are 16
+// bytes, as they lie in x.
 //
 // Rows of W lie as in the file, because CUTLASS reads them too. In shared memory a row has 128 bytes, of which pieces
 // of 16 are exchanged against bank conflicts. Inputs are there by tiles of 8 tokens: [4 blocks][32 lanes] 16 bytes.

@@ -19,8 +19,8 @@ struct Fp8Wide {
   static constexpr int kTilesOfWarp = kTiles / kWarps;  // whose inputs a warp copies
   static constexpr int kMostUnits = kThreads;           // a thread loads the scale of one
 
-  // Layout of the shared memory [bytes]: stages, each the codes of the warps and the inputs of the tiles; a scale of
-  // each unit, since the rows are of one block of 128.
+  // Layout of the shared memory [bytes]: stages, each the codes of the warps and the inputs of the tiles. Then
+  // a scale of each unit, since the rows are of one block of 128.
   static constexpr uint32_t kInputsAt = kWarps * kFp8Codes, kStage = kInputsAt + kTiles * kFp8Inputs;
   static constexpr int kStages = 4;
   static constexpr uint32_t kScalesAt = kStages * kStage, kSharedBytes = kScalesAt + kMostUnits * 4;

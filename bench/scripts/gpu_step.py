@@ -22,7 +22,7 @@ from importlib import resources
 # [operations/s] on an H200's tensor cores: CUTLASS's kernels for many tokens; prefill attention by mma.sync, which
 # without its softmax could reach 590e12.
 TENSOR, ATTENTION = 550e12, 350e12
-WIDE = 3.0e12  # [bytes/s] of kernels that load 16 bytes a thread: norms, RoPE, SiLU, gather, sums
+MOVES = 3.0e12  # [bytes/s] of kernels that load 16 bytes a thread: norms, RoPE, SiLU, gather, sums
 PLAIN = 2.0e12  # [bytes/s] of those that load 2: the norm of index keys
 START = 0.65e-6  # [s] the first bytes, unless a dependent launch reads weights before its inputs are there
 # [s] a tile of prefill attention: 256 rows, 64 positions.
@@ -172,7 +172,7 @@ class Shape:
         dependent = few or self.device.is_hopper
         return Kernel(name, traffic, blocks, chain, dependent, preloads=few, inputs=again, tensor_seconds=products)
 
-    def moves(self, name: str, num_bytes: float, blocks: float, seconds: float = ROW, speed: float = WIDE) -> Kernel:
+    def moves(self, name: str, num_bytes: float, blocks: float, seconds: float = ROW, speed: float = MOVES) -> Kernel:
         """Loads and stores by all threads, of 16 bytes each."""
         return Kernel(name, num_bytes, blocks, max(seconds, num_bytes / speed))
 
@@ -339,7 +339,7 @@ class Shape:
             return [
                 scores,
                 Kernel("picks", tokens * outputs * F32, tokens, picked),
-                *([] if self.few and self.device.router_lists else [Kernel("order", 0, routed, 3e-6)]),
+                *([] if self.few else [Kernel("order", 0, routed, 3e-6)]),
                 *([] if listed else [Kernel("slices", 0, 1, 3e-6)]),
                 self.packed("experts' gate, up, SiLU", 2 * read * width, hidden, picks, self.expert, inputs, width),
                 self.packed("experts' down", read * hidden, width, picks, self.expert, inputs, hidden),

@@ -1,5 +1,5 @@
-// A history of any length without the hours of computing it: the cache is filled with random latents, index keys and
-// token ids, because their values do not change the time of a step behind them.
+// A history of any length without the hours of computing it. The cache is filled with random latents, index keys and
+// token ids: their values do not change the time of a step behind them.
 #pragma once
 
 #include <algorithm>

@@ -5,8 +5,8 @@
 //
 // ppN: N prompt tokens in one step, without sampling.
 // tgN: N tokens generated one after another, `batch` sequences at once, after `depth` tokens of history.
-// --filled: rows behind so many tokens of a history that is not computed but made up (filled_context.h): generated
-// tokens, and a chunk of a prompt of --chunk tokens. Their rows have no share.
+// --filled: rows behind so many tokens of a history that is made up (filled_context.h). One row generates tokens, one
+// computes --chunk tokens of a prompt. These rows have no share.
 // "weights": the bytes of the matrices that a step reads. Of the experts it counts as many as the step's tokens pick on
 // average when all picks are equally likely.
 // "share": the part of a limit that the run reached. For tg the limit is the read bandwidth; for pp it is the peak of
@@ -199,7 +199,8 @@ int main(int argc, char** argv) try {
       measure(str_cat("tg", arguments.generate), arguments.generate, [&] {
         for (int64_t i = 0; i < arguments.generate; ++i) context.generate();
       });
-    if (arguments.chunk > 0) measure(str_cat("pp", arguments.chunk), arguments.chunk, [&] { context.prompt(arguments.chunk); });
+    if (arguments.chunk > 0)
+      measure(str_cat("pp", arguments.chunk), arguments.chunk, [&] { context.prompt(arguments.chunk); });
   }
   for (const auto& [test, share] : best_shares) bench::warn_above_limit(test, share);
   return 0;

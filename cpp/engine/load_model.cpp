@@ -69,8 +69,7 @@ uint64_t fingerprint_of(const EngineOptions& o) {
   for (const std::string& text : {o.dtype, o.quantization, o.kv_cache_dtype, o.index_cache_dtype}) print.add(text);
   for (const int64_t number :
        {o.max_model_len, o.max_num_seqs, o.max_num_batched_tokens, o.tensor_parallel_size, o.expert_parallel_size,
-        static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens,
-        o.speculation.draft_vocab})
+        static_cast<int64_t>(o.speculation.method), o.speculation.num_tokens, o.speculation.draft_vocab})
     print.add(number);
   return print.value();
 }

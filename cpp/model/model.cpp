@@ -230,9 +230,9 @@ void Model::decoder_layer(int64_t layer_idx, const ForwardBatch& batch, KvCache&
   ops_.add_shortcut_rms_norm(a_.h, a_.residual, a_.x, routed, a_.moe_in, a_.routing.identity_weight, next_norm, eps);
 }
 
-// The end of the MoE branch, behind the second FFN of the layer, x = ffn(h). With several ranks one all-reduce sums both
-// outputs; a rank outside the first tensor-parallel group has no part of the FFN. Returns the routed experts' output
-// that is not in x yet: all of it on one rank, else nothing.
+// The end of the MoE branch, behind the second FFN of the layer, x = ffn(h). With several ranks one all-reduce sums
+// both outputs; a rank outside the first tensor-parallel group has no part of the FFN. Returns the routed experts'
+// output that is not in x yet: all of it on one rank, else nothing.
 Tensor Model::join_experts() {
   ops_.device().join_branch();
   if (shard().world() == 1) return a_.moe_out;

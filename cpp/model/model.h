@@ -14,8 +14,8 @@ class Model {
   // ranks.shard. `ops` must outlive the model.
   Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens, int64_t max_logits);
 
-  // Adapts to the memory that is left for views of the checkpoint's file [bytes]. Where the matrices are larger, those
-  // of experts are read from the disk as the router picks them, while the rest of the layer is computed.
+  // Adapts to the memory that is left for views of the checkpoint's file [bytes]. Where the matrices are larger,
+  // experts are read from the disk as the router picks them. The rest of the layer is computed meanwhile.
   void fit_into(int64_t available_bytes);
 
   const ModelConfig& config() const { return config_; }

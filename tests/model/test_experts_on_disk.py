@@ -44,4 +44,3 @@ def test_only_picked_experts_are_read(tmp_path, num_tokens):
     assert 0 < read <= most_picked * BYTES_OF_EXPERT
     # Pages are asked for before they are used: without that, each of them would be a fault that waits.
     assert disk_waits() - faults < read / 4096 / 8
-

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGITS = "tests/model/test_logits.py::test_logits_equal_transformers"
+TILES = "tests/ops/test_tiles.py::test_tiles_give_the_bits_of_the_reference"
 SPARSE_PARTS = "tests/model/test_sparse.py::test_all_parts_equal_the_reference"
 
 # name -> (file, what is there, what replaces it, tests that must fail)
@@ -215,6 +216,42 @@ MUTATIONS = {
         "return std::equal(drafts, drafts + draw.num_drafts, drawn);",
         "return drafts != drawn;",
         ["tests/engine/test_mtp.py::test_completions_are_the_same"],
+    ),
+    "leave out a row's last column in tiles": (
+        "cpp/cpu/gemm/tile_products.h",
+        "from + r * operand.stride, static_cast<size_t>(row_bytes)",
+        "from + r * operand.stride, static_cast<size_t>(row_bytes / 4 * 4)",
+        [TILES],
+    ),
+    "leave out a group's last pair of columns in tiles": (
+        "cpp/cpu/gemm/tile_products.h",
+        "r < rows; ++r)\n      std::memcpy(tail.bytes",
+        "r + 1 < rows; ++r)\n      std::memcpy(tail.bytes",
+        [TILES],
+    ),
+    "swap the pairs of inputs in tiles": (
+        "cpp/cpu/gemm/tile_products.h",
+        "      transpose(lanes);\n",
+        "      transpose(lanes);\n      for (Lanes& pair : lanes) pair = pair << 16 | pair >> 16;\n",
+        [TILES],
+    ),
+    "keep tiles configured": (
+        "cpp/cpu/gemm/tile_products.h",
+        "    Tiles::release();\n  }\n\n  static void groups",
+        "  }\n\n  static void groups",
+        [TILES],
+    ),
+    "exchange the factors of a tile's product": (
+        "cpp/cpu/simd/tiles.h",
+        '"tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"',
+        '"tdpbf16ps %%tmm%c1, %%tmm%c2, %%tmm%c0"',
+        [TILES],
+    ),
+    "use tiles that the system does not save": (
+        "cpp/cpu/simd/isa.cpp",
+        "kTiles = 0x60000",
+        "kTiles = 0x20000",
+        ["tests/ops/test_tiles.py::test_the_set_needs_the_instructions_and_the_registers"],
     ),
 }
 

@@ -84,7 +84,8 @@ class CpuOps : public Ops {
   // x in the forms that the weights' formats need: in 8 bits, and rounded to bf16 for bf16 and bf16_x8 when use_dtype()
   // said so. nullptr when there are none. Valid until the next call.
   const cpu::QuantizedInputs* quantize_for(std::initializer_list<std::span<const Weight>> weights, Tensor x);
-  const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x) { return quantize_for({{&weight, 1}}, x); }
+  // For all rows of x and one weight: also in tiles, where these multiply it.
+  const cpu::QuantizedInputs* quantize_for(const Weight& weight, Tensor x);
 
   // Absorbed attention of the batch's rows [first_row, first_row + out.size(0)). Without `selected`, all of them attend
   // to every visible position. Row i of the tensors is row first_row + i of the batch.

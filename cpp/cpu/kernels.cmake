@@ -7,6 +7,7 @@ set(_kernels_avx2 ${_kernels_portable} -mavx2 -mfma -mf16c -mbmi -mbmi2)
 set(_kernels_avx512 ${_kernels_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(_kernels_avx512_vnni ${_kernels_avx512} -mavx512vnni)
 set(_kernels_avx512_bf16 ${_kernels_avx512_vnni} -mavx512bf16)
+set(_kernels_amx_bf16 ${_kernels_avx512_bf16} -mamx-tile -mamx-bf16)
 # GCC 12 for Arm moves all loads of a tile to its begin, and then spills them.
 set(_kernels_neon_dotprod
   ${_kernels_portable} -march=armv8.2-a+dotprod $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns>)
@@ -20,20 +21,25 @@ endif()
 
 set(_check_kernels "${CMAKE_CURRENT_LIST_DIR}/simd/check_kernels.cmake")
 
-# Adds kernel files to a target.
+# Adds kernel files to a target, compiled for one set.
+function(longcat_add_kernels_of set target)
+  add_library(${target}_${set} OBJECT ${ARGN})
+  target_link_libraries(${target}_${set} PRIVATE longcat_options)
+  target_compile_definitions(${target}_${set} PRIVATE LC_ISA=${set})
+  target_compile_options(${target}_${set} PRIVATE ${_kernels_${set}})
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${set}>)
+  # Without optimisation, small inline functions remain.
+  if(CMAKE_NM AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+    add_custom_command(TARGET ${target} POST_BUILD VERBATIM
+      COMMAND "${CMAKE_COMMAND}" "-DNM=${CMAKE_NM}" "-DOBJECTS=$<TARGET_OBJECTS:${target}_${set}>"
+              -P "${_check_kernels}")
+  endif()
+endfunction()
+
+# Adds kernel files to a target, compiled for each set but amx_bf16, whose other kernels are those of avx512_bf16.
 function(longcat_add_kernels target)
   foreach(set IN LISTS _kernel_sets)
-    add_library(${target}_${set} OBJECT ${ARGN})
-    target_link_libraries(${target}_${set} PRIVATE longcat_options)
-    target_compile_definitions(${target}_${set} PRIVATE LC_ISA=${set})
-    target_compile_options(${target}_${set} PRIVATE ${_kernels_${set}})
-    target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${set}>)
-    # Without optimisation, small inline functions remain.
-    if(CMAKE_NM AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
-      add_custom_command(TARGET ${target} POST_BUILD VERBATIM
-        COMMAND "${CMAKE_COMMAND}" "-DNM=${CMAKE_NM}" "-DOBJECTS=$<TARGET_OBJECTS:${target}_${set}>"
-                -P "${_check_kernels}")
-    endif()
+    longcat_add_kernels_of(${set} ${target} ${ARGN})
   endforeach()
 endfunction()
 
@@ -48,3 +54,6 @@ set(_kernel_files
   row_kernels.cpp)
 list(TRANSFORM _kernel_files PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 longcat_add_kernels(longcat_runtime ${_kernel_files})
+if("avx512_bf16" IN_LIST _kernel_sets)
+  longcat_add_kernels_of(amx_bf16 longcat_runtime "${CMAKE_CURRENT_LIST_DIR}/gemm/tile_kernels.cpp")
+endif()

@@ -21,5 +21,6 @@ PYBIND11_MODULE(_testing, module) {
   register_scheduler(module);
   register_test_engine(module);
   register_thread_communicators(module);
+  register_tiles(module);
   register_values(module);
 }

@@ -19,6 +19,7 @@ void register_packed_formats(pybind11::module_& testing);
 void register_scheduler(pybind11::module_& testing);
 void register_test_engine(pybind11::module_& testing);
 void register_thread_communicators(pybind11::module_& testing);
+void register_tiles(pybind11::module_& testing);
 void register_values(pybind11::module_& testing);
 
 // Fills the latents of the blocks [begin, end) with NaN.

@@ -200,7 +200,7 @@ def test_linear(shape, format, threads):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bf16_rounds_inputs_where_the_processor_multiplies_bf16(shape, format, threads):
     """Under dtype bf16; under f32, and on other sets, inputs stay as they are."""
-    rounds = _core.cpu_isa() == "avx512_bf16"
+    rounds = _core.cpu_isa() in ("avx512_bf16", "amx_bf16")
     ops = testing.Ops(threads, "bf16")
     packed, stored = unpacked(normal(*shape), "bf16_x8")
 
@@ -274,7 +274,7 @@ def run_on(isa):
 
 def test_every_instruction_set_gives_the_same_bits():
     results = {}
-    for isa in ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "neon_dotprod"]:
+    for isa in ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16", "neon_dotprod"]:
         done = run_on(isa)
         if b"this machine has" in done.stderr:
             continue

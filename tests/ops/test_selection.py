@@ -65,7 +65,7 @@ def test_scores_of_rounded_queries(heads, dim):
     keys, q, weights = random_case(150, 9, heads, dim)
     keys = (keys.view(np.uint32) & 0xFFFF0000).view(np.float32)
     _, found = testing.Ops(1, "bf16").select_positions(keys, q, weights, 64, 2, 8, 0.3, "bf16")
-    rounds = _core.cpu_isa() == "avx512_bf16" and dim % 2 == 0
+    rounds = _core.cpu_isa() in ("avx512_bf16", "amx_bf16") and dim % 2 == 0
     bits = q.view(np.uint32)
     rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
     expected = scores_of(keys, rounded if rounds else q, weights, 0.3)

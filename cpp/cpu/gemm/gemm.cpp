@@ -10,6 +10,7 @@
 #include "cpu/gemm/matmul.h"
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/packed_matmul.h"
+#include "cpu/gemm/tile_kernels.h"
 #include "cpu/rows.h"
 #include "ops/packed.h"
 
@@ -79,6 +80,13 @@ const cpu::QuantizedInputs* CpuOps::quantize_for(std::initializer_list<std::span
   if (any_of_integers) quantized_.quantize(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
   if (any_rounded) quantized_.round(pool_, x.data<float>(), x.stride(0), x.size(0), x.size(1));
   return any_of_integers || any_rounded ? &quantized_ : nullptr;
+}
+
+const cpu::QuantizedInputs* CpuOps::quantize_for(const Weight& weight, Tensor x) {
+  const cpu::QuantizedInputs* const quantized = quantize_for({{&weight, 1}}, x);
+  const cpu::TileKernels* const tiles = weight.format == WeightFormat::bf16 ? cpu::tile_kernels() : nullptr;
+  if (quantized && tiles && x.size(0) > 1) quantized_.pair(pool_, x.size(0), *tiles);
+  return quantized;
 }
 
 void CpuOps::linear(Tensor out, Tensor x, const Weight& weight) {

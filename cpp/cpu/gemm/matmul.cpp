@@ -10,6 +10,7 @@
 
 #include "cpu/gemm/dot_kernels.h"
 #include "cpu/gemm/packed_matmul.h"
+#include "cpu/gemm/tile_matmul.h"
 #include "cpu/row_kernels.h"
 #include "ops/packed.h"
 
@@ -109,9 +110,11 @@ void matmul_in_place(const Weight& weight, const MatmulBlock& block, void (*kern
 }  // namespace
 
 void matmul_block(const Weight& weight, const MatmulBlock& block) {
+  const bool rounded = (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::bf16_x8) &&
+                       block.quantized && block.quantized->are_rounded();
+  if (const TileKernels* tiles = rounded ? tile_kernels() : nullptr) return tile_matmul_block(weight, block, *tiles);
   if (is_packed(weight.format)) return packed_matmul_block(weight, block);
-  if (weight.format == WeightFormat::bf16 && block.quantized && block.quantized->are_rounded())
-    return matmul_rounded(weight, block);
+  if (rounded) return matmul_rounded(weight, block);
   const DotKernels& dot = kernels<DotKernels>();
   if (block.num_inputs > dot.most_few_inputs || weight.format == WeightFormat::fp8_block)
     return matmul_widened(weight, block);

@@ -31,6 +31,7 @@ const Table& table_of(Isa isa) {
     case Isa::avx512_vnni:
       return table_of<Table, Isa::avx512_vnni>();
     case Isa::avx512_bf16:
+    case Isa::amx_bf16:  // adds tiles (gemm/tile_kernels.h) and changes no other kernel
       return table_of<Table, Isa::avx512_bf16>();
 #elif defined(__aarch64__)
     case Isa::neon_dotprod:

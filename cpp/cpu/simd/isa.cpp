@@ -1,5 +1,6 @@
 #include "cpu/simd/isa.h"
 
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -8,6 +9,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -19,7 +24,7 @@ namespace {
 
 #if defined(__x86_64__)
 
-constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
+constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx_bf16};
 
 struct Cpuid {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -28,7 +33,6 @@ struct Cpuid {
   Cpuid(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
 };
 
-// XCR0: the registers that the operating system saves for each thread.
 unsigned saved_registers() {
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -37,19 +41,14 @@ unsigned saved_registers() {
 
 constexpr bool has_all(unsigned found, unsigned bits) { return (found & bits) == bits; }
 
-// Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2. Not by
-// __builtin_cpu_supports: zig's runtime library answers false to everything.
 Isa best_of_this_machine() {
-  constexpr unsigned kYmm = 0x06, kZmm = 0xe6;  // bits of XCR0
   const Cpuid basic(1, 0), extended(7, 0), more(7, 1);
-  if (!has_all(basic.ecx, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C) || !has_all(saved_registers(), kYmm) ||
-      !has_all(extended.ebx, bit_AVX2 | bit_BMI | bit_BMI2))
-    return Isa::portable;
-  if (!has_all(saved_registers(), kZmm) ||
-      !has_all(extended.ebx, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ))
-    return Isa::avx2;
-  if (!has_all(extended.ecx, bit_AVX512VNNI)) return Isa::avx512;
-  return has_all(more.eax, bit_AVX512BF16) ? Isa::avx512_bf16 : Isa::avx512_vnni;
+  return best_of({.ecx1 = basic.ecx,
+                  .ebx7 = extended.ebx,
+                  .ecx7 = extended.ecx,
+                  .edx7 = extended.edx,
+                  .eax7_1 = more.eax,
+                  .xcr0 = has_all(basic.ecx, bit_OSXSAVE) ? saved_registers() : 0});
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
@@ -66,15 +65,26 @@ Isa best_of_this_machine() { return Isa::portable; }
 
 #endif
 
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::neon_dotprod};
+constexpr Isa kAll[] = {Isa::portable,    Isa::avx2,     Isa::avx512,      Isa::avx512_vnni,
+                        Isa::avx512_bf16, Isa::amx_bf16, Isa::neon_dotprod};
+
+// Throws Error when Linux refuses registers of the set.
+Isa permitted(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::amx_bf16)
+    if (const int error = request_tiles())
+      throw Error(str_cat("[cpu] LONGCAT_ISA=amx_bf16: Linux refuses the tile registers: ", std::strerror(error)));
+#endif
+  return isa;
+}
 
 Isa chosen() {
   const std::span<const Isa> here = isas_of_this_machine();
   const char* wanted = std::getenv("LONGCAT_ISA");
-  if (!wanted || !*wanted) return here.back();
+  if (!wanted || !*wanted) return here.back() == Isa::amx_bf16 ? Isa::avx512_bf16 : here.back();
   std::string sets;
   for (const Isa isa : here) {
-    if (std::strcmp(wanted, name_of(isa)) == 0) return isa;
+    if (std::strcmp(wanted, name_of(isa)) == 0) return permitted(isa);
     sets += str_cat(sets.empty() ? "" : ", ", name_of(isa));
   }
   for (const Isa isa : kAll)
@@ -84,6 +94,36 @@ Isa chosen() {
 }
 
 }  // namespace
+
+#if defined(__x86_64__)
+
+// Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2. Not by
+// __builtin_cpu_supports: zig's runtime library answers false to everything.
+Isa best_of(const CpuFeatures& found) {
+  constexpr unsigned kYmm = 0x06, kZmm = 0xe6, kTiles = 0x60000;  // bits of XCR0
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;    // compilers differ in their names
+  if (!has_all(found.ecx1, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C) || !has_all(found.xcr0, kYmm) ||
+      !has_all(found.ebx7, bit_AVX2 | bit_BMI | bit_BMI2))
+    return Isa::portable;
+  if (!has_all(found.xcr0, kZmm) || !has_all(found.ebx7, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ))
+    return Isa::avx2;
+  if (!has_all(found.ecx7, bit_AVX512VNNI)) return Isa::avx512;
+  if (!has_all(found.eax7_1, bit_AVX512BF16)) return Isa::avx512_vnni;
+  const bool has_tiles = has_all(found.edx7, kAmxBf16 | kAmxTile) && has_all(found.xcr0, kTiles);
+  return has_tiles ? Isa::amx_bf16 : Isa::avx512_bf16;
+}
+
+int request_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const int error = ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
+  return error;
+#else
+  return ENOSYS;
+#endif
+}
+
+#endif
 
 std::span<const Isa> isas_of_this_machine() {
   static const size_t count = [] {
@@ -111,6 +151,8 @@ const char* name_of(Isa isa) {
       return "avx512_vnni";
     case Isa::avx512_bf16:
       return "avx512_bf16";
+    case Isa::amx_bf16:
+      return "amx_bf16";
     case Isa::neon_dotprod:
       return "neon_dotprod";
   }

@@ -11,6 +11,7 @@
 #include "cpu/gemm/tile_kernels.h"
 #include "cpu/gemm/tile_matmul.h"
 #include "cpu/gemm/tile_products.h"
+#include "cpu/simd/assumed_isa.h"
 #include "cpu/simd/dispatch.h"
 #include "ops/packed.h"
 #include "tests/native/arrays.h"
@@ -157,6 +158,17 @@ void register_tiles(py::module_& testing) {
       },
       py::arg("x"), py::arg("weight"), py::arg("out_features"), py::arg("ranges"), py::arg("first") = 0,
       py::arg("row_idx") = py::none(), py::arg("paired") = false, py::arg("kernels") = "emulated");
+
+  // From now on the CPU backend of this module runs amx_bf16, on emulated tiles where the processor has none.
+  testing.def("assume_tiles", [] {
+    assume_isa(Isa::amx_bf16);
+    static const TrappedTiles* const traps = has_tiles() ? nullptr : new TrappedTiles;  // for the process's life
+    return traps != nullptr;
+  });
+  testing.def("tile_counts", [] {
+    const TileCounts counts = tile_counts();
+    return std::tuple(counts.configured, counts.released, counts.faults);
+  });
 
 #if defined(__x86_64__)
   // The best set of a processor with these features.

@@ -198,6 +198,61 @@ def test_any_rows_of_the_inputs(format, kernels):
             assert np.array_equal(bits(matrix.linear(x, kernels, first=first, paired=paired)), expected[first:]), first
 
 
+BACKEND = """
+import sys
+import numpy as np
+from longcat import _testing as testing
+
+traps = testing.assume_tiles()
+given, results = np.load(sys.argv[1]), {}
+experts = [list(given[name]) for name in ("gate", "up", "down")]
+for threads in (1, 3):
+    ops = testing.Ops(threads, "bf16")
+    for count in (1, 5, 70):
+        x, end = given["x"][:count], f"{threads} {count}"
+        results[f"bf16 {end}"] = ops.linear(x, given["rows"])
+        results[f"bf16_x8 {end}"] = ops.linear_packed(x, given["packed"], "bf16_x8", len(given["rows"]))
+        results[f"moe {end}"] = ops.moe(x, given["classifier"], given["bias"], 3, 2.5, *experts)[-1]
+np.savez(sys.argv[2], traps=traps, counts=testing.tile_counts(), **results)
+"""
+
+
+def test_the_backend_on_tiles(tmp_path):
+    """All its threads, linear layers and experts. The tile instructions are emulated where the processor lacks them."""
+    if testing.tile_linear(normal(1, 1), to_bf16(normal(1, 1)), 1, [(0, 1)], kernels="compiled") is None:
+        pytest.skip("needs a processor with AVX512_BF16")
+    stored = from_bf16(to_bf16(normal(200, 72)))
+    given = {
+        "x": normal(70, 72, seed=1),
+        "rows": to_bf16(stored),
+        "packed": testing.pack_matrix(stored, "bf16_x8"),
+        "classifier": normal(7, 72, seed=2),
+        "bias": normal(7, seed=3),
+        "gate": to_bf16(normal(5, 100, 72, seed=4)),
+        "up": to_bf16(normal(5, 100, 72, seed=5)),
+        "down": to_bf16(normal(5, 72, 100, seed=6)),
+    }
+    np.savez(tmp_path / "given.npz", **given)
+    package = str(Path(longcat.__file__).parents[1])
+    command = [sys.executable, "-c", BACKEND, str(tmp_path / "given.npz"), str(tmp_path / "results.npz")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": package}, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    results = np.load(tmp_path / "results.npz")
+    configured, released, faults = results["counts"]
+    assert (configured == released > 100 and faults == 0) or not results["traps"]
+
+    expected = bits(reference(given["x"], stored))
+    experts = [list(given[name]) for name in ("gate", "up", "down")]
+    close = testing.Ops(1).moe(given["x"], given["classifier"], given["bias"], 3, 2.5, *experts)[-1]
+    whole = results["moe 1 70"]
+    assert 0 < np.abs(whole - close).max() < 0.02 * np.abs(close).max()  # of inputs rounded to bf16
+    for threads in (1, 3):
+        for count in (1, 5, 70):
+            for format in FORMATS:
+                assert np.array_equal(bits(results[f"{format} {threads} {count}"]), expected[:count]), (format, count)
+            assert np.array_equal(results[f"moe {threads} {count}"], whole[:count]), count
+
+
 def test_the_set_needs_the_instructions_and_the_registers():
     if not hasattr(testing, "best_isa"):
         pytest.skip("the features are those of x86-64")

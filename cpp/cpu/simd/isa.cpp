@@ -3,9 +3,11 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "base/error.h"
+#include "cpu/simd/assumed_isa.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -67,6 +69,8 @@ Isa best_of_this_machine() { return Isa::portable; }
 
 constexpr Isa kAll[] = {Isa::portable,    Isa::avx2,     Isa::avx512,      Isa::avx512_vnni,
                         Isa::avx512_bf16, Isa::amx_bf16, Isa::neon_dotprod};
+
+std::optional<Isa> assumed;
 
 // Throws Error when Linux refuses registers of the set.
 Isa permitted(Isa isa) {
@@ -135,8 +139,13 @@ std::span<const Isa> isas_of_this_machine() {
 }
 
 Isa cpu_isa() {
-  static const Isa isa = chosen();
+  static const Isa isa = assumed ? *assumed : chosen();
   return isa;
+}
+
+void assume_isa(Isa isa) {
+  assumed = isa;
+  LC_CHECK(cpu_isa() == isa);
 }
 
 const char* name_of(Isa isa) {

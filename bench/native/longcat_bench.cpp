@@ -5,8 +5,8 @@
 //
 // ppN: N prompt tokens in one step, without sampling.
 // tgN: N tokens generated one after another, `batch` sequences at once, after `depth` tokens of history.
-// --filled: the history has so many tokens and is made up (filled_context.h). One row generates tokens, one computes
-// --chunk tokens of a prompt. These rows have no share.
+// A history of --filled tokens is made up (filled_context.h). One row generates tokens behind it, one computes --chunk
+// tokens of a prompt. These rows have no share.
 // "weights": the bytes of the matrices that a step reads. Of the experts it counts as many as the step's tokens pick on
 // average when all picks are equally likely.
 // "share": the part of a limit that the run reached. For tg the limit is the read bandwidth; for pp it is the peak of

@@ -62,13 +62,13 @@ MUTATIONS = {
         "cpp/model/model.cpp",
         "ops_.read_experts_ahead(a_.routing, w.moe.experts());",
         "",
-        ["tests/model/test_experts_on_disk.py"],
+        ["tests/model/test_experts_on_disk.py::test_only_picked_experts_are_read"],
     ),
     "read the neighbours of experts": (
         "cpp/model/model.cpp",
         "if (weight.placement == Placement::disk) expect_random_reads(weight.data, weight.num_bytes());",
         "",
-        ["tests/model/test_experts_on_disk.py"],
+        ["tests/model/test_experts_on_disk.py::test_only_picked_experts_are_read"],
     ),
     "drop YaRN's softmax factor": (
         "cpp/model/rope_scaling.cpp",
@@ -159,8 +159,8 @@ MUTATIONS = {
     ),
     "swap what the MTP layer reads": (
         "cpp/model/weights.cpp",
-        "builder.matrix(eh_proj, all_rows, {0, c.hidden_size})",
-        "builder.matrix(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size})",
+        "builder.core(eh_proj, all_rows, {0, c.hidden_size})",
+        "builder.core(eh_proj, all_rows, {c.hidden_size, 2 * c.hidden_size})",
         ["tests/model/test_mtp.py::test_logits_equal_the_reference"],
     ),
     "go on from a rejected draft token": (

@@ -13,8 +13,8 @@ namespace {
 
 using Widest = Fp8Linear<kFp8Tokens, PlainLayer<bf16, 1, kFp8Tokens>>;
 
-Fp8Scales scales_of(int64_t out_features, int64_t in_features) {
-  return {.at = scales_offset_of(out_features * in_features),
+Fp8Scales scales_of(const void* codes, const float* scales, int64_t out_features) {
+  return {.at = reinterpret_cast<const char*>(scales) - static_cast<const char*>(codes),
           .row_blocks = static_cast<int32_t>((out_features + kFp8Block - 1) / kFp8Block)};
 }
 
@@ -25,11 +25,12 @@ struct Inputs {
   Fp8Scales scales[2];
 };
 
-Inputs inputs_of(const GemmProblem& first, const GemmProblem& second) {
+Inputs inputs_of(const Fp8Problem& first, const Fp8Problem& second) {
   return {first.x,
           first.x_stride,
           first.in_features,
-          {scales_of(first.out_features, first.in_features), scales_of(second.out_features, second.in_features)}};
+          {scales_of(first.weight, first.scales, first.out_features),
+           scales_of(second.weight, second.scales, second.out_features)}};
 }
 
 template <int kTokens, class Layer>
@@ -54,7 +55,7 @@ void launch_layer(GpuDevice& device, int64_t blocks, int64_t tokens, const Input
 
 // Many tokens take blocks of more rows and tokens.
 template <class Out>
-void launch_plain(GpuDevice& device, const GemmProblem& p) {
+void launch_plain(GpuDevice& device, const Fp8Problem& p) {
   using Wide = Fp8Wide<Out>;
   if (p.num_tokens <= kFp8Tokens || p.out_features % Wide::kRows != 0) {
     const int64_t slices = (p.num_tokens + kFp8Tokens - 1) / kFp8Tokens;
@@ -67,7 +68,7 @@ void launch_plain(GpuDevice& device, const GemmProblem& p) {
                Wide{.x = static_cast<const bf16*>(p.x),
                     .x_stride = p.x_stride,
                     .matrix = static_cast<const unsigned char*>(p.weight),
-                    .scales = scales_of(p.out_features, p.in_features),
+                    .scales = scales_of(p.weight, p.scales, p.out_features),
                     .out = static_cast<Out*>(p.out),
                     .out_stride = p.out_stride,
                     .depth = static_cast<int32_t>(p.in_features),
@@ -80,28 +81,34 @@ void launch_plain(GpuDevice& device, const GemmProblem& p) {
 bool fits_fp8_linear(const Weight& w) {
   return w.format == WeightFormat::fp8_block && w.out_features % 16 == 0 && w.in_features % kFp8Columns == 0 &&
          w.in_features <= kFp8Columns * Widest::kMostUnits && reinterpret_cast<uintptr_t>(w.data) % 16 == 0 &&
-         reinterpret_cast<const char*>(w.scales) ==
-             static_cast<const char*>(w.data) + scales_offset_of(w.out_features * w.in_features);
+         w.scales != nullptr;
 }
 
-void fp8_linear(GpuDevice& device, const GemmProblem& p) {
+bool has_scales_behind(const Weight& w) {
+  return reinterpret_cast<const char*>(w.scales) ==
+         static_cast<const char*>(w.data) + scales_offset_of(w.out_features * w.in_features);
+}
+
+void fp8_linear(GpuDevice& device, const Fp8Problem& p) {
   p.out_dtype == DType::f32 ? launch_plain<float>(device, p) : launch_plain<bf16>(device, p);
 }
 
-void fp8_pair(GpuDevice& device, const GemmProblem& first, const GemmProblem& second) {
+void fp8_pair(GpuDevice& device, const Fp8Problem& first, const Fp8Problem& second) {
   launch_layer(device, (first.out_features + second.out_features) / 16, first.num_tokens, inputs_of(first, second),
                joined_layer(first, second));
 }
 
-void fp8_gate_up(GpuDevice& device, const GemmProblem& gate, const GemmProblem& up) {
+void fp8_gate_up(GpuDevice& device, const Fp8Problem& gate, const Fp8Problem& up) {
   launch_layer(device, gate.out_features / 8, gate.num_tokens, inputs_of(gate, up), gate_up_layer(gate, up));
 }
 
 void fp8_experts(GpuDevice& device, const ExpertList& list, int64_t max_items, const int32_t* tokens, Tensor out,
                  Tensor inner, Tensor x, const ExpertWeights& experts) {
   const int64_t most = std::min(x.size(0), kFp8Tokens), dim = x.size(1);
-  const int64_t width = experts.gate_proj[0].out_features;
-  const Fp8Scales inner_scales = scales_of(width, dim), out_scales = scales_of(dim, width);
+  const Weight &gate = experts.gate_proj[0], &down = experts.down_proj[0];
+  const int64_t width = gate.out_features;
+  const Fp8Scales inner_scales = scales_of(gate.data, gate.scales, width),
+                  out_scales = scales_of(down.data, down.scales, dim);
   launch_layer(device, max_items * (width / 8), most, {x.raw(), x.stride(0), dim, {inner_scales, inner_scales}},
                expert_gate_up_layer(list, tokens, inner, experts));
   launch_layer(device, max_items * (dim / 16), most, {inner.raw(), inner.stride(0), width, {out_scales, out_scales}},

@@ -186,7 +186,7 @@ void CudaOps::gemm(Tensor out, Tensor x, const Weight& weight, bool add, float s
            out.shape_string(), " = ", x.shape_string(), " x [", weight.out_features, ", ", weight.in_features, "]");
   const GemmProblem problem = dense_problem(out, x, weight, add, scale);
   if (takes_few_tokens(problem)) return gpu::few_token_linear(*device_, problem);
-  if (!add && scale == 1 && multiplies_codes(weight)) return gpu::fp8_linear(*device_, problem);
+  if (!add && scale == 1 && multiplies_codes(weight)) return gpu::fp8_linear(*device_, {problem, weight});
   if (const GemmChoice choice = choose_gemm(problem, device_->compute_capability()); choice.path != GemmPath::plain)
     return run_gemm(choice, problem, *device_, workspace());
   gpu::launch(*device_, x.size(0) * tiles_of(weight.out_features), 0,
@@ -213,7 +213,7 @@ void CudaOps::linear_pair(Tensor out_a, Tensor out_b, Tensor x, const Weight& we
   if (multiplies_codes(weight_a) && multiplies_codes(weight_b) && x.size(0) <= gpu::kFp8Tokens &&
       out_a.dtype() == DType::bf16 && out_b.dtype() == DType::bf16 && num_exact_rows(out_a, x, weight_a) == x.size(0) &&
       num_exact_rows(out_b, x, weight_b) == x.size(0))
-    return gpu::fp8_pair(*device_, a, b);
+    return gpu::fp8_pair(*device_, {a, weight_a}, {b, weight_b});
   if (out_a.dtype() != DType::bf16 || out_b.dtype() != DType::bf16 || !takes_few_tokens(a) || !takes_few_tokens(b))
     return Ops::linear_pair(out_a, out_b, x, weight_a, weight_b);
   gpu::few_token_pair(*device_, a, b);
@@ -229,7 +229,7 @@ void CudaOps::linear_silu_mul(Tensor out, Tensor scratch, Tensor x, const Weight
   if (multiplies_codes(gate_proj) && multiplies_codes(up_proj) && x.size(0) <= gpu::kFp8Tokens &&
       out.dtype() == DType::bf16 && num_exact_rows(out, x, gate_proj) == x.size(0) &&
       num_exact_rows(scratch, x, up_proj) == x.size(0))
-    return gpu::fp8_gate_up(*device_, gate, up);
+    return gpu::fp8_gate_up(*device_, {gate, gate_proj}, {up, up_proj});
   if (out.dtype() == DType::bf16 && takes_few_tokens(gate) && takes_few_tokens(up))
     return gpu::few_token_gate_up(*device_, gate, up);
   const auto is_plain = [](const Weight& w) { return w.format == WeightFormat::bf16 || w.format == WeightFormat::f32; };

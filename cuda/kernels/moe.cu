@@ -407,7 +407,9 @@ bool CudaOps::multiplies_packed(const ExpertWeights& experts) const {
 
 bool CudaOps::multiplies_codes(const ExpertWeights& experts) const {
   const auto all = [&](std::span<const Weight> weights) {
-    return std::all_of(weights.begin(), weights.end(), [&](const Weight& weight) { return multiplies_codes(weight); });
+    return std::all_of(weights.begin(), weights.end(), [&](const Weight& weight) {
+      return multiplies_codes(weight) && gpu::has_scales_behind(weight);
+    });
   };
   return experts.gate_proj.size() <= gpu::ExpertMatrices::kMost && all(experts.gate_proj) && all(experts.up_proj) &&
          all(experts.down_proj);

@@ -18,9 +18,11 @@ TESTS = [
     "engine/test_device_engine.py",
     "engine/test_ngram_placement.py",
     "model/test_device_model.py",
+    "model/test_fp8_device.py",
     "model/test_mtp.py",
     "ops/test_devices.py",
     "ops/test_few_tokens.py",
+    "ops/test_fp8_codes.py",
     "ops/test_sparse_devices.py",
 ]
 

@@ -338,7 +338,7 @@ def test_recorded_steps_draw(checkpoint):
 # Kernels of a further draft token: its row, the layer, 2 of the head, 3 of the sampler. docs/cuda.md has the smaller
 # number, of the kernels for few tokens.
 @pytest.mark.parametrize(
-    ("shapes", "of_the_layer"), [({}, 24), (TENSOR_CORE_SHAPES, 21)], ids=["plain", "tensor cores"]
+    ("shapes", "of_the_layer"), [({}, 22), (TENSOR_CORE_SHAPES, 21)], ids=["plain", "tensor cores"]
 )
 def test_recorded_steps_make_draft_tokens(tmp_path, shapes, of_the_layer):
     """One graph verifies, accepts and drafts: without and with draft tokens to verify, beside those of plain steps."""

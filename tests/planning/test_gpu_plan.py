@@ -23,8 +23,8 @@ MODELS = {
     "sparse": {**SPARSE_VARIANTS["sparse"]["config_overrides"], **TENSOR_CORE_SHAPES, **LAYERS},
 }
 PACKED = ("int8", "int4")
-FP8_EXPERTS = {"quantization": "fp8"}
-QUANT = {"fp8": "fp8 experts"}  # names in Plan.placements()
+ON_LOAD = ("fp8", "fp8-experts")  # made of bf16 while loading
+QUANT = {"fp8-experts": "fp8 experts"}  # names in Plan.placements()
 STEP = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "kv_cache_memory": "1MiB", "max_model_len": 128}
 
 
@@ -56,12 +56,12 @@ def taken(folder: str, num_ranks: int, **options) -> list[dict[str, int]]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("format", ["bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("format", ["bf16", *ON_LOAD, "int8", "int4"])
 @pytest.mark.parametrize("placement", ["host", "device"])
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_planned_weights_are_those_on_the_gpu(folder_of, model, format, placement, num_ranks):
-    folder = folder_of(model, "bf16" if format == "fp8" else format)
-    quantization = FP8_EXPERTS if format == "fp8" else {}
+    folder = folder_of(model, "bf16" if format in ON_LOAD else format)
+    quantization = {"quantization": format} if format in ON_LOAD else {}
     found = max(rank["weights"] for rank in taken(folder, num_ranks, ngram_placement=placement, **quantization))
     made = plan(folder, bandwidth=1e9, **STEP)
     [row] = [

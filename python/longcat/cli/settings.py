@@ -20,8 +20,8 @@ from longcat.cli.parser import OtherEngineFlag, Parser, UsageError, nearest
 _PREFIX = "LONGCAT_"
 # Variables that set no flag: of the core, of jobs of several ranks, and the key that `serve` adds to its keys.
 _NO_FLAGS = (
-    *("CONFIG", "API_KEY", "CUDA", "GPU_MEMORY", "HOST_IP", "ISA", "MPI", "NCCL", "OVERLAP", "SHOW_IDS", "STREAMS"),
-    *("SYNC", "TOKEN", "THOROUGH"),
+    *("ALL_REDUCE", "CONFIG", "API_KEY", "CUDA", "GPU_MEMORY", "HOST_IP", "ISA", "MPI", "NCCL", "OVERLAP"),
+    *("SHOW_IDS", "STREAMS", "SYNC", "TOKEN", "THOROUGH"),
 )
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _TABLE = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$")

@@ -9,7 +9,7 @@ from longcat.support.other_engines import format_name
 from longcat.support.values import parse_bytes, positive
 
 # The further options of each method of speculative decoding, with their defaults.
-_SPECULATIVE_DEFAULTS = {
+_SPECULATIVE_DEFAULTS: dict[object, dict[str, object]] = {
     "ngram": {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2},
     "mtp": {"num_speculative_tokens": 3, "adaptive": True, "draft_vocab": None},
 }
@@ -89,10 +89,10 @@ def speculation(name: str, value: object) -> tuple[str, int, int, int, bool, int
         if count > _MOST_SPECULATIVE:
             raise ValueError(f"{part}={count}; expected at most {_MOST_SPECULATIVE}")
     if method == "mtp":
-        return method, counts["num_speculative_tokens"], 1, 1, adaptive, draft_vocab
+        return "mtp", counts["num_speculative_tokens"], 1, 1, adaptive, draft_vocab
     if counts["prompt_lookup_min"] > counts["prompt_lookup_max"]:
         raise ValueError(
             f"prompt_lookup_min={counts['prompt_lookup_min']} is more than "
             f"prompt_lookup_max={counts['prompt_lookup_max']}"
         )
-    return method, counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"], False, 0
+    return "ngram", counts["num_speculative_tokens"], counts["prompt_lookup_max"], counts["prompt_lookup_min"], False, 0

@@ -419,7 +419,8 @@ def _expected(config_text: str, with_mtp: bool) -> dict[str, tuple[int, ...]]:
 
 def gpu_formats(made: Plan) -> dict[str, HeldBits]:
     """What a GPU can make of the weights: as they are, the experts in fp8, or the core, too."""
-    core = sum(part.weights for part in made.parts if part.name not in (*LOOKED_UP, "experts"))
+    others = (*LOOKED_UP, "experts", "router", "norms")  # router and norms stay f32
+    core = sum(part.weights for part in made.parts if part.name not in others)
     core_bits = {"bf16": _BITS["bf16"], "fp8": made.fp8_bits(core)}
     formats = (("bf16", "bf16", "bf16"), ("fp8-experts", "fp8", "bf16"), ("fp8", "fp8", "fp8"))
     return {name: HeldBits(_BITS[experts], core_bits[rest], 16, 16) for name, experts, rest in formats}

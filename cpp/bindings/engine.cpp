@@ -108,16 +108,15 @@ void register_engine(py::module_& module) {
       .def_readwrite("tensor_parallel_size", &EngineOptions::tensor_parallel_size)
       .def_readwrite("expert_parallel_size", &EngineOptions::expert_parallel_size)
       .def_property(  // (method, num_tokens, max_match, min_match of prompt lookup, adaptive and draft_vocab of the MTP
-                      // layer, the last of which may be left out)
+                      // layer)
           "speculation", nullptr,
-          [](EngineOptions& o, const py::tuple& values) {
-            const auto [method, num_tokens, max_match, min_match, adaptive] =
-                py::tuple(values[py::slice(0, 5, 1)]).cast<std::tuple<std::string, int64_t, int64_t, int64_t, bool>>();
+          [](EngineOptions& o, const std::tuple<std::string, int64_t, int64_t, int64_t, bool, int64_t>& values) {
+            const auto& [method, num_tokens, max_match, min_match, adaptive, draft_vocab] = values;
             o.speculation = {.method = speculation_method(method),
                              .num_tokens = num_tokens,
                              .lookup = {.max_match = max_match, .min_match = min_match},
                              .adaptive = adaptive,
-                             .draft_vocab = values.size() > 5 ? values[5].cast<int64_t>() : 0};
+                             .draft_vocab = draft_vocab};
           })
       .def_property_readonly("drafts_by_mtp", [](const EngineOptions& o) { return o.speculation.by_mtp(); })
       .def_property_readonly("draft_vocab", [](const EngineOptions& o) { return o.speculation.draft_vocab; })

@@ -47,7 +47,9 @@ Model::Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weig
 }
 
 void Model::fit_into(int64_t available_bytes) {
-  reads_experts_from_disk_ = weights_.matrix_bytes() > available_bytes;
+  const std::vector<Weight>& experts = weights_.layers[0].moe.gate_proj;
+  const bool are_on_disk = !experts.empty() && experts[0].placement == Placement::disk;
+  reads_experts_from_disk_ = are_on_disk && weights_.matrix_bytes() > available_bytes;
   if (!reads_experts_from_disk_) return;
   for (const LayerWeights& layer : weights_.layers)
     for (const auto* matrices : {&layer.moe.gate_proj, &layer.moe.up_proj, &layer.moe.down_proj})

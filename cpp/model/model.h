@@ -14,9 +14,11 @@ class Model {
   // ranks.shard. `ops` must outlive the model.
   Model(Ops& ops, const ModelConfig& config, Ranks ranks, ModelWeights weights, int64_t max_tokens, int64_t max_logits);
 
-  // Adapts to the memory that is left for views of the checkpoint's file [bytes]. Where the matrices are larger,
-  // experts are read from the disk as the router picks them. The rest of the layer is computed meanwhile.
+  // Adapts to the host memory that is left for views of the checkpoint's file [bytes]. Where experts are such views and
+  // the matrices are larger, experts are read from the disk as the router picks them. The rest of the layer is computed
+  // meanwhile.
   void fit_into(int64_t available_bytes);
+  bool reads_experts_from_disk() const { return reads_experts_from_disk_; }
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }

@@ -179,7 +179,8 @@ def test_a_step_with_draft_tokens_has_one_wait(checkpoint, prompts):
     for _, read_backs, waits, steps in (short, long):
         assert read_backs == 0 and waits == steps
     uploads, _, _, steps = long - short
-    assert steps > 5 and uploads == 2 * steps
+    # Requests may begin in steps of their own, and a step with a prompt has another number of uploads.
+    assert steps > 5 and abs(uploads - 2 * steps) < prompts
 
 
 def test_draft_tokens_of_the_first_ids(tmp_path, device):
@@ -347,7 +348,7 @@ def test_recorded_steps_make_draft_tokens(tmp_path, shapes, of_the_layer):
     for most in (2, 3):
         options = _core.EngineOptions()
         options.device, options.max_num_seqs, options.kv_cache_memory = EMULATED, 1, 1 << 22
-        options.speculation = ("mtp", most, 1, 1, False)
+        options.speculation = ("mtp", most, 1, 1, False, 0)
         engine = testing.Engine(str(tmp_path), options)
         assert engine.num_recordings() == 2 + 5
         nodes[most] = engine.num_recorded_nodes()

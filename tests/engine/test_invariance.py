@@ -206,7 +206,7 @@ def test_forks(case, max_num_seqs):
 def test_with_draft_tokens(case, method, most, num_blocks):
     """Accepted or rejected, a draft token changes no token and no bit, also where requests preempt each other."""
     memory = num_blocks * block_size(case)
-    steps = Steps(case.engine(speculation=(method, most, 3, 1, False), kv_cache_memory=memory, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, most, 3, 1, False, 0), kv_cache_memory=memory, max_num_seqs=7))
     ids = add_all(case, steps)
     repeating = [5, 6, 7, 8] * 6, sampling(NEW_TOKENS, allowed_token_ids=[5, 6, 7])
     ids += steps.add(*repeating)
@@ -251,7 +251,7 @@ def without_drafts(outcome: Outcome) -> None:
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 def test_padded_draft_tokens(case, method):
     """Steps with draft tokens are recorded, too, by their number of rows."""
-    steps = Steps(case.engine(speculation=(method, 3, 3, 1, False), device=CPU_PADDED, max_num_seqs=7))
+    steps = Steps(case.engine(speculation=(method, 3, 3, 1, False, 0), device=CPU_PADDED, max_num_seqs=7))
     ids = add_all(case, steps)
     steps.add([5, 6, 7, 8] * 6, sampling(60, allowed_token_ids=[5, 6, 7]), 2)
     steps.run()
@@ -282,7 +282,7 @@ def test_draft_tokens_by_mtp_read_nothing_stale(case):
     """They are the same when all that they must not read is NaN."""
     found = []
     for poison in (False, True):
-        steps = Steps(case.engine(speculation=("mtp", 3, 1, 1, False), max_num_seqs=5))
+        steps = Steps(case.engine(speculation=("mtp", 3, 1, 1, False, 0), max_num_seqs=5))
         ids = add_all(case, steps)
         steps.add(random_token_ids(3, 50), sampling(60, allowed_token_ids=[5, 6, 7]), 3)
         while steps.engine.has_work():

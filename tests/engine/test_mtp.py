@@ -125,7 +125,7 @@ def test_draft_tokens_are_those_of_the_layer(tiny, tmp_path, allowed):
         make_checkpoint(tmp_path, seed=1, mtp=True)
         folder = str(tmp_path)
     model = testing.DeviceModel(folder, "cpu", dtype="f32", kv_cache_dtype="f32", with_mtp=True)
-    steps = Steps(make_engine(folder, dtype="f32", num_threads=1, speculation=("mtp", most, 1, 1, False)))
+    steps = Steps(make_engine(folder, dtype="f32", num_threads=1, speculation=("mtp", most, 1, 1, False, 0)))
     prompt = random_token_ids(1, 30)
     [request_id] = steps.add(prompt, sampling(num_tokens, allowed_token_ids=allowed))
     found, deep = steps.outcomes[request_id].token_ids, 0

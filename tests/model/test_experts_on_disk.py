@@ -8,6 +8,7 @@ from longcat import _testing as testing
 from longcat.checkpoint.random_weights import preset_config, write_checkpoint
 
 from support.checkpoints import forget, random_token_ids
+from support.devices import EMULATED
 
 EXPERTS = r"\.mlp\.experts\."
 # A matrix of an expert has 24 pages. It may begin and end within one more, and its neighbours then count those, too.
@@ -34,7 +35,7 @@ def test_only_picked_experts_are_read(tmp_path, num_tokens):
     prompt = random_token_ids(1, num_tokens, CONFIG["vocab_size"])
     expected = testing.Model(str(tmp_path), num_threads=2).forward([([1], 0, prompt)])
     model = cold_model(tmp_path)
-    model.fit_into(0)
+    assert model.fit_into(0)
     before, faults = testing.cached_bytes(str(tmp_path), EXPERTS), disk_waits()
     if before > BYTES_OF_EXPERT * 8:
         pytest.skip("this file system keeps its pages in memory")
@@ -44,3 +45,15 @@ def test_only_picked_experts_are_read(tmp_path, num_tokens):
     assert 0 < read <= most_picked * BYTES_OF_EXPERT
     # Pages are asked for before they are used: without that, each of them would be a fault that waits.
     assert disk_waits() - faults < read / 4096 / 8
+
+
+def test_where_the_matrices_fit_nothing_changes(tmp_path):
+    write_checkpoint(tmp_path, CONFIG)
+    assert not testing.Model(str(tmp_path)).fit_into(2**40)
+
+
+@pytest.mark.device
+def test_experts_on_a_device_are_not_read_from_the_disk(tmp_path):
+    """They stay beside the dense layers, however little memory the host has."""
+    write_checkpoint(tmp_path, CONFIG)
+    assert not testing.DeviceModel(str(tmp_path), EMULATED).fit_into(0)

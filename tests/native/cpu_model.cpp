@@ -50,7 +50,11 @@ class TestModel {
     return logits;
   }
 
-  void fit_into(int64_t available_bytes) { loaded_.model->fit_into(available_bytes); }
+  // Returns whether experts are read from the disk.
+  bool fit_into(int64_t available_bytes) {
+    loaded_.model->fit_into(available_bytes);
+    return loaded_.model->reads_experts_from_disk();
+  }
 
   // Returns the rows of the N-gram tables that the last forward pass looked up.
   Array<int32_t> last_ngram_ids() {

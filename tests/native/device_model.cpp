@@ -96,6 +96,12 @@ class DeviceModel {
     return as_array(logits);
   }
 
+  // Returns whether experts are read from the disk.
+  bool fit_into(int64_t available_bytes) {
+    model_.fit_into(available_bytes);
+    return model_.reads_experts_from_disk();
+  }
+
   int64_t num_nodes() const { return num_nodes_; }  // kernels and copies of the last recorded step
 
   Array<int32_t> last_ngram_ids() {
@@ -184,6 +190,7 @@ void register_device_model(py::module_& testing) {
            py::arg("recorded") = false)
       .def("forward_mtp", &DeviceModel::forward_mtp, py::arg("chunks"), py::arg("num_generated") = 0,
            py::arg("rows") = std::vector<int32_t>{})
+      .def("fit_into", &DeviceModel::fit_into)
       .def("num_nodes", &DeviceModel::num_nodes)
       .def("last_ngram_ids", &DeviceModel::last_ngram_ids)
       .def("latents", &DeviceModel::latents)

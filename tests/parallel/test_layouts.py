@@ -237,7 +237,7 @@ def test_plan_knows_what_draft_tokens_take(tmp_path, stored):
         planned = plan(
             tmp_path, bandwidth=1e9, tensor_parallel_size=tp, expert_parallel_size=ep, speculative=speculative
         )
-        with ThreadJob(str(tmp_path), tp, ep, speculation=("mtp", 2, 1, 1, False)) as job:
+        with ThreadJob(str(tmp_path), tp, ep, speculation=("mtp", 2, 1, 1, False, 0)) as job:
             held = [engine.info()["weight_bytes"] for engine in job.engines]
         assert planned.rank_weights == held, (tp, ep)
 

@@ -104,7 +104,7 @@ def test_a_crowd(folder, expected, tp, ep, overlap):
 @pytest.mark.parametrize("method", ["ngram", "mtp"])
 @pytest.mark.parametrize("tp, ep", [(2, 4), (2, 1)])
 def test_draft_tokens(folder, expected, method, tp, ep):
-    with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1, False)) as ranks:
+    with job(folder, tp, ep, max_num_seqs=8, speculation=(method, 3, 3, 1, False, 0)) as ranks:
         assert_same(run(ranks.leader, requests()), expected)
         assert ranks.leader.metrics()["num_draft_tokens"] > 0
 

@@ -136,7 +136,7 @@ class EngineOptions:
     tensor_parallel_size: int
     expert_parallel_size: int
     gpu_memory_utilization: float
-    speculation: tuple[str, int, int, int, bool] | tuple[str, int, int, int, bool, int]  # only to be set
+    speculation: tuple[str, int, int, int, bool, int]  # only to be set
     @property
     def draft_vocab(self) -> int: ...
     @property

@@ -336,7 +336,7 @@ def test_a_lost_rank(launcher, served, how, rank):
     until(lambda: served.metric("num_requests_running") > 0)
     began = time.monotonic()
     os.kill(pids[rank], how)
-    assert served.process.wait(LIMIT_SECONDS + 5) not in (0, LEFT_CODE)
+    assert served.process.wait(LIMIT_SECONDS + 5) not in (0, LEFT_CODE), served.lines
     assert time.monotonic() - began < LIMIT_SECONDS + 5
     asking.join(LIMIT_SECONDS)
     assert ends and ends[0], "the client waits for ever"

@@ -8,12 +8,14 @@ import struct
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from longcat import _core
 from longcat import _testing as testing
 from longcat.parallel.addresses import own_addresses
+from longcat.parallel.job import Job
 
 from support.live import until
 from support.ranks import all_well, on_ranks, on_tcp_ranks
@@ -179,6 +181,18 @@ UNKNOWN_PEERS = {
     "garbage": lambda peer: peer.sendall(b"\xff" * 200),
     "half a handshake": lambda peer: peer.sendall(b"x" * 20),
 }
+
+
+def test_the_silent_rank_is_known_before_the_job_fails(monkeypatch):
+    """Another thread may end the process from then on, and kills that rank first: nobody else would."""
+    losses = [None, SimpleNamespace(rank=0, said=False, reason="has not answered", process=123)]
+    watch = SimpleNamespace(wait=losses.pop, pass_on=lambda loss: None)
+    job = Job.__new__(Job)
+    job._silent, known = 0, []
+    monkeypatch.setattr(job, "_lost", lambda loss: known.append(job._silent))
+    monkeypatch.setattr(job, "_kill_silent", lambda: known.append("killed"))
+    job._listen(watch)
+    assert known == [123, "killed"]
 
 
 @pytest.mark.parametrize("kind", UNKNOWN_PEERS)

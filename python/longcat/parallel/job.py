@@ -79,10 +79,10 @@ class Job:
     def _listen(self, watch: _core.Watch) -> None:
         """On a thread of its own, until the connections to the other ranks have ended."""
         while (loss := watch.wait()) is not None:
+            self._silent = loss.process or self._silent  # first: the main thread may end this process from here on
             self._lost(loss)
             watch.pass_on(loss)
             if loss.process:
-                self._silent = loss.process
                 time.sleep(_OTHERS_SPEAK_SECONDS)
                 self._kill_silent()
 

@@ -30,10 +30,9 @@ def test_random_requests(tiny, swap_memory, speculative):
         metrics = engine.metrics()
         print(report, metrics)
         assert report.checked_alone > 10
-        assert (
-            metrics["num_swaps" if swap_memory > 3 * BLOCK_BYTES else "num_recomputes"] > 0
-            and metrics["prefix_cache_hits"] > 0
-        )
+        # Some swap: the requests that are preempted may all fit.
+        ways = ["num_swaps"] * (swap_memory > 0) + ["num_recomputes"] * (swap_memory <= 3 * BLOCK_BYTES)
+        assert sum(metrics[way] for way in ways) > 0 and metrics["prefix_cache_hits"] > 0
         assert metrics["num_running"] == metrics["num_waiting"] == 0
         assert metrics["num_free_blocks"] == metrics["num_kv_blocks"]
         finished = sum(metrics[f"num_finished_{reason}"] for reason in ("stop", "length", "abort", "error"))

@@ -7,7 +7,7 @@ import pytest
 from longcat import _testing as testing
 from longcat.checkpoint.random_weights import preset_config, write_checkpoint
 
-from support.checkpoints import forget, random_token_ids
+from support.checkpoints import forget, random_token_ids, read_all_but
 from support.devices import EMULATED
 
 EXPERTS = r"\.mlp\.experts\."
@@ -22,10 +22,10 @@ def disk_waits():
 
 
 def cold_model(folder):
-    """A model none of whose experts are in memory."""
+    """A model none of whose experts are in memory, and all else is: what it reads later, it reads for experts."""
     forget(folder / "model.safetensors")
     model = testing.Model(str(folder), num_threads=2)
-    forget(folder / "model.safetensors")
+    read_all_but(folder / "model.safetensors", EXPERTS)
     return model
 
 
@@ -36,13 +36,15 @@ def test_only_picked_experts_are_read(tmp_path, num_tokens):
     expected = testing.Model(str(tmp_path), num_threads=2).forward([([1], 0, prompt)])
     model = cold_model(tmp_path)
     assert model.fit_into(0)
+    everything = CONFIG["num_layers"] * CONFIG["n_routed_experts"] * BYTES_OF_EXPERT
     before, faults = testing.cached_bytes(str(tmp_path), EXPERTS), disk_waits()
     if before > BYTES_OF_EXPERT * 8:
         pytest.skip("this file system keeps its pages in memory")
     assert np.array_equal(model.forward([([1], 0, prompt)]), expected)
     read = testing.cached_bytes(str(tmp_path), EXPERTS) - before
     most_picked = min(num_tokens * CONFIG["moe_topk"], CONFIG["n_routed_experts"]) * CONFIG["num_layers"]
-    assert 0 < read <= most_picked * BYTES_OF_EXPERT
+    # A kernel may read some neighbours of what it is asked for.
+    assert 0 < read <= most_picked * BYTES_OF_EXPERT + everything / 10
     # Pages are asked for before they are used: without that, each of them would be a fault that waits.
     assert disk_waits() - faults < read / 4096 / 8
 

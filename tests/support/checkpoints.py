@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,19 @@ def forget(path: Path) -> None:
     with path.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_all_but(path: Path, pattern: str) -> None:
+    """Brings the tensors of a safetensors file into memory in whose names the pattern is not found, and no more."""
+    with path.open("rb") as opened:
+        header = json.loads(opened.read(struct.unpack("<Q", opened.read(8))[0]))
+        start = opened.tell()
+        forget(path)
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for name, entry in header.items():
+            if not re.search(pattern, name):
+                begin, end = entry.get("data_offsets", (0, 0))
+                os.pread(opened.fileno(), end - begin, start + begin)
 
 
 def _yarn(**overrides) -> dict:

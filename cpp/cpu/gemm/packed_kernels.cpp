@@ -12,14 +12,15 @@ namespace {
 
 using V = vec::Register;
 
-LC_INLINE void bring_near(const uint8_t* p) { __builtin_prefetch(p); }
-
-// Weights that only one tile of inputs reads come from memory, from several groups at once. They are prefetched into
-// the second-level cache. Prefetches into the first level take the places of the reads' own misses, which are few: with
-// them one core read a third less. One input prefetches kPrefetch [bytes] ahead in each group.
+// Weights come from memory, from several groups at once, and are prefetched into the second-level cache. Prefetches into
+// the first level take the places of the reads' own misses, which are few: with them one core read a third less. One
+// input prefetches kPrefetch [bytes] ahead in each group.
 constexpr int64_t kPrefetch = 2048;
 
 LC_INLINE void bring_closer(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+
+// For several inputs. On sets with few registers a tile has one group and more arithmetic, and misses are fewer.
+LC_INLINE void bring_shared(const uint8_t* p) { __builtin_prefetch(p, 0, V::kFewRegisters ? 3 : 2); }
 
 // The part of the next weights that a tile prefetches: `step` [bytes] of each group, kAll if there is no other tile.
 template <int groups, int64_t kAll>
@@ -29,7 +30,7 @@ LC_INLINE void prefetch_part(const uint8_t* const* group, int64_t at, int64_t st
         bring_closer(group[g] + at + line);
   } else if (step) {
     LC_UNROLL for (int g = 0; g < groups; ++g) LC_UNROLL for (int64_t line = 0; line < (kAll + 1) / 2; line += 64)
-        bring_near(group[g] + at + line);
+        bring_shared(group[g] + at + line);
   }
 }
 

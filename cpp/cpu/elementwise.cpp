@@ -19,7 +19,7 @@ void norm_row(float* out, const float* x, const float* weight, int64_t dim, floa
 }
 
 void silu_mul_row(float* out, const float* gate, const float* up, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) out[k] = gate[k] / (1.0f + std::exp(-gate[k])) * up[k];
+  kernels<RowKernels>().silu_mul(out, gate, up, n);
 }
 
 }  // namespace cpu

@@ -15,6 +15,8 @@ struct RowKernels {
   float (*largest)(const float* x, int64_t n);
   // The sum of x[k]^2.
   float (*sum_of_squares)(const float* x, int64_t n);
+  // out[k] = silu(gate[k]) * up[k], silu(g) = g / (1 + e^-g); out may be gate.
+  void (*silu_mul)(float* out, const float* gate, const float* up, int64_t n);
   // out[k] = x[k].
   void (*widen_bf16)(float* out, const bf16* x, int64_t n);
 };

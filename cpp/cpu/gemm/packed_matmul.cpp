@@ -62,8 +62,8 @@ class Walk {
 
   void multiply_groups(const TileSet& set, int64_t group, int64_t begin, int64_t end) {
     const int64_t rows = std::min<int64_t>(set.groups * kPackedRows, b_.num_rows - group * kPackedRows);
-    // With one input, the thread reads on behind this block's rows: its next range is adjacent.
-    const int64_t next_groups = group + set.groups < num_groups_ || b_.num_inputs == 1 ? set.groups * stride_ : 0;
+    // The thread reads on behind this block's rows: its next range is adjacent.
+    const int64_t next_groups = set.groups * stride_;
     // Between chunks, the outputs hold the sums, so they need room for all groups of the tile.
     const bool whole = kRounded || end - begin == 1 || rows < set.groups * kPackedRows;
     const int64_t chunk = whole ? tile_.num_blocks : std::max<int64_t>(1, chunk_bytes(set) / (kBlockBytes * set.groups));
@@ -77,7 +77,7 @@ class Walk {
       for (int64_t i = begin; i < end;) {
         const int inputs = inputs_of_tile(set, end - i);
         const int64_t part = (i - begin) * (tile_.end_block - block) * kBlockBytes / (end - begin);
-        tile_.ahead_step = last && next_groups == 0 ? 0 : inputs * kBlockBytes / (end - begin);
+        tile_.ahead_step = inputs * kBlockBytes / (end - begin);
         tile_.ahead_values = skip * kBlockBytes + (last ? next_groups : 0) + part;
         tile_.ahead_scales = skip * 16 + (last ? next_groups : 0);
         multiply_tile(set, group, rows, i, inputs);

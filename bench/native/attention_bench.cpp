@@ -4,12 +4,13 @@
 //                   [--ops decode,prefill] [--chunk 512] [--threads N] [--rounds 9] [--dtype bf16]
 //
 // decode: one generated token after `depth` tokens. The bound is the larger of two times: its multiply-adds at the
-// machine's peak (exact int8 for int8 latents, else f32), and reading its latents.
+// machine's peak, and reading its latents. The peak is that of exact int8 for int8 latents, of bf16 for bf16 latents
+// under --dtype bf16, else that of f32.
 // select: the indexer of sparse attention for this token. The bound: its products at their peak, or reading its keys.
 // The peak is that of bf16 for bf16 keys under --dtype bf16, that of 16-bit queries for int8 keys, else that of f32.
 // decode selected: attention to the positions that it selected. One selection serves two of them (cli_factor).
 // prefill: a chunk of prompt tokens that ends at `depth`. The bound is the multiply-adds of its keys, values, scores
-// and weighted sums at the f32 peak. It has a third of the rounds; a single one begins cold.
+// and weighted sums at the peak of f32, or of bf16 as above. It has a third of the rounds; a single one begins cold.
 // prefill select, prefill selected: the indexer for this chunk, and its attention to what was selected.
 // step (with a checkpoint): whole decode steps of its model. The bound is that of the attention alone.
 // The latents are random, because their values do not change the time. The history of a step is filled with them,
@@ -50,6 +51,12 @@ std::vector<float> random_values(int64_t n) {
   std::normal_distribution<float> normal;
   std::vector<float> values(static_cast<size_t>(n));
   for (float& value : values) value = normal(random);
+  return values;
+}
+
+std::vector<bf16> random_bf16(int64_t n) {
+  std::vector<bf16> values;
+  for (const float value : random_values(n)) values.push_back(to_bf16(value));
   return values;
 }
 
@@ -126,8 +133,8 @@ class Attention {
                                  selected, at_end, 0.07f);
       });
     } else {
-      std::vector<float> weight = random_values(kHeads * kLatent * kNope),
-                         out(static_cast<size_t>(tokens * kHeads * kValue));
+      const std::vector<bf16> weight = random_bf16(kHeads * kLatent * kNope);
+      std::vector<float> out(static_cast<size_t>(tokens * kHeads * kValue));
       time_attention([&] {
         ops_.mla_prefill_selected(Tensor(out.data(), DType::f32, {tokens, kHeads, kValue}), queries, latents_,
                                   k_up(weight), v_up(weight), selected, latent_queries, latent_results, at_end, 0.07f);
@@ -139,8 +146,8 @@ class Attention {
   template <class Time>
   void prefill(int64_t chunk, Time&& time) {
     std::vector<float> q = random_values(chunk * kHeads * (kNope + kRope)),
-                       out(static_cast<size_t>(chunk * kHeads * kValue)),
-                       weight = random_values(kHeads * kLatent * kNope);
+                       out(static_cast<size_t>(chunk * kHeads * kValue));
+    const std::vector<bf16> weight = random_bf16(kHeads * kLatent * kNope);
     const ForwardBatch at_end = batch(depth_ - chunk, chunk, false);
     time([&] {
       ops_.mla_prefill(Tensor(out.data(), DType::f32, {chunk, kHeads, kValue}),
@@ -150,11 +157,13 @@ class Attention {
   }
 
  private:
-  static Weight k_up(const std::vector<float>& values) {
-    return {.out_features = kHeads * kLatent, .in_features = kNope, .data = values.data()};
+  static Weight k_up(const std::vector<bf16>& values) {
+    return {
+        .format = WeightFormat::bf16, .out_features = kHeads * kLatent, .in_features = kNope, .data = values.data()};
   }
-  static Weight v_up(const std::vector<float>& values) {
-    return {.out_features = kHeads * kValue, .in_features = kLatent, .data = values.data()};
+  static Weight v_up(const std::vector<bf16>& values) {
+    return {
+        .format = WeightFormat::bf16, .out_features = kHeads * kValue, .in_features = kLatent, .data = values.data()};
   }
 
   ForwardBatch batch(int64_t start, int64_t tokens, bool generated) {
@@ -258,7 +267,7 @@ int main(int argc, char** argv) try {
     DType dtype;
   };
   const Peak f32{"f32", limits.f32_flop_per_s}, exact_int8{"exact int8", limits.int8_op_per_s};
-  const Peak keys_of_bf16 = dtype == DType::bf16 ? Peak{"bf16", limits.bf16_flop_per_s} : f32;
+  const Peak bf16 = dtype == DType::bf16 ? Peak{"bf16", limits.bf16_flop_per_s} : f32;
   // Where 8-bit products have an instruction, one with 16 bits is two of them.
   const double products_of_8_bits = cpu_isa() >= Isa::avx512_vnni ? 2 : 1;
   const Peak keys_of_int8{"exact int16 x int8", limits.int8_op_per_s / products_of_8_bits};
@@ -268,7 +277,8 @@ int main(int argc, char** argv) try {
       if (!has(wanted, format.name)) continue;
       Attention attention(*ops, format.dtype, depth);
       const double bytes = static_cast<double>(attention.latent_bytes());
-      const Peak& peak = format.dtype == DType::i8 && limits.int8_op_per_s > 0 ? exact_int8 : f32;
+      const Peak& float_peak = format.dtype == DType::bf16 ? bf16 : f32;
+      const Peak& peak = format.dtype == DType::i8 && limits.int8_op_per_s > 0 ? exact_int8 : float_peak;
       const bool decodes = has(ops_wanted, "decode");
       const bool prefills = has(ops_wanted, "prefill") && 0 < chunk && chunk <= depth;
       if (decodes)
@@ -283,7 +293,7 @@ int main(int argc, char** argv) try {
         const DType automatic = format.dtype == DType::f32 ? DType::f32 : DType::bf16;
         const DType keys_dtype = int8_keys ? DType::i8 : automatic;
         const Peak& keys_peak = int8_keys && limits.int8_op_per_s > 0 ? keys_of_int8
-                                : keys_dtype == DType::bf16           ? keys_of_bf16
+                                : keys_dtype == DType::bf16           ? bf16
                                                                       : f32;
         const double pairs =
             static_cast<double>(tokens) * (static_cast<double>(depth) - 0.5 * static_cast<double>(tokens));
@@ -320,7 +330,8 @@ int main(int argc, char** argv) try {
       const double operations =
           2.0 * kHeads * (static_cast<double>(depth * kLatent) * (kNope + kValue) + pairs * (kNope + kRope + kValue));
       attention.prefill(chunk, [&](auto&& work) {
-        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, few_rounds, operations, bytes, f32, work);
+        measure(str_cat("prefill ", chunk).c_str(), format.name, depth, few_rounds, operations, bytes, float_peak,
+                work);
       });
     }
   return 0;

@@ -44,6 +44,7 @@ function(longcat_add_kernels target)
 endfunction()
 
 set(_kernel_files
+  attention/bf16_kernels.cpp
   attention/index_kernels.cpp
   attention/latent_kernels.cpp
   attention/softmax_kernels.cpp

@@ -177,6 +177,8 @@ void CpuOps::attend_absorbed(Tensor out, Tensor q_latent, Tensor q_rope, Tensor 
   };
   if (latents.dtype() == DType::i8) {
     attend(std::type_identity<cpu::Int8Tile>());
+  } else if (rounds_inputs_ && cpu::Bf16Tile::fits(latents, shape)) {
+    attend(std::type_identity<cpu::Bf16Tile>());
   } else {
     attend(std::type_identity<cpu::FloatTile>());
   }

@@ -9,12 +9,10 @@
 
 namespace longcat::cpu {
 
+using vec::Bf16Pair;
 using vec::Int16Pair;
 
 // Adjacent values of a key or query, 32 bits of them.
-struct Bf16Pair {
-  bf16 first, second;
-};
 struct Int8Quad {
   int8_t values[4];
 };

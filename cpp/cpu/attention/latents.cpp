@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/attention/bf16_kernels.h"
 #include "cpu/attention/latent_kernels.h"
 #include "cpu/row_kernels.h"
 #include "ops/weight.h"
@@ -176,6 +177,86 @@ void FloatTile::accumulate(float* acc, const float* weights, const LatentShape& 
                 .rows = shape.num_heads,
                 .columns = padded_columns(shape.kv_lora_rank),
                 .depth = num_rows_,
+                .beside = &next});
+}
+
+// --- bf16 ------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+const Bf16Pair* pairs_of(const bf16* values) { return reinterpret_cast<const Bf16Pair*>(values); }
+
+}  // namespace
+
+bool Bf16Tile::fits(Tensor latents, const LatentShape& shape) {
+  return latents.dtype() == DType::bf16 && shape.dim() % 2 == 0 && kernels<ProductKernels>().bf16s;
+}
+
+void Bf16Tile::prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale) {
+  const int64_t lanes = shape.lanes();
+  thread_local std::vector<float> columns;  // grows once: FloatTile's queries
+  columns.resize(static_cast<size_t>(FloatTile::queries_size(shape)));
+  FloatTile::prepare_queries(columns.data(), queries, shape, scale);
+  Bf16Pair* const out = reinterpret_cast<Bf16Pair*>(prepared);
+  for (int64_t k = 0; k < shape.dim(); k += 2)
+    kernels<Bf16Kernels>().pair_floats(out + k / 2 * lanes, columns.data() + k * lanes,
+                                       columns.data() + (k + 1) * lanes, lanes);
+}
+
+void Bf16Tile::load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape&) {
+  rows_ = latent_row<bf16>(latents, block_table, begin);
+  num_rows_ = end - begin;
+}
+
+void Bf16Tile::gather(Tensor latents, const int32_t* block_table, const int32_t* positions, int64_t num_rows,
+                      const LatentShape& shape) {
+  gathered_.resize(static_cast<size_t>(kBlockSize * shape.dim()));
+  rows_ = gathered_.data();
+  num_rows_ = num_rows;
+  for (int64_t s = 0; s < std::min(kRowsAhead, num_rows); ++s) prefetch_row(latents, block_table, positions[s]);
+  for (int64_t s = 0; s < num_rows; ++s) {
+    if (s + kRowsAhead < num_rows) prefetch_row(latents, block_table, positions[s + kRowsAhead]);
+    std::copy_n(latent_row<bf16>(latents, block_table, positions[s]), shape.dim(), gathered_.data() + s * shape.dim());
+  }
+}
+
+void Bf16Tile::score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const {
+  std::fill_n(scores, num_rows_ * shape.lanes(), 0.0f);
+  multiply_add({.c = scores,
+                .c_row = shape.lanes(),
+                .a = pairs_of(rows_),
+                .a_row = shape.dim() / 2,
+                .a_column = 1,
+                .b = reinterpret_cast<const Bf16Pair*>(prepared),
+                .b_row = shape.lanes(),
+                .rows = num_rows_,
+                .columns = shape.lanes(),
+                .depth = shape.dim() / 2,
+                .beside = &next});
+}
+
+void Bf16Tile::accumulate(float* acc, const float* weights, const LatentShape& shape, Prefetch& next) {
+  const Bf16Kernels& pair = kernels<Bf16Kernels>();
+  const int64_t lanes = shape.lanes(), columns = shape.acc_columns();
+  values_.resize(static_cast<size_t>(kBlockSize / 2 * columns));
+  weights_.resize(static_cast<size_t>(kBlockSize / 2 * lanes));
+  for (int64_t s = 0; s < num_rows_; s += 2) {
+    const bool is_last = s + 1 == num_rows_;
+    const bf16* const row = rows_ + s * shape.dim();
+    pair.pair_bf16(values_.data() + s / 2 * columns, row, is_last ? nullptr : row + shape.dim(), shape.kv_lora_rank);
+    pair.pair_floats(weights_.data() + s / 2 * lanes, weights + s * lanes,
+                     is_last ? nullptr : weights + (s + 1) * lanes, lanes);
+  }
+  multiply_add({.c = acc,
+                .c_row = columns,
+                .a = weights_.data(),
+                .a_row = 1,
+                .a_column = lanes,
+                .b = values_.data(),
+                .b_row = columns,
+                .rows = shape.num_heads,
+                .columns = padded_columns(shape.kv_lora_rank),
+                .depth = (num_rows_ + 1) / 2,
                 .beside = &next});
 }
 

@@ -34,8 +34,8 @@ struct LatentQueries {
   int64_t latent_stride, rope_stride;
 };
 
-// At most 64 latent rows, widened once for all heads: of one block, or gathered from ascending positions. FloatTile and
-// Int8Tile have the same functions.
+// At most 64 latent rows, widened once for all heads: of one block, or gathered from ascending positions. FloatTile,
+// Bf16Tile and Int8Tile have the same functions.
 class FloatTile {
  public:
   // Number of floats of one token's queries in the form that score() reads, and the conversion to that form, times
@@ -56,6 +56,30 @@ class FloatTile {
  private:
   std::vector<float> scratch_;
   const float* rows_ = nullptr;  // [num_rows_, kv_lora + rope]
+  int64_t num_rows_ = 0;
+};
+
+// A tile in bf16, as it is stored, with queries and weights rounded to bf16, on sets that multiply these. Rows are read
+// in the cache itself.
+class Bf16Tile {
+ public:
+  // Whether there are kernels for it on this machine, and the rows are whole pairs.
+  static bool fits(Tensor latents, const LatentShape& shape);
+
+  static int64_t queries_size(const LatentShape& shape) { return shape.dim() / 2 * shape.lanes(); }
+  static void prepare_queries(float* prepared, const LatentQueries& queries, const LatentShape& shape, float scale);
+
+  void load(Tensor latents, const int32_t* block_table, int64_t begin, int64_t end, const LatentShape& shape);
+  void gather(Tensor latents, const int32_t* block_table, const int32_t* positions, int64_t num_rows,
+              const LatentShape& shape);
+  void score(float* scores, const float* prepared, const LatentShape& shape, Prefetch& next) const;
+  void accumulate(float* acc, const float* weights, const LatentShape& shape, Prefetch& next);
+
+ private:
+  std::vector<bf16> gathered_;
+  const bf16* rows_ = nullptr;     // [num_rows_, kv_lora + rope]
+  std::vector<Bf16Pair> values_;   // [ceil(rows / 2), acc_columns] two rows' values of a column
+  std::vector<Bf16Pair> weights_;  // [ceil(rows / 2), lanes]
   int64_t num_rows_ = 0;
 };
 

@@ -12,9 +12,9 @@ namespace {
 
 using V = vec::Register;
 
-// Weights come from memory, from several groups at once, and are prefetched into the second-level cache. Prefetches into
-// the first level take the places of the reads' own misses, which are few: with them one core read a third less. One
-// input prefetches kPrefetch [bytes] ahead in each group.
+// Weights come from memory, from several groups at once, and are prefetched into the second-level cache. Prefetches
+// into the first level take the places of the reads' own misses, which are few: with them one core read a third less.
+// One input prefetches kPrefetch [bytes] ahead in each group.
 constexpr int64_t kPrefetch = 2048;
 
 LC_INLINE void bring_closer(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }

@@ -54,9 +54,7 @@ class Walk {
  private:
   static constexpr int64_t kBlockBytes = format == WeightFormat::bf16_x8 ? 512 : block_value_bytes(format);
   // Per tile, over its groups: half of a first-level cache. Of int4 in four groups a quarter, measured as the faster.
-  static int64_t chunk_bytes(const TileSet& set) {
-    return is_int4_x8(format) && set.groups >= 4 ? 8 << 10 : 16 << 10;
-  }
+  static int64_t chunk_bytes(const TileSet& set) { return is_int4_x8(format) && set.groups >= 4 ? 8 << 10 : 16 << 10; }
   // The columns of a chunk of these, or whole rows in bf16, stay in the second-level cache.
   static constexpr int64_t kInputsAtOnce = kRounded ? 48 : 128;
 
@@ -66,7 +64,8 @@ class Walk {
     const int64_t next_groups = set.groups * stride_;
     // Between chunks, the outputs hold the sums, so they need room for all groups of the tile.
     const bool whole = kRounded || end - begin == 1 || rows < set.groups * kPackedRows;
-    const int64_t chunk = whole ? tile_.num_blocks : std::max<int64_t>(1, chunk_bytes(set) / (kBlockBytes * set.groups));
+    const int64_t chunk =
+        whole ? tile_.num_blocks : std::max<int64_t>(1, chunk_bytes(set) / (kBlockBytes * set.groups));
     for (int g = 0; g < set.groups; ++g) tile_.group[g] = data_ + std::min(group + g, num_groups_ - 1) * stride_;
     tile_.next_group = next_groups;
     for (int64_t block = 0; block < tile_.num_blocks; block += chunk) {

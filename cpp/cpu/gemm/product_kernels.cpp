@@ -14,10 +14,21 @@ using V = vec::Register;
 constexpr int64_t kDepthAtOnce = 64;  // between two prefetches
 constexpr int64_t kPanelDepth = 192;  // rows of B that stay in the first-level cache
 
-// C of R rows and N registers of columns.
-template <int R, int N>
-void tile(const FloatProduct& product) {
-  const FloatProduct p = product;  // a copy in registers, which no store can change
+// The operands of one multiply-add.
+LC_INLINE V::Floats load_b(const float* b) { return V::load(b); }
+LC_INLINE V::Floats repeat_a(float a) { return V::broadcast(a); }
+LC_INLINE V::Floats add_product(V::Floats a, V::Floats b, V::Floats sum) { return V::multiply_add(a, b, sum); }
+#if defined(__AVX512BF16__)
+LC_INLINE V::Bytes load_b(const Bf16Pair* b) { return V::load_ints(b); }
+LC_INLINE V::Bytes repeat_a(const Bf16Pair& a) { return V::broadcast4(reinterpret_cast<const int8_t*>(&a)); }
+LC_INLINE V::Floats add_product(V::Bytes a, V::Bytes b, V::Floats sum) { return V::dot_bf16(sum, a, b); }
+#endif
+
+// C of R rows and N registers of columns, a FloatProduct or a Bf16Product.
+template <int R, int N, class Product>
+  requires(!std::is_same_v<Product, Int16Product>)
+void tile(const Product& product) {
+  const Product p = product;  // a copy in registers, which no store can change
   V::Floats acc[R][N];
   LC_UNROLL for (int r = 0; r < R; ++r) LC_UNROLL for (int j = 0; j < N; ++j) acc[r][j] =
       V::load(p.c + r * p.c_row + V::kLanes * j);
@@ -26,11 +37,11 @@ void tile(const FloatProduct& product) {
       stop += kDepthAtOnce;
       if (p.beside) p.beside->some_lines();
     }
-    V::Floats b[N];
-    LC_UNROLL for (int j = 0; j < N; ++j) b[j] = V::load(p.b + k * p.b_row + V::kLanes * j);
+    decltype(load_b(p.b)) b[N];
+    LC_UNROLL for (int j = 0; j < N; ++j) b[j] = load_b(p.b + k * p.b_row + V::kLanes * j);
     LC_UNROLL for (int r = 0; r < R; ++r) {
-      const V::Floats a = V::broadcast(p.a[r * p.a_row + k * p.a_column]);
-      LC_UNROLL for (int j = 0; j < N; ++j) acc[r][j] = V::multiply_add(a, b[j], acc[r][j]);
+      const auto a = repeat_a(p.a[r * p.a_row + k * p.a_column]);
+      LC_UNROLL for (int j = 0; j < N; ++j) acc[r][j] = add_product(a, b[j], acc[r][j]);
     }
   }
   LC_UNROLL for (int r = 0; r < R; ++r) LC_UNROLL for (int j = 0; j < N; ++j)
@@ -65,7 +76,7 @@ using TileFunction = void (*)(const Product& product);
 
 // The tiles of 1 to sizeof...(I) rows.
 template <class Product, int N, int... I>
-constexpr TileFunction<Product> kTiles[] = {static_cast<TileFunction<Product>>(tile<I + 1, N>)...};
+constexpr TileFunction<Product> kTiles[] = {tile<I + 1, N>...};
 
 // Computes all whole column tiles from `column` on, and returns the first column after them. A panel of B, one register
 // tile wide, stays in the cache for all rows. Rows are split evenly, so that every tile is wide enough to fill the
@@ -73,9 +84,8 @@ constexpr TileFunction<Product> kTiles[] = {static_cast<TileFunction<Product>>(t
 template <int N, class Product, int... I>
 int64_t walk(const Product& product, int64_t column, std::integer_sequence<int, I...>) {
   constexpr int64_t kColumns = N * V::kLanes, kMost = sizeof...(I);
-  constexpr bool kIsFloat = std::is_same_v<Product, FloatProduct>;
-  // Integers: one exact sum.
-  const int64_t depth = kIsFloat ? vec::least(kPanelDepth, product.depth) : product.depth;
+  constexpr bool kIsExact = std::is_same_v<Product, Int16Product>;  // then one sum over all k
+  const int64_t depth = !kIsExact ? vec::least(kPanelDepth, product.depth) : product.depth;
   for (; column + kColumns <= product.columns; column += kColumns)
     for (int64_t k = 0; k < product.depth; k += depth) {
       Product part = product;
@@ -86,7 +96,7 @@ int64_t walk(const Product& product, int64_t column, std::integer_sequence<int, 
         const int64_t rows = (product.rows - row + tiles - 1) / tiles;
         part.c = product.c + row * product.c_row + column;
         part.a = product.a + row * product.a_row + k * product.a_column;
-        if constexpr (!kIsFloat) part.scales = product.scales + row * product.scales_stride;
+        if constexpr (kIsExact) part.scales = product.scales + row * product.scales_stride;
         kTiles<Product, N, I...>[rows - 1](part);
         row += rows;
       }
@@ -107,11 +117,18 @@ void multiply(const Product& product) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+constexpr auto kBf16s = multiply<Bf16Product>;
+#else
+constexpr decltype(ProductKernels::bf16s) kBf16s = nullptr;
+#endif
+
 }  // namespace
 
 template <>
 const ProductKernels& table_of<ProductKernels, Isa::LC_ISA>() {
-  static constexpr ProductKernels kTable{.floats = multiply<FloatProduct>, .int16s = multiply<Int16Product>};
+  static constexpr ProductKernels kTable{
+      .floats = multiply<FloatProduct>, .bf16s = kBf16s, .int16s = multiply<Int16Product>};
   return kTable;
 }
 

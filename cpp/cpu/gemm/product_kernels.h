@@ -14,6 +14,7 @@ namespace longcat::cpu {
 constexpr int64_t kTileColumns = 16;
 constexpr int64_t padded_columns(int64_t n) { return (n + kTileColumns - 1) / kTileColumns * kTileColumns; }
 
+using vec::Bf16Pair;
 using vec::Int16Pair;
 
 // Memory that is needed soon. A product prefetches a few lines of it now and then.
@@ -53,12 +54,27 @@ struct Int16Product {
   Prefetch* beside = nullptr;  // memory to prefetch during the product, if any
 };
 
+// C[i][j] += sum_k (A[i][k].first B[k][j].first + A[i][k].second B[k][j].second), added to a sum in f32 as the
+// instruction of the set adds them.
+struct Bf16Product {
+  float* c;  // [rows, columns]
+  int64_t c_row;
+  const Bf16Pair* a;  // [rows, depth]
+  int64_t a_row, a_column;
+  const Bf16Pair* b;  // [depth, columns]
+  int64_t b_row;
+  int64_t rows, columns, depth;
+  Prefetch* beside = nullptr;  // memory to prefetch during the product, if any
+};
+
 struct ProductKernels {
   void (*floats)(const FloatProduct& product);
+  void (*bf16s)(const Bf16Product& product);  // null on sets that do not multiply bf16
   void (*int16s)(const Int16Product& product);
 };
 
 inline void multiply_add(const FloatProduct& product) { kernels<ProductKernels>().floats(product); }
+inline void multiply_add(const Bf16Product& product) { kernels<ProductKernels>().bf16s(product); }
 inline void multiply_add(const Int16Product& product) { kernels<ProductKernels>().int16s(product); }
 
 }  // namespace longcat::cpu

@@ -55,6 +55,22 @@ struct Avx512 {
   static LC_INLINE void round_bf16(bf16* out, const float* x) {
     _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(x + 16), load(x))));
   }
+  // Lane i: a[i] and b[i] as a pair of bf16.
+  static LC_INLINE Bytes round_pairs(Floats a, Floats b) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i order = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
+    return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+  }
+  // The same of 16 values that are bf16 already.
+  static LC_INLINE Bytes pair_bf16(const bf16* a, const bf16* b) {
+    const __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+    const __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+    return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+  }
+  static LC_INLINE void round_bf16_lanes(bf16* out, Floats v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+  }
+  static LC_INLINE void store_pairs(Bf16Pair* p, Bytes v) { _mm512_storeu_si512(p, v); }
   // 32 values of a row; or the first n of them, and zeros.
   static LC_INLINE Bytes load_bf16(const bf16* p) { return _mm512_loadu_si512(p); }
   static LC_INLINE Bytes load_bf16(const bf16* p, int64_t n) {

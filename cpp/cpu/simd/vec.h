@@ -28,6 +28,9 @@ typedef uint32_t u32x8 __attribute__((vector_size(32)));
 struct Int16Pair {
   int16_t first, second;
 };
+struct Bf16Pair {
+  bf16 first, second;
+};
 
 // As std::min, std::max and to_float, but never a function of its own (simd/dispatch.h).
 template <class T>

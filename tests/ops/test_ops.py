@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from longcat import _core
 from longcat import _testing as testing
 
 from reference import ops as ref
 from support.checkpoints import from_bf16 as widen
 from support.checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
 from support.compare import assert_rows_close
-from support.tolerances import BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE, INT8_ATTENTION, INT8_STORE
+from support.tolerances import BF16_ATTENTION, BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE, INT8_ATTENTION, INT8_STORE
 
 # Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
 SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000), (131, 30, 1100)]
@@ -165,6 +166,51 @@ def test_absorbed_and_materialised_attention_agree(ops, cache):
     assert_rows_close(ops.linear_per_head(latent_out, v_up), materialised, tolerance)
 
 
+MULTIPLIES_BF16 = _core.cpu_isa() in ("avx512_bf16", "amx_bf16")
+
+
+def rounded(x):
+    return widen(to_bf16(x.astype(np.float32))).astype(np.float64)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 300])
+@pytest.mark.parametrize("latent, nope, v", [(24, 16, 32), (130, 6, 10), (25, 16, 32), (24, 7, 32)])
+def test_attention_rounds_to_bf16_where_the_processor_multiplies_it(threads, tokens, latent, nope, v):
+    """Queries, keys and values; and the softmax's weights, which the tolerance has room for. Odd sizes stay f32."""
+    heads, rope = 3, 6
+    kv_a, weight, inv_freq, _ = latents_case(tokens, latent, rope)
+    q_latent, q_rope = normal(tokens, heads, latent, seed=2), normal(tokens, heads, rope, seed=3)
+    q = normal(tokens, heads, nope + rope, seed=2)
+    k_up = to_bf16(normal(heads * latent, nope, seed=4, scale=0.3))
+    v_up = to_bf16(normal(heads * v, latent, seed=5, scale=0.3))
+
+    def attend(dtype):
+        ops = testing.Ops(threads, dtype)
+        decoded, stored = ops.mla_decode(kv_a, weight, 1e-6, q_latent, q_rope, inv_freq, 0.3, "bf16")
+        return decoded, ops.mla_prefill(kv_a, weight, 1e-6, q, k_up, v_up, inv_freq, 0.3, "bf16")[0], stored
+
+    decoded, materialised, stored = attend("bf16")
+    decoded_f32, materialised_f32, _ = attend("f32")
+    stored = stored.astype(np.float64)
+    keys = np.repeat(stored[:, None], heads, axis=1)
+    if MULTIPLIES_BF16 and latent % 2 == 0:
+        queries = rounded(0.3 * np.concatenate([q_latent, q_rope], -1))
+        assert_rows_close(decoded, causal_attention(queries, keys, keys[..., :latent], 1), BF16_ATTENTION)
+        assert tokens == 1 or not np.array_equal(decoded, decoded_f32)
+    else:
+        assert np.array_equal(decoded, decoded_f32)
+    if MULTIPLIES_BF16 and latent % 2 == nope % 2 == 0:
+        k_nope = np.einsum("sl,hld->shd", stored[:, :latent], widen(k_up).reshape(heads, latent, nope))
+        values = np.einsum("sl,hvl->shv", stored[:, :latent], widen(v_up).reshape(heads, v, latent))
+        keys = np.concatenate([rounded(k_nope), keys[..., latent:]], -1)
+        expected = causal_attention(rounded(0.3 * q), keys, rounded(values), 1)
+        assert_rows_close(materialised, expected, BF16_ATTENTION)
+        assert not np.array_equal(materialised, materialised_f32)
+    else:
+        assert np.array_equal(materialised, materialised_f32)
+
+
 @pytest.mark.parametrize("cache, tolerance", [("fp8", FP8_STORE), ("int8", INT8_STORE)])
 def test_latents_keep_zero_and_scale_by_group(ops, cache, tolerance):
     """Groups of 128 with a scale each: a large group does not coarsen a small one, and zeros stay zeros."""
@@ -188,17 +234,20 @@ def test_latents_keep_zero_and_scale_by_group(ops, cache, tolerance):
     assert not stored[2].any() and not stored[1, 1:].any()
 
 
+@pytest.mark.parametrize("bad", [70, 71])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("cache", STORED)
-def test_nan_reaches_those_that_see_it_and_nobody_else(ops, cache):
-    """A latent that is NaN makes its own and later tokens NaN, whatever shares their tile."""
-    tokens, latent, rope, bad = 80, 24, 6, 70
+def test_nan_reaches_those_that_see_it_and_nobody_else(cache, dtype, bad):
+    """A latent that is NaN makes its own and later tokens NaN, whatever shares their tile or pair."""
+    ops, tokens, latent, rope = testing.Ops(2, dtype), 80, 24, 6
     kv_a, weight, inv_freq, _ = latents_case(tokens, latent, rope)
     kv_a[bad, 3] = np.nan
     out, _ = ops.mla_decode(
         kv_a, weight, 1e-6, normal(tokens, 3, latent), normal(tokens, 3, rope), inv_freq, 0.3, cache
     )
     assert np.isnan(out[bad:]).all() and np.isfinite(out[:bad]).all()
-    k_up, v_up = normal(3 * latent, 8, seed=4, scale=0.3), normal(3 * 12, latent, seed=5, scale=0.3)
+    k_up = to_bf16(normal(3 * latent, 8, seed=4, scale=0.3))
+    v_up = to_bf16(normal(3 * 12, latent, seed=5, scale=0.3))
     out, _ = ops.mla_prefill(kv_a, weight, 1e-6, normal(tokens, 3, 8 + rope), k_up, v_up, inv_freq, 0.3, cache)
     assert np.isnan(out[bad:]).all() and np.isfinite(out[:bad]).all()
 

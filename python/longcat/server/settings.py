@@ -19,7 +19,7 @@ class ServerSettings:
     """Names, keys and limits of a server.
 
     Args:
-        model_names: names of the model; the first stands in answers, all are valid in requests.
+        model_names: names of the model; answers have the first, and requests may have any.
         api_keys: each of them opens the server; none: open to all.
         cors_origins: web pages that may call, as "https://example.org"; "*" for all.
         max_body_bytes, max_header_bytes: of a request.
@@ -30,7 +30,7 @@ class ServerSettings:
         send_timeout: a client that takes nothing for so long loses its connection, and its request ends [s].
         shutdown_timeout: how long requests may go on after SIGTERM [s].
         retry_after: Retry-After of a server that is full or not ready [s].
-        access_log: write a line of JSON for each request.
+        access_log: log a line for each request.
         allowed_hosts: values of the Host header, without port, that are answered; none or "*": all.
         max_connections: open at once; a new one displaces the one that has waited longest for its request.
         header_timeout: for the headers of a request, counted from the connection's first moment [s].

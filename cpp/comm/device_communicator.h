@@ -1,4 +1,4 @@
-// Ranks that exchange what lies in the memory of their devices.
+// A communicator for tensors in the memory of the ranks' devices.
 #pragma once
 
 #include <functional>

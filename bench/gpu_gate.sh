@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Proves the CUDA backend on a machine with one GPU, in at most 420 seconds, the most important checks first:
+# Proves the CUDA backend on a machine with one GPU, in at most 420 seconds, the most important checks first.
 #   bench/gpu_gate.sh [--only NAME[,NAME]] [--seconds N] [--check]
-# The script runs in the folder that `make gpu-kit` makes. The machine needs no package registry.
-# Checks: ceilings, bits, parity, tests, gather, model, trace, ops, memcheck, racecheck (docs/cuda.md says what each
-# proves).
-# --only: the checks to run. --seconds: the time that they share. --check: run on the emulated device, which shows only
-# that the script works. The variable PYTHON names the interpreter (python3).
+# Checks: ceilings, bits, parity, tests, gather, model, trace, ops, memcheck, racecheck.
+# `--only` runs some of them, and `--seconds` is the time that they share.
+# `--check` runs on the emulated device, which shows only that the script works.
+# docs/cuda.md says what each check proves.
+#
+# The script runs in the folder that `make gpu-kit` makes. The machine needs no package registry. The variable PYTHON
+# names the interpreter (python3).
 #
 # Each result is added at once to <device>-<date>.md in $OUT, or in bench/results, and all output to the .log file
 # beside it. The exit code is the number of checks that failed.

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Checks a build with CUDA by its log and its module:
-#   cuda/check_build.sh LOG MODULE
+# Checks a build with CUDA by its log and its module: cuda/check_build.sh LOG MODULE.
 # No wgmma kernel may be serialised (ptxas C7510, C7508), and the module must load without the CUDA driver.
 set -euo pipefail
 log=$1 module=$2

@@ -28,7 +28,7 @@ _ENGINE_HEAD = """\
 
 `longcat.Engine(model, max_num_seqs=4)`, `longcat.Engine(longcat.EngineConfig(model, max_num_seqs=4))` and
 `longcat serve MODEL --max-num-seqs 4` are the same options. Other names work as keywords and as flags, so that programs
-and launch lines of vLLM and SGLang do. A keyword that is unknown is refused with the nearest name.
+and launch lines of vLLM and SGLang work. An unknown keyword is refused, and the message names the nearest one.
 
 """
 
@@ -49,7 +49,7 @@ _SAMPLING_HEAD = """\
 
 `engine.generate(prompt, temperature=0.7)`, `engine.generate(prompt, longcat.SamplingParams(temperature=0.7))` and
 `longcat generate MODEL PROMPT --temperature 0.7` are the same parameters. The names are vLLM's, also in the bodies of
-the server's requests. A keyword that is unknown is refused with the nearest name.
+the server's requests. An unknown keyword is refused, and the message names the nearest one.
 
 They apply in the order of transformers' `generate`. First come logit bias, repetition penalty, presence and frequency
 penalties, and removals (bad words, allowed ids, mask). Then come temperature, top-k, top-p, min-p and one draw.

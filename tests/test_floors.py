@@ -1,4 +1,4 @@
-"""Who may include whom: a file sees its own floor and those below it, and vendor headers stay home."""
+"""The floors of the code: a file includes its own floor and those below it, and vendor headers stay in one folder."""
 
 import ast
 import graphlib

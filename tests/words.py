@@ -16,15 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 25  # words in a sentence
 
-# Folder -> forbidden words, and long sentences, at most: today's counts, to be lowered with each rewriting. The goal is
-# 15 forbidden words over cpp, cuda, python and docs, and fewer than 3 % long sentences.
+# Folder -> forbidden words, and long sentences, at most. The one in python is a shell script in a string, so shorten a
+# new sentence in place of raising a number.
 BUDGET = {
-    "cpp": (0, 3),
-    "cuda": (0, 1),
-    "python": (0, 14),
-    "docs": (0, 35),
-    "tests": (20, 8),
-    "bench": (0, 8),
+    "cpp": (0, 0),
+    "cuda": (0, 0),
+    "python": (0, 1),
+    "docs": (0, 0),
+    "tests": (0, 0),
+    "bench": (0, 0),
 }
 
 # Phrases that are wrong in every place. Words that also have a sound use (place, answer, lane) are left to the reader.

@@ -1,5 +1,5 @@
-// Times the gather of N-gram rows by the place of their tables: device memory, or host memory that the kernel reads
-// over the bus, on pages of 2 MiB and of 4 KiB. A row has 512 bytes, and a token takes 12 rows.
+// Times the gather of N-gram rows by the place of their tables. That is device memory, or host memory that the kernel
+// reads over the bus, on pages of 2 MiB and of 4 KiB. A row has 512 bytes, and a token takes 12 rows.
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 

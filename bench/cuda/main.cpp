@@ -5,10 +5,10 @@
 //
 // parity: compares a small model on the GPU with the emulated device, where there is no Python for the tests.
 // bits: checks what must be equal bit for bit.
-// --check: tiny shapes on the emulated device. It needs no GPU and shows only that the program works.
-// --budget: ops, model and gather stop measuring in time, and print what they left out.
-// --tables: the place of the tables of `model`; "both" measures one after the other (default host).
-// --table-rows: rows of each of the 12 N-gram tables, where there is no room for 58.5 GiB of them.
+// - --check: tiny shapes on the emulated device. It needs no GPU and shows only that the program works.
+// - --budget: ops, model and gather stop measuring in time, and print what they left out.
+// - --tables: the place of the tables of `model`; "both" measures one after the other (default host).
+// - --table-rows: rows of each of the 12 N-gram tables, where there is no room for 58.5 GiB of them.
 #include <cstdio>
 #include <exception>
 #include <string>

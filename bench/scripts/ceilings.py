@@ -3,7 +3,7 @@
     python bench/scripts/ceilings.py [--check]
 
 Other benchmarks print shares of these limits. PyTorch, if installed, measures copies and products, so that our kernels
-are not compared with themselves. --check: runs without a GPU, to see that the script works.
+are not compared with themselves. `--check` runs without a GPU, to see that the script works.
 """
 
 from __future__ import annotations

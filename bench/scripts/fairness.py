@@ -2,8 +2,9 @@
 
 python bench/scripts/fairness.py CHECKPOINT --seconds 30
 
-For each burst the script prints the short request's time to first token beside that of an idle server, and the tokens
-that the burst got meanwhile. The requests that leave at the end are part of it: the server must be idle again.
+For each burst the script prints the short request's time to first token, beside that of an idle server. It also prints
+the tokens that the burst got meanwhile. The requests that leave at the end are part of it: the server must be idle
+again.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ small tables, few layers (8 GB for one layer). The whole model has 14 layers: a 
 
 torch.profiler sees the kernels of this process (CUPTI), also inside graphs. A decode step is the difference of two
 runs, of 1 and of 1 + steps tokens, divided by the steps. Kernels that run in parallel add up to more than the wall
-time, which is measured without the profiler. --check: runs a tiny checkpoint on the emulated device without profiler,
+time, which is measured without the profiler. `--check` runs a tiny checkpoint on the emulated device without profiler,
 and prints empty tables.
 """
 

@@ -1,8 +1,8 @@
-// Gives the GIL away and takes it back, safe while the interpreter shuts down.
+// Releases the GIL and takes it back, also while the interpreter shuts down.
 //
-// Python up to 3.13 then ends each thread that asks for the GIL: glibc unwinds its stack. C++ frames do not survive
-// that. Destructors that throw nothing abort, and a module with an unwinder of its own (libc++) crashes. Here such a
-// thread sleeps until the process ends.
+// During its shutdown, Python up to 3.13 ends each thread that asks for the GIL: glibc unwinds the thread's stack. C++
+// frames do not survive that. A noexcept destructor aborts, and a module with an unwinder of its own (libc++) crashes.
+// Here such a thread sleeps until the process ends.
 #pragma once
 
 #include <Python.h>

@@ -1,4 +1,4 @@
-// An Engine that Python holds. Any thread may use it, and close() runs once. A fork of the process cannot use it.
+// The Engine of a Python object. Any thread may use it, and close() runs once. A fork of the process cannot use it.
 #pragma once
 
 #include <unistd.h>

@@ -1,4 +1,4 @@
-// Ranks that exchange what lies in the memory of their devices.
+// A communicator for tensors in the memory of the ranks' devices.
 #pragma once
 
 #include <functional>
@@ -13,8 +13,8 @@ namespace longcat {
 using CommunicatorFactory =
     std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes)>;
 
-// The factory of this build: `host` itself where the device's memory is host memory; for a GPU NCCL on its stream,
-// whose ranks find each other by `host`.
+// The factory of this build. Returns `host` itself where the device's memory is host memory. For a GPU it returns NCCL
+// on its stream, whose ranks find each other by `host`.
 std::unique_ptr<Communicator> on_device(std::unique_ptr<Communicator> host, Device& device, int64_t max_bytes);
 
 }  // namespace longcat

@@ -1,4 +1,4 @@
-// Why the ranks of a job cannot go on: a flag that every thread of this process may set, check or wait for.
+// The failure of a job's ranks, with its reason. Every thread of this process may set it, check it or wait for it.
 #pragma once
 
 #include <atomic>

@@ -1,7 +1,7 @@
 // Ranks as processes of an MPI job. The MPI library is opened at run time: longcat is built without one.
 //
-// Collectives do not block inside MPI: they are begun and then asked about, so that a rank whose peers are gone can
-// give up, and a rank with nothing to do (the others wait for rank 0 between requests) leaves its core to others.
+// Collectives do not block inside MPI: they are started and then polled. So a rank whose peers are gone can give up. A
+// follower rank, which waits for rank 0 between requests, leaves its core to others.
 #include <dlfcn.h>
 #include <sched.h>
 #include <time.h>

@@ -1,4 +1,4 @@
-// TCP sockets that never block: a thread waits in poll(), and can be told to stop.
+// TCP sockets that never block: a thread waits in poll(), and another thread can end its wait.
 #pragma once
 
 #include <chrono>

@@ -16,8 +16,8 @@
 
 namespace longcat {
 
-// What ranks know and unknown peers do not: one half proves that the connecting side belongs to the job, the other that
-// the answering side does. Both travel in the clear.
+// What ranks know and unknown peers do not. One half proves that the connecting side belongs to the job, the other half
+// that the answering side does. Both travel unencrypted.
 struct JobToken {
   static constexpr int kBytes = 32;
   std::array<unsigned char, kBytes> connects, answers;

@@ -1,6 +1,6 @@
 // Makes draft tokens by the checkpoint's MTP layer (multi-token prediction), behind the tokens that a step draws.
 //
-// The device needs no answer of the host. It decides which draft tokens are accepted, and draws the first draft token
+// The device does not wait for the host. It decides which draft tokens are accepted, and draws the first draft token
 // behind the newest token. Then it passes each draft token on to the next pass of the layer. The host learns all of
 // them together with the draws of the step. So they can be part of the step's graph.
 //

@@ -15,7 +15,7 @@
 // sequence is passed a limited number of times while it waits for blocks. Slots change the order of work, never
 // results.
 //
-// A step is planned before the results of the step before are known. `commit` tells them later.
+// A step is planned before the results of the step before are known. `commit` reports them later.
 //
 // Speculative decoding: the chunk of a sequence holds draft tokens behind its next token, and a token is drawn from
 // each of these rows. A draft token is accepted when it equals the draw before it, so the tokens are those that would

@@ -1,9 +1,9 @@
 // One GPU: a main stream, a branch stream, one arena of memory.
 //
 // submit() runs its function on the calling thread, which puts work on the stream, and then records an event. It waits
-// only for free space in the ring, or for an unpinned copy that does not fit into the ring. upload() copies unpinned
-// host memory to the ring of pinned memory at once.
-// download() to unpinned memory is complete when the ticket has been waited for.
+// only for free space in the ring of pinned memory, or for an unpinned copy that does not fit into the ring. upload()
+// copies unpinned host memory to the ring at once. download() to unpinned memory is complete after a wait for its
+// ticket.
 #pragma once
 
 #include <cuda_runtime.h>

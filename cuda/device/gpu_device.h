@@ -1,4 +1,4 @@
-// What CudaOps needs from its device beyond Device: the stream and the abilities of the GPU.
+// The interface of a GPU that CudaOps needs beyond Device: its stream and its abilities.
 #pragma once
 
 #include <functional>

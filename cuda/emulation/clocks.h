@@ -1,5 +1,5 @@
-// Which accesses come before which: vector clocks. Each thread counts its releases (its epoch) and has, for every other
-// thread, the last epoch whose accesses are ordered before its own.
+// Vector clocks, which tell the accesses that are ordered from those that may race. Each thread counts its releases
+// (its epoch) and has, for every other thread, the last epoch whose accesses are ordered before its own.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What the emulator finds wrong with a kernel.
+// The faults that the emulator finds in a kernel.
 #pragma once
 
 #include <array>

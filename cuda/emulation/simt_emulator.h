@@ -1,9 +1,9 @@
 // A GPU for kernels over simt.h, on the CPU. Each thread is a fiber. A seed decides the order in which blocks, warps
-// and lanes run. With `checks`, asynchronous copies arrive as late as they may, and every access is held against
-// bounds, alignment and the barriers before it. Without, one order and no shadow of memory: for whole models.
+// and lanes run. With `checks`, asynchronous copies arrive as late as they may, and every access is checked against
+// bounds, alignment and the barriers before it. Without `checks` there is one order and no shadow memory, for models.
 //
-// It does not know partial masks of warps, clusters, sizes of register files and caches, and time. Nor does it know the
-// proxies of 9.0: generic stores to the bytes of a later bulk copy.
+// It does not model partial masks of warps, clusters, sizes of register files and caches, and time. Nor does it model
+// the memory proxies of 9.0: generic stores to the bytes of a later bulk copy.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// What a warp's ldmatrix and mma.sync compute, from the registers of its 32 lanes.
+// Computes ldmatrix and mma.sync of a warp, from the registers of its 32 lanes.
 #pragma once
 
 #include <cstdint>

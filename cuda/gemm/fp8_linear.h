@@ -1,7 +1,6 @@
-// Layers of e4m3 codes whose inputs stay bf16, by mma.sync.
-// Fp8Linear (cuda/kernels/fp8_linear.h) takes up to kFp8Tokens tokens, Fp8Wide more.
-// Where the rows of W are no multiple of 64, more tokens are taken by slices. All have the
-// same bits.
+// Layers of e4m3 codes whose inputs stay bf16, by mma.sync. Fp8Linear (cuda/kernels/fp8_linear.h) takes up to
+// kFp8Tokens tokens, and Fp8Wide more. Where the number of rows of W is no multiple of 64, Fp8Linear takes more tokens
+// in slices. All have the same bits.
 #pragma once
 
 #include "cuda/gemm/gemm.h"

@@ -1,5 +1,5 @@
-// Layers of packed integers by mma.sync (cuda/kernels/packed_linear.h), for any number of tokens: more than
-// kPackedTokens are taken by slices, with the same bits.
+// Layers of packed integers by mma.sync (cuda/kernels/packed_linear.h), for any number of tokens. More than
+// kPackedTokens are computed in slices, with the same bits.
 #pragma once
 
 #include "cuda/gemm/gemm.h"

@@ -13,9 +13,8 @@
 // - input_row(tile, i): the row of x for the tile's token i.
 // - store(tile, i, r, low, high): takes the results of rows r and r + 8 for token i.
 // - kPlanes: W is the sum of kPlanes matrices, plane_stride elements apart.
-// - kRowsApart: 8 where the tile's two groups of 8 rows follow each other in a matrix, 0 where they are the same rows
-// of
-//   two.
+// - kRowsApart: 8 where the tile's two groups of 8 rows follow each other in a matrix; 0 where they are the same rows
+//   of two matrices.
 #pragma once
 
 #include "cuda/kernels/simt.h"

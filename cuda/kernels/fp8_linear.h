@@ -2,9 +2,9 @@
 // bf16: y[T, N] = x[T, K] W[N, K]^T. Fp8Wide has the same bits for many tokens.
 //
 // The codes are the bound: a byte a weight. One block has two groups of 8 rows of W, for m16n8k16, and up to 32 tokens.
-// In a round its four warps multiply four units of 128 columns (fp8_units.h). Each has
-// a ring of copies of its own, so a code is made bf16 once. The products meet in shared memory, where a warp for each 8
-// tokens adds them up in order. A result's bits depend neither on T nor on kTokens.
+// In a round its four warps multiply four units of 128 columns (fp8_units.h). Each warp has a ring of copies of its
+// own, so a code is converted to bf16 once. The products meet in shared memory, where a warp for each 8 tokens adds
+// them in order. A result's bits depend neither on T nor on kTokens.
 //
 // Layers are those of FewTokenLinear (few_token_layers.h, few_token_experts.h) with one plane. They point to bf16; a
 // row of codes is as long as one of depth / 2 bf16 values.

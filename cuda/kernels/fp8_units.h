@@ -1,12 +1,11 @@
-// What a warp does with a unit of an fp8 layer: 16 rows of W and 128 of its columns, one block of scales.
+// The work of a warp on a unit of an fp8 layer: 16 rows of W and 128 of its columns, one block of scales.
 //
 // A code is exact in bf16. The products of a unit begin at zero, K ascending in steps of 16 columns; then
 // sum = fma(scale, product, sum) in f32. So neither W nor x is rounded. A result is one chain: units ascending, one
 // accumulator.
 //
-// Which 16 of a unit's columns a product has is free. Of each 32, lane t of four gives both
-// operands 8 t to 8 t + 3 for the first product, and 8 t + 4 to 8 t + 7 for the second. So a lane's inputs are 16
-// bytes, as they lie in x.
+// A product may take any 16 of a unit's columns. Of each 32 columns, lane t of four gives 8 t to 8 t + 3 to the first
+// product, and 8 t + 4 to 8 t + 7 to the second, in both operands. So a lane's inputs are 16 bytes, as they lie in x.
 //
 // Rows of W lie as in the file, because CUTLASS reads them too. In shared memory a row has 128 bytes, of which pieces
 // of 16 are exchanged against bank conflicts. Inputs are there by tiles of 8 tokens: [4 blocks][32 lanes] 16 bytes.

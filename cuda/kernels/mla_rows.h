@@ -1,4 +1,4 @@
-// Tiles of latent rows that lie anywhere in the cache: what MLA decode (mla_decode.h) loads for a list of positions.
+// Tiles of latent rows from anywhere in the cache, which MLA decode (mla_decode.h) loads for a list of positions.
 #pragma once
 
 #include "cuda/kernels/mla_work.h"

@@ -1,4 +1,4 @@
-// How integers of `longcat convert` lie in device memory, and their values.
+// The order in device memory of the integers that `longcat convert` writes, and their values.
 //
 // Matrices of blocks of integers (int8_x8, int4_x8 and the like, ops/packed.h) whose K is a multiple of 128 are
 // rearranged at load, in the same bytes. A group of 8 rows is a run of units of 128 columns. A unit has the values,

@@ -1,7 +1,7 @@
 // Linear layers whose weights are integers of 4 or 8 bits with a scale for 32 columns: y[T, N] = x[T, K] W[N, K]^T.
 //
-// W stays packed (packed_layout.h). For few tokens its bytes are the bound: 0.56 or 1.06 a weight. One block has two
-// groups of 8 rows of W, for m16n8k16, and up to 32 tokens. Its four warps share K: warp w has the units w, w + 4,
+// W stays packed (packed_layout.h). For few tokens its bytes are the bound: 0.56 or 1.06 bytes a weight. One block has
+// two groups of 8 rows of W, for m16n8k16, and up to 32 tokens. Its four warps share K: warp w has the units w, w + 4,
 // w + 8, ... of 128 columns, by a ring of copies of its own, so a weight is unpacked once and no barrier stands in the
 // loop. Every access to memory has 16 bytes a lane, but for the scales.
 //
@@ -9,8 +9,8 @@
 // sum = fma(scale, product, sum) in f32, so W is never rounded: it has its logical value. A result is the sum of the
 // warps' sums in ascending order. Its bits depend neither on T nor on kTokens.
 //
-// Which 16 of a block's columns a product has is free: lane t of four gives both operands 8 t to 8 t + 3 for the first
-// and 8 t + 4 to 8 t + 7 for the second. So a lane's inputs of a block are 16 bytes too, as they lie in x.
+// A product may take any 16 of a block's columns. Lane t of four gives 8 t to 8 t + 3 to the first product, and 8 t + 4
+// to 8 t + 7 to the second, in both operands. So a lane's inputs of a block are 16 bytes too, as they lie in x.
 //
 // Layers are those of FewTokenLinear (few_token_layers.h, few_token_experts.h) with one plane. They point to bf16; 8
 // rows of W are as long here as 8 rows of `pitch` bf16 values.

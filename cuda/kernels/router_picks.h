@@ -1,4 +1,4 @@
-// The router behind its layer of two bf16 planes: picks of each token, and the experts' lists of rows.
+// The router after its linear layer (two bf16 planes): the picks of each token, and the experts' lists of rows.
 //
 // One block a token. Its first warp has 12 of the 384 outputs in each lane: softmax, the 12 outputs with the largest
 // probability + bias, their weights. Sums are in the order of moe.cu's RoutePicks. Each expert has a mask of its

@@ -1,5 +1,5 @@
-// What simt.h calls on the host in place of a GPU's instructions. cuda/emulation/simt_emulator.h implements it; the
-// product has none.
+// The functions that simt.h calls on the host in place of a GPU's instructions. cuda/emulation/simt_emulator.h
+// implements them; the package has no implementation.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// What kernels of several GPUs in one machine signal each other, as simt.h has it for the blocks of one GPU. A word in
-// memory that peers map serves as the flag. Its one writer stores ascending values, so no atomic operation is needed:
-// peers on PCIe have none.
+// Signals between kernels on several GPUs of one machine, as simt.h has them between blocks of one GPU. A flag is a
+// word in memory that peers map. Its one writer stores ascending values, so no atomic operation is needed: peers on
+// PCIe have none.
 #pragma once
 
 #include "cuda/kernels/simt.h"

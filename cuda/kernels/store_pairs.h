@@ -1,4 +1,4 @@
-// How results of tensor cores reach rows of memory.
+// Stores results of tensor cores to rows of memory.
 #pragma once
 
 #include "cuda/kernels/simt.h"

@@ -58,7 +58,7 @@ def gate(tmp_path):
 
 
 def rows(results):
-    """check: (result, last words) of the last table."""
+    """Maps each check to its result and its quoted line, by the last table."""
     table = results.rpartition("| check | result |")[2].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
     return {name: (result, words) for name, result, _, words in cells}

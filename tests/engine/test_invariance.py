@@ -1,7 +1,7 @@
 """A request's bits do not depend on what else happens in the engine.
 
-Everything an undisturbed run alone computes (logits and N-gram ids of every position, latents of every sub-layer,
-tokens) is compared with runs in batches, in chunks, with prefix hits, preempted, forked, among aborts, padded.
+A request runs alone, undisturbed. Its logits, N-gram ids, latents and tokens are compared with those of
+other runs. They are in batches, in chunks, with prefix hits, preempted, forked, among aborts, padded.
 """
 
 import numpy as np
@@ -263,7 +263,7 @@ def test_padded_draft_tokens(case, method):
 
 
 def test_recycled_pages_full_of_nan(case):
-    """Free blocks hold NaN at every step: nobody reads what it has not written."""
+    """Free blocks hold NaN at every step: a sequence reads only what it has written."""
     block_bytes = block_size(case)
     steps = Steps(case.engine(kv_cache_memory=14 * block_bytes, max_num_seqs=5, enable_prefix_caching=False))
     rng = np.random.default_rng(6)

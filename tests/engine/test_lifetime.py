@@ -1,4 +1,4 @@
-"""Engines end while something is under way: no crash, no hang, nobody left waiting."""
+"""Engines end while something is under way: no crash, no hang, no caller left waiting."""
 
 import os
 import subprocess

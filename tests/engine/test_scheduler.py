@@ -137,7 +137,7 @@ def test_more_requests_than_may_queue():
 
 @pytest.mark.parametrize("may_swap", [False, True])
 def test_last_token_alone_is_planned_when_its_sequence_comes_back(may_swap):
-    """With nothing under way an empty plan puts the engine to sleep, and nobody would wake it."""
+    """With nothing under way an empty plan puts the engine to sleep, and nothing would wake it."""
     model = model_with(num_host_blocks=4)
     (request,) = model.add(TEXTS[0][: 2 * BLOCK], 5)
     generate(model, 1)

@@ -161,7 +161,7 @@ def test_paths_that_are_no_folder(folder, refused):
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_code_in_the_folder_is_never_run(damaged, folder, refused):
-    """trust_remote_code has no meaning here: Python files and auto_map are ignored."""
+    """trust_remote_code has no effect: Python files and auto_map are ignored."""
     marker = folder / "marker"
     code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
     for name in (

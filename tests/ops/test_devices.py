@@ -1,7 +1,7 @@
 """One table for every device: each op of the CUDA backend against the same op of the CPU backend.
 
-`cuda-emulated` walks the kernels on the host, so all but the CUTLASS kernels are held to the CPU here too; with f32
-activations only the order of additions differs. `cuda` is a real GPU, skipped and counted where there is none.
+`cuda-emulated` walks the kernels on the host, so all but the CUTLASS kernels are compared with the CPU everywhere. With
+f32 activations only the order of additions differs. `cuda` is a real GPU, skipped and counted where there is none.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """transformers' LongcatFlashForCausalLM on our checkpoints, fed with the N-gram embedding as `inputs_embeds`.
 
-transformers 4.57.6 has the decoder of LongCat-Flash but no N-gram embedding, so that is computed here from
-the formulas of `reference.ops`, apart from the model under test.
+transformers 4.57.6 has the decoder of LongCat-Flash but no N-gram embedding. The embedding is computed here from the
+formulas of `reference.ops`, apart from the model under test.
 """
 
 from __future__ import annotations

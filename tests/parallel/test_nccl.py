@@ -1,5 +1,6 @@
-"""Ranks on GPUs, without a GPU: the library's loader, sums on the device, and whole models on emulated devices whose
-NCCL is a stand-in that moves the bytes between threads."""
+"""Ranks on GPUs, without a GPU: the library's loader, sums on the device, and whole models on emulated devices.
+
+A stand-in for NCCL moves the bytes between threads."""
 
 import functools
 import importlib.util
@@ -243,8 +244,10 @@ def test_each_gpu_has_its_own_cache_memory(tmp_path, device, shared):
 @pytest.mark.parametrize("after_ms", [0.0, 7.0, 13.0, 21.0])
 @pytest.mark.parametrize("way", ["peers", "nccl"])
 def test_an_abort_from_another_thread(way_of_sums, after_ms, recorded, way):
-    """No call of a communicator is under way when it is aborted, but one that waits for others, and none comes later;
-    nor does who only hears of it wait for the others to destroy theirs."""
+    """When a communicator is aborted, only a call that waits for others may be under way, and no call comes later.
+
+    A rank that only hears of the abort does not wait for the others to destroy theirs.
+    """
     way_of_sums(way)
 
     def work(ranks):
@@ -256,7 +259,7 @@ def test_an_abort_from_another_thread(way_of_sums, after_ms, recorded, way):
 
 @pytest.fixture
 def fail_nccl():
-    """Makes the stand-in fail on one rank, whom the others wait for."""
+    """Makes the stand-in fail on one rank, for which the others wait."""
     yield testing.fail_fake_nccl
     testing.fail_fake_nccl(-1)
 
@@ -264,7 +267,7 @@ def fail_nccl():
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("doing", ["forward", "generate"])
 def test_a_failure_on_one_rank_ends_all(tmp_path, fail_nccl, way_of_sums, doing, failing):
-    """In the middle of a step, or of a forward pass: all ranks hear why, and nobody waits for ever."""
+    """In the middle of a step, or of a forward pass: all ranks hear why, and no rank waits for ever."""
     way_of_sums("nccl")
     make_checkpoint(tmp_path, seed=1, dtype="BF16", config_overrides=TINY)
     job = device_job(str(tmp_path), 2, 1, EMULATED, max_num_batched_tokens=32)

@@ -178,7 +178,7 @@ def test_ranks_of_several_machines():
 
 
 def test_one_machine_is_seen_from_no_other():
-    """On one machine nobody listens but at the loopback address."""
+    """On one machine ranks listen at the loopback address alone."""
 
     def work(ranks):
         mine = []

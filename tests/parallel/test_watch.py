@@ -1,4 +1,4 @@
-"""Ranks that watch each other, on threads: who is lost, who says it, and who is left alone."""
+"""Ranks that watch each other, on threads: which rank is lost, which reports it, and which is left alone."""
 
 import contextlib
 import os
@@ -184,7 +184,7 @@ UNKNOWN_PEERS = {
 
 
 def test_the_silent_rank_is_known_before_the_job_fails(monkeypatch):
-    """Another thread may end the process from then on, and kills that rank first: nobody else would."""
+    """Another thread may end the process from then on. It kills the silent rank first, because nothing else would."""
     losses = [None, SimpleNamespace(rank=0, said=False, reason="has not answered", process=123)]
     watch = SimpleNamespace(wait=losses.pop, pass_on=lambda loss: None)
     job = Job.__new__(Job)

@@ -86,7 +86,7 @@ async def until_closed(reader):
 
 
 async def answers(reader, count):
-    """The bodies of so many answers."""
+    """Returns the status and body of `count` answers."""
     found = []
     for _ in range(count):
         head = await reader.readuntil(b"\r\n\r\n")
@@ -220,7 +220,7 @@ def test_a_slow_body_with_progress_arrives():
     async def test():
         async with serving(body_timeout=0.05, body_rate=100) as (connect, _, _):
             reader, writer = await connect(POST + b"Content-Length: 300\r\n\r\n")
-            for _ in range(30):  # 0.3 s, and 3 s more are allowed for so many bytes
+            for _ in range(30):  # 0.3 s; 300 bytes may take 3 s more
                 writer.write(b"a" * 10)
                 await asyncio.sleep(0.01)
             [(status, body)] = await answers(reader, 1)

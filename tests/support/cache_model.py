@@ -1,7 +1,7 @@
 """The runner's part without a model: what every slot of the cache holds, and what a plan may ask for.
 
-A slot's content is told by one number, a hash of all tokens up to its position and of the arithmetic that each was
-computed with. A plan is right when whatever it reads has the number that the sequence's own tokens give.
+One number stands for the content of a slot: a hash of all tokens up to its position, and of the arithmetic of each. A
+plan is right when all that it reads has the number that the sequence's own tokens give.
 """
 
 from __future__ import annotations
@@ -376,7 +376,7 @@ class CacheModel:
     # --- conservation -----------------------------------------------------------------------------------------------
 
     def check_books(self) -> None:
-        """Every block is free or held, by as many as hold it; the same of host blocks; and nobody is lost."""
+        """Every block is free or held, by as many as hold it. So are host blocks, and no sequence is lost."""
         scheduler, sequences = self.scheduler, self.scheduler.sequences()
         assert set(sequences) == set(self.live)
         held = Counter(block for s in sequences.values() for block in s["blocks"])

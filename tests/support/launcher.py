@@ -1,7 +1,7 @@
 """A launcher as torchrun is one, for tests: `python -m support.launcher -n 2 COMMAND... [: -n 1 COMMAND...]`.
 
-It tells the ranks who they are by their environment, hands signals on to rank 0, and kills nobody who ends
-in time: what is left ten seconds after a rank has failed is killed, said on standard error, and makes the exit code 99.
+The environment of each process names its rank. Signals go on to rank 0. Ranks that are left ten seconds after one has
+failed are killed. The launcher then says so on standard error, and its exit code is 99.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OTHERS = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "MPI_LOCAL", "TORCHELASTIC_", "LON
 
 
 def reserved_port() -> socket.socket:
-    """Bound, and not listening: nobody else gets the port by luck, and rank 0 may listen there."""
+    """Returns a bound socket that does not listen: no other process gets the port, and rank 0 may listen there."""
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))

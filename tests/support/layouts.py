@@ -1,4 +1,4 @@
-"""Checkpoints that several ranks share, and greedy decoding by the rank that leads."""
+"""Checkpoints that several ranks share, and greedy decoding by rank 0."""
 
 from longcat.checkpoint.random_weights import SMALL_CONFIG
 

@@ -15,8 +15,8 @@ FP8_STORE = 2.0**-4
 # Latents stored in 8 bits: half a step of 1 / 127 of the largest value.
 INT8_STORE = 0.5 / 127 + 1e-6
 
-# Attention over int8 latents as they are stored: queries in 14 bits (half a step of 2^-13 of the largest, summed over
-# the width and turned into exponents), weights in 15.
+# Attention over int8 latents as they are stored. Queries have 14 bits: half a step of 2^-13 of the largest, summed over
+# the width and turned into exponents. Weights have 15.
 INT8_ATTENTION = 2e-3
 
 # Attention in bf16 against the same with its queries, keys and values rounded: what is left are the weights, each with

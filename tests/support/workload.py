@@ -202,7 +202,7 @@ class Report:
 
 
 async def run_jobs(engine: longcat.Engine, num_jobs: int, concurrency: int, seed: int) -> Report:
-    """Runs random jobs, so many at a time, and some of them again alone: the same tokens.
+    """Runs random jobs, `concurrency` at a time, and some of them again alone: the same tokens.
 
     Jobs are made when they are wanted and results kept as hashes: what is kept here would count as the engine's memory.
     """

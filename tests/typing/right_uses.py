@@ -1,4 +1,4 @@
-"""Uses that type checkers take, with the types that they find; test_typing.py reads this file, which nobody runs."""
+"""Uses that type checkers take, with the types that they find; test_typing.py reads this file, and no test runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uses that type checkers refuse, each with mypy's word for it; test_typing.py reads this file, which nobody runs."""
+"""Uses that type checkers refuse, each with mypy's word for it; test_typing.py reads this file, and no test runs it."""
 
 import longcat
 

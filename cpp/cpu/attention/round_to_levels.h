@@ -1,4 +1,4 @@
-// Floats to integers with one scale, for kernel files.
+// Rounds floats to integers with one scale, for kernel files.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// For tests of an instruction set that the machine lacks.
+// Lets tests run the kernels of an instruction set that the machine lacks.
 #pragma once
 
 #include "cpu/simd/isa.h"

@@ -1,7 +1,7 @@
 """Calls of a conversation's past whose arguments are no JSON object: shown to the model as it wrote them.
 
-A template wants arguments as an object. One call of a message may have none, as after `max_tokens`. Then all of the
-message's calls become part of its content, in the model's own form and with its real tags.
+A template needs arguments as an object. A call that `max_tokens` cut off has none. Then all calls of its message become
+part of the content, in the model's own form and with its real tags.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def with_calls(content: str, calls: Sequence[Mapping[str, Json]]) -> TaggedText:
 
 
 def whole_arguments(text: str) -> JsonObject:
-    """The arguments that are complete in a JSON object, which may lack its end."""
+    """Returns the complete arguments of a JSON object, which may lack its end."""
     value = json_value(text)
     if isinstance(value, dict):
         return value

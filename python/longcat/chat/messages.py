@@ -36,9 +36,9 @@ def normalize_messages(messages: Sequence[Mapping[str, object]]) -> list[JsonObj
 
 
 def normalize_tools(tools: Sequence[Mapping[str, object]] | None) -> list[JsonObject] | None:
-    """Tools as {"type", "function": {"name", "description", "parameters"}}; None when there are none.
+    """Returns tools as {"type", "function": {"name", "description", "parameters"}}; None when there are none.
 
-    A tool of another type without a function, as the template may know by itself, stays as it is.
+    A tool of another type without a function stays as it is: the template may know it.
 
     Raises:
         ValueError: a tool is wrong; says which.

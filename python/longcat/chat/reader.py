@@ -16,10 +16,10 @@ from longcat.support.json_types import JsonObject
 
 @dataclass(repr=False)
 class ChatOutput(RequestOutput):
-    """A RequestOutput whose answers are also messages: {"role", "content", "reasoning_content", "tool_calls"}.
+    """A RequestOutput with a message for each completion: {"role", "content", "reasoning_content", "tool_calls"}.
 
-    An answer that calls tools has finish_reason "tool_calls". With another one the last call may be unfinished: its
-    arguments are then a text, JSON without its end, in place of an object. `str()` is the first message's content.
+    A completion that calls tools has finish_reason "tool_calls". With another reason its last call may be unfinished:
+    the arguments are then a text, JSON without its end, in place of an object. `str()` is the first message's content.
     """
 
     messages: list[JsonObject] = field(default_factory=list)
@@ -59,9 +59,9 @@ class ChatChunk(ShortRepr):
 def force_calls(
     params: SamplingParams, tools: Sequence[Mapping[str, Any]] | None, tool_choice: Any, parallel: bool = True
 ) -> tuple[SamplingParams, str | None]:
-    """Parameters that hold the answer to tool calls where `tool_choice` says so, and the choice for the template.
+    """Returns parameters that force tool calls where `tool_choice` says so, and the choice for the template.
 
-    An answer that is held to another form may call in its place, or has to if the choice says so.
+    A completion that is held to another form may call a tool in its place, or must if the choice says so.
 
     Raises:
         ValueError: there is no such tool, or the choice is none.
@@ -104,12 +104,12 @@ def ends_in_think(prompt: str) -> bool:
 class ChatReader:
     """Makes chat chunks of token chunks. It parses reasoning and tool calls as they arrive.
 
-    `may_call` is whether an answer can be a call.
+    `may_call` is whether a completion can be a call.
 
     Args:
-        is_forced: a grammar holds the answers to calls whose arguments fit.
+        is_forced: a grammar holds the completions to calls whose arguments fit.
         starts_thinking: of each prompt, whether it ends inside a think block (`ends_in_think`). False where a grammar
-            holds the answer to a form, which has no think block. Default: none does.
+            holds the completion to a form, which has no think block. Default: no prompt does.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Renders messages to a prompt by the checkpoint's own chat template.
 
 A template is a program that comes with a checkpoint, so it runs in a worker, in a sandbox (`sandbox.py`). What users
-write is data, so none of it may act as a tag: `render_segments` keeps the template's tags apart from text that looks
-the same, and `encode_segments` turns the former into their ids and the latter into ordinary text.
+write is data, so none of it may act as a tag. `render_segments` keeps the template's tags apart from text that looks
+the same. `encode_segments` turns tags into their ids, and all other text into ordinary tokens.
 """
 
 from __future__ import annotations
@@ -96,15 +96,15 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **kwargs: object,
     ) -> str:
-        """The prompt as one text. To encode a user's words use `render_segments`: here their tags look like ours.
+        """Returns the prompt as one text. To encode it, use `render_segments`: here a user's tags look like ours.
 
         Args:
             messages: {"role": "system" | "user" | "assistant" | "tool", "content": str or list of text parts, ...};
                 "arguments" of an assistant's "tool_calls" may be objects or JSON text.
             tools: {"type": "function", "function": {"name", "description", "parameters"}}, or the inner part alone.
             tool_choice: None or "auto"; "none" leaves the tools out.
-            add_generation_prompt: end with the tag that opens the answer.
-            continue_final_message: end inside the last message, an assistant's, so that the answer goes on with it; no
+            add_generation_prompt: end with the tag that opens the completion.
+            continue_final_message: end inside the last message, an assistant's, so that the completion continues it. No
                 generation prompt is added then.
             kwargs: further variables of the template, e.g. enable_thinking=True.
         Raises:
@@ -125,11 +125,11 @@ class ChatTemplate:
         continue_final_message: bool = False,
         **kwargs: object,
     ) -> list[tuple[str, bool]]:
-        """The prompt in segments, the tags that the template wrote apart from all text.
+        """Returns the prompt in segments: tags that the template wrote, and text.
 
         While the template runs, the character that opens a tag ("<") is replaced by an unused one in everything that
-        messages, tools and kwargs contain. Whatever the template does to these strings (cut, join, quote as JSON), no
-        tag can come out of them; a tag in the output is therefore the template's. Afterwards the character is put back.
+        messages, tools and kwargs contain. The template may cut, join or quote these strings: no tag can come
+        out of them. So a tag in the output is the template's. Afterwards the character is put back.
         A template that looks for tags in messages finds none.
 
         Args:
@@ -189,7 +189,7 @@ class ChatTemplate:
 
 
 def _run(source: str, variables: Mapping[str, object] | None) -> str:
-    """A template's text, from a worker. Without variables it is compiled alone."""
+    """Returns the text that a template renders, from a worker. Without variables it is only compiled."""
     job = json.dumps([source, variables], ensure_ascii=False).encode(errors="surrogatepass")
     try:
         answer = _WORKERS.call(job, _LIMITS)
@@ -206,7 +206,7 @@ def _run(source: str, variables: Mapping[str, object] | None) -> str:
 
 
 def tag_texts(tokenizer: tokenizers.Tokenizer) -> list[str]:
-    """Texts of the added tokens: bos, eos, the roles' tags, the tools' tags."""
+    """Returns the texts of the added tokens: bos, eos, the tags of roles and tools."""
     return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
 
@@ -234,7 +234,7 @@ def encode_segments(tokenizer: tokenizers.Tokenizer, segments: Iterable[tuple[st
 
 
 def encode_plain(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Token ids of `text` as if there were no added tokens: a typed `<longcat_user>` is a `<`, letters and a `>`."""
+    """Encodes `text` as if there were no added tokens: a typed `<longcat_user>` is a `<`, letters and a `>`."""
     return _encode_plain(tokenizer, text, frozenset(tokenizer.get_added_tokens_decoder()))
 
 
@@ -276,7 +276,7 @@ def _opener(tag: str) -> str | None:
 
 
 def _replaced(text: str, table: Mapping[str, str]) -> str:
-    """`text` with characters replaced by others; much faster than str.translate where these are not ASCII."""
+    """Replaces characters by others; much faster than str.translate where these are not ASCII."""
     for old, new in table.items():
         text = text.replace(old, new)
     return text
@@ -315,7 +315,7 @@ def _mark_end(messages: list[JsonObject], mark: str) -> list[JsonObject]:
 
 
 def _cut_at_mark(text: str, mark: str) -> str:
-    """`text` up to the mark. It was followed by a space: where that is gone, the template trims, and so do we."""
+    """Returns `text` up to the mark. A space followed the mark: where it is gone, the template trims, and so do we."""
     before, found, after = text.rpartition(mark)
     if not found:
         raise Error("[chat template] continue_final_message: the template leaves out or changes the last message")
@@ -341,10 +341,10 @@ def _named_templates(path: str, found: object) -> tuple[str, str | None]:
 
 
 def _read_text(path: str) -> str | None:
-    """A file's text, None if there is no such file."""
+    """Returns a file's text, or None if there is no such file."""
     return read_text(path, "[chat template]", _MAX_FILE_BYTES) if os.path.exists(path) else None
 
 
 def _read_json(path: str) -> JsonObject:
-    """A file's JSON object, empty if there is no such file."""
+    """Returns a file's JSON object, empty if there is no such file."""
     return read_json_object(path, "[chat template]", _MAX_FILE_BYTES)

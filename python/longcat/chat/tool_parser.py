@@ -2,11 +2,11 @@
 
 The algorithm is that of GLM-4.6's published helper with LongCat's tags, with these differences:
 
-* an argument that the schema lets be text is the text as written, white space and all;
-* a call that lacks a required argument, or is not understood, is content: nothing vanishes but text between calls;
-* what models write besides the documented form is read: see `call_forms.py`, a `functions.` prefix of the name, one
-  JSON object in place of all pairs, missing start and end tags, white space around the name;
-* a missing `</longcat_tool_call>` at the end of the text is no fault if all values have their end.
+* If the schema allows an argument to be text, it is the text as written, with its white space.
+* A call that lacks a required argument, or is not understood, is content. Only text between and after calls is lost.
+* Other forms that models write are read too. `call_forms.py` lists some. Others are a `functions.` prefix, white space
+  around the name, missing start and end tags, and one JSON object in place of all pairs.
+* A missing `</longcat_tool_call>` at the end of the text is no fault if all values have their end.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ def parse_model_response(response: str, tools: Sequence[Mapping[str, object]] | 
 
     Args:
         response: the decoded completion, without special tokens.
-        tools: the tools that were declared, as {"type": "function", "function": {...}} or flat. An argument whose
-            schema allows the text as it is written is that text; every other one is read as JSON and stays text when
-            it is none.
+        tools: the declared tools, as {"type": "function", "function": {...}} or flat. An argument whose schema allows
+            the text as written is that text. Every other argument is read as JSON, or stays text if it is no JSON.
     Returns:
         {"role": "assistant"} and, when not empty, "reasoning_content", "content" (both stripped) and "tool_calls":
         [{"type": "function", "function": {"name": str, "arguments": dict}}]. Text between and after calls is dropped;

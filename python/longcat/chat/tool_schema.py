@@ -1,6 +1,6 @@
 """Reads the schemas of the declared tools, for every part of the code that handles calls.
 
-The grammar of forced calls, the typing of arguments and the check of a finished call ask here.
+The grammar of forced calls, the typing of arguments and the check of a finished call use it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class ToolSchema:
         """Returns whether these arguments include all required ones.
 
         Args:
-            for_good: whatever arguments follow.
+            for_good: the answer must hold whatever arguments follow.
         """
         given = set(keys)
         if not self._objects:

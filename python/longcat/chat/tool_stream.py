@@ -73,19 +73,16 @@ class _Stripped:
 class StreamingResponseParser:
     """`parse_model_response` for text that arrives in pieces, however it is cut.
 
-    Content and reasoning are given out as they come, except what may be the beginning of a tag and white space at the
-    end. A tool call is given out once no required argument can be missing any more: arguments that are text character
-    by character, others when complete. Folding all deltas gives `message`.
+    Content and reasoning are returned as they arrive, except for a possible beginning of a tag and white space at the
+    end. A tool call is returned once no required argument can be missing any more. Its text arguments then stream, and
+    other arguments follow when they are complete. All deltas together give `message`.
 
     Args:
-        tools: the tools that were declared.
-        hold_after_think: the whole parse takes the last </longcat_think> for the end of the reasoning, and which is
-            the last is known at the end of the text only. True: what follows a think block is held back until
-            `finish`. False: the first end tag counts, and what follows is given out as it comes; the result then
-            differs from the whole parse for an answer that starts with a think block and has a second end tag. Answers
-            that do not start with a think block stream the same either way.
-        fits: the text is held to a grammar, so that arguments fit the schema: those that can be no text are given out
-            as they come, too.
+        tools: the declared tools.
+        hold_after_think: hold back what follows a think block until `finish`, because the last </longcat_think> ends
+            the reasoning, as in `parse_model_response`. False: the first one ends it, and the rest streams. That
+            differs only if a text starts with a think block and has a second end tag.
+        fits: a grammar makes the arguments fit the schema. Then arguments that cannot be text stream as well.
         starts_thinking: the prompt ends inside a think block. All text before the first </longcat_think> is reasoning.
         reads_calls: False: the tags of calls are content.
     """

@@ -15,19 +15,22 @@ from longcat.cli.parser import Parser, UsageError
 COMMANDS = {
     "generate": ("longcat.cli.commands.generate", "continue a prompt"),
     "chat": ("longcat.cli.commands.chat", "talk with the model in the terminal"),
-    "serve": ("longcat.cli.commands.serve", "answer over HTTP, as OpenAI's API does"),
-    "bench": ("longcat.cli.commands.bench", "measure an engine, a server or starting"),
-    "plan": ("longcat.cli.commands.plan", "print what a checkpoint needs and where it fits, from its headers"),
-    "doctor": ("longcat.cli.commands.doctor", "check this machine, with a fix for each fault"),
+    "serve": ("longcat.cli.commands.serve", "serve the model over HTTP, by the APIs of OpenAI and Anthropic"),
+    "bench": ("longcat.cli.commands.bench", "measure an engine, its start, or a server"),
+    "plan": ("longcat.cli.commands.plan", "print the memory that a checkpoint needs, and where it fits"),
+    "doctor": ("longcat.cli.commands.doctor", "check this machine, and name a remedy for each fault"),
     "verify": ("longcat.cli.commands.verify", "check a checkpoint: files, tensors, values, hashes"),
-    "convert": ("longcat.cli.commands.convert", "quantise and pack a checkpoint for the CPU"),
+    "convert": ("longcat.cli.commands.convert", "quantise and pack a checkpoint"),
     "make-checkpoint": (
         "longcat.cli.commands.make_checkpoint",
-        "write random weights of any scale in the official layout",
+        "write a checkpoint with random weights, for tests and benchmarks",
     ),
-    "pull": ("longcat.cli.commands.pull", "download a checkpoint from the Hub, resume, and check its hashes"),
+    "pull": (
+        "longcat.cli.commands.pull",
+        "download a checkpoint, check its hashes, and resume where it was interrupted",
+    ),
     "top": ("longcat.cli.commands.top", "watch a running server: requests, tokens/s, cache, memory"),
-    "completion": ("longcat.cli.commands.completion", "print the completion of this command for a shell"),
+    "completion": ("longcat.cli.commands.completion", "print the script that completes longcat commands in a shell"),
 }
 
 _OF_SEVERAL_RANKS = ("generate", "chat", "serve", "bench")

@@ -72,23 +72,28 @@ class EngineConfig:
     )
     _: KW_ONLY
     device: str = option(
-        "auto", "device to run on: auto, cpu, cuda or cuda:N", checks.text, core="device", metavar="NAME"
+        "auto",
+        "device to run on: auto, cpu, cuda or cuda:N",
+        checks.text,
+        core="device",
+        details="auto is the CPU as long as the CUDA backend is not proven on a GPU; docs/cuda.md has its state.",
+        metavar="NAME",
     )
     tensor_parallel_size: int = option(
         1,
         "ranks that share attention heads and dense FFNs",
         positive,
         core="tensor_parallel_size",
-        details="A launcher such as mpirun starts as many processes as the larger of this and expert_parallel_size "
-        "says. All make the same engine and the same requests, and get the same results; or rank 0 alone asks, and "
-        "the others `follow()`.",
+        details="A launcher such as mpirun starts the processes, as many as the larger of this and "
+        "expert_parallel_size. All make the same engine and the same requests, and get the same results. Or rank 0 "
+        "alone makes requests, and the others call `follow()`.",
         unit="ranks",
         aliases=("tp", "tp_size"),
         metavar="N",
     )
     expert_parallel_size: int = option(
         1,
-        "ranks that share the experts; the job has as many as the larger of both",
+        "ranks that share the experts; the number of ranks is the larger of this and tensor_parallel_size",
         positive,
         core="expert_parallel_size",
         unit="ranks",
@@ -97,10 +102,10 @@ class EngineConfig:
     )
     data_parallel_size: int = option(
         1,
-        "copies of the model, each on ranks of its own",
+        "copies of the model (replicas), each on ranks of its own",
         positive,
-        details="Each copy has requests of its own; `Engine.replica` says to which one a process belongs. Servers of "
-        "the copies listen on ports one after the other.",
+        details="Each copy has requests of its own; `Engine.replica` is the index of this process's copy. Servers of "
+        "the copies listen on successive ports.",
         unit="copies",
         aliases=("dp", "dp_size"),
         metavar="N",
@@ -118,18 +123,19 @@ class EngineConfig:
     )
     quantization: str | None = option(
         None,
-        "keep the core and the experts as fp8 blocks, or fp8-experts: the experts alone",
+        "quantise while loading: fp8 (core and experts) or fp8-experts (the experts alone)",
         checks.quantization,
         core="quantization",
-        details="For checkpoints in bf16, f16 or f32; made one matrix at a time while loading. The core: attention but "
-        "kv_b_proj, dense FFNs, head. Half the memory and less; docs/cuda.md has the perplexities.",
+        details="For checkpoints in bf16, f16 or f32, converted to fp8 blocks one matrix at a time. The core is "
+        "attention without kv_b_proj, dense FFNs and head. The weights take about half the memory; docs/cuda.md has "
+        "the perplexities.",
         default="as they are stored",
         metavar="fp8",
         choices=checks.QUANTIZATIONS,
     )
     max_model_len: int | None = option(
         None,
-        "most tokens of prompt and completion together",
+        "maximum number of tokens of prompt and completion together",
         positive,
         core="max_model_len",
         default="max_position_embeddings of config.json",
@@ -142,8 +148,8 @@ class EngineConfig:
         "format of the latent cache: auto, f32, bf16, fp8 or int8",
         checks.number_format,
         core="kv_cache_dtype",
-        details="auto is dtype. In fp8 a row of 512 + 64 values takes 656 bytes. int8 is for the CPU: 660 bytes, and "
-        "the fastest there over long contexts.",
+        details="auto is the value of dtype. In fp8 a row of 512 + 64 values takes 656 bytes. int8 is for the CPU: 660 "
+        "bytes, and the fastest there over long contexts.",
         metavar="TYPE",
     )
     index_cache_dtype: str = option(
@@ -160,15 +166,15 @@ class EngineConfig:
         'size of the latent cache, as "4GiB"',
         parse_bytes,
         core="kv_cache_memory",
-        details="auto is a quarter of the free memory, on a GPU all that is left, and less where max_num_seqs "
-        "sequences of max_model_len cannot use so much.",
+        details="auto is a quarter of the free memory, or on a GPU all that is left. It is never more than "
+        "max_num_seqs sequences of max_model_len can use.",
         unit="bytes",
         aliases=("kv_cache_memory_bytes",),
         metavar="SIZE",
     )
     gpu_memory_utilization: float | None = option(
         None,
-        "share of a GPU's free memory to take",
+        "share of a GPU's free memory to use",
         share,
         core="gpu_memory_utilization",
         details="Without effect on the CPU.",
@@ -181,23 +187,24 @@ class EngineConfig:
         "place of the N-gram tables: auto, disk (CPU), host or device (CUDA)",
         checks.text,
         core="ngram_placement",
-        details="disk: they stay in the mapped file, and only pages that hold rows of a step's tokens are read. host: "
-        "pinned memory that the GPU reads. device: the GPU's own memory, where it has room. auto: disk or host.",
+        details="disk: they stay in the mapped file, and a step reads only the pages that hold its rows. host: "
+        "pinned memory that the GPU reads. device: the GPU's own memory, where it has room. auto: disk on the CPU, "
+        "host on a GPU.",
         metavar="PLACE",
     )
     speculative: Mapping[str, object] | None = option(
         None,
-        'draft next tokens by {"method": "mtp"} or {"method": "ngram"}',
+        'speculative decoding, as {"method": "mtp"} or {"method": "ngram"}',
         checks.speculation,
         core="speculation",
         details="A step verifies all draft tokens of a sequence, so texts are the same in fewer steps. "
-        "num_speculative_tokens (3) is the most draft tokens at a time. mtp drafts by the checkpoint's MTP "
-        "layer (model.mtp.*, in model-auxiliary.safetensors). It drafts fewer tokens, or none, while they do not "
-        'pay. "adaptive": false drafts the most in every step. '
-        "draft_vocab drafts among that many first ids only, the frequent ones of a byte-pair vocabulary, with as many "
-        "rows of the output layer. "
-        "ngram drafts what followed the last prompt_lookup_min "
-        "(2) to prompt_lookup_max (4) tokens where they occurred before: it needs no weights.",
+        "num_speculative_tokens (3) is the maximum number of draft tokens at a time. mtp drafts by the checkpoint's "
+        "MTP layer (model.mtp.*, in model-auxiliary.safetensors). It drafts fewer tokens, or none, while drafting "
+        'does not pay. "adaptive": false always drafts the maximum. '
+        "draft_vocab=N drafts among the first N ids only, which are the frequent ones of a byte-pair vocabulary. That "
+        "reads only N rows of the output layer. "
+        "ngram needs no weights. It looks for an earlier occurrence of the last prompt_lookup_min (2) to "
+        "prompt_lookup_max (4) tokens, and drafts the tokens that followed there.",
         default="none",
         aliases=("speculative_config",),
         metavar="JSON",
@@ -207,12 +214,12 @@ class EngineConfig:
         'host memory for preempted requests, as "4GiB"',
         checks.swap_bytes,
         core="swap_memory",
-        details="auto is as much as the cache. Requests that do not fit there are computed again.",
+        details="auto is the size of the latent cache. Preempted requests that do not fit there are recomputed.",
         unit="bytes",
     )
     enable_prefix_caching: bool = option(
         True,
-        "compute the common beginning of prompts once",
+        "compute the common beginning of several prompts only once",
         checks.switch,
         core="enable_prefix_caching",
         metavar="BOOL",
@@ -221,7 +228,7 @@ class EngineConfig:
     )
     max_num_seqs: int = option(
         16,
-        "requests that run at once; others wait",
+        "maximum number of requests that run at once; others wait",
         positive,
         core="max_num_seqs",
         unit="requests",
@@ -231,10 +238,10 @@ class EngineConfig:
     )
     max_num_queued: int = option(
         4096,
-        "most requests that wait; further ones get QueueFullError, from a server status 429",
+        "maximum number of waiting requests; more get QueueFullError, or HTTP status 429 from a server",
         positive,
         core="max_num_queued",
-        details="`Engine.generate` waits for room in place of the error.",
+        details="`Engine.generate` waits for room instead.",
         unit="requests",
         aliases=("max_queued_requests",),
         metavar="N",
@@ -242,7 +249,7 @@ class EngineConfig:
     )
     max_num_batched_tokens: int | None = option(
         None,
-        "most tokens of a step; longer prompts are computed in several",
+        "maximum number of tokens of a step; longer prompts take several steps",
         positive,
         core="max_num_batched_tokens",
         default="512, on CUDA 8192, or max_num_seqs when that is more",
@@ -252,7 +259,7 @@ class EngineConfig:
     )
     async_scheduling: bool | None = option(
         None,
-        "plan a step before the results of the last one are known, so that the device never waits for the host",
+        "plan each step before the results of the last one are known, so that the device never waits",
         checks.switch,
         core="overlap",
         details="A sequence that has just ended then computes one row too many. Texts are the same.",
@@ -263,7 +270,7 @@ class EngineConfig:
     )
     seed: int = option(
         0,
-        "seed of requests that bring none",
+        "seed of requests without one",
         checks.seed,
         aliases=("random_seed",),
         metavar="N",
@@ -296,13 +303,13 @@ class EngineConfig:
     )
     mask_timeout: float = option(
         10.0,
-        "a request with a token_mask ends with an error when one mask takes longer",
+        "maximum time for one token mask; the request ends with an error after it",
         checks.milliseconds,
         core="mask_timeout_ms",
         unit="s",
     )
     progress: Callable[[int, int], None] | None = option(
-        None, "called with the bytes done and the bytes in all while the model loads", default="nothing is called"
+        None, "called with the bytes done and the bytes in all while the model loads", default="none"
     )
 
     def __post_init__(self) -> None:

@@ -141,7 +141,7 @@ class Engine(TextMethods, Uncopied):
         return dict(self._info)
 
     def sampling_defaults(self) -> dict[str, float]:
-        """The sampling parameters of a request that gives none: the model's generation_config.json, else ours."""
+        """The default sampling parameters: those of the model's generation_config.json, else ours."""
         return self._intake.sampling_defaults()
 
     # --- generation --------------------------------------------------------------------------------------------
@@ -378,8 +378,8 @@ class Engine(TextMethods, Uncopied):
             tools: functions that the model may call, {"type": "function", "function": {...}}. Without tools no part of
             a
                 completion is read as a call.
-            tool_choice: "auto", "none" to leave the tools out, "required" for a completion that calls one, or
-                {"type": "function", "function": {"name": ...}} for one call of that tool.
+            tool_choice: "auto"; "none" leaves the tools out; "required" forces a call;
+                {"type": "function", "function": {"name": ...}} forces one call of that tool.
             continue_final_message: the completion continues the last message in place of beginning a new one.
             chat_template_kwargs: more variables for the template, as {"enable_thinking": True}.
             sampling_params, stream, use_tqdm, sampling: as for generate; a stream yields ChatChunk.

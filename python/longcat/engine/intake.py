@@ -27,7 +27,7 @@ class Intake:
         table: runs the requests.
         defaults: the model's sampling parameters, from generation_config.json.
         eos_token_ids: ids that end a completion.
-        seed: makes the seeds of requests that bring none.
+        seed: makes the seeds of requests without one.
     """
 
     def __init__(

@@ -3,9 +3,9 @@
 Ranks that mpirun or srun starts talk by their MPI library. Ranks that torchrun starts, or a launcher that sets the same
 variables, talk by TCP.
 
-A process joins once and for good. A rank that leaves without goodbye is taken for dead by the others and by the
-launcher. So the process of a rank ends in one of two ways. Either all ranks are done and leave together, or one has
-failed and all end with an exit code that says so.
+A process joins once, and never leaves to go on alone. If a rank ends without a farewell, the others and the launcher
+regard it as lost. So the process of a rank ends in one of two ways. Either all ranks are done and leave together, or
+one has failed and all end with an exit code that says so.
 """
 
 from __future__ import annotations

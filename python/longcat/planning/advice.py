@@ -1,4 +1,4 @@
-"""What makes a checkpoint fit on this machine: other options, or other weight formats."""
+"""Finds options or weight formats with which a checkpoint fits on this machine."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _needed(made: Plan, preset: str | None, options: Mapping[str, Any]) -> float
 
 
 def weights(made: Plan, preset: str | None, num_tokens: int) -> int:
-    """Returns the memory of a rank's weights [bytes], about.
+    """Estimates the memory of a rank's weights [bytes].
 
     Args:
         preset: of `longcat convert --quant`; None: the weights as they are stored.

@@ -61,10 +61,10 @@ class SamplingParams:
 
     n: int = _parameter(1, "completions of each prompt", details=f"At most {MAX_N}.", unit="completions")
     max_tokens: int = _parameter(
-        1024, "most new tokens", details="The model's context may end a completion earlier.", unit="tokens"
+        1024, "maximum number of new tokens", details="The model's context may end a completion earlier.", unit="tokens"
     )
     min_tokens: int = _parameter(
-        0, "fewest new tokens; end tokens, stop ids and stop strings count after them", unit="tokens"
+        0, "minimum number of new tokens; end tokens, stop ids and stop strings have no effect before", unit="tokens"
     )
     temperature: float | None = _parameter(
         None, "divide the logits by this; 0 is greedy", default=f"{_MODELS}1 (0 if its do_sample is false)"
@@ -78,12 +78,14 @@ class SamplingParams:
     )
     top_p: float | None = _parameter(
         None,
-        "keep the most likely tokens that make up this probability; 1 is off",
+        "keep the most likely tokens whose probabilities add up to this; 1 is off",
         details="In (0, 1].",
         default=f"{_MODELS}off",
     )
     min_p: float | None = _parameter(
-        None, "drop tokens below this share of the most likely one's probability; 0 is off", default=f"{_MODELS}off"
+        None,
+        "drop tokens less likely than this share of the most likely token's probability; 0 is off",
+        default=f"{_MODELS}off",
     )
     repetition_penalty: float | None = _parameter(
         None,
@@ -106,16 +108,16 @@ class SamplingParams:
     )
     include_stop_str_in_output: bool = _parameter(False, "keep the stop text at the end of the completion")
     stop_token_ids: Sequence[int] = _parameter(
-        (), "token ids that end a completion, beside the end token", default="none"
+        (), "token ids that end a completion, in addition to the end token", default="none"
     )
-    ignore_eos: bool = _parameter(False, "go on after the end token")
+    ignore_eos: bool = _parameter(False, "continue after the end token")
     logit_bias: Mapping[int, float] | None = _parameter(
-        None, "numbers by token id; each is added to the logit of its token, before everything else", default="none"
+        None, "token ids, each with a number that is added to its logit before everything else", default="none"
     )
     bad_words: Sequence[str] = _parameter(
         (),
         "texts that the output must not contain",
-        details="Each is tokenized as the start of a text and as the word behind a space.",
+        details="Each is tokenized twice: at the start of a text, and after a space.",
         default="none",
     )
     allowed_token_ids: Sequence[int] | None = _parameter(
@@ -123,13 +125,13 @@ class SamplingParams:
     )
     logprobs: int | None = _parameter(
         None,
-        "report this many most likely tokens and the drawn one, with log-probabilities, for each new token",
+        "for each new token, report the drawn token and this many of the most likely, with log-probabilities",
         default="not reported",
         unit="tokens",
     )
     prompt_logprobs: int | None = _parameter(
         None,
-        "report this many most likely tokens and its own, with log-probabilities, for each prompt token but the first",
+        "for each prompt token but the first, report its log-probability and this many of the most likely tokens",
         default="not reported",
         unit="tokens",
     )
@@ -225,7 +227,7 @@ def core_params(
     Args:
         defaults: the fields of generation_config.json.
         eos_token_ids: the model's end tokens.
-        seed: the seed when the request brings none.
+        seed: the seed of a request without one.
         tokenizer: returns the tokenizer; called when there are bad words.
     """
     greedy = defaults.get("do_sample") is False

@@ -30,7 +30,7 @@ class Application:
     """`asgi` is what a web server runs, `api` the FastAPI application in it.
 
     Args:
-        engine: a longcat.Engine, or what has its methods.
+        engine: a longcat.Engine, or an object with its methods.
         settings: names, keys and limits.
         on_end: called when the server has to stop: it is drained, or the engine died.
         write_log: takes the facts of each request, for the access log.

@@ -1,7 +1,7 @@
-"""Full garbage collections at moments that suit the server.
+"""Delays full garbage collections until the server is idle.
 
 A full collection looks at every object and stops all threads. With large bodies alive it takes half a second, in which
-no request is answered. Young objects are collected as ever; full collections wait until no request is open, or until
+no request is answered. Python collects young objects as usual. Full collections wait until no request is open, or until
 memory has grown much.
 """
 

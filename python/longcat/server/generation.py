@@ -82,7 +82,7 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._text_threads, plan, self.texts, body)
 
     def start(self) -> None:
-        """Has the workers for large bodies ready."""
+        """Starts the workers for large bodies."""
         self.intake.pool.start()
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class Service:
             raise ApiError(400, str(error)) from None
 
     async def compiled(self, grammar: str | None) -> Any:
-        """A grammar in llguidance's form (None for None), compiled on a thread once a worker has shown that it can be.
+        """Returns a compiled grammar (None for None): a worker checks it, then a thread compiles it.
 
         Raises:
             ApiError: 400, it is malformed, too large, or takes too long.
@@ -129,7 +129,7 @@ class Service:
             name: of the request, for the engine.
             group: shared by the prompts of one body, which the scheduler weighs together.
         Returns:
-            Its chunks, to be closed in any case.
+            Its chunks, which the caller must close.
         Raises:
             ApiError: the engine does not take it: the queue is full, the prompt too long, a parameter out of range.
         """
@@ -169,10 +169,10 @@ class Generation:
         self._until_closed.callback(self._count)
 
     async def queued(self) -> None:
-        """The first step of `chunks` is done: the engine has taken the request, or has said why not.
+        """Waits until the engine has taken the request, or has refused it.
 
         Raises:
-            ApiError: it has not.
+            ApiError: the engine has refused it.
         """
         await asyncio.sleep(0)
         if self._first.done() and not self._first.cancelled() and self._first.exception() is not None:
@@ -235,7 +235,7 @@ async def respond_ready(request: Request, body: V, plan: Callable[[Texts, V], Re
 
 
 async def respond(request: Request, body: B, start: Callable[[Service, B], Awaitable[Answer]]) -> Response:
-    """The answer that `start` begins: whole, or with `stream` as server-sent events."""
+    """Returns the answer that `start` begins: whole, or with `stream` as server-sent events."""
     service: Service = request.app.state.service
     service.lifecycle.check_ready()
     answer = await unless_client_leaves(request, start(service, body))

@@ -1,7 +1,7 @@
 """Untrusted grammars are first compiled in a worker, which can be stopped.
 
-llguidance limits what it can; a few patterns of a JSON schema in `allOf` still keep it busy for minutes, and a thread
-cannot be ended. What a worker compiled in time, this process compiles too.
+llguidance has limits of its own, but a few patterns of a JSON schema in `allOf` still keep it busy for minutes. A
+thread cannot be ended. So this process compiles only grammars that a worker has compiled in time.
 """
 
 from __future__ import annotations

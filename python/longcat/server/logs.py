@@ -32,8 +32,8 @@ class LogOptions:
     """The options of the log.
 
     Args:
-        level: the least severity: debug, info, warning, error or critical.
-        format: "text", or "json" for an object a line.
+        level: the lowest severity that is logged: debug, info, warning, error or critical.
+        format: "text", or "json" for one object on each line.
         summary: a line every 10 s while requests run.
     """
 

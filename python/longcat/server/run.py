@@ -29,16 +29,16 @@ from longcat.server.settings import LOOPBACK_HOSTS, ServerSettings
 
 log = logging.getLogger("longcat.server")
 
-# Of an idle connection. Longer than clients' pools keep one: who ends it first must not be the server, or a request
-# that is on its way meets a closed connection. httpx 5, aiohttp 15, Java 30, balancers 60.
+# Of an idle connection. Clients' pools keep one for less (httpx 5, aiohttp 15, Java 30, balancers 60), so a client ends
+# it first. If the server did, a request on its way could meet a closed connection.
 _KEEP_ALIVE_SECONDS = 75
 _GOODBYE_SECONDS = 5  # for connections to close
 _SWITCH_SECONDS = 0.0001  # after which the event loop gets its turn when another thread works
 # Beyond the process's own: the event loop gets a processor first. While both want one, /health takes half as long.
 _ENGINE_NICENESS = 2
 _OTHER_FILES = 64  # that the server may need beside its connections
-# Connections that one turn of the event loop accepts; asyncio's `backlog` is both. A connection that gives its file up
-# for a new one closes it four turns after the new one was accepted, so four times as many of _OTHER_FILES are in use.
+# Connections that one turn of the event loop accepts; asyncio's `backlog` is both. A displaced connection closes its
+# file four turns after the new one was accepted. So four times as many of _OTHER_FILES are in use.
 _ACCEPTED_AT_ONCE = 8
 _BACKLOG = 4096  # connections that the system keeps for the next turns
 

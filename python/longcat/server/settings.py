@@ -19,7 +19,7 @@ class ServerSettings:
     """Names, keys and limits of a server.
 
     Args:
-        model_names: names of the model; the first stands in answers, all are valid in requests.
+        model_names: names of the model; answers have the first, and requests may have any.
         api_keys: each of them opens the server; none: open to all.
         cors_origins: web pages that may call, as "https://example.org"; "*" for all.
         max_body_bytes, max_header_bytes: of a request.
@@ -27,18 +27,18 @@ class ServerSettings:
         max_completions: of one completions request with several prompts: the share of the queue that one call gets.
         max_stop_strings, max_logprobs: of one request.
         grammar_timeout: to compile a grammar [s].
-        send_timeout: a client that takes nothing for so long loses its connection, and its request ends [s].
-        shutdown_timeout: how long requests may go on after SIGTERM [s].
+        send_timeout: time after which a client that reads nothing loses its connection, and its request ends [s].
+        shutdown_timeout: time for requests to finish after SIGTERM [s].
         retry_after: Retry-After of a server that is full or not ready [s].
-        access_log: write a line of JSON for each request.
-        allowed_hosts: values of the Host header, without port, that are answered; none or "*": all.
+        access_log: log a line for each request.
+        allowed_hosts: accepted values of the Host header, without port; none or "*": all.
         max_connections: open at once; a new one displaces the one that has waited longest for its request.
         header_timeout: for the headers of a request, counted from the connection's first moment [s].
         body_timeout, body_rate: a body takes at most body_timeout [s] and 1 s for each body_rate bytes of it.
         max_stored_bytes: of all responses that are kept for previous_response_id.
         max_waiting_bytes: of all bodies that are received, parsed, rendered or tokenized at one time.
-        traces_endpoint: where spans of requests go by OTLP; None: nowhere.
-        keepalive_interval: a stream without an event for so long gets a comment [s].
+        traces_endpoint: URL for spans of requests by OTLP; None: no spans.
+        keepalive_interval: time without an event after which a stream gets a comment [s].
     """
 
     model_names: tuple[str, ...]

@@ -73,7 +73,7 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take.
+    """The limits of a job.
 
     Args:
         cpu_seconds: processor time.
@@ -283,7 +283,7 @@ class _Exchange:
     kind: bytes = b""  # of the answer
 
     def is_unread(self, answer: bytearray) -> bool:
-        """The worker was killed while it was free, just before: another one is to have the job."""
+        """Returns whether the worker was killed before it read the job: another one then gets the job."""
         return self.kind == _ENDED and answer == _UNREAD
 
 
@@ -305,7 +305,7 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def _has_news(end: socket.socket) -> bool:
-    """Whether there is something to read. A free worker has nothing to say, unless it has ended."""
+    """Returns whether there is something to read. A free worker sends nothing, unless it has ended."""
     poll = select.poll()
     poll.register(end, select.POLLIN)
     return bool(poll.poll(0))

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="kind", metavar="BENCHMARK", required=True, help="latency, throughput, serve, startup or peers"
     )
     latency = kinds.add_parser(
-        "latency", help="time one batch of requests", description="Time one batch of requests, again and again."
+        "latency", help="time one batch of requests", description="Time one batch of requests, several times."
     )
     add_engine_arguments(latency, "bench")
     _add_lengths(latency, input_len=32, output_len=128)
@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(0),
         default=2,
         metavar="BATCHES",
-        help="untimed batches before them (default 2)",
+        help="untimed batches before the timed ones (default 2)",
     )
     throughput = kinds.add_parser(
-        "throughput", help="time many requests at once", description="Time many requests that arrive all at once."
+        "throughput", help="time many requests at once", description="Time many requests that arrive at the same time."
     )
     add_engine_arguments(throughput, "bench")
     _add_lengths(throughput, input_len=128, output_len=64)
@@ -84,7 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that arrive in a second, at random times (default inf: all at once)",
     )
     serve.add_argument(
-        "--max-concurrency", type=integer(1), metavar="REQUESTS", help="most requests under way (default: no limit)"
+        "--max-concurrency",
+        type=integer(1),
+        metavar="REQUESTS",
+        help="maximum number of running requests (default: no limit)",
     )
     serve.add_argument(
         "--temperature", type=number(0), default=0.0, metavar="X", help="temperature of the requests (default 0)"
@@ -93,14 +96,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=integer(), default=0, metavar="N", help="seed of prompts and arrivals (default 0)"
     )
     startup = kinds.add_parser(
-        "startup", help="start an engine again and again", description="Start an engine again and again, and time it."
+        "startup", help="time the start of an engine", description="Time the start of an engine, several times."
     )
     add_engine_arguments(startup, "bench")
     startup.add_argument("--num-iters", type=integer(1), default=5, metavar="STARTS", help="starts to time (default 5)")
     peers = kinds.add_parser(
         "peers",
         help="compare with llama.cpp",
-        description="Run an engine and llama.cpp's llama-bench in turn, and print both and their ratio.",
+        description="Run an engine and llama.cpp's llama-bench in turn; print both speeds and their ratio.",
     )
     add_engine_arguments(peers, "bench")
     peers.add_argument("--llama-bench", required=True, metavar="PATH", help="the program llama-bench")

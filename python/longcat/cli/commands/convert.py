@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from longcat.checkpoint.convert import COMPONENTS, PRESETS
     from longcat.checkpoint.formats import formats_of
 
-    parser.add_argument("model", metavar="PATH", help="folder of a checkpoint, or a GGUF file")
+    parser.add_argument("model", metavar="PATH", help="checkpoint folder, or a GGUF file")
     parser.add_argument("out", metavar="OUT", help="folder to make; must not exist, or be empty")
     parser.add_argument(
         "--quant",
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="a text like those the model will read; int4 is rounded for it (default: one that comes with longcat; "
-        "none: no text, which is faster and far worse)",
+        help="text like yours, for which int4 is rounded (default: one that comes with longcat; none: no text, which "
+        "is faster and far worse)",
     )
     parser.add_argument(
         "--calibration-tokens",

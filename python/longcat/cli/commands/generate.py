@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="text to continue; without it, or with -, standard input is read")
     add_sampling_arguments(parser)
     parser.add_argument(
-        "-n", type=integer(1, 128), default=1, metavar="COMPLETIONS", help="completions of the prompt (default 1)"
+        "-n", type=integer(1, 128), default=1, metavar="COMPLETIONS", help="number of completions (default 1)"
     )
     parser.add_argument(
         "--json-schema", metavar="SCHEMA", help="hold the completion to this JSON schema, given as JSON or as a file"
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="take the prompt as a user's message and print the reply")
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: texts, token ids, ends, counts, times"
+        "--json", action="store_true", help="print one JSON object: texts, token ids, finish reasons, counts, times"
     )
 
 

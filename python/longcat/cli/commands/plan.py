@@ -29,14 +29,14 @@ _GPU_BATCHES, _GPU_CONTEXT = [1, 16, 128], 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="FOLDER", help="checkpoint folder, or one with a config.json alone")
+    parser.add_argument("model", metavar="FOLDER", help="checkpoint folder, or a folder with a config.json alone")
     for name in _OPTIONS:
         add_option(parser, name, default="512, or max_num_seqs when that is more" if name == _STEP_TOKENS else "")
     parser.add_argument(
         "--num-tokens",
         type=integer(1),
         metavar="TOKENS",
-        help="tokens that pass before the peak (default: what the latent cache holds)",
+        help="tokens computed before the peak of memory (default: what the latent cache holds)",
     )
     parser.add_argument(
         "--bandwidth", type=number(0, above=True), metavar="GB/S", help="bandwidth of the memory (default: measured)"
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus",
         type=integer(1, 64),
         metavar="GPUS",
-        help="print only the speeds to expect of this many GPUs, by layout",
+        help="print only the predicted speeds of this many GPUs, by layout",
     )
     parser.add_argument(
         "--gpu",

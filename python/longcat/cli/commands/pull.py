@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         choices=["hub", "modelscope"],
         default="hub",
-        help="where the model is: hub or modelscope (default hub)",
+        help="source of the model: hub or modelscope (default hub)",
     )
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=integer(0, 65535),
         default=8000,
-        help="port to listen on, of the first replica; 0: any (default 8000)",
+        help="port to listen on, of the first replica; 0: any free port (default 8000)",
     )
     server.add_argument(
         "--served-model-name", nargs="+", metavar="NAME", help="names of the model in requests (default: the folder's)"
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="ORIGIN",
-        help="web pages that may call: *, https://example.org, or a JSON list of them",
+        help="origins of web pages that may call: *, https://example.org, or a JSON list of them",
     )
     server.add_argument(
         "--allowed-host",
@@ -57,77 +57,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(1),
         default=16384,
         metavar="CONNECTIONS",
-        help="connections open at once, if the limit of open files allows (default 16384)",
+        help="maximum number of open connections, if the limit of open files allows (default 16384)",
     )
     server.add_argument(
         "--max-body-size",
         type=integer(1),
         default=32 << 20,
         metavar="BYTES",
-        help="largest body of a request (default 32 MiB)",
+        help="maximum size of a request's body (default 32 MiB)",
     )
     server.add_argument(
         "--max-header-size",
         type=integer(1),
         default=16 << 10,
         metavar="BYTES",
-        help="largest headers of a request (default 16 KiB)",
+        help="maximum size of a request's headers (default 16 KiB)",
     )
     server.add_argument(
         "--max-stored-size",
         type=integer(0),
         default=64 << 20,
         metavar="BYTES",
-        help="memory for responses that later ones go on from (default 64 MiB)",
+        help="memory for responses that previous_response_id can name (default 64 MiB)",
     )
     server.add_argument(
-        "--max-logprobs", type=integer(0), default=20, metavar="TOKENS", help="most logprobs of a request (default 20)"
+        "--max-logprobs",
+        type=integer(0),
+        default=20,
+        metavar="TOKENS",
+        help="maximum logprobs of a request (default 20)",
     )
     server.add_argument(
         "--max-stop-strings",
         type=integer(0),
         default=16,
         metavar="TEXTS",
-        help="most stop strings of a request (default 16)",
+        help="maximum number of stop strings of a request (default 16)",
     )
     server.add_argument(
         "--grammar-timeout",
         type=number(0, above=True),
         default=2.0,
         metavar="SECONDS",
-        help="seconds to compile one grammar (default 2)",
+        help="maximum processor time to compile one grammar (default 2)",
     )
     server.add_argument(
         "--send-timeout",
         type=number(0, above=True),
         default=30.0,
         metavar="SECONDS",
-        help="seconds until a client that takes nothing is cut off (default 30)",
+        help="time after which a client that reads nothing is disconnected (default 30)",
     )
     server.add_argument(
         "--shutdown-timeout",
         type=number(0),
         default=30.0,
         metavar="SECONDS",
-        help="seconds for requests to finish after SIGTERM (default 30)",
+        help="time for requests to finish after SIGTERM (default 30)",
     )
     server.add_argument(
-        "--log-level", choices=_LOG_LEVELS, default="info", help="least severity that is logged (default info)"
+        "--log-level", choices=_LOG_LEVELS, default="info", help="lowest severity that is logged (default info)"
     )
     server.add_argument(
         "--log-format",
         choices=["text", "json"],
         default="text",
-        help="format of the log: text, or one JSON object a line (default text)",
+        help="format of the log: text, or one JSON object on each line (default text)",
     )
     server.add_argument(
-        "--disable-access-log", "--disable-uvicorn-access-log", action="store_true", help="log no line for each request"
+        "--disable-access-log",
+        "--disable-uvicorn-access-log",
+        action="store_true",
+        help="do not log a line for each request",
     )
-    server.add_argument("--disable-log-stats", action="store_true", help="log no summary every 10 s while requests run")
+    server.add_argument(
+        "--disable-log-stats", action="store_true", help="do not log a summary every 10 s while requests run"
+    )
     server.add_argument(
         "--otlp-traces-endpoint",
         metavar="URL",
-        help="where spans of OpenTelemetry go by OTLP over HTTP, as http://127.0.0.1:4318/v1/traces",
+        help="URL for OpenTelemetry spans by OTLP over HTTP, as http://127.0.0.1:4318/v1/traces",
     )
     for name, text in [
         ("ssl-keyfile", "private key: serve HTTPS"),

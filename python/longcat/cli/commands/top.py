@@ -23,10 +23,14 @@ _SAMPLE = re.compile(r"(?:longcat:)?(\w+)(?:\{(.*)\})? (\S+)(?: \S+)?$")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", nargs="?", default=_URL, metavar="URL", help=f"address of the server (default {_URL})")
     parser.add_argument(
-        "--interval", type=number(0, above=True), default=1.0, metavar="SECONDS", help="seconds a reading (default 1)"
+        "--interval",
+        type=number(0, above=True),
+        default=1.0,
+        metavar="SECONDS",
+        help="seconds between readings (default 1)",
     )
     parser.add_argument("--once", action="store_true", help="print one reading and end")
-    parser.add_argument("--json", action="store_true", help="print a reading as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print each reading as a JSON object on one line")
     parser.add_argument("--api-key", metavar="KEY", help="key of the server; also LONGCAT_API_KEY")
 
 

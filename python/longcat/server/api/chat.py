@@ -110,7 +110,7 @@ def _prompt(texts: Texts, body: ChatRequest, tools: list[dict[str, Any]] | None,
 
 
 def _no_calls(texts: Texts) -> dict[int, float]:
-    """A bias that keeps the tag of calls out of a text: none where the tag is no single token."""
+    """Returns a bias that keeps the tag of calls out of a text; empty where the tag is no single token."""
     token_ids = texts.engine.encode(CALL)
     return {token_ids[0]: _NEVER} if len(token_ids) == 1 else {}
 

@@ -1,4 +1,4 @@
-"""A chat completion on its way, in no API's shapes: what /v1/chat/completions, /v1/messages and /v1/responses share."""
+"""Chunks of a chat completion, as /v1/chat/completions, /v1/messages and /v1/responses share them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ChatChunks:
 
 
 def prompt_logprobs(texts: Texts, body: GenerationBody) -> int | None:
-    """How many likely tokens to tell of each place of the prompt.
+    """Returns the number of likely tokens to report for each position of the prompt.
 
     Raises:
         ApiError: 400, more than the server allows, or in a stream.
@@ -72,7 +72,7 @@ def prompt_logprobs(texts: Texts, body: GenerationBody) -> int | None:
 
 
 def prompt_entries(output: RequestOutput) -> list[dict[int, JsonObject] | None]:
-    """vLLM's form of a prompt's log-probabilities: by token id at each place, None at the first."""
+    """Returns a prompt's log-probabilities in vLLM's form: by token id at each position, None at the first."""
     return [
         None if entry is None else {id: dataclasses.asdict(one) | _at_least(one) for id, one in entry.items()}
         for entry in output.prompt_logprobs or ()
@@ -80,12 +80,12 @@ def prompt_entries(output: RequestOutput) -> list[dict[int, JsonObject] | None]:
 
 
 def _at_least(one: Logprob) -> dict[str, float]:
-    """JSON knows no infinity."""
+    """Replaces minus infinity, which JSON lacks."""
     return {"logprob": max(one.logprob, -9999.0)}
 
 
 def log_facts(outputs: Sequence[RequestOutput]) -> JsonObject:
-    """What the access log tells of completions that have ended."""
+    """Returns the facts of ended completions for the access log."""
     answers = [answer for output in outputs for answer in output.outputs]
     return {
         "prompt_tokens": sum(len(output.prompt_token_ids) for output in outputs),

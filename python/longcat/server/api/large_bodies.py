@@ -1,7 +1,7 @@
-"""Large bodies, read by a worker: parsed, checked, rendered and tokenized by the code that small ones go through.
+"""Reads large bodies in a worker. The code that parses, checks, renders and tokenizes is that of small bodies.
 
-`PLANS` lists what becomes of a body. A body of another API is planned as the chat that it is in other words. In the
-server such a body's `_done` goes to what its `as_chat()` returns.
+`PLANS` maps each kind of body to the function that plans it. A body of another API is planned as a chat. In the server,
+the `_done` of such a body goes to the chat that its `as_chat()` returns.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""An answer as parts in their order: reasoning, texts and calls, as /v1/messages and /v1/responses show it.
+"""Divides an answer into parts in order: reasoning, texts and calls, as /v1/messages and /v1/responses show it.
 
-Whole answers and streams both come from here, so that they say the same.
+Whole answers and streams both use it, so that they have the same content.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Parts(list[Part]):
         self._call_index = -1
 
     def take(self, chunk: ChatChunk) -> list[tuple[str, Part, str]]:
-        """What a chunk adds: (BEGIN, part, ""), (ADD, part, its new text), (END, part, "")."""
+        """Returns what a chunk adds: (BEGIN, part, ""), (ADD, part, its new text), (END, part, "")."""
         news: list[tuple[str, Part, str]] = []
         self.num_reasoning += len(chunk.token_ids) if chunk.reasoning_delta else 0
         for kind, text in ((REASONING, chunk.reasoning_delta), (TEXT, chunk.delta)):

@@ -1,6 +1,6 @@
-"""The shapes of answers, for the API's description alone: nothing is checked by them when an answer is sent.
+"""The shapes of answers, for the API's description alone: no answer is checked against them.
 
-A stream has `text/event-stream` in place of them. Fields beyond those here may come.
+A stream has `text/event-stream` in place of them. Answers may have further fields.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def _take_null(schema: JsonObject) -> None:
 
 @dataclass
 class Done:
-    """What was made of the fields that may be large: all that an endpoint needs of them.
+    """The results of the fields that may be large, as far as an endpoint needs them.
 
     Args:
         token_ids: of each prompt.
@@ -51,8 +51,8 @@ class Done:
 class Body(BaseModel):
     """The base of all bodies: nulls are dropped, unknown fields are kept and named, `refused` ones are refused.
 
-    A worker reads a large body, and does the work on its fields that are `heavy`. The server's copy of the body has
-    what stands for them there, and `_done` in their place.
+    A worker reads a large body, and does the work on its `heavy` fields. The server's copy of the body has placeholders
+    there, and the results in `_done`.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=_take_null)
@@ -95,7 +95,7 @@ class Body(BaseModel):
 
 
 def checked(model: type[B], data: bytes | bytearray) -> B:
-    """The body in `data`.
+    """Returns the body in `data`.
 
     Raises:
         ApiError: 400, it is no JSON, too deep or of too many parts, or not what `model` says.

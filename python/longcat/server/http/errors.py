@@ -148,7 +148,7 @@ def _served(request: Request) -> str:
 
 
 def validation_error(error: ValidationError, model: type[BaseModel], value: dict[str, object]) -> ApiError:
-    """One line about the first few wrong fields: each with its place in `value`, what is found, what is expected."""
+    """Returns an error of one line about the first wrong fields: where each is, what is found, what is expected."""
     deepest: dict[Json, list[Json]] = {}  # by the field's name: the parts of a union each tell of it
     for one in error.errors(include_url=False):
         place = _place(one, value)
@@ -235,7 +235,7 @@ def _path(place: Sequence[object]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of the client's in a message: its JSON, or how much of it there is."""
+    """Shows a client's value in a message: its JSON, or its size."""
     if value is _MISSING:
         return "missing"
     if isinstance(value, dict):

@@ -26,9 +26,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestLog:
-    """Gives each request an id (the client's X-Request-Id, or a new one), returns it, and logs what became of it.
+    """Gives each request an id (the client's X-Request-Id, or a new one), returns it, and logs the outcome.
 
-    Endpoints add to the line through `scope["state"]["log"]`. A slash at a path's end says nothing here.
+    Endpoints add to the line through `scope["state"]["log"]`. A slash at the end of a path is ignored.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Guard:
             )
 
     def _known_key(self, given: Sequence[bytes]) -> bytes:
-        """Compares digests, all of them, so that the time tells nothing about the keys; returns the one that fits."""
+        """Compares all digests, so that the time reveals nothing about the keys. Returns the one that fits."""
         matches = [key for key in given for known in self._keys if hmac.compare_digest(key, known)]
         if not matches:
             raise ApiError(
@@ -156,7 +156,7 @@ class Guard:
 
 
 def _given_keys(headers: Mapping[bytes, bytes]) -> list[bytes]:
-    """Digests of the keys that a client gives, as OpenAI's clients do and as Anthropic's; of "" where it gives none."""
+    """Returns digests of the keys that a client sends, by OpenAI's and Anthropic's headers; of "" if there is none."""
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     keys = [key if scheme.lower() == b"bearer" else b"", headers.get(b"x-api-key", b"")]
     return [_digest(key) for key in filter(None, map(bytes.strip, keys))] or [_digest(b"")]

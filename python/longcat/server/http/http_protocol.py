@@ -314,7 +314,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Cuts the connection off when its client takes nothing of what it was sent for `send_timeout`."""
+        """Ends the connection when its client reads nothing for `send_timeout`."""
         unsent = self.transport.get_write_buffer_size()
 
         def look() -> None:

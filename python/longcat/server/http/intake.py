@@ -57,7 +57,7 @@ class JsonRoute(APIRoute):
 
 
 class Room:
-    """The part of one body in the bytes that all bodies may take. It ends with the request at the latest."""
+    """The share of one body in the bytes that all bodies may take. It ends with the request at the latest."""
 
     def __init__(self, intake: Intake):
         self._intake = intake
@@ -108,7 +108,7 @@ class Intake:
         self._huge = asyncio.Lock()
 
     async def read(self, request: Request, model: type[B], room: Room) -> B:
-        """The checked body of a request.
+        """Returns the checked body of a request.
 
         Raises:
             ApiError: it is too long, no JSON, or not what `model` says.
@@ -145,7 +145,7 @@ class Intake:
         return body
 
     def _large(self, model: type[Body], first: bytearray) -> mmap.mmap:
-        """The job of a worker, to be written: memory that is the system's again at once, which malloc's is not."""
+        """Allocates the job of a worker as mapped memory, which goes back to the system at once, unlike malloc's."""
         name = model.__name__.encode() + b"\n"
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         job = mmap.mmap(-1, len(name) + self.settings.max_body_bytes, flags=flags)  # taken as it is written
@@ -153,7 +153,7 @@ class Intake:
         return job
 
     async def _taken_in(self, model: type[B], job: mmap.mmap) -> tuple[B, list[str]]:
-        """The body that a worker has read, and the names of ignored fields."""
+        """Returns the body that a worker has read, and the names of ignored fields."""
         num_bytes = job.tell()
         limits = Limits(
             cpu_seconds=_SECONDS + num_bytes * _SECONDS_PER_BYTE,
@@ -209,7 +209,7 @@ def _too_hard(reason: str, limits: Limits, settings: ServerSettings) -> ApiError
 
 
 def _check_sender(headers: Headers, settings: ServerSettings) -> None:
-    """Refuses what a page of another site can send without being asked for leave: any body that names no JSON."""
+    """Refuses what a page of another site can send without a preflight: any body that is not declared as JSON."""
     kind = headers.get("content-type")
     if kind is None:
         origin = headers.get("origin")

@@ -46,7 +46,7 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 
 
 class Answer(Protocol):
-    """What the engine was asked for, in the shapes of an endpoint: read once, by `whole` or `events`, and then closed.
+    """The engine's results in the shapes of an endpoint: read once, by `whole` or `events`, and then closed.
 
     Closing it ends its requests, whether anything was read or not. `named_events`: each event goes out under the name
     in its `type`, and the last one ends the stream; else [DONE] does.
@@ -61,13 +61,13 @@ class Answer(Protocol):
 
 
 class EventStream(Response):
-    """Server-sent events, as they come. A client that leaves, or takes nothing for a while, ends `answer`.
+    """Server-sent events, as they arrive. A client that leaves, or reads nothing for a while, ends `answer`.
 
     Proxies and clients end a connection that is silent, so a comment goes out when there is no event for a while.
 
     Args:
         answer: closed in any case.
-        send_timeout: how long a client may take nothing [s].
+        send_timeout: how long a client may read nothing [s].
         keepalive_interval: how long the stream may be silent [s].
     """
 

@@ -46,8 +46,7 @@ LC_INLINE vec::f32x8 silu(vec::f32x8 g) {
 
 void silu_mul(float* out, const float* gate, const float* up, int64_t n) {
   int64_t k = 0;
-  for (; k + vec::kLanes <= n; k += vec::kLanes)
-    vec::store(out + k, silu(vec::load(gate + k)) * vec::load(up + k));
+  for (; k + vec::kLanes <= n; k += vec::kLanes) vec::store(out + k, silu(vec::load(gate + k)) * vec::load(up + k));
   if (k == n) return;
   float g[vec::kLanes] = {}, u[vec::kLanes] = {}, values[vec::kLanes];
   std::copy(gate + k, gate + n, g);

@@ -9,7 +9,15 @@ from reference import ops as ref
 from support.checkpoints import from_bf16 as widen
 from support.checkpoints import from_e4m3, quantize_fp8_blocks, to_bf16
 from support.compare import assert_rows_close
-from support.tolerances import BF16_ATTENTION, BF16_STORE, F32_ROW, F32_TRANSCENDENTAL, FP8_STORE, INT8_ATTENTION, INT8_STORE
+from support.tolerances import (
+    BF16_ATTENTION,
+    BF16_STORE,
+    F32_ROW,
+    F32_TRANSCENDENTAL,
+    FP8_STORE,
+    INT8_ATTENTION,
+    INT8_STORE,
+)
 
 # Rows: one token, a prime, more than a tile. Widths: below, at and beyond the vector lengths 16 and 64.
 SHAPES = [(1, 1, 1), (1, 7, 64), (3, 16, 63), (13, 33, 65), (2, 130, 257), (5, 3, 1000), (131, 30, 1100)]

@@ -3,7 +3,7 @@
 //
 // A token costs 2 * (2 * kv_lora_rank + rope) operations per head and latent row. At the real shape and 32k of context
 // that is 64 GFLOP, more than the weights cost. So a tile of 64 rows is widened once and multiplied with the queries of
-// all heads. All threads compute pieces of the history in parallel.
+// all heads. All threads compute pieces of the history in parallel. Tiles are floats, bf16 or integers (latents.h).
 #include <algorithm>
 #include <cmath>
 #include <type_traits>

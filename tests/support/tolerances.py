@@ -19,8 +19,8 @@ INT8_STORE = 0.5 / 127 + 1e-6
 # the width and turned into exponents. Weights have 15.
 INT8_ATTENTION = 2e-3
 
-# Attention in bf16 against the same with its queries, keys and values rounded: what is left are the weights, each with
-# half a unit of 2^-9, and keys and values that another order of their sums rounds the other way.
+# Attention in bf16 against the same with queries, keys and values rounded. What is left: each weight is half a unit of
+# 2^-9 off, and another order of sums rounds some keys and values the other way.
 BF16_ATTENTION = 8e-3
 
 # Nats a token that int8 latents may change, on average over a few hundred tokens (0.0001 was seen over 17,000).

@@ -1,8 +1,8 @@
 // Materialised MLA of prompt tokens. For each head, keys and values of 64 positions at a time are computed from the
 // latents, for all rows of the chunk. The rows are the lanes of the scores; in attention.cpp the heads are.
 //
-// Under dtype bf16, on sets that multiply bf16, all factors are rounded to bf16 (Bf16Pair): latents and the weights of
-// a head are so already, queries, keys, values and the softmax's weights become so. Sums are f32.
+// Under dtype bf16, sets that multiply bf16 take all factors as Bf16Pair. Latents and the weights of a head are bf16
+// already. Queries, keys, values and the softmax's weights are rounded. Sums are f32.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
@@ -25,7 +25,7 @@ using cpu::padded_columns;
 constexpr int64_t kRowsAtOnce = 128;  // rows of a chunk whose scores fit in the cache
 
 // The buffers of one thread for one head of a chunk. A Factor is what a product reads at once: a float, or two adjacent
-// values of the dimension that it sums over, which then counts in pairs.
+// values of the dimension that it sums over. With pairs, that dimension has half as many rows.
 template <class Factor>
 struct PrefillScratch {
   std::vector<Factor> w_uk;             // [kv_lora, padded(nope)] of the head

@@ -45,12 +45,13 @@ server-test: $(VENV)/.installed-server-test
 oracle: .venv-oracle/.installed
 	.venv-oracle/bin/python -m pytest -q -m oracle
 
-# Hostile headers and configs under ASan and UBSan.
+# Hostile headers and configs, then hostile weights to packed formats, under ASan and UBSan: half of the time each.
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.installed-build
 	$(IN_VENV) cmake -S tests/fuzz -B build/fuzz -G Ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python
 	$(IN_VENV) cmake --build build/fuzz
-	build/fuzz/fuzz_headers --seconds $(FUZZ_SECONDS)
+	build/fuzz/fuzz_headers --seconds $$(( ($(FUZZ_SECONDS) + 1) / 2 ))
+	build/fuzz/fuzz_packing --seconds $$(( $(FUZZ_SECONDS) / 2 ))
 
 # Random requests at one engine for minutes: all end, and memory goes back.
 SOAK_REQUESTS ?= 10000

@@ -45,7 +45,8 @@ for version in "$@"; do
   tag=cp${version/./}
   echo "building the wheel of Python $version for $arch; log in build/wheels/$arch/$tag.log"
   rm -f "$folder"/raw/*-"$tag"-*.whl "$wheels"/*-"$tag"-*_"$arch".whl
-  rm -f "$SKBUILD_BUILD_DIR/CMakeCache.txt"  # it names the last Python
+  # They name the last Python. scikit-build-core would delete all objects where the second names another environment.
+  rm -f "$SKBUILD_BUILD_DIR/CMakeCache.txt" "$SKBUILD_BUILD_DIR/.skbuild-info.json"
   suffix=.cpython-${version/./}-$arch-linux-gnu.so  # pybind11 would take that of the building Python
   SKBUILD_CMAKE_DEFINE="$defines;PYTHON_MODULE_EXTENSION=$suffix" \
     _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=$suffix \

@@ -107,6 +107,24 @@ def test_a_wheel_of_another_architecture(tmp_path, module, glibc):
     assert defines[-2:] == ["A=B", "PYTHON_MODULE_EXTENSION=.cpython-311-other-linux-gnu.so"]
 
 
+def test_wheels_of_several_pythons_share_objects(tmp_path):
+    """scikit-build-core deletes them where its file names the environment of another Python."""
+    shutil.copytree(ROOT / "packaging", tmp_path / "packaging")
+    wheels = tmp_path / "build" / "wheels"
+    info = wheels / "other" / "cmake" / ".skbuild-info.json"
+    tools = tmp_path / "venv" / "bin"
+    program(tools / "python", "echo echo")
+    program(tmp_path / "packaging" / "find_python.sh", "echo python3")
+    (wheels / "python-3.11").mkdir(parents=True)
+    (wheels / "python-3.11" / ".installed").touch()
+    program(wheels / "python-3.11" / "bin" / "python", f'test ! -e "{info}" && touch "{tmp_path}/shared"')
+    info.parent.mkdir(parents=True)
+    info.touch()
+    command = ["bash", tmp_path / "packaging" / "wheels.sh", "dist", "other", "3.11"]
+    subprocess.run(command, capture_output=True, env=os.environ | {"BUILD_VENV": "venv", "CMAKE_DEFINE": "A=B"})
+    assert (tmp_path / "shared").exists()
+
+
 def test_commands_suit_the_pip_of_debian_12():
     """Its version, which Python 3.10 brings too, knows --config-settings and no -C."""
     pages = [ROOT / "Containerfile", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

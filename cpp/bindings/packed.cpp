@@ -24,8 +24,14 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 template <class T>
 using Bytes = py::array_t<T, py::array::c_style>;
 
+// packed_stride() of a matrix that has columns: callers divide by it.
+int64_t checked_stride(WeightFormat format, int64_t cols) {
+  if (cols < 1) throw std::invalid_argument(str_cat("[packed] found ", cols, " columns; expected at least 1"));
+  return packed_stride(format, cols);
+}
+
 py::array_t<uint8_t> empty_packed_array(WeightFormat format, int64_t rows, int64_t cols) {
-  const int64_t stride = packed_stride(format, cols);
+  const int64_t stride = checked_stride(format, cols);
   return py::array_t<uint8_t>({packed_bytes(format, rows, cols) / stride, stride});
 }
 
@@ -91,7 +97,7 @@ void register_packed(py::module_& module) {
       "packed_shape",
       [](const std::string& name, int64_t rows, int64_t cols) {
         const WeightFormat format = packed_format(name);
-        const int64_t stride = packed_stride(format, cols);
+        const int64_t stride = checked_stride(format, cols);
         return py::make_tuple(packed_bytes(format, rows, cols) / stride, stride);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
@@ -101,7 +107,7 @@ void register_packed(py::module_& module) {
       [](const py::buffer& data, const std::string& name, int64_t cols) {
         const WeightFormat format = packed_format(name);
         const py::buffer_info info = data.request();
-        const int64_t bytes = info.size * info.itemsize, stride = packed_stride(format, cols);
+        const int64_t bytes = info.size * info.itemsize, stride = checked_stride(format, cols);
         if (info.ndim != 1 || info.strides[0] != info.itemsize || bytes % stride)
           throw std::invalid_argument(str_cat("[packed] found ", bytes, " bytes; expected a multiple of ", stride));
         const GilRelease nogil;

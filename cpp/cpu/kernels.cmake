@@ -43,6 +43,9 @@ function(longcat_add_kernels target)
   endforeach()
 endfunction()
 
+if(NOT TARGET longcat_runtime)  # a program that adds some kernels to a target of its own
+  return()
+endif()
 set(_kernel_files
   attention/bf16_kernels.cpp
   attention/index_kernels.cpp

@@ -36,8 +36,11 @@ enum class Placement : uint8_t {
 
 constexpr int64_t kFp8Block = 128;
 
-// The scale for values whose largest magnitude is `largest`: 1 when that is 0 or not finite.
-constexpr float fp8_scale(float largest) { return largest > 0 && largest <= 0x1.fffffep127f ? largest / 448.0f : 1.0f; }
+// The scale for values whose largest magnitude is `largest`: 1 when that is not finite, or so small that the scale
+// would be 0.
+constexpr float fp8_scale(float largest) {
+  return largest >= 0x1.cp-141f && largest <= 0x1.fffffep127f ? largest / 448.0f : 1.0f;
+}
 
 // W of y = x W^T, row-major [out_features, in_features]. A view: the model owns the planes, which are the arrays `data`
 // and `scales`.

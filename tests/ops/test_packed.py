@@ -307,6 +307,30 @@ def test_wrong_arguments():
         _core.unpack(np.zeros(10, np.uint8), "int8_x8", 8, 32)
 
 
+@pytest.mark.parametrize("format", _core.PACKED_FORMATS)
+def test_extreme_floats(format):
+    """The largest and the smallest stay finite and near, or are refused."""
+    half = format.endswith(("f16", "b32"))
+    matrix = np.zeros((9, 64), np.float32)
+    for magnitude in (1e-45, 3e-43, 1e-41, 6e-8, 6e4 if half else 1.7e38):
+        matrix[1:, ::3], matrix[1:, 1::3] = magnitude, -magnitude
+        found = unpacked(matrix, format)[1]
+        step = 2.0**-20 if half else 2.0**-129  # of scales that are subnormal
+        assert np.abs(found.astype(np.float64) - matrix).max() <= 0.27 * magnitude + step
+    matrix[2, 3] = np.finfo(np.float32).max
+    with pytest.raises(longcat.Error, match="row 2, column 3 is 3.40282e.38; expected a finite value up to"):
+        testing.pack_matrix(matrix, format)
+
+
+@pytest.mark.parametrize("format", _core.PACKED_FORMATS)
+def test_a_matrix_without_columns_is_refused(format):
+    for call in (lambda: _core.packed_shape(format, 8, 0), lambda: _core.scan_packed(b"", format, 0)):
+        with pytest.raises(ValueError, match="found 0 columns; expected at least 1"):
+            call()
+    with pytest.raises(ValueError, match="found 0 columns; expected at least 1"):
+        _core.pack_values(np.zeros((8, 0), np.float32), format)
+
+
 def test_grids_that_cannot_be_stored():
     q, scales = np.zeros((9, 70), np.int8), np.zeros((9, 3), np.uint16)
     with pytest.raises(ValueError, match="expected values .rows, cols. and scales"):

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "base/error.h"
@@ -16,7 +15,12 @@ namespace longcat::cpu {
 
 namespace {
 
-constexpr float kMostHalf = 65504;
+// The largest magnitude that stays finite in a format. That of integers and of fp8 is also that of their scale, which
+// rounding makes larger.
+constexpr float largest_of(WeightFormat format) {
+  if (has_half_scales(format)) return 65504;
+  return format == WeightFormat::bf16_x8 ? 0x1.fefffep127f : 0x1p127f;
+}
 
 // Rounds to the nearest integer, ties to even, as nearbyint does, but in vector instructions. |x| < 2^22.
 float round_small(float x) {
@@ -151,7 +155,7 @@ void pack(ThreadPool& pool, uint8_t* data, WeightFormat format, int64_t out_feat
   const int64_t stride = packed_stride(format, in_features);
   const int64_t rows_at_once = is_x8(format) ? kPackedRows : 64;
   const int64_t width = num_quant_blocks(in_features) * kQuantBlock;
-  const float most = has_half_scales(format) ? kMostHalf : std::numeric_limits<float>::max();
+  const float most = largest_of(format);
   pool.parallel_for((out_features + rows_at_once - 1) / rows_at_once, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> rows(static_cast<size_t>(rows_at_once * width));
     std::vector<int8_t> q(static_cast<size_t>(width));
@@ -166,7 +170,7 @@ void pack(ThreadPool& pool, uint8_t* data, WeightFormat format, int64_t out_feat
         for (int64_t k = 0; unsound && k < in_features; ++k)
           if (!(std::abs(row[k]) <= most))
             throw Error(str_cat("row ", first + r, ", column ", k, " is ", row[k], "; expected a finite value",
-                                most == kMostHalf ? " up to 65504" : ""));
+                                std::isfinite(row[k]) ? str_cat(" up to ", most) : ""));
       }
       if (is_x8(format)) {
         std::memset(data + group * stride, 0, static_cast<size_t>(stride));

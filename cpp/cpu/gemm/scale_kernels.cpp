@@ -29,7 +29,8 @@ bf16 int4_block(const float* x) {
   float extreme = 0;
   for (int64_t k = 0; k < kQuantBlock; ++k)
     if (__builtin_fabsf(x[k]) > __builtin_fabsf(extreme)) extreme = x[k];
-  bf16 best{0};
+  // This remains where no step has a finite error: squares of large errors and 1 / s of small scales overflow.
+  bf16 best = to_bf16(extreme != 0 ? extreme / -8.0f : 0.0f);
   float least = kInfinity;
   for (int step = -10; step <= 8 && extreme != 0; ++step) {
     float scale = extreme / (-8.0f + 0.15f * static_cast<float>(step));  // the scale's sign puts the extreme at -8

@@ -302,7 +302,10 @@ class EngineConfig:
         unit="s",
     )
     progress: Callable[[int, int], None] | None = option(
-        None, "called with the bytes done and the bytes in all while the model loads", default="nothing is called"
+        None,
+        "called with the bytes done and the bytes in all while the model loads",
+        checks.function,
+        default="nothing is called",
     )
 
     def __post_init__(self) -> None:

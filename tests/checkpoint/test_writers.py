@@ -200,6 +200,17 @@ def test_a_line_of_hashes_that_was_cut_off_spoils_no_other(source, tmp_path):
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("write", [convert, lambda source, out: make(out)])
+def test_the_folder_where_one_is(source, tmp_path, monkeypatch, write):
+    """ "." has no name of its own, and neither has the root of all folders."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(source, ".")
+    assert verify_checkpoint(tmp_path / "here").ok and not (tmp_path / "here.partial").exists()
+    with pytest.raises(longcat.Error, match="/ exists; expected a new or an empty folder"):
+        write(source, "/")
+
+
 def test_the_lock_of_a_source_is_not_copied(source, tmp_path):
     (source / LOCK_FILE).touch()
     convert(source, tmp_path / "out")

@@ -11,7 +11,16 @@ from typing import BinaryIO, Generic
 from longcat._core import Error
 from longcat.checkpoint.card import Provenance, remove_card, write_card
 from longcat.checkpoint.formats import AnyStored
-from longcat.checkpoint.writer import HASH_FILE, INDEX_FILE, check_new, check_room, header, new_shard, write_index
+from longcat.checkpoint.writer import (
+    HASH_FILE,
+    INDEX_FILE,
+    check_new,
+    check_room,
+    header,
+    new_shard,
+    place_of,
+    write_index,
+)
 from longcat.support.files import read_text
 from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
@@ -34,8 +43,8 @@ class PartialFolder(Generic[AnyStored]):
     """
 
     def __init__(self, target: Path, plan: JsonObject, shards: Mapping[str, Sequence[AnyStored]]):
-        self._target, self._shards = target, shards
-        self.path = target.with_name(target.name + ".partial")
+        self._target, self.path = place_of(target)
+        self._shards = shards
         self.num_bytes = sum(tensor.num_bytes for members in shards.values() for tensor in members)
         try:
             self._lock = self._open(plan)

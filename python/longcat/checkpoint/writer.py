@@ -104,6 +104,13 @@ def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = Fal
     return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards)}
 
 
+def place_of(target: Path) -> tuple[Path, Path]:
+    """Returns a new folder by its name, also one that is given as ".", and the folder beside it that becomes it."""
+    if target.name in ("", ".."):
+        target = Path(os.path.abspath(target))
+    return target, target.parent / f"{target.name}.partial"
+
+
 def check_new(command: str, target: Path) -> None:
     """Raises longcat.Error when `target` exists and is not an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

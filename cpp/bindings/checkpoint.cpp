@@ -85,7 +85,8 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
 
 // Returns what an engine with these options allocates on the CPU where `available` bytes are free: {"dtype",
 // "kv_cache_dtype", "num_index_layers", "index_key_bytes", "max_model_len", "block_tokens", "block_bytes",
-// "num_blocks", "buffers": [(allocated, of these never written) of each rank]}.
+// "num_blocks", "buffers": [(allocated, of these never written) of each rank]}. It also
+// has the "fields" that config.json may leave out, or have under another name.
 py::dict plan_memory(const std::string& folder, const EngineOptions& options, int64_t available) {
   check(options);
   const ModelConfig config = load_model_config(folder);
@@ -109,6 +110,13 @@ py::dict plan_memory(const std::string& folder, const EngineOptions& options, in
   dict["block_bytes"] = cache.block_bytes;
   dict["num_blocks"] = cache.num_blocks;
   dict["buffers"] = buffers;
+  py::dict fields;
+  fields["architectures"] = py::make_tuple(config.architecture);
+  fields["num_layers"] = config.num_layers;
+  fields["ffn_hidden_size"] = config.ffn_hidden_size;
+  fields["expert_ffn_hidden_size"] = config.expert_ffn_hidden_size;
+  fields["zero_expert_num"] = config.zero_expert_num;
+  dict["fields"] = fields;
   return dict;
 }
 

@@ -32,12 +32,15 @@ void Engine::allocate() {
   cache_ = std::make_unique<KvCache>(device, config(), num_blocks, cache_dtypes());
   loaded_.model->fit_into((available_memory() - num_blocks * block_bytes) / ranks_here);
   runner_ = std::make_unique<ModelRunner>(*loaded_.ops, *loaded_.model, *cache_, runner_limits(options_, plan));
-  const int64_t swap_memory = options_.swap_memory >= 0 ? options_.swap_memory : num_blocks * block_bytes;
+  // Of a larger size, no block would ever be used.
+  const int64_t most_host_blocks = 2 * options_.max_num_seqs * blocks_for(max_model_len_);
+  const int64_t num_host_blocks =
+      options_.swap_memory >= 0 ? std::min(options_.swap_memory / block_bytes, most_host_blocks) : num_blocks;
   scheduler_ = std::make_unique<Scheduler>(SchedulerOptions{.max_num_seqs = options_.max_num_seqs,
                                                             .max_num_batched_tokens = options_.max_num_batched_tokens,
                                                             .max_num_queued = options_.max_num_queued,
                                                             .num_blocks = num_blocks,
-                                                            .num_host_blocks = swap_memory / block_bytes,
+                                                            .num_host_blocks = num_host_blocks,
                                                             .enable_prefix_caching = options_.enable_prefix_caching,
                                                             .mask_timeout_ms = options_.mask_timeout_ms,
                                                             .speculation = options_.speculation});

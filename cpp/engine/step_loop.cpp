@@ -334,6 +334,8 @@ void StepLoop::between_steps(std::function<void()> function, const std::function
     if (status_.thread == EngineStatus::Thread::running) {
       tasks_.push_back(std::move(task));
     } else {
+      // A failed engine has no sound results, and no thread on which calls take turns.
+      if (status_.thread == EngineStatus::Thread::ended) status_.require_sound();
       lock.unlock();
       finish_all(left_over_);
       task();

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import longcat
 import pytest
+from longcat.checkpoint import card
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import preset_config, write_checkpoint
 from longcat.checkpoint.verify import HASH_FILE, verify_checkpoint
@@ -123,6 +124,7 @@ def test_a_refused_command_says_one_line(source, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
+from longcat.checkpoint import card
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 
 def stop(done, total):
@@ -153,6 +155,60 @@ def test_a_convert_killed_before_its_first_file_goes_on(source, tmp_path):
     (tmp_path / "out.partial" / LOCK_FILE).touch()
     convert(source, out)
     assert verify_checkpoint(out).ok and LOCK_FILE not in files_of(out)
+
+
+def full_disk(path, *args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+@pytest.mark.parametrize("step", ["card", "hashes", "rename"])
+def test_a_disk_that_is_full_at_the_end(source, tmp_path, monkeypatch, step, has_card):
+    """All weights are written by then: the next run goes on, and leaves the files of an undisturbed one."""
+    if has_card:
+        (source / "README.md").write_text("# Source\n")
+    convert(source, tmp_path / "whole")
+    out = tmp_path / "out"
+    rename = Path.rename
+    with monkeypatch.context() as patched:
+        if step == "card":
+            patched.setattr(card, "_card", lambda *args: full_disk(out))
+        elif step == "hashes":
+            patched.setattr(Path, "replace", full_disk)
+        else:
+            patched.setattr(Path, "rename", lambda path, to: full_disk(to) if to == out else rename(path, to))
+        with pytest.raises(longcat.Error, match=r"\[convert\] .*: No space left on device"):
+            convert(source, out)
+    made = convert(source, out)
+    assert made.resumed_files == made.files
+    assert files_of(out) == files_of(tmp_path / "whole") and verify_checkpoint(out).ok
+
+
+def test_a_line_of_hashes_that_was_cut_off_spoils_no_other(source, tmp_path):
+    """As where the disk became full within the line, and the run went on later."""
+    convert(source, tmp_path / "whole")
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out, stop)
+    with open(partial / HASH_FILE, "a") as sums:
+        sums.write("0123456789abcdef  model-000")
+    convert(source, out)
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("write", [convert, lambda source, out: make(out)])
+def test_the_folder_where_one_is(source, tmp_path, monkeypatch, write):
+    """ "." has no name of its own, and neither has the root of all folders."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(source, ".")
+    assert verify_checkpoint(tmp_path / "here").ok and not (tmp_path / "here.partial").exists()
+    with pytest.raises(longcat.Error, match="/ exists; expected a new or an empty folder"):
+        write(source, "/")
 
 
 def test_the_lock_of_a_source_is_not_copied(source, tmp_path):

@@ -1,14 +1,17 @@
 """`longcat pull` against a Hub on this machine: resume, hashes, refusals; names in the cache for every command."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import longcat
 import pytest
 from longcat.cli import main
 from longcat.cli.download import transfer
+from longcat.cli.download.transfer import _Redirects
 from longcat.server.settings import served_name
 from longcat.support.hub import hub_snapshot, local_checkpoint
 
@@ -229,6 +233,44 @@ def test_a_model_that_lacks_a_file_is_told(hub, capsys):
     assert main(["pull", NAME]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "longcat: [pull] headers: " in captured.err
+
+
+@pytest.mark.parametrize("field", ["sha", "blobId", "sha256"])
+def test_a_hash_that_is_a_path_writes_nothing(hub, capsys, field, tmp_path):
+    """Hashes name files of the cache. A mirror that lists paths in their place could write anywhere."""
+    send = hub._send
+    hashes = re.compile(rf'("{field}": ")[0-9a-f]+'.encode())
+    hub._send = lambda request, body, *rest: send(request, hashes.sub(rb"\1../../../../outside", body), *rest)
+    before = set(tmp_path.rglob("*"))
+    assert main(["pull", NAME]) == 1
+    assert "[pull] the source lists a hash '../../../../outside'; expected letters" in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before and not hub.downloads()
+
+
+def test_an_answer_longer_than_listed_is_left(hub, capsys):
+    """It may have no end, and would fill the disk."""
+    sent = []
+
+    def endless(request, name):
+        request.send_response(200)
+        request.end_headers()
+        request.close_connection = True
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                sent.append(request.wfile.write(bytes(1 << 20)))
+
+    hub._send_file = endless
+    assert main(["pull", NAME]) == 1
+    assert "has another hash than" in capsys.readouterr().err
+    assert sum(sent) < 8 * (32 << 20)  # four files at once, twice each
+
+
+def test_the_key_is_not_sent_in_the_clear():
+    """A server may send its clients from https to http."""
+    for begin, end, has_key in (("https", "http", False), ("http", "https", True), ("https", "https", True)):
+        request = urllib.request.Request(f"{begin}://hub/a", headers={"Authorization": "Bearer secret"})
+        new = _Redirects().redirect_request(request, None, 302, "Found", {}, f"{end}://hub/b")
+        assert new.has_header("Authorization") == has_key
 
 
 def test_the_key_goes_to_its_host_alone(hub, tiny, capsys, monkeypatch):

@@ -103,6 +103,12 @@ def test_the_commands_that_have_a_flag(name):
         ({"device": 3}, TypeError, "device=3 is a int"),
         ({"seed": "x"}, TypeError, "seed='x' is a str: expected an integer"),
         ({"swap_memory": -2}, ValueError, "swap_memory=-2; expected"),
+        ({"mask_timeout": "1 s"}, ValueError, "mask_timeout='1 s'; expected seconds"),
+        ({"enable_prefix_caching": "false"}, TypeError, "enable_prefix_caching='false' is a str: expected True or"),
+        ({"speculative": {"method": ["mtp"]}}, ValueError, "speculative method ['mtp'] is not known"),
+        ({"speculative": {"method": "mtp", 3: 4}}, TypeError, 'speculative has no parameter "3"'),
+        ({"speculative": {"method": "mtp", "adaptive": "no"}}, TypeError, "adaptive='no' is a str: expected True or"),
+        ({"progress": 3}, TypeError, "progress=3 is a int: expected a function"),
         ({"data_parallel_size": 0}, ValueError, "data_parallel_size=0; expected"),
     ],
 )
@@ -125,6 +131,12 @@ def test_a_config_is_frozen_and_is_what_the_engine_had(tiny):
         assert engine.generate("Once", max_tokens=2, ignore_eos=True).outputs[0].finish_reason == "length"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.max_num_seqs = 4
+
+
+def test_swap_memory_far_beyond_use_costs_nothing(tiny):
+    """A list of its blocks would take all memory of the machine."""
+    with longcat.Engine(tiny, num_threads=1, swap_memory=1 << 62) as engine:
+        assert engine.generate("Once", max_tokens=2, ignore_eos=True).outputs[0].finish_reason == "length"
 
 
 def test_a_step_is_planned_ahead_or_not(tiny):

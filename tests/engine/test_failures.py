@@ -55,6 +55,7 @@ try:
         output = engine.generate(prompt_token_ids=[5, 6, 7], max_tokens=4, ignore_eos=True)
         print(output.outputs[0].finish_reason, output.outputs[0].error)
         print("failure:", engine.failure())
+        engine.forward([5])
 except longcat.Error as error:
     print("Error:", error)
 print("alive")
@@ -72,6 +73,8 @@ def test_a_shard_cut_while_in_use_ends_in_one_line(random_checkpoint, tmp_path, 
     assert "could not be read; expected" in lines[0] or "became shorter" in lines[0], lines
     if what == "generate":
         assert lines[0].startswith("error [safetensors] ") and lines[1].startswith("failure: [safetensors] ")
+        # Not on the callers' threads: several would compute at once.
+        assert lines[2].startswith("Error: [engine] this engine has failed: [safetensors] ")
     else:
         assert lines[0].startswith("Error: [")
     assert not (tmp_path / "out").exists()

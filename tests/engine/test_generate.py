@@ -92,6 +92,25 @@ def test_closing_or_dropping_a_stream_frees_its_blocks(engine):
     assert engine.info()["num_free_blocks"] == free
 
 
+def test_closing_a_stream_while_its_reader_queues_a_request(tiny, monkeypatch):
+    """Another thread closes it then: the reader is at its end, and no request is left."""
+    with longcat.Engine(tiny, num_threads=1, max_num_queued=1, max_num_seqs=1) as engine:
+        stream = engine.generate([PROMPT] * 20, max_tokens=500, ignore_eos=True, stream=True)
+        add, closing = engine._requests.add, threading.Thread(target=stream.close)
+
+        def add_while_closing(*args):
+            ids = add(*args)
+            if closing.ident is None:
+                closing.start()
+                closing.join(0.3)
+            return ids
+
+        monkeypatch.setattr(engine._requests, "add", add_while_closing)
+        list(stream)
+        closing.join()
+        assert len(engine._requests) == 0
+
+
 def test_same_seed_same_text_in_any_batch(tiny):
     with longcat.Engine(tiny, max_num_seqs=3) as engine:
         alone = engine.generate(PROMPT, seed=11, max_tokens=20, temperature=1.0).text

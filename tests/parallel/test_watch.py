@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import longcat
 import numpy as np
 import pytest
 from longcat import _core
@@ -183,16 +184,57 @@ UNKNOWN_PEERS = {
 }
 
 
-def test_the_silent_rank_is_known_before_the_job_fails(monkeypatch):
-    """Another thread may end the process from then on. It kills the silent rank first, because nothing else would."""
-    losses = [None, SimpleNamespace(rank=0, said=False, reason="has not answered", process=123)]
-    watch = SimpleNamespace(wait=losses.pop, pass_on=lambda loss: None)
-    job = Job.__new__(Job)
-    job._silent, known = 0, []
-    monkeypatch.setattr(job, "_lost", lambda loss: known.append(job._silent))
-    monkeypatch.setattr(job, "_kill_silent", lambda: known.append("killed"))
-    job._listen(watch)
-    assert known == [123, "killed"]
+class Loss:
+    """What a job does when a rank is lost: `done` has its steps, in order. It ends no process."""
+
+    def __init__(self, monkeypatch, process=0):
+        self.done, self.is_told = [], threading.Event()
+        self.watch = SimpleNamespace(pass_on=self._pass_on, wait_for_rank_0=lambda: None)
+        losses = [None, SimpleNamespace(rank=2, said=False, reason="has ended", process=process)]
+        self.watch.wait = losses.pop
+        self.job = job = Job.__new__(Job)
+        job.launch, job.failure, job._silent, job._left = SimpleNamespace(rank=0), None, 0, False
+        job._watch, job._lock, job._telling = self.watch, threading.Lock(), threading.Lock()
+        job.communicator = SimpleNamespace(abort=lambda reason: self.done.append("aborted"))
+        job._on_failure = []
+        timer = SimpleNamespace(start=lambda: self.done.append("timed"))
+        monkeypatch.setattr("longcat.parallel.job.threading.Timer", lambda *args: timer)
+        monkeypatch.setattr("longcat.parallel.job._OTHERS_SPEAK_SECONDS", 0)
+        monkeypatch.setattr(os, "kill", lambda process, how: self.done.append(f"killed {process}"))
+        monkeypatch.setattr(os, "_exit", lambda code: self.done.append(f"exit {code}"))
+
+    def _pass_on(self, loss):
+        self.is_told.wait(10)
+        self.done.append("told")
+
+
+def test_the_others_know_of_a_loss_before_this_process_ends(monkeypatch):
+    """Its main thread may be at its end. They would take this rank for the one that was lost."""
+    loss = Loss(monkeypatch, process=123)
+    listening = threading.Thread(target=loss.job._listen, args=(loss.watch,))
+    listening.start()
+    until(lambda: loss.job.failure is not None)
+    ending = threading.Thread(target=loss.job._at_exit)
+    ending.start()
+    time.sleep(0.2)
+    assert loss.done == ["timed", "aborted"]
+    loss.is_told.set()
+    listening.join()
+    ending.join()
+    assert loss.done[2] == "told" and loss.done.index("killed 123") < loss.done.index("exit 1")
+
+
+def test_an_engine_that_is_closed_hinders_no_end(monkeypatch):
+    """An engine that was closed before still hears of the loss, and raises."""
+    loss = Loss(monkeypatch)
+    loss.is_told.set()
+
+    def closed(reason):
+        raise longcat.Error("[engine] this engine is closed")
+
+    loss.job._on_failure += [closed, lambda reason: loss.done.append("next engine")]
+    loss.job._listen(loss.watch)
+    assert loss.done == ["timed", "aborted", "next engine", "told"]
 
 
 @pytest.mark.parametrize("kind", UNKNOWN_PEERS)

@@ -16,7 +16,9 @@ from longcat import _testing as testing
 from longcat.checkpoint.convert import PRESETS, convert_checkpoint
 from longcat.checkpoint.random_weights import LITE_CONFIG, LITE_SPARSE_CONFIG, preset_config, write_checkpoint
 from longcat.cli import main
+from longcat.cli.commands.plan import gpu_rows
 from longcat.engine.config import EngineConfig
+from longcat.planning.cost import GPUS
 from longcat.planning.plan import GIB, plan
 
 from support.checkpoints import TENSOR_CORE_SHAPES, make_checkpoint
@@ -44,6 +46,23 @@ def run(*command):
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_fields_that_config_json_leaves_out_or_has_under_other_names(tmp_path):
+    """The engine reads such a folder, so the plan does."""
+    config = preset_config("tiny", {"zero_expert_num": 0})
+    names = {"ffn_hidden_size": "intermediate_size", "expert_ffn_hidden_size": "moe_intermediate_size"}
+    other = {names.get(name, name): value for name, value in config.items()}
+    del other["architectures"], other["num_layers"]
+    other |= {"model_type": "longcat_flash_ngram", "zero_expert_num": None}
+    other |= {"num_hidden_layers": 2 * config["num_layers"]}
+    rows = []
+    for name, fields in (("one", config), ("other", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(fields))
+        made = plan(tmp_path / name, bandwidth=1e10, kv_cache_memory="1MiB", tensor_parallel_size=2)
+        rows.append([made.architecture, made.parts, made.placements(), gpu_rows(made, GPUS["h100"], 2, "host")])
+    assert rows[0] == rows[1]
 
 
 # Medium has 7.3 GB: LONGCAT_MEDIUM names a folder that `longcat make-checkpoint --preset medium` made.

@@ -168,14 +168,17 @@ def _checkpoint(rng: random.Random) -> Checkpoint:
     weights = rng.choice(["stored", "stored", *WEIGHTS])
     if rng.random() < 0.4:
         return Checkpoint("trained", weights)
-    return Checkpoint(rng.choice(list(SHAPES)), weights, rng.choice(["bf16", "f32"]), rng.random() < 0.6)
+    shape = rng.choice([*SHAPES, "sparse", "sparse"])  # which has the most paths
+    return Checkpoint(shape, weights, rng.choice(["bf16", "f32"]), rng.random() < 0.6)
 
 
 def _speculative(rng: random.Random, checkpoint: Checkpoint) -> dict[str, Any] | None:
     if (kind := rng.random()) < 0.3:
         return None
     if kind < 0.65:
-        return {"method": "mtp", "num_speculative_tokens": rng.choice([1, 2, 3, 6]), "adaptive": rng.random() < 0.5}
+        most = rng.choice([1, 2, 3, 6, 64])
+        vocab = {"draft_vocab": rng.choice([1, 128, 300, 1 << 30])} if rng.random() < 0.3 else {}
+        return {"method": "mtp", "num_speculative_tokens": most, "adaptive": rng.random() < 0.5, **vocab}
     least = rng.choice([1, 1, 2])
     return {"method": "ngram", "num_speculative_tokens": rng.choice([1, 3, 8]), "prompt_lookup_min": least,
             "prompt_lookup_max": least + rng.choice([0, 2])}  # fmt: skip

@@ -92,6 +92,12 @@ def write_card(folder: Path, provenance: Provenance) -> None:
     finish_hashes(folder)
 
 
+def remove_card(folder: Path) -> None:
+    """Removes what an interrupted `write_card` has left, and the source's card, which is to be copied again."""
+    for name in (CARD_FILE, SOURCE_CARD_FILE, PROVENANCE_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def check_provenance(folder: Path, checkpoint: _core.Checkpoint) -> str | None:
     """Compares provenance.json with the tensors.
 

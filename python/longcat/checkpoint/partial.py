@@ -9,14 +9,25 @@ from types import TracebackType
 from typing import BinaryIO, Generic
 
 from longcat._core import Error
-from longcat.checkpoint.card import Provenance, write_card
+from longcat.checkpoint.card import Provenance, remove_card, write_card
 from longcat.checkpoint.formats import AnyStored
-from longcat.checkpoint.writer import HASH_FILE, INDEX_FILE, check_new, check_room, header, new_shard, write_index
+from longcat.checkpoint.writer import (
+    HASH_FILE,
+    INDEX_FILE,
+    check_new,
+    check_room,
+    header,
+    new_shard,
+    place_of,
+    write_index,
+)
 from longcat.support.files import read_text
 from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
 
-_PLAN_FILE = "convert.json"  # in the partial folder: source, formats and options of the run
+# In the partial folder: source, formats and options of the run. It stays until the folder has its name, so that a run
+# that is interrupted before then can be continued.
+_PLAN_FILE = ".longcat.convert.json"
 
 
 class PartialFolder(Generic[AnyStored]):
@@ -32,8 +43,8 @@ class PartialFolder(Generic[AnyStored]):
     """
 
     def __init__(self, target: Path, plan: JsonObject, shards: Mapping[str, Sequence[AnyStored]]):
-        self._target, self._shards = target, shards
-        self.path = target.with_name(target.name + ".partial")
+        self._target, self.path = place_of(target)
+        self._shards = shards
         self.num_bytes = sum(tensor.num_bytes for members in shards.values() for tensor in members)
         try:
             self._lock = self._open(plan)
@@ -66,12 +77,12 @@ class PartialFolder(Generic[AnyStored]):
         if list(self._shards) != ["model.safetensors"]:
             names = {file: [tensor.name for tensor in members] for file, members in self._shards.items()}
             write_index(self.path, names, self.num_bytes)
-        (self.path / _PLAN_FILE).unlink()
         write_card(self.path, provenance)
         if self._target.exists():
             self._target.rmdir()  # empty, as _open checked
         self.path.rename(self._target)
         self._written = self._target
+        (self._target / _PLAN_FILE).unlink()
 
     def _open(self, plan: JsonObject) -> FolderLock:
         check_new("convert", self._target)
@@ -92,6 +103,7 @@ class PartialFolder(Generic[AnyStored]):
                     f"[convert] {self.path} belongs to an interrupted run with another source or other options. "
                     "Remove it"
                 )
+            remove_card(self.path)
             return lock
         except BaseException:
             lock.release(self.path)
@@ -104,5 +116,5 @@ class PartialFolder(Generic[AnyStored]):
 
 
 def is_no_copy(name: str) -> bool:
-    """Whether a file beside the weights belongs to the folder it is in: an index, hashes or a lock."""
-    return name in (INDEX_FILE, HASH_FILE, LOCK_FILE)
+    """Whether a file beside the weights belongs to the folder it is in: an index, hashes, a lock or a plan."""
+    return name in (INDEX_FILE, HASH_FILE, LOCK_FILE, _PLAN_FILE)

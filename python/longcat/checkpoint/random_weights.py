@@ -23,7 +23,16 @@ from longcat.checkpoint.card import Provenance, write_card
 from longcat.checkpoint.formats import PRESETS as QUANT_PRESETS
 from longcat.checkpoint.formats import component_of, packed_as, place
 from longcat.checkpoint.random_values import PackedPool, TensorSpec, ValuePool
-from longcat.checkpoint.writer import MAX_SHARD_BYTES, HashedStream, check_new, check_room, header, split, write_index
+from longcat.checkpoint.writer import (
+    MAX_SHARD_BYTES,
+    HashedStream,
+    check_new,
+    check_room,
+    header,
+    place_of,
+    split,
+    write_index,
+)
 from longcat.support.files import read_json_object
 from longcat.support.folder_lock import LOCK_FILE, FolderLock
 from longcat.support.json_types import JsonObject
@@ -309,8 +318,7 @@ def write_checkpoint(
     total = sum(map(len, headers.values())) + sum(tensor.num_bytes for tensor in stored)
     holes = sum(tensor.num_bytes for tensor in stored if tensor.is_hole)
     copies = _tokenizer_files(tokenizer, config) if tokenizer is not None else []
-    target = Path(folder)
-    partial = target.with_name(target.name + ".partial")
+    target, partial = place_of(Path(folder))
     try:
         lock = _lock_target(target, partial, total - holes, sparse_tables)
         written = partial

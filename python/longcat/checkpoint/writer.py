@@ -57,7 +57,7 @@ class HashedStream:
     def store_hash(self, path: Path) -> None:
         """Adds a line for the file `path` to SHA256SUMS beside it."""
         with open(path.with_name(HASH_FILE), "a", encoding="utf-8") as sums:
-            sums.write(f"{self._digest.hexdigest()}  {path.name}\n")
+            sums.write(f"\n{self._digest.hexdigest()}  {path.name}\n")  # the line before may have been cut off
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def new_shard(path: Path) -> Iterator[BinaryIO]:
 
 
 def finish_hashes(folder: Path) -> None:
-    """Adds the files beside the weights to SHA256SUMS, and sorts it by names."""
+    """Adds the files beside the weights to SHA256SUMS, and sorts it by names. A failure leaves it as it was."""
     hashes = {}
     if (folder / HASH_FILE).exists():
         for line in (folder / HASH_FILE).read_text(encoding="utf-8").splitlines():
@@ -82,9 +82,11 @@ def finish_hashes(folder: Path) -> None:
             hashes[name] = digest  # a file that was written twice has two lines; the last one counts
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     for name in names:
-        if name not in hashes and name != HASH_FILE and not name.endswith(".safetensors"):
+        if name != HASH_FILE and not name.endswith(".safetensors"):
             hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / HASH_FILE).write_text("".join(f"{hashes[name]}  {name}\n" for name in names if name in hashes))
+    unfinished = folder / f".{HASH_FILE}.unfinished"
+    unfinished.write_text("".join(f"{hashes[name]}  {name}\n" for name in names if name in hashes))
+    unfinished.replace(folder / HASH_FILE)
 
 
 def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = False) -> dict[str, list[str]]:
@@ -100,6 +102,13 @@ def split(sizes: Mapping[str, int], max_shard_bytes: int, more_files: bool = Fal
     if len(shards) == 1 and not more_files:
         return {"model.safetensors": shards[0]}
     return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards)}
+
+
+def place_of(target: Path) -> tuple[Path, Path]:
+    """Returns a new folder by its name, also one that is given as ".", and the folder beside it that becomes it."""
+    if target.name in ("", ".."):
+        target = Path(os.path.abspath(target))
+    return target, target.parent / f"{target.name}.partial"
 
 
 def check_new(command: str, target: Path) -> None:

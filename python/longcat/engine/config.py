@@ -309,7 +309,10 @@ class EngineConfig:
         unit="s",
     )
     progress: Callable[[int, int], None] | None = option(
-        None, "called with the bytes done and the bytes in all while the model loads", default="none"
+        None,
+        "called with the bytes done and the bytes in all while the model loads",
+        checks.function,
+        default="none",
     )
 
     def __post_init__(self) -> None:

@@ -30,6 +30,9 @@ def number_format(name: str, value: object) -> str:
 
 
 def switch(name: str, value: object) -> bool:
+    """Checks a switch. A text is none: "false" would switch it on."""
+    if isinstance(value, str) or value not in (0, 1):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected True or False")
     return bool(value)
 
 
@@ -41,8 +44,8 @@ def seed(name: str, value: object) -> int:
 
 def milliseconds(name: str, value: float) -> float:
     """Checks a time above zero [s], which may be inf; returns milliseconds."""
-    if not value > 0:
-        raise ValueError(f"{name}={value!r}; expected seconds")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name}={value!r}; expected seconds above 0, or inf")
     return 1000.0 * value
 
 
@@ -56,6 +59,12 @@ def quantization(name: str, value: object) -> str:
     if value not in (None, *QUANTIZATIONS):
         raise ValueError(f'{name}={value!r} is not known: use None, "fp8" or "fp8-experts"')
     return str(value or "")
+
+
+def function(name: str, value: object) -> None:
+    """Checks a function."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}: expected a function")
 
 
 def anything(name: str, value: object) -> None:
@@ -74,12 +83,12 @@ def speculation(name: str, value: object) -> tuple[str, int, int, int, bool, int
     if not isinstance(value, Mapping):
         raise TypeError(f'{name}={value!r}: expected {{"method": "mtp", "num_speculative_tokens": 3}}')
     method = value.get("method")
-    if method not in _SPECULATIVE_DEFAULTS:
+    if not isinstance(method, str) or method not in _SPECULATIVE_DEFAULTS:
         raise ValueError(f'{name} method {method!r} is not known: use "mtp" or "ngram"')
     defaults = _SPECULATIVE_DEFAULTS[method]
     for part in value:
         if part != "method" and part not in defaults:
-            raise unknown_name(name, part, ["method", *defaults])
+            raise unknown_name(name, str(part), ["method", *defaults])
     given = {part: count for part, count in value.items() if part != "method" and count is not None}
     parts = defaults | given
     adaptive, ids = switch("adaptive", parts.pop("adaptive", False)), parts.pop("draft_vocab", None)

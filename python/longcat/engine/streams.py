@@ -104,15 +104,17 @@ class TokenStream(Stream[StreamChunk]):
         self._queue = _core.OutputQueue()
         self._arrived: deque[_core.StepOutput] = deque()
         self._lock = threading.RLock()  # one reader at a time
+        self._submitting = threading.RLock()  # another thread may close the stream meanwhile
         self._submit()
 
     def _submit(self) -> None:
-        while self._later:
-            try:
-                self._open.submit(self._later[0], self._queue)
-            except QueueFullError:
-                return
-            self._later.popleft()
+        with self._submitting:
+            while self._later:
+                try:
+                    self._open.submit(self._later[0], self._queue)
+                except QueueFullError:
+                    return
+                self._later.popleft()
 
     def __next__(self) -> StreamChunk:
         with self._lock:
@@ -139,11 +141,12 @@ class TokenStream(Stream[StreamChunk]):
                 return None
 
     def close(self) -> None:
-        self._later.clear()
-        self._open.abort()
+        with self._submitting:
+            self._later.clear()
+            self._open.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_open", None):
+        if getattr(self, "_submitting", None):
             self.close()
 
 

@@ -57,6 +57,7 @@ class Job:
         self._on_failure: list[Callable[[str], None]] = []
         self._watching = self._left = False
         self._lock = threading.Lock()  # of `failure`
+        self._telling = threading.Lock()  # held from hearing of a loss until the others have been told
         atexit.register(self._at_exit)
 
     def replica(self, size: int) -> _core.Communicator:
@@ -79,9 +80,10 @@ class Job:
     def _listen(self, watch: _core.Watch) -> None:
         """On a thread of its own, until the connections to the other ranks have ended."""
         while (loss := watch.wait()) is not None:
-            self._silent = loss.process or self._silent  # first: the main thread may end this process from here on
-            self._lost(loss)
-            watch.pass_on(loss)
+            with self._telling:
+                self._silent = loss.process or self._silent
+                self._lost(loss)
+                watch.pass_on(loss)
             if loss.process:
                 time.sleep(_OTHERS_SPEAK_SECONDS)
                 self._kill_silent()
@@ -135,14 +137,15 @@ class Job:
 
         Calls that wait for other ranks throw. If that does not end the process, a timer does.
         """
+        end = threading.Timer(_LAST_WORDS_SECONDS, os._exit, [1])  # first: what follows may fail, or wait
+        end.daemon = True
+        end.start()
         reason = loss.reason if loss.reason.startswith("[") else f"[parallel] {loss.reason}"
         if self._is_news(reason, speaker=1 if loss.rank == 0 and not loss.said else 0):
             self.communicator.abort(reason)
             for call in self._on_failure:
-                call(reason)
-        end = threading.Timer(_LAST_WORDS_SECONDS, os._exit, [1])
-        end.daemon = True
-        end.start()
+                with contextlib.suppress(Error):  # its engine is closed
+                    call(reason)
 
     def _at_exit(self) -> None:
         if self._left:
@@ -157,7 +160,8 @@ class Job:
         if self.failure is not None:
             if self._watch is not None:
                 self._watch.wait_for_rank_0()  # the launcher ends all ranks after this one
-            self._kill_silent()
+            with self._telling:
+                self._kill_silent()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)

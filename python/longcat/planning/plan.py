@@ -349,7 +349,7 @@ def plan(
     core = EngineConfig.of(model, options).core_options()
     available = _core.available_memory()
     memory = _core.plan_memory(model, core, available)
-    config = read_json_object(Path(model, "config.json"), "[config]")
+    config = read_json_object(Path(model, "config.json"), "[config]") | memory["fields"]
     with_mtp = core.drafts_by_mtp
     expected = _expected(json.dumps(config), with_mtp)
     stored, has_weights = _stored(model, expected, with_mtp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from longcat._core import Error
 _TIMEOUT = 30  # [s]
 _HUB = "https://huggingface.co"
 _MODELSCOPE = "https://modelscope.cn"
+_HASH = re.compile(r"[0-9A-Za-z]+")
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ def hub_listing(name: str, revision: str) -> Listing:
         raise _refused(_status(error), name, endpoint, "HF_TOKEN") from None
     except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
         raise _unreachable(endpoint, error) from None
-    commit = info.sha or revision
+    commit = _hash(info.sha) if info.sha else revision
     files = []
     for file in info.siblings or []:
-        digest = file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
+        digest = _hash((file.lfs.sha256 if file.lfs is not None else file.blob_id) or "")
         url = f"{endpoint}/{name}/resolve/{quote(commit, safe='')}/{quote(file.rfilename)}"
         files.append(RemoteFile(_inside(file.rfilename), file.size or 0, url, digest, is_git=file.lfs is None))
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -152,6 +154,17 @@ def _inside(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise Error(f"[pull] the source lists a file {name!r}; expected a path inside the model's folder.")
     return str(path)
+
+
+def _hash(text: str) -> str:
+    """Returns the hash of a commit or a file, or "". In the cache it is the name of a folder or a file.
+
+    Raises:
+        longcat.Error: it would be a path.
+    """
+    if text and not _HASH.fullmatch(text):
+        raise Error(f"[pull] the source lists a hash {text!r}; expected letters and digits.")
+    return text
 
 
 def _status(error: Any) -> int:

@@ -173,6 +173,8 @@ class Transfer:
                     self._check_stop()
                     out.write(chunk)
                     self._count(file, out.tell())
+                    if out.tell() > file.size:  # it may have no end
+                        return
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
@@ -193,10 +195,12 @@ def _held(path: Path) -> int:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects. The key stays with the host that it is for."""
+    """Follows redirects. The key stays with the host that it is for, and is not sent in the clear."""
 
     def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:
         new = super().redirect_request(req, *rest)
-        if new is not None and urlsplit(new.full_url).netloc != urlsplit(req.full_url).netloc:
-            new.remove_header("Authorization")
+        if new is not None:
+            old_url, new_url = urlsplit(req.full_url), urlsplit(new.full_url)
+            if old_url.netloc != new_url.netloc or old_url.scheme != new_url.scheme == "http":
+                new.remove_header("Authorization")
         return new

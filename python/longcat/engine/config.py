@@ -116,8 +116,8 @@ class EngineConfig:
         "format of f32 and f16 weights and the latent cache: auto, f32 or bf16",
         checks.number_format,
         core="dtype",
-        details="auto is what config.json says. Under bf16, a CPU with AVX512_BF16 rounds the inputs of bf16 matrices to "
-        "bf16. It does the same with the factors of attention over bf16 latents, and with the queries of bf16 index "
+        details="auto is what config.json says. Under bf16, a CPU with AVX512_BF16 rounds the inputs of bf16 matrices "
+        "to bf16. It does the same with the factors of attention over bf16 latents, and with the queries of bf16 index "
         "keys. That is faster. The last bits differ from those of other CPUs. Other products keep f32 inputs.",
         metavar="TYPE",
     )

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -23,7 +24,9 @@ std::atomic<int64_t> kernels_before_failure{-1};  // negative: no failure
 std::atomic<int64_t> num_uploads{0}, num_host_allocations{0}, num_read_backs{0}, num_waits{0}, num_thread_kernels{0};
 std::atomic<bool> host_memory_is_reached{true};
 std::mutex peers_mutex;
-std::string failing_step;  // of peer memory, guarded by peers_mutex
+// Guarded by peers_mutex:
+std::string failing_step;       // of peer memory
+std::multiset<void*> mappings;  // memory of ranks, once for each other rank that has it mapped
 
 // Whether a device fails in this step; then no other does.
 bool fails_in(const char* step) {
@@ -155,13 +158,25 @@ void* EmulatedDevice::share_memory(int64_t bytes, SharedMemoryHandle& handle) {
   return data;
 }
 
-void EmulatedDevice::free_shared(void* data) noexcept { std::free(data); }
+// Ends the program where another rank has the memory mapped: its kernels may still use it.
+void EmulatedDevice::free_shared(void* data) noexcept {
+  const std::lock_guard lock(peers_mutex);
+  LC_CHECK(!mappings.contains(data), "shared memory is freed while another rank has it mapped");
+  std::free(data);
+}
 
 void* EmulatedDevice::map_shared(const SharedMemoryHandle& handle) {
   if (fails_in("map")) throw Error("a test made this device map no memory");
   void* data = nullptr;
   std::memcpy(&data, handle.memory, sizeof(data));
+  const std::lock_guard lock(peers_mutex);
+  mappings.insert(data);
   return data;
+}
+
+void EmulatedDevice::unmap_shared(void* data) noexcept {
+  const std::lock_guard lock(peers_mutex);
+  mappings.erase(mappings.find(data));
 }
 
 void EmulatedDevice::wait_for_ranks(std::function<bool()> still) {

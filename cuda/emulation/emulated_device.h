@@ -65,6 +65,7 @@ class EmulatedDevice : public GpuDevice {
   void* share_memory(int64_t bytes, SharedMemoryHandle& handle) override;
   void free_shared(void* data) noexcept override;
   void* map_shared(const SharedMemoryHandle& handle) override;
+  void unmap_shared(void* data) noexcept override;
   void wait_for_ranks(std::function<bool()> still) override;
   void begin_kernel() override;
   void end_kernel() override;

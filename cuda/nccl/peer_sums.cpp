@@ -108,7 +108,7 @@ void PeerSums::map_all() {
 }
 
 // A rank's memory may be freed when no other has it mapped. What they have written to it has arrived: the last sum has
-// waited for it.
+// waited for it. After a failure no rank knows when that is, so the memory stays until the process ends.
 PeerSums::~PeerSums() {
   const bool failed = std::uncaught_exceptions() > 0 || !host_.failure().empty();
   if (failed) stop();
@@ -118,7 +118,7 @@ PeerSums::~PeerSums() {
       host_.barrier();
     } catch (const Error&) {  // a rank was lost: none will use the memory
     }
-  if (own_) device_.free_shared(own_);
+  if (own_ && !(offered_ && failed)) device_.free_shared(own_);
 }
 
 gpu::PeerMailbox PeerSums::mailbox_at(void* shared) const {

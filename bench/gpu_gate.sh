@@ -44,6 +44,7 @@ root=$(cd "$(dirname "$0")/.." && pwd) kit=
 for kit in "$root" "$root/build/gpu-kit" ""; do test ! -e "$kit/kit.txt" || break; done
 test -n "$kit" || { echo "gpu_gate: $root has no kit.txt; run \`make gpu-kit\` first" >&2; exit 2; }
 python=${PYTHON:-python3} bench=$kit/cuda_bench
+test -e "$bench" || "$python" -W ignore -m tarfile -e "$kit/binaries.tar.xz" "$kit"
 export PYTHONPATH=$kit/python PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 commit=$(sed -n 's/^commit //p' "$kit/kit.txt")
 

@@ -44,7 +44,7 @@ def test_only_picked_experts_are_read(tmp_path, num_tokens):
     read = testing.cached_bytes(str(tmp_path), EXPERTS) - before
     most_picked = min(num_tokens * CONFIG["moe_topk"], CONFIG["n_routed_experts"]) * CONFIG["num_layers"]
     # A kernel may read some neighbours of what it is asked for.
-    assert 0 < read <= most_picked * BYTES_OF_EXPERT + everything / 10
+    assert 0 < read <= min(most_picked * BYTES_OF_EXPERT + everything / 10, everything * 3 / 4)
     # Pages are asked for before they are used: without that, each of them would be a fault that waits.
     assert disk_waits() - faults < read / 4096 / 8
 

@@ -1,7 +1,7 @@
 """A request's bits do not depend on what else happens in the engine.
 
-A request runs alone, undisturbed. Its logits, N-gram ids, latents and tokens are compared with those of other runs: in
-batches, in chunks, with prefix hits, preempted, forked, among aborts, padded.
+A request runs alone, undisturbed. Its logits, N-gram ids, latents and tokens are compared with those of other runs.
+These are in batches, in chunks, with prefix hits, preempted, forked, among aborts, padded.
 """
 
 import numpy as np

@@ -85,8 +85,8 @@ py::dict shard(const std::string& config_text, int64_t tp, int64_t ep, int64_t r
 
 // Returns what an engine with these options allocates on the CPU where `available` bytes are free: {"dtype",
 // "kv_cache_dtype", "num_index_layers", "index_key_bytes", "max_model_len", "block_tokens", "block_bytes",
-// "num_blocks", "buffers": [(allocated, of these never written) of each rank], "fields"}. The fields have the
-// names of LongCat-Flash-Lite. A config.json may leave them out, or name them otherwise.
+// "num_blocks", "buffers": [(allocated, of these never written) of each rank]}. "fields" has those of
+// config.json that it may leave out or name otherwise, by the names of LongCat-Flash-Lite.
 py::dict plan_memory(const std::string& folder, const EngineOptions& options, int64_t available) {
   check(options);
   const ModelConfig config = load_model_config(folder);

@@ -111,6 +111,16 @@ def test_a_folder_that_cannot_be_made(tmp_path):
             FolderLock("test", tmp_path / name)
 
 
+def test_a_folder_that_is_gone_ends_the_tries(tmp_path, monkeypatch):
+    """A process may stand in a folder that another one has removed: it is still a folder, and takes no files."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError):
+        FolderLock("test", Path("."))
+
+
 def test_a_refused_command_says_one_line(source, tmp_path, capsys):
     out = tmp_path / "out"
     (tmp_path / "out.partial").mkdir()

@@ -16,6 +16,8 @@ from longcat._core import Error
 LOCK_FILE = ".longcat.lock"
 # Errors of file systems without flock, such as Lustre mounted without it.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+# Other writers may rename the folder between two steps, but not as often as this.
+_MOST_TRIES = 100
 
 
 class FolderLock:
@@ -33,12 +35,14 @@ class FolderLock:
 
     def __init__(self, command: str, folder: Path):
         self.created = False
-        while True:
+        for tries in range(1, _MOST_TRIES + 1):
             self.created = _make(folder) or self.created
             path = folder / LOCK_FILE
             try:
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            except FileNotFoundError:  # another writer has just renamed the folder
+            except FileNotFoundError:  # another writer has just renamed the folder, or it holds no files, as in /proc
+                if tries == _MOST_TRIES:
+                    raise
                 continue
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,6 +62,7 @@ class FolderLock:
             if _is_at(self._file, path):
                 return
             os.close(self._file)  # another writer has removed this file, and a new one may be locked by now
+        raise OSError(errno.EAGAIN, f"other writers remove {LOCK_FILE} again and again")
 
     def release(self, folder: Path) -> None:
         """Removes the lock file from `folder`, which releases the lock."""

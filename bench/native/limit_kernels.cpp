@@ -67,28 +67,63 @@ int32_t dot(const int8_t* w, int64_t count) {
 }
 constexpr LimitKernels::Rate kInt8{dot, 16 * 128}, kInt4 = kInt8;
 
-#elif defined(__AVX2__)
+#elif defined(__AVXVNNI__)
 
-// 4 registers of inputs against a weight from the first-level cache. Two signed factors of 8 bits need the sign trick.
-template <bool both_signed>
 int32_t dot(const int8_t* w, int64_t count) {
-  __m256i sum[4], x[4];
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int t = 0; t < 4; ++t) {
-    sum[t] = _mm256_setzero_si256();
-    x[t] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * t));
-  }
+  __m256i sum[12];
+  for (auto& s : sum) s = _mm256_setzero_si256();
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
   for (int64_t i = 0; i < count; ++i) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + i % 128 * 32));
-    const __m256i magnitude = both_signed ? _mm256_abs_epi8(v) : v;
-    for (int t = 0; t < 4; ++t) {
-      const __m256i factor = both_signed ? _mm256_sign_epi8(x[t], v) : x[t];
-      sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, factor), ones));
-    }
+    for (auto& s : sum) s = _mm256_dpbusd_avx_epi32(s, v, x);
   }
+  __m256i total = sum[0];
+  for (int t = 1; t < 12; ++t) total = _mm256_add_epi32(total, sum[t]);
+  return _mm256_extract_epi32(total, 0);
+}
+constexpr LimitKernels::Rate kInt8{dot, 12 * 64}, kInt4 = kInt8;
+
+#elif defined(__AVX2__)
+
+constexpr int kInputs = 4;  // registers of inputs, against a weight from the first-level cache
+
+LC_INLINE __m256i load(const int8_t* w, int64_t i) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + i % 128 * 32));
+}
+
+LC_INLINE int32_t total(const __m256i* sum) {
   return _mm256_extract_epi32(_mm256_add_epi32(_mm256_add_epi32(sum[0], sum[1]), _mm256_add_epi32(sum[2], sum[3])), 0);
 }
-constexpr LimitKernels::Rate kInt8{dot<true>, 4 * 64}, kInt4{dot<false>, 4 * 64};
+
+// Two signed factors of 8 bits need the sign trick.
+int32_t int8(const int8_t* w, int64_t count) {
+  __m256i sum[kInputs] = {}, x[kInputs];
+  LC_UNROLL for (int t = 0; t < kInputs; ++t) x[t] = load(w, t);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < count; ++i) {
+    const __m256i v = load(w, i), magnitude = _mm256_abs_epi8(v);
+    LC_UNROLL for (int t = 0; t < kInputs; ++t) sum[t] =
+        _mm256_add_epi32(sum[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x[t], v)), ones));
+  }
+  return total(sum);
+}
+
+// A block of 32 columns: 8 products are added in 16 bits, and their sum in 32.
+int32_t int4(const int8_t* w, int64_t count) {
+  __m256i sum[kInputs] = {}, x[kInputs];
+  LC_UNROLL for (int t = 0; t < kInputs; ++t) x[t] = load(w, t);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < count; i += 8) {
+    __m256i block[kInputs] = {};
+    LC_UNROLL for (int quad = 0; quad < 8; ++quad) {
+      const __m256i v = load(w, i + quad);
+      LC_UNROLL for (int t = 0; t < kInputs; ++t) block[t] = _mm256_add_epi16(block[t], _mm256_maddubs_epi16(v, x[t]));
+    }
+    LC_UNROLL for (int t = 0; t < kInputs; ++t) sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(block[t], ones));
+  }
+  return total(sum);
+}
+constexpr LimitKernels::Rate kInt8{int8, kInputs * 64}, kInt4{int4, kInputs * 64};
 
 #else
 constexpr LimitKernels::Rate kInt8{}, kInt4{};

@@ -90,6 +90,9 @@ LC_INLINE void put_sums(float* out, const vec::f32x8* rows, bool adds) {
   }
 }
 
+// With AVX2, prefetches into the second-level cache help one input; with AVX-512 they do not.
+constexpr int64_t kAheadOfOne = 2048;  // [bytes]
+
 template <bool kFew, int R, int T, class W>
 void tile_f32(const Tile<W, float>& tile) {
   constexpr int kParts = Lanes::kParts, kPartLanes = kSums / kParts;
@@ -101,6 +104,8 @@ void tile_f32(const Tile<W, float>& tile) {
   for (; k + kSums <= n; k += kSums) {
     if constexpr (kFew && R > 1)
       LC_UNROLL for (int r = 0; r < R; ++r) __builtin_prefetch(rows + (r + R) * stride + k, 0, 2);  // of the next tile
+    if constexpr (kFew && R == 1 && T == 1 && kParts == 2)
+      __builtin_prefetch(rows + k + kAheadOfOne / static_cast<int64_t>(sizeof(W)), 0, 2);
     LC_UNROLL for (int part = 0; part < kParts; ++part) {
       Part inputs[T];
       LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(tile.x[t] + k + part * kPartLanes);
@@ -253,7 +258,7 @@ constexpr Tiles<W, float, R, sizeof...(T)> f32_tiles(std::integer_sequence<int, 
 template <class W>
 void few_f32(const Dots<W, float>& dots) {
   // One input reads rows one by one, in the order of their addresses. The processor prefetches that best. Several rows
-  // at once are read at half that speed, and our own prefetches only slow it down.
+  // at once are read at half that speed.
   static constexpr auto kOne = f32_tiles<true, W, 1>(std::make_integer_sequence<int, 1>());
   static constexpr auto kSeveral = f32_tiles<true, W, kFewRows>(std::make_integer_sequence<int, kFewInputs>());
   if (dots.num_inputs == 1) return walk<true>(dots, kF32Chunk, kOne);

@@ -19,7 +19,7 @@ constexpr int64_t kPrefetch = 2048;
 
 LC_INLINE void bring_closer(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
-// For several inputs. On sets with few registers a tile has one group and more arithmetic, and misses are fewer.
+// For several inputs. On sets with few registers a tile has more arithmetic, and misses are fewer.
 LC_INLINE void bring_shared(const uint8_t* p) { __builtin_prefetch(p, 0, V::kFewRegisters ? 3 : 2); }
 
 // The part of the next weights that a tile prefetches: `step` [bytes] of each group, kAll if there is no other tile.
@@ -176,8 +176,9 @@ LC_INLINE V::Floats block_scales(const uint8_t* const* group, int64_t at) {
 template <WeightFormat format, int R, int T>
 void tile_int(const Tile& tile) {
   constexpr int64_t kValueBytes = block_value_bytes(format), kLines = kValueBytes / 64;
-  constexpr int64_t kScalesPerLine = 4;                // blocks whose scales share a line of the cache
-  constexpr int kTogether = V::kFewRegisters ? 1 : R;  // registers whose integer sums are held at once
+  constexpr int64_t kScalesPerLine = 4;  // blocks whose scales share a line of the cache
+  // Registers of outputs whose integer sums are held at once.
+  constexpr int kTogether = !V::kFewRegisters || T > 1 ? R : is_int4_x8(format) && R % 2 == 0 ? 2 : 1;
   V::Floats acc[R][T];
   LC_UNROLL for (int r = 0; r < R; ++r) LC_UNROLL for (int t = 0; t < T; ++t) acc[r][t] =
       tile.begin_block == 0 ? V::zero() : V::load(tile.out[t] + r * V::kLanes);
@@ -243,17 +244,25 @@ constexpr Tiles kInts{.several = tile_set<format, 2, 1, 2, 3, 4, 5, 6>(),
                       .last = tile_set<format, 1, 1, 2, 3, 4, 5, 6>()};
 #elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 #if defined(__AVX2__)
-constexpr int kSingleBf16 = 8;
+constexpr int kSingleBf16 = 8, kSeveralInts = 2;  // two groups share the loads of an input
 #else
-constexpr int kSingleBf16 = 4;
+constexpr int kSingleBf16 = 4, kSeveralInts = 1;
 #endif
 constexpr Tiles kBf16{.several = tile_set<WeightFormat::bf16_x8, 2, 1, 2, 3, 4, 5>(),
                       .single = tile_set<WeightFormat::bf16_x8, kSingleBf16, 1>(),
                       .last = tile_set<WeightFormat::bf16_x8, 1, 1, 2, 3, 4, 5>()};
+#if defined(__AVXVNNI__)
+// 10 sums hide the latency of their instruction.
 template <WeightFormat format>
-constexpr Tiles kInts{.several = tile_set<format, 1, 1, 2, 3, 4>(),
+constexpr Tiles kInts{.several = tile_set<format, kSeveralInts, 1, 2, 3, 4, 5>(),
+                      .single = tile_set<format, 4, 1>(),
+                      .last = tile_set<format, 1, 1, 2, 3, 4, 5>()};
+#else
+template <WeightFormat format>
+constexpr Tiles kInts{.several = tile_set<format, kSeveralInts, 1, 2, 3, 4>(),
                       .single = tile_set<format, 4, 1>(),
                       .last = tile_set<format, 1, 1, 2, 3, 4>()};
+#endif
 #else
 template <WeightFormat format>
 constexpr Tiles kInts{

@@ -20,7 +20,8 @@ PYBIND11_MODULE(_core, module) {
   module.def("available_memory", [] { return available_memory(); }, "Bytes this process may still take.");
   module.def(
       "cpu_isa", [] { return name_of(cpu_isa()); },
-      "Instruction set the CPU backend runs: amx_bf16, avx512_bf16, avx512_vnni, avx512, avx2 or portable.");
+      "Instruction set the CPU backend runs: amx_bf16, avx512_bf16, avx512_vnni, avx512, avx_vnni, avx2, neon_dotprod "
+      "or portable.");
   module.def("cuda_is_built", &cuda_is_built, "Whether this build has the CUDA backend.");
   module.attr("GPU_PROOF") = std::string(kGpuProof);
   module.def("resolved_device", &resolved_device, py::arg("device"), "The device that a name stands for: of \"auto\".");

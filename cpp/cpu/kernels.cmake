@@ -4,6 +4,7 @@
 # multiply-adds unasked, so that is said.
 set(_kernels_portable -ffp-contract=fast)
 set(_kernels_avx2 ${_kernels_portable} -mavx2 -mfma -mf16c -mbmi -mbmi2)
+set(_kernels_avx_vnni ${_kernels_avx2} -mavxvnni)
 set(_kernels_avx512 ${_kernels_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 set(_kernels_avx512_vnni ${_kernels_avx512} -mavx512vnni)
 set(_kernels_avx512_bf16 ${_kernels_avx512_vnni} -mavx512bf16)
@@ -14,7 +15,7 @@ set(_kernels_neon_dotprod
 
 set(_kernel_sets portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
-  list(APPEND _kernel_sets avx2 avx512 avx512_vnni avx512_bf16)
+  list(APPEND _kernel_sets avx2 avx_vnni avx512 avx512_vnni avx512_bf16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   list(APPEND _kernel_sets neon_dotprod)
 endif()

@@ -65,14 +65,4 @@ struct EmulatedTiles {
   }
 };
 
-// While it lives, the tile instructions of a thread run on its machine. A processor without AMX raises SIGILL at each,
-// and a handler decodes it. One at a time in a process. Linux on x86-64 only.
-class TrappedTiles {
- public:
-  TrappedTiles();
-  ~TrappedTiles();
-  TrappedTiles(const TrappedTiles&) = delete;
-  TrappedTiles& operator=(const TrappedTiles&) = delete;
-};
-
 }  // namespace longcat

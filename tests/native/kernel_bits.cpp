@@ -18,6 +18,9 @@
 #include "cpu/gemm/scale_kernels.h"
 #include "cpu/row_kernels.h"
 #include "ops/packed.h"
+#if defined(__x86_64__) && defined(__linux__)
+#include "tests/native/trapped_instructions.h"
+#endif
 
 namespace longcat {
 
@@ -75,13 +78,17 @@ class Values {
   std::mt19937_64 engine_{7};
 };
 
+// The functions below take fewer sizes where each instruction is emulated by itself.
+using Sizes = std::vector<int64_t>;
+
+template <bool few>
 void add_packed(Results& results, Isa isa) {
   const PackedKernels& kernels = table_of<PackedKernels>(isa);
   ThreadPool pool(1);
   QuantizedInputs quantized;
   Values random;
-  for (const int64_t in : {1, 2, 31, 32, 33, 63, 64, 65, 70, 257, 520, 1101})
-    for (const int64_t out : {1, 7, 8, 9, 16, 17, 24, 31, 40, 64, 72, 89}) {
+  for (const int64_t in : few ? Sizes{1, 33, 70} : Sizes{1, 2, 31, 32, 33, 63, 64, 65, 70, 257, 520, 1101})
+    for (const int64_t out : few ? Sizes{7, 16, 40} : Sizes{1, 7, 8, 9, 16, 17, 24, 31, 40, 64, 72, 89}) {
       const std::vector<float> matrix = random.floats(out * in);
       for (const auto& [format, name] :
            {std::pair{WeightFormat::bf16_x8, "packed bf16"}, std::pair{WeightFormat::int8_x8, "packed int8"},
@@ -91,7 +98,7 @@ void add_packed(Results& results, Isa isa) {
         pack(pool, packed.data(), format, out, in,
              [&](int64_t row, float* to) { std::copy_n(matrix.data() + row * in, in, to); });
         const Weight weight{.format = format, .out_features = out, .in_features = in, .data = packed.data()};
-        for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 131}) {
+        for (const int64_t count : few ? Sizes{1, 2, 3, 4, 5, 9} : Sizes{1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 131}) {
           if (count > 100 && (out > 24 || in > 70)) continue;  // chunks of inputs
           const std::vector<float> x = random.floats(count * in);
           quantized.quantize(pool, x.data(), in, count, in, kernels);
@@ -167,12 +174,13 @@ void add_dots(Results& results, Isa isa) {
       }
 }
 
+template <bool few>
 void add_products(Results& results, Isa isa) {
   const ProductKernels& kernels = table_of<ProductKernels>(isa);
   Values random;
-  for (const int64_t rows : {1, 2, 3, 5, 6, 7, 13, 64})
-    for (const int64_t columns : {16, 32, 48, 80})
-      for (const int64_t depth : {1, 2, 63, 64, 65, 128, 193, 500}) {
+  for (const int64_t rows : few ? Sizes{1, 7, 13} : Sizes{1, 2, 3, 5, 6, 7, 13, 64})
+    for (const int64_t columns : few ? Sizes{16, 48} : Sizes{16, 32, 48, 80})
+      for (const int64_t depth : few ? Sizes{1, 65, 193} : Sizes{1, 2, 63, 64, 65, 128, 193, 500}) {
         const std::vector<float> a = random.floats(rows * depth), b = random.floats(depth * columns),
                                  scales = random.floats(rows), before = random.floats(rows * columns);
         std::vector<float> c = before;
@@ -329,12 +337,13 @@ void add_integer_scores(Results& results, const IndexKernels& kernels, Values& r
   results.add("index scores of bytes", scores);
 }
 
+template <bool few>
 void add_index_scores(Results& results, Isa isa) {
   const IndexKernels& kernels = table_of<IndexKernels>(isa);
   Values random;
-  for (const int64_t num_keys : {1, 2, 31, 32})
+  for (const int64_t num_keys : few ? Sizes{1, 31} : Sizes{1, 2, 31, 32})
     for (const int64_t lanes : {16, 48})
-      for (const int64_t dim : {2, 10, 128, 512, 1100}) {
+      for (const int64_t dim : few ? Sizes{2, 10, 128} : Sizes{2, 10, 128, 512, 1100}) {
         add_integer_scores(results, kernels, random, num_keys, dim, lanes);
         const std::vector<float> keys = random.floats(num_keys * dim), queries = random.floats(dim * lanes),
                                  weights = random.floats(lanes);
@@ -375,15 +384,24 @@ void compare(std::vector<KernelBits>& out, std::span<const Isa> sets, void (*add
 std::vector<KernelBits> compare_instruction_sets() {
   std::vector<KernelBits> rows;
   const std::span<const Isa> sets = isas_of_this_machine();
-  compare(rows, sets, add_packed);
+  compare(rows, sets, add_packed<false>);
 #if defined(__x86_64__)
   const std::span<const Isa> fused = sets.subspan(1);  // `portable` has no fused multiply-adds
 #else
   const std::span<const Isa> fused = sets;
 #endif
   if (fused.empty()) return rows;
-  for (const auto add : {add_dots, add_products, add_rows, add_softmax, add_latents, add_index_scores})
+  for (const auto add : {add_products<false>, add_index_scores<false>, add_dots, add_rows, add_softmax, add_latents})
     compare(rows, fused, add);
+#if defined(__x86_64__) && defined(__linux__)
+  if (std::find(sets.begin(), sets.end(), Isa::avx_vnni) == sets.end()) {
+    const TrappedInstructions traps;
+    constexpr Isa kSets[] = {Isa::avx2, Isa::avx_vnni};
+    for (const auto add :
+         {add_packed<true>, add_products<true>, add_index_scores<true>, add_dots, add_rows, add_softmax, add_latents})
+      compare(rows, kSets, add);
+  }
+#endif
   return rows;
 }
 

@@ -17,6 +17,7 @@
 #include "tests/native/arrays.h"
 #include "tests/native/emulated_tiles.h"
 #include "tests/native/native.h"
+#include "tests/native/trapped_instructions.h"
 
 namespace py = pybind11;
 
@@ -136,7 +137,7 @@ void register_tiles(py::module_& testing) {
 
         TileMachine& machine = tile_machine();
         machine = {};
-        std::optional<TrappedTiles> traps;
+        std::optional<TrappedInstructions> traps;
         if (!emulated && !has_tiles()) traps.emplace();
         for (const auto& [row, count] : ranges)
           cpu::tile_matmul_block(matrix,
@@ -162,7 +163,8 @@ void register_tiles(py::module_& testing) {
   // From now on the CPU backend of this module runs amx_bf16, on emulated tiles where the processor has none.
   testing.def("assume_tiles", [] {
     assume_isa(Isa::amx_bf16);
-    static const TrappedTiles* const traps = has_tiles() ? nullptr : new TrappedTiles;  // for the process's life
+    static const TrappedInstructions* const traps =
+        has_tiles() ? nullptr : new TrappedInstructions;  // for the process's life
     return traps != nullptr;
   });
   testing.def("tile_counts", [] {
@@ -171,12 +173,15 @@ void register_tiles(py::module_& testing) {
   });
 
 #if defined(__x86_64__)
-  // The best set of a processor with these features.
+  // The sets of a processor with these features.
   testing.def(
-      "best_isa",
+      "sets_of",
       [](unsigned ecx1, unsigned ebx7, unsigned ecx7, unsigned edx7, unsigned eax7_1, unsigned xcr0) {
-        return name_of(
-            best_of({.ecx1 = ecx1, .ebx7 = ebx7, .ecx7 = ecx7, .edx7 = edx7, .eax7_1 = eax7_1, .xcr0 = xcr0}));
+        std::vector<std::string> names;
+        for (const Isa isa :
+             sets_of({.ecx1 = ecx1, .ebx7 = ebx7, .ecx7 = ecx7, .edx7 = edx7, .eax7_1 = eax7_1, .xcr0 = xcr0}))
+          names.push_back(name_of(isa));
+        return names;
       },
       py::arg("ecx1"), py::arg("ebx7"), py::arg("ecx7"), py::arg("edx7"), py::arg("eax7_1"), py::arg("xcr0"));
 #endif

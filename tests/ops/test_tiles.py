@@ -253,16 +253,20 @@ def test_the_backend_on_tiles(tmp_path):
             assert np.array_equal(results[f"moe {threads} {count}"], whole[:count]), count
 
 
-def test_the_set_needs_the_instructions_and_the_registers():
-    if not hasattr(testing, "best_isa"):
+def test_sets_need_their_instructions_and_registers():
+    if not hasattr(testing, "sets_of"):
         pytest.skip("the features are those of x86-64")
     all_of_them = dict.fromkeys(("ecx1", "ebx7", "ecx7", "edx7", "eax7_1", "xcr0"), 0xFFFFFFFF)
-    assert testing.best_isa(**all_of_them) == "amx_bf16"
+    names = ["portable", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"]
+    assert testing.sets_of(**all_of_them) == names
     for register, bit in [("edx7", 22), ("edx7", 24), ("xcr0", 17), ("xcr0", 18)]:
-        assert testing.best_isa(**{**all_of_them, register: 0xFFFFFFFF & ~(1 << bit)}) == "avx512_bf16", (register, bit)
+        found = testing.sets_of(**{**all_of_them, register: 0xFFFFFFFF & ~(1 << bit)})
+        assert found == names[:-1], (register, bit)
     needed = {**all_of_them, "edx7": 1 << 22 | 1 << 24, "xcr0": 0x600E6}
-    assert testing.best_isa(**needed) == "amx_bf16"
-    assert testing.best_isa(**{**all_of_them, "eax7_1": 0}) == "avx512_vnni"
+    assert testing.sets_of(**needed) == names
+    assert testing.sets_of(**{**all_of_them, "eax7_1": 0}) == ["portable", "avx2", "avx512", "avx512_vnni"]
+    assert testing.sets_of(**{**all_of_them, "eax7_1": 1 << 4, "xcr0": 0x06}) == names[:3]  # a laptop by Intel
+    assert testing.sets_of(**{**all_of_them, "ebx7": 0}) == ["portable"]
 
 
 def test_the_set_must_be_named():

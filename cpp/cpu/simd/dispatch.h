@@ -26,6 +26,8 @@ const Table& table_of(Isa isa) {
 #if defined(__x86_64__)
     case Isa::avx2:
       return table_of<Table, Isa::avx2>();
+    case Isa::avx_vnni:
+      return table_of<Table, Isa::avx_vnni>();
     case Isa::avx512:
       return table_of<Table, Isa::avx512>();
     case Isa::avx512_vnni:

@@ -26,8 +26,6 @@ namespace {
 
 #if defined(__x86_64__)
 
-constexpr Isa kSets[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx_bf16};
-
 struct Cpuid {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
 
@@ -43,9 +41,9 @@ unsigned saved_registers() {
 
 constexpr bool has_all(unsigned found, unsigned bits) { return (found & bits) == bits; }
 
-Isa best_of_this_machine() {
+std::vector<Isa> sets_here() {
   const Cpuid basic(1, 0), extended(7, 0), more(7, 1);
-  return best_of({.ecx1 = basic.ecx,
+  return sets_of({.ecx1 = basic.ecx,
                   .ebx7 = extended.ebx,
                   .ecx7 = extended.ecx,
                   .edx7 = extended.edx,
@@ -55,20 +53,19 @@ Isa best_of_this_machine() {
 
 #elif defined(__aarch64__) && defined(__linux__)
 
-constexpr Isa kSets[] = {Isa::portable, Isa::neon_dotprod};
-
-Isa best_of_this_machine() { return ::getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? Isa::neon_dotprod : Isa::portable; }
+std::vector<Isa> sets_here() {
+  if (::getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return {Isa::portable, Isa::neon_dotprod};
+  return {Isa::portable};
+}
 
 #else
 
-constexpr Isa kSets[] = {Isa::portable};
-
-Isa best_of_this_machine() { return Isa::portable; }
+std::vector<Isa> sets_here() { return {Isa::portable}; }
 
 #endif
 
-constexpr Isa kAll[] = {Isa::portable,    Isa::avx2,     Isa::avx512,      Isa::avx512_vnni,
-                        Isa::avx512_bf16, Isa::amx_bf16, Isa::neon_dotprod};
+constexpr Isa kAll[] = {Isa::portable,    Isa::avx2,        Isa::avx_vnni, Isa::avx512,
+                        Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx_bf16, Isa::neon_dotprod};
 
 std::optional<Isa> assumed;
 
@@ -103,18 +100,24 @@ Isa chosen() {
 
 // Asks for each CPU extension that cpp/cpu/kernels.cmake enables by a compiler option, such as -mfma and -mbmi2. Not by
 // __builtin_cpu_supports: zig's runtime library answers false to everything.
-Isa best_of(const CpuFeatures& found) {
-  constexpr unsigned kYmm = 0x06, kZmm = 0xe6, kTiles = 0x60000;  // bits of XCR0
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;    // compilers differ in their names
+std::vector<Isa> sets_of(const CpuFeatures& found) {
+  constexpr unsigned kYmm = 0x06, kZmm = 0xe6, kTiles = 0x60000;                    // bits of XCR0
+  constexpr unsigned kAvxVnni = 1u << 4, kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // compilers differ in their names
+  std::vector<Isa> sets = {Isa::portable};
   if (!has_all(found.ecx1, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C) || !has_all(found.xcr0, kYmm) ||
       !has_all(found.ebx7, bit_AVX2 | bit_BMI | bit_BMI2))
-    return Isa::portable;
+    return sets;
+  sets.push_back(Isa::avx2);
+  if (has_all(found.eax7_1, kAvxVnni)) sets.push_back(Isa::avx_vnni);
   if (!has_all(found.xcr0, kZmm) || !has_all(found.ebx7, bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ))
-    return Isa::avx2;
-  if (!has_all(found.ecx7, bit_AVX512VNNI)) return Isa::avx512;
-  if (!has_all(found.eax7_1, bit_AVX512BF16)) return Isa::avx512_vnni;
-  const bool has_tiles = has_all(found.edx7, kAmxBf16 | kAmxTile) && has_all(found.xcr0, kTiles);
-  return has_tiles ? Isa::amx_bf16 : Isa::avx512_bf16;
+    return sets;
+  sets.push_back(Isa::avx512);
+  if (!has_all(found.ecx7, bit_AVX512VNNI)) return sets;
+  sets.push_back(Isa::avx512_vnni);
+  if (!has_all(found.eax7_1, bit_AVX512BF16)) return sets;
+  sets.push_back(Isa::avx512_bf16);
+  if (has_all(found.edx7, kAmxBf16 | kAmxTile) && has_all(found.xcr0, kTiles)) sets.push_back(Isa::amx_bf16);
+  return sets;
 }
 
 int request_tiles() {
@@ -130,12 +133,8 @@ int request_tiles() {
 #endif
 
 std::span<const Isa> isas_of_this_machine() {
-  static const size_t count = [] {
-    size_t n = 1;
-    while (kSets[n - 1] != best_of_this_machine()) ++n;
-    return n;
-  }();
-  return {kSets, count};
+  static const std::vector<Isa> sets = sets_here();
+  return sets;
 }
 
 Isa cpu_isa() {
@@ -154,6 +153,8 @@ const char* name_of(Isa isa) {
       return "portable";
     case Isa::avx2:
       return "avx2";
+    case Isa::avx_vnni:
+      return "avx_vnni";
     case Isa::avx512:
       return "avx512";
     case Isa::avx512_vnni:

@@ -8,6 +8,11 @@
 namespace longcat::vec {
 using Register = Avx512;
 }
+#elif defined(__AVXVNNI__)
+#include "cpu/simd/avx_vnni.h"
+namespace longcat::vec {
+using Register = AvxVnni;
+}
 #elif defined(__AVX2__)
 #include "cpu/simd/avx2.h"
 namespace longcat::vec {

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from longcat.chat.tool_schema import ToolSchema
-from longcat.request.json_schema import SchemaError, SchemaReader
 from longcat.request.patterns import FORMATS, PatternError, matches, whole, without
+from longcat.request.schema.document import SchemaError
+from longcat.request.schema.reader import SchemaReader
 
 from support.tool_schemas import ENFORCED, random_schema
 

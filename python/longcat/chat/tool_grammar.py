@@ -13,9 +13,11 @@ from typing import Any
 from longcat.chat.messages import normalize_tools
 from longcat.chat.tool_schema import ToolSchema
 from longcat.chat.tool_text import CALL, CALL_END, KEY, KEY_END, TAG_STARTS, VALUE, VALUE_END, spells_tag
-from longcat.request.json_schema import ANYTHING, Branch, Node, Object, SchemaError, SchemaReader, Text
 from longcat.request.patterns import is_empty, without
-from longcat.request.schema_writer import SchemaWriter
+from longcat.request.schema.branches import ANYTHING, Branch, Node, Object, Text
+from longcat.request.schema.document import SchemaError
+from longcat.request.schema.reader import SchemaReader
+from longcat.request.schema.writer import SchemaWriter
 from longcat.request.structured import JSON_STYLE, MAX_GRAMMAR_CHARS, StructuredOutputs
 
 _TEXT = without(list(TAG_STARTS))

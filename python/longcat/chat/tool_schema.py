@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from longcat.chat.tool_text import NOT_JSON, js_value, json_value
-from longcat.request.json_schema import ANYTHING, Node, Object, Plain, SchemaReader, Text
+from longcat.request.schema.branches import ANYTHING, Node, Object, Plain, Text
+from longcat.request.schema.reader import SchemaReader
 from longcat.support.json_types import Json
 
 

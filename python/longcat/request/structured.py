@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longcat._core import Error
-from longcat.request.json_schema import ANYTHING, SchemaReader
 from longcat.request.patterns import PatternError, whole
-from longcat.request.schema_writer import SchemaWriter
+from longcat.request.schema.branches import ANYTHING
+from longcat.request.schema.reader import SchemaReader
+from longcat.request.schema.writer import SchemaWriter
 from longcat.support.json_types import Json
 from longcat.support.names import install_command, unknown_name
 from longcat.support.text import printable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longcat.request.json_schema import (
+from longcat.request.schema.branches import (
     ANYTHING,
     Array,
     Branch,
@@ -13,9 +13,9 @@ from longcat.request.json_schema import (
     Number,
     Object,
     Plain,
-    SchemaReader,
     Text,
 )
+from longcat.request.schema.reader import SchemaReader
 from longcat.support.json_types import Json, JsonObject
 
 

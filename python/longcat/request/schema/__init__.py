@@ -1,0 +1,1 @@
+"""JSON schemas: read into branches of one type each, and written again."""

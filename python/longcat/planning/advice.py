@@ -14,7 +14,8 @@ import longcat._core as _core
 from longcat._core import OutOfMemoryError
 from longcat.checkpoint.formats import PRESETS, packed_as
 from longcat.engine.config import EngineConfig
-from longcat.planning.plan import LOOKED_UP, Plan, part_of, plan, touched
+from longcat.planning.parts import LOOKED_UP, part_of, touched
+from longcat.planning.plan import Plan, plan
 from longcat.support.hub import cached_name
 from longcat.support.text import bytes_text
 

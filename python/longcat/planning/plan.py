@@ -15,11 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import longcat._core as _core
-from longcat._core import Error
-from longcat.checkpoint.formats import PRESETS, packed_as, spellings
+from longcat.checkpoint.formats import PRESETS
 from longcat.checkpoint.sources.opening import refuse_gguf
 from longcat.engine.config import EngineConfig
 from longcat.planning.machine import measured_bandwidth, process_bytes
+from longcat.planning.parts import (
+    FP8_BLOCK,
+    LOOKED_UP,
+    TABLES,
+    Part,
+    bits_of,
+    expected_tensors,
+    is_fp8_on_load,
+    parts_of,
+    stored_as,
+    stored_tensors,
+    touched,
+)
 from longcat.support.files import read_json_object
 from longcat.support.json_types import JsonObject
 from longcat.support.values import positive
@@ -29,17 +41,12 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 GPU_BANDWIDTH = 3.0e12  # [bytes/s] of an H100, as in cost.py
-# A page fault maps the cached pages of the 64 KiB around it (Linux's fault_around_bytes). Since Linux 6.18 it may map
-# more, depending on how the file came into the cache: up to 128 KiB was seen.
-_WINDOW = 64 << 10
-_FP8_BLOCK = 128
 _FORMATS = {"F32": "f32", "BF16": "bf16", "F8_E4M3": "fp8", "I8": "int8"}  # by the core's names
 # Bits per weight, including scales: fp8 has one f32 per block of 128 x 128.
-_BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / _FP8_BLOCK**2} | {
+_BITS = {"bf16": 16.0, "fp8": 8.0 + 32 / FP8_BLOCK**2} | {
     name: 8 * math.prod(_core.packed_shape(f"{name}_x8", 8, 1024)) / (8 * 1024) for name in ("int8", "int4")
 }
 
-_TABLES = r"model\.(ngram_embeddings\.embedders\.|oe_embed_tokens)"
 # Size of [rows, cols] of N-gram tables by format [bytes].
 _TABLE_FORMATS: dict[str, Callable[[int, int], int]] = {
     "bf16": lambda rows, cols: 2 * rows * cols,
@@ -47,46 +54,6 @@ _TABLE_FORMATS: dict[str, Callable[[int, int], int]] = {
     "int8": lambda rows, cols: math.prod(_core.packed_shape("int8_row", rows, cols)),
     "int4": lambda rows, cols: math.prod(_core.packed_shape("int4_row", rows, cols)),
 }
-
-# The part that a tensor belongs to; the first pattern that matches its name decides.
-_PARTS = [
-    ("word embedding", r"model\.embed_tokens\."),
-    ("N-gram tables", _TABLES),
-    ("N-gram projections", r"model\.(ngram_embeddings\.post_projs\.|oe_embed_proj)"),
-    ("indexer", r"model\.layers\.\d+\.self_attn\.\d\.indexer\."),
-    ("attention", r"model\.layers\.\d+\.self_attn\."),
-    ("dense FFN", r"model\.layers\.\d+\.mlps\."),
-    ("experts", r"model\.layers\.\d+\.mlp\.experts\."),
-    ("router", r"model\.layers\.\d+\.mlp\.router\."),
-    ("head", r"lm_head\."),
-    ("norms", r"model\.(layers\.\d+\.\w*norm|norm)\."),
-    ("MTP embedding", r"model\.mtp\.embed_tokens\."),
-    ("MTP layer", r"model\.mtp\."),
-    ("draft head", r"$."),  # of no tensor: the engine makes it of a packed head
-]
-_DRAFT_ROWS = 128  # a cut draft head has whole blocks of rows
-# Matrices that quantization="fp8" keeps as fp8 blocks; "fp8-experts" has those of experts alone.
-_FP8_ON_LOAD = re.compile(
-    r".*\.(q_a_proj|q_b_proj|kv_a_proj_with_mqa|o_proj|gate_proj|up_proj|down_proj|eh_proj)\.weight$|lm_head\.weight$"
-)
-LOOKED_UP = ("word embedding", "N-gram tables", "MTP embedding")
-# Tensors that the engine copies, in the form that its kernels read.
-_COPIED = re.compile(r"norm|kv_b_proj|post_projs|oe_embed_proj|\.router\.|weights_proj")
-_COPIED_AS_STORED = re.compile(r"\.eh_proj\.")  # its two halves
-_COPIED_AS_F32 = re.compile(r"norm|\.router\.|weights_proj")
-
-
-@dataclass
-class Part:
-    """One component of the model: its number of weights, and its sizes [bytes]."""
-
-    name: str
-    weights: int = 0
-    stored: int = 0  # in the files
-    copied: int = 0  # in memory besides the files
-    touched: int = 0  # of the files, resident in memory at the peak
-    read: int = 0  # per decode step
-    held: int = 0  # by one rank, in the form that its kernels read
 
 
 @dataclass(frozen=True)
@@ -249,17 +216,17 @@ class Plan:
     def _packed_placement(self, quant: str) -> Row:
         """The checkpoint that `longcat convert --quant` writes, on a GPU. Some core tensors stay bf16 or f32 there."""
         config_text = json.dumps(self.config)
-        expected = _expected(config_text, any(part.name.startswith("MTP") for part in self.parts))
+        expected = expected_tensors(config_text, any(part.name.startswith("MTP") for part in self.parts))
         shard = _core.shard(config_text, 1, 1, 0)
-        parts = _parts(expected, _stored_as(expected, config_text, PRESETS[quant]), "bf16", 1, self.config, shard)
+        parts = parts_of(expected, stored_as(expected, config_text, PRESETS[quant]), "bf16", 1, self.config, shard)
         [experts] = [part for part in parts if part.name == "experts"]
         core = [part for part in parts if part.name not in (*LOOKED_UP, "experts", "draft head")]
         host = sum(part.held for part in parts if part.name == "N-gram tables")
         return Row(
             "GPU, tables in host memory" if host else "GPU",
             quant,
-            _bits_of([experts]),
-            _bits_of(core),
+            bits_of([experts]),
+            bits_of(core),
             sum(part.held for part in parts if part.name not in ("N-gram tables", "draft head")),
             host,
             "untried",
@@ -272,7 +239,7 @@ class Plan:
         by_name = {part.name: part for part in self.parts}
 
         def bits(*names: str) -> float:
-            return _bits_of([by_name[name] for name in names if name in by_name])
+            return bits_of([by_name[name] for name in names if name in by_name])
 
         head = "head" if "head" in by_name else "word embedding"  # one matrix, where they are tied
         core = ("attention", "indexer", "dense FFN", "N-gram projections", head)
@@ -351,8 +318,8 @@ def plan(
     memory = _core.plan_memory(model, core, available)
     config = read_json_object(Path(model, "config.json"), "[config]") | memory["fields"]
     with_mtp = core.drafts_by_mtp
-    expected = _expected(json.dumps(config), with_mtp)
-    stored, has_weights = _stored(model, expected, with_mtp)
+    expected = expected_tensors(json.dumps(config), with_mtp)
+    stored, has_weights = stored_tensors(model, expected, with_mtp)
     shards = [
         _core.shard(json.dumps(config), core.tensor_parallel_size, core.expert_parallel_size, rank)
         for rank in range(len(memory["buffers"]))
@@ -360,7 +327,7 @@ def plan(
     dtype, num_blocks = _FORMATS[memory["dtype"]], memory["num_blocks"]
     num_tokens = positive("num_tokens", num_tokens) or num_blocks * memory["block_tokens"]
     parts = [
-        _parts(expected, stored, dtype, num_tokens, config, shard, core.draft_vocab, core.quantization)
+        parts_of(expected, stored, dtype, num_tokens, config, shard, core.draft_vocab, core.quantization)
         for shard in shards
     ]
     rank_weights = [sum(part.held for part in of_rank) for of_rank in parts]
@@ -403,18 +370,10 @@ def plan(
         expert_parallel_size=core.expert_parallel_size,
         rank_weights=rank_weights,
         rank_tables=rank_tables,
-        fp8_core=sum(math.prod(shape) for name, shape in expected.items() if _is_fp8_on_load(name, "fp8-core")),
-        table_shapes=[(s[0], s[1]) for name, s in expected.items() if re.match(_TABLES, name)],
+        fp8_core=sum(math.prod(shape) for name, shape in expected.items() if is_fp8_on_load(name, "fp8-core")),
+        table_shapes=[(s[0], s[1]) for name, s in expected.items() if re.match(TABLES, name)],
         config=config,
     )
-
-
-def _expected(config_text: str, with_mtp: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that the engine reads, by name."""
-    tensors = _core.expected_tensors(config_text)
-    if with_mtp:
-        tensors = [*tensors, *_core.expected_mtp_tensors(config_text)]
-    return {name: shape for name, shape, _ in tensors}
 
 
 def gpu_formats(made: Plan) -> dict[str, HeldBits]:
@@ -424,189 +383,3 @@ def gpu_formats(made: Plan) -> dict[str, HeldBits]:
     core_bits = {"bf16": _BITS["bf16"], "fp8": made.fp8_bits(core)}
     formats = (("bf16", "bf16", "bf16"), ("fp8-experts", "fp8", "bf16"), ("fp8", "fp8", "fp8"))
     return {name: HeldBits(_BITS[experts], core_bits[rest], 16, 16) for name, experts, rest in formats}
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in the files."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]  # as stored; of a packed tensor, the shape of its bytes
-    num_bytes: int
-
-    @property
-    def is_packed(self) -> bool:
-        return self.name.rpartition(".")[2] in _core.PACKED_FORMATS
-
-    @property
-    def logical_name(self) -> str:
-        return self.name.rpartition(".")[0] if self.is_packed else self.name.removesuffix("_scale_inv")
-
-
-def _stored(model: str, expected: dict[str, tuple[int, ...]], with_mtp: bool) -> tuple[list[_Stored], bool]:
-    """The expected tensors, and whether they are in the folder. If not, they are as bf16 would store them."""
-    try:
-        checkpoint = _core.Checkpoint(model)
-    except Error:
-        if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in os.listdir(model)):
-            raise
-        return [_Stored(name, "BF16", shape, 2 * math.prod(shape)) for name, shape in expected.items()], False
-    checkpoint.check_tensors(with_mtp)
-    found = [
-        _Stored(name, dtype, tuple(shape), end - begin)
-        for name, dtype, shape, _, begin, end in checkpoint.tensors()
-        if with_mtp or not name.startswith("model.mtp.")
-    ]
-    return found, True
-
-
-def _stored_as(expected: dict[str, tuple[int, ...]], config_text: str, formats: Mapping[str, str]) -> list[_Stored]:
-    """The expected tensors as `longcat convert` writes them from bf16."""
-    uses, found = _core.packable_tensors(config_text), []
-    for name, shape in expected.items():
-        packed = packed_as(uses, name, formats)
-        if packed is None:
-            found.append(_Stored(name, "BF16", shape, 2 * math.prod(shape)))
-        else:
-            stored = tuple(_core.packed_shape(packed, shape[0], shape[1]))
-            found.append(_Stored(f"{name}.{packed}", "U8", stored, math.prod(stored)))
-    return found
-
-
-def _bits_of(parts: list[Part]) -> float:
-    return 8 * sum(part.held for part in parts) / max(1, sum(part.weights for part in parts))
-
-
-def _parts(
-    expected: dict[str, tuple[int, ...]],
-    stored: list[_Stored],
-    dtype: str,
-    num_tokens: int,
-    config: dict[str, object],
-    shard: dict[str, object],
-    draft_vocab: int = 0,
-    quantization: str = "",
-) -> list[Part]:
-    """The components. touched, copied, read and held are those of the rank of `shard`.
-
-    Args:
-        draft_vocab: number of ids that are drafted; 0: all.
-    """
-    parts = {name: Part(name) for name, _ in _PARTS}
-    with_mtp = any(name.startswith("model.mtp.") for name in expected)
-    for name, shape in expected.items():
-        if (named := part_of(name, parts)) is not None:
-            parts[named].weights += math.prod(shape)
-    for tensor in stored:
-        if (named := part_of(tensor.name, parts)) is None:
-            continue
-        part = parts[named]
-        part.stored += tensor.num_bytes
-        shape = next((expected[n] for n in spellings(tensor.logical_name) if n in expected), tensor.shape)
-        rows, cols = held_shape(tensor.logical_name, shape, config, shard)
-        if rows == 0:
-            continue
-        looked_up = part.name in LOOKED_UP
-        here = _bytes_of(tensor, rows, cols)
-        copied = _copied_bytes(tensor, rows * cols, dtype, part.name == "N-gram tables")
-        is_fp8 = tensor.dtype in ("F32", "BF16", "F16") and _is_fp8_on_load(tensor.name, quantization)
-        if is_fp8:
-            halves = 2 if _COPIED_AS_STORED.search(tensor.name) else 1
-            copied, here = halves * _fp8_bytes(rows, cols // halves), 0
-        # a copy of the columns, after which the file's pages are dropped
-        by_columns = (len(shape) == 2 and cols < shape[1]) or _COPIED_AS_STORED.search(tensor.name)
-        if copied == 0 and by_columns:
-            copied, here = here, 0
-        part.touched += touched(here, num_tokens * rows // shape[0]) if looked_up else here
-        part.copied += copied
-        part.read += 0 if looked_up else copied or here
-        is_head = part.name == ("word embedding" if config.get("tie_word_embeddings") else "head")
-        is_packed = tensor.name.endswith(("int8_x8", "int8_x8_f16", "bf16_x8")) or (
-            part.name == "head" and copied > 0 and dtype == "bf16" and not is_fp8
-        )
-        if with_mtp and is_head and is_packed:
-            drafted = min(rows, -(-draft_vocab // _DRAFT_ROWS) * _DRAFT_ROWS or rows)
-            parts["draft head"].copied = parts["draft head"].held = math.prod(
-                _core.packed_shape("int4_x8", drafted, cols)
-            )
-        if not tensor.name.endswith("kv_b_proj.weight_scale_inv"):  # multiplied in when kv_b_proj is split per head
-            part.held += copied or here
-    return [part for part in parts.values() if part.stored or part.copied]
-
-
-def held_shape(name: str, shape: tuple[int, ...], config: JsonObject, shard: JsonObject) -> tuple[int, int]:
-    """Rows and columns of a tensor on a rank. 0 rows: the rank has none. A vector has one column."""
-    rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
-
-    def share(key: str, total: str) -> tuple[int, int]:
-        begin, end = shard[key]
-        return end - begin, int(config[total])
-
-    if re.match(r"model\.(mtp\.)?embed_tokens\.|lm_head\.", name):
-        return shard["vocab"][1] - shard["vocab"][0], cols
-    if found := re.match(r"model\.(?:ngram_embeddings\.|oe_embed_)(\D+?)\.?(\d+)\.", name):
-        first, last = shard["tables"].get(int(found[2]), (0, 0))
-        if found[1] in ("post_projs", "proj"):  # complete for any rows of its table
-            return (rows, cols) if first < last else (0, 0)
-        return last - first, cols
-    if re.search(r"\.(q_b_proj|kv_b_proj|o_proj)\.", name):
-        mine, total = share("heads", "num_attention_heads")
-        return (rows, cols * mine // total) if ".o_proj." in name else (rows * mine // total, cols)
-    if found := re.search(r"\.mlps\.(\d)\.|\.transformer_layer\.mlp\.", name):
-        if found[1] == "1" and not shard["adds_ffn"]:
-            return 0, 0
-        mine, total = share("ffn", "ffn_hidden_size")
-        return (rows, cols * mine // total) if ".down_proj." in name else (rows * mine // total, cols)
-    if found := re.search(r"\.experts\.(\d+)\.", name):
-        first, last = shard["experts"]
-        if not first <= int(found[1]) < last:
-            return 0, 0
-        mine, total = share("expert_ffn", "expert_ffn_hidden_size")
-        return (rows, cols * mine // total) if ".down_proj." in name else (rows * mine // total, cols)
-    return rows, cols
-
-
-def _bytes_of(tensor: _Stored, rows: int, cols: int) -> int:
-    """Size of `rows` x `cols` values in the tensor's stored format [bytes]."""
-    suffix = tensor.name.rpartition(".")[2]
-    if suffix in _core.PACKED_FORMATS:
-        return math.prod(_core.packed_shape(suffix, rows, cols))
-    if tensor.name.endswith("_scale_inv"):
-        return _fp8_bytes(rows, cols) - rows * cols
-    return rows * cols * (tensor.num_bytes // math.prod(tensor.shape))
-
-
-def _is_fp8_on_load(name: str, quantization: str) -> bool:
-    """Whether a stored matrix becomes fp8 blocks; "fp8-core": whether it is one of those beside the experts."""
-    is_expert = ".experts." in name
-    wanted = quantization in ("fp8", "fp8-experts" if is_expert else "fp8-core")
-    return wanted and _FP8_ON_LOAD.match(name) is not None
-
-
-def _fp8_bytes(rows: int, cols: int) -> int:
-    return rows * cols + -(-rows // _FP8_BLOCK) * -(-cols // _FP8_BLOCK) * 4
-
-
-def part_of(tensor: str, parts: Mapping[str, object]) -> str | None:
-    """Returns the name of the part that a tensor belongs to, if it is one of `parts`."""
-    return next((part for part, pattern in _PARTS if part in parts and re.match(pattern, tensor)), None)
-
-
-def _copied_bytes(tensor: _Stored, count: int, dtype: str, is_table: bool) -> int:
-    """Size of the copy of `count` weights of a tensor in memory besides the files [bytes]."""
-    if tensor.name.endswith("_scale_inv"):
-        return 0
-    narrow = tensor.dtype == "BF16" or dtype == "bf16"
-    if _COPIED.search(tensor.name):
-        return count * (4 if _COPIED_AS_F32.search(tensor.name) or not narrow else 2)
-    converted = tensor.dtype == "F16" or (tensor.dtype == "F32" and dtype == "bf16" and not is_table)
-    return count * (2 if dtype == "bf16" else 4) if converted else 0
-
-
-def touched(num_bytes: int, num_tokens: int) -> int:
-    """Size of the resident pages of a table after `num_tokens` random lookups [bytes]."""
-    if num_bytes == 0:
-        return 0
-    windows = -(-num_bytes // _WINDOW)
-    return int(num_bytes * (1 - (1 - 1 / windows) ** num_tokens))

@@ -181,7 +181,7 @@ check model "$bench" model --budget BUDGET --tables both "${emulated[@]}"
 check trace "$python" bench/scripts/trace.py "${emulated[@]}"
 check ops "$bench" ops --budget BUDGET "${emulated[@]}"
 check memcheck ${sanitizer:+"${sanitizer[@]}" --tool memcheck} "$bench" $whole "${emulated[@]}"
-check racecheck "${on_device[@]}" ${sanitizer:+"${sanitizer[@]}" --tool racecheck} "${pytest[@]}" tests/ops/test_devices.py \
+check racecheck "${on_device[@]}" ${sanitizer:+"${sanitizer[@]}" --tool racecheck} "${pytest[@]}" tests/ops/test_device*.py \
   -k "($some) and (test_norms or test_linear or test_moe or test_attention or token_logprobs)"
 check build bench/gpu_build.sh "$kit" built -n
 

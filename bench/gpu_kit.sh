@@ -23,11 +23,11 @@ cp bench/scripts/ceilings.py "$kit/bench/scripts/"
 cp bench/scripts/trace.py "$kit/bench/scripts/"
 
 # The tests that have a GPU among their devices. They need neither the server's packages nor a checkpoint.
-tests=(tests/ops/test_devices.py tests/ops/test_few_tokens.py tests/ops/test_fp8_codes.py
+tests=(tests/ops/test_device*.py tests/ops/test_few_tokens.py tests/ops/test_fp8_codes.py
   tests/ops/test_sparse_devices.py tests/model/test_fp8_device.py
   tests/model/test_device_model.py tests/model/test_mtp.py tests/engine/test_device_engine.py
   tests/engine/test_ngram_placement.py)
-cp --parents "${tests[@]}" tests/conftest.py tests/data/mtp_*.npz pyproject.toml "$kit"
+cp --parents "${tests[@]}" tests/conftest.py tests/ops/conftest.py tests/data/mtp_*.npz pyproject.toml "$kit"
 find tests/support tests/reference -name '*.py' -not -name 'test_*' -exec cp --parents -t "$kit" {} +
 
 # Sources and headers, in case the binaries do not load on that machine.

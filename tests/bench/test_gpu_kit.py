@@ -20,6 +20,11 @@ TESTS = [
     "model/test_device_model.py",
     "model/test_fp8_device.py",
     "model/test_mtp.py",
+    "ops/test_device_attention.py",
+    "ops/test_device_embedding.py",
+    "ops/test_device_linear.py",
+    "ops/test_device_moe.py",
+    "ops/test_device_sampling.py",
     "ops/test_devices.py",
     "ops/test_few_tokens.py",
     "ops/test_fp8_codes.py",
@@ -47,8 +52,8 @@ def kit(tmp_path):
     for name in [
         "CMakeLists.txt", "pyproject.toml", "cpp/a.cpp", "cuda/a.cu", "bench/cuda/a.cpp", "bench/native/a.cpp",
         "bench/lite_config.h.in", "python/longcat/checkpoint/configs/lite.json",
-        "tests/native/a.cpp", "tests/conftest.py", "tests/support/a.py", "tests/reference/a.py",
-        "tests/engine/test_async.py", "tests/reference/test_a.py", "tests/data/mtp_a.npz",
+        "tests/native/a.cpp", "tests/conftest.py", "tests/ops/conftest.py", "tests/support/a.py",
+        "tests/reference/a.py", "tests/engine/test_async.py", "tests/reference/test_a.py", "tests/data/mtp_a.npz",
         "third_party/cutlass/include/a.h", "third_party/cutlass/tools/util/include/a.h",
         *(f"tests/{name}" for name in TESTS),
     ]:  # fmt: skip
@@ -88,7 +93,7 @@ def test_the_kit_holds_what_travels(kit):
         "bench", "binaries.tar.xz", "kit.txt", "pyproject.toml", "python", "source.tar.xz", "tests",
     }  # fmt: skip
     assert sorted(str(path.relative_to(folder / "tests")) for path in folder.rglob("test_*.py")) == TESTS
-    for name in ("support/a.py", "reference/a.py", "data/mtp_a.npz"):
+    for name in ("ops/conftest.py", "support/a.py", "reference/a.py", "data/mtp_a.npz"):
         assert (folder / "tests" / name).exists()
     assert [path.name for path in folder.glob("python/longcat/*")] == ["__init__.py"]
     with tarfile.open(folder / "binaries.tar.xz") as archive:

@@ -15,4 +15,6 @@ def test_kernels_give_the_same_bits():
     assert {"packed bf16", "packed int8", "packed int4", "inputs in 8 bits"} <= kernels or not rows
     assert rows or _core.cpu_isa() == "portable"
     if "avx2" in {name for name, *_ in rows}:
-        assert {"packed int8", "packed int4", "index scores of integers"} <= {row[2] for row in rows if row[0] == "avx_vnni"}
+        assert {"packed int8", "packed int4", "index scores of integers"} <= {
+            row[2] for row in rows if row[0] == "avx_vnni"
+        }

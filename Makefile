@@ -282,12 +282,12 @@ ZIG_TESTS ?= tests/ops tests/model $(filter-out %/test_device_engine.py,$(wildca
 QEMU_TESTS ?= $(patsubst %,tests/ops/test_%.py,instruction_sets ops packed sampling selection)
 
 # $(call build_wheels,FOLDER,CMAKE OPTIONS)
-# $(call test_wheels,FOLDER,ARGUMENTS OF PYTEST,PACKAGES,ARGUMENTS UNDER QEMU WHERE THEY DIFFER)
+# $(call test_wheels,FOLDER,ARGUMENTS OF PYTEST,PACKAGES,ARGUMENTS UNDER QEMU OR NOTHING)
 define build_wheels
 	for arch in $(ARCH); do BUILD_VENV=$(VENV) CMAKE_DEFINE="$(2)" packaging/wheels.sh $(1) $$arch $(PYTHONS) || exit; done
 endef
 define test_wheels
-	for arch in $(ARCH); do TESTS="$(2)" QEMU_TESTS="$(or $(4),$(2))" PACKAGES="$(3)" \
+	for arch in $(ARCH); do TESTS="$(2)" QEMU_TESTS="$(4)" PACKAGES="$(3)" \
 	  packaging/test_wheels.sh $(1) $$arch $(PYTHONS) || exit; done
 endef
 

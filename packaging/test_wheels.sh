@@ -2,8 +2,9 @@
 # Installs wheels into clean environments and tests them there:
 #   packaging/test_wheels.sh FOLDER ARCHITECTURE PYTHON...      (dist x86_64 3.10 3.11)
 # The environment variables TESTS and PACKAGES hold pytest's arguments and what else they need. Wheels of another
-# architecture run under qemu-user with the arguments of QEMU_TESTS, in the Pythons of Debian, or in a Python that is
-# already at build/wheels/test-ARCHITECTURE-VERSION/usr/bin/python. Prints a row of a table for each.
+# architecture run under qemu-user, in the Pythons of Debian, or in a Python that is already at
+# build/wheels/test-ARCHITECTURE-VERSION/usr/bin/python. QEMU_TESTS, where it is set, takes the place of TESTS there.
+# Prints a row of a table for each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=$PWD/$1 arch=$2 root=$PWD
@@ -42,7 +43,7 @@ emulated_environment() {
   "$(packaging/find_python.sh "$1")" -m pip install "${pip_options[@]}" --target "$environment/site" --only-binary=:all: \
     "${platforms[@]}" "$wheel[server]" "${packages[@]}"
   export PYTHONPATH=$environment/site
-  read -ra tests <<< "$QEMU_TESTS"
+  read -ra tests <<< "${QEMU_TESTS:-$TESTS}"
   counts="not counted"
   tests+=(-k "not test_ranks")  # mpirun here is a program of this machine
 }

@@ -247,11 +247,17 @@ MUTATIONS = {
         '"tdpbf16ps %%tmm%c1, %%tmm%c2, %%tmm%c0"',
         [TILES],
     ),
+    "take the weights of AVX-VNNI for signed ones": (
+        "cpp/cpu/simd/avx_vnni.h",
+        "static_cast<char>(0x80)",
+        "static_cast<char>(0)",
+        ["tests/ops/test_instruction_sets.py::test_kernels_give_the_same_bits"],
+    ),
     "use tiles that the system does not save": (
         "cpp/cpu/simd/isa.cpp",
         "kTiles = 0x60000",
         "kTiles = 0x20000",
-        ["tests/ops/test_tiles.py::test_the_set_needs_the_instructions_and_the_registers"],
+        ["tests/ops/test_tiles.py::test_sets_need_their_instructions_and_registers"],
     ),
 }
 

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "base/available_threads.h"
 #include "command_line.h"
 #include "engine/batch_buffers.h"
 #include "engine/load_model.h"

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "base/available_threads.h"
 #include "command_line.h"
 
 using namespace longcat;

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "base/available_threads.h"
 #include "command_line.h"
 #include "engine/engine.h"
 #include "filled_context.h"

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "base/available_threads.h"
 #include "command_line.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/gemm/pack.h"

@@ -4,8 +4,9 @@
 #include <fstream>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
+
+#include "base/control_groups.h"
 
 namespace longcat {
 
@@ -26,13 +27,6 @@ struct GroupNames {
 constexpr GroupNames kVersion2{"memory.max", "memory.current", "inactive_file", "active_file"};
 constexpr GroupNames kVersion1{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
                                "total_active_file"};
-
-// Returns nothing when the file is absent or does not begin with a number ("max").
-std::optional<int64_t> number_in(const Path& path) {
-  std::ifstream file(path);
-  int64_t value = 0;
-  return file >> value ? std::optional(value) : std::nullopt;
-}
 
 // Reads the number of `key` in a file of lines "key value".
 std::optional<int64_t> value_of(const Path& path, const std::string& key) {
@@ -55,31 +49,13 @@ int64_t left_in_group(const Path& group, const GroupNames& names) {
   return std::max<int64_t>(0, *limit - std::max<int64_t>(0, *used - cached));
 }
 
-// Returns the smallest room left in the group and its parents, up to the mount point. A container sees nothing above
-// its mount point.
-int64_t left_in_groups(const Path& mount, Path group, const GroupNames& names) {
-  int64_t left = left_in_group(mount, names);
-  for (; !group.empty(); group = group.parent_path()) left = std::min(left, left_in_group(mount / group, names));
-  return left;
-}
-
 }  // namespace
 
 int64_t available_memory(const Path& root) {
-  const Path mount = root / "sys/fs/cgroup";
   const std::optional<int64_t> kib = value_of(root / "proc/meminfo", "MemAvailable:");
-  int64_t available = std::min(left_in_groups(mount, {}, kVersion2), left_in_groups(mount / "memory", {}, kVersion1));
-  if (kib) available = std::min(available, *kib * 1024);
-  std::ifstream groups(root / "proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // "number:controllers:/path"; version 2 has number 0
-    std::istringstream fields(line);
-    std::string number, controllers, path;
-    std::getline(std::getline(std::getline(fields, number, ':'), controllers, ':'), path);
-    const Path group = Path(path).relative_path();
-    if (number == "0") available = std::min(available, left_in_groups(mount, group, kVersion2));
-    if (("," + controllers + ",").find(",memory,") != std::string::npos)
-      available = std::min(available, left_in_groups(mount / "memory", group, kVersion1));
-  }
+  int64_t available = kib ? *kib * 1024 : kUnlimited;
+  for (const Path& group : control_groups(root, "memory"))
+    for (const GroupNames& names : {kVersion2, kVersion1}) available = std::min(available, left_in_group(group, names));
   return available == kUnlimited ? kUntold : available;
 }
 

@@ -1,7 +1,5 @@
 #include "base/thread_pool.h"
 
-#include <sched.h>
-
 #include <utility>
 
 #include "base/error.h"
@@ -34,12 +32,6 @@ uint32_t wait_until(const std::atomic<uint32_t>& atomic, Ready&& ready) {
 }
 
 }  // namespace
-
-int available_threads() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-}
 
 ThreadPool::ThreadPool(int num_threads) : spans_(static_cast<size_t>(std::max(1, num_threads))) {
   try {

@@ -11,9 +11,6 @@
 
 namespace longcat {
 
-// Number of threads this process may run at once: its affinity mask, not the size of the machine.
-int available_threads();
-
 // Number of items per range that makes handing them out cheap: about 4 us of multiply-adds.
 constexpr int64_t grain_for(int64_t multiply_adds_per_item) {
   constexpr int64_t kMinWork = 1 << 15;

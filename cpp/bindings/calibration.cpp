@@ -2,6 +2,7 @@
 #include <functional>
 #include <map>
 
+#include "base/available_threads.h"
 #include "bindings/bindings.h"
 #include "cpu/cpu_ops.h"
 #include "engine/batch_buffers.h"

@@ -1,7 +1,7 @@
 // longcat._core: the native module. Private; the public names are in the longcat package.
 #include "base/available_memory.h"
+#include "base/available_threads.h"
 #include "base/error.h"
-#include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "cpu/simd/isa.h"
 #include "engine/scheduler.h"
@@ -16,7 +16,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("GPU_SPARE_BYTES") = kGpuSpareBytes;
   module.attr("GPU_OPS_BYTES") = kGpuOpsBytes;
   module.attr("GPU_STEP_BYTES") = kGpuStepBytes;
-  module.def("available_threads", &available_threads, "Threads this process may run at once.");
+  module.def("available_threads", [] { return available_threads(); }, "Threads this process may run at once.");
   module.def("available_memory", [] { return available_memory(); }, "Bytes this process may still take.");
   module.def(
       "cpu_isa", [] { return name_of(cpu_isa()); },

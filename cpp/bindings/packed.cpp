@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/available_threads.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "cpu/gemm/pack.h"

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "base/available_memory.h"
+#include "base/available_threads.h"
 #include "base/error.h"
-#include "base/thread_pool.h"
 #include "cpu/cpu_ops.h"
 #include "ops/backend.h"
 

@@ -1,6 +1,6 @@
 #include "tests/native/devices.h"
 
-#include "base/thread_pool.h"
+#include "base/available_threads.h"
 #include "cpu/cpu_ops.h"
 #include "cuda/emulation/emulated_ops.h"
 #include "cuda/nccl/nccl_communicator.h"

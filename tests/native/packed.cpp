@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/available_threads.h"
 #include "bindings/bindings.h"
 #include "cpu/gemm/pack.h"
 #include "model/weight_slice.h"

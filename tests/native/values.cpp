@@ -2,6 +2,7 @@
 #include <regex>
 
 #include "base/available_memory.h"
+#include "base/available_threads.h"
 #include "bindings/bindings.h"
 #include "io/model_config.h"
 #include "io/safetensors.h"
@@ -84,6 +85,7 @@ py::dict to_dict(const ModelConfig& c) {
 
 void register_values(py::module_& testing) {
   testing.def("available_memory", [](const std::string& root) { return available_memory(root); }, py::arg("root"));
+  testing.def("available_threads", [](const std::string& root) { return available_threads(root); }, py::arg("root"));
   testing.def(
       "cached_bytes",  // of the tensors in whose names the pattern is found
       [](const std::string& folder, const std::string& pattern) {

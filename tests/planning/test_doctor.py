@@ -17,7 +17,6 @@ HEALTHY = {
     "proc/sys/vm/overcommit_memory": "0\n",
     "proc/self/mountinfo": "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n",
     "sys/devices/system/node/has_memory": "0\n",
-    "sys/fs/cgroup/cpu.max": "max 100000\n",
 }
 DRIVER = {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05\n"}
 GPU = {"dev/nvidia0": "", **DRIVER}
@@ -31,7 +30,15 @@ def machine(root: Path, files=(), limits=(), **others) -> System:
         (root / name).write_text(text)
     limit = lambda which: dict(limits).get(which, (UNLIMITED, UNLIMITED))  # noqa: E731
     return System(
-        **{"root": str(root), "num_threads": 4, "isa": "avx2", "cuda_is_built": False, "limit": limit, **others}
+        **{
+            "root": str(root),
+            "num_threads": 4,
+            "num_processors": 4,
+            "isa": "avx2",
+            "cuda_is_built": False,
+            "limit": limit,
+            **others,
+        }
     )
 
 
@@ -46,10 +53,6 @@ def test_a_healthy_machine_is_green(tmp_path, tiny):
 
 FAULTS = {
     "slow CPU": ({}, {}, {"isa": "portable"}, "cpu", "warn", "AVX2"),
-    "quota": ({"sys/fs/cgroup/cpu.max": "150000 100000\n"}, {}, {}, "threads", "warn", "--num-threads 1"),
-    "quota of an old kernel": (
-        {"sys/fs/cgroup/cpu.max": "", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",
-         "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, {}, {}, "threads", "warn", "--num-threads 2"),
     "no driver": ({"dev/nvidia0": ""}, {}, {}, "gpu", "FAIL", "modprobe"),
     "no device": (DRIVER, {}, {}, "gpu", "FAIL", "--gpus all"),
     "build without CUDA": (GPU, {}, {}, "gpu", "warn", "make cuda"),
@@ -70,6 +73,13 @@ def test_a_fault_of_the_machine_is_found_and_nothing_else(tmp_path, tiny, fault)
     files, limits, others, name, status, fix = FAULTS[fault]
     [verdict] = bad(examine(tiny, machine(tmp_path, files, limits, **others)))
     assert (verdict.name, verdict.status) == (name, status) and fix in verdict.fix, verdict
+
+
+def test_a_quota_of_processor_time_is_told(tmp_path):
+    verdicts = {v.name: v for v in examine(None, machine(tmp_path, num_threads=2, num_processors=64))}
+    assert verdicts["threads"].status == "ok"
+    expected = "2 for the CPU backend, as a quota of the control group allows, on 64 processors"
+    assert verdicts["threads"].finding == expected
 
 
 def test_one_node_of_two_is_no_fault(tmp_path):

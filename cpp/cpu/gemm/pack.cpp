@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/available_threads.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "cpu/gemm/scale_kernels.h"

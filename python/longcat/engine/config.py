@@ -281,7 +281,7 @@ class EngineConfig:
         "threads of the CPU backend",
         positive,
         core="num_threads",
-        default="one a core that this process may use",
+        default="one a core that the affinity and the CPU quota of this process allow",
         unit="threads",
         aliases=("threads",),
         metavar="N",

@@ -14,6 +14,7 @@ import longcat._core as _core
 from longcat._core import Error, OutOfMemoryError
 from longcat.checkpoint.sources.opening import is_gguf
 from longcat.support.names import install_command
+from longcat.support.text import count
 
 _SERVER_PACKAGES = (
     "fastapi",
@@ -49,6 +50,7 @@ class System:
 
     root: str = "/"
     num_threads: int = field(default_factory=_core.available_threads)
+    num_processors: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     isa: str = field(default_factory=_core.cpu_isa)
     cuda_is_built: bool = field(default_factory=_core.cuda_is_built)
     limit: Callable[[int], tuple[int, int]] = resource.getrlimit
@@ -93,29 +95,10 @@ def _cpu(system: System) -> Iterator[Verdict]:
 
 
 def _threads(system: System) -> Iterator[Verdict]:
-    quota = _cpu_quota(system)
     finding = f"{system.num_threads} for the CPU backend"
-    if quota is not None and quota < system.num_threads:
-        yield Verdict(
-            "threads",
-            "warn",
-            f"{finding}, and a quota of {quota:g} cores: threads would stop each other",
-            f"pass --num-threads {max(1, int(quota))}, or raise the quota of the container",
-        )
-    else:
-        yield Verdict("threads", "ok", finding)
-
-
-def _cpu_quota(system: System) -> float | None:
-    """Cores granted by the control group (versions 2 and 1), or None."""
-    words = (system.read("sys/fs/cgroup/cpu.max") or "").split()
-    if len(words) != 2:
-        words = [system.read(f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
-    try:
-        quota, period = map(int, words)
-    except ValueError:  # "max", or no group
-        return None
-    return quota / period if quota > 0 and period > 0 else None
+    if system.num_threads < system.num_processors:
+        finding += f", as a quota of the control group allows, on {count(system.num_processors, 'processor')}"
+    yield Verdict("threads", "ok", finding)
 
 
 def _gpu(system: System) -> Iterator[Verdict]:

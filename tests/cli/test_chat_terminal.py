@@ -69,10 +69,10 @@ def editor(program: list[str], folder) -> Terminal:
 
 
 def leave(terminal: Terminal) -> None:
-    """Ends the program from its prompt: before that, a key is the line discipline's."""
+    """Ends the program from its prompt."""
     terminal.wait_for(PROMPT)
     terminal.write(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.end(key=CTRL_D) == 0
 
 
 def chat(tiny, folder, *arguments: str) -> Terminal:

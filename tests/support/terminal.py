@@ -54,13 +54,19 @@ class Terminal:
         begin, self._mark = self._mark, found + len(text)
         return self.shown[begin : self._mark]
 
-    def end(self, timeout: float = 30) -> int:
-        """Waits for the end, and kills the program after `timeout` seconds; returns the exit code."""
+    def end(self, timeout: float = 30, key: str = "") -> int:
+        """Waits for the end, and kills the program after `timeout` seconds; returns the exit code.
+
+        Types `key` again after each second without output: between two prompts, the line discipline swallows it.
+        """
         deadline, data = time.monotonic() + timeout, b"-"
         while data:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._fd], [], [], left)[0] or not left:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 os.kill(self._pid, signal.SIGKILL)
+            elif not select.select([self._fd], [], [], min(1.0, left))[0]:
+                self.write(key)
+                continue
             try:
                 data = os.read(self._fd, 65536)
             except OSError:

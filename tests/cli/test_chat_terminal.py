@@ -75,6 +75,13 @@ def leave(terminal: Terminal) -> None:
     assert terminal.end(key=CTRL_D) == 0
 
 
+def clear(terminal: Terminal) -> None:
+    """Drops the one line that the prompt holds. It may be drawn again before, so the end of its line is waited for."""
+    terminal.write(CTRL_C)
+    terminal.wait_for("\n")
+    terminal.wait_for(PROMPT)
+
+
 def chat(tiny, folder, *arguments: str) -> Terminal:
     options = ["--max-tokens", "12", "--temperature", "0", *arguments]
     terminal = editor([sys.executable, "-m", "longcat", "chat", tiny, *options], folder)
@@ -127,8 +134,7 @@ def test_a_conversation_with_all_commands(tiny, tmp_path):
     say("/regen", "tokens/s")
     say("/set max_tokens 3", "[max_tokens 3")
     say("/set temprature 1", "did you mean temperature?")
-    terminal.write(CTRL_C)  # the prompt holds the wrong line
-    terminal.wait_for(PROMPT)
+    clear(terminal)
     say("/set", "[max_tokens 3, temperature 0.0")
     say("And again", "[3 tokens,")
     say("/undo", "[took back: And again")
@@ -136,7 +142,7 @@ def test_a_conversation_with_all_commands(tiny, tmp_path):
     say(f"/save {saved}", "[2 messages written")
     say("/reset", "conversation forgotten")
     say("/undo", "there is no turn yet")
-    terminal.write(CTRL_C)
+    clear(terminal)
     say(f"/load {saved}", "2 messages of")
     terminal.write("/udno" + ENTER)
     terminal.wait_for("did you mean /undo?")

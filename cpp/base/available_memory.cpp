@@ -54,8 +54,8 @@ int64_t left_in_group(const Path& group, const GroupNames& names) {
 int64_t available_memory(const Path& root) {
   const std::optional<int64_t> kib = value_of(root / "proc/meminfo", "MemAvailable:");
   int64_t available = kib ? *kib * 1024 : kUnlimited;
-  for (const Path& group : control_groups(root, "memory"))
-    for (const GroupNames& names : {kVersion2, kVersion1}) available = std::min(available, left_in_group(group, names));
+  for (const ControlGroup& group : control_groups(root, "memory"))
+    available = std::min(available, left_in_group(group.folder, group.version == 2 ? kVersion2 : kVersion1));
   return available == kUnlimited ? kUntold : available;
 }
 

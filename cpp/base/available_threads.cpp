@@ -13,12 +13,13 @@ namespace longcat {
 namespace {
 
 // Returns the quota of a group in processors, or nothing.
-std::optional<int64_t> quota_of(const std::filesystem::path& group) {
+std::optional<int64_t> quota_of(const ControlGroup& group) {
   int64_t quota = 0, period = 0;
-  if (std::ifstream(group / "cpu.max") >> quota >> period) {  // version 2; "max" is no number
+  if (group.version == 2) {
+    std::ifstream(group.folder / "cpu.max") >> quota >> period;  // "max", for none, is no number
   } else {
-    quota = number_in(group / "cpu.cfs_quota_us").value_or(0);  // -1: none
-    period = number_in(group / "cpu.cfs_period_us").value_or(0);
+    quota = number_in(group.folder / "cpu.cfs_quota_us").value_or(0);  // -1: none
+    period = number_in(group.folder / "cpu.cfs_period_us").value_or(0);
   }
   if (quota <= 0 || period <= 0) return std::nullopt;
   return quota / period;
@@ -34,7 +35,7 @@ int64_t processors_of_mask() {
 
 int available_threads(const std::filesystem::path& root) {
   int64_t threads = processors_of_mask();
-  for (const std::filesystem::path& group : control_groups(root, "cpu"))
+  for (const ControlGroup& group : control_groups(root, "cpu"))
     if (const std::optional<int64_t> quota = quota_of(group)) threads = std::min(threads, *quota);
   return static_cast<int>(std::max<int64_t>(threads, 1));
 }

@@ -10,10 +10,15 @@
 
 namespace longcat {
 
-// Returns the folders of the process's groups and of their parents, up to the mount points: a container sees nothing
-// above its mount point. In version 2 a folder has the files of all controllers, in version 1 those of `controller`.
+struct ControlGroup {
+  std::filesystem::path folder;
+  int version;  // 1 or 2: it decides the names of the files
+};
+
+// Returns the process's groups that may bound `controller`, and their parents up to the mount points: a container sees
+// nothing above its mount point.
 // root: the folder that holds proc/ and sys/.
-std::vector<std::filesystem::path> control_groups(const std::filesystem::path& root, const std::string& controller);
+std::vector<ControlGroup> control_groups(const std::filesystem::path& root, const std::string& controller);
 
 // Returns the number at the beginning of a file; nothing when the file is absent or begins otherwise ("max").
 inline std::optional<int64_t> number_in(const std::filesystem::path& path) {

@@ -4,6 +4,8 @@ import pytest
 from longcat import _core
 from longcat import _testing as testing
 
+from support.system_files import write_system
+
 MIB = 1 << 20
 MEMINFO = {"proc/meminfo": f"MemTotal: {1 << 20} kB\nMemFree: 7 kB\nMemAvailable: {900 << 10} kB\nSwapFree: 0 kB\n"}
 STAT = f"anon {50 * MIB}\nfile {140 * MIB}\ninactive_file {100 * MIB}\nactive_file {20 * MIB}\n"
@@ -37,6 +39,8 @@ MACHINES = {  # files, expected [MiB]
         | version2("system.slice/a.service/", "max", 130 * MIB), 200),
     "version 2, a group of others": (
         MEMINFO | {"proc/self/cgroup": "0::/mine\n"} | version2("others/", MIB, MIB), 900),
+    "version 2, others whose group has the controller's name": (
+        MEMINFO | version2("", "max", 200 * MIB) | version2("memory/", MIB, MIB), 900),
     "version 1, unlimited": (MEMINFO | version1("", 9223372036854771712, 90 * MIB), 900),
     "version 1, a container": (
         MEMINFO | {"proc/self/cgroup": "5:cpu,cpuacct:/docker/a\n4:memory:/docker/a\n"}
@@ -50,9 +54,7 @@ MACHINES = {  # files, expected [MiB]
 @pytest.mark.parametrize("name", MACHINES)
 def test_memory_of(tmp_path, name):
     files, expected = MACHINES[name]
-    for file, text in files.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(text)
+    write_system(tmp_path, files)
     assert testing.available_memory(str(tmp_path)) == expected * MIB
 
 

@@ -6,6 +6,8 @@ import pytest
 from longcat import _core
 from longcat import _testing as testing
 
+from support.system_files import write_system
+
 
 def version2(group, text):
     return {f"sys/fs/cgroup/{group}cpu.max": f"{text}\n"}
@@ -29,6 +31,8 @@ MACHINES = {  # files, expected of 8 processors
     "version 2, the group around it": (
         SERVICE | version2("system.slice/", "200000 100000") | version2("system.slice/a.service/", "max 100000"), 2),
     "version 2, a group of others": ({"proc/self/cgroup": "0::/mine\n"} | version2("others/", "100000 100000"), 8),
+    "version 2, others whose group has the controller's name": (
+        version2("", "max 100000") | version2("cpu/", "100000 100000"), 8),
     "version 2, no text": (version2("", ""), 8),
     "version 1, unlimited": (version1("", -1), 8),
     "version 1, a container": (version1("", 250000), 2),
@@ -40,9 +44,7 @@ MACHINES = {  # files, expected of 8 processors
 @pytest.mark.parametrize("name", MACHINES)
 def test_threads_of(tmp_path, name):
     files, expected = MACHINES[name]
-    for file, text in files.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(text)
+    write_system(tmp_path, files)
     assert testing.available_threads(str(tmp_path)) == min(expected, len(os.sched_getaffinity(0)))
 
 

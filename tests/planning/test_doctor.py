@@ -11,6 +11,8 @@ import pytest
 from longcat.cli import main
 from longcat.planning.doctor import System, examine
 
+from support.system_files import write_system
+
 HEALTHY = {
     "proc/cpuinfo": "model name\t: Some CPU\n",
     "proc/self/status": "Mems_allowed_list:\t0\n",
@@ -25,9 +27,7 @@ UNLIMITED = resource.RLIM_INFINITY
 
 def machine(root: Path, files=(), limits=(), **others) -> System:
     """A healthy machine, except for what is given."""
-    for name, text in (HEALTHY | dict(files)).items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+    write_system(root, HEALTHY | dict(files))
     limit = lambda which: dict(limits).get(which, (UNLIMITED, UNLIMITED))  # noqa: E731
     return System(
         **{

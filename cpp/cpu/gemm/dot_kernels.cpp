@@ -36,6 +36,7 @@ constexpr int64_t kSums = 16;
 struct Lanes {
   using Part = vec::f32x8;
   static constexpr int kParts = 2;
+  static constexpr int64_t kAheadOfOne = 2048;  // [bytes] that one input prefetches ahead
 
   static LC_INLINE Part load(const float* p) { return vec::load(p); }
   static LC_INLINE Part load(const bf16* p) { return vec::Register::load_bf16(p); }
@@ -47,6 +48,7 @@ struct Lanes {
 struct Lanes {
   typedef float Part __attribute__((vector_size(64)));
   static constexpr int kParts = 1;
+  static constexpr int64_t kAheadOfOne = 0;
 
   static LC_INLINE Part load(const float* p) {
     Part v;
@@ -90,9 +92,6 @@ LC_INLINE void put_sums(float* out, const vec::f32x8* rows, bool adds) {
   }
 }
 
-// With AVX2, prefetches into the second-level cache help one input; with AVX-512 they do not.
-constexpr int64_t kAheadOfOne = 2048;  // [bytes]
-
 template <bool kFew, int R, int T, class W>
 void tile_f32(const Tile<W, float>& tile) {
   constexpr int kParts = Lanes::kParts, kPartLanes = kSums / kParts;
@@ -104,8 +103,8 @@ void tile_f32(const Tile<W, float>& tile) {
   for (; k + kSums <= n; k += kSums) {
     if constexpr (kFew && R > 1)
       LC_UNROLL for (int r = 0; r < R; ++r) __builtin_prefetch(rows + (r + R) * stride + k, 0, 2);  // of the next tile
-    if constexpr (kFew && R == 1 && T == 1 && kParts == 2)
-      __builtin_prefetch(rows + k + kAheadOfOne / static_cast<int64_t>(sizeof(W)), 0, 2);
+    if constexpr (kFew && R == 1 && T == 1 && Lanes::kAheadOfOne > 0)
+      __builtin_prefetch(rows + k + Lanes::kAheadOfOne / static_cast<int64_t>(sizeof(W)), 0, 2);
     LC_UNROLL for (int part = 0; part < kParts; ++part) {
       Part inputs[T];
       LC_UNROLL for (int t = 0; t < T; ++t) inputs[t] = Lanes::load(tile.x[t] + k + part * kPartLanes);

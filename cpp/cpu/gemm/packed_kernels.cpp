@@ -251,18 +251,16 @@ constexpr int kSingleBf16 = 4, kSeveralInts = 1;
 constexpr Tiles kBf16{.several = tile_set<WeightFormat::bf16_x8, 2, 1, 2, 3, 4, 5>(),
                       .single = tile_set<WeightFormat::bf16_x8, kSingleBf16, 1>(),
                       .last = tile_set<WeightFormat::bf16_x8, 1, 1, 2, 3, 4, 5>()};
-#if defined(__AVXVNNI__)
-// 10 sums hide the latency of their instruction.
-template <WeightFormat format>
-constexpr Tiles kInts{.several = tile_set<format, kSeveralInts, 1, 2, 3, 4, 5>(),
-                      .single = tile_set<format, 4, 1>(),
-                      .last = tile_set<format, 1, 1, 2, 3, 4, 5>()};
+#if defined(__AVXVNNI__)  // 10 sums, for the latency of the instruction; not measured
+template <WeightFormat format, int R>
+constexpr TileSet kIntSet = tile_set<format, R, 1, 2, 3, 4, 5>();
 #else
-template <WeightFormat format>
-constexpr Tiles kInts{.several = tile_set<format, kSeveralInts, 1, 2, 3, 4>(),
-                      .single = tile_set<format, 4, 1>(),
-                      .last = tile_set<format, 1, 1, 2, 3, 4>()};
+template <WeightFormat format, int R>
+constexpr TileSet kIntSet = tile_set<format, R, 1, 2, 3, 4>();
 #endif
+template <WeightFormat format>
+constexpr Tiles kInts{
+    .several = kIntSet<format, kSeveralInts>, .single = tile_set<format, 4, 1>(), .last = kIntSet<format, 1>};
 #else
 template <WeightFormat format>
 constexpr Tiles kInts{
